@@ -1,0 +1,273 @@
+"""Arrays, nibabel images and wrong things as sources."""
+
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from trtseg.errors import ArgumentError, InputError
+from trtseg.io import load
+from trtseg.io.arrays import from_array
+from trtseg.volume import Volume
+
+SPACING = (5.0, 0.8, 0.7)
+LPS = np.diag([-0.7, -0.8, 5.0, 1.0])
+
+
+def ct(shape=(6, 20, 24), dtype=np.int16):
+    """Make noise from air to bone, ``[Z, Y, X]``."""
+    return np.random.default_rng(1).integers(-1000, 1000, shape).astype(dtype)
+
+
+def test_spacing_means_canonical_order():
+    hu = ct()
+    volume = load(hu, spacing=SPACING)
+    assert volume.spacing == SPACING
+    assert volume.name == "array"
+    assert nib.aff2axcodes(volume.affine) == ("L", "P", "S")
+    assert volume.geometry.shape == hu.shape
+    assert volume.geometry.restore(volume.array).shape == hu.shape
+    # The affine of the grid speaks of the array's own index order, (z, y, x).
+    assert nib.aff2axcodes(volume.geometry.affine) == ("S", "P", "L")
+    again = load(hu, affine=volume.geometry.affine)
+    assert np.array_equal(again.array, volume.array)
+    assert np.array_equal(again.affine, volume.affine)
+
+
+def test_canonical_int16_is_not_copied():
+    hu = ct()
+    hu.setflags(write=False)
+    assert load(hu, spacing=SPACING).array.__array_interface__["data"] == hu.__array_interface__["data"]
+    other_order = np.ascontiguousarray(hu.T)
+    assert not np.shares_memory(load(other_order, affine=LPS).array, other_order)
+    index_order = hu.T  # a view of contiguous [Z,Y,X], as nibabel gives it
+    assert np.shares_memory(load(index_order, affine=LPS).array, hu)
+    assert np.shares_memory(load(index_order[..., None], affine=LPS).array, hu)
+
+
+@pytest.mark.parametrize("dtype", ["i1", "<i2", ">i2", "i4", ">i4", "i8", "f2", "f4", ">f4", "f8"])
+def test_types(dtype):
+    hu = ct(dtype=np.int16).clip(-100, 100)
+    volume = load(hu.astype(dtype), spacing=SPACING)
+    assert volume.array.dtype == np.int16
+    assert volume.array.dtype.isnative
+    assert np.array_equal(volume.array, hu)
+
+
+def test_rounding_and_saturation():
+    hu = ct(dtype=np.float64)
+    hu[0, 0, :8] = (-0.5, 0.5, 1.5, 2.5, 1e9, -1e9, 32767.6, -1023.5)
+    assert load(hu, spacing=SPACING).array[0, 0, :8].tolist() == [0, 0, 2, 2, 32767, -32768, 32767, -1024]
+    whole = ct(dtype=np.int64)
+    whole[0, 0, :2] = (2**40, -(2**40))
+    assert load(whole, spacing=SPACING).array[0, 0, :2].tolist() == [32767, -32768]
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_any_layout_read_only_and_untouched(dtype):
+    base = ct((12, 40, 48), dtype)
+    views = [base[::2, ::2, ::2], base[::-2, ::-2, ::2], np.asfortranarray(base)[6:, :20, 24:]]
+    for view in views:
+        view.setflags(write=False)
+        before = view.copy()
+        volume = load(view, spacing=SPACING)
+        assert np.array_equal(volume.array, before)
+        assert np.array_equal(view, before)
+        assert volume.array.flags.c_contiguous
+
+
+def test_affine_orders_and_one_frame():
+    hu = ct()
+    ras = load(np.flip(hu.T, (0, 1)), affine=np.diag([0.7, 0.8, 5.0, 1.0]))
+    assert np.array_equal(ras.array, hu)
+    assert ras.spacing == SPACING
+    frame = load(np.flip(hu.T, (0, 1))[..., None], affine=np.diag([0.7, 0.8, 5.0, 1.0]))
+    assert np.array_equal(frame.array, hu)
+    assert frame.geometry.restore(frame.array).shape == (24, 20, 6, 1)
+
+
+class ArrayLike:
+    """Like a tensor of another library."""
+
+    def __array__(self, dtype=None, copy=None):
+        return ct()
+
+
+def test_array_like():
+    assert np.array_equal(load(ArrayLike(), spacing=SPACING).array, ct())
+
+
+class OnAnotherDevice:
+    """Like a tensor on a GPU."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("can't convert device tensor")
+
+
+def test_array_on_another_device():
+    with pytest.raises(
+        ArgumentError, match=r"got a OnAnotherDevice that NumPy cannot read .*copy it to the CPU"
+    ):
+        load(OnAnotherDevice(), spacing=SPACING)
+
+
+def test_volume_passes_through():
+    volume = load(ct(), spacing=SPACING)
+    assert load(volume) is volume
+
+
+def test_spacing_users_do_not_pay_for_nibabel():
+    code = (
+        "import sys, numpy as np; from trtseg.io import load;"
+        "load(np.full((2, 16, 16), -1000, np.int16), spacing=(1, 1, 1)); print('nibabel' in sys.modules)"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "False\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({}, "got neither; expected exactly one"),
+        ({"affine": LPS, "spacing": SPACING}, "got both; expected exactly one"),
+        ({"spacing": 1.0}, "expected three numbers"),
+        ({"spacing": (1, 2)}, "expected three numbers"),
+        ({"spacing": (1, 0, 1)}, "expected three positive numbers"),
+        ({"spacing": (1, np.nan, 1)}, "expected three positive numbers"),
+        ({"affine": np.eye(3)}, "expected a 4x4 matrix"),
+    ],
+)
+def test_bad_geometry_arguments(kwargs, message):
+    with pytest.raises(ArgumentError, match=message):
+        load(ct(), **kwargs)
+
+
+def with_nan(n):
+    hu = ct(dtype=np.float32)
+    hu.flat[:n] = np.nan
+    hu.flat[n] = np.inf
+    return hu
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (ct() > 0, "voxels of type bool"),
+        (ct().astype(object), "voxels of type object"),
+        (ct().astype(complex), "voxels of type complex128"),
+        (ct().astype(np.longdouble), "voxels of type float128|longdouble"),
+        (with_nan(4), "array: 5 of 2880 voxels are NaN or infinite"),
+        (ct()[0], "2-D image of 20 x 24; expected a volume"),
+        (ct()[..., None], "expected .Z,Y,X. when spacing is given"),
+        (ct()[:0], "shape 0 x 20 x 24; expected at least one voxel"),
+        (ct((6, 20, 24, 3)), "3 channels"),
+        (ct((6, 20, 24, 7)), "7 frames; expected one: choose it"),
+        (ct((1, 1, 1)), "axial slices of 1 x 1 pixels; expected at least 16"),
+        (ct((6, 15, 24)), "axial slices of 15 x 24 pixels"),
+        (ct().clip(0, 255), "not in Hounsfield units: values run from 0 to 255 and 0 of 2880 voxels"),
+        (np.zeros((2, 16, 16), np.uint8), "not in Hounsfield units"),
+        (ct().clip(-49), "apply the rescale intercept"),
+    ],
+)
+def test_bad_arrays(array, message):
+    with pytest.raises(InputError, match=message):
+        load(array, spacing=SPACING)
+
+
+@pytest.mark.parametrize(("below", "good"), [(9, False), (10, True)])
+def test_hounsfield_rule_is_one_in_a_thousand(below, good):
+    hu = np.full((10, 25, 40), 40, np.int16)
+    hu.flat[-below:] = -50
+    if good:
+        assert load(hu, spacing=SPACING).array is not None
+    else:
+        with pytest.raises(InputError, match="9 of 10000"):
+            load(hu, spacing=SPACING)
+
+
+@pytest.mark.parametrize(
+    ("affine", "message"),
+    [
+        (np.diag([1, 1, 0, 1.0]), "array: affine: the voxel spacing"),
+        (np.full((4, 4), np.nan), "array: affine: holds NaN"),
+        (np.diag([700, 700, 5000, 1.0]), "voxel spacing of 700 x 700 x 5000 mm; expected 0.01 to 100"),
+        (np.diag([0.0007, 0.0007, 0.005, 1.0]), "give the geometry in millimetres"),
+    ],
+)
+def test_bad_affine_names_the_input(affine, message):
+    with pytest.raises(InputError, match=message):
+        load(ct().T, affine=affine)
+
+
+@pytest.mark.parametrize("source", [None, 3, [[1]], b"ct.nii", object()])
+def test_wrong_source(source):
+    with pytest.raises(
+        ArgumentError, match=f"source: got a {type(source).__name__}; expected a path of a .nii"
+    ):
+        load(source)
+
+
+def test_geometry_belongs_with_arrays_only(tmp_path):
+    image = nib.Nifti1Image(ct().T, LPS)
+    for source in ("ct.nii.gz", tmp_path / "ct.nii", image, load(ct(), spacing=SPACING)):
+        with pytest.raises(ArgumentError, match="give them with arrays only"):
+            load(source, spacing=SPACING)
+        with pytest.raises(ArgumentError, match="give them with arrays only"):
+            load(source, affine=LPS)
+
+
+@pytest.mark.parametrize("cls", [nib.Nifti1Image, nib.Nifti2Image, nib.Spm99AnalyzeImage, nib.MGHImage])
+def test_images_in_memory(cls):
+    volume = load(cls(np.flip(ct().T, 1), np.diag([-0.7, 0.8, 5.0, 1.0])))
+    assert np.array_equal(volume.array, ct())
+    assert (volume.geometry.header is not None) == cls.__name__.startswith("Nifti")
+    assert isinstance(volume, Volume)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".img"])
+def test_images_from_files(tmp_path, ending):
+    path = tmp_path / f"ct{ending}"
+    cls = nib.Nifti1Pair if ending == ".img" else nib.Nifti1Image
+    image = cls((ct().T + 1024).astype(np.uint16), LPS)
+    image.header.set_slope_inter(1, -1024)
+    nib.save(image, path)
+    with open(tmp_path / "ct.hdr" if ending == ".img" else path, "r+b") as file:
+        if not ending.endswith("gz"):  # nibabel changes the scale on saving: set it in the file
+            file.seek(112)
+            file.write(np.array([1, -1024], "<f4").tobytes())
+    loaded = nib.load(path)
+    want = np.asanyarray(loaded.dataobj)
+    volume = load(loaded)
+    assert np.array_equal(volume.geometry.restore(volume.array), np.rint(want))
+    assert volume.name == path.name
+
+
+def test_image_with_an_affine_of_its_own(tmp_path):
+    nib.save(nib.Nifti1Image(ct().T, LPS), tmp_path / "ct.nii")
+    image = nib.load(tmp_path / "ct.nii")
+    image.affine[2, 3] = 77  # nibabel allows it, and uses it when it saves
+    volume = load(image)
+    assert volume.affine[2, 3] == 77
+    assert volume.geometry.header.get_best_affine()[2, 3] == 77
+    assert image.header.get_best_affine()[2, 3] == 0
+
+
+def test_truncated_file_behind_an_image(tmp_path):
+    for ending in (".nii", ".nii.gz"):
+        path = tmp_path / f"ct{ending}"
+        nib.save(nib.Nifti1Image(ct().T, LPS), path)
+        path.write_bytes(path.read_bytes()[:-1500])
+        with pytest.raises(InputError, match=rf"ct{ending}: cannot be read .*fetch it again"):
+            load(nib.load(path))
+
+
+def test_docstring_example():
+    assert from_array(np.full((8, 64, 64), -1000, np.int16), spacing=(5.0, 0.8, 0.8)).spacing == (
+        5.0,
+        0.8,
+        0.8,
+    )

@@ -1,0 +1,198 @@
+"""Files appear complete or not at all."""
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from trtseg.errors import InputError, OutputError
+from trtseg.io.atomic import atomic
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_all_appear(tmp_path):
+    a, b = tmp_path / "labels.nii.gz", tmp_path / "report.json"
+    b.write_text("old")
+    with atomic(a, str(b)) as (ta, tb):
+        assert ta.parent == tb.parent == tmp_path
+        assert ta.name.startswith(".")
+        assert ta.name.endswith(".nii.gz")
+        assert tb.name.endswith(".json")
+        ta.write_text("labels")
+        tb.write_text("report")
+        assert not a.exists()
+        assert b.read_text() == "old"
+    assert (a.read_text(), b.read_text()) == ("labels", "report")
+    assert names(tmp_path) == ["labels.nii.gz", "report.json"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError, InputError, MemoryError])
+def test_nothing_appears_on_any_exception(tmp_path, error):
+    a, b = tmp_path / "a.nii.gz", tmp_path / "b.json"
+    b.write_text("old")
+
+    def write():
+        with atomic(a, b) as (ta, tb):
+            ta.write_text("half")
+            tb.write_text("half")
+            raise error("stop")
+
+    with pytest.raises(error):
+        write()
+    assert names(tmp_path) == ["b.json"]
+    assert b.read_text() == "old"
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_permissions_follow_the_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        with atomic(tmp_path / "a") as (path,):
+            path.write_text("x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~umask
+
+
+def test_bad_targets_fail_before_the_body(tmp_path):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "a.nii")
+    for paths, message in (
+        ([tmp_path / "none" / "a.nii"], r"a\.nii: the folder .*none does not exist; create it first"),
+        ([tmp_path / "a.nii", tmp_path / "none" / "b.nii"], "does not exist"),
+        ([tmp_path / "folder"], "folder: is a folder; give the path of a file in it"),
+        ([tmp_path / "a.nii", str(tmp_path / "a.nii")], r"a\.nii: given twice"),
+        ([tmp_path / "a.nii", tmp_path / "folder" / ".." / "a.nii"], "given twice"),
+        ([tmp_path / "a.nii", tmp_path / "link"], "given twice"),
+        ([tmp_path / "pipe"], "pipe: is not a regular file"),
+        ([tmp_path / "x" / ("n" * 300)], "does not exist"),
+    ):
+        before = names(tmp_path)
+        with pytest.raises(OutputError, match=message), atomic(*paths):
+            pytest.fail("the body ran")
+        assert names(tmp_path) == before
+
+
+def test_unwritable_folder(tmp_path, monkeypatch):
+    def refuse(path, *args):
+        raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with (
+        pytest.raises(OutputError, match=r"a\.nii: no permission to write there; choose another folder"),
+        atomic(tmp_path / "a.nii"),
+    ):
+        pytest.fail("the body ran")
+
+
+def test_names_as_long_as_can_be(tmp_path):
+    target = tmp_path / ("n" * 248 + ".nii.gz")
+    with atomic(target) as (path,):
+        assert path.name.endswith(".nii.gz")
+        path.write_text("x")
+    assert target.read_text() == "x"
+
+
+def test_links_are_followed(tmp_path):
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "link.nii"
+    link.symlink_to(tmp_path / "real" / "a.nii")
+    with atomic(link) as (path,):
+        assert path.parent == tmp_path / "real"
+        path.write_text("x")
+    assert link.is_symlink()
+    assert link.read_text() == "x"
+
+
+def test_full_disk_names_the_target(tmp_path):
+    a, b = tmp_path / "a.nii.gz", tmp_path / "b.json"
+    a.write_text("old")
+    with (
+        pytest.raises(OutputError, match=r"^[^,]*b\.json: no space left to write it; .*Nothing was written"),
+        atomic(a, b) as (_, tb),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device", os.fspath(tb))
+    # Without a file name in the error every target is named.
+    with pytest.raises(OutputError, match=r"a\.nii\.gz, .*b\.json: no space left"), atomic(a, b):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert names(tmp_path) == ["a.nii.gz"]
+    assert a.read_text() == "old"
+
+
+LIMITED = """
+import resource, signal, sys
+import numpy as np
+from trtseg.errors import OutputError
+from trtseg.io import atomic, load, write_nifti
+labels = np.random.default_rng(0).integers(0, 3, (40, 64, 64)).astype(np.uint8)
+volume = load(np.full(labels.shape, -1000, np.int16), spacing=(1, 1, 1))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+try:
+    with atomic(sys.argv[1]) as (path,):
+        write_nifti(path, labels, volume.geometry)
+except OutputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("name", ["labels.nii", "labels.nii.gz"])
+def test_disk_that_is_really_full(tmp_path, name):
+    target = tmp_path / name
+    target.write_text("old")
+    done = subprocess.run([sys.executable, "-c", LIMITED, target], capture_output=True, text=True, check=True)
+    assert f"{name}: no space left to write it" in done.stdout
+    assert done.stderr == ""
+    assert names(tmp_path) == [name]
+    assert target.read_text() == "old"
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+@pytest.mark.parametrize("existed", [True, False])
+def test_failing_second_rename_is_rolled_back(tmp_path, monkeypatch, existed, hard_links):
+    a, b = tmp_path / "a", tmp_path / "b"
+    if existed:
+        a.write_text("old")
+    replace = os.replace
+
+    def fail_on_b(source, target):
+        if os.fspath(target) == os.fspath(b):
+            raise OSError(errno.EIO, "Input/output error", os.fspath(source), None, os.fspath(target))
+        replace(source, target)
+
+    def no_links(*args):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "replace", fail_on_b)
+    if not hard_links:
+        monkeypatch.setattr(os, "link", no_links)
+
+    def write():
+        with atomic(a, b) as paths:
+            for path in paths:
+                path.write_text("new")
+
+    with pytest.raises(OutputError, match=r"^[^,]*b: cannot be written .*Input/output error"):
+        write()
+    assert names(tmp_path) == (["a"] if existed else [])
+    if existed:
+        assert a.read_text() == ("old" if hard_links else "new")
+
+
+def test_body_may_remove_or_replace_its_file(tmp_path):
+    target = tmp_path / "a"
+    with atomic(target) as (path,):
+        (tmp_path / "other").write_text("x")
+        os.replace(tmp_path / "other", path)
+    assert target.read_text() == "x"
+    with pytest.raises(OutputError, match="a: cannot be written"), atomic(target) as (path,):
+        path.unlink()
+    assert target.read_text() == "x"
+    assert names(tmp_path) == ["a"]

@@ -1,0 +1,69 @@
+"""How a CT slice of any size and pixel spacing lies on the grid of a net."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from trtseg.errors import ArgumentError
+
+#: What lies outside the field of view, in Hounsfield units.
+AIR_HU = -1000
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Placement of a native slice ``[Y, X]`` on a net's grid ``[H, W]``.
+
+    Net pixel ``i`` of an axis covers the native interval ``[(i - offset) * step, (i - offset + 1) * step)``, in native
+    pixels. Pixels outside ``offset <= i < offset + extent`` lie outside the field of view and hold air.
+
+    Attributes
+    ----------
+    native, net : (int, int)
+        Rows and columns of the native slice and of the net's input.
+    step : (float, float)
+        Native pixels per net pixel, per axis. Both axes have the same millimetres per net pixel.
+    offset, extent : (int, int)
+        First net pixel of the field of view, and the number of net pixels it covers, per axis.
+    """
+
+    native: tuple[int, int]
+    net: tuple[int, int]
+    step: tuple[float, float]
+    offset: tuple[int, int]
+    extent: tuple[int, int]
+
+    @classmethod
+    def whole_field_of_view(
+        cls, native: tuple[int, int], spacing: tuple[float, float], net: tuple[int, int]
+    ) -> Fit:
+        """Scale the whole field of view uniformly (in mm) so that it just fits into ``net``, and centre it.
+
+        Parameters
+        ----------
+        native : (int, int)
+            Rows and columns of the slice.
+        spacing : (float, float)
+            Millimetres per pixel along rows' and columns' index, ``(sy, sx)``.
+        net : (int, int)
+            Rows and columns of the net's input.
+        """
+        if min(native) < 1 or min(net) < 1:
+            raise ArgumentError(f"native and net: got {native} and {net}; expected at least one pixel an axis")
+        if not all(math.isfinite(s) and s > 0 for s in spacing):
+            raise ArgumentError(f"spacing: got {spacing}; expected two positive numbers of millimetres")
+        mm_per_pixel = max(n * s / m for n, s, m in zip(native, spacing, net, strict=True))
+        step, offset, extent = [], [], []
+        for n, s, m in zip(native, spacing, net, strict=True):
+            r = mm_per_pixel / s
+            covered = min(m, max(1, math.ceil(n / r - 0.5)))  # net pixels whose centre is inside
+            step.append(r)
+            extent.append(covered)
+            offset.append((m - covered) // 2)
+        return cls(native, net, (step[0], step[1]), (offset[0], offset[1]), (extent[0], extent[1]))
+
+    @classmethod
+    def identity(cls, shape: tuple[int, int]) -> Fit:
+        """Lay a slice on a grid of its own size, pixel on pixel."""
+        return cls(shape, shape, (1.0, 1.0), (0, 0), shape)

@@ -1,0 +1,150 @@
+"""Write files completely or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from trtseg.errors import OutputError
+
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+@contextmanager
+def atomic(*paths: str | os.PathLike[str]) -> Iterator[tuple[Path, ...]]:
+    """Write one or several files so that either all of them appear, complete, or none does.
+
+    Temporary files are made at once, hidden, beside their targets and with the same ending (``.nii.gz``), so
+    an unwritable folder fails before any work is done. When the body ends they are renamed onto the targets;
+    on any exception, ``KeyboardInterrupt`` too, they are removed, and targets that existed are as they were.
+
+    Data are flushed to the disk before the renames: results are small, and without it a power cut just after
+    could leave an empty file under the final name. The folder itself is not flushed, so a power cut may undo
+    the renames.
+
+    Several renames cannot be one step. If a later one fails, the earlier targets are put back as they were;
+    an earlier target that existed on a file system without hard links cannot be, and keeps its new, complete
+    content. The same holds if the process is killed between two renames.
+
+    Parameters
+    ----------
+    *paths : path
+        Targets. A symbolic link is followed, and stays.
+
+    Yields
+    ------
+    tuple of Path
+        A temporary path, of an empty file, for each target in the same order. Write there.
+
+    Raises
+    ------
+    OutputError
+        If a target cannot be written, at entry, in the body (an OSError there) or at the end.
+
+    Examples
+    --------
+    >>> with atomic("labels.nii.gz", "report.json") as (labels, report):  # doctest: +SKIP
+    ...     report.write_text("{}")
+    """
+    targets = [_resolve(p) for p in paths]
+    for n, target in enumerate(targets):
+        if target in targets[:n]:
+            raise OutputError(f"{os.fspath(paths[n])}: given twice as an output; choose another path for one")
+    temporary: list[Path] = []
+    try:
+        try:
+            for target in targets:
+                path = _hidden(target)
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+                temporary.append(path)
+            yield tuple(temporary)
+            for path in temporary:
+                _flush(path)
+            _rename_all(temporary, targets)
+        except OSError as error:
+            raise OutputError(_explain(error, paths, temporary)) from error
+    finally:
+        for path in temporary:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _resolve(path: str | os.PathLike[str]) -> Path:
+    """Find the file that a rename must replace, and refuse what cannot be one."""
+    name = os.fspath(path)
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        raise OutputError(f"{name}: the folder {target.parent} does not exist; create it first")
+    if target.is_dir():
+        raise OutputError(f"{name}: is a folder; give the path of a file in it")
+    if target.exists() and not target.is_file():
+        raise OutputError(f"{name}: is not a regular file; give the path of a file")
+    return target
+
+
+def _hidden(target: Path) -> Path:
+    """Make up an unused name beside a target, with the end of its name: all of it might be too long."""
+    return target.with_name(f".{secrets.token_hex(8)}-{target.name[-40:]}")
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _rename_all(temporary: Sequence[Path], targets: Sequence[Path]) -> None:
+    """Rename each file onto its target; if one fails, put the earlier targets back."""
+    if len(targets) == 1:
+        temporary[0].replace(targets[0])
+        return
+    undo: list[tuple[Path, bool, Path | None]] = []  # target, whether it existed, a second name of that file
+    done = 0
+    try:
+        for target in targets:
+            old = _hidden(target) if target.exists() else None
+            undo.append((target, old is not None, old))
+            if old is not None:
+                try:
+                    os.link(target, old)
+                except OSError:  # not every file system has hard links
+                    undo[-1] = (target, True, None)
+        for path, target in zip(temporary, targets, strict=True):
+            path.replace(target)
+            done += 1
+    except BaseException:
+        for target, existed, old in undo[:done]:
+            with contextlib.suppress(OSError):
+                if old is not None:
+                    old.replace(target)
+                elif not existed:
+                    target.unlink()
+        raise
+    finally:
+        for _, _, old in undo:
+            if old is not None:
+                with contextlib.suppress(OSError):
+                    old.unlink()
+
+
+def _explain(error: OSError, paths: Sequence[Any], temporary: Sequence[Path]) -> str:
+    """Say which target failed, why, and what to do."""
+    names = [os.fspath(p) for p in paths]
+    involved = {os.fspath(n) for n in (error.filename, error.filename2) if isinstance(n, (str, os.PathLike))}
+    hit = [name for name, path in zip(names, temporary, strict=False) if os.fspath(path) in involved]
+    if not hit and len(temporary) < len(names):
+        hit = [names[len(temporary)]]  # the one that could not be created
+    name = ", ".join(hit or names)
+    if error.errno in _FULL:
+        return f"{name}: no space left to write it; free some or choose another folder. Nothing was written"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{name}: no permission to write there; choose another folder. Nothing was written"
+    return f"{name}: cannot be written ({error}). Nothing was written"

@@ -1,0 +1,295 @@
+"""NIfTI-1 and NIfTI-2 files: a CT in, labels out."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from trtseg.errors import ArgumentError, InputError, OutputError
+from trtseg.io.checks import SLAB_VOXELS, Where, check_dtype, check_shape, make_geometry, make_volume
+from trtseg.volume import Geometry, Volume
+
+log = logging.getLogger("trtseg")
+
+_ENDINGS = (".nii", ".nii.gz")
+_GZIP_MAGIC = b"\x1f\x8b"
+# Deflate codes at most 258 bytes in 2 bits.
+_MAX_DEFLATE_RATIO = 1032
+_SIZES = {1: 348, 2: 540}  # of the header of a NIfTI-1 and a NIfTI-2 file
+_MAGICS = {1: b"n+1", 2: b"n+2"}
+_PAIR_MAGICS = (b"ni1", b"ni2")
+_UINT8 = 2
+_INTENT_LABEL = 1002
+_MAX_NIFTI1_AXIS = 32767
+_FETCH = "the file is truncated or corrupt, fetch it again"
+
+
+def read_nifti(path: str | os.PathLike[str]) -> Volume:
+    """Read a CT in Hounsfield units from a ``.nii`` or ``.nii.gz`` file.
+
+    NIfTI-1 and NIfTI-2, either byte order, any integer or float type of up to 64 bits, with or without a
+    scale. The orientation is nibabel's: the sform if its code is set, else the qform, else (with a logged
+    warning) the spacing alone. Beside the int16 volume only a few megabytes are in memory at any time.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, it is truncated or corrupt, or it is not one CT volume in HU.
+    """
+    name = os.fspath(path)
+    if Path(name).is_dir():
+        raise InputError(f"{name}: is a folder; expected a .nii or .nii.gz file")
+    if not name.lower().endswith(_ENDINGS):
+        raise InputError(
+            f"{name}: unknown file type; expected .nii or .nii.gz, convert other formats to NIfTI"
+        )
+    try:
+        with Path(name).open("rb") as file:
+            return _read(name, file)
+    except FileNotFoundError as error:
+        raise InputError(f"{name}: no such file; check the path") from error
+    except PermissionError as error:
+        raise InputError(f"{name}: no permission to read it; change the file's mode or owner") from error
+    except (OSError, EOFError, zlib.error) as error:  # gzip's errors are of these kinds
+        raise InputError(f"{name}: cannot be read ({error}); {_FETCH}") from error
+
+
+def _read(name: str, file: IO[bytes]) -> Volume:
+    from isal import igzip, isal_zlib
+
+    compressed = file.read(2) == _GZIP_MAGIC  # by content: misnamed files are common and harmless
+    file.seek(0)
+    size = os.fstat(file.fileno()).st_size
+    stream: IO[bytes] = igzip.open(file, "rb") if compressed else file
+    try:
+        header, version = _parse_header(name, stream, compressed)
+        shape = _shape(name, header)
+        dtype = _dtype(name, header)
+        offset = _offset(name, header, version)
+        slope, inter = _scale(name, header)
+        wanted = offset + math.prod(shape) * dtype.itemsize
+        if wanted > (size * _MAX_DEFLATE_RATIO if compressed else size):  # before anything is allocated
+            grid = " x ".join(map(str, shape))
+            raise InputError(
+                f"{name}: the header promises {wanted} bytes ({grid} voxels of {dtype.name}), but the file "
+                f"has {size}{' compressed' if compressed else ''}; {_FETCH}"
+            )
+        geometry = make_geometry(name, shape, _affine(name, header), header)
+        _skip(name, stream, offset - _SIZES[version])
+        return make_volume(name, geometry, _pieces(name, stream, shape, dtype), slope=slope, inter=inter)
+    except isal_zlib.IsalError as error:  # type: ignore[misc]  # a class, which its stub does not say
+        raise InputError(f"{name}: cannot be decompressed ({error}); {_FETCH}") from error
+
+
+def _parse_header(name: str, stream: IO[bytes], compressed: bool) -> tuple[Any, int]:
+    """Read the header, not the extensions, which may hold patient data; return it and its version."""
+    from nibabel.nifti1 import Nifti1Header
+    from nibabel.nifti2 import Nifti2Header
+
+    block = stream.read(_SIZES[1])
+    sizes = {"<": int.from_bytes(block[:4], "little"), ">": int.from_bytes(block[:4], "big")}
+    classes: tuple[tuple[int, Any], ...] = ((1, Nifti1Header), (2, Nifti2Header))
+    for version, cls in classes:
+        for order, size in sizes.items():
+            if size != _SIZES[version]:
+                continue
+            block += stream.read(_SIZES[version] - len(block))
+            if len(block) < _SIZES[version]:
+                raise InputError(f"{name}: the header is cut off after {len(block)} bytes; {_FETCH}")
+            # Unchecked: nibabel's checks repair fields in place, and results must carry the geometry byte for
+            # byte.
+            header = cls(block, endianness=order, check=False)
+            magic = header["magic"].item()
+            if magic in _PAIR_MAGICS:
+                raise InputError(f"{name}: is half of a .hdr/.img pair; save it as one .nii or .nii.gz file")
+            if magic != _MAGICS[version]:
+                raise InputError(
+                    f"{name}: not NIfTI but perhaps Analyze (magic {magic!r}); convert it to .nii.gz"
+                )
+            return header, version
+    if compressed:
+        raise InputError(f"{name}: gzip, but what is inside is not NIfTI; expected a NIfTI image")
+    raise InputError(f"{name}: neither gzip nor NIfTI (it starts with {block[:8]!r}); expected a NIfTI image")
+
+
+def _shape(name: str, header: Any) -> tuple[int, ...]:
+    dim = [int(n) for n in header["dim"]]
+    if not 1 <= dim[0] <= 7:
+        raise InputError(f"{name}: the header promises {dim[0]} dimensions; expected 3; {_FETCH}")
+    shape = tuple(dim[1 : dim[0] + 1])
+    check_shape(name, shape)
+    return shape
+
+
+def _dtype(name: str, header: Any) -> np.dtype[Any]:
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        dtype: np.dtype[Any] = header.get_data_dtype()
+    except (KeyError, HeaderDataError) as error:
+        raise InputError(f"{name}: unknown voxel type, code {int(header['datatype'])}; {_FETCH}") from error
+    check_dtype(name, dtype)
+    return dtype
+
+
+def _offset(name: str, header: Any, version: int) -> int:
+    """Return where the voxels start; 0 is written by tools that mean right behind the header."""
+    offset = float(header["vox_offset"])
+    if offset == 0:
+        return _SIZES[version] + 4
+    if not math.isfinite(offset) or offset < _SIZES[version]:
+        raise InputError(f"{name}: the header lets voxels start at byte {offset:g}, inside itself; {_FETCH}")
+    return int(offset)
+
+
+def _scale(name: str, header: Any) -> tuple[float, float]:
+    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0 or not math.isfinite(slope):
+        return 1.0, 0.0  # the standard's and nibabel's way to say: stored values are meant
+    if not math.isfinite(inter):
+        raise InputError(f"{name}: the rescale intercept is {inter}; repair scl_inter in the header")
+    return slope, inter
+
+
+def _affine(name: str, header: Any) -> np.ndarray:
+    """Return index to RAS mm, from a copy in which the usual slips of the pixdim field are put right."""
+    from nibabel.spatialimages import HeaderDataError
+
+    fixed = header.copy()
+    pixdim = fixed["pixdim"]
+    if pixdim[0] not in (-1, 1):
+        pixdim[0] = 1  # as the standard says
+    pixdim[1:4] = np.abs(pixdim[1:4])
+    if not int(header["sform_code"]) and not int(header["qform_code"]):
+        log.warning(
+            "%s: the header has no orientation; assumed right to left, back to front, feet to head", name
+        )
+    try:
+        return np.asarray(fixed.get_best_affine(), np.float64)
+    except (ValueError, HeaderDataError) as error:
+        raise InputError(
+            f"{name}: the header's quaternion is invalid ({error}); repair its geometry"
+        ) from error
+
+
+def _skip(name: str, stream: IO[bytes], count: int) -> None:
+    """Read past extensions."""
+    while count > 0:
+        block = stream.read(min(count, 1 << 20))
+        if not block:
+            raise InputError(f"{name}: ends before the voxels; {_FETCH}")
+        count -= len(block)
+
+
+def _pieces(
+    name: str, stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> Iterator[tuple[Where, np.ndarray]]:
+    """Read slabs along the slowest axis, k, as arrays in index order ``(i, j, k)``."""
+    i, j, k = shape[:3]
+    step = max(1, SLAB_VOXELS // (i * j))
+    for start in range(0, k, step):
+        n = min(step, k - start)
+        wanted = i * j * n * dtype.itemsize
+        block = stream.read(wanted)
+        if len(block) < wanted:
+            complete = start + len(block) // (i * j * dtype.itemsize)
+            raise InputError(f"{name}: ends after {complete} of {k} slices; {_FETCH}")
+        slab = np.frombuffer(block, dtype).reshape(n, j, i).transpose(2, 1, 0)
+        yield (slice(None), slice(None), slice(start, start + n)), slab
+    while stream.read(1 << 20):  # gzip's checksum comes last, and is looked at before the values are
+        pass
+
+
+def write_nifti(path: str | os.PathLike[str], labels: np.ndarray, geometry: Geometry) -> None:
+    """Write labels as uint8 on exactly the grid of the input.
+
+    The header is the input's, with every geometry field unchanged, when the input was NIfTI. Descriptions,
+    names and extensions, which can hold patient data, are left out. The same labels give the same bytes.
+
+    The file is written in place: call this with a temporary path of `trtseg.io.atomic.atomic`.
+
+    Parameters
+    ----------
+    path : path
+        ``.nii`` or ``.nii.gz``.
+    labels : ndarray
+        uint8, canonical ``[Z, Y, X]``: 0 background, 1 liver, 2 tumour.
+    geometry : Geometry
+        Of the input.
+
+    Raises
+    ------
+    OutputError
+        If the ending is another one.
+    OSError
+        If writing fails; `atomic` turns it into an OutputError that names the target.
+    """
+    from isal import igzip
+
+    name = os.fspath(path)
+    if not name.lower().endswith(_ENDINGS):
+        raise OutputError(f"{name}: cannot write this file type; expected .nii or .nii.gz")
+    if labels.dtype != np.uint8 or labels.shape != geometry.canonical_shape:
+        raise ArgumentError(
+            f"labels: got {labels.dtype} {labels.shape}; expected uint8 [Z,Y,X] = {geometry.canonical_shape}"
+        )
+    with Path(name).open("wb") as file:
+        if not name.lower().endswith(".gz"):
+            _write(file, labels, geometry)
+            return
+        # Neither time nor name goes into the gzip header.
+        with igzip.IGzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0) as stream:
+            _write(stream, labels, geometry)
+
+
+def _write(stream: Any, labels: np.ndarray, geometry: Geometry) -> None:
+    header = _label_header(geometry)
+    stream.write(header.binaryblock + bytes(4))  # four zeros: no extensions
+    grid = geometry.restore(labels)
+    i, j, k = grid.shape[:3]
+    grid = grid.reshape(i, j, k)
+    step = max(1, SLAB_VOXELS // (i * j))
+    for start in range(0, k, step):
+        stream.write(np.ascontiguousarray(grid[:, :, start : start + step].transpose(2, 1, 0)).data)
+
+
+def _label_header(geometry: Geometry) -> Any:
+    """Make the header of a label map on the input's grid."""
+    header = geometry.header.copy() if geometry.header is not None else _new_header(geometry)
+    version = 2 if int(header["sizeof_hdr"]) == _SIZES[2] else 1
+    header["magic"] = _MAGICS[version]
+    header["vox_offset"] = _SIZES[version] + 4
+    header["datatype"], header["bitpix"] = _UINT8, 8
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    header["cal_min"], header["cal_max"] = 0, 2
+    header["descrip"] = b"trtseg, not for clinical use"
+    header["intent_code"] = _INTENT_LABEL
+    for field in ("intent_p1", "intent_p2", "intent_p3", "glmax", "glmin"):
+        if field in header:
+            header[field] = 0
+    for field in ("intent_name", "aux_file", "data_type", "db_name", "unused_str"):
+        if field in header:
+            header[field] = b""
+    return header
+
+
+def _new_header(geometry: Geometry) -> Any:
+    """Make a header for a grid that came without one: NIfTI-1 unless an axis is too long for it."""
+    from nibabel.nifti1 import Nifti1Header
+    from nibabel.nifti2 import Nifti2Header
+
+    header = Nifti2Header() if max(geometry.shape) > _MAX_NIFTI1_AXIS else Nifti1Header()
+    header.set_data_shape(geometry.shape)
+    header.set_xyzt_units("mm")
+    header.set_qform(geometry.affine, code="scanner")  # sets the spacing too
+    header.set_sform(geometry.affine, code="scanner")
+    if not np.allclose(header.get_qform(), geometry.affine, rtol=1e-4, atol=1e-3):
+        header["qform_code"] = 0  # a quaternion cannot hold shear
+    return header

@@ -1,0 +1,153 @@
+"""What a net expects and what its numbers mean: frozen, and stored as JSON with the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trtseg.errors import ModelError
+from trtseg.fit import Fit
+
+#: Key of the ModelSpec's JSON in the metadata of an ONNX file.
+METADATA_KEY = "trtseg"
+_CHANNELS = {"liver": 1, "tumour": 1, "one-step": 3}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One net: its input, its output and where it comes from.
+
+    Attributes
+    ----------
+    role : str
+        ``liver``, ``tumour`` (one logit a pixel each) or ``one-step`` (three: background, liver, tumour).
+    size : (int, int)
+        Rows and columns ``(H, W)`` of the net's input ``[n, 1, H, W]``.
+    fit : str
+        ``fit``: the field of view is scaled uniformly into ``size`` and padded with air; ``native``: a slice must have
+        that shape already.
+    window : (float, float)
+        Hounsfield units that map to 0 and 1; values outside are clamped.
+    threshold : float
+        Probability above which a pixel belongs to the class; not used by ``one-step``, where the largest logit wins.
+    classes : tuple of str
+        What each output channel stands for.
+    version, trained_on, licence, intended_use : str
+        Provenance.
+    """
+
+    role: str
+    size: tuple[int, int]
+    fit: str
+    window: tuple[float, float]
+    threshold: float
+    classes: tuple[str, ...]
+    version: str
+    trained_on: str
+    licence: str
+    intended_use: str
+
+    def __post_init__(self) -> None:
+        for field in ("size", "window", "classes"):  # JSON has lists only
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        if self.role not in _CHANNELS:
+            raise ModelError(f"role: got {self.role!r}; expected one of {', '.join(_CHANNELS)}")
+        if self.fit not in ("fit", "native"):
+            raise ModelError(f"fit: got {self.fit!r}; expected 'fit' or 'native'")
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise ModelError(f"size: got {self.size}; expected rows and columns")
+        if len(self.window) != 2 or not self.window[0] < self.window[1]:
+            raise ModelError(f"window: got {self.window}; expected a lower and an upper bound in HU")
+        if not 0 < self.threshold < 1:
+            raise ModelError(f"threshold: got {self.threshold}; expected a probability between 0 and 1")
+        if len(self.classes) != self.channels:
+            raise ModelError(f"classes: got {self.classes}; a {self.role} net has {self.channels} output channels")
+
+    @property
+    def channels(self) -> int:
+        """Number of output channels: the net maps ``[n, 1, H, W]`` to ``[n, channels, H, W]``."""
+        return _CHANNELS[self.role]
+
+    @property
+    def logit_threshold(self) -> float:
+        """The threshold as a logit, rounded to FP32: ``p > t`` is tested as ``logit > log(t / (1 - t))``."""
+        return float(np.float32(math.log(self.threshold / (1 - self.threshold))))
+
+    def fit_slice(self, shape: tuple[int, int], spacing: tuple[float, float]) -> Fit:
+        """Place a slice of ``shape`` (Y, X) with ``spacing`` (sy, sx) in mm on this net's grid."""
+        if self.fit == "fit":
+            return Fit.whole_field_of_view(shape, spacing, self.size)
+        if shape != self.size:
+            raise ModelError(
+                f"slices of {shape[0]}x{shape[1]} do not fit a {self.role} net of native size "
+                f"{self.size[0]}x{self.size[1]}; resample them or use a model with fit 'fit'"
+            )
+        return Fit.identity(shape)
+
+    def to_json(self) -> str:
+        """Serialise; the inverse of `from_json`."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelSpec:
+        """Read what `to_json` wrote."""
+        return cls(**_fields(cls, text))
+
+
+@dataclass(frozen=True)
+class CascadeSpec:
+    """A model that can be shipped: one or two nets and the SHA-256 of each of their files.
+
+    Attributes
+    ----------
+    name, version : str
+        What it is called in reports.
+    nets : tuple of ModelSpec
+        ``(liver, tumour)`` for the cascade, or a single ``one-step`` net.
+    sha256 : dict
+        File name (``<role>.onnx``, ``<role>.fp16.onnx``) to the hexadecimal SHA-256 of that file.
+    """
+
+    name: str
+    version: str
+    nets: tuple[ModelSpec, ...]
+    sha256: dict[str, str]
+
+    def __post_init__(self) -> None:
+        nets = tuple(n if isinstance(n, ModelSpec) else ModelSpec(**n) for n in self.nets)
+        object.__setattr__(self, "nets", nets)
+        roles = tuple(n.role for n in nets)
+        if roles not in (("liver", "tumour"), ("one-step",)):
+            raise ModelError(f"nets: got roles {roles}; expected liver and tumour, or one-step")
+        if len({(n.size, n.fit) for n in nets}) != 1:
+            raise ModelError("nets: the nets of a cascade must share size and fit")
+
+    def to_json(self) -> str:
+        """Serialise, readable, as the text of ``model.json``; the inverse of `from_json`."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> CascadeSpec:
+        """Read what `to_json` wrote."""
+        return cls(**_fields(cls, text))
+
+
+def _fields(cls: type, text: str) -> dict[str, Any]:
+    """Decode a JSON object that has exactly the fields of the dataclass ``cls``."""
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{cls.__name__}: not JSON ({error}); export the model again") from error
+    expected = {f.name for f in dataclasses.fields(cls)}
+    got = set(values) if isinstance(values, dict) else set()
+    if got != expected:
+        raise ModelError(
+            f"{cls.__name__}: missing {sorted(expected - got)}, unknown {sorted(got - expected)}; "
+            "the file was written by another version: export the model again"
+        )
+    return dict(values)
