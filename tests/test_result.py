@@ -1,0 +1,147 @@
+"""Segmentation: its numbers by hand, and its files complete or not there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from trtseg.errors import ArgumentError, OutputError
+from trtseg.result import Segmentation
+from trtseg.volume import Geometry, Volume
+
+# Input index (i, j, k) runs right to left, back to front, head to feet: flips on two canonical axes.
+AFFINE = np.array([[-2.0, 0, 0, 10], [0, 4, 0, -20], [0, 0, -5, 100], [0, 0, 0, 1]])
+
+
+def make_volume(shape: tuple[int, int, int] = (4, 3, 2), name: str = "ct.nii.gz") -> Volume:
+    geometry = Geometry.from_affine(shape, AFFINE)
+    hu = np.full(geometry.canonical_shape, 40, np.int16)
+    return Volume(hu, geometry.canonical_affine(), geometry, name)
+
+
+@pytest.fixture
+def result() -> Segmentation:
+    labels = np.zeros((2, 3, 4), np.uint8)  # [Z, Y, X]
+    labels[0, 1:, :2] = 1
+    labels[0, 1, 0] = 2
+    return Segmentation.measure(
+        labels,
+        make_volume(),
+        steps={"fill_holes": "off"},
+        timings={"read": 0.25},
+        provenance={"model": "test"},
+    )
+
+
+def test_report_by_hand(result: Segmentation) -> None:
+    report = result.report()
+    measure = report["timings_s"].pop("measure")
+    assert report["timings_s"].pop("total") == pytest.approx(0.25 + measure, abs=2e-4)
+    assert report == {
+        "schema": 1,
+        "notice": "not for clinical use",
+        "input": {"name": "ct.nii.gz", "shape": [4, 3, 2], "spacing_mm": [2.0, 4.0, 5.0]},
+        "liver_ml": 0.16,  # 4 voxels of 2 x 4 x 5 mm
+        "tumour_ml": 0.04,
+        "tumour_burden": 0.25,
+        "lesion_count": 1,
+        "lesions": [
+            {
+                "volume_ml": 0.04,
+                "voxels": 1,
+                "diameter_mm": 0.0,
+                "centroid_ras_mm": [10.0, -16.0, 95.0],  # input voxel (0, 1, 1)
+                "slices": [0, 0],
+            }
+        ],
+        "postprocess": {"fill_holes": "off"},
+        "timings_s": {"read": 0.25},
+        "provenance": {"model": "test"},
+    }
+
+
+def test_labels_are_a_view_on_the_grid_of_the_input(result: Segmentation) -> None:
+    assert result.labels.shape == (4, 3, 2)
+    assert result.labels[0, 1, 1] == 2
+    assert np.shares_memory(result.labels, result.canonical)
+    assert np.array_equal(result.affine, AFFINE)
+
+
+def test_no_liver() -> None:
+    result = Segmentation.measure(np.zeros((2, 3, 4), np.uint8), make_volume())
+    report = result.report()
+    assert (report["liver_ml"], report["tumour_burden"], report["lesions"]) == (0, 0, [])
+    assert repr(result) == "<Segmentation of ct.nii.gz: no liver found>"
+
+
+def test_repr(result: Segmentation) -> None:
+    assert repr(result) == "<Segmentation of ct.nii.gz: liver 0.2 mL, tumour 0.0 mL (25.0%), 1 lesion>"
+
+
+def test_labels_of_another_grid_are_refused() -> None:
+    with pytest.raises(
+        ArgumentError, match=r"labels: got shape \(4, 3, 2\); expected the volume's \(2, 3, 4\)"
+    ):
+        Segmentation.measure(np.zeros((4, 3, 2), np.uint8), make_volume())
+
+
+def test_save_round_trip(result: Segmentation, tmp_path: Path) -> None:
+    path, report, preview = tmp_path / "seg.nii.gz", tmp_path / "seg.json", tmp_path / "seg.png"
+    result.save(path, report=report, preview=preview, volume=make_volume())
+    image: Any = nib.load(path)
+    assert np.array_equal(np.asarray(image.dataobj), result.labels)
+    assert np.array_equal(image.affine, AFFINE)
+    assert json.loads(report.read_text("utf-8")) == result.report()
+    assert preview.read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["seg.json", "seg.nii.gz", "seg.png"]
+
+
+def test_single_files(result: Segmentation, tmp_path: Path) -> None:
+    result.save_report(tmp_path / "r.json")
+    result.save_preview(tmp_path / "p.png", make_volume())
+    assert json.loads((tmp_path / "r.json").read_text("utf-8"))["liver_ml"] == 0.16
+    assert (tmp_path / "p.png").stat().st_size > 1000
+
+
+def test_the_report_keeps_letters(tmp_path: Path) -> None:
+    Segmentation.measure(np.zeros((2, 3, 4), np.uint8), make_volume(name="Größe.nii")).save_report(
+        tmp_path / "r"
+    )
+    assert "Größe.nii" in (tmp_path / "r").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"report": "missing/r.json"},
+        {"report": "seg.nii.gz"},
+        {"preview": "p.png"},  # without the volume
+        {"preview": "p.png", "volume": make_volume((5, 3, 2))},  # of another CT
+    ],
+    ids=["no folder", "twice the same path", "no volume", "another volume"],
+)
+def test_all_files_or_none(result: Segmentation, tmp_path: Path, arguments: dict[str, Any]) -> None:
+    (tmp_path / "seg.nii.gz").write_bytes(b"earlier")
+    paths = {k: tmp_path / v if isinstance(v, str) else v for k, v in arguments.items()}
+    with pytest.raises((OutputError, ArgumentError)):
+        result.save(tmp_path / "seg.nii.gz", **paths)
+    assert [p.name for p in tmp_path.iterdir()] == ["seg.nii.gz"]
+    assert (tmp_path / "seg.nii.gz").read_bytes() == b"earlier"
+
+
+def test_a_report_that_is_not_json_leaves_nothing(result: Segmentation, tmp_path: Path) -> None:
+    result.provenance["score"] = float("nan")
+    with pytest.raises(ValueError, match="JSON"):
+        result.save(tmp_path / "seg.nii.gz", report=tmp_path / "r.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_file_type_is_refused(result: Segmentation, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"seg\.mha: cannot write this file type; expected .nii or .nii.gz"):
+        result.save(tmp_path / "seg.mha")
+    assert not list(tmp_path.iterdir())

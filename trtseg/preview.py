@@ -1,0 +1,205 @@
+"""A picture to check a segmentation at a glance: outlines on a montage of axial slices."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trtseg.errors import ArgumentError
+from trtseg.components import Array, bounding_box
+from trtseg.volume import Volume
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Box2D = tuple[int, int, int, int]  # rows and columns: top, left, bottom, right
+
+#: Abdominal soft tissue: level 40 HU, width 400 HU.
+WINDOW = (-160, 240)
+LIVER, TUMOUR = (60, 230, 200), (255, 70, 120)
+FOOTER = "not for clinical use - demonstration model"
+
+_BACKGROUND, _TEXT, _FAINT = (16, 16, 18), (235, 235, 235), (150, 150, 155)
+_GAP, _HEADER, _FOOTER = 4, 40, 26
+_BODY_HU = -300  # between air and fat
+_FINE = 3  # outlines are drawn on a grid finer by this, and then averaged
+_LINE = 4  # width of an outline on that grid
+_EDGE = 100  # of 255: a little below one half, or specks of a single voxel would be lost
+_MAX_ASPECT = 1.25  # of a tile: height over width, and the other way round
+
+
+def preview_png(
+    volume: Volume, labels: Array, summary: str, *, columns: int = 4, rows: int = 3, tile: int = 340
+) -> bytes:
+    """Draw the outlines of liver and tumour on slices of a CT.
+
+    Slices are spread evenly over the liver, head first, and always include the one with the most tumour;
+    without a liver, a few are spread over the volume. They are shown as radiologists look at them (the
+    patient's right on the left), with square pixels.
+
+    Parameters
+    ----------
+    volume : Volume
+        The CT.
+    labels : ndarray
+        uint8 ``[Z, Y, X]``: 0 background, 1 liver, 2 tumour.
+    summary : str
+        Measurements, for the line at the top.
+    columns, rows : int
+        Most tiles along a row, and most rows.
+    tile : int
+        Width of a tile in pixels.
+
+    Returns
+    -------
+    bytes
+        A PNG file; the same for the same arguments.
+
+    Raises
+    ------
+    ArgumentError
+        If ``labels`` are not on the volume's grid.
+    """
+    from PIL import Image, ImageDraw
+
+    if labels.shape != volume.array.shape:
+        raise ArgumentError(f"labels: got shape {labels.shape}; expected the volume's {volume.array.shape}")
+    chosen = choose_slices(labels, columns * rows)
+    columns = min(columns, len(chosen))
+    box = _body_box(volume.array, labels, chosen)
+    size = _tile_size(box, volume.spacing, tile)
+    width = max(columns * (size[0] + _GAP) + _GAP, 2 * tile)
+    height = _HEADER + math.ceil(len(chosen) / columns) * (size[1] + _GAP) + _FOOTER
+    page = Image.new("RGB", (width, height), _BACKGROUND)
+    left = (width - columns * (size[0] + _GAP) + _GAP) // 2
+    for n, z in enumerate(chosen):
+        corner = (left + n % columns * (size[0] + _GAP), _HEADER + n // columns * (size[1] + _GAP))
+        page.paste(_draw_slice(volume, labels, z, box, size), corner)
+    _write_margins(ImageDraw.Draw(page), page.size, volume.name, summary)
+    file = io.BytesIO()
+    page.save(file, "PNG", compress_level=6)
+    return file.getvalue()
+
+
+def choose_slices(labels: Array, count: int) -> list[int]:
+    """Choose at most ``count`` slices ``z`` of ``labels``, highest first."""
+    extent = bounding_box(labels)[0]
+    found = extent.stop > extent.start
+    first, last = (extent.start, extent.stop) if found else (0, len(labels))
+    count = min(count if found else 4, last - first)
+    chosen = {first + int((i + 0.5) * (last - first) / count) for i in range(count)}
+    tumour = [int(np.count_nonzero(plane == 2)) for plane in labels[extent]]
+    if any(tumour):
+        fullest = first + int(np.argmax(tumour))
+        if fullest not in chosen:
+            chosen.remove(min(chosen, key=lambda z: abs(z - fullest)))
+            chosen.add(fullest)
+    return sorted(chosen, reverse=True)
+
+
+def _body_box(hu: Array, labels: Array, chosen: list[int]) -> Box2D:
+    """Find the rows and columns ``(top, left, bottom, right)`` that hold the body on the chosen slices."""
+    from cc3d import connected_components
+
+    body = np.zeros((hu.shape[1] + 1, hu.shape[2] + 1), np.uint8)
+    for z in chosen:
+        parts, n = connected_components(hu[z] > _BODY_HU, connectivity=4, binary_image=True, return_N=True)
+        if n:  # the largest part, and so not the table
+            body[:-1, :-1] |= parts == np.bincount(parts.reshape(-1))[1:].argmax() + 1
+        body[:-1, :-1] |= labels[z]
+    _, y, x = bounding_box(body[None])
+    if y.stop == 0:
+        return 0, 0, hu.shape[1], hu.shape[2]
+    margin = max(2, (x.stop - x.start) // 50)
+    return (
+        max(0, y.start - margin),
+        max(0, x.start - margin),
+        min(hu.shape[1], y.stop + margin),
+        min(hu.shape[2], x.stop + margin),
+    )
+
+
+def _tile_size(box: Box2D, spacing: tuple[float, float, float], tile: int) -> tuple[int, int]:
+    """Compute the width and height of a tile in pixels."""
+    top, left, bottom, right = box
+    aspect = (bottom - top) * spacing[1] / ((right - left) * spacing[2])
+    return tile, round(tile * min(max(aspect, 1 / _MAX_ASPECT**2), _MAX_ASPECT))
+
+
+def _draw_slice(volume: Volume, labels: Array, z: int, box: Box2D, size: tuple[int, int]) -> Image.Image:
+    """Draw one tile: the slice in grey, scaled uniformly in mm and centred, with outlines and marks."""
+    from PIL import Image, ImageDraw
+
+    top, left, bottom, right = box
+    sy, sx = volume.spacing[1:]
+    scale = min(size[0] / ((right - left) * sx), size[1] / ((bottom - top) * sy))  # pixels per mm
+    inner = (max(1, round((right - left) * sx * scale)), max(1, round((bottom - top) * sy * scale)))
+    corner = ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2)
+    low, high = WINDOW
+    grey = (np.clip(volume.array[z, top:bottom, left:right], low, high) - low) * (255 / (high - low))
+    image = Image.fromarray(np.rint(grey).astype(np.uint8)).resize(inner, Image.Resampling.BICUBIC)
+    tile = Image.new("RGB", size)
+    tile.paste(image.convert("RGB"), corner)
+    crop = labels[z, top:bottom, left:right]
+    for mask, colour in ((crop > 0, LIVER), (crop == 2, TUMOUR)):
+        if mask.any():
+            tile.paste(colour, (*corner, corner[0] + inner[0], corner[1] + inner[1]), _outline(mask, inner))
+    draw = ImageDraw.Draw(tile)
+    centre = np.array([(labels.shape[2] - 1) / 2, (labels.shape[1] - 1) / 2, z, 1])
+    for at, anchor, text in (
+        ((6, 4), "la", f"slice {z}"),
+        ((size[0] - 6, 4), "ra", f"z {float(volume.affine[2] @ centre):.1f} mm"),
+        ((6, size[1] // 2), "lm", "R"),
+        ((size[0] - 6, size[1] // 2), "rm", "L"),
+    ):
+        draw.text(at, text, _TEXT, _font(13), anchor, stroke_width=2, stroke_fill=(0, 0, 0))
+    return tile
+
+
+def _outline(mask: Array, size: tuple[int, int]) -> Image.Image:
+    """Outline ``mask`` [Y, X] on its inside, ``_LINE / _FINE`` pixels wide: opacity on a grid of ``size``."""
+    from PIL import Image, ImageFilter
+
+    fine = (size[0] * _FINE, size[1] * _FINE)
+    smooth = Image.fromarray(mask.astype(np.uint8) * 255).resize(fine, Image.Resampling.BICUBIC)
+    pixels = max(fine[0] / mask.shape[1], fine[1] / mask.shape[0])  # fine pixels to one voxel
+    smooth = smooth.filter(ImageFilter.GaussianBlur(pixels / 3))  # rounds the steps of the voxels off
+    shape = np.asarray(smooth) > _EDGE
+    core = np.pad(shape, 1)  # a mask at the border is closed there
+    for square in (True, False) * (_LINE // 2):  # erosion by an octagon: as wide in every direction
+        vertical = core[1:-1] & core[:-2] & core[2:]
+        centre = vertical if square else core[1:-1]
+        core[1:-1, 1:-1] = centre[:, 1:-1] & centre[:, :-2] & centre[:, 2:] & vertical[:, 1:-1]
+    line = (shape & ~core[1:-1, 1:-1]).astype(np.uint8) * 255
+    return Image.fromarray(line).resize(size, Image.Resampling.BOX)
+
+
+def _write_margins(draw: Any, size: tuple[int, int], name: str, summary: str) -> None:
+    """Write the header (name, measurements, key to the colours) and the footer."""
+    right = size[0] - 10.0
+    for label, colour in (("tumour", TUMOUR), ("liver", LIVER)):
+        right -= draw.textlength(label, _font(14))
+        draw.text((right, _HEADER // 2), label, _TEXT, _font(14), "lm")
+        draw.line((right - 26, _HEADER // 2, right - 8, _HEADER // 2), colour, 3)
+        right -= 44
+    # The built-in font has few letters beyond ASCII.
+    text = name.encode("ascii", "replace").decode()
+    room = right - 30 - draw.textlength(summary, _font(15))
+    while len(text) > 8 and draw.textlength(text, _font(15)) > room:
+        text = text.removesuffix("...")[:-1] + "..."
+    draw.text((10, _HEADER // 2), text, _FAINT, _font(15), "lm")
+    draw.text((30 + draw.textlength(text, _font(15)), _HEADER // 2), summary, _TEXT, _font(15), "lm")
+    middle = size[1] - _FOOTER // 2
+    draw.text((10, middle), FOOTER, _FAINT, _font(13), "lm")
+    low, high = WINDOW
+    note = f"axial, W {high - low} L {(high + low) // 2}"
+    draw.text((size[0] - 10, middle), note, _FAINT, _font(13), "rm")
+
+
+def _font(size: int) -> Any:
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size)

@@ -1,0 +1,238 @@
+"""What a segmentation returns: labels on the input's own grid, measurements, and files of both."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trtseg.errors import ArgumentError, OutputError
+from trtseg.io import atomic, write_nifti
+from trtseg.components import Array, bounding_box, count_voxels
+from trtseg.lesions import Lesion, lesions
+from trtseg.volume import Geometry, Volume
+
+#: Version of the report's layout; raised when a key changes its meaning or goes away.
+REPORT_VERSION = 1
+NOTICE = "not for clinical use"
+
+_PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Segmentation:
+    """The liver and its lesions in one CT.
+
+    Attributes
+    ----------
+    geometry : Geometry
+        The input's own grid.
+    canonical : ndarray
+        uint8 ``[Z, Y, X]`` in canonical order: 0 background, 1 liver, 2 tumour. `labels` is the same on the
+        input's grid.
+    name : str
+        File name of the input without its folder.
+    liver_ml, tumour_ml : float
+        Volume of the liver with its tumours (labels 1 and 2), and of the tumours (label 2), in millilitres.
+    lesions : tuple of Lesion
+        Every 26-connected tumour component, largest first.
+    postprocess : dict
+        What each post-processing step did.
+    timings : dict
+        Seconds in each stage.
+    provenance : dict
+        What made the labels: model, hashes of its nets, versions, device, precision, thresholds.
+    """
+
+    geometry: Geometry
+    canonical: Array
+    name: str
+    liver_ml: float
+    tumour_ml: float
+    lesions: tuple[Lesion, ...]
+    postprocess: dict[str, Any]
+    timings: dict[str, float]
+    provenance: dict[str, Any]
+
+    @classmethod
+    def measure(
+        cls,
+        labels: Array,
+        volume: Volume,
+        *,
+        steps: dict[str, Any] | None = None,
+        timings: dict[str, float] | None = None,
+        provenance: dict[str, Any] | None = None,
+    ) -> Segmentation:
+        """Measure ``labels`` and keep them, without a copy, with where they came from.
+
+        Parameters
+        ----------
+        labels : ndarray
+            uint8 ``[Z, Y, X]``, canonical: 0 background, 1 liver, 2 tumour.
+        volume : Volume
+            The CT that was segmented; it is not kept.
+        steps : dict, optional
+            What `trtseg.postprocess.postprocess` returned.
+        timings, provenance : dict, optional
+            See the attributes. The time for measuring is added to the timings, as ``measure``.
+
+        Raises
+        ------
+        ArgumentError
+            If ``labels`` are not labels on the volume's grid.
+        """
+        start = time.perf_counter()
+        if labels.shape != volume.array.shape:
+            raise ArgumentError(
+                f"labels: got shape {labels.shape}; expected the volume's {volume.array.shape}"
+            )
+        found = lesions(labels, volume.affine)
+        liver, tumour = (n * volume.voxel_ml for n in count_voxels(labels[bounding_box(labels)]))
+        return cls(
+            geometry=volume.geometry,
+            canonical=labels,
+            name=volume.name,
+            liver_ml=liver,
+            tumour_ml=tumour,
+            lesions=found,
+            postprocess=dict(steps or {}),
+            timings={**(timings or {}), "measure": time.perf_counter() - start},
+            provenance=dict(provenance or {}),
+        )
+
+    @property
+    def labels(self) -> Array:
+        """Labels on the input's own grid, in its shape and index order; a view of `canonical`."""
+        return self.geometry.restore(self.canonical)
+
+    @property
+    def affine(self) -> Array:
+        """Input index ``(i, j, k)`` to RAS mm, 4x4 float64: the affine of `labels`."""
+        return self.geometry.affine
+
+    @property
+    def burden(self) -> float:
+        """Tumour volume as a fraction of the liver's; 0 without a liver."""
+        return self.tumour_ml / self.liver_ml if self.liver_ml > 0 else 0.0
+
+    def __repr__(self) -> str:
+        return f"<Segmentation of {self.name}: {self.summary()}>"
+
+    def summary(self) -> str:
+        """Say the result in one line, without the name."""
+        if self.liver_ml == 0:
+            return "no liver found"
+        count = len(self.lesions)
+        return (
+            f"liver {self.liver_ml:.1f} mL, tumour {self.tumour_ml:.1f} mL ({self.burden:.1%}), "
+            f"{count} lesion{'s' * (count != 1)}"
+        )
+
+    def report(self) -> dict[str, Any]:
+        """Everything but the labels, as a dict that can be stored as JSON.
+
+        Volumes are in mL, distances in mm and times in seconds. ``slices`` count from 0, feet to head, both
+        ends included. ``diameter_mm`` is the largest distance between the centres of two voxels of the lesion
+        that lie on one axial slice.
+        """
+        timings = {**self.timings, "total": sum(self.timings.values())}
+        spacing = np.sqrt(np.square(self.affine[:3, :3]).sum(axis=0))
+        return {
+            "schema": REPORT_VERSION,
+            "notice": NOTICE,
+            "input": {
+                "name": self.name,
+                "shape": list(self.geometry.shape),
+                "spacing_mm": [round(float(mm), 6) for mm in spacing],
+            },
+            "liver_ml": round(self.liver_ml, 4),
+            "tumour_ml": round(self.tumour_ml, 4),
+            "tumour_burden": round(self.burden, 6),
+            "lesion_count": len(self.lesions),
+            "lesions": [
+                {
+                    "volume_ml": round(lesion.volume_ml, 4),
+                    "voxels": lesion.voxels,
+                    "diameter_mm": round(lesion.diameter_mm, 2),
+                    "centroid_ras_mm": [round(mm, 2) for mm in lesion.centroid],
+                    "slices": list(lesion.slices),
+                }
+                for lesion in self.lesions
+            ],
+            "postprocess": self.postprocess,
+            "timings_s": {stage: round(s, 4) for stage, s in timings.items()},
+            "provenance": self.provenance,
+        }
+
+    def save(
+        self,
+        path: _PathLike,
+        *,
+        report: _PathLike | None = None,
+        preview: _PathLike | None = None,
+        volume: Volume | None = None,
+    ) -> None:
+        """Write the labels, and with them what else is named; all files appear, complete, or none does.
+
+        Parameters
+        ----------
+        path : path
+            ``.nii`` or ``.nii.gz``: the labels on the input's own grid, with its header.
+        report : path, optional
+            JSON file for `report`.
+        preview : path, optional
+            PNG file: outlines on slices of ``volume``.
+        volume : Volume, optional
+            The CT that was segmented; needed for the preview only.
+
+        Raises
+        ------
+        OutputError
+            If a file cannot be written.
+        ArgumentError
+            If a preview is asked for without the volume it shows.
+        """
+        if not os.fspath(path).lower().endswith((".nii", ".nii.gz")):
+            raise OutputError(f"{os.fspath(path)}: cannot write this file type; expected .nii or .nii.gz")
+        if preview is not None and volume is None:
+            raise ArgumentError("volume: got None with a preview; pass the Volume that was segmented")
+        with atomic(*(p for p in (path, report, preview) if p is not None)) as temporary:
+            parts = list(temporary)
+            write_nifti(parts.pop(0), self.canonical, self.geometry)
+            if report is not None:
+                self._write_report(parts.pop(0))
+            if preview is not None and volume is not None:
+                self._write_preview(parts.pop(0), volume)
+
+    def save_report(self, path: _PathLike) -> None:
+        """Write `report` as JSON, completely or not at all; OutputError if that fails."""
+        with atomic(path) as (temporary,):
+            self._write_report(temporary)
+
+    def save_preview(self, path: _PathLike, volume: Volume) -> None:
+        """Write a PNG with the outlines on slices of ``volume``, completely or not at all.
+
+        Raises
+        ------
+        OutputError
+            If the file cannot be written.
+        ArgumentError
+            If the volume is not the one that was segmented.
+        """
+        with atomic(path) as (temporary,):
+            self._write_preview(temporary, volume)
+
+    def _write_report(self, path: Path) -> None:
+        text = json.dumps(self.report(), indent=2, allow_nan=False, ensure_ascii=False)
+        path.write_text(text + "\n", encoding="utf-8")
+
+    def _write_preview(self, path: Path, volume: Volume) -> None:
+        from trtseg.preview import preview_png
+
+        path.write_bytes(preview_png(volume, self.canonical, self.summary()))
