@@ -1,0 +1,313 @@
+// Python bindings: what kind of array an argument is, dtype and layout, docstrings, and the GIL. Shapes and numbers are
+// checked in ops.cpp. Nothing is copied or converted: an array that does not fit is an error.
+#include <pybind11/gil_safe_call_once.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <initializer_list>
+#include <string>
+
+#include "ops.h"
+
+namespace py = pybind11;
+using namespace trtseg;
+
+namespace {
+
+struct TypeName {
+  Type type;
+  const char* name;
+  char kind;
+  int bytes;
+};
+constexpr TypeName kTypes[] = {{Type::u8, "uint8", 'u', 1},
+                               {Type::i16, "int16", 'i', 2},
+                               {Type::i32, "int32", 'i', 4},
+                               {Type::f16, "float16", 'f', 2},
+                               {Type::f32, "float32", 'f', 4}};
+using Types = std::initializer_list<Type>;
+
+std::string text(py::handle value) { return py::cast<std::string>(py::str(value)); }
+
+// `kind` and `bytes` as in NumPy's type strings; the byte order has been checked.
+Type find_type(const char* name, char kind, py::ssize_t bytes, Types allowed, const std::string& got) {
+  std::string expected;
+  for (const Type a : allowed) {
+    for (const TypeName& t : kTypes) {
+      if (t.type != a) continue;
+      if (t.kind == kind && t.bytes == bytes) return a;
+      expected += (expected.empty() ? "" : " or ") + std::string(t.name);
+    }
+  }
+  throw ArgumentError(std::string(name) + ": got dtype " + got + ", expected " + expected +
+                      "; convert it with .astype(...) (nothing is converted silently)");
+}
+
+void set_shape(View& v, const py::tuple& shape) {
+  if (shape.size() > 4) {
+    throw ArgumentError(std::string(v.name) + ": got shape " + text(shape) + ", expected at most 4 dimensions");
+  }
+  v.ndim = static_cast<int>(shape.size());
+  for (int i = 0; i < v.ndim; ++i) v.shape[i] = shape[static_cast<std::size_t>(i)].cast<std::int64_t>();
+}
+
+[[noreturn]] void not_contiguous(const View& v, const char* how) {
+  throw ArgumentError(std::string(v.name) + ": got an array that is not C-contiguous and aligned, expected one that is; " + how);
+}
+
+[[noreturn]] void read_only(const View& v) {
+  throw ArgumentError(std::string(v.name) + ": got a read-only array, expected a writeable one; it is an output: pass "
+                      "an array that may be overwritten");
+}
+
+View numpy_view(const py::array& a, const char* name, Types allowed, bool output) {
+  const py::dtype type = a.dtype();
+  const char order = type.byteorder();
+  const bool native = order == '=' || order == '|';
+  View v{name, nullptr, find_type(name, native ? type.kind() : '?', type.itemsize(), allowed, text(type)),
+         Device::cpu, 0, {0, 0, 0, 0}};
+  set_shape(v, a.attr("shape"));
+  constexpr int kLayout = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  if ((a.flags() & kLayout) != kLayout) {
+    not_contiguous(v, output ? "allocate it with np.empty" : "use np.ascontiguousarray");
+  }
+  if (output && !a.writeable()) read_only(v);
+  v.data = const_cast<void*>(a.data());  // inputs are only read
+  return v;
+}
+
+void check_cuda_strides(const View& v, const py::dict& interface, py::ssize_t bytes) {
+  if (!interface.contains("strides") || interface["strides"].is_none()) return;
+  const py::tuple strides = interface["strides"];
+  std::int64_t expected = bytes, elements = 1;
+  for (int i = 0; i < v.ndim; ++i) elements *= v.shape[i];
+  for (int i = v.ndim - 1; i >= 0 && elements > 0; --i) {
+    if (v.shape[i] != 1 && strides[static_cast<std::size_t>(i)].cast<std::int64_t>() != expected) {
+      not_contiguous(v, "make it contiguous (PyTorch: .contiguous(), CuPy: cupy.ascontiguousarray)");
+    }
+    expected *= v.shape[i];
+  }
+}
+
+// https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html, versions 2 and 3
+View cuda_view(const py::dict& interface, const char* name, Types allowed, bool output) {
+  const auto typestr = interface["typestr"].cast<std::string>();
+  const bool native = typestr.size() == 3 && (typestr[0] == '<' || typestr[0] == '|');
+  const int bytes = native ? typestr[2] - '0' : 0;
+  View v{name, nullptr, find_type(name, native ? typestr[1] : '?', bytes, allowed, "'" + typestr + "'"),
+         Device::cuda, 0, {0, 0, 0, 0}};
+  set_shape(v, interface["shape"]);
+  check_cuda_strides(v, interface, bytes);
+  const py::tuple data = interface["data"];
+  v.data = reinterpret_cast<void*>(data[0].cast<std::uintptr_t>());
+  std::int64_t elements = 1;
+  for (int i = 0; i < v.ndim; ++i) elements *= v.shape[i];
+  if (elements > 0 && !v.data) {
+    throw ArgumentError(std::string(name) + ": got a null pointer, expected the address of GPU memory; allocate it");
+  }
+  if (reinterpret_cast<std::uintptr_t>(v.data) % static_cast<std::uintptr_t>(bytes) != 0) {
+    not_contiguous(v, "copy it to newly allocated memory");
+  }
+  if (output && data[1].cast<bool>()) read_only(v);
+  return v;
+}
+
+View view(py::handle array, const char* name, Types allowed, bool output) {
+  if (py::isinstance<py::array>(array)) {
+    return numpy_view(py::reinterpret_borrow<py::array>(array), name, allowed, output);
+  }
+  if (py::hasattr(array, "__cuda_array_interface__")) {
+    py::dict interface;
+    try {
+      interface = array.attr("__cuda_array_interface__");
+      return cuda_view(interface, name, allowed, output);
+    } catch (const py::error_already_set& e) {
+      throw ArgumentError(std::string(name) + ": got a malformed __cuda_array_interface__ (" + e.what() +
+                          "), expected version 2 or 3 of it");
+    } catch (const py::cast_error& e) {
+      throw ArgumentError(std::string(name) + ": got a malformed __cuda_array_interface__ (" + e.what() +
+                          "), expected version 2 or 3 of it");
+    }
+  }
+  throw ArgumentError(std::string(name) + ": got " + text(py::type::of(array).attr("__name__")) +
+                      ", expected a NumPy array, or an object with __cuda_array_interface__ for CUDA; convert it");
+}
+
+View input(py::handle array, const char* name, Types allowed) { return view(array, name, allowed, false); }
+View output(py::handle array, const char* name, Types allowed) { return view(array, name, allowed, true); }
+
+template <typename T>
+std::pair<T, T> pair_of(py::handle value, const char* name, const char* expected) {
+  try {
+    return py::cast<std::pair<T, T>>(value);
+  } catch (const py::cast_error&) {
+    throw ArgumentError(std::string(name) + ": got " + text(py::repr(value)) + ", expected " + expected +
+                        "; pass a tuple of two numbers");
+  }
+}
+
+Fit to_fit(py::handle fit) {
+  for (const char* field : {"native", "net", "step", "offset", "extent"}) {
+    if (!py::hasattr(fit, field)) {
+      throw ArgumentError("fit: got " + text(py::type::of(fit).attr("__name__")) + ", expected a trtseg.fit.Fit; build "
+                          "it with Fit.whole_field_of_view or Fit.identity");
+    }
+  }
+  const auto native = pair_of<int>(fit.attr("native"), "fit.native", "(rows, columns)");
+  const auto net = pair_of<int>(fit.attr("net"), "fit.net", "(rows, columns)");
+  const auto step = pair_of<double>(fit.attr("step"), "fit.step", "native pixels per net pixel, (y, x)");
+  const auto offset = pair_of<int>(fit.attr("offset"), "fit.offset", "net pixels, (y, x)");
+  const auto extent = pair_of<int>(fit.attr("extent"), "fit.extent", "net pixels, (y, x)");
+  return {{native.first, net.first, step.first, offset.first, extent.first},
+          {native.second, net.second, step.second, offset.second, extent.second}};
+}
+
+Window to_window(py::handle window) {
+  const auto w = pair_of<double>(window, "window", "(lower, upper) in HU");
+  return make_window(w.first, w.second);
+}
+
+constexpr Types kFloats = {Type::f32, Type::f16};
+
+void py_prepare(py::handle hu, py::handle fit, py::handle window, py::handle hu_net, py::handle x1,
+                std::uintptr_t stream, int threads) {
+  const DefaultFloats mode;
+  const Prepare p{input(hu, "hu", {Type::i16}), to_fit(fit), to_window(window),
+                  output(hu_net, "hu_net", {Type::i16}), output(x1, "x1", kFloats)};
+  const py::gil_scoped_release release;
+  prepare(p, {stream, threads});
+}
+
+void py_gate(py::handle l1, py::handle hu_net, double logit_threshold, py::handle window, py::handle x2,
+             py::handle liver_voxels, std::uintptr_t stream, int threads) {
+  const DefaultFloats mode;
+  const Gate p{input(l1, "l1", kFloats),
+               input(hu_net, "hu_net", {Type::i16}),
+               make_threshold("logit_threshold", logit_threshold),
+               to_window(window),
+               output(x2, "x2", kFloats),
+               output(liver_voxels, "liver_voxels", {Type::i32})};
+  const py::gil_scoped_release release;
+  gate(p, {stream, threads});
+}
+
+void py_label(py::handle l1, py::handle l2, py::handle logit_thresholds, py::handle fit, py::handle labels,
+              py::handle counts, std::uintptr_t stream, int threads) {
+  const DefaultFloats mode;
+  const auto t = pair_of<double>(logit_thresholds, "logit_thresholds", "(liver, tumour) as logits");
+  const Label p{input(l1, "l1", kFloats),
+                input(l2, "l2", kFloats),
+                make_threshold("logit_thresholds[0]", t.first),
+                make_threshold("logit_thresholds[1]", t.second),
+                to_fit(fit),
+                output(labels, "labels", {Type::u8}),
+                output(counts, "counts", {Type::i32})};
+  const py::gil_scoped_release release;
+  label(p, {stream, threads});
+}
+
+void py_label3(py::handle logits, py::handle fit, py::handle labels, py::handle counts, std::uintptr_t stream,
+               int threads) {
+  const DefaultFloats mode;
+  const Label3 p{input(logits, "logits", kFloats), to_fit(fit), output(labels, "labels", {Type::u8}),
+                 output(counts, "counts", {Type::i32})};
+  const py::gil_scoped_release release;
+  label3(p, {stream, threads});
+}
+
+py::dict build_info() {
+  py::dict info;
+#ifdef TRTSEG_CUDA
+  info["cuda"] = true;
+  info["cuda_version"] = TRTSEG_CUDA_VERSION;
+  info["cuda_archs"] = TRTSEG_CUDA_ARCHS;
+#else
+  info["cuda"] = false;
+  info["cuda_version"] = py::none();
+  info["cuda_archs"] = py::none();
+#endif
+#if defined(__clang__)
+  info["compiler"] = "clang " __clang_version__;
+#elif defined(__GNUC__)
+  info["compiler"] = "g++ " __VERSION__;
+#else
+  info["compiler"] = "unknown";
+#endif
+  return info;
+}
+
+// The Python class trtseg.errors.<name>; imported when first needed, so that this module can be imported alone.
+py::object error_class(const char* name) {
+  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<py::object> errors;
+  return errors.call_once_and_store_result([] { return py::object(py::module_::import("trtseg.errors")); })
+      .get_stored()
+      .attr(name);
+}
+
+void translate(std::exception_ptr pointer) {
+  try {
+    if (pointer) std::rethrow_exception(pointer);
+  } catch (const ArgumentError& e) {
+    py::set_error(error_class("ArgumentError"), e.what());
+  } catch (const DeviceError& e) {
+    py::set_error(error_class("DeviceError"), e.what());
+  }
+}
+
+constexpr const char* kModuleDoc = R"(The fused ops: NumPy arrays run on the CPU, CUDA arrays on their GPU.
+
+Every output is allocated by the caller and written completely. Arrays must be C-contiguous and of exactly the dtype
+named; nothing is converted or copied. All arrays of a call must be on one device. On CUDA a call enqueues its work on
+`stream` (an integer handle) and returns; ordering it after the work that makes its inputs is the caller's part. On the
+CPU a call uses up to `threads` threads (0: all that the process may use). Bad arguments raise
+trtseg.errors.ArgumentError before anything is written.)";
+
+constexpr const char* kPrepareDoc = R"(Lay CT slices on the net's grid and map a HU window to [0, 1].
+
+hu           int16 [n, Y, X]                       in, Hounsfield units; (Y, X) == fit.native
+fit          trtseg.fit.Fit
+window       (float, float)                        HU that map to 0 and 1
+hu_net       int16 [n, H, W]                       out; (H, W) == fit.net; air outside the field of view
+x1           float32 or float16 [n, 1, H, W]       out, clamp((hu_net - lo) / (hi - lo), 0, 1))";
+
+constexpr const char* kGateDoc = R"(Window the slices for the tumour net and blank everything outside the liver.
+
+l1               float32 or float16 [n, 1, H, W]   in, logits of the liver net; NaN is background
+hu_net           int16 [n, H, W]                   in, from prepare
+logit_threshold  float                             a pixel is liver where its logit is larger
+window           (float, float)                    HU that map to 0 and 1 for the tumour net
+x2               float32 or float16 [n, 1, H, W]   out, 0 outside the liver
+liver_voxels     int32 [n]                         out, liver pixels per slice)";
+
+constexpr const char* kLabelDoc = R"(Bring the logits of both nets back to the native grid and label its voxels.
+
+l1, l2            float32 or float16 [n, 1, H, W]  in, logits of the liver and the tumour net; l2 of a slice whose
+                                                   liver_voxels are 0 is never looked at
+logit_thresholds  (float, float)                   of liver and tumour
+fit               trtseg.fit.Fit                   the same as for prepare
+labels            uint8 [n, Y, X]                  out, 0 background, 1 liver, 2 tumour
+counts            int32 [n, 2]                     out, voxels labelled 1 and 2)";
+
+constexpr const char* kLabel3Doc = R"(Label native voxels by the largest of three interpolated logits.
+
+logits       float32 or float16 [n, 3, H, W]       in, background, liver, tumour; NaN is the lowest
+fit          trtseg.fit.Fit                        the same as for prepare
+labels       uint8 [n, Y, X]                       out, 0 background, 1 liver, 2 tumour; the lowest class on ties
+counts       int32 [n, 2]                          out, voxels labelled 1 and 2)";
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = kModuleDoc;
+  py::register_exception_translator(&translate);
+  m.def("prepare", &py_prepare, kPrepareDoc, py::arg("hu"), py::arg("fit"), py::arg("window"), py::arg("hu_net"),
+        py::arg("x1"), py::arg("stream") = 0, py::arg("threads") = 0);
+  m.def("gate", &py_gate, kGateDoc, py::arg("l1"), py::arg("hu_net"), py::arg("logit_threshold"), py::arg("window"),
+        py::arg("x2"), py::arg("liver_voxels"), py::arg("stream") = 0, py::arg("threads") = 0);
+  m.def("label", &py_label, kLabelDoc, py::arg("l1"), py::arg("l2"), py::arg("logit_thresholds"), py::arg("fit"),
+        py::arg("labels"), py::arg("counts"), py::arg("stream") = 0, py::arg("threads") = 0);
+  m.def("label3", &py_label3, kLabel3Doc, py::arg("logits"), py::arg("fit"), py::arg("labels"), py::arg("counts"),
+        py::arg("stream") = 0, py::arg("threads") = 0);
+  m.def("build_info", &build_info,
+        "How this extension was built: {'cuda': bool, 'cuda_version', 'cuda_archs': str or None, 'compiler': str}.");
+}

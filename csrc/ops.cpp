@@ -1,0 +1,179 @@
+// Every check of the ops, and the switch between devices.
+#include "ops.h"
+
+#include <cmath>
+#include <initializer_list>
+#include <sstream>
+
+namespace trtseg {
+namespace {
+
+constexpr std::int64_t kMaxAxis = 32767;            // rows * columns then fit the int32 counters
+constexpr std::int64_t kMaxSlices = 2147483647;
+constexpr std::int64_t kAny = -1;
+
+std::string shape_text(const std::int64_t* shape, int ndim) {
+  std::ostringstream s;
+  s << '(';
+  for (int i = 0; i < ndim; ++i) {
+    if (i) s << ", ";
+    if (shape[i] == kAny) s << 'n';
+    else s << shape[i];
+  }
+  s << (ndim == 1 ? ",)" : ")");
+  return s.str();
+}
+
+// `why` says where the expected shape comes from.
+void check_shape(const View& a, std::initializer_list<std::int64_t> expected, const char* why) {
+  bool same = a.ndim == static_cast<int>(expected.size());
+  if (same) {
+    const std::int64_t* got = a.shape;
+    for (const std::int64_t e : expected) {
+      same = same && (e == kAny || e == *got);
+      ++got;
+    }
+  }
+  if (same) return;
+  throw ArgumentError(std::string(a.name) + ": got shape " + shape_text(a.shape, a.ndim) + ", expected " +
+                      shape_text(expected.begin(), static_cast<int>(expected.size())) + " (" + why +
+                      "); pass an array of that shape");
+}
+
+void check_axis(const Axis& a, const char* axis) {
+  std::ostringstream s;
+  if (a.native < 1 || a.net < 1 || a.native > kMaxAxis || a.net > kMaxAxis) {
+    s << "fit: got " << a.native << " native and " << a.net << " net pixels along " << axis << ", expected 1 to "
+      << kMaxAxis;
+  } else if (!std::isfinite(a.step) || !(a.step > 0)) {
+    s << "fit: got step " << a.step << " along " << axis << ", expected a positive number";
+  } else if (a.offset < 0 || a.extent < 1 || a.extent > a.net || a.offset > a.net - a.extent) {
+    s << "fit: got offset " << a.offset << " and extent " << a.extent << " along " << axis
+      << ", expected a range inside the net's " << a.net << " pixels";
+  } else if (!((a.extent - 1) * a.step < a.native)) {
+    s << "fit: got " << a.extent << " net pixels of " << a.step << " native ones along " << axis
+      << ", expected each to begin inside the slice's " << a.native;
+  } else {
+    return;
+  }
+  throw ArgumentError(s.str() + "; build it with Fit.whole_field_of_view or Fit.identity");
+}
+
+void check_fit(const Fit& fit) {
+  check_axis(fit.y, "y");
+  check_axis(fit.x, "x");
+}
+
+std::int64_t check_slices(const View& a) {
+  if (a.ndim > 0 && a.shape[0] > kMaxSlices) {
+    throw ArgumentError(std::string(a.name) + ": got " + std::to_string(a.shape[0]) + " slices, expected at most " +
+                        std::to_string(kMaxSlices) + "; process the volume in chunks");
+  }
+  return a.ndim > 0 ? a.shape[0] : kAny;
+}
+
+const char* device_text(Device d) { return d == Device::cpu ? "a CPU array" : "a CUDA array"; }
+
+void check_devices(std::initializer_list<View> arrays) {
+  const View& first = *arrays.begin();
+  for (const View& a : arrays) {
+    if (a.device == first.device) continue;
+    throw ArgumentError(std::string(a.name) + ": got " + device_text(a.device) + ", but " + first.name + " is " +
+                        device_text(first.device) + "; put all arrays of a call on one device");
+  }
+}
+
+// Runs `on_cpu` or `on_cuda`, whichever the arrays (checked to agree) call for.
+template <typename Op, typename Cpu, typename Cuda>
+void dispatch(const Op& p, Device device, const Run& run, Cpu on_cpu, [[maybe_unused]] Cuda on_cuda) {
+  switch (device) {
+    case Device::cpu:
+      if (run.threads < 0) {
+        throw ArgumentError("threads: got " + std::to_string(run.threads) +
+                            ", expected 0 (as many as this process may use) or more");
+      }
+      return on_cpu(p, run.threads);
+    case Device::cuda:
+#ifdef TRTSEG_CUDA
+      return on_cuda(p, run.stream);
+#else
+      throw DeviceError(
+          "got CUDA arrays, but this build of trtseg runs on the CPU only; rebuild it with nvcc "
+          "(TRTSEG_CUDA=1 pip install .) or pass NumPy arrays");
+#endif
+  }
+}
+
+#ifdef TRTSEG_CUDA
+#define TRTSEG_ON_CUDA(op) cuda::op
+#else
+#define TRTSEG_ON_CUDA(op) nullptr
+#endif
+
+}  // namespace
+
+Window make_window(double lo, double hi) {
+  const float lower = static_cast<float>(lo), width = static_cast<float>(hi) - lower;
+  if (!std::isfinite(lower) || !std::isfinite(width) || !(width > 0.0f)) {
+    std::ostringstream s;
+    s << "window: got (" << lo << ", " << hi << "), expected two finite numbers of HU, the lower one first";
+    throw ArgumentError(s.str());
+  }
+  return {lower, width};
+}
+
+float make_threshold(const char* name, double value) {
+  const float threshold = static_cast<float>(value);
+  if (std::isfinite(threshold)) return threshold;
+  std::ostringstream s;
+  s << name << ": got " << value << ", expected a finite logit; a probability p is log(p / (1 - p))";
+  throw ArgumentError(s.str());
+}
+
+void prepare(const Prepare& p, const Run& run) {
+  check_devices({p.hu, p.hu_net, p.x1});
+  check_fit(p.fit);
+  const std::int64_t n = check_slices(p.hu);
+  check_shape(p.hu, {kAny, p.fit.y.native, p.fit.x.native}, "n slices of fit.native");
+  check_shape(p.hu_net, {n, p.fit.y.net, p.fit.x.net}, "hu's slices of fit.net");
+  check_shape(p.x1, {n, 1, p.fit.y.net, p.fit.x.net}, "hu's slices, one channel of fit.net");
+  if (n > 0) dispatch(p, p.hu.device, run, cpu::prepare, TRTSEG_ON_CUDA(prepare));
+}
+
+void gate(const Gate& p, const Run& run) {
+  check_devices({p.l1, p.hu_net, p.x2, p.liver_voxels});
+  const std::int64_t n = check_slices(p.hu_net);
+  const std::int64_t* s = p.hu_net.shape;
+  check_shape(p.hu_net, {kAny, kAny, kAny}, "slices, rows, columns");
+  if (s[1] < 1 || s[2] < 1 || s[1] > kMaxAxis || s[2] > kMaxAxis) {
+    throw ArgumentError("hu_net: got slices of " + std::to_string(s[1]) + "x" + std::to_string(s[2]) +
+                        ", expected 1 to " + std::to_string(kMaxAxis) + " rows and columns");
+  }
+  check_shape(p.l1, {n, 1, s[1], s[2]}, "one channel of hu_net's slices");
+  check_shape(p.x2, {n, 1, s[1], s[2]}, "one channel of hu_net's slices");
+  check_shape(p.liver_voxels, {n}, "one counter per slice");
+  if (n > 0) dispatch(p, p.l1.device, run, cpu::gate, TRTSEG_ON_CUDA(gate));
+}
+
+void label(const Label& p, const Run& run) {
+  check_devices({p.l1, p.l2, p.labels, p.counts});
+  check_fit(p.fit);
+  const std::int64_t n = check_slices(p.l1);
+  check_shape(p.l1, {kAny, 1, p.fit.y.net, p.fit.x.net}, "n slices, one channel of fit.net");
+  check_shape(p.l2, {n, 1, p.fit.y.net, p.fit.x.net}, "l1's slices, one channel of fit.net");
+  check_shape(p.labels, {n, p.fit.y.native, p.fit.x.native}, "l1's slices of fit.native");
+  check_shape(p.counts, {n, 2}, "two counters per slice");
+  if (n > 0) dispatch(p, p.l1.device, run, cpu::label, TRTSEG_ON_CUDA(label));
+}
+
+void label3(const Label3& p, const Run& run) {
+  check_devices({p.logits, p.labels, p.counts});
+  check_fit(p.fit);
+  const std::int64_t n = check_slices(p.logits);
+  check_shape(p.logits, {kAny, 3, p.fit.y.net, p.fit.x.net}, "n slices, three channels of fit.net");
+  check_shape(p.labels, {n, p.fit.y.native, p.fit.x.native}, "the logits' slices of fit.native");
+  check_shape(p.counts, {n, 2}, "two counters per slice");
+  if (n > 0) dispatch(p, p.logits.device, run, cpu::label3, TRTSEG_ON_CUDA(label3));
+}
+
+}  // namespace trtseg

@@ -1,0 +1,192 @@
+"""The fused ops on CUDA: the cases of the CPU, bit for bit against the oracle."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from op_cases import (
+    GEOMETRIES,
+    GUARD_BYTE,
+    WINDOW,
+    WINDOW2,
+    case_from_half,
+    case_gate,
+    case_label,
+    case_label3,
+    case_prepare,
+    case_skipped_slices,
+    case_to_half,
+    fit_of,
+    logits,
+    slices,
+)
+
+from trtseg import _core, reference
+from trtseg.errors import ArgumentError
+from trtseg.fit import Fit
+
+pytestmark = pytest.mark.gpu
+DTYPES = [np.float32, np.float16]
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+
+
+@dataclass
+class TorchBackend:
+    """CUDA: arrays are PyTorch tensors, made and read on the current stream."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    step: int = 61
+
+    def put(self, array: np.ndarray) -> Any:
+        import torch
+
+        return torch.from_numpy(np.array(array)).cuda()
+
+    def buffer(self, nbytes: int) -> Any:
+        import torch
+
+        return torch.full((nbytes,), GUARD_BYTE, dtype=torch.uint8, device="cuda")
+
+    def view(self, buffer: Any, dtype: np.dtype, shape: tuple[int, ...]) -> Any:
+        import torch
+
+        return buffer.view(getattr(torch, dtype.name)).reshape(shape)
+
+    def get(self, array: Any) -> np.ndarray:
+        return array.cpu().numpy()
+
+
+@pytest.fixture(params=["default-stream", "own-stream"])
+def backend(request):
+    import torch
+
+    if request.param == "default-stream":
+        yield TorchBackend()
+        return
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        yield TorchBackend({"stream": stream.cuda_stream})
+
+
+@dtypes
+@pytest.mark.parametrize("n", [0, 1, 3])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+class TestEqualsOracle:
+    def test_prepare(self, backend, geometry, n, dtype):
+        case_prepare(backend, geometry, n, dtype)
+
+    @pytest.mark.parametrize("dtype_in", DTYPES, ids=lambda d: f"from-{d.__name__}")
+    def test_gate(self, backend, geometry, n, dtype_in, dtype):
+        case_gate(backend, geometry, n, dtype_in, dtype)
+
+    def test_label(self, backend, geometry, n, dtype):
+        case_label(backend, geometry, n, dtype)
+
+    def test_label3(self, backend, geometry, n, dtype):
+        case_label3(backend, geometry, n, dtype)
+
+
+@dtypes
+def test_skipping_the_tumour_net_is_exact(backend, dtype):
+    case_skipped_slices(backend, dtype)
+
+
+def test_rounding_to_half(backend):
+    case_to_half(backend)
+
+
+def test_widening_from_half(backend):
+    case_from_half(backend)
+
+
+def test_more_slices_than_a_grid_is_deep(backend):
+    import torch
+
+    fit, n = Fit.identity((1, 2)), 70_000  # a grid has at most 65535 blocks along z
+    hu = np.arange(2 * n).astype(np.int16).reshape(n, 1, 2)
+    l1 = torch.from_numpy(hu.astype(np.float32)).cuda().reshape(n, 1, 1, 2)
+    labels = torch.empty((n, 1, 2), dtype=torch.uint8, device="cuda")
+    counts = torch.empty((n, 2), dtype=torch.int32, device="cuda")
+    x2, liver_voxels = torch.empty_like(l1), torch.empty(n, dtype=torch.int32, device="cuda")
+    _core.gate(l1, backend.put(hu), 5.0, WINDOW2, x2, liver_voxels, **backend.options)
+    _core.label(l1, l1, (5.0, 9.0), fit, labels, counts, **backend.options)
+    expected_gate = reference.gate(backend.get(l1), hu, 5.0, WINDOW2)
+    expected_label = reference.label(backend.get(l1), backend.get(l1), (5.0, 9.0), fit)
+    for got, expected in zip((x2, liver_voxels, labels, counts), expected_gate + expected_label, strict=True):
+        assert (backend.get(got) == expected).all()
+
+
+def test_captured_in_a_graph_and_replayed_on_new_data():
+    import torch
+
+    backend, fit = TorchBackend(), fit_of("anisotropic-odd")
+    hu, l1 = slices(3, fit.native), logits((3, 1, *fit.net), np.float16)
+    d_hu, d_l1 = torch.zeros_like(backend.put(hu)), torch.zeros_like(backend.put(l1))
+    hu_net = torch.empty((3, *fit.net), dtype=torch.int16, device="cuda")
+    x1, x2 = torch.empty_like(d_l1), torch.empty_like(d_l1)
+    liver_voxels = torch.empty(3, dtype=torch.int32, device="cuda")
+    labels = torch.empty((3, *fit.native), dtype=torch.uint8, device="cuda")
+    counts = torch.empty((3, 2), dtype=torch.int32, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        stream = torch.cuda.current_stream().cuda_stream
+        _core.prepare(d_hu, fit, WINDOW, hu_net, x1, stream=stream)
+        _core.gate(d_l1, hu_net, 0.0, WINDOW2, x2, liver_voxels, stream=stream)
+        _core.label(d_l1, d_l1, (0.0, 1.0), fit, labels, counts, stream=stream)
+    d_hu.copy_(torch.from_numpy(hu))
+    d_l1.copy_(torch.from_numpy(l1))
+    for _ in range(2):  # counters must start from 0 each time
+        graph.replay()
+        expected = reference.prepare(hu, fit, WINDOW, np.float16)
+        expected += reference.gate(l1, expected[0], 0.0, WINDOW2, np.float16)
+        expected += reference.label(l1, l1, (0.0, 1.0), fit)
+        for got, e in zip((hu_net, x1, x2, liver_voxels, labels, counts), expected, strict=True):
+            assert backend.get(got).tobytes() == e.tobytes()
+
+
+def test_cupy_arrays_go_in_as_they_are():
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    fit = fit_of("anisotropic-odd")
+    hu = slices(2, fit.native)
+    hu_net, x1 = cupy.empty((2, *fit.net), cupy.int16), cupy.empty((2, 1, *fit.net), cupy.float16)
+    _core.prepare(cupy.asarray(hu), fit, WINDOW, hu_net, x1)
+    for got, expected in zip((hu_net, x1), reference.prepare(hu, fit, WINDOW, np.float16), strict=True):
+        assert cupy.asnumpy(got).tobytes() == expected.tobytes()
+
+
+def test_memory_of_the_host_is_refused():
+    import torch
+
+    class Host:
+        def __init__(self, array):
+            self.array = array  # keeps the memory
+            self.__cuda_array_interface__ = {**array.__array_interface__, "version": 3}
+
+    fit = Fit.identity((4, 4))
+    hu = torch.zeros((1, 4, 4), dtype=torch.int16, device="cuda")
+    with pytest.raises(ArgumentError, match="x1: got an address that is not GPU memory"):
+        _core.prepare(hu, fit, WINDOW, hu.clone(), Host(np.zeros((1, 1, 4, 4), np.float32)))
+
+
+def test_not_contiguous_is_refused():
+    import torch
+
+    fit = Fit.identity((4, 4))
+    hu = torch.zeros((1, 4, 8), dtype=torch.int16, device="cuda")
+    hu_net = torch.empty((1, 4, 4), dtype=torch.int16, device="cuda")
+    x1 = torch.zeros((1, 1, 4, 4), device="cuda")
+    with pytest.raises(ArgumentError, match="hu: got an array that is not C-contiguous"):
+        _core.prepare(hu[:, :, ::2], fit, WINDOW, hu_net, x1)
+
+
+def test_arrays_on_two_gpus_are_refused():
+    import torch
+
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there is one GPU only")
+    fit = Fit.identity((4, 4))
+    hu = torch.zeros((1, 4, 4), dtype=torch.int16, device="cuda:0")
+    x1 = torch.zeros((1, 1, 4, 4), device="cuda:1")
+    with pytest.raises(ArgumentError, match="x1: got an array on GPU 1, but hu is on GPU 0"):
+        _core.prepare(hu, fit, WINDOW, hu.clone(), x1)

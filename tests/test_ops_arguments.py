@@ -1,0 +1,198 @@
+"""Arguments of the fused ops that are wrong: refused by name, before anything is written."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from op_cases import WINDOW, NumpyBackend
+
+from trtseg import _core
+from trtseg.errors import ArgumentError, DeviceError
+from trtseg.fit import Fit
+
+
+def good_calls():
+    """Per op, arguments that are right: {op: {argument: value}}."""
+    fit = Fit.whole_field_of_view((6, 8), (1.0, 1.0), (3, 4))
+    net, native, f32 = (2, 3, 4), (2, 6, 8), np.float32
+    l1, labels = np.zeros((2, 1, 3, 4), f32), {"labels": np.zeros(native, np.uint8)}
+    labels["counts"] = np.zeros((2, 2), np.int32)
+    return {
+        "prepare": {
+            "hu": np.zeros(native, np.int16),
+            "fit": fit,
+            "window": WINDOW,
+            "hu_net": np.zeros(net, np.int16),
+            "x1": np.zeros_like(l1),
+        },
+        "gate": {
+            "l1": l1,
+            "hu_net": np.zeros(net, np.int16),
+            "logit_threshold": 0.0,
+            "window": WINDOW,
+            "x2": np.zeros_like(l1),
+            "liver_voxels": np.zeros(2, np.int32),
+        },
+        "label": {"l1": l1, "l2": l1.copy(), "logit_thresholds": (0.0, 0.0), "fit": fit, **labels},
+        "label3": {"logits": np.zeros((2, 3, 3, 4), f32), "fit": fit, **labels},
+    }
+
+
+OUTPUTS = {"prepare": ["hu_net", "x1"], "gate": ["x2", "liver_voxels"]}
+OUTPUTS["label"] = OUTPUTS["label3"] = ["labels", "counts"]
+ARRAYS = [(op, a) for op, args in good_calls().items() for a in args if isinstance(args[a], np.ndarray)]
+
+
+def call_with(op, **changes):
+    args = good_calls()[op] | changes
+    before = {name: args[name].tobytes() for name in OUTPUTS[op] if isinstance(args[name], np.ndarray)}
+    try:
+        getattr(_core, op)(**args)
+    except Exception:
+        assert all(args[name].tobytes() == old for name, old in before.items()), "wrote before checking"
+        raise
+
+
+@pytest.mark.parametrize(("op", "name"), ARRAYS)
+def test_wrong_arrays_are_refused_by_name(op, name):
+    good = good_calls()[op][name]
+    wide = np.zeros((*good.shape[:-1], 2 * good.shape[-1]), good.dtype)
+    refusals = [
+        (good.astype(np.float64), "got dtype float64, expected .*astype"),
+        (wide[..., ::2], "got an array that is not C-contiguous"),
+        (good.tolist(), "got list, expected a NumPy array"),
+        (None, "got NoneType"),
+        (good[None, None, None], r"got shape \(1, 1, 1, 2.*expected"),
+    ]
+    if good.itemsize > 1:
+        buffer = np.zeros(good.nbytes + 1, np.uint8)
+        odd = buffer[1:].view(good.dtype).reshape(good.shape)
+        refusals.append((odd, "got an array that is not C-contiguous and aligned"))
+        refusals.append((good.astype(good.dtype.newbyteorder()), "got dtype >"))
+    if name in OUTPUTS[op]:
+        refusals.append((NumpyBackend().put(good.copy()), "got a read-only array"))
+    for bad, message in refusals:
+        with pytest.raises(ArgumentError, match=f"^{name}: {message}"):
+            call_with(op, **{name: bad})
+
+
+@pytest.mark.parametrize(("op", "name"), ARRAYS)
+def test_wrong_shapes_are_refused(op, name):
+    good = good_calls()[op][name]
+    # gate takes its sizes from hu_net, the others the number of slices from their first array: where that one
+    # is wrong, it is another that differs from it.
+    blamed = "l1" if (op, name) == ("gate", "hu_net") else name
+    wide = np.zeros((*good.shape[:-1], 77), good.dtype)
+    with pytest.raises(ArgumentError, match=rf"^{blamed}: got shape \(.*expected \(.*of that shape$"):
+        call_with(op, **{name: wide})
+    first = next(iter(good_calls()[op])) if op != "gate" else "hu_net"
+    with pytest.raises(ArgumentError, match=rf"{'' if name == first else name}: got shape \(.*expected \("):
+        call_with(op, **{name: np.zeros((3, *good.shape[1:]), good.dtype)})
+
+
+@pytest.mark.parametrize(
+    ("op", "changes", "message"),
+    [
+        ("prepare", {"window": (400, -100)}, r"window: got \(400, -100\), expected two finite numbers"),
+        ("prepare", {"window": (5, 5)}, "window: .*the lower one first"),
+        ("prepare", {"window": (float("nan"), 5)}, "window: "),
+        ("gate", {"window": (0, float("inf"))}, "window: "),
+        ("gate", {"window": (0, 1e39)}, "window: "),
+        ("gate", {"window": (-3e38, 3e38)}, "window: "),
+        ("gate", {"window": (1e9, 1e9 + 1)}, "window: "),  # equal in float32
+        ("gate", {"window": 5}, r"window: got 5, expected \(lower, upper\)"),
+        ("gate", {"window": "ab"}, "window: got 'ab'"),
+        ("gate", {"window": (1, 2, 3)}, "window: "),
+        ("gate", {"logit_threshold": float("nan")}, "logit_threshold: got nan, expected a finite logit"),
+        ("gate", {"logit_threshold": 1e39}, "logit_threshold: "),
+        ("label", {"logit_thresholds": (0, float("inf"))}, r"logit_thresholds\[1\]: got inf"),
+        ("label", {"logit_thresholds": 0.5}, "logit_thresholds: got 0.5"),
+        ("label", {"fit": None}, "fit: got NoneType, expected a trtseg.fit.Fit"),
+        ("prepare", {"threads": -1}, "threads: got -1"),
+    ],
+)
+def test_wrong_numbers_are_refused(op, changes, message):
+    with pytest.raises(ArgumentError, match=message):
+        call_with(op, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"step": (2.0, 0.0)}, "fit: got step 0 along x"),
+        ({"step": (float("nan"), 2.0)}, "fit: got step nan along y"),
+        ({"step": (float("inf"), 2.0)}, "fit: got step inf along y"),
+        ({"offset": (-1, 0)}, "fit: got offset -1"),
+        ({"offset": (1, 0)}, "fit: got offset 1 and extent 3 along y"),
+        ({"extent": (3, 0)}, "fit: got offset 0 and extent 0 along x"),
+        ({"extent": (2**31 - 1, 4)}, "fit: "),
+        ({"step": (2.0, 4.0)}, "begin inside the slice's 8"),
+        ({"net": (0, 4)}, "fit: got 6 native and 0 net pixels along y"),
+        ({"native": (40000, 8)}, "fit: got 40000 native"),
+        ({"native": (6, 7)}, r"got shape \(2, 6, 8\), expected \(n, 6, 7\)"),
+        ({"native": (6.5, 7)}, "fit.native: "),
+        ({"native": 6}, "fit.native: got 6"),
+    ],
+)
+def test_wrong_fits_are_refused(changes, message):
+    fit = good_calls()["prepare"]["fit"]
+    with pytest.raises(ArgumentError, match=message):
+        call_with("prepare", fit=replace(fit, **changes))
+
+
+# ---- Arrays of another kind. -------------------------------------------------------------------------------
+
+
+class OnGpu:
+    """Something that says that it is a CUDA array."""
+
+    def __init__(self, array, **changes):
+        self.__cuda_array_interface__ = {
+            "shape": array.shape,
+            "typestr": array.dtype.str,
+            "data": (1 << 20, False),
+            "version": 3,
+            "strides": None,
+        } | changes
+
+
+def test_arrays_on_two_devices_are_refused():
+    hu_net = OnGpu(good_calls()["prepare"]["hu_net"])
+    with pytest.raises(ArgumentError, match="hu_net: got a CUDA array, but hu is a CPU array"):
+        call_with("prepare", hu_net=hu_net)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"typestr": "<f8"}, "x1: got dtype '<f8', expected float32 or float16"),
+        ({"typestr": ">f4"}, "x1: got dtype '>f4'"),
+        ({"strides": (48, 48, 4, 12)}, "x1: .*C-contiguous"),
+        ({"data": (0, False)}, "x1: got a null pointer"),
+        ({"data": (1 << 20, True)}, "x1: got a read-only array"),
+        ({"data": ((1 << 20) + 2, False)}, "x1: .*aligned"),
+        ({"data": None}, "x1: got a malformed __cuda_array_interface__"),
+        ({"shape": (1,) * 5}, "x1: got shape .*at most 4"),
+    ],
+)
+def test_wrong_cuda_arrays_are_refused(changes, message):
+    x1 = OnGpu(good_calls()["prepare"]["x1"], **changes)
+    with pytest.raises(ArgumentError, match=message):
+        call_with("prepare", **cuda_call() | {"x1": x1})
+
+
+def cuda_call():
+    args = good_calls()["prepare"]
+    return {name: OnGpu(args[name]) for name in ("hu", "hu_net", "x1")}
+
+
+@pytest.mark.skipif(_core.build_info()["cuda"], reason="built with CUDA")
+def test_cuda_arrays_need_a_build_with_cuda():
+    with pytest.raises(DeviceError, match="rebuild it with nvcc"):
+        call_with("prepare", **cuda_call())
+
+
+@pytest.mark.skipif(not _core.build_info()["cuda"], reason="built without CUDA")
+def test_an_address_that_is_not_on_a_gpu_is_refused():
+    with pytest.raises((ArgumentError, DeviceError), match=r"GPU|driver"):
+        call_with("prepare", **cuda_call())

@@ -1,0 +1,51 @@
+from typing import Any, TypedDict
+
+from trtseg.fit import Fit
+
+# A NumPy array, or any object with __cuda_array_interface__.
+_Array = Any
+
+class _BuildInfo(TypedDict):
+    cuda: bool
+    cuda_version: str | None
+    cuda_archs: str | None
+    compiler: str
+
+def prepare(
+    hu: _Array,
+    fit: Fit,
+    window: tuple[float, float],
+    hu_net: _Array,
+    x1: _Array,
+    stream: int = 0,
+    threads: int = 0,
+) -> None: ...
+def gate(
+    l1: _Array,
+    hu_net: _Array,
+    logit_threshold: float,
+    window: tuple[float, float],
+    x2: _Array,
+    liver_voxels: _Array,
+    stream: int = 0,
+    threads: int = 0,
+) -> None: ...
+def label(
+    l1: _Array,
+    l2: _Array,
+    logit_thresholds: tuple[float, float],
+    fit: Fit,
+    labels: _Array,
+    counts: _Array,
+    stream: int = 0,
+    threads: int = 0,
+) -> None: ...
+def label3(
+    logits: _Array,
+    fit: Fit,
+    labels: _Array,
+    counts: _Array,
+    stream: int = 0,
+    threads: int = 0,
+) -> None: ...
+def build_info() -> _BuildInfo: ...
