@@ -1,6 +1,7 @@
 """Connected components of label maps, in little memory however large the volume is.
 
-All work is done inside a bounding box, in slabs of slices. Label maps are ``[Z, Y, X]``, uint8: 0 background, 1 liver, 2 tumour.
+All work is done inside a bounding box, in slabs of slices. Label maps are ``[Z, Y, X]``, uint8: 0 background, 1 liver,
+2 tumour.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def count_voxels(labels: Array) -> tuple[int, int]:
 
 
 def check_labels(labels: Array) -> None:
+    """Raise ArgumentError unless ``labels`` is a uint8 volume of labels 0 to 2."""
     if not isinstance(labels, np.ndarray) or labels.dtype != np.uint8 or labels.ndim != 3:
         got = f"{labels.dtype} {labels.shape}" if isinstance(labels, np.ndarray) else type(labels).__name__
         raise ArgumentError(f"labels: got {got}; expected a uint8 array [Z, Y, X]")
@@ -47,14 +49,17 @@ def _extent(line: Array) -> slice:
 
 
 def is_background(labels: Array, out: Array | None = None) -> Array:
+    """Mask of label 0."""
     return np.equal(labels, 0, out=out)
 
 
 def is_liver(labels: Array, out: Array | None = None) -> Array:
+    """Mask of the liver with its tumours, labels 1 and 2."""
     return np.not_equal(labels, 0, out=out)
 
 
 def is_tumour(labels: Array, out: Array | None = None) -> Array:
+    """Mask of label 2."""
     return np.equal(labels, 2, out=out)
 
 

@@ -1,0 +1,109 @@
+"""Where the time of a segmentation goes, and beside it, in the same run, the same two nets run naively.
+
+    python benchmarks/cascade.py CT.nii.gz [--model default] [--repeats 5]
+
+Naively means: PyTorch eager in FP32, NumPy between the nets, both nets on every slice, no post-processing. It needs the
+``train`` extra; its nets are the model's own weights. Medians over the repeats, after one run that is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+
+import trtseg
+from training.unet import UNet, folded
+from trtseg import models
+from trtseg.volume import Volume
+
+
+def torch_net(onnx_file: bytes) -> torch.nn.Module:
+    """The U-Net of an ONNX file as a PyTorch module."""
+    weights = {
+        w.name: torch.from_numpy(numpy_helper.to_array(w).copy())
+        for w in onnx.load_from_string(onnx_file).graph.initializer
+    }
+    width, classes = len(weights["down.0.0.weight"]), len(weights["head.weight"])
+    depth = sum(name.startswith("down.") and name.endswith(".0.weight") for name in weights) - 1
+    net = folded(UNet(classes, width, depth))
+    net.load_state_dict(weights)
+    return net
+
+
+def naive(
+    volume: Volume, liver: torch.nn.Module, tumour: torch.nn.Module, spec: trtseg.spec.CascadeSpec
+) -> np.ndarray:
+    """A first implementation: slice by slice, both nets everywhere, labels back by nearest neighbour."""
+    first, second = spec.nets
+    rows, columns = volume.array.shape[1:]
+    labels = np.zeros(volume.array.shape, np.uint8)
+    for z, hu in enumerate(volume.array):
+        image = torch.from_numpy(hu.astype(np.float32))[None, None]
+        small = torch.nn.functional.interpolate(image, first.size, mode="bilinear", antialias=True).numpy()
+        x1 = np.clip((small - first.window[0]) / (first.window[1] - first.window[0]), 0, 1)
+        p1 = torch.sigmoid(liver(torch.from_numpy(x1))).numpy()
+        mask = p1 > first.threshold
+        x2 = np.clip((small - second.window[0]) / (second.window[1] - second.window[0]), 0, 1) * mask
+        p2 = torch.sigmoid(tumour(torch.from_numpy(x2.astype(np.float32)))).numpy()
+        label = mask.astype(np.uint8) + (mask & (p2 > second.threshold))
+        big = torch.nn.functional.interpolate(torch.from_numpy(label), (rows, columns), mode="nearest")
+        labels[z] = big[0, 0].numpy()
+    return labels
+
+
+def main() -> None:
+    """Parse the command line, run both, print both."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("ct", type=Path)
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+
+    segmenter = trtseg.Segmenter(args.model, precision=args.precision)
+    runs: list[dict[str, float]] = []
+    for _ in range(args.repeats + 1):
+        start = time.perf_counter()
+        result = segmenter.segment(args.ct)
+        runs.append({**result.timings, "total": time.perf_counter() - start})
+    times = {stage: statistics.median(run[stage] for run in runs[1:]) for stage in runs[0]}
+    nets = sum(seconds for stage, seconds in times.items() if stage.endswith(" net"))
+    rest = times["total"] - nets - times["read"]
+
+    files = models.find(args.model)
+    liver, tumour = (torch_net(files.read(role)) for role in ("liver", "tumour"))
+    volume = trtseg.load(args.ct)
+    naive_times = []
+    with torch.inference_mode():
+        for _ in range(2):
+            start = time.perf_counter()
+            labels = naive(volume, liver, tumour, files.spec)
+            naive_times.append(time.perf_counter() - start)
+
+    print(
+        f"{args.ct.name}: {'x'.join(map(str, volume.array.shape))} voxels, {segmenter.device} {segmenter.precision}\n"
+    )
+    print("| stage | seconds | of the nets |\n|---|---|---|")
+    for stage, seconds in times.items():
+        print(f"| {stage} | {seconds:.3f} | {seconds / nets:.1%} |")
+    print(f"| all but nets and reading | {rest:.3f} | {rest / nets:.1%} |")
+    ours = times["total"] - times["read"]
+    print(
+        f"| naive (PyTorch eager FP32), without reading | {min(naive_times):.3f} "
+        f"| {min(naive_times) / ours:.1f} times trtseg |"
+    )
+    same = float((labels == result.canonical).mean())
+    print(f"\nVoxels on which both agree (trtseg also post-processes): {same:.3%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""`segment` and `Segmenter` as users call them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import tiny
+
+import trtseg
+from trtseg import models
+from trtseg.errors import ArgumentError, DeviceError, InputError, ModelError
+from trtseg.phantom import abdomen
+
+SPACING = (5.0, 2.5, 2.5)
+
+
+@pytest.fixture(scope="module")
+def phantom():
+    return abdomen(shape=(40, 128, 160), spacing=SPACING)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny.cascade_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def segmenter(model):
+    return trtseg.Segmenter(model)
+
+
+def test_array_image_and_path_agree(segmenter, phantom, tmp_path):
+    ijk = phantom.ct.transpose(2, 1, 0)
+    image = nib.Nifti1Image(ijk, phantom.affine)
+    nib.save(image, tmp_path / "ct.nii.gz")
+    by_spacing = segmenter.segment(phantom.ct, spacing=SPACING)
+    by_affine = segmenter.segment(ijk, affine=phantom.affine)
+    assert set(np.unique(by_spacing.labels)) == {0, 1, 2}
+    assert (by_affine.labels == by_spacing.labels.transpose(2, 1, 0)).all()
+    assert (segmenter.segment(image).labels == by_affine.labels).all()
+    assert (segmenter.segment(tmp_path / "ct.nii.gz").labels == by_affine.labels).all()
+    assert (segmenter.segment(str(tmp_path / "ct.nii.gz")).labels == by_affine.labels).all()
+
+
+def test_orientation_of_the_file_does_not_matter(segmenter, phantom):
+    # the same patient stored in another axis order: labels must follow the voxels
+    lps = nib.Nifti1Image(phantom.ct.transpose(2, 1, 0), phantom.affine)
+    other = lps.as_reoriented(
+        nib.orientations.axcodes2ornt(("S", "R", "A"), (("L", "R"), ("P", "A"), ("I", "S")))
+    )
+    other = lps.as_reoriented(np.array([[1, -1], [2, 1], [0, -1]])) if other.shape == lps.shape else other
+    expected = nib.Nifti1Image(segmenter.segment(lps).labels, lps.affine)
+    result = segmenter.segment(other)
+    assert result.labels.shape == other.shape != lps.shape
+    assert np.allclose(result.affine, other.affine)
+    back = nib.orientations.ornt_transform(nib.io_orientation(other.affine), nib.io_orientation(lps.affine))
+    assert (nib.orientations.apply_orientation(result.labels, back) == np.asanyarray(expected.dataobj)).all()
+
+
+def test_labels_are_on_the_inputs_grid(segmenter, phantom, tmp_path):
+    image = nib.Nifti1Image(phantom.ct.transpose(2, 1, 0)[..., None], phantom.affine)
+    image.set_sform(phantom.affine, 2)
+    nib.save(image, tmp_path / "ct.nii.gz")
+    segmenter.segment(tmp_path / "ct.nii.gz").save(tmp_path / "seg.nii.gz")
+    seg = nib.load(tmp_path / "seg.nii.gz")
+    assert seg.shape == image.shape
+    assert seg.get_data_dtype() == np.uint8
+    assert (seg.affine == image.affine).all()
+    assert (seg.header["sform_code"], seg.header["qform_code"]) == (2, image.header["qform_code"])
+
+
+def test_many_threads_one_segmenter(segmenter, phantom):
+    volumes = [phantom.ct, phantom.ct[:, ::-1].copy(), phantom.ct[:17], phantom.ct[:, :, 20:]] * 2
+    alone = [segmenter.segment(v, spacing=SPACING).labels for v in volumes]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda v: segmenter.segment(v, spacing=SPACING).labels, volumes))
+    for a, b in zip(alone, together, strict=True):
+        assert (a == b).all()
+
+
+def test_input_is_not_changed(segmenter, phantom):
+    before = phantom.ct.copy()
+    segmenter.segment(phantom.ct, spacing=SPACING)
+    assert (phantom.ct == before).all()
+
+
+def test_report_says_what_made_it(segmenter, phantom, model):
+    report = json.loads(json.dumps(segmenter.segment(phantom.ct, spacing=SPACING).report()))
+    made = report["provenance"]
+    assert made["model"] == "tiny"
+    assert made["sha256"] == json.loads((model / "model.json").read_text())["sha256"]
+    assert made["thresholds"] == {"liver": 0.5, "tumour": 0.5}
+    assert made["device"] == "cpu"
+    assert made["precision"] == segmenter.precision
+    assert made["versions"]["trtseg"] == trtseg.__version__
+    assert {"read", "prepare", "liver net", "gate", "tumour net", "label", "postprocess"} <= set(
+        report["timings_s"]
+    )
+    assert "not for clinical use" in report["notice"]
+
+
+def test_one_step_model(tmp_path, phantom):
+    spec = tiny.spec("one-step")
+    weight = np.array([0.0, 40, 80]).reshape(3, 1, 1, 1)
+    net = tiny.convolution(weight, np.array([0.0, -22, -52]), spec)
+    folder = tiny.write_model(tmp_path / "m", {"one-step": (spec, net)})
+    result = trtseg.segment(phantom.ct, spacing=SPACING, model=folder)
+    assert set(np.unique(result.labels)) == {0, 1, 2}
+    assert list(result.provenance["sha256"]) == ["one-step.onnx"]
+
+
+def test_post_processing_is_optional_and_recorded(model, phantom):
+    off = trtseg.PostProcess(largest_liver=False, fill_holes=False, min_tumour_ml=0)
+    raw = trtseg.segment(phantom.ct, spacing=SPACING, model=model, postprocess=off)
+    clean = trtseg.segment(phantom.ct, spacing=SPACING, model=model)
+    assert raw.report()["postprocess"]["largest_liver"] == "off"
+    assert clean.report()["postprocess"]["largest_liver"]["removed_components"] > 0
+    assert clean.liver_ml < raw.liver_ml
+
+
+def test_refuses(model, phantom):
+    with pytest.raises(ModelError, match="model: got 'nonesuch'; expected one of default"):
+        trtseg.Segmenter("nonesuch")
+    with pytest.raises(DeviceError, match="device: got 'cuda'"):
+        trtseg.segment(phantom.ct, spacing=SPACING, device="cuda")
+    with pytest.raises(ArgumentError, match="precision"):
+        trtseg.Segmenter(model, precision="int3")
+    with pytest.raises(InputError, match=r"missing\.nii\.gz"):
+        trtseg.segment("missing.nii.gz", model=model)
+    with pytest.raises(ArgumentError, match="spacing"):
+        trtseg.segment(phantom.ct, model=model)
+
+
+def test_a_changed_weight_is_found(model, tmp_path):
+    folder = shutil.copytree(model, tmp_path / "m")
+    data = bytearray((folder / "tumour.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "tumour.onnx").write_bytes(data)
+    with pytest.raises(ModelError, match=r"tumour\.onnx: its SHA-256 is"):
+        trtseg.Segmenter(folder)
+    (folder / "tumour.onnx").unlink()
+    with pytest.raises(ModelError, match=r"tumour\.onnx: cannot be read"):
+        trtseg.Segmenter(folder)
+    (folder / "model.json").write_text("{}")
+    with pytest.raises(ModelError, match="missing"):
+        trtseg.Segmenter(folder)
+
+
+def test_shipped_models_are_what_their_manifests_say():
+    assert "default" in models.available()
+    for name in models.available():
+        files = models.find(name)
+        assert files.spec.name == name
+        for net in files.spec.nets:
+            for half in (False, True):
+                files.read(net.role, fp16=half)
+            assert "not for clinical use" in net.intended_use.lower()
+        assert (files.folder / "MODEL_CARD.md").is_file()
+
+
+def test_specs_in_onnx_metadata_equal_the_manifest():
+    onnx = pytest.importorskip("onnx")
+    files = models.find("default")
+    for net in files.spec.nets:
+        for half in (False, True):
+            metadata = onnx.load_from_string(files.read(net.role, fp16=half)).metadata_props
+            assert {p.key: p.value for p in metadata} == {"trtseg": net.to_json()}
+
+
+def test_public_names():
+    assert len(trtseg.__all__) <= 10
+    for name in trtseg.__all__:
+        assert getattr(trtseg, name) is not None
+    with pytest.raises(AttributeError, match="nonsense"):
+        trtseg.nonsense  # noqa: B018
+    assert dataclasses.is_dataclass(trtseg.Volume)

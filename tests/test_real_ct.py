@@ -1,0 +1,93 @@
+"""The shipped model on real CT; skipped visibly where the data is not beside the repository."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import trtseg
+from trtseg import models, reference
+from trtseg.engines import open_engine
+from trtseg.phantom import abdomen
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    return trtseg.Segmenter()
+
+
+def dice(a, b):
+    return 2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
+
+
+def test_healthy_liver(segmenter, shared_data, tmp_path):
+    result = segmenter.segment(shared_data / "chaos3" / "volume.nii.gz")
+    truth = np.asanyarray(nib.load(shared_data / "chaos3" / "segmentation.nii.gz").dataobj)
+    assert dice(result.labels >= 1, truth >= 1) >= 0.955
+    assert result.tumour_ml < 10
+    result.save(tmp_path / "a.nii.gz")
+    segmenter.segment(shared_data / "chaos3" / "volume.nii.gz").save(tmp_path / "b.nii.gz")
+    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+
+
+def test_skipping_is_exact_for_the_shipped_nets(segmenter, shared_data):
+    volume = trtseg.load(shared_data / "chaos3" / "volume.nii.gz")
+    off = trtseg.PostProcess(largest_liver=False, fill_holes=False, min_tumour_ml=0)
+    got = trtseg.Segmenter(postprocess=off).segment(volume).canonical
+    files = models.find("default")
+    liver, tumour = (
+        open_engine(files.read(s.role), s, device="cpu", precision=segmenter.precision)
+        for s in files.spec.nets
+    )
+    ends = np.r_[0:8, 70:78]
+    fit = liver.spec.fit_slice(volume.array.shape[1:], volume.spacing[1:])
+    hu, x1 = reference.prepare(volume.array[ends], fit, liver.spec.window)
+    l1, l2 = np.empty_like(x1), np.empty_like(x1)
+    liver.run(x1, l1)
+    x2, pixels = reference.gate(l1, hu, liver.spec.logit_threshold, tumour.spec.window)
+    tumour.run(x2, l2)
+    expected, _ = reference.label(l1, l2, (liver.spec.logit_threshold, tumour.spec.logit_threshold), fit)
+    assert (pixels == 0).any()
+    assert (got[ends] == expected).all()
+
+
+def test_precisions_agree_where_the_nets_are_sure(shared_data):
+    volume = trtseg.load(shared_data / "chaos3" / "volume.nii.gz")
+    fp32, bf16 = (trtseg.Segmenter(precision=p).segment(volume).canonical for p in ("fp32", "bf16"))
+    assert dice(fp32 >= 1, bf16 >= 1) > 0.995
+
+
+@pytest.mark.slow
+def test_slices_without_liver(segmenter, shared_data):
+    torch = pytest.importorskip("torch")
+    from training import data
+
+    empty, held_out = data.negatives(shared_data, 512)
+    hu = empty.hu[torch.from_numpy(held_out)].numpy()
+    false = sum(segmenter.segment(h[None], spacing=(5, 0.75, 0.75)).liver_ml > 5 for h in hu)
+    assert false <= 0.01 * len(hu)
+
+
+def test_memory_of_a_long_ct(tmp_path):
+    """800 slices of 512x512: at most the int16 volume, the labels, and 600 MB."""
+    part = abdomen(shape=(50, 512, 512), spacing=(5.0, 0.75, 0.75)).ct
+    ijk = np.concatenate([part] * 16).transpose(2, 1, 0)
+    nib.save(nib.Nifti1Image(ijk, np.diag([-0.75, -0.75, 1.0, 1.0])), tmp_path / "ct.nii")
+    command = [
+        sys.executable,
+        "-m",
+        "trtseg",
+        "segment",
+        str(tmp_path / "ct.nii"),
+        "-o",
+        str(tmp_path / "seg.nii.gz"),
+    ]
+    subprocess.run(command, check=True)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024  # MiB
+    volume = ijk.size * 2 / 2**20
+    assert peak < volume + volume / 2 + 600 * 1e6 / 2**20

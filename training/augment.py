@@ -1,0 +1,97 @@
+"""Augmentation: what changes between patients and scanners, and does not change where the liver is."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trtseg.fit import AIR_HU
+
+
+def augment(hu: Tensor, label: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Change place, size, shape and intensity of each slice at random.
+
+    Parameters
+    ----------
+    hu, label : Tensor
+        int16 HU and uint8 labels, ``[n, 2H, 2W]``.
+    rng : numpy.random.Generator
+        Source of all randomness: equal generators give equal results.
+
+    Returns
+    -------
+    hu, label : Tensor
+        float32 HU and uint8 labels, ``[n, H, W]``.
+    """
+    n, rows, columns = hu.shape
+    grid = torch.from_numpy(_grids(n, rng))  # [n, 9, 9, 2], enlarged to every pixel
+    grid = F.interpolate(grid.permute(0, 3, 1, 2), (rows, columns), mode="bilinear", align_corners=True)
+    grid = grid.permute(0, 2, 3, 1)
+    # grid_sample pads with zeros, so that air must be zero while it runs
+    moved = F.grid_sample(hu[:, None].float() - AIR_HU, grid, align_corners=False)
+    out = F.avg_pool2d(moved, 2)[:, 0] + AIR_HU  # the 2x2 mean is what prepare does
+    labels = F.grid_sample(
+        label[:, None].float(), F.avg_pool2d(grid.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1), mode="nearest",
+        align_corners=False,
+    )[:, 0].to(torch.uint8)  # fmt: skip
+    for i in range(n):
+        out[i] = _scanner(out[i], rng)
+        if rng.random() < 0.15:
+            _cut(out[i], labels[i], rng)
+    return out, labels
+
+
+def _grids(n: int, rng: np.random.Generator, points: int = 9) -> np.ndarray:
+    """Sampling positions in [-1, 1] on a coarse grid: scale, aspect, rotation, shift, and a smooth deformation."""
+    axis = np.linspace(-1, 1, points)
+    base = np.stack(np.meshgrid(axis, axis), -1)  # [points, points, (x, y)]
+    grids = np.empty((n, points, points, 2), np.float32)
+    for i in range(n):
+        zoom = np.exp(
+            rng.uniform(np.log(0.75), np.log(1.5))
+        )  # > 1: a larger field of view, a smaller patient
+        aspect = np.exp(rng.normal(0, 0.07))
+        angle = np.deg2rad(np.clip(rng.normal(0, 8), -25, 25))
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        shift = rng.normal(0, 0.10, 2)
+        grids[i] = base * (zoom * aspect, zoom / aspect) @ turn.T + shift
+        if rng.random() < 0.5:
+            grids[i] += rng.normal(0, 0.02, base.shape)
+    return grids
+
+
+def _scanner(hu: Tensor, rng: np.random.Generator) -> Tensor:
+    """Contrast phase, reconstruction kernel and noise of another scan of the same slice ``[H, W]``."""
+    air = hu < -155  # where 8-bit slices are saturated, nobody knows how far below
+    seed = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    if rng.random() < 0.4:
+        sigma = rng.uniform(0.3, 1.3)
+        taps = torch.exp(-0.5 * (torch.arange(-3, 4) / sigma) ** 2)
+        taps = taps / taps.sum()
+        padded = F.pad(hu[None, None], (3, 3, 3, 3), mode="replicate")
+        hu = F.conv2d(F.conv2d(padded, taps.view(1, 1, 1, 7)), taps.view(1, 1, 7, 1))[0, 0]
+    if rng.random() < 0.8:
+        # around 40 HU, so that fat stays fat while organs move with the phase of the contrast agent
+        hu = (hu - 40) * rng.uniform(0.75, 1.3) + 40 + rng.normal(0, 20)
+    if rng.random() < 0.3:
+        x = ((hu + 160) / 400).clamp(0, 1)
+        hu = torch.where((hu > -160) & (hu < 240), x ** rng.uniform(0.7, 1.4) * 400 - 160, hu)
+    if rng.random() < 0.5:
+        noise = torch.randn(hu.shape, generator=seed) * rng.uniform(3, 30)
+        if rng.random() < 0.5:  # correlated, as a soft kernel leaves it
+            noise = F.avg_pool2d(noise[None, None], 3, 1, 1)[0, 0] * 2
+        hu = hu + noise
+    return torch.where(air, float(AIR_HU), hu)
+
+
+def _cut(hu: Tensor, label: Tensor, rng: np.random.Generator) -> None:
+    """Blank, in place, all but a random box: a hard edge must not mean that there is no liver."""
+    for axis, size in enumerate(hu.shape):
+        length = int(size * rng.uniform(0.55, 1))
+        start = int(rng.integers(0, size - length + 1))
+        for part in (slice(0, start), slice(start + length, size)):
+            index = (part, slice(None)) if axis == 0 else (slice(None), part)
+            hu[index] = AIR_HU
+            label[index] = 0

@@ -1,0 +1,72 @@
+"""The U-Net of both stages."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+class DoubleConv(nn.Sequential):
+    """Two times 3x3 convolution, batch norm, ReLU; dropout of whole channels at the end where asked for."""
+
+    def __init__(self, channels_in: int, channels_out: int, dropout: float = 0.0) -> None:
+        super().__init__(
+            nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels_out),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels_out),
+            nn.ReLU(inplace=True),
+            nn.Dropout2d(dropout),
+        )
+
+
+class UNet(nn.Module):
+    """U-Net (Ronneberger et al., arXiv 1505.04597) with same-size convolutions and batch norm.
+
+    Parameters
+    ----------
+    classes : int
+        Output channels: logits, not probabilities.
+    width : int
+        Channels of the first level; they double at each of the ``depth`` poolings.
+    depth : int
+        Number of poolings; rows and columns of the input must be divisible by ``2 ** depth``.
+    dropout : float
+        Probability with which a channel is dropped in the expanding path, as in Gruber et al., section 2.4.
+    """
+
+    def __init__(self, classes: int = 1, width: int = 16, depth: int = 4, dropout: float = 0.1) -> None:
+        super().__init__()
+        channels = [width * 2**level for level in range(depth + 1)]
+        self.down = nn.ModuleList(
+            DoubleConv(c_in, c_out) for c_in, c_out in zip([1, *channels[:-1]], channels, strict=True)
+        )
+        self.up = nn.ModuleList(nn.ConvTranspose2d(c, c // 2, 2, stride=2) for c in reversed(channels[1:]))
+        self.merge = nn.ModuleList(DoubleConv(c, c // 2, dropout) for c in reversed(channels[1:]))
+        self.head = nn.Conv2d(width, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:  # [n, 1, H, W] -> [n, classes, H, W]
+        skips = []
+        for level, block in enumerate(self.down):
+            if level:
+                x = nn.functional.max_pool2d(x, 2)
+            x = block(x)  # [n, width * 2**level, H / 2**level, W / 2**level]
+            skips.append(x)
+        skips.pop()
+        for up, merge in zip(self.up, self.merge, strict=True):
+            x = merge(torch.cat([skips.pop(), up(x)], dim=1))
+        return self.head(x)
+
+
+def folded(net: UNet) -> UNet:
+    """A copy for inference: batch norm folded into the convolutions, dropout gone."""
+    net = copy.deepcopy(net).eval()
+    for block in [*net.down, *net.merge]:
+        for conv, norm in ((0, 1), (3, 4)):
+            block[conv] = nn.utils.fuse_conv_bn_eval(block[conv], block[norm])
+            block[norm] = nn.Identity()
+        block[6] = nn.Identity()
+    return net

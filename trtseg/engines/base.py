@@ -1,0 +1,48 @@
+"""The engine contract: what the cascade needs of a net, and all that it may ask for.
+
+An engine is one net, ready to run on one device. Constructed means ready: files are read, hashes checked, kernels
+compiled and buffers of its own allocated. Then
+
+- ``spec`` is the `ModelSpec` of the net;
+- ``device`` names where it runs, ``"cpu"`` or ``"cuda:0"``;
+- ``run(src, dst, stream)`` computes the logits of ``n >= 0`` slices: ``src`` is ``[n, 1, H, W]`` and ``dst`` is
+  ``[n, spec.channels, H, W]``, both C-contiguous and in `dtype`, both owned by the caller, and not overlapping. Every
+  element of ``dst`` is written, nothing else is. Slices are independent: the logits of a slice depend neither on its
+  place nor on its neighbours. Equal input gives equal output, bit for bit. ``run`` allocates nothing that grows, and
+  on a device with streams it only enqueues on ``stream`` and does not synchronise. An engine is used by one thread at
+  a time.
+
+``tests/test_engines.py`` holds every engine to this text.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtseg.spec import ModelSpec
+
+
+class Engine(Protocol):
+    """A net that is ready to run; see the module's docstring for the contract."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the net expects and what its logits mean."""
+
+    @property
+    def device(self) -> str:
+        """Where it runs."""
+
+    @property
+    def precision(self) -> str:
+        """Arithmetic of the convolutions: ``fp32``, ``bf16`` or ``fp16``."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Element type of ``src`` and ``dst``."""
+
+    def run(self, src: NDArray[Any], dst: NDArray[Any], stream: int = 0) -> None:
+        """Compute logits ``dst`` ``[n, channels, H, W]`` of slices ``src`` ``[n, 1, H, W]``."""
