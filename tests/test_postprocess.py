@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from trtseg import components as module
-from trtseg.errors import ArgumentError
 from trtseg.components import bounding_box, count_voxels
+from trtseg.errors import ArgumentError
 from trtseg.lesions import Lesion, lesions
 from trtseg.postprocess import PostProcess, postprocess
 

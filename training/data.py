@@ -29,7 +29,8 @@ VALIDATION_NEGATIVES = ("nsclc_lung1_001", "ibsi_pat1_lung", "ricord1a_1012")
 class Slices:
     """Slices of one subset.
 
-    ``hu`` is int16 ``[N, S, S]``, ``label`` uint8 ``[N, S, S]`` (0, 1 liver, 2 tumour), ``group`` names ``[N]``. A group is what must not be split between training and validation: a patient, or for the negatives a source.
+    ``hu`` is int16 ``[N, S, S]``, ``label`` uint8 ``[N, S, S]`` (0, 1 liver, 2 tumour), ``group`` text ``[N]``. A group
+    is what must not be split between training and validation: a patient, or for the negatives a source.
     """
 
     hu: Tensor

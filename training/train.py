@@ -108,7 +108,7 @@ def target_of(label: Tensor, x: Tensor, role: str) -> Tensor:
 
 @torch.no_grad()
 def validate(net: UNet, liver: UNet | None, role: str, subsets: dict[str, data.Slices]) -> dict[str, float]:
-    """Dice over each subset as one volume; where nothing is to be found, the share of slices with > 100 false pixels."""
+    """Dice over each subset as one volume; where nothing is to be found, the share of slices with >100 false pixels."""
     net.eval()
     scores = {}
     for name, slices in subsets.items():

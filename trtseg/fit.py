@@ -50,7 +50,9 @@ class Fit:
             Rows and columns of the net's input.
         """
         if min(native) < 1 or min(net) < 1:
-            raise ArgumentError(f"native and net: got {native} and {net}; expected at least one pixel an axis")
+            raise ArgumentError(
+                f"native and net: got {native} and {net}; expected at least one pixel an axis"
+            )
         if not all(math.isfinite(s) and s > 0 for s in spacing):
             raise ArgumentError(f"spacing: got {spacing}; expected two positive numbers of millimetres")
         mm_per_pixel = max(n * s / m for n, s, m in zip(native, spacing, net, strict=True))

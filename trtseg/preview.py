@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtseg.errors import ArgumentError
 from trtseg.components import Array, bounding_box
+from trtseg.errors import ArgumentError
 from trtseg.volume import Volume
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from trtseg.components import Array, bounding_box, count_voxels
 from trtseg.errors import ArgumentError, OutputError
 from trtseg.io import atomic, write_nifti
-from trtseg.components import Array, bounding_box, count_voxels
 from trtseg.lesions import Lesion, lesions
 from trtseg.volume import Geometry, Volume
 

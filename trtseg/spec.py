@@ -66,7 +66,9 @@ class ModelSpec:
         if not 0 < self.threshold < 1:
             raise ModelError(f"threshold: got {self.threshold}; expected a probability between 0 and 1")
         if len(self.classes) != self.channels:
-            raise ModelError(f"classes: got {self.classes}; a {self.role} net has {self.channels} output channels")
+            raise ModelError(
+                f"classes: got {self.classes}; a {self.role} net has {self.channels} output channels"
+            )
 
     @property
     def channels(self) -> int:

@@ -1,0 +1,82 @@
+# `make demo` and `make test` set up all they need in .venv/; what they need is Python >= 3.11 with its headers, and a
+# C++17 compiler. Another Python: make test PYTHON=python3.12
+#
+# Two environments: .venv/demo holds what a user gets from `pip install .`, so that the demo shows exactly that, and
+# .venv/test an editable install with torch and the tools.
+
+DEMO := .venv/demo
+TEST := .venv/test
+BUILD_FILES := pyproject.toml setup.py $(wildcard csrc/*)
+PACKAGE_FILES := $(shell find trtseg -type f -not -name '*.py[co]' -not -name '*.so')
+PIP_INSTALL = bin/python -m pip install -qq --disable-pip-version-check
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-slow test-gpu bench lint clean
+
+help:
+	@echo 'make demo       install, get a CT, segment it, show the result'
+	@echo 'make test       lint, types and all tests'
+	@echo 'make test-slow  only the tests marked slow'
+	@echo 'make test-gpu   the tests that need an NVIDIA GPU; without one they fail'
+	@echo 'make bench      speed of the ops and of the cascade here (CT=FILE: on that CT)'
+	@echo 'make lint       ruff and mypy'
+	@echo 'make clean      remove environments, builds, caches and demo/'
+
+demo: $(DEMO)/installed
+	@mkdir -p demo
+	@$(DEMO)/bin/trtseg sample -o demo/ct.nii.gz >/dev/null || { \
+	  echo 'No sample CT: going on with a phantom, which is made of formulas and shows that it runs, not how well.'; \
+	  $(DEMO)/bin/trtseg sample --phantom -o demo/ct.nii.gz >/dev/null; }
+	@$(DEMO)/bin/trtseg segment demo/ct.nii.gz -o demo/seg.nii.gz --report --preview
+	@echo 'CT: demo/ct.nii.gz  labels: demo/seg.nii.gz  preview: demo/seg.png  report: demo/seg.json'
+
+test: lint
+	$(TEST)/bin/python -m pytest
+
+test-slow: $(TEST)/installed
+	$(TEST)/bin/python -m pytest -m slow
+
+test-gpu: $(TEST)/installed
+	TRTSEG_REQUIRE_CUDA=1 $(TEST)/bin/python -m pytest tests/gpu
+
+bench: $(TEST)/installed
+	$(TEST)/bin/python benchmarks/ops.py
+	$(TEST)/bin/python benchmarks/cascade.py "$${CT:-$$($(TEST)/bin/trtseg sample)}"
+
+lint: $(TEST)/installed
+	$(TEST)/bin/ruff check .
+	$(TEST)/bin/ruff format --check .
+	$(TEST)/bin/mypy
+
+# `pip install .` copies through build/, where files linger that no longer exist in the source.
+$(DEMO)/installed: $(DEMO)/bin/python $(BUILD_FILES) $(PACKAGE_FILES)
+	@echo 'Installing trtseg into $(DEMO) ...'
+	@rm -rf build/lib* build/bdist*
+	@$(DEMO)/$(PIP_INSTALL) .
+	@touch $@
+
+# torch comes first and pinned: left to a dependency's range, pip may choose a build for another accelerator.
+$(TEST)/installed: $(TEST)/bin/python $(BUILD_FILES)
+	@echo 'Installing trtseg with its dev and train extras into $(TEST) ...'
+	@$(TEST)/$(PIP_INSTALL) torch==2.13.0
+	@$(TEST)/$(PIP_INSTALL) --editable '.[dev,train]'
+	@touch $@
+
+CHECK = import sys, sysconfig, os; \
+  sys.version_info >= (3, 11) or sys.exit("is older than 3.11"); \
+  os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")) or sys.exit("has no headers (python3-dev)"); \
+  import venv, ensurepip
+
+$(DEMO)/bin/python $(TEST)/bin/python:
+	@command -v $${CXX:-c++} >/dev/null || { \
+	  echo 'error: no C++ compiler found; install g++ or clang++, or set CXX' >&2; exit 1; }
+	@for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3.14 python3 python); do \
+	  why=$$($$python -c '$(CHECK)' 2>&1) && { $$python -m venv $(@:/bin/python=) && exit 0 || exit 1; }; \
+	  echo "$$python: $$(echo "$$why" | tail -n 1)"; \
+	done >&2; \
+	echo 'error: no Python >= 3.11 with venv and headers found; install one, or name it: make PYTHON=/path/to/python' >&2; \
+	exit 1
+
+clean:
+	rm -rf .venv build demo *.egg-info .mypy_cache .ruff_cache .pytest_cache trtseg/_core*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

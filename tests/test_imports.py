@@ -1,0 +1,152 @@
+"""The import order of the package, and what importing it costs."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import trtseg
+
+ROOT = Path(trtseg.__file__).parent
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# A module may import modules of its own layer and of the layers before it in this list. Add a new module
+# where it belongs; a package's name stands for everything in it.
+LAYERS = [
+    ["errors", "_core"],
+    ["volume", "fit", "spec", "phantom"],
+    ["reference", "io", "engines", "models"],
+    ["cascade", "components"],
+    ["postprocess", "lesions"],
+    ["result", "preview", "sample"],
+    ["api"],
+    ["cli", "__main__"],
+]
+LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
+
+# Slow to import, or not always installed: inside functions only, except where a module is for nothing else.
+HEAVY = {
+    "PIL",
+    "cc3d",
+    "highdicom",
+    "isal",
+    "nibabel",
+    "onnx",
+    "openvino",
+    "platformdirs",
+    "pycuda",
+    "pydicom",
+    "pynetdicom",
+    "rich",
+    "scipy",
+    "tensorrt",
+    "tensorrt_rtx",
+    "typer",
+}
+MAY_BE_HEAVY = {"cli": {"typer"}}
+NEVER = {"torch", "training", "tests", "benchmarks"}
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def part(path: Path) -> str:
+    """``io`` for ``trtseg/io/nifti.py``, ``api`` for ``trtseg/api.py``."""
+    return path.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Full names of all modules imported anywhere in ``tree``, but for types that only a checker reads."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        else:
+            yield from imports(node)
+
+
+def module_level(tree: ast.Module) -> ast.Module:
+    """The module without the bodies of its functions."""
+
+    class DropBodies(ast.NodeTransformer):
+        def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+            return None
+
+    return DropBodies().visit(tree)
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+# The package's own __init__ is no layer: it imports its public names on first use, from all of them.
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if p != ROOT / "__init__.py"], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_nothing_imports_upwards(path):
+    here = part(path)
+    assert here in LAYER, f"{here}: give it a layer in this test"
+    for name in imports(parse(path)):
+        first, *rest = name.split(".")
+        if first == "trtseg" and rest[0] in LAYER:
+            assert LAYER[rest[0]] <= LAYER[here], f"{here} imports {name}, which lies above it"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_module_imports_torch_or_training(path):
+    for name in imports(parse(path)):
+        assert name.split(".")[0] not in NEVER, f"{path}: {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_heavy_modules_are_imported_on_first_use(path):
+    allowed = MAY_BE_HEAVY.get(part(path), set())
+    for name in imports(module_level(parse(path))):
+        assert name.split(".")[0] not in HEAVY - allowed, (
+            f"{path}: import {name} inside the function that needs it"
+        )
+
+
+def test_results_never_come_from_the_reference():
+    for path in FILES:
+        assert "trtseg.reference" not in " ".join(imports(parse(path))), path
+
+
+def modules_after(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(*sys.modules)"
+    return set(
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.split()
+    )
+
+
+@pytest.mark.parametrize("statement", ["import trtseg", "import trtseg.api"])
+def test_importing_loads_nothing_heavy(statement):
+    assert not modules_after(statement) & (HEAVY | NEVER)
+
+
+def test_import_costs_less_than_a_quarter_second_over_numpy():
+    def seconds(module: str) -> float:
+        code = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
+        runs = [
+            subprocess.run([sys.executable, "-c", code], capture_output=True, check=True) for _ in range(5)
+        ]
+        return min(float(run.stdout) for run in runs)
+
+    assert seconds("trtseg, trtseg.api") < seconds("numpy") + 0.25
+
+
+def test_the_public_names_exist():
+    for name in trtseg.__all__:
+        assert getattr(trtseg, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = trtseg.nonsense
+    assert set(trtseg.__all__) <= set(dir(trtseg))
+    assert len(trtseg.__all__) <= 10

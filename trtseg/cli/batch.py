@@ -1,0 +1,261 @@
+"""Many CTs in one go: what is written where, and no case that takes the others down with it."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trtseg.cli import NOT_CLINICAL, fail
+from trtseg.errors import ArgumentError, OutputError, TrtsegError
+
+if TYPE_CHECKING:
+    from trtseg.api import Segmenter
+    from trtseg.result import Segmentation
+
+_ENDINGS = (".nii.gz", ".nii")
+_LISTED = 10  # lesions listed one by one; the report has all
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input and the files that are written for it."""
+
+    source: Path
+    labels: Path
+    report: Path | None
+    preview: Path | None
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """Labels first, then what else was asked for."""
+        return tuple(p for p in (self.labels, self.report, self.preview) if p is not None)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What the summary says of a case."""
+
+    case: Case
+    result: Segmentation
+    seconds: float
+
+
+def stem(path: Path) -> str:
+    """File name without ``.nii.gz``, ``.nii``, or whatever its last ending is."""
+    for ending in _ENDINGS:
+        if path.name.lower().endswith(ending):
+            return path.name[: -len(ending)]
+    return path.stem
+
+
+def file_in(output: Path, name: str) -> Path:
+    """Path to write: ``output`` itself if it is named as a NIfTI file, ``name`` in it if it is a folder."""
+    if output.is_dir():
+        return output / name
+    if not output.name.lower().endswith(_ENDINGS):
+        raise ArgumentError(
+            f"--output: got {output}; expected a name ending in .nii.gz or .nii, or a folder that exists"
+        )
+    return output
+
+
+def plan(inputs: Sequence[Path], output: Path | None, *, report: bool, preview: bool) -> list[Case]:
+    """Decide what is written where; refuse what would overwrite an input or write a file twice.
+
+    Raises
+    ------
+    ArgumentError
+        If ``output`` does not suit the number of inputs, or outputs and inputs collide.
+    OutputError
+        If the folder of several outputs cannot be created.
+    """
+    if len(inputs) == 1:
+        labels = [file_in(output if output is not None else Path(), f"{stem(inputs[0])}_seg.nii.gz")]
+    else:
+        folder = output if output is not None else Path()
+        if folder.is_file() or (folder.name.lower().endswith(_ENDINGS) and not folder.is_dir()):
+            raise ArgumentError(
+                f"--output: got the file {folder} for {len(inputs)} inputs; expected a folder"
+            )
+        labels = [folder / f"{stem(path)}_seg.nii.gz" for path in inputs]
+    cases = [
+        Case(
+            source,
+            target,
+            target.with_name(f"{stem(target)}.json") if report else None,
+            target.with_name(f"{stem(target)}.png") if preview else None,
+        )
+        for source, target in zip(inputs, labels, strict=True)
+    ]
+    _refuse_collisions(cases)
+    if len(inputs) > 1:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"--output: {folder} cannot be created ({error.strerror}); choose another folder"
+            ) from error
+    _check_writable(labels[0].parent)
+    return cases
+
+
+def _check_writable(folder: Path) -> None:
+    """Find out now, not after the segmentation; only trying tells."""
+    if not folder.exists():
+        raise OutputError(f"--output: the folder {folder} does not exist; create it first")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"--output: the folder {folder} cannot be written ({error.strerror}); choose another one"
+        ) from error
+
+
+def _refuse_collisions(cases: Sequence[Case]) -> None:
+    sources = {case.source.resolve(): case.source for case in cases}
+    claimed: dict[Path, Path] = {}
+    for case in cases:
+        for output in case.outputs:
+            target = output.resolve()
+            if target in sources:
+                raise ArgumentError(f"--output: {output} is the input {sources[target]}; choose another name")
+            if target.is_dir():
+                raise ArgumentError(f"--output: {output} is a folder; remove it or choose another name")
+            if target in claimed:
+                raise ArgumentError(
+                    f"inputs: {claimed[target]} and {case.source} would both be written to {output}; "
+                    "rename one, or segment them into different folders"
+                )
+            claimed[target] = case.source
+
+
+def run(cases: Sequence[Case], segmenter: Segmenter, *, quiet: bool) -> int:
+    """Segment all cases, report each failure on stderr, print a table on stdout; return the exit code."""
+    done: list[Done] = []
+    bugs = 0
+    try:
+        with _progress(quiet) as bar:
+            for number, case in enumerate(cases, 1):
+                label = f"{number}/{len(cases)} {case.source.name}" if len(cases) > 1 else case.source.name
+                start = time.perf_counter()
+                try:
+                    result = _segment(case, segmenter, _follow(bar, label))
+                except TrtsegError as error:
+                    named = str(case.source) in str(error) or len(cases) == 1
+                    fail(str(error) if named else f"{case.source}: {error}")
+                except Exception:
+                    # A bug, to be seen in full; the other cases still get their turn.
+                    bugs += 1
+                    fail(f"{case.source}: unexpected, please report this:")
+                    traceback.print_exc()
+                else:
+                    done.append(Done(case, result, time.perf_counter() - start))
+    finally:
+        if done and not quiet:
+            _print(done, details=len(cases) == 1)
+    if bugs:
+        return 1
+    return 0 if len(done) == len(cases) else 3 if done else 2
+
+
+def _segment(case: Case, segmenter: Segmenter, tell: Callable[[str, float], None]) -> Segmentation:
+    from trtseg.io import load
+
+    tell("reading", 0)
+    start = time.perf_counter()
+    volume = load(case.source)  # here, not by the segmenter: the preview shows it too
+    read = time.perf_counter() - start
+    result = segmenter.segment(volume, progress=lambda fraction: tell("segmenting", fraction))
+    result.timings["read"] = read
+    tell("writing", 1)
+    result.save(case.labels, report=case.report, preview=case.preview, volume=volume)
+    return result
+
+
+def _progress(quiet: bool) -> Any:
+    """Make a progress bar on stderr for people, and none for files and scripts."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        return nullcontext()
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+def _follow(bar: Any, label: str) -> Callable[[str, float], None]:
+    """Make the function that moves the bar (None: no bar) of one case."""
+    if bar is None:
+        return lambda stage, fraction: None
+    for old in bar.task_ids:
+        bar.remove_task(old)
+    task = bar.add_task(label, total=1.0)
+    return lambda stage, fraction: bar.update(task, completed=fraction, description=f"{label}: {stage}")
+
+
+def _print(done: Sequence[Done], *, details: bool) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)  # for files and pipes: do not cut paths
+    table = Table(box=box.SIMPLE, caption=NOT_CLINICAL, caption_justify="left", show_header=not details)
+    if details:
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for heading, text in _details(done[0]):
+            table.add_row(heading, Text(text))
+    else:
+        table.add_column("case", overflow="fold")
+        for heading in ("liver mL", "tumour mL", "lesions", "seconds"):
+            table.add_column(heading, justify="right")
+        table.add_column("labels", overflow="fold")
+        for row in done:
+            r = row.result
+            numbers = (f"{r.liver_ml:.1f}", f"{r.tumour_ml:.1f}", str(len(r.lesions)), f"{row.seconds:.1f}")
+            table.add_row(Text(row.case.source.name), *numbers, Text(str(row.case.labels)))
+    console.print(table)
+
+
+def _details(done: Done) -> list[tuple[str, str]]:
+    """Lay the report of one case out as headings and texts."""
+    case, result, made = done.case, done.result, done.result.provenance
+    rows = [
+        ("case", case.source.name),
+        ("liver", f"{result.liver_ml:.1f} mL"),
+        ("tumour", f"{result.tumour_ml:.1f} mL, {result.burden:.1%} of the liver"),
+        ("lesions", str(len(result.lesions))),
+    ]
+    for number, lesion in enumerate(result.lesions[:_LISTED], 1):
+        first, last = lesion.slices
+        size = f"{lesion.volume_ml:.1f} mL, {lesion.diameter_mm:.0f} mm across, slices {first} to {last}"
+        rows.append((f"  {number}", size))
+    if len(result.lesions) > _LISTED:
+        rows.append(("", f"and {len(result.lesions) - _LISTED} smaller ones"))
+    stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in result.timings.items())
+    rows.append(("seconds", f"{done.seconds:.1f}: {stages}"))
+    rows.append(
+        ("made by", f"model {made['model']} {made['model_version']}, {made['device']}, {made['precision']}")
+    )
+    rows.append(("labels", str(case.labels)))
+    rows += [("report", str(case.report))] if case.report else []
+    rows += [("preview", str(case.preview))] if case.preview else []
+    return rows
