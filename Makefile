@@ -7,11 +7,14 @@
 DEMO := .venv/demo
 TEST := .venv/test
 BUILD_FILES := pyproject.toml setup.py $(wildcard csrc/*)
+# What `make train` reads, a folder laid out as training/README.md says, and where it keeps its checkpoints.
+DATA := ../shared/data
+RUNS := runs
 PACKAGE_FILES := $(shell find trtseg -type f -not -name '*.py[co]' -not -name '*.so')
 PIP_INSTALL = bin/python -m pip install -qq --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-gpu bench lint clean
+.PHONY: help demo test test-slow test-gpu bench lint train clean
 
 help:
 	@echo 'make demo       install, get a CT, segment it, show the result'
@@ -20,6 +23,7 @@ help:
 	@echo 'make test-gpu   the tests that need an NVIDIA GPU; without one they fail'
 	@echo 'make bench      speed of the ops and of the cascade here (CT=FILE: on that CT)'
 	@echo 'make lint       ruff and mypy'
+	@echo 'make train      from CT slices to the shipped model; an interrupted run resumes'
 	@echo 'make clean      remove environments, builds, caches and demo/'
 
 demo: $(DEMO)/installed
@@ -40,13 +44,20 @@ test-gpu: $(TEST)/installed
 	TRTSEG_REQUIRE_CUDA=1 $(TEST)/bin/python -m pytest tests/gpu
 
 bench: $(TEST)/installed
-	$(TEST)/bin/python benchmarks/ops.py
-	$(TEST)/bin/python benchmarks/cascade.py "$${CT:-$$($(TEST)/bin/trtseg sample)}"
+	$(TEST)/bin/python -m benchmarks.ops
+	$(TEST)/bin/python -m benchmarks.cascade "$${CT:-$$($(TEST)/bin/trtseg sample)}"
 
 lint: $(TEST)/installed
 	$(TEST)/bin/ruff check .
 	$(TEST)/bin/ruff format --check .
 	$(TEST)/bin/mypy
+
+train: $(TEST)/installed
+	$(TEST)/bin/python -m training.train liver --data $(DATA) --out $(RUNS)/liver
+	$(TEST)/bin/python -m training.train tumour --data $(DATA) --out $(RUNS)/tumour --liver $(RUNS)/liver/last.pt
+	$(TEST)/bin/python -m training.export --liver $(RUNS)/liver/last.pt --tumour $(RUNS)/tumour/last.pt \
+	  --out trtseg/models/default
+	$(TEST)/bin/python -m training.evaluate --data $(DATA)
 
 # `pip install .` copies through build/, where files linger that no longer exist in the source.
 $(DEMO)/installed: $(DEMO)/bin/python $(BUILD_FILES) $(PACKAGE_FILES)

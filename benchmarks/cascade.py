@@ -1,6 +1,6 @@
 """Where the time of a segmentation goes, and beside it, in the same run, the same two nets run naively.
 
-    python benchmarks/cascade.py CT.nii.gz [--model default] [--repeats 5]
+    python -m benchmarks.cascade CT.nii.gz [--model default] [--repeats 5]
 
 Naively means: PyTorch eager in FP32, NumPy between the nets, both nets on every slice, no post-processing. It needs the
 ``train`` extra; its nets are the model's own weights. Medians over the repeats, after one run that is not counted.

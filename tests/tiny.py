@@ -14,7 +14,7 @@ SIZE = (64, 64)
 WINDOW = {"liver": (-160.0, 240.0), "tumour": (-40.0, 200.0), "one-step": (-160.0, 240.0)}
 
 
-def spec(role: str, **changes) -> ModelSpec:
+def spec(role: str, /, **changes) -> ModelSpec:
     """A ModelSpec of that role; ``changes`` replace single fields."""
     values = {
         "role": role,

@@ -26,6 +26,10 @@ def augment(hu: Tensor, label: Tensor, rng: np.random.Generator) -> tuple[Tensor
         float32 HU and uint8 labels, ``[n, H, W]``.
     """
     n, rows, columns = hu.shape
+    hu, label = hu.clone(), label.clone()
+    for i in range(n):
+        if rng.random() < 0.12:
+            _remove_liver(hu[i], label[i], rng)
     grid = torch.from_numpy(_grids(n, rng))  # [n, 9, 9, 2], enlarged to every pixel
     grid = F.interpolate(grid.permute(0, 3, 1, 2), (rows, columns), mode="bilinear", align_corners=True)
     grid = grid.permute(0, 2, 3, 1)
@@ -72,6 +76,8 @@ def _scanner(hu: Tensor, rng: np.random.Generator) -> Tensor:
         taps = taps / taps.sum()
         padded = F.pad(hu[None, None], (3, 3, 3, 3), mode="replicate")
         hu = F.conv2d(F.conv2d(padded, taps.view(1, 1, 1, 7)), taps.view(1, 1, 7, 1))[0, 0]
+    if rng.random() < 0.2:
+        hu = _unenhanced(hu, rng)
     if rng.random() < 0.8:
         # around 40 HU, so that fat stays fat while organs move with the phase of the contrast agent
         hu = (hu - 40) * rng.uniform(0.75, 1.3) + 40 + rng.normal(0, 20)
@@ -84,6 +90,24 @@ def _scanner(hu: Tensor, rng: np.random.Generator) -> Tensor:
             noise = F.avg_pool2d(noise[None, None], 3, 1, 1)[0, 0] * 2
         hu = hu + noise
     return torch.where(air, float(AIR_HU), hu)
+
+
+def _unenhanced(hu: Tensor, rng: np.random.Generator) -> Tensor:
+    """Undo most of the contrast agent's work: what it brightened comes back towards plain soft tissue, bone stays."""
+    knee, slope = rng.uniform(40, 60), rng.uniform(0.1, 0.5)
+    top = knee + slope * (200 - knee)
+    dimmed = knee + slope * (hu - knee)
+    rising = top + (hu - 200) * (240 - top) / 40  # so that 240 HU, where 8-bit slices end, is 240 HU again
+    return torch.where(hu < knee, hu, torch.where(hu < 200, dimmed, torch.where(hu < 240, rising, hu)))
+
+
+def _remove_liver(hu: Tensor, label: Tensor, rng: np.random.Generator) -> None:
+    """Put fat, in place, where the liver is: the abdomen below the liver must not lend it another organ."""
+    liver = F.max_pool2d((label > 0).float()[None], 9, 1, 4)[0] > 0  # with its rim
+    seed = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    fat = rng.uniform(-120, -70) + 15 * torch.randn(hu.shape, generator=seed)
+    hu[liver] = fat[liver].to(hu.dtype)
+    label.zero_()
 
 
 def _cut(hu: Tensor, label: Tensor, rng: np.random.Generator) -> None:

@@ -27,6 +27,7 @@ from training.losses import balanced_loss, class_weights
 from training.unet import UNet
 
 SIZE = 256
+STEPS = {"liver": 4000, "tumour": 2400}  # of the shipped nets
 WINDOW = {"liver": (-160.0, 240.0), "tumour": (-40.0, 200.0)}  # HU mapped to 0 and 1
 
 
@@ -67,7 +68,7 @@ def logits_of(net: UNet, x: Tensor) -> Tensor:
 
 
 class Sampler:
-    """Chooses the slices of a step: patients by the square root of their slices, one slice in four without liver."""
+    """Chooses the slices of a step: patients by the square root of their slices, one slice in three without liver."""
 
     def __init__(self, liver: data.Slices, empty: data.Slices, role: str) -> None:
         self.sources = [(liver, _by_group(liver.group))]
@@ -77,19 +78,22 @@ class Sampler:
             healthy = liver.where(~tumour)
             liver = liver.where(tumour)
             self.sources = [(liver, _by_group(liver.group)), (healthy, _by_group(healthy.group))]
-            self.share = 0.5
+            self.share, self.mirror = 0.5, False
         else:
             self.sources.append((empty, _by_group(empty.group)))
-            self.share = 0.75
+            # slices without liver also come prone or reversed: they have none either way
+            self.share, self.mirror = 0.67, True
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """HU and labels ``[n, S, S]`` of ``n`` slices."""
         hu, label = [], []
         for _ in range(n):
-            slices, p = self.sources[0 if rng.random() < self.share else 1]
+            second = rng.random() >= self.share
+            slices, p = self.sources[second]
             i = int(rng.choice(len(p), p=p))
-            hu.append(slices.hu[i])
-            label.append(slices.label[i])
+            axes = [axis for axis in (0, 1) if second and self.mirror and rng.random() < 0.3]
+            hu.append(slices.hu[i].flip(axes))
+            label.append(slices.label[i].flip(axes))
         return torch.stack(hu), torch.stack(label)
 
 
@@ -234,7 +238,7 @@ def main() -> None:
         "--out", type=Path, required=True, help="folder of the run; an interrupted run resumes"
     )
     parser.add_argument("--liver", type=Path, help="checkpoint of the liver net (tumour only)")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, help="optimiser steps (default: those of the shipped net)")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--depth", type=int, default=4)
@@ -242,7 +246,8 @@ def main() -> None:
     args = parser.parse_args()
     if (args.role == "tumour") != (args.liver is not None):
         parser.error("--liver goes with the role tumour, which needs it")
-    settings = Settings(args.role, args.steps, args.batch, width=args.width, depth=args.depth, seed=args.seed)
+    steps = args.steps or STEPS[args.role]
+    settings = Settings(args.role, steps, args.batch, width=args.width, depth=args.depth, seed=args.seed)
     train(settings, args.data, args.out, args.liver)
 
 
