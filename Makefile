@@ -14,12 +14,11 @@ PACKAGE_FILES := $(shell find trtseg -type f -not -name '*.py[co]' -not -name '*
 PIP_INSTALL = bin/python -m pip install -qq --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-gpu bench lint train clean
+.PHONY: help demo test test-gpu bench lint train clean
 
 help:
 	@echo 'make demo       install, get a CT, segment it, show the result'
 	@echo 'make test       lint, types and all tests'
-	@echo 'make test-slow  only the tests marked slow'
 	@echo 'make test-gpu   the tests that need an NVIDIA GPU; without one they fail'
 	@echo 'make bench      speed of the ops and of the cascade here (CT=FILE: on that CT)'
 	@echo 'make lint       ruff and mypy'
@@ -36,9 +35,6 @@ demo: $(DEMO)/installed
 
 test: lint
 	$(TEST)/bin/python -m pytest
-
-test-slow: $(TEST)/installed
-	$(TEST)/bin/python -m pytest -m slow
 
 test-gpu: $(TEST)/installed
 	TRTSEG_REQUIRE_CUDA=1 $(TEST)/bin/python -m pytest tests/gpu

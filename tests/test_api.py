@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import onnx
 import pytest
 import tiny
 
@@ -52,10 +53,7 @@ def test_array_image_and_path_agree(segmenter, phantom, tmp_path):
 def test_orientation_of_the_file_does_not_matter(segmenter, phantom):
     # the same patient stored in another axis order: labels must follow the voxels
     lps = nib.Nifti1Image(phantom.ct.transpose(2, 1, 0), phantom.affine)
-    other = lps.as_reoriented(
-        nib.orientations.axcodes2ornt(("S", "R", "A"), (("L", "R"), ("P", "A"), ("I", "S")))
-    )
-    other = lps.as_reoriented(np.array([[1, -1], [2, 1], [0, -1]])) if other.shape == lps.shape else other
+    other = lps.as_reoriented(np.array([[1, -1], [2, 1], [0, -1]]))
     expected = nib.Nifti1Image(segmenter.segment(lps).labels, lps.affine)
     result = segmenter.segment(other)
     assert result.labels.shape == other.shape != lps.shape
@@ -166,7 +164,6 @@ def test_shipped_models_are_what_their_manifests_say():
 
 
 def test_specs_in_onnx_metadata_equal_the_manifest():
-    onnx = pytest.importorskip("onnx")
     files = models.find("default")
     for net in files.spec.nets:
         for half in (False, True):

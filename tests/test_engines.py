@@ -8,22 +8,33 @@ import tiny
 
 from trtseg import models
 from trtseg.engines import available_devices, open_engine, resolve_device
+from trtseg.engines.openvino import native_bf16
 from trtseg.errors import ArgumentError, DeviceError, ModelError
 
 GUARD = 12345.0
 
 
-@pytest.fixture(scope="module", params=["fp32", "bf16"])
+PRECISIONS = ["fp32", "bf16"] if native_bf16() else ["fp32"]  # BF16 is an error where the processor lacks it
+ENGINES = [
+    (device, precision)
+    for device, works, _ in available_devices()
+    if works
+    for precision in (PRECISIONS if device == "cpu" else ["auto"])
+]
+
+
+@pytest.fixture(scope="module", params=ENGINES, ids="-".join)
 def liver(request):
     """The shipped liver net."""
+    device, precision = request.param
     files = models.find("default")
-    return open_engine(files.read("liver"), files.spec.nets[0], device="cpu", precision=request.param)
+    return open_engine(files.read("liver"), files.spec.nets[0], device=device, precision=precision)
 
 
 @pytest.fixture(scope="module")
 def images(liver):
     rng = np.random.default_rng(0)
-    return rng.random((4, 1, *liver.spec.size), np.float32)
+    return rng.random((4, 1, *liver.spec.size), np.float32).astype(liver.dtype)
 
 
 def guarded(engine, n):
@@ -41,9 +52,10 @@ def run(engine, src):
 
 
 def test_says_what_it_is(liver):
-    assert liver.device == "cpu"
-    assert liver.precision in ("fp32", "bf16")
-    assert liver.dtype == np.float32
+    assert liver.device == resolve_device(liver.device)
+    assert liver.precision in ("fp32", "bf16", "fp16")
+    assert liver.dtype in (np.float32, np.float16)
+    assert liver.spec == models.find("default").spec.nets[0]
 
 
 def test_writes_every_element_and_no_other(liver, images):
@@ -82,6 +94,7 @@ def test_logits_of_a_convolution():
     assert np.abs(run(engine, src) - expected).max() < 1e-5
 
 
+@pytest.mark.skipif("bf16" not in PRECISIONS, reason="this processor has no BF16")
 def test_bf16_is_close_to_fp32(images):
     files = models.find("default")
     answers = [
@@ -101,8 +114,14 @@ def test_refusals():
     with pytest.raises(ModelError, match="cannot run it"):
         open_engine(b"no onnx", spec, device="cpu", precision="fp32")
     wrong = tiny.convolution(np.zeros((3, 1, 1, 1)), np.zeros(3), tiny.spec("one-step"))
-    with pytest.raises(ModelError, match="its spec says"):
+    with pytest.raises(ModelError, match=r"model\.json differs from the spec in the ONNX file"):
         open_engine(wrong, spec, device="cpu", precision="fp32")
+    three = tiny.spec("one-step")
+    lying = tiny.convolution(np.zeros((1, 1, 1, 1)), np.zeros(1), three)
+    with pytest.raises(
+        ModelError, match=r"gives logits of shape \[1, 1, 64, 64\], but its spec says \[1, 3, 64, 64\]"
+    ):
+        open_engine(lying, three, device="cpu", precision="fp32")
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "tpu", ""])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import trtseg
+from training import data
 from trtseg import models, reference
 from trtseg.engines import open_engine
 from trtseg.phantom import abdomen
@@ -62,15 +63,10 @@ def test_precisions_agree_where_the_nets_are_sure(shared_data):
     assert dice(fp32 >= 1, bf16 >= 1) > 0.995
 
 
-@pytest.mark.slow
 def test_slices_without_liver(segmenter, shared_data):
-    torch = pytest.importorskip("torch")
-    from training import data
-
-    empty, held_out = data.negatives(shared_data, 512)
-    hu = empty.hu[torch.from_numpy(held_out)].numpy()
-    false = sum(segmenter.segment(h[None], spacing=(5, 0.75, 0.75)).liver_ml > 5 for h in hu)
-    assert false <= 0.01 * len(hu)
+    empty = [n for n in data.read_negatives(shared_data) if n.held_out and n.source != "ibsi_pat1_lung"]
+    false = [n.source for n in empty if segmenter.segment(n.hu[None], spacing=(5.0, *n.spacing)).liver_ml > 5]
+    assert len(false) <= 0.01 * len(empty), false
 
 
 def test_memory_of_a_long_ct(tmp_path):

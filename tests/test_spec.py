@@ -36,6 +36,12 @@ def test_frozen():
         ({"threshold": 1.0}, "threshold"),
         ({"threshold": float("nan")}, "threshold"),
         ({"classes": ("a", "b")}, "1 output channels"),
+        ({"classes": "liver"}, "classes: got 'liver'; expected a list"),
+        ({"size": (64.0, 64.0)}, "size"),
+        ({"window": ("a", "b")}, "window"),
+        ({"window": (0.0, None)}, "window"),
+        ({"threshold": "x"}, "threshold"),
+        ({"version": 5}, "version: got 5; expected text"),
     ],
 )
 def test_refuses(changes, message):
@@ -49,6 +55,22 @@ def test_cascade_needs_its_two_nets_or_one():
         CascadeSpec("m", "1", (tumour, liver), {})
     with pytest.raises(ModelError, match="share size"):
         CascadeSpec("m", "1", (liver, tiny.spec("tumour", size=(32, 32))), {})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"nets": 3}, "nets: got 3"),
+        ({"nets": [{}]}, "missing"),
+        ({"nets": [7]}, "missing"),
+        ({"sha256": []}, "sha256"),
+        ({"name": 5}, "name"),
+    ],
+)
+def test_a_malformed_manifest(changes, message):
+    text = CascadeSpec("m", "1", (tiny.spec("liver"), tiny.spec("tumour")), {}).to_json()
+    with pytest.raises(ModelError, match=message):
+        CascadeSpec.from_json(json.dumps({**json.loads(text), **changes}))
 
 
 def test_unknown_and_missing_fields():

@@ -59,19 +59,34 @@ def test_patients_are_not_split(subsets):
     assert set(data.VALIDATION_NEGATIVES) <= set(validation["negatives"].group)
 
 
+def test_patients_without_liver_are_not_split(shared_data):
+    patients = [(n.patient, n.held_out) for n in data.read_negatives(shared_data)]
+    held_out = {p for p, held in patients if held}
+    assert held_out
+    assert held_out.isdisjoint(p for p, held in patients if not held)
+
+
 def test_labels_survive_reading(subsets, root):
     liver, _, _ = subsets
     on_disk = np.stack([np.asarray(Image.open(p)) for p in sorted(root.glob("lits_slices/case03/label*"))])
     assert (liver.label.numpy() == on_disk).all()
 
 
-def test_training_reads_the_pixels_that_inference_sees():
-    """The 2x2 mean of what training holds is `prepare`, but for the rounding to whole HU."""
-    ct = abdomen(shape=(2, 200, 256), spacing=(50.0, 2.56, 2.0)).ct
-    held = data.resize(ct, (2.56, 2.0), 128).astype(np.float32)
+@pytest.mark.parametrize(
+    ("shape", "spacing"), [((256, 256), (2.0, 2.0)), ((200, 256), (2.0, 1.5)), ((300, 517), (1.0, 1.0))]
+)
+def test_training_reads_the_pixels_that_inference_sees(shape, spacing):
+    """The 2x2 mean of what training holds is `prepare`, but for whole HU and the rim that the field's edge cuts."""
+    ct = abdomen(shape=(2, *shape), spacing=(50.0, *spacing)).ct
+    held = data.resize(ct, spacing, 128).astype(np.float32)
     small = held.reshape(2, 64, 2, 64, 2).mean((2, 4))
-    hu_net, _ = reference.prepare(ct, Fit.whole_field_of_view((200, 256), (2.56, 2.0), (64, 64)), (-160, 240))
-    assert np.abs(small - hu_net).max() <= 1
+    fit = Fit.whole_field_of_view(shape, spacing, (64, 64))
+    hu_net, _ = reference.prepare(ct, fit, (-160, 240))
+    inner = tuple(slice(o, o + e - 1) for o, e in zip(fit.offset, fit.extent, strict=True))
+    assert np.abs(small - hu_net)[:, inner[0], inner[1]].max() <= 1
+    outside = np.ones((64, 64), bool)
+    outside[tuple(slice(o, o + e) for o, e in zip(fit.offset, fit.extent, strict=True))] = False
+    assert (small[:, outside] == AIR_HU).all()
 
 
 def test_augmentation_keeps_image_and_label_together():

@@ -10,7 +10,9 @@ from torch.nn import functional as F
 from trtseg.fit import AIR_HU
 
 
-def augment(hu: Tensor, label: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def augment(
+    hu: Tensor, label: Tensor, rng: np.random.Generator, *, without_liver: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Change place, size, shape and intensity of each slice at random.
 
     Parameters
@@ -19,6 +21,8 @@ def augment(hu: Tensor, label: Tensor, rng: np.random.Generator) -> tuple[Tensor
         int16 HU and uint8 labels, ``[n, 2H, 2W]``.
     rng : numpy.random.Generator
         Source of all randomness: equal generators give equal results.
+    without_liver : float
+        Probability that the liver is taken out of a slice.
 
     Returns
     -------
@@ -28,7 +32,7 @@ def augment(hu: Tensor, label: Tensor, rng: np.random.Generator) -> tuple[Tensor
     n, rows, columns = hu.shape
     hu, label = hu.clone(), label.clone()
     for i in range(n):
-        if rng.random() < 0.12:
+        if rng.random() < without_liver:
             _remove_liver(hu[i], label[i], rng)
     grid = torch.from_numpy(_grids(n, rng))  # [n, 9, 9, 2], enlarged to every pixel
     grid = F.interpolate(grid.permute(0, 3, 1, 2), (rows, columns), mode="bilinear", align_corners=True)

@@ -3,8 +3,8 @@
     python -m training.evaluate --model default
 
 Validation is LiTS group A (one patient, two scans; liver and tumours), the complete CT ``chaos3`` (healthy liver), and
-slices without liver of patients that training never saw. Conventions: liver is label >= 1; Dice is over the voxels of
-a whole case.
+slices without liver of patients that training never saw, each at its own resolution. Conventions: liver is label >= 1;
+Dice is over the voxels of a case.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import numpy as np
 import trtseg
 from training import data
 
-#: The LiTS slices have lost their spacing, and slices without liver stand alone: the mm that a voxel is taken for.
-ASSUMED_SPACING = (5.0, 0.75, 0.75)
+#: mm between slices where nobody knows: slices without liver stand alone, and the LiTS slices have lost their spacing.
+ASSUMED_STEP = 5.0
+ASSUMED_PIXEL = 0.75
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
@@ -29,23 +30,25 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 def evaluate(segmenter: trtseg.Segmenter, root: Path) -> dict[str, float]:
     """The figures of the model card, by name."""
-    scores = {}
-    case = root / "chaos3" / "volume.nii.gz"
-    result = segmenter.segment(case)
+    scores: dict[str, float] = {}
+    result = segmenter.segment(root / "chaos3" / "volume.nii.gz")
     truth = data.load_labels(root / "chaos3" / "segmentation.nii.gz", result.geometry)
-    scores["chaos3 liver Dice"] = dice(result.canonical >= 1, truth >= 1)
-    scores["chaos3 tumour mL (healthy liver)"] = result.tumour_ml
+    scores["chaos3: liver Dice"] = dice(result.canonical >= 1, truth >= 1)
+    scores["chaos3: tumour, mL (healthy liver)"] = result.tumour_ml
 
-    _, _, validation = data.read(root, 512)
-    own = validation[f"lits_{data.VALIDATION_GROUP}"]
-    labels = segmenter.segment(own.hu.numpy(), spacing=ASSUMED_SPACING).canonical
-    scores["LiTS group A liver Dice"] = dice(labels >= 1, own.label.numpy() >= 1)
-    scores["LiTS group A tumour Dice"] = dice(labels == 2, own.label.numpy() == 2)
+    slices = data.lits(root, 512)
+    slices = slices.where(slices.group == data.VALIDATION_GROUP)
+    for case in np.unique(slices.case):
+        own = slices.where(slices.case == case)
+        result = segmenter.segment(own.hu.numpy(), spacing=(ASSUMED_STEP, ASSUMED_PIXEL, ASSUMED_PIXEL))
+        truth = own.label.numpy()
+        scores[f"LiTS {case}: liver Dice"] = dice(result.canonical >= 1, truth >= 1)
+        scores[f"LiTS {case}: tumour Dice"] = dice(result.canonical == 2, truth == 2)
 
-    empty = validation["negatives"].hu.numpy()
-    volumes = [segmenter.segment(hu[None], spacing=ASSUMED_SPACING).liver_ml for hu in empty]
-    scores["slices without liver"] = len(volumes)
-    scores["of these with > 5 mL of liver"] = sum(v > 5 for v in volumes)
+    empty = [n for n in data.read_negatives(root) if n.held_out]
+    false_ml = [segmenter.segment(n.hu[None], spacing=(ASSUMED_STEP, *n.spacing)).liver_ml for n in empty]
+    scores["slices without liver"] = len(empty)
+    scores["of these, with over 5 mL of liver"] = sum(ml > 5 for ml in false_ml)
     return scores
 
 

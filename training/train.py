@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,7 @@ class Settings:
     depth: int = 4
     dropout: float = 0.1
     seed: int = 0
+    liver: str = ""  # SHA-256 of the liver net that a tumour net is trained behind
 
 
 def windowed(hu: Tensor, role: str) -> Tensor:
@@ -52,13 +54,17 @@ def windowed(hu: Tensor, role: str) -> Tensor:
     return ((hu.float() - lo) / (hi - lo)).clamp(0, 1)[:, None].contiguous(memory_format=torch.channels_last)
 
 
-def net_input(hu: Tensor, role: str, liver: UNet | None) -> Tensor:
-    """What the net of ``role`` sees of HU ``[n, H, W]``: for the tumour net only what the liver net calls liver."""
+def net_input(hu: Tensor, role: str, liver: UNet | None) -> tuple[Tensor, Tensor]:
+    """What the net of ``role`` sees of HU ``[n, H, W]``, and where its answer counts, both ``[n, 1, H, W]``.
+
+    For the tumour net that is what the liver net calls liver, as after ``gate``.
+    """
+    x = windowed(hu, role)
     if liver is None:
-        return windowed(hu, role)
+        return x, torch.ones_like(x, dtype=torch.bool)
     with torch.no_grad():
         mask = logits_of(liver, windowed(hu, "liver")) > 0
-    return windowed(hu, role) * mask
+    return x * mask, mask
 
 
 def logits_of(net: UNet, x: Tensor) -> Tensor:
@@ -103,11 +109,9 @@ def _by_group(group: np.ndarray) -> np.ndarray:
     return p / p.sum()
 
 
-def target_of(label: Tensor, x: Tensor, role: str) -> Tensor:
+def target_of(label: Tensor, mask: Tensor, role: str) -> Tensor:
     """What the net shall answer, ``[n, 1, H, W]``; a tumour that the liver net missed cannot be asked for."""
-    if role == "liver":
-        return (label >= 1)[:, None].float()
-    return ((label == 2)[:, None] & (x > 0)).float()
+    return ((label >= (1 if role == "liver" else 2))[:, None] & mask).float()
 
 
 @torch.no_grad()
@@ -120,11 +124,10 @@ def validate(net: UNet, liver: UNet | None, role: str, subsets: dict[str, data.S
             continue
         both = found = wanted = false_slices = 0
         for hu, label in zip(slices.hu.split(16), slices.label.split(16), strict=True):
-            x = net_input(F.avg_pool2d(hu[:, None].float(), 2)[:, 0].round(), role, liver)
-            found_here = logits_of(net, x) > 0
-            if role == "tumour":
-                found_here &= x > 0
-            truth = (label[:, ::2, ::2] >= (1 if role == "liver" else 2))[:, None]
+            x, mask = net_input(F.avg_pool2d(hu[:, None].float(), 2)[:, 0].round(), role, liver)
+            found_here = (logits_of(net, x) > 0) & mask
+            wanted_here = (label >= (1 if role == "liver" else 2))[:, None]
+            truth = F.avg_pool2d(wanted_here.float(), 2) >= 0.5
             both += int((found_here & truth).sum())
             found += int(found_here.sum())
             wanted += int(truth.sum())
@@ -145,11 +148,21 @@ def load_net(path: Path) -> tuple[UNet, Settings]:
     return net.eval().to(memory_format=torch.channels_last), settings
 
 
+def fingerprint(net: UNet) -> str:
+    """SHA-256 of a net's weights."""
+    digest = hashlib.sha256()
+    for name, value in net.state_dict().items():
+        digest.update(name.encode() + value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def train(settings: Settings, root: Path, out: Path, liver_checkpoint: Path | None, every: int = 500) -> None:
     """Run or resume the training described by ``settings`` in the folder ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "last.pt"
     liver = load_net(liver_checkpoint)[0] if liver_checkpoint else None
+    if liver is not None:
+        settings = replace(settings, liver=fingerprint(liver))
     positive, empty, validation = data.read(root, 2 * SIZE)
     sampler = Sampler(positive, empty, settings.role)
     del positive, empty
@@ -184,9 +197,10 @@ def train(settings: Settings, root: Path, out: Path, liver_checkpoint: Path | No
         for group in optimizer.param_groups:
             group["lr"] = lr
 
-        hu, label = augment(*sampler.draw(settings.batch, rng), rng)
-        x = net_input(hu, settings.role, liver)
-        target = target_of(label, x, settings.role)
+        hu, label = sampler.draw(settings.batch, rng)
+        hu, label = augment(hu, label, rng, without_liver=0.12 if settings.role == "liver" else 0.0)
+        x, mask = net_input(hu, settings.role, liver)
+        target = target_of(label, mask, settings.role)
         frequency += 0.01 * (float(target.mean()) - frequency)
         loss = balanced_loss(logits_of(net, x), target, class_weights(frequency))
         optimizer.zero_grad(set_to_none=True)

@@ -54,16 +54,26 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         for field in ("size", "window", "classes"):  # JSON has lists only
-            object.__setattr__(self, field, tuple(getattr(self, field)))
+            value = getattr(self, field)
+            if not isinstance(value, list | tuple):
+                raise ModelError(f"{field}: got {value!r}; expected a list")
+            object.__setattr__(self, field, tuple(value))
+        for field in ("role", "fit", "version", "trained_on", "licence", "intended_use"):
+            if not isinstance(getattr(self, field), str):
+                raise ModelError(f"{field}: got {getattr(self, field)!r}; expected text")
         if self.role not in _CHANNELS:
             raise ModelError(f"role: got {self.role!r}; expected one of {', '.join(_CHANNELS)}")
         if self.fit not in ("fit", "native"):
             raise ModelError(f"fit: got {self.fit!r}; expected 'fit' or 'native'")
-        if len(self.size) != 2 or min(self.size) < 1:
+        if len(self.size) != 2 or not all(type(n) is int and n >= 1 for n in self.size):
             raise ModelError(f"size: got {self.size}; expected rows and columns")
-        if len(self.window) != 2 or not self.window[0] < self.window[1]:
+        if (
+            len(self.window) != 2
+            or not all(map(_is_number, self.window))
+            or not self.window[0] < self.window[1]
+        ):
             raise ModelError(f"window: got {self.window}; expected a lower and an upper bound in HU")
-        if not 0 < self.threshold < 1:
+        if not _is_number(self.threshold) or not 0 < self.threshold < 1:
             raise ModelError(f"threshold: got {self.threshold}; expected a probability between 0 and 1")
         if len(self.classes) != self.channels:
             raise ModelError(
@@ -98,7 +108,7 @@ class ModelSpec:
     @classmethod
     def from_json(cls, text: str) -> ModelSpec:
         """Read what `to_json` wrote."""
-        return cls(**_fields(cls, text))
+        return cls(**_fields(cls, _decode(text)))
 
 
 @dataclass(frozen=True)
@@ -121,8 +131,14 @@ class CascadeSpec:
     sha256: dict[str, str]
 
     def __post_init__(self) -> None:
-        nets = tuple(n if isinstance(n, ModelSpec) else ModelSpec(**n) for n in self.nets)
+        if not isinstance(self.nets, list | tuple):
+            raise ModelError(f"nets: got {self.nets!r}; expected a list of specs")
+        nets = tuple(n if isinstance(n, ModelSpec) else ModelSpec(**_fields(ModelSpec, n)) for n in self.nets)
         object.__setattr__(self, "nets", nets)
+        if not isinstance(self.name, str) or not isinstance(self.version, str):
+            raise ModelError(f"name, version: got {self.name!r}, {self.version!r}; expected text")
+        if not isinstance(self.sha256, dict) or not all(isinstance(v, str) for v in self.sha256.values()):
+            raise ModelError(f"sha256: got {self.sha256!r}; expected a hash for each file name")
         roles = tuple(n.role for n in nets)
         if roles not in (("liver", "tumour"), ("one-step",)):
             raise ModelError(f"nets: got roles {roles}; expected liver and tumour, or one-step")
@@ -136,15 +152,22 @@ class CascadeSpec:
     @classmethod
     def from_json(cls, text: str) -> CascadeSpec:
         """Read what `to_json` wrote."""
-        return cls(**_fields(cls, text))
+        return cls(**_fields(cls, _decode(text)))
 
 
-def _fields(cls: type, text: str) -> dict[str, Any]:
-    """Decode a JSON object that has exactly the fields of the dataclass ``cls``."""
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _decode(text: str) -> Any:
     try:
-        values = json.loads(text)
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ModelError(f"{cls.__name__}: not JSON ({error}); export the model again") from error
+        raise ModelError(f"spec: not JSON ({error}); export the model again") from error
+
+
+def _fields(cls: type, values: Any) -> dict[str, Any]:
+    """``values``, if it is an object with exactly the fields of the dataclass ``cls``."""
     expected = {f.name for f in dataclasses.fields(cls)}
     got = set(values) if isinstance(values, dict) else set()
     if got != expected:
@@ -152,4 +175,5 @@ def _fields(cls: type, text: str) -> dict[str, Any]:
             f"{cls.__name__}: missing {sorted(expected - got)}, unknown {sorted(got - expected)}; "
             "the file was written by another version: export the model again"
         )
-    return dict(values)
+    fields: dict[str, Any] = values
+    return fields

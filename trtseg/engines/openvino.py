@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtseg.errors import DeviceError, ModelError
-from trtseg.spec import ModelSpec
+from trtseg.spec import METADATA_KEY, ModelSpec
 
 
 @functools.cache
@@ -31,6 +31,17 @@ def describe_cpu() -> str:
     return f"{name}, {'BF16' if native_bf16() else 'FP32'} by default"
 
 
+def _check_spec(model: Any, spec: ModelSpec) -> None:
+    """Refuse a net whose own metadata, which its hash covers, say other than the manifest."""
+    key = ["framework", METADATA_KEY]  # where OpenVINO keeps the metadata of an ONNX file
+    if not model.has_rt_info(key):
+        raise ModelError(f"{spec.role} net: the ONNX file holds no spec; export the model again")
+    if ModelSpec.from_json(model.get_rt_info(key).astype(str)) != spec:
+        raise ModelError(
+            f"{spec.role} net: model.json differs from the spec in the ONNX file; export or install the model again"
+        )
+
+
 class OpenVinoEngine:
     """A net on the CPU, one slice a call of the runtime, with all cores on that slice.
 
@@ -45,6 +56,13 @@ class OpenVinoEngine:
         What the net expects and means.
     precision : str
         ``fp32``, ``bf16``, or ``auto``: BF16 where the processor has it.
+
+    Raises
+    ------
+    ModelError
+        OpenVINO cannot run the net, or it is not what ``spec`` says.
+    DeviceError
+        This processor does not run the precision.
     """
 
     device = "cpu"
@@ -55,17 +73,17 @@ class OpenVinoEngine:
 
         if precision == "auto":
             precision = "bf16" if native_bf16() else "fp32"
-        if precision not in ("fp32", "bf16"):
-            raise DeviceError(f"precision: got {precision!r}; the CPU runs 'fp32' and 'bf16' (or 'auto')")
         self.spec = spec
         self.precision = precision
         self._tensor = functools.partial(openvino.Tensor, shared_memory=True)
         shape = [1, 1, *spec.size]
+        wanted = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}[precision]
         try:
             model = _core().read_model(io.BytesIO(onnx))
+            _check_spec(model, spec)
             model.reshape(shape)
             options = {
-                "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+                "INFERENCE_PRECISION_HINT": wanted,
                 "NUM_STREAMS": 1,  # a slice gets all cores: lowest latency, and as fast in total as slices side by side
             }
             compiled = _core().compile_model(model, "CPU", options)
@@ -73,6 +91,10 @@ class OpenVinoEngine:
             raise ModelError(
                 f"{spec.role} net: OpenVINO cannot run it ({error}); export the model again"
             ) from error
+        if compiled.get_property("INFERENCE_PRECISION_HINT") != wanted:  # it is a hint, and may not be taken
+            raise DeviceError(
+                f"precision: got {precision!r}, which this processor does not run; use 'fp32' or 'auto'"
+            )
         if list(compiled.output(0).shape) != [1, spec.channels, *spec.size]:
             raise ModelError(
                 f"{spec.role} net: gives logits of shape {list(compiled.output(0).shape)}, but its spec says "
