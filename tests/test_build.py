@@ -13,29 +13,72 @@ from trtseg import _core
 ROOT = Path(__file__).resolve().parents[1]
 
 
+# Writes an empty file where the compiler or linker would put its output.
+OUTPUT = 'while [ $# -gt 0 ]; do [ "$1" = -o ] && : >"$2"; shift; done'
+
+ALL_ARCHS = "75 80 86 87 88 89 90 100 103 110 120 121"  # CUDA 13.0
+CUDA_12_4 = "50 52 53 60 61 62 70 72 75 80 86 87 89 90"
+
+
+def script(path: Path, *lines: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(("#!/bin/sh", *lines, "")))
+    path.chmod(0o755)
+    return path
+
+
+def fake_toolkit(
+    home: Path,
+    archs: str = ALL_ARCHS,
+    version: str = "13.0",
+    *,
+    has_cudart: bool = True,
+    listing: str = "",
+    probe: str = OUTPUT,
+    compiling: str = OUTPUT,
+) -> Path:
+    """Make a CUDA_HOME whose nvcc logs what it is asked to compile and answers as one of `version` does."""
+    if has_cudart:
+        (home / "lib64").mkdir(parents=True)
+        (home / "lib64" / "libcudart_static.a").touch()
+    script(
+        home / "bin" / "nvcc",
+        'case "$*" in',
+        f'  *--version*) echo "Cuda compilation tools, release {version}, V{version}.1" ;;',
+        f"  *--list-gpu-arch*) {listing or f'for a in {archs}; do echo compute_$a; done'} ;;",
+        f"  *--dryrun*) echo '#$ LIBRARIES=  \"-L{home}/lib64\"' >&2 ;;",
+        f"  *probe.cu*) {probe} ;;",
+        f'  *) echo "$*" >"{home}/log"; {compiling} ;;',
+        "esac",
+    )
+    return home
+
+
 def build(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess:
-    """Run setup.py build_ext, where only an error that comes before compiling is expected."""
+    """Run setup.py build_ext with a C++ compiler that does nothing but log."""
     pytest.importorskip("pybind11", reason="pybind11 is not installed")
     pytest.importorskip("setuptools", reason="setuptools is not installed")
-    command = [
-        sys.executable,
-        "setup.py",
-        "build_ext",
-        "--build-temp",
-        tmp_path / "t",
-        "--build-lib",
-        tmp_path / "l",
-    ]
-    env = {k: v for k, v in os.environ.items() if not k.startswith("TRTSEG_")} | environment
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+    cxx = str(script(tmp_path / "cxx", f'echo "$*" >>"{tmp_path}/cxx.log"', OUTPUT))
+    command = [sys.executable, "setup.py", "build_ext"]
+    command += ["--build-temp", tmp_path / "t", "--build-lib", tmp_path / "l"]
+    env = {k: v for k, v in os.environ.items() if not k.startswith("TRTSEG_")}
+    env |= {"CC": cxx, "CXX": cxx, "LDSHARED": cxx, "LDCXXSHARED": cxx} | environment
+    return subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
-def test_cuda_without_nvcc_fails_and_says_what_to_install(tmp_path):
-    done = build(tmp_path, TRTSEG_CUDA="1", PATH=str(tmp_path), CUDA_HOME=str(tmp_path))
+def decision(done: subprocess.CompletedProcess) -> str:
+    """Return the one line that setup.py prints."""
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("trtseg: ")]
+    return line
+
+
+def refusal(done: subprocess.CompletedProcess) -> str:
     assert done.returncode != 0
-    assert "there is no nvcc in CUDA_HOME" in done.stderr
-    assert "install the CUDA toolkit" in done.stderr
     assert "Traceback" not in done.stderr
+    return done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -47,20 +90,132 @@ def test_cuda_without_nvcc_fails_and_says_what_to_install(tmp_path):
     ],
 )
 def test_unknown_values_fail(tmp_path, environment, message):
-    done = build(tmp_path, **environment)
-    assert done.returncode != 0
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    assert refusal(build(tmp_path, **environment)) == message
 
 
-def test_unknown_architectures_fail(tmp_path):
-    nvcc = tmp_path / "bin" / "nvcc"
-    nvcc.parent.mkdir()
-    nvcc.write_text("#!/bin/sh\nexit 9\n")
-    nvcc.chmod(0o755)
-    done = build(tmp_path, TRTSEG_CUDA="1", TRTSEG_CUDA_ARCHS="hopper", CUDA_HOME=str(tmp_path))
-    assert done.returncode != 0
-    assert "TRTSEG_CUDA_ARCHS: got 'hopper', expected numbers" in done.stderr
+@pytest.mark.parametrize("archs", ["hopper", "", "9", "90a"])
+@pytest.mark.parametrize("cuda", ["auto", "1"])
+def test_what_is_no_architecture_fails_before_nvcc_is_asked(tmp_path, cuda, archs):
+    script(tmp_path / "bin" / "nvcc", "exit 9")
+    done = build(tmp_path, TRTSEG_CUDA=cuda, TRTSEG_CUDA_ARCHS=archs, CUDA_HOME=str(tmp_path))
+    assert refusal(done).startswith(f"TRTSEG_CUDA_ARCHS: got {archs!r}, expected numbers such as")
+
+
+@pytest.mark.parametrize(
+    ("known", "version", "compiled"),
+    [
+        (ALL_ARCHS, "13.0", [75, 80, 86, 89, 90, 100, 120]),
+        (CUDA_12_4, "12.4", [75, 80, 86, 89, 90]),
+        ("90 90a 100 100a 100f 120 121 130", "14.0", [90, 100, 120]),
+    ],
+)
+def test_compiles_for_the_architectures_that_nvcc_knows(tmp_path, known, version, compiled):
+    home = fake_toolkit(tmp_path / "cuda", known, version)
+    line = decision(build(tmp_path, CUDA_HOME=str(home)))
+    assert line == (
+        f"trtseg: building with CUDA ({home}/bin/nvcc, CUDA {version}, sm_{', '.join(map(str, compiled))})"
+    )
+    newest = compiled[-1]
+    targets = [word for word in (home / "log").read_text().split() if word.startswith("-gencode")]
+    assert targets == [
+        *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in compiled),
+        f"-gencode=arch=compute_{newest},code=compute_{newest}",
+    ]
+    cxx_log = (tmp_path / "cxx.log").read_text()
+    assert f'-DTRTSEG_CUDA_ARCHS="{",".join(map(str, compiled))}"' in cxx_log
+    assert str(home / "lib64" / "libcudart_static.a") in cxx_log.splitlines()[-1]  # is linked
+
+
+def test_named_architectures_are_compiled_and_no_others(tmp_path):
+    home = fake_toolkit(tmp_path / "cuda", CUDA_12_4, "12.4")
+    done = build(tmp_path, CUDA_HOME=str(home), TRTSEG_CUDA_ARCHS="86, 70,86")
+    assert "CUDA 12.4, sm_70, 86)" in decision(done)
+    assert "code=compute_86" in (home / "log").read_text()
+
+
+@pytest.mark.parametrize("cuda", ["auto", "1"])
+def test_a_named_architecture_that_nvcc_does_not_know_fails(tmp_path, cuda):
+    home = fake_toolkit(tmp_path / "cuda", CUDA_12_4, "12.4")
+    message = refusal(build(tmp_path, CUDA_HOME=str(home), TRTSEG_CUDA=cuda, TRTSEG_CUDA_ARCHS="90,120"))
+    assert message.startswith(
+        f"TRTSEG_CUDA_ARCHS: got 120, which {home}/bin/nvcc (CUDA 12.4) does not know, expected some of 50, 52,"
+    )
+
+
+NO_GOOD = {
+    "no nvcc": (None, "there is no nvcc in CUDA_HOME"),
+    "no program": ({}, "nvcc cannot be run (Exec format error)"),
+    "no --list-gpu-arch": (
+        {"listing": "echo \"nvcc fatal   : Unknown option '--list-gpu-arch'\" >&2; exit 1"},
+        "nvcc fails (nvcc fatal   : Unknown option '--list-gpu-arch')",
+    ),
+    "old architectures only": (
+        {"archs": "50 60 70"},
+        "(CUDA 13.0) knows none of sm_75, 80, 86, 89, 90, 100, 120",
+    ),
+    "no C++17": (
+        {"probe": "echo 'nvcc fatal   : Value c++17 is not defined for option std' >&2; exit 1"},
+        "nvcc fails (nvcc fatal   : Value c++17 is not defined for option std)",
+    ),
+    "host compiler too new": (
+        {"probe": "echo In file; echo 'error: #error -- unsupported GNU version!' >&2; exit 1"},
+        "nvcc fails (error: #error -- unsupported GNU version!)",
+    ),
+    "fails silently": ({"probe": "exit 1"}, "nvcc fails (no message)"),
+    "no static runtime": ({"has_cudart": False}, "nvcc has no libcudart_static.a"),
+}
+
+
+@pytest.mark.parametrize("name", NO_GOOD)
+def test_an_nvcc_that_is_no_good_is_left_out_unless_cuda_is_demanded(tmp_path, name):
+    options, why = NO_GOOD[name]
+    home = tmp_path / "cuda"
+    if options is not None:
+        fake_toolkit(home, **options)
+    if name == "no program":
+        (home / "bin" / "nvcc").write_bytes(b"\0\0\0\0")
+    line = decision(build(tmp_path, CUDA_HOME=str(home)))
+    assert line.startswith("trtseg: building without CUDA (")
+    assert why in line
+    assert "-DTRTSEG_CUDA=1" not in (tmp_path / "cxx.log").read_text()
+    assert not (home / "log").exists()
+    message = refusal(build(tmp_path, CUDA_HOME=str(home), TRTSEG_CUDA="1"))
+    assert message.startswith("TRTSEG_CUDA=1, but ")
+    assert why in message
+    assert ": install the " in message
+
+
+def test_nvcc_is_not_asked_where_cuda_is_unwanted(tmp_path):
+    script(tmp_path / "bin" / "nvcc", f'touch "{tmp_path}/asked"')
+    line = decision(build(tmp_path, CUDA_HOME=str(tmp_path), TRTSEG_CUDA="0", TRTSEG_CUDA_ARCHS="hopper"))
+    assert line == "trtseg: building without CUDA (TRTSEG_CUDA=0)"
+    assert not (tmp_path / "asked").exists()
+
+
+def test_a_failing_compilation_is_one_sentence(tmp_path):
+    home = fake_toolkit(tmp_path / "cuda", compiling="echo 'ops_cuda.cu(7): error: bad' >&2; exit 1")
+    done = build(tmp_path, CUDA_HOME=str(home))
+    assert "ops_cuda.cu(7): error: bad" in done.stderr
+    message = refusal(done)
+    assert message == "error: nvcc failed on csrc/ops_cuda.cu, see above; TRTSEG_CUDA=0 builds without CUDA"
+
+
+@pytest.mark.parametrize(("werror", "expected"), [({}, False), ({"TRTSEG_WERROR": "1"}, True)])
+def test_warnings_are_errors_only_on_demand(tmp_path, werror, expected):
+    home = fake_toolkit(tmp_path / "cuda")
+    decision(build(tmp_path, CUDA_HOME=str(home), **werror))
+    assert ("-Werror=all-warnings" in (home / "log").read_text()) == expected
+    assert ("-Xcompiler=-Werror" in (home / "log").read_text()) == expected
+    assert (" -Werror" in (tmp_path / "cxx.log").read_text()) == expected
+
+
+def test_the_cuda_source_compiles_without_a_warning(tmp_path):
+    line = decision(done := build(tmp_path, TRTSEG_CUDA_ARCHS="90", TRTSEG_WERROR="1"))
+    if line.startswith("trtseg: building without CUDA"):
+        pytest.skip(line)
+    assert "warning" not in done.stderr
+    (target,) = tmp_path.rglob("ops_cuda.o")
+    assert b"prepare_kernel" in target.read_bytes()
 
 
 def test_build_info_is_consistent():
