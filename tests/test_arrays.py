@@ -228,6 +228,11 @@ def test_images_in_memory(cls):
     assert isinstance(volume, Volume)
 
 
+def test_image_without_an_affine():
+    with pytest.raises(InputError, match=r"image: got an image without an affine; give .* spacing"):
+        load(nib.Nifti1Image(ct().T, None))
+
+
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".img"])
 def test_images_from_files(tmp_path, ending):
     path = tmp_path / f"ct{ending}"

@@ -64,6 +64,8 @@ def test_bad_targets_fail_before_the_body(tmp_path):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(tmp_path / "a.nii")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "old").write_text("")
     for paths, message in (
         ([tmp_path / "none" / "a.nii"], r"a\.nii: the folder .*none does not exist; create it first"),
         ([tmp_path / "a.nii", tmp_path / "none" / "b.nii"], "does not exist"),
@@ -73,6 +75,12 @@ def test_bad_targets_fail_before_the_body(tmp_path):
         ([tmp_path / "a.nii", tmp_path / "link"], "given twice"),
         ([tmp_path / "pipe"], "pipe: is not a regular file"),
         ([tmp_path / "x" / ("n" * 300)], "does not exist"),
+        ([tmp_path / ("n" * 256)], "n: the name is too long to write it; choose a shorter one"),
+        ([tmp_path / "a.nii", tmp_path / ("n" * 256) / "b.nii"], "b.nii: the name is too long"),
+        ([tmp_path / "loop"], "loop: cannot be written .*Too many levels of symbolic links"),
+        ([tmp_path / "loop" / "a.nii"], "a.nii: cannot be written .*Too many levels of symbolic links"),
+        ([tmp_path / "a\0b"], "cannot be written .embedded null byte"),
+        ([tmp_path / "old" / "a.nii"], "a.nii: cannot be written .*Not a directory"),
     ):
         before = names(tmp_path)
         with pytest.raises(OutputError, match=message), atomic(*paths):
@@ -85,6 +93,18 @@ def test_unwritable_folder(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
 
     monkeypatch.setattr(os, "open", refuse)
+    with (
+        pytest.raises(OutputError, match=r"a\.nii: no permission to write there; choose another folder"),
+        atomic(tmp_path / "a.nii"),
+    ):
+        pytest.fail("the body ran")
+
+
+def test_folder_that_may_not_be_searched(tmp_path, monkeypatch):
+    def refuse(path, *args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+
+    monkeypatch.setattr("pathlib.Path.stat", refuse)
     with (
         pytest.raises(OutputError, match=r"a\.nii: no permission to write there; choose another folder"),
         atomic(tmp_path / "a.nii"),

@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # A module may import modules of its own layer and of the layers before it in this list. Add a new module
 # where it belongs; a package's name stands for everything in it.
 LAYERS = [
-    ["errors", "_core"],
+    ["errors", "notice", "_core"],
     ["volume", "fit", "spec", "phantom"],
     ["reference", "io", "engines", "models"],
     ["cascade", "components"],

@@ -180,6 +180,14 @@ def test_no_such_file_folder_ending(tmp_path):
             load(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["n" * 300 + ".nii", "a\0b.nii.gz", "loop.nii", "file/ct.nii"])
+def test_paths_that_cannot_be_opened(tmp_path, name):
+    (tmp_path / "loop.nii").symlink_to("loop.nii")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"\.nii(\.gz)?: cannot be opened \(.*\); check the path"):
+        load(tmp_path / name)
+
+
 def test_no_permission(tmp_path):
     path = save(tmp_path)
     path.chmod(0)

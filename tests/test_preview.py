@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from trtseg.errors import ArgumentError
+from trtseg.notice import NOTICE
 from trtseg.preview import LIVER, TUMOUR, choose_slices, preview_png
 from trtseg.volume import Geometry, Volume
 
@@ -118,6 +120,22 @@ def test_slices_are_spread_over_the_liver_and_include_the_most_tumour() -> None:
     labels[:] = 0
     labels[7:9] = 1
     assert choose_slices(labels, 12) == [8, 7]
+
+
+def test_the_footer_is_the_notice_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+    original = ImageDraw.ImageDraw.text
+
+    def text(
+        self: ImageDraw.ImageDraw, at: tuple[float, float], words: str, *rest: Any, **named: Any
+    ) -> None:
+        written.append(words)
+        original(self, at, words, *rest, **named)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    draw(*make((1, 30, 30)))
+    assert NOTICE in written
+    assert not [words for words in written if "model" in words]
 
 
 def test_labels_of_another_grid_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,13 @@ def test_the_report_keeps_letters(tmp_path: Path) -> None:
         tmp_path / "r"
     )
     assert "Größe.nii" in (tmp_path / "r").read_text("utf-8")
+
+
+def test_the_report_of_a_name_that_is_not_unicode(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.nii")
+    result = Segmentation.measure(np.zeros((2, 3, 4), np.uint8), make_volume(name=name))
+    result.save_report(tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text("utf-8"))["input"]["name"] == "caf?.nii"
 
 
 @pytest.mark.parametrize(

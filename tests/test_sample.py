@@ -107,6 +107,21 @@ def test_a_cache_folder_that_cannot_be_made_is_an_output_error(tmp_path):
         sample.fetch(tmp_path / "file" / "cache")
 
 
+@pytest.mark.parametrize("name", ["loop", "n" * 300])
+def test_a_cache_that_cannot_be_looked_into_is_an_output_error(tmp_path, name):
+    (tmp_path / "loop").symlink_to("loop")
+    assert sample.cached(tmp_path / name) is None
+    with pytest.raises(OutputError, match="TRTSEG_CACHE"):
+        sample.fetch(tmp_path / name)
+
+
+def test_a_copy_that_cannot_be_is_an_output_error(tmp_path):
+    path = tmp_path / "ct"
+    path.write_bytes(b"ct")
+    with pytest.raises(OutputError, match="the name is too long"):
+        sample.copy(path, tmp_path / ("n" * 300))
+
+
 def test_cache_folder_can_be_chosen(tmp_path, monkeypatch):
     monkeypatch.setenv("TRTSEG_CACHE", str(tmp_path))
     assert sample.cache_folder() == tmp_path

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trtseg.errors import ArgumentError, InputError
-from trtseg.volume import Geometry, Volume
+from trtseg.volume import Geometry, Volume, spacing_mm, voxel_ml
 
 ORIENTATIONS = list(itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)))
 SHAPE = (5, 4, 3)  # of the input; all axes differ
@@ -155,6 +155,8 @@ def test_volume_spacing_and_size():
         )
         assert volume.spacing == pytest.approx((sz, 0.8, 0.7))
         assert all(type(s) is float for s in volume.spacing)
+        assert spacing_mm(geometry.affine) == pytest.approx((sz, 0.7, 0.8))  # in the input's own order
+        assert voxel_ml(geometry.affine) == pytest.approx(volume.voxel_ml)
         assert volume.voxel_ml == pytest.approx(0.7 * 0.8 * 2.5 / 1000)  # shear keeps the volume
 
 

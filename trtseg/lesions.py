@@ -9,6 +9,7 @@ import numpy as np
 
 from trtseg.components import Array, Components, Runs, bounding_box, check_labels, is_tumour, stretches
 from trtseg.errors import ArgumentError
+from trtseg.volume import voxel_ml
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,12 @@ def lesions(labels: Array, affine: Array) -> tuple[Lesion, ...]:
         np.minimum.at(first, runs.component, runs.z)
         np.maximum.at(last, runs.component, runs.z)
         _longest_in_plane(runs, affine, longest)
-    voxel_ml = float(abs(np.linalg.det(affine[:3, :3]))) / 1000
+    ml = voxel_ml(affine)
     found = []
     for i in sorted(range(1, n), key=lambda i: -voxels[i]):
         x, y, z = (affine[:3, :3] @ (sums[i] / voxels[i] + origin) + affine[:3, 3]).tolist()
         slices = (int(first[i] + origin[2]), int(last[i] + origin[2]))
-        found.append(
-            Lesion(float(voxels[i]) * voxel_ml, int(voxels[i]), (x, y, z), slices, float(longest[i]))
-        )
+        found.append(Lesion(float(voxels[i]) * ml, int(voxels[i]), (x, y, z), slices, float(longest[i])))
     return tuple(found)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from trtseg.components import Array, bounding_box
 from trtseg.errors import ArgumentError
+from trtseg.notice import NOTICE
 from trtseg.volume import Volume
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ Box2D = tuple[int, int, int, int]  # rows and columns: top, left, bottom, right
 #: Abdominal soft tissue: level 40 HU, width 400 HU.
 WINDOW = (-160, 240)
 LIVER, TUMOUR = (60, 230, 200), (255, 70, 120)
-FOOTER = "not for clinical use - demonstration model"
 
 _BACKGROUND, _TEXT, _FAINT = (16, 16, 18), (235, 235, 235), (150, 150, 155)
 _GAP, _HEADER, _FOOTER = 4, 40, 26
@@ -193,7 +193,7 @@ def _write_margins(draw: Any, size: tuple[int, int], name: str, summary: str) ->
     draw.text((10, _HEADER // 2), text, _FAINT, _font(15), "lm")
     draw.text((30 + draw.textlength(text, _font(15)), _HEADER // 2), summary, _TEXT, _font(15), "lm")
     middle = size[1] - _FOOTER // 2
-    draw.text((10, middle), FOOTER, _FAINT, _font(13), "lm")
+    draw.text((10, middle), NOTICE, _FAINT, _font(13), "lm")
     low, high = WINDOW
     note = f"axial, W {high - low} L {(high + low) // 2}"
     draw.text((size[0] - 10, middle), note, _FAINT, _font(13), "rm")

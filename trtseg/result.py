@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from trtseg.components import Array, bounding_box, count_voxels
-from trtseg.errors import ArgumentError, OutputError
+from trtseg.errors import ArgumentError
 from trtseg.io import atomic, write_nifti
+from trtseg.io.nifti import check_ending
 from trtseg.lesions import Lesion, lesions
-from trtseg.volume import Geometry, Volume
+from trtseg.notice import NOTICE
+from trtseg.volume import Geometry, Volume, spacing_mm
 
 #: Version of the report's layout; raised when a key changes its meaning or goes away.
 REPORT_VERSION = 1
-NOTICE = "not for clinical use"
 
 _PathLike = str | os.PathLike[str]
 
@@ -142,14 +141,13 @@ class Segmentation:
         that lie on one axial slice.
         """
         timings = {**self.timings, "total": sum(self.timings.values())}
-        spacing = np.sqrt(np.square(self.affine[:3, :3]).sum(axis=0))
         return {
             "schema": REPORT_VERSION,
             "notice": NOTICE,
             "input": {
                 "name": self.name,
                 "shape": list(self.geometry.shape),
-                "spacing_mm": [round(float(mm), 6) for mm in spacing],
+                "spacing_mm": [round(mm, 6) for mm in spacing_mm(self.affine)],
             },
             "liver_ml": round(self.liver_ml, 4),
             "tumour_ml": round(self.tumour_ml, 4),
@@ -198,8 +196,7 @@ class Segmentation:
         ArgumentError
             If a preview is asked for without the volume it shows.
         """
-        if not os.fspath(path).lower().endswith((".nii", ".nii.gz")):
-            raise OutputError(f"{os.fspath(path)}: cannot write this file type; expected .nii or .nii.gz")
+        check_ending(path)
         if preview is not None and volume is None:
             raise ArgumentError("volume: got None with a preview; pass the Volume that was segmented")
         with atomic(*(p for p in (path, report, preview) if p is not None)) as temporary:
@@ -230,7 +227,7 @@ class Segmentation:
 
     def _write_report(self, path: Path) -> None:
         text = json.dumps(self.report(), indent=2, allow_nan=False, ensure_ascii=False)
-        path.write_text(text + "\n", encoding="utf-8")
+        path.write_text(text + "\n", encoding="utf-8", errors="replace")  # a file name may not be Unicode
 
     def _write_preview(self, path: Path, volume: Volume) -> None:
         from trtseg.preview import preview_png

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -44,7 +45,10 @@ def cache_folder() -> Path:
 def cached(cache_dir: str | os.PathLike[str] | None = None) -> Path | None:
     """Return the path of the public CT if it has been fetched before and is intact, else None."""
     path = (cache_folder() if cache_dir is None else Path(cache_dir)) / FILE_NAME
-    return path if path.is_file() and _sha256(path) == SHA256 else None
+    try:
+        return path if _sha256(path) == SHA256 else None
+    except OSError:  # it is not there, or cannot be read
+        return None
 
 
 def fetch(cache_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -94,8 +98,9 @@ def fetch(cache_dir: str | os.PathLike[str] | None = None) -> Path:
 
 def copy(path: Path, target: Path) -> Path:
     """Copy a file, completely or not at all; returns the target."""
-    if target.exists() and target.samefile(path):
-        return target
+    with contextlib.suppress(OSError):  # there is no target, or it cannot be seen: atomic will tell
+        if target.samefile(path):
+            return target
     with atomic(target) as (part,):
         shutil.copyfile(path, part)
     return target

@@ -155,18 +155,23 @@ class Volume:
     @property
     def spacing(self) -> tuple[float, float, float]:
         """Millimetres from voxel to voxel along each array axis, ``(sz, sy, sx)``."""
-        return _column_norms(self.affine)[::-1]
+        return spacing_mm(self.affine)[::-1]
 
     @property
     def voxel_ml(self) -> float:
-        """Volume of a voxel in millilitres; exact for oblique and sheared grids too."""
-        return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000
+        """Volume of a voxel in millilitres."""
+        return voxel_ml(self.affine)
 
 
-def _column_norms(affine: np.ndarray) -> tuple[float, float, float]:
-    """Length in mm of the step along each of the three voxel axes."""
+def spacing_mm(affine: np.ndarray) -> tuple[float, float, float]:
+    """Length in mm of the step along each of the three voxel axes, in the order of the affine's columns."""
     i, j, k = (float(n) for n in np.sqrt(np.square(affine[:3, :3]).sum(axis=0)))
     return i, j, k
+
+
+def voxel_ml(affine: np.ndarray) -> float:
+    """Volume of a voxel in millilitres; exact for oblique and sheared grids too."""
+    return float(abs(np.linalg.det(affine[:3, :3]))) / 1000
 
 
 def _frozen_affine(affine: np.ndarray) -> np.ndarray:
@@ -187,7 +192,7 @@ def _frozen_affine(affine: np.ndarray) -> np.ndarray:
 
 def _check_independent(steps: np.ndarray) -> None:
     """Raise an InputError if the three voxel axes (columns, 3x3, mm) do not span space."""
-    norms = _column_norms(steps)
+    norms = spacing_mm(steps)
     if min(norms) == 0:
         raise InputError(
             f"affine: the voxel spacing is {norms} mm; expected three positive numbers, repair the geometry"

@@ -1,11 +1,14 @@
 """The command line: options in, library calls, text out.
 
 Exit codes: 0 all done; 1 a bug (with a traceback); 2 bad usage, input, output, model or device, and nothing
-was written; 3 some of several cases failed and the others were written; 130 interrupted; 143 terminated.
+was written; 3 some of several cases failed and the others were written; 130 interrupted; 143 terminated. That
+the table of results cannot be printed changes none of them.
 """
 
 from __future__ import annotations
 
+import io
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,18 +18,21 @@ from typing import Annotated
 
 import typer
 
-NOT_CLINICAL = "Not for clinical use."
+from trtseg.cli.text import NOT_CLINICAL, fail, out
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # it frames errors, and breaks their lines
     epilog=NOT_CLINICAL,
 )
 
 
 def main() -> None:
     """Run the command line; the entry point of the package."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr always has it: any path can be printed
     # As an exception it removes temporary files on its way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     app()
@@ -46,16 +52,12 @@ def _errors_as_exit_codes() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def fail(message: str) -> None:
-    """Write one line about what went wrong to stderr."""
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
-
-
 def _print_version(wanted: bool) -> None:
     if wanted:
         from trtseg import __version__
 
-        typer.echo(f"trtseg {__version__}")
+        with _errors_as_exit_codes():
+            out(f"trtseg {__version__}\n")
         raise typer.Exit
 
 
@@ -72,7 +74,12 @@ def _group(
 @app.command(epilog=NOT_CLINICAL)
 def segment(
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUTS", help="CT volumes in Hounsfield units (.nii, .nii.gz).")
+        list[Path],
+        typer.Argument(
+            metavar="INPUTS",
+            help="CT volumes in Hounsfield units (.nii, .nii.gz).",
+            readable=False,  # not checked here, where it would stop all for one
+        ),
     ],
     output: Annotated[
         Path | None,
@@ -82,6 +89,7 @@ def segment(
             help="One input: a .nii or .nii.gz file, or an existing folder. Several: a folder, created where "
             "needed. Names in a folder are <input>_seg.nii.gz.",
             show_default="the current folder",
+            readable=False,
         ),
     ] = None,
     report: Annotated[
@@ -124,16 +132,15 @@ def segment(
     with _errors_as_exit_codes():
         from trtseg.cli import batch
 
-        cases = batch.plan(inputs, output, report=report, preview=preview)
+        with batch.plan(inputs, output, report=report, preview=preview) as cases:
+            from trtseg.api import Segmenter
+            from trtseg.postprocess import PostProcess
 
-        from trtseg.api import Segmenter
-        from trtseg.postprocess import PostProcess
-
-        steps = PostProcess(
-            largest_liver=not no_largest_liver, fill_holes=not no_fill_holes, min_tumour_ml=min_tumour_ml
-        )
-        segmenter = Segmenter(model, device=device, precision=precision, postprocess=steps)
-        raise typer.Exit(batch.run(cases, segmenter, quiet=quiet))
+            steps = PostProcess(
+                largest_liver=not no_largest_liver, fill_holes=not no_fill_holes, min_tumour_ml=min_tumour_ml
+            )
+            segmenter = Segmenter(model, device=device, precision=precision, postprocess=steps)
+            raise typer.Exit(batch.run(cases, segmenter, quiet=quiet))
 
 
 @app.command(epilog=NOT_CLINICAL)
@@ -148,7 +155,7 @@ def info(
         if as_json:
             import json
 
-            typer.echo(json.dumps(found, indent=2))
+            out(json.dumps(found, indent=2) + "\n")
         else:
             facts.show(found)
 
@@ -162,6 +169,7 @@ def sample(
             "-o",
             help="File to write (.nii.gz, .nii), or an existing folder.",
             show_default="the cache; for a phantom the current folder",
+            readable=False,
         ),
     ] = None,
     phantom: Annotated[
@@ -192,4 +200,4 @@ def sample(
             if output is not None:
                 path = source.copy(path, batch.file_in(output, source.FILE_NAME))
             typer.echo(source.SOURCE, err=True)
-        typer.echo(path)
+        out(os.fsencode(path) + b"\n")  # the very bytes of its name, whatever the locale

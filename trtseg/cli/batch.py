@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import os
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtseg.cli import NOT_CLINICAL, fail
+from trtseg.cli import text
 from trtseg.errors import ArgumentError, OutputError, TrtsegError
+from trtseg.io.atomic import resolve_target
+from trtseg.io.nifti import ENDINGS
 
 if TYPE_CHECKING:
     from trtseg.api import Segmenter
     from trtseg.result import Segmentation
 
-_ENDINGS = (".nii.gz", ".nii")
 _LISTED = 10  # lesions listed one by one; the report has all
 
 
@@ -48,42 +52,46 @@ class Done:
 
 def stem(path: Path) -> str:
     """File name without ``.nii.gz``, ``.nii``, or whatever its last ending is."""
-    for ending in _ENDINGS:
+    for ending in ENDINGS:
         if path.name.lower().endswith(ending):
             return path.name[: -len(ending)]
     return path.stem
 
 
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises where it may not look
+
+
 def file_in(output: Path, name: str) -> Path:
     """Path to write: ``output`` itself if it is named as a NIfTI file, ``name`` in it if it is a folder."""
-    if output.is_dir():
+    if _is_folder(output):
         return output / name
-    if not output.name.lower().endswith(_ENDINGS):
+    if not output.name.lower().endswith(ENDINGS):
         raise ArgumentError(
             f"--output: got {output}; expected a name ending in .nii.gz or .nii, or a folder that exists"
         )
     return output
 
 
-def plan(inputs: Sequence[Path], output: Path | None, *, report: bool, preview: bool) -> list[Case]:
+@contextmanager
+def plan(inputs: Sequence[Path], output: Path | None, *, report: bool, preview: bool) -> Iterator[list[Case]]:
     """Decide what is written where; refuse what would overwrite an input or write a file twice.
+
+    The folder of several outputs is there while the cases are worked on, and stays if something was written.
 
     Raises
     ------
     ArgumentError
         If ``output`` does not suit the number of inputs, or outputs and inputs collide.
     OutputError
-        If the folder of several outputs cannot be created.
+        If an output cannot be written, as far as can be known before.
     """
-    if len(inputs) == 1:
-        labels = [file_in(output if output is not None else Path(), f"{stem(inputs[0])}_seg.nii.gz")]
-    else:
-        folder = output if output is not None else Path()
-        if folder.is_file() or (folder.name.lower().endswith(_ENDINGS) and not folder.is_dir()):
-            raise ArgumentError(
-                f"--output: got the file {folder} for {len(inputs)} inputs; expected a folder"
-            )
-        labels = [folder / f"{stem(path)}_seg.nii.gz" for path in inputs]
+    several = len(inputs) > 1
+    folder = output if output is not None else Path()
+    names = [f"{stem(path)}_seg.nii.gz" for path in inputs]
+    if several and folder.name.lower().endswith(ENDINGS) and not _is_folder(folder):
+        raise ArgumentError(f"--output: got the file {folder} for {len(inputs)} inputs; expected a folder")
+    labels = [folder / name for name in names] if several else [file_in(folder, names[0])]
     cases = [
         Case(
             source,
@@ -93,22 +101,48 @@ def plan(inputs: Sequence[Path], output: Path | None, *, report: bool, preview: 
         )
         for source, target in zip(inputs, labels, strict=True)
     ]
-    _refuse_collisions(cases)
-    if len(inputs) > 1:
+    with _made(folder) if several else nullcontext():
+        _check_targets(cases)
+        _check_writable(labels[0].parent)
+        yield cases
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Create a folder where needed; what was created and has stayed empty is removed at the end."""
+    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    try:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(
                 f"--output: {folder} cannot be created ({error.strerror}); choose another folder"
             ) from error
-    _check_writable(labels[0].parent)
-    return cases
+        yield
+    finally:
+        for path in missing:  # the innermost first
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def _check_targets(cases: Sequence[Case]) -> None:
+    sources = {os.path.realpath(case.source): case.source for case in cases}
+    claimed: dict[str, Path] = {}
+    for case in cases:
+        for output in case.outputs:
+            target = os.fspath(resolve_target(output))
+            if target in sources:
+                raise ArgumentError(f"--output: {output} is the input {sources[target]}; choose another name")
+            if target in claimed:
+                raise ArgumentError(
+                    f"inputs: {claimed[target]} and {case.source} would both be written to {output}; "
+                    "rename one, or segment them into different folders"
+                )
+            claimed[target] = case.source
 
 
 def _check_writable(folder: Path) -> None:
     """Find out now, not after the segmentation; only trying tells."""
-    if not folder.exists():
-        raise OutputError(f"--output: the folder {folder} does not exist; create it first")
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -116,24 +150,6 @@ def _check_writable(folder: Path) -> None:
         raise OutputError(
             f"--output: the folder {folder} cannot be written ({error.strerror}); choose another one"
         ) from error
-
-
-def _refuse_collisions(cases: Sequence[Case]) -> None:
-    sources = {case.source.resolve(): case.source for case in cases}
-    claimed: dict[Path, Path] = {}
-    for case in cases:
-        for output in case.outputs:
-            target = output.resolve()
-            if target in sources:
-                raise ArgumentError(f"--output: {output} is the input {sources[target]}; choose another name")
-            if target.is_dir():
-                raise ArgumentError(f"--output: {output} is a folder; remove it or choose another name")
-            if target in claimed:
-                raise ArgumentError(
-                    f"inputs: {claimed[target]} and {case.source} would both be written to {output}; "
-                    "rename one, or segment them into different folders"
-                )
-            claimed[target] = case.source
 
 
 def run(cases: Sequence[Case], segmenter: Segmenter, *, quiet: bool) -> int:
@@ -149,17 +165,20 @@ def run(cases: Sequence[Case], segmenter: Segmenter, *, quiet: bool) -> int:
                     result = _segment(case, segmenter, _follow(bar, label))
                 except TrtsegError as error:
                     named = str(case.source) in str(error) or len(cases) == 1
-                    fail(str(error) if named else f"{case.source}: {error}")
+                    text.fail(str(error) if named else f"{case.source}: {error}")
                 except Exception:
                     # A bug, to be seen in full; the other cases still get their turn.
                     bugs += 1
-                    fail(f"{case.source}: unexpected, please report this:")
+                    text.fail(f"{case.source}: unexpected, please report this:")
                     traceback.print_exc()
                 else:
                     done.append(Done(case, result, time.perf_counter() - start))
     finally:
         if done and not quiet:
-            _print(done, details=len(cases) == 1)
+            try:
+                _print(done, details=len(cases) == 1)
+            except OutputError as error:  # the results are where they belong all the same
+                text.fail(str(error))
     if bugs:
         return 1
     return 0 if len(done) == len(cases) else 3 if done else 2
@@ -173,7 +192,7 @@ def _segment(case: Case, segmenter: Segmenter, tell: Callable[[str, float], None
     volume = load(case.source)  # here, not by the segmenter: the preview shows it too
     read = time.perf_counter() - start
     result = segmenter.segment(volume, progress=lambda fraction: tell("segmenting", fraction))
-    result.timings["read"] = read
+    result = dataclasses.replace(result, timings={**result.timings, "read": read})
     tell("writing", 1)
     result.save(case.labels, report=case.report, preview=case.preview, volume=volume)
     return result
@@ -210,19 +229,15 @@ def _follow(bar: Any, label: str) -> Callable[[str, float], None]:
 
 def _print(done: Sequence[Done], *, details: bool) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)  # for files and pipes: do not cut paths
-    table = Table(box=box.SIMPLE, caption=NOT_CLINICAL, caption_justify="left", show_header=not details)
+    table = Table(box=box.SIMPLE, caption=text.NOT_CLINICAL, caption_justify="left", show_header=not details)
     if details:
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
-        for heading, text in _details(done[0]):
-            table.add_row(heading, Text(text))
+        for heading, content in _details(done[0]):
+            table.add_row(heading, Text(content))
     else:
         table.add_column("case", overflow="fold")
         for heading in ("liver mL", "tumour mL", "lesions", "seconds"):
@@ -232,7 +247,7 @@ def _print(done: Sequence[Done], *, details: bool) -> None:
             r = row.result
             numbers = (f"{r.liver_ml:.1f}", f"{r.tumour_ml:.1f}", str(len(r.lesions)), f"{row.seconds:.1f}")
             table.add_row(Text(row.case.source.name), *numbers, Text(str(row.case.labels)))
-    console.print(table)
+    text.show(table)
 
 
 def _details(done: Done) -> list[tuple[str, str]]:

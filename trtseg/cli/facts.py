@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trtseg import __version__
-from trtseg.cli import NOT_CLINICAL
+from trtseg.cli import text
 
 # Module -> the distributions that provide it.
 _RUNTIMES = {
@@ -34,7 +34,7 @@ def collect() -> dict[str, Any]:
         "runtimes": {module: _version(module, names) for module, names in _RUNTIMES.items()},
         "devices": _devices(),
         "models": _models(),
-        "intended_use": NOT_CLINICAL,
+        "intended_use": text.NOT_CLINICAL,
     }
 
 
@@ -108,19 +108,15 @@ def _models() -> list[dict[str, Any]]:
 
 def show(found: dict[str, Any]) -> None:
     """Print what `collect` found."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
 
-    def row(heading: str, text: str) -> None:
-        table.add_row(heading, Text(text))
+    def row(heading: str, content: str) -> None:
+        table.add_row(heading, Text(content))
 
     cpu, extension = found["cpu"], found["extension"]
     row("trtseg", found["trtseg"])
@@ -140,8 +136,7 @@ def show(found: dict[str, Any]) -> None:
         row(f"model {model['name']}", f"{model['version'] or 'unknown version'}, files {model['files']}")
     if not found["models"]:
         row("models", "none installed")
-    console.print(table)
-    console.print(f"\n{NOT_CLINICAL}")
+    text.show(table, "", text.NOT_CLINICAL)
 
 
 def _describe_build(build: dict[str, Any]) -> str:

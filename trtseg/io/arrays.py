@@ -97,6 +97,8 @@ def from_image(image: Any) -> Volume:
     from nibabel.nifti1 import Nifti1Header
 
     name = image.get_filename() or "image"
+    if image.affine is None:
+        raise InputError(f"{name}: got an image without an affine; give its array and its spacing instead")
     check_dtype(name, image.get_data_dtype())
     header = None
     if isinstance(image.header, Nifti1Header):  # also the base of those of NIfTI-2 and of pairs

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +53,7 @@ def atomic(*paths: str | os.PathLike[str]) -> Iterator[tuple[Path, ...]]:
     >>> with atomic("labels.nii.gz", "report.json") as (labels, report):  # doctest: +SKIP
     ...     report.write_text("{}")
     """
-    targets = [_resolve(p) for p in paths]
+    targets = [resolve_target(p) for p in paths]
     for n, target in enumerate(targets):
         if target in targets[:n]:
             raise OutputError(f"{os.fspath(paths[n])}: given twice as an output; choose another path for one")
@@ -68,22 +69,35 @@ def atomic(*paths: str | os.PathLike[str]) -> Iterator[tuple[Path, ...]]:
                 _flush(path)
             _rename_all(temporary, targets)
         except OSError as error:
-            raise OutputError(_explain(error, paths, temporary)) from error
+            raise OutputError(_explain(error, _hit(error, paths, temporary))) from error
     finally:
         for path in temporary:
             with contextlib.suppress(OSError):
                 path.unlink()
 
 
-def _resolve(path: str | os.PathLike[str]) -> Path:
-    """Find the file that a rename must replace, and refuse what cannot be one."""
+def resolve_target(path: str | os.PathLike[str]) -> Path:
+    """Find the file that writing to ``path`` makes or replaces, behind all links; it need not exist.
+
+    Raises
+    ------
+    OutputError
+        If it is no regular file, its folder does not exist, or there can be no such file.
+    """
     name = os.fspath(path)
-    target = Path(os.path.realpath(path))
-    if not target.parent.is_dir():
-        raise OutputError(f"{name}: the folder {target.parent} does not exist; create it first")
-    if target.is_dir():
+    mode = stat.S_IFREG  # if it does not exist
+    try:
+        target = Path(os.path.realpath(path))
+        target.parent.stat()
+        with contextlib.suppress(FileNotFoundError):
+            mode = target.stat().st_mode
+    except FileNotFoundError:
+        raise OutputError(f"{name}: the folder {target.parent} does not exist; create it first") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        raise OutputError(_explain(error, name)) from error
+    if stat.S_ISDIR(mode):
         raise OutputError(f"{name}: is a folder; give the path of a file in it")
-    if target.exists() and not target.is_file():
+    if not stat.S_ISREG(mode):
         raise OutputError(f"{name}: is not a regular file; give the path of a file")
     return target
 
@@ -135,16 +149,23 @@ def _rename_all(temporary: Sequence[Path], targets: Sequence[Path]) -> None:
                     old.unlink()
 
 
-def _explain(error: OSError, paths: Sequence[Any], temporary: Sequence[Path]) -> str:
-    """Say which target failed, why, and what to do."""
+def _hit(error: OSError, paths: Sequence[Any], temporary: Sequence[Path]) -> str:
+    """Name the targets that an error is about; all of them if it does not say."""
     names = [os.fspath(p) for p in paths]
     involved = {os.fspath(n) for n in (error.filename, error.filename2) if isinstance(n, (str, os.PathLike))}
     hit = [name for name, path in zip(names, temporary, strict=False) if os.fspath(path) in involved]
     if not hit and len(temporary) < len(names):
         hit = [names[len(temporary)]]  # the one that could not be created
-    name = ", ".join(hit or names)
-    if error.errno in _FULL:
+    return ", ".join(hit or names)
+
+
+def _explain(error: OSError | ValueError, name: str) -> str:
+    """Say why a target cannot be written, and what to do."""
+    code = getattr(error, "errno", None)
+    if code in _FULL:
         return f"{name}: no space left to write it; free some or choose another folder. Nothing was written"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{name}: no permission to write there; choose another folder. Nothing was written"
+    if code == errno.ENAMETOOLONG:
+        return f"{name}: the name is too long to write it; choose a shorter one. Nothing was written"
     return f"{name}: cannot be written ({error}). Nothing was written"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trtseg.errors import InputError
-from trtseg.volume import Geometry, Volume
+from trtseg.volume import Geometry, Volume, spacing_mm
 
 #: Voxels converted at a time: small enough that every temporary array stays in the cache, or close to it.
 SLAB_VOXELS = 1 << 19
@@ -71,7 +71,7 @@ def make_geometry(name: str, shape: Sequence[int], affine: Any, header: Any = No
 
 def check_geometry(name: str, geometry: Geometry) -> None:
     """Raise an InputError if voxels or slices have a size that no CT of a body has."""
-    spacing = np.sqrt(np.square(geometry.affine[:3, :3]).sum(axis=0)).tolist()
+    spacing = spacing_mm(geometry.affine)
     if not _SPACING_MM[0] <= min(spacing) <= max(spacing) <= _SPACING_MM[1]:
         raise InputError(
             f"{name}: got a voxel spacing of {' x '.join(f'{s:g}' for s in spacing)} mm; expected "

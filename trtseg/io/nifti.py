@@ -14,11 +14,13 @@ import numpy as np
 
 from trtseg.errors import ArgumentError, InputError, OutputError
 from trtseg.io.checks import SLAB_VOXELS, Where, check_dtype, check_shape, make_geometry, make_volume
+from trtseg.notice import NOTICE
 from trtseg.volume import Geometry, Volume
 
 log = logging.getLogger("trtseg")
 
-_ENDINGS = (".nii", ".nii.gz")
+#: Of the names of NIfTI files, the longer one first; in any case.
+ENDINGS = (".nii.gz", ".nii")
 _GZIP_MAGIC = b"\x1f\x8b"
 # Deflate codes at most 258 bytes in 2 bits.
 _MAX_DEFLATE_RATIO = 1032
@@ -44,21 +46,25 @@ def read_nifti(path: str | os.PathLike[str]) -> Volume:
         If there is no such file, it is truncated or corrupt, or it is not one CT volume in HU.
     """
     name = os.fspath(path)
-    if Path(name).is_dir():
-        raise InputError(f"{name}: is a folder; expected a .nii or .nii.gz file")
-    if not name.lower().endswith(_ENDINGS):
-        raise InputError(
-            f"{name}: unknown file type; expected .nii or .nii.gz, convert other formats to NIfTI"
-        )
     try:
-        with Path(name).open("rb") as file:
-            return _read(name, file)
+        file = Path(name).open("rb")  # noqa: SIM115 - closed below, where errors mean something else
+    except IsADirectoryError as error:
+        raise InputError(f"{name}: is a folder; expected a .nii or .nii.gz file") from error
     except FileNotFoundError as error:
         raise InputError(f"{name}: no such file; check the path") from error
     except PermissionError as error:
         raise InputError(f"{name}: no permission to read it; change the file's mode or owner") from error
-    except (OSError, EOFError, zlib.error) as error:  # gzip's errors are of these kinds
-        raise InputError(f"{name}: cannot be read ({error}); {_FETCH}") from error
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        raise InputError(f"{name}: cannot be opened ({error}); check the path") from error
+    with file:
+        if not name.lower().endswith(ENDINGS):
+            raise InputError(
+                f"{name}: unknown file type; expected .nii or .nii.gz, convert other formats to NIfTI"
+            )
+        try:
+            return _read(name, file)
+        except (OSError, EOFError, zlib.error) as error:  # gzip's errors are of these kinds
+            raise InputError(f"{name}: cannot be read ({error}); {_FETCH}") from error
 
 
 def _read(name: str, file: IO[bytes]) -> Volume:
@@ -207,6 +213,13 @@ def _pieces(
         pass
 
 
+def check_ending(path: str | os.PathLike[str]) -> None:
+    """Raise an OutputError unless the name is that of a file which `write_nifti` can write."""
+    name = os.fspath(path)
+    if not name.lower().endswith(ENDINGS):
+        raise OutputError(f"{name}: cannot write this file type; expected .nii or .nii.gz")
+
+
 def write_nifti(path: str | os.PathLike[str], labels: np.ndarray, geometry: Geometry) -> None:
     """Write labels as uint8 on exactly the grid of the input.
 
@@ -234,8 +247,7 @@ def write_nifti(path: str | os.PathLike[str], labels: np.ndarray, geometry: Geom
     from isal import igzip
 
     name = os.fspath(path)
-    if not name.lower().endswith(_ENDINGS):
-        raise OutputError(f"{name}: cannot write this file type; expected .nii or .nii.gz")
+    check_ending(path)
     if labels.dtype != np.uint8 or labels.shape != geometry.canonical_shape:
         raise ArgumentError(
             f"labels: got {labels.dtype} {labels.shape}; expected uint8 [Z,Y,X] = {geometry.canonical_shape}"
@@ -269,7 +281,7 @@ def _label_header(geometry: Geometry) -> Any:
     header["datatype"], header["bitpix"] = _UINT8, 8
     header["scl_slope"], header["scl_inter"] = 1, 0
     header["cal_min"], header["cal_max"] = 0, 2
-    header["descrip"] = b"trtseg, not for clinical use"
+    header["descrip"] = f"trtseg, {NOTICE}".encode("ascii")
     header["intent_code"] = _INTENT_LABEL
     for field in ("intent_p1", "intent_p2", "intent_p3", "glmax", "glmin"):
         if field in header:

@@ -1,0 +1,56 @@
+"""How the tests of the command line run it: in this process, or in one of its own."""
+
+import functools
+import os
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from trtseg.cli import app
+
+TRTSEG = (sys.executable, "-m", "trtseg")
+# Root may do anything; without these capabilities it is bound by modes as other users are.
+_AS_OTHERS = tuple(f"--{which}=-dac_override,-dac_read_search" for which in ("bounding-set", "inh-caps"))
+
+
+def run(*arguments):
+    """Run a command in this process; the result has ``exit_code``, ``stdout`` and ``stderr``."""
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def refused(message, *arguments):
+    """Segment, expect one line on stderr with ``message`` and exit code 2, and return the line."""
+    done = run("segment", *arguments)
+    assert done.exit_code == 2, done.output
+    assert isinstance(done.exception, SystemExit)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert message in line, line
+    return line
+
+
+def run_alone(*arguments, **options):
+    """Run a command in a process of its own; the result has ``returncode``, ``stdout`` and ``stderr``."""
+    options = {"capture_output": True, "text": True, "check": False, **options}
+    return subprocess.run([*TRTSEG, *arguments], **options)
+
+
+def run_without_privileges(*arguments, **options):
+    """Run a command in a process for which the modes of files count, also where this one is root's."""
+    return subprocess.run(
+        [*_no_privileges(), *TRTSEG, *arguments], capture_output=True, text=True, check=False, **options
+    )
+
+
+@functools.cache
+def _no_privileges():
+    if os.geteuid() != 0:
+        return ()
+    command = ("setpriv", *_AS_OTHERS)
+    try:
+        subprocess.run([*command, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"root may look and write anywhere, and setpriv does not help: {error}")
+    return command

@@ -1,0 +1,154 @@
+"""``trtseg segment``: what comes out, and where it lies."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from commands import TRTSEG, run, run_alone
+
+import trtseg
+
+
+def test_one_input_gives_labels_on_its_grid(here, model, phantom_ct):
+    done = run("segment", phantom_ct, "--model", model, "-o", "out.nii.gz")
+    assert done.exit_code == 0, done.output
+    image, ct = nib.load("out.nii.gz"), nib.load(phantom_ct)
+    assert image.shape == ct.shape
+    assert np.allclose(image.affine, ct.affine)
+    assert set(np.unique(image.dataobj)) == {0, 1, 2}
+    assert os.listdir() == ["out.nii.gz"]
+    assert "liver" in done.stdout
+    assert "Not for clinical use" in done.stdout
+    assert done.stderr == ""
+
+
+def test_the_shipped_model_is_the_default(here, phantom_ct):
+    done = run("segment", phantom_ct, "--report", "--preview")
+    assert done.exit_code == 0, done.output
+    assert sorted(os.listdir()) == ["ct_seg.json", "ct_seg.nii.gz", "ct_seg.png"]
+    report = json.loads(Path("ct_seg.json").read_text())
+    shipped = json.loads((Path(trtseg.__file__).parent / "models/default/model.json").read_text())
+    assert report["provenance"]["model"] == "default"
+    assert report["provenance"]["sha256"].items() <= shipped["sha256"].items()
+    assert nib.load("ct_seg.nii.gz").shape == nib.load(phantom_ct).shape
+
+
+def test_default_output_is_in_the_current_folder(here, model, phantom_ct):
+    assert run("segment", phantom_ct, "--model", model).exit_code == 0
+    assert os.listdir() == ["ct_seg.nii.gz"]
+
+
+def test_an_existing_folder_is_an_output(here, model, phantom_ct):
+    (here / "out").mkdir()
+    assert run("segment", phantom_ct, "--model", model, "-o", "out").exit_code == 0
+    assert os.listdir("out") == ["ct_seg.nii.gz"]
+
+
+def test_report_and_preview_lie_beside_the_labels(here, model, phantom_ct):
+    done = run("segment", phantom_ct, "--model", model, "-o", "a.b.nii", "--report", "--preview")
+    assert done.exit_code == 0, done.output
+    assert sorted(os.listdir()) == ["a.b.json", "a.b.nii", "a.b.png"]
+    report = json.loads(Path("a.b.json").read_text())
+    assert report["liver_ml"] > report["tumour_ml"] > 0
+    assert report["timings_s"]["read"] > 1e-4  # of the file, not of handing the volume over
+    assert Path("a.b.png").read_bytes().startswith(b"\x89PNG")
+    for text in ("a.b.nii", "a.b.json", "a.b.png", "model tiny", f"{report['liver_ml']:.1f} mL"):
+        assert text in done.stdout
+
+
+def test_several_inputs_go_into_a_new_folder(here, model, phantom_ct):
+    for name in ("one.nii.gz", "two.nii.gz"):
+        shutil.copy(phantom_ct, name)
+    done = run("segment", "one.nii.gz", "two.nii.gz", "--model", model, "-o", "new/out", "--report")
+    assert done.exit_code == 0, done.output
+    written = ["one_seg.json", "one_seg.nii.gz", "two_seg.json", "two_seg.nii.gz"]
+    assert sorted(os.listdir("new/out")) == written
+    assert "one.nii.gz" in done.stdout
+    assert "two.nii.gz" in done.stdout
+
+
+def test_an_input_may_be_a_link_and_have_dots_in_its_name(here, model, phantom_ct):
+    os.symlink(phantom_ct, "1.2.840.nii.gz")
+    done = run("segment", "1.2.840.nii.gz", "--model", model, "--report", "--preview")
+    assert done.exit_code == 0, done.output
+    written = ["1.2.840.nii.gz", "1.2.840_seg.json", "1.2.840_seg.nii.gz", "1.2.840_seg.png"]
+    assert sorted(os.listdir()) == written
+    assert Path("1.2.840.nii.gz").is_symlink()
+
+
+def test_steps_are_passed_on_and_reported(here, model, phantom_ct):
+    run("segment", phantom_ct, "--model", model, "-o", "plain.nii.gz", "--report", "--precision", "fp32")
+    run(
+        *("segment", phantom_ct, "--model", model, "-o", "raw.nii.gz", "--report", "--precision", "fp32"),
+        *("--no-largest-liver", "--no-fill-holes", "--min-tumour-ml", "0"),
+    )
+    plain, raw = (json.loads(Path(p).read_text()) for p in ("plain.json", "raw.json"))
+    assert plain["postprocess"] != raw["postprocess"]
+    assert raw["provenance"]["precision"] == "fp32"
+    assert (np.asarray(nib.load("plain.nii.gz").dataobj) != np.asarray(nib.load("raw.nii.gz").dataobj)).any()
+
+
+def test_same_command_same_bytes(here, model, phantom_ct):
+    labels = []
+    for name in ("first.nii.gz", "second.nii.gz"):
+        run_alone("segment", phantom_ct, "--model", model, "-o", name, check=True)
+        labels.append(Path(name).read_bytes())
+    assert labels[0] == labels[1]
+
+
+def test_quiet_prints_nothing(here, model, phantom_ct):
+    done = run("segment", phantom_ct, "--model", model, "--quiet")
+    assert (done.exit_code, done.output) == (0, "")
+
+
+def test_progress_is_shown_to_people_only(here, phantom_ct):
+    pty = pytest.importorskip("pty")
+
+    leader, follower = pty.openpty()
+    done = subprocess.run(
+        [*TRTSEG, "segment", phantom_ct], stdout=subprocess.PIPE, stderr=follower, check=True
+    )
+    os.close(follower)
+    assert b"ct.nii.gz" in os.read(leader, 1 << 16)
+    os.close(leader)
+    assert b"liver" in done.stdout
+
+
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_a_table_that_cannot_be_printed_is_no_failure(here, model, phantom_ct, buffered):
+    environment = {**os.environ, "PYTHONUNBUFFERED": buffered}
+    with Path("/dev/full").open("w") as full:
+        done = run_alone(
+            *("segment", phantom_ct, "--model", model),
+            capture_output=False,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=environment,
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "error: standard output: cannot be written (No space left on device)\n"
+    assert os.listdir() == ["ct_seg.nii.gz"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize("name", ["Größe", "肝臓", os.fsdecode(b"caf\xe9")])
+def test_any_name_can_be_reported(here, model, phantom_ct, name, encoding):
+    shutil.copy(phantom_ct, f"{name}.nii.gz")
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = run_alone(
+        *("segment", f"{name}.nii.gz", "--model", model, "--report", "--preview"),
+        env=environment,
+        text=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"liver" in done.stdout
+    assert sorted(os.listdir()) == [
+        f"{name}{end}" for end in (".nii.gz", "_seg.json", "_seg.nii.gz", "_seg.png")
+    ]
+    report = json.loads(Path(f"{name}_seg.json").read_text("utf-8"))
+    assert report["input"]["name"] == ("caf?.nii.gz" if name.startswith("caf") else f"{name}.nii.gz")

@@ -1,0 +1,51 @@
+"""What the commands say, and to whom: results on stdout, the rest on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+
+from trtseg.errors import OutputError
+from trtseg.notice import NOTICE
+
+NOT_CLINICAL = f"{NOTICE.capitalize()}."
+
+
+def fail(message: str) -> None:
+    """Write one line about what went wrong to stderr; if that cannot be written, there is nobody to tell."""
+    with contextlib.suppress(OutputError), _written(2, "standard error"):
+        typer.echo(f"error: {' '.join(message.split())}", err=True)
+
+
+def out(text: str | bytes) -> None:
+    """Write to stdout; an OutputError if that fails."""
+    with _written(1, "standard output"):
+        typer.echo(text, nl=False)
+
+
+def show(*parts: Any) -> None:
+    """Write what rich can draw to stdout: as wide as a terminal is, or so wide that a file has whole paths."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    # Captured: rich itself would end the program where a pipe is closed.
+    with _written(1, "standard output"), console.capture() as drawn:
+        console.print(*parts, sep="\n")
+    out(drawn.get())
+
+
+@contextlib.contextmanager
+def _written(descriptor: int, name: str) -> Iterator[None]:
+    """Turn the failure of a standard stream into an OutputError."""
+    try:
+        yield
+    except OSError as error:
+        # What is left in the buffer would fail once more when Python exits, and decide the exit code.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+        raise OutputError(f"{name}: cannot be written ({error.strerror})") from error

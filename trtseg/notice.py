@@ -1,0 +1,3 @@
+"""The one sentence that goes with every result."""
+
+NOTICE = "not for clinical use"
