@@ -28,7 +28,7 @@ from training.losses import balanced_loss, class_weights
 from training.unet import UNet
 
 SIZE = 256
-STEPS = {"liver": 4000, "tumour": 2400}  # of the shipped nets
+STEPS = {"liver": 4000, "tumour": 1800}  # of the shipped nets
 WINDOW = {"liver": (-160.0, 240.0), "tumour": (-40.0, 200.0)}  # HU mapped to 0 and 1
 
 
