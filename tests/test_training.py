@@ -41,6 +41,7 @@ def root(tmp_path_factory):
             spacing_mm=np.full((6, 2), 3.0),
             valid_box=np.array([[0, 128, 0, 128]] * 6),
             patient=[f"{name}{i}" for i in range(6)],
+            body_part=["pelvis"] * 6,
         )
     return folder
 

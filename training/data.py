@@ -86,6 +86,7 @@ class Negative(NamedTuple):
     spacing: tuple[float, float]  # (sy, sx) mm
     patient: str
     source: str
+    body_part: str
     held_out: bool  # for validation: split by patient, and all that is non-commercial
 
 
@@ -93,9 +94,8 @@ def read_negatives(root: Path) -> Iterator[Negative]:
     """Every CT slice without liver, at its own size."""
     for path in sorted((root / "negatives").glob("*.npz")):
         with np.load(path) as file:
-            for hu, spacing, box, patient in zip(
-                file["hu"], file["spacing_mm"], file["valid_box"], file["patient"], strict=True
-            ):
+            columns = ("hu", "spacing_mm", "valid_box", "patient", "body_part")
+            for hu, spacing, box, patient, part in zip(*(file[c] for c in columns), strict=True):
                 y0, y1, x0, x1 = map(int, box)
                 held_out = path.stem in VALIDATION_NEGATIVES or zlib.crc32(str(patient).encode()) % 6 == 0
                 yield Negative(
@@ -103,6 +103,7 @@ def read_negatives(root: Path) -> Iterator[Negative]:
                     (float(spacing[0]), float(spacing[1])),
                     str(patient),
                     path.stem,
+                    str(part),
                     held_out,
                 )
 

@@ -20,6 +20,10 @@ from training import data
 #: mm between slices where nobody knows: slices without liver stand alone, and the LiTS slices have lost their spacing.
 ASSUMED_STEP = 5.0
 ASSUMED_PIXEL = 0.75
+#: Parts of the body in which no slice comes near the liver.
+FAR_FROM_LIVER = {
+    "head", "head_neck", "neck", "neck_shoulder", "neck_or_upper_chest", "upper_chest", "pelvis",
+}  # fmt: skip
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
@@ -46,9 +50,13 @@ def evaluate(segmenter: trtseg.Segmenter, root: Path) -> dict[str, float]:
         scores[f"LiTS {case}: tumour Dice"] = dice(result.canonical == 2, truth == 2)
 
     empty = [n for n in data.read_negatives(root) if n.held_out]
-    false_ml = [segmenter.segment(n.hu[None], spacing=(ASSUMED_STEP, *n.spacing)).liver_ml for n in empty]
-    scores["slices without liver"] = len(empty)
-    scores["of these, with over 5 mL of liver"] = sum(ml > 5 for ml in false_ml)
+    far = [n for n in empty if n.body_part in FAR_FROM_LIVER]
+    for name, chosen in (("slices without liver", empty), ("slices of head, neck, upper chest, pelvis", far)):
+        false_ml = [
+            segmenter.segment(n.hu[None], spacing=(ASSUMED_STEP, *n.spacing)).liver_ml for n in chosen
+        ]
+        scores[f"{name}, number"] = len(chosen)
+        scores[f"{name}, with over 5 mL of liver"] = sum(ml > 5 for ml in false_ml)
     return scores
 
 
