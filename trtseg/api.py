@@ -67,6 +67,7 @@ class Segmenter:
         self.postprocess = PostProcess() if postprocess is None else postprocess
         self._cascade = Cascade(*engines)
         self._lock = threading.Lock()
+        self._provenance = _provenance(self.spec, self.device, self.precision)
 
     def segment(
         self,
@@ -111,26 +112,26 @@ class Segmenter:
         steps = postprocess(labels, volume.voxel_ml, self.postprocess)
         stages["postprocess"] = time.perf_counter() - start
         return Segmentation.measure(
-            labels, volume, steps=steps, timings={"read": read, **stages}, provenance=self._provenance()
+            labels, volume, steps=steps, timings={"read": read, **stages}, provenance=self._provenance
         )
 
-    def _provenance(self) -> dict[str, Any]:
-        """What made a result, so that it can be made again."""
-        spec = self.spec
-        return {
-            "model": spec.name,
-            "model_version": spec.version,
-            "sha256": {name: spec.sha256[name] for name in (f"{net.role}.onnx" for net in spec.nets)},
-            "thresholds": {net.role: net.threshold for net in spec.nets},
-            "device": self.device,
-            "precision": self.precision,
-            "versions": {
-                "trtseg": __version__,
-                "python": platform.python_version(),
-                **{name: importlib.metadata.version(name) for name in ("numpy", "openvino")},
-            },
-            "intended_use": spec.nets[0].intended_use,
-        }
+
+def _provenance(spec: CascadeSpec, device: str, precision: str) -> dict[str, Any]:
+    """What makes a result, so that it can be made again."""
+    return {
+        "model": spec.name,
+        "model_version": spec.version,
+        "sha256": {name: spec.sha256[name] for name in (f"{net.role}.onnx" for net in spec.nets)},
+        "thresholds": {net.role: net.threshold for net in spec.nets},
+        "device": device,
+        "precision": precision,
+        "versions": {
+            "trtseg": __version__,
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in ("numpy", "openvino")},
+        },
+        "intended_use": spec.nets[0].intended_use,
+    }
 
 
 def segment(
