@@ -45,8 +45,6 @@ def augment(
         align_corners=False,
     )[:, 0].to(torch.uint8)  # fmt: skip
     for i in range(n):
-        if rng.random() < 0.5:
-            out[i] = _other_liver(out[i], labels[i], rng)
         out[i] = _scanner(out[i], rng)
         if rng.random() < 0.15:
             _cut(out[i], labels[i], rng)
@@ -91,17 +89,11 @@ def _scanner(hu: Tensor, rng: np.random.Generator) -> Tensor:
         x = ((hu + 160) / 400).clamp(0, 1)
         hu = torch.where((hu > -160) & (hu < 240), x ** rng.uniform(0.7, 1.4) * 400 - 160, hu)
     if rng.random() < 0.5:
-        noise = torch.randn(hu.shape, generator=seed) * rng.uniform(3, 45)
+        noise = torch.randn(hu.shape, generator=seed) * rng.uniform(3, 30)
         if rng.random() < 0.5:  # correlated, as a soft kernel leaves it
             noise = F.avg_pool2d(noise[None, None], 3, 1, 1)[0, 0] * 2
         hu = hu + noise
     return torch.where(air, float(AIR_HU), hu)
-
-
-def _other_liver(hu: Tensor, label: Tensor, rng: np.random.Generator) -> Tensor:
-    """Change the liver's own HU: early in the arterial phase, or fatty, it is darker than its neighbours."""
-    soft = F.avg_pool2d((label > 0).float()[None], 5, 1, 2)[0]
-    return hu + rng.uniform(-60, 25) * soft
 
 
 def _unenhanced(hu: Tensor, rng: np.random.Generator) -> Tensor:

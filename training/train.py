@@ -28,7 +28,7 @@ from training.losses import balanced_loss, class_weights
 from training.unet import UNet
 
 SIZE = 256
-STEPS = {"liver": 5000, "tumour": 2400}  # as many as the shipped nets were trained for in all
+STEPS = {"liver": 4000, "tumour": 1800}  # of the shipped nets
 WINDOW = {"liver": (-160.0, 240.0), "tumour": (-40.0, 200.0)}  # HU mapped to 0 and 1
 
 
@@ -46,7 +46,6 @@ class Settings:
     dropout: float = 0.1
     seed: int = 0
     liver: str = ""  # SHA-256 of the liver net that a tumour net is trained behind
-    init: str = ""  # SHA-256 of the net whose weights the run begins with
 
 
 def windowed(hu: Tensor, role: str) -> Tensor:
@@ -157,30 +156,19 @@ def fingerprint(net: UNet) -> str:
     return digest.hexdigest()
 
 
-def train(
-    settings: Settings,
-    root: Path,
-    out: Path,
-    liver_checkpoint: Path | None = None,
-    init: Path | None = None,
-    every: int = 500,
-) -> None:
-    """Run or resume the training described by ``settings`` in the folder ``out``, from the weights ``init`` if given."""
+def train(settings: Settings, root: Path, out: Path, liver_checkpoint: Path | None, every: int = 500) -> None:
+    """Run or resume the training described by ``settings`` in the folder ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "last.pt"
     liver = load_net(liver_checkpoint)[0] if liver_checkpoint else None
     if liver is not None:
         settings = replace(settings, liver=fingerprint(liver))
-    if init is not None:
-        settings = replace(settings, init=fingerprint(load_net(init)[0]))
     positive, empty, validation = data.read(root, 2 * SIZE)
     sampler = Sampler(positive, empty, settings.role)
     del positive, empty
 
     torch.manual_seed(settings.seed)
     net = UNet(1, settings.width, settings.depth, settings.dropout).to(memory_format=torch.channels_last)
-    if init is not None:
-        net.load_state_dict(load_net(init)[0].state_dict())
     decay = [p for p in net.parameters() if p.ndim > 1]
     rest = [p for p in net.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -264,8 +252,6 @@ def main() -> None:
         "--out", type=Path, required=True, help="folder of the run; an interrupted run resumes"
     )
     parser.add_argument("--liver", type=Path, help="checkpoint of the liver net (tumour only)")
-    parser.add_argument("--init", type=Path, help="checkpoint whose weights to begin with")
-    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--steps", type=int, help="optimiser steps (default: those of the shipped net)")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--width", type=int, default=16)
@@ -275,10 +261,8 @@ def main() -> None:
     if (args.role == "tumour") != (args.liver is not None):
         parser.error("--liver goes with the role tumour, which needs it")
     steps = args.steps or STEPS[args.role]
-    settings = Settings(
-        args.role, steps, args.batch, args.lr, width=args.width, depth=args.depth, seed=args.seed
-    )
-    train(settings, args.data, args.out, args.liver, args.init)
+    settings = Settings(args.role, steps, args.batch, width=args.width, depth=args.depth, seed=args.seed)
+    train(settings, args.data, args.out, args.liver)
 
 
 if __name__ == "__main__":
