@@ -15,6 +15,7 @@ from training import data
 from training.evaluate import FAR_FROM_LIVER
 from trtseg import models, reference
 from trtseg.engines import open_engine
+from trtseg.engines.openvino import native_bf16
 from trtseg.phantom import abdomen
 
 
@@ -58,6 +59,7 @@ def test_skipping_is_exact_for_the_shipped_nets(segmenter, shared_data):
     assert (got[ends] == expected).all()
 
 
+@pytest.mark.skipif(not native_bf16(), reason="this processor has no BF16")
 def test_precisions_agree_where_the_nets_are_sure(shared_data):
     volume = trtseg.load(shared_data / "chaos3" / "volume.nii.gz")
     fp32, bf16 = (trtseg.Segmenter(precision=p).segment(volume).canonical for p in ("fp32", "bf16"))

@@ -57,9 +57,7 @@ def _grids(n: int, rng: np.random.Generator, points: int = 9) -> np.ndarray:
     base = np.stack(np.meshgrid(axis, axis), -1)  # [points, points, (x, y)]
     grids = np.empty((n, points, points, 2), np.float32)
     for i in range(n):
-        zoom = np.exp(
-            rng.uniform(np.log(0.75), np.log(1.5))
-        )  # > 1: a larger field of view, a smaller patient
+        zoom = np.exp(rng.uniform(np.log(0.75), np.log(1.5)))  # above 1 the patient is smaller
         aspect = np.exp(rng.normal(0, 0.07))
         angle = np.deg2rad(np.clip(rng.normal(0, 8), -25, 25))
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])

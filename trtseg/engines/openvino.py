@@ -84,7 +84,7 @@ class OpenVinoEngine:
             model.reshape(shape)
             options = {
                 "INFERENCE_PRECISION_HINT": wanted,
-                "NUM_STREAMS": 1,  # a slice gets all cores: lowest latency, and as fast in total as slices side by side
+                "NUM_STREAMS": 1,  # a slice gets all cores: the lowest latency, at little loss in total
             }
             compiled = _core().compile_model(model, "CPU", options)
         except RuntimeError as error:
