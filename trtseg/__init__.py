@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trtseg.api import Segmenter, segment
+    from trtseg.engines.build import build_engines
     from trtseg.errors import TrtsegError
     from trtseg.io import load
     from trtseg.postprocess import PostProcess
@@ -27,6 +28,7 @@ _WHERE = {
     "Segmenter": "trtseg.api",
     "TrtsegError": "trtseg.errors",
     "Volume": "trtseg.volume",
+    "build_engines": "trtseg.engines.build",
     "load": "trtseg.io",
     "segment": "trtseg.api",
 }
@@ -38,6 +40,7 @@ __all__ = [
     "TrtsegError",
     "Volume",
     "__version__",
+    "build_engines",
     "load",
     "segment",
 ]

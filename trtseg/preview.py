@@ -1,9 +1,10 @@
-"""A picture to check a segmentation at a glance: outlines on a montage of axial slices."""
+"""Pictures to check a segmentation at a glance: outlines on axial slices, its own or against those of the truth."""
 
 from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,10 +18,13 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Box2D = tuple[int, int, int, int]  # rows and columns: top, left, bottom, right
+Colour = tuple[int, int, int]
 
 #: Abdominal soft tissue: level 40 HU, width 400 HU.
 WINDOW = (-160, 240)
 LIVER, TUMOUR = (60, 230, 200), (255, 70, 120)
+#: Cold for the truth, warm for a prediction.
+TRUE_LIVER, TRUE_TUMOUR, PREDICTED_LIVER, PREDICTED_TUMOUR = LIVER, (110, 150, 255), (255, 195, 60), TUMOUR
 
 _BACKGROUND, _TEXT, _FAINT = (16, 16, 18), (235, 235, 235), (150, 150, 155)
 _GAP, _HEADER, _FOOTER = 4, 40, 26
@@ -77,11 +81,73 @@ def preview_png(
     left = (width - columns * (size[0] + _GAP) + _GAP) // 2
     for n, z in enumerate(chosen):
         corner = (left + n % columns * (size[0] + _GAP), _HEADER + n // columns * (size[1] + _GAP))
-        page.paste(_draw_slice(volume, labels, z, box, size), corner)
-    _write_margins(ImageDraw.Draw(page), page.size, volume.name, summary)
-    file = io.BytesIO()
-    page.save(file, "PNG", compress_level=6)
-    return file.getvalue()
+        outlines = ((labels[z] > 0, LIVER), (labels[z] == 2, TUMOUR))
+        page.paste(_draw_slice(volume, outlines, z, box, size), corner)
+    key = (("liver", LIVER), ("tumour", TUMOUR))
+    _write_margins(ImageDraw.Draw(page), page.size, volume.name, summary, key)
+    return _png(page)
+
+
+def disagreement_png(
+    volume: Volume, prediction: Array, truth: Array, summary: str, *, tile: int = 560
+) -> bytes:
+    """Draw the slice of a CT on which a prediction and the truth disagree most, plain and with the outlines of both.
+
+    Parameters
+    ----------
+    volume : Volume
+        The CT.
+    prediction, truth : ndarray
+        uint8 ``[Z, Y, X]``: 0 background, 1 liver, 2 tumour.
+    summary : str
+        Scores, for the line at the top.
+    tile : int
+        Width of each of the two tiles in pixels.
+
+    Returns
+    -------
+    bytes
+        A PNG file; the same for the same arguments.
+
+    Raises
+    ------
+    ArgumentError
+        If the labels are not on the volume's grid.
+    """
+    from PIL import Image, ImageDraw
+
+    for name, labels in (("prediction", prediction), ("truth", truth)):
+        if labels.shape != volume.array.shape:
+            raise ArgumentError(
+                f"{name}: got shape {labels.shape}; expected the volume's {volume.array.shape}"
+            )
+    z = most_disagreement(prediction, truth)
+    box = _body_box(volume.array, np.maximum(prediction, truth), [z])
+    size = _tile_size(box, volume.spacing, tile)
+    page = Image.new("RGB", (2 * size[0] + 3 * _GAP, _HEADER + size[1] + _GAP + _FOOTER), _BACKGROUND)
+    outlines = (
+        (truth[z] > 0, TRUE_LIVER),
+        (prediction[z] > 0, PREDICTED_LIVER),
+        (truth[z] == 2, TRUE_TUMOUR),
+        (prediction[z] == 2, PREDICTED_TUMOUR),
+    )
+    for column, drawn in enumerate(((), outlines)):
+        corner = (_GAP + column * (size[0] + _GAP), _HEADER)
+        page.paste(_draw_slice(volume, drawn, z, box, size), corner)
+    key = (
+        ("true liver", TRUE_LIVER),
+        ("tumour", TRUE_TUMOUR),
+        ("predicted liver", PREDICTED_LIVER),
+        ("tumour", PREDICTED_TUMOUR),
+    )
+    _write_margins(ImageDraw.Draw(page), page.size, volume.name, summary, key)
+    return _png(page)
+
+
+def most_disagreement(prediction: Array, truth: Array) -> int:
+    """Choose the slice with most voxels labelled otherwise than in the truth; without any, that with most liver."""
+    wrong = [int(np.count_nonzero(p != t)) for p, t in zip(prediction, truth, strict=True)]
+    return int(np.argmax(wrong if any(wrong) else [int(np.count_nonzero(plane)) for plane in truth]))
 
 
 def choose_slices(labels: Array, count: int) -> list[int]:
@@ -129,8 +195,10 @@ def _tile_size(box: Box2D, spacing: tuple[float, float, float], tile: int) -> tu
     return tile, round(tile * min(max(aspect, 1 / _MAX_ASPECT**2), _MAX_ASPECT))
 
 
-def _draw_slice(volume: Volume, labels: Array, z: int, box: Box2D, size: tuple[int, int]) -> Image.Image:
-    """Draw one tile: the slice in grey, scaled uniformly in mm and centred, with outlines and marks."""
+def _draw_slice(
+    volume: Volume, outlines: Sequence[tuple[Array, Colour]], z: int, box: Box2D, size: tuple[int, int]
+) -> Image.Image:
+    """Draw one tile: the slice in grey, scaled uniformly in mm and centred, with outlines of masks and marks."""
     from PIL import Image, ImageDraw
 
     top, left, bottom, right = box
@@ -143,12 +211,13 @@ def _draw_slice(volume: Volume, labels: Array, z: int, box: Box2D, size: tuple[i
     image = Image.fromarray(np.rint(grey).astype(np.uint8)).resize(inner, Image.Resampling.BICUBIC)
     tile = Image.new("RGB", size)
     tile.paste(image.convert("RGB"), corner)
-    crop = labels[z, top:bottom, left:right]
-    for mask, colour in ((crop > 0, LIVER), (crop == 2, TUMOUR)):
-        if mask.any():
-            tile.paste(colour, (*corner, corner[0] + inner[0], corner[1] + inner[1]), _outline(mask, inner))
+    for mask, colour in outlines:
+        crop = mask[top:bottom, left:right]
+        if crop.any():
+            tile.paste(colour, (*corner, corner[0] + inner[0], corner[1] + inner[1]), _outline(crop, inner))
     draw = ImageDraw.Draw(tile)
-    centre = np.array([(labels.shape[2] - 1) / 2, (labels.shape[1] - 1) / 2, z, 1])
+    _, rows, columns = volume.array.shape
+    centre = np.array([(columns - 1) / 2, (rows - 1) / 2, z, 1])
     for at, anchor, text in (
         ((6, 4), "la", f"slice {z}"),
         ((size[0] - 6, 4), "ra", f"z {float(volume.affine[2] @ centre):.1f} mm"),
@@ -177,10 +246,12 @@ def _outline(mask: Array, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(line).resize(size, Image.Resampling.BOX)
 
 
-def _write_margins(draw: Any, size: tuple[int, int], name: str, summary: str) -> None:
+def _write_margins(
+    draw: Any, size: tuple[int, int], name: str, summary: str, key: Sequence[tuple[str, Colour]]
+) -> None:
     """Write the header (name, measurements, key to the colours) and the footer."""
     right = size[0] - 10.0
-    for label, colour in (("tumour", TUMOUR), ("liver", LIVER)):
+    for label, colour in reversed(key):
         right -= draw.textlength(label, _font(14))
         draw.text((right, _HEADER // 2), label, _TEXT, _font(14), "lm")
         draw.line((right - 26, _HEADER // 2, right - 8, _HEADER // 2), colour, 3)
@@ -197,6 +268,12 @@ def _write_margins(draw: Any, size: tuple[int, int], name: str, summary: str) ->
     low, high = WINDOW
     note = f"axial, W {high - low} L {(high + low) // 2}"
     draw.text((size[0] - 10, middle), note, _FAINT, _font(13), "rm")
+
+
+def _png(page: Image.Image) -> bytes:
+    file = io.BytesIO()
+    page.save(file, "PNG", compress_level=6)
+    return file.getvalue()
 
 
 def _font(size: int) -> Any:

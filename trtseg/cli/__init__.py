@@ -143,6 +143,68 @@ def segment(
             raise typer.Exit(batch.run(cases, segmenter, quiet=quiet))
 
 
+@app.command("evaluate", epilog=NOT_CLINICAL)
+def _evaluate(
+    prediction: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PREDICTION", help="Labels to judge (.nii, .nii.gz), or a folder of them.", readable=False
+        ),
+    ],
+    truth: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TRUTH",
+            help="The true labels, or a folder of them. Files of one name belong together, and so do those of LiTS "
+            "(volume-N, segmentation-N), of nnU-Net (N_0000, N) and of 'trtseg segment' (N_seg).",
+            readable=False,
+        ),
+    ],
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write all scores of all cases.", readable=False)
+    ] = None,
+    markdown: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the tables and their conventions.", readable=False),
+    ] = None,
+    liver_only: Annotated[
+        bool, typer.Option("--liver-only", help="The truth does not know tumours: score the liver only.")
+    ] = False,
+    ct: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH|DIR", help="The CT, or a folder of them, for --overlays.", readable=False),
+    ] = None,
+    overlays: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Draw the worst cases on their CT, each on the slice with most disagreement: <case>.png.",
+            readable=False,
+        ),
+    ] = None,
+    worst: Annotated[int, typer.Option(metavar="N", min=1, help="How many cases to draw.")] = 5,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Compare labels with the truth: overlap, surface distances, lesions found, tumour burden.
+
+    Liver is label 1 or 2, tumour is label 2. Of several cases, one that cannot be compared is reported and left
+    out.
+
+    Exit codes: 0 all done, 2 error and nothing compared, 3 some cases failed, 130 interrupted.
+    """
+    with _errors_as_exit_codes():
+        from trtseg.cli import evaluate as command
+        from trtseg.cli.pairs import match
+        from trtseg.errors import ArgumentError
+
+        if (ct is None) != (overlays is None):
+            raise ArgumentError("--ct, --overlays: got only one of them; give both to draw overlays")
+        outputs = command.Outputs(json, markdown, overlays, worst)
+        raise typer.Exit(
+            command.run(match(prediction, truth, ct), outputs, liver_only=liver_only, quiet=quiet)
+        )
+
+
 @app.command(epilog=NOT_CLINICAL)
 def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
@@ -201,3 +263,10 @@ def sample(
                 path = source.copy(path, batch.file_in(output, source.FILE_NAME))
             typer.echo(source.SOURCE, err=True)
         out(os.fsencode(path) + b"\n")  # the very bytes of its name, whatever the locale
+
+
+# Commands in a module of their own, which needs what is above.
+from trtseg.cli import engines as _engines  # noqa: E402
+
+app.command(epilog=NOT_CLINICAL)(_engines.build)
+app.add_typer(_engines.app, name="engines", epilog=NOT_CLINICAL)

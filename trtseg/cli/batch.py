@@ -58,13 +58,14 @@ def stem(path: Path) -> str:
     return path.stem
 
 
-def _is_folder(path: Path) -> bool:
+def is_folder(path: Path) -> bool:
+    """Tell whether there is a folder of that name; False where that cannot be known."""
     return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises where it may not look
 
 
 def file_in(output: Path, name: str) -> Path:
     """Path to write: ``output`` itself if it is named as a NIfTI file, ``name`` in it if it is a folder."""
-    if _is_folder(output):
+    if is_folder(output):
         return output / name
     if not output.name.lower().endswith(ENDINGS):
         raise ArgumentError(
@@ -89,7 +90,7 @@ def plan(inputs: Sequence[Path], output: Path | None, *, report: bool, preview: 
     several = len(inputs) > 1
     folder = output if output is not None else Path()
     names = [f"{stem(path)}_seg.nii.gz" for path in inputs]
-    if several and folder.name.lower().endswith(ENDINGS) and not _is_folder(folder):
+    if several and folder.name.lower().endswith(ENDINGS) and not is_folder(folder):
         raise ArgumentError(f"--output: got the file {folder} for {len(inputs)} inputs; expected a folder")
     labels = [folder / name for name in names] if several else [file_in(folder, names[0])]
     cases = [
@@ -101,14 +102,14 @@ def plan(inputs: Sequence[Path], output: Path | None, *, report: bool, preview: 
         )
         for source, target in zip(inputs, labels, strict=True)
     ]
-    with _made(folder) if several else nullcontext():
+    with made_folder(folder) if several else nullcontext():
         _check_targets(cases)
-        _check_writable(labels[0].parent)
+        check_writable(labels[0].parent)
         yield cases
 
 
 @contextmanager
-def _made(folder: Path) -> Iterator[None]:
+def made_folder(folder: Path, option: str = "--output") -> Iterator[None]:
     """Create a folder where needed; what was created and has stayed empty is removed at the end."""
     missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     try:
@@ -116,7 +117,7 @@ def _made(folder: Path) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(
-                f"--output: {folder} cannot be created ({error.strerror}); choose another folder"
+                f"{option}: {folder} cannot be created ({error.strerror}); choose another folder"
             ) from error
         yield
     finally:
@@ -141,14 +142,14 @@ def _check_targets(cases: Sequence[Case]) -> None:
             claimed[target] = case.source
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path, option: str = "--output") -> None:
     """Find out now, not after the segmentation; only trying tells."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise OutputError(
-            f"--output: the folder {folder} cannot be written ({error.strerror}); choose another one"
+            f"{option}: the folder {folder} cannot be written ({error.strerror}); choose another one"
         ) from error
 
 

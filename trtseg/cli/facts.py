@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
+import dataclasses
 import os
 import platform
 import sys
@@ -12,27 +11,26 @@ from typing import Any
 
 from trtseg import __version__
 from trtseg.cli import text
+from trtseg.engines import probe
 
-# Module -> the distributions that provide it.
-_RUNTIMES = {
-    "openvino": ("openvino",),
-    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
-    "tensorrt_rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
-    "pycuda": ("pycuda",),
-}
+_RUNTIMES = ("openvino", "tensorrt", "tensorrt_rtx", "pycuda")
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 
 
 def collect() -> dict[str, Any]:
     """Gather everything that `show` prints, as JSON has it."""
+    driver, extension, devices = probe.find_driver(), _extension(), _devices()
     return {
         "trtseg": __version__,
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "cpu": _cpu(),
-        "extension": _extension(),
-        "runtimes": {module: _version(module, names) for module, names in _RUNTIMES.items()},
-        "devices": _devices(),
+        "extension": extension,
+        "driver": dataclasses.asdict(driver),
+        "runtimes": {module: probe.installed(module) for module in _RUNTIMES},
+        "devices": devices,
+        "abilities": _abilities(driver, extension, devices),
+        "engines": _engines(),
         "models": _models(),
         "intended_use": text.NOT_CLINICAL,
     }
@@ -63,18 +61,6 @@ def _extension() -> dict[str, Any]:
     return dict(_core.build_info())
 
 
-def _version(module: str, distributions: tuple[str, ...]) -> str | None:
-    """Version of an installed package, found without importing it; None if it is not installed."""
-    if importlib.util.find_spec(module) is None:
-        return None
-    for name in distributions:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "unknown version"
-
-
 def _devices() -> list[dict[str, Any]]:
     try:
         from trtseg.engines import available_devices
@@ -84,6 +70,40 @@ def _devices() -> list[dict[str, Any]]:
         ]
     except ImportError as error:
         return [{"name": "cpu", "works": False, "detail": f"{error}; install trtseg again"}]
+
+
+def _abilities(
+    driver: probe.Driver, extension: dict[str, Any], devices: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """What each runtime for GPUs can do here; it runs nothing where trtseg has no such device."""
+    found = [
+        dataclasses.asdict(ability)
+        for ability in probe.abilities(driver, ops_on_cuda=bool(extension.get("cuda")))
+    ]
+    for device in devices:
+        if device["name"] == "cuda" and not device["works"]:
+            for ability in found:
+                if ability["task"] == "run" and ability["works"]:
+                    ability.update(works=False, detail=device["detail"])
+    return found
+
+
+def _engines() -> list[dict[str, Any]]:
+    """Name each engine in this user's cache, and what is known to be wrong with it."""
+    from trtseg.engines import cache
+    from trtseg.errors import TrtsegError
+
+    try:
+        entries = cache.entries()
+    except TrtsegError as error:
+        return [{"file": None, "problem": str(error)}]
+    found = []
+    for entry in entries:
+        problem = entry.problem
+        if entry.sidecar is not None and problem is None:
+            problem = probe.why_stale(entry.sidecar.key.runtime, entry.sidecar.key.runtime_version)
+        found.append({"file": entry.path.name, "problem": problem})
+    return found
 
 
 def _models() -> list[dict[str, Any]]:
@@ -125,6 +145,10 @@ def show(found: dict[str, Any]) -> None:
         "processor", f"{cpu['name']}, {cpu['cores']} cores, {' '.join(cpu['features']) or 'features unknown'}"
     )
     row("extension", extension.get("error") or _describe_build(extension))
+    driver = found["driver"]
+    row("driver", _describe_driver(driver))
+    for gpu in driver["gpus"]:
+        row(f"GPU {gpu['index']}", f"{gpu['name']}, {gpu['sm']}, {gpu['memory'] / 2**30:.0f} GiB")
     for module, version in found["runtimes"].items():
         row(module, version or "not installed")
     for device in found["devices"]:
@@ -136,7 +160,34 @@ def show(found: dict[str, Any]) -> None:
         row(f"model {model['name']}", f"{model['version'] or 'unknown version'}, files {model['files']}")
     if not found["models"]:
         row("models", "none installed")
-    text.show(table, "", text.NOT_CLINICAL)
+    row("engines", f"{len(found['engines'])} in your cache")
+    for engine in found["engines"]:
+        if engine["problem"]:
+            row("", f"{engine['file'] or ''} {engine['problem']}".strip())
+    text.show(table, _can(found["abilities"]), text.NOT_CLINICAL)
+
+
+def _can(abilities: list[dict[str, Any]]) -> Any:
+    """Lay out what each runtime for GPUs can do here and why not."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE)
+    for heading in ("runtime", "version", "on", "can", "", "because"):
+        table.add_column(heading, overflow="fold")
+    for able in abilities:
+        answer = {True: "yes", False: "no", None: "not known"}[able["works"]]
+        cells = able["runtime"], able["version"] or "–", able["where"], able["task"], answer, able["detail"]
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _describe_driver(driver: dict[str, Any]) -> str:
+    if driver["cuda"] is None:
+        return str(driver["problem"])
+    known = f"{driver['version'] or 'unknown version'}, for CUDA up to {driver['cuda']}"
+    return f"{known}; {driver['problem']}" if driver["problem"] else known
 
 
 def _describe_build(build: dict[str, Any]) -> str:

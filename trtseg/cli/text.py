@@ -17,8 +17,17 @@ NOT_CLINICAL = f"{NOTICE.capitalize()}."
 
 def fail(message: str) -> None:
     """Write one line about what went wrong to stderr; if that cannot be written, there is nobody to tell."""
+    _tell(f"error: {message}")
+
+
+def note(message: str) -> None:
+    """Write one line to stderr about what is no error, but should be known."""
+    _tell(f"note: {message}")
+
+
+def _tell(line: str) -> None:
     with contextlib.suppress(OutputError), _written(2, "standard error"):
-        typer.echo(f"error: {' '.join(message.split())}", err=True)
+        typer.echo(" ".join(line.split()), err=True)
 
 
 def out(text: str | bytes) -> None:

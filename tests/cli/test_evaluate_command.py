@@ -1,0 +1,306 @@
+"""``trtseg evaluate``: what it prints and writes, which files it pairs, and what it refuses."""
+
+import io
+import json
+import os
+import re
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from commands import run
+from PIL import Image
+
+from trtseg.evaluate import CONVENTIONS, evaluate_case
+from trtseg.preview import PREDICTED_LIVER, TRUE_LIVER
+
+SPACING = (5.0, 0.9, 0.8)
+AFFINE = np.diag([-0.8, -0.9, 5.0, 1.0])
+TRUTH = np.zeros((6, 40, 48), np.uint8)
+TRUTH[1:5, 5:30, 8:36] = 1
+TRUTH[2:4, 10:16, 12:20] = 2
+GOOD = TRUTH.copy()
+GOOD[1:5, 5:6] = 0
+POOR = np.roll(TRUTH, 6, axis=2)
+EMPTY = np.zeros_like(TRUTH)
+
+
+def write(path, labels, affine=AFFINE):
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(labels.transpose(2, 1, 0), affine), path)
+    return path
+
+
+def write_ct(path):
+    rng = np.random.default_rng(0)
+    hu = np.where(TRUTH > 0, 100, -100) + rng.integers(-9, 9, TRUTH.shape)
+    hu[:, :3] = -1000
+    return write(path, hu.astype(np.int16))
+
+
+def refused(message, *arguments):
+    done = run("evaluate", *arguments)
+    assert done.exit_code == 2, done.output
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("note: ")]
+    assert line.startswith("error: ")
+    assert re.search(message, line), line
+    assert done.stdout == ""
+
+
+def test_two_files(here):
+    prediction, truth = write("p.nii.gz", GOOD), write("t.nii.gz", TRUTH)
+    done = run("evaluate", prediction, truth, "--json", "o.json", "--markdown", "o.md")
+    assert done.exit_code == 0, done.output
+    assert done.stderr == ""
+    assert sorted(os.listdir()) == ["o.json", "o.md", "p.nii.gz", "t.nii.gz"]
+    expected = evaluate_case(GOOD, TRUTH, SPACING, name="p")
+    document = json.loads(Path("o.json").read_text())
+    (case,) = document["cases"]
+    assert case["name"] == "p"
+    assert case["liver"]["dice"] == expected.liver.overlap.dice
+    assert case["liver"]["assd"] == pytest.approx(expected.liver.surface.assd)
+    assert case["lesions"]["detected"] == 1
+    assert document["notice"] == "not for clinical use"
+    assert document["conventions"] == CONVENTIONS
+    assert document["left_out"] == []
+    page = Path("o.md").read_text()
+    dice = f"{expected.liver.overlap.dice:.3f}"
+    for shown in (done.stdout, page):
+        assert dice in shown
+        assert "1 of 1" in shown
+        assert "Not for clinical use" in shown
+    assert f"| Dice | {dice} | 1.000 |" in page
+    for meaning in CONVENTIONS.values():
+        assert meaning in page
+
+
+def test_what_is_undefined_is_a_dash_and_null(here):
+    done = run(
+        "evaluate", write("p.nii", EMPTY), write("t.nii", TRUTH), "--json", "o.json", "--markdown", "o.md"
+    )
+    assert done.exit_code == 0, done.output
+    assert re.search(r"ASSD, mm +– +–", done.stdout)
+    assert re.search(r"precision +–", done.stdout)
+    assert "| precision | – |" in Path("o.md").read_text()
+    assert "nan" not in (done.stdout + Path("o.md").read_text()).lower()
+    assert json.loads(Path("o.json").read_text())["summary"]["liver"]["assd"]["mean"] is None
+
+
+def test_liver_only_says_nothing_of_tumours(here):
+    prediction, truth = write("p.nii", TRUTH), write("t.nii", np.minimum(TRUTH, 1))
+    done = run("evaluate", prediction, truth, "--liver-only", "--json", "o.json")
+    assert done.exit_code == 0, done.output
+    assert "tumour" not in done.stdout
+    assert "lesion" not in done.stdout
+    document = json.loads(Path("o.json").read_text())
+    assert set(document["summary"]) == {"cases", "liver"}
+    assert document["summary"]["liver"]["dice"]["mean"] == 1
+
+
+def test_the_order_in_which_axes_are_stored_does_not_matter(here):
+    truth = nib.Nifti1Image(TRUTH.transpose(2, 1, 0), AFFINE)
+    nib.save(nib.as_closest_canonical(truth), "t.nii.gz")
+    done = run("evaluate", write("p.nii.gz", TRUTH), "t.nii.gz", "--json", "o.json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(Path("o.json").read_text())["cases"][0]["liver"]["dice"] == 1
+
+
+@pytest.mark.parametrize(
+    ("prediction", "truth"),
+    [
+        ("a", "a"),
+        ("volume-12_seg", "segmentation-12"),  # `trtseg segment` on LiTS
+        ("volume-12", "segmentation-12"),
+        ("12", "segmentation-12"),
+        ("liver_1_0000_seg", "liver_1"),  # `trtseg segment` on nnU-Net's images
+        ("liver_1", "liver_1"),
+        ("phantom_seg", "phantom_labels"),
+        ("volume-x", "volume-x"),
+    ],
+)
+def test_folders_are_matched_by_name(here, prediction, truth):
+    write(f"p/{prediction}.nii.gz", GOOD)
+    write(f"t/{truth}.nii", TRUTH)
+    done = run("evaluate", "p", "t", "--json", "o.json")
+    assert done.exit_code == 0, done.output
+    assert done.stderr == ""
+    assert [case["name"] for case in json.loads(Path("o.json").read_text())["cases"]] == [prediction]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "truth"),
+    [("volume-1", "segmentation-11"), ("volume-1", "volume-01"), ("a", "A"), ("a", "a_1")],
+)
+def test_other_names_are_not_matched(here, prediction, truth):
+    write(f"p/{prediction}.nii.gz", GOOD)
+    write(f"t/{truth}.nii.gz", TRUTH)
+    refused("none of its 1 label maps", "p", "t")
+
+
+def test_a_ct_beside_its_labels_is_passed_over(here):
+    write("p/volume-3_seg.nii.gz", GOOD)
+    write("t/segmentation-3.nii", TRUTH)
+    write_ct("t/volume-3.nii")
+    Path("t/._segmentation-3.nii").write_bytes(b"a Mac was here")
+    done = run("evaluate", "p", "t", "--ct", "t", "--overlays", "o")
+    assert done.exit_code == 0, done.output
+    assert os.listdir("o") == ["volume-3_seg.png"]
+
+
+def test_two_files_that_might_be_one_case_are_refused(here):
+    write("p/a.nii", GOOD)
+    write("t/a.nii", TRUTH)
+    write("t/a.nii.gz", TRUTH)
+    refused(r"t: a\.nii and a\.nii\.gz might be the same case", "p", "t")
+
+
+def test_files_without_partner_are_named_and_not_counted(here):
+    for name in ("both", "mine"):
+        write(f"p/{name}.nii.gz", GOOD)
+    for name in ("both", "theirs", "others"):
+        write(f"t/{name}.nii.gz", TRUTH)
+    done = run("evaluate", "p", "t", "--json", "o.json", "--markdown", "o.md")
+    assert done.exit_code == 0, done.output
+    first, second = done.stderr.splitlines()
+    assert first.startswith("note: 1 prediction has no truth")
+    assert "mine.nii.gz" in first
+    assert second.startswith("note: 2 truths have no prediction")
+    assert "others.nii.gz, theirs.nii.gz" in second
+    unmatched = json.loads(Path("o.json").read_text())["unmatched"]
+    assert unmatched == {"predictions": ["mine.nii.gz"], "truths": ["others.nii.gz", "theirs.nii.gz"]}
+    assert "mine.nii.gz" in Path("o.md").read_text()
+
+
+def test_a_broken_case_is_reported_and_left_out(here):
+    for name in ("a", "b", "c"):
+        write(f"p/{name}.nii.gz", GOOD)
+        write(f"t/{name}.nii.gz", TRUTH)
+    write("p/b.nii.gz", GOOD + np.uint8(5))
+    Path("t/c.nii.gz").write_bytes(b"")
+    done = run("evaluate", "p", "t", "--json", "o.json", "--markdown", "o.md")
+    assert done.exit_code == 3, done.output
+    labels, empty = done.stderr.splitlines()
+    assert labels.startswith("error: p/b.nii.gz: got the labels 5, 6, 7; expected 0")
+    assert empty.startswith("error: t/c.nii.gz: cannot be read")
+    document = json.loads(Path("o.json").read_text())
+    assert [case["name"] for case in document["cases"]] == ["a"]
+    assert [case["name"] for case in document["left_out"]] == ["b", "c"]
+    assert "b was left out: p/b.nii.gz" in Path("o.md").read_text()
+
+
+def test_if_nothing_can_be_compared_nothing_is_written(here):
+    write("p/a.nii.gz", GOOD[1:])
+    write("t/a.nii.gz", TRUTH)
+    refused(
+        r"p/a\.nii\.gz: its grid of 48 x 40 x 5 voxels", "p", "t", "--json", "o.json", "--markdown", "o.md"
+    )
+    assert sorted(os.listdir()) == ["p", "t"]
+
+
+def test_a_bug_in_one_case_is_shown_and_the_others_go_on(here, monkeypatch):
+    for name in ("a", "b"):
+        write(f"p/{name}.nii.gz", GOOD)
+        write(f"t/{name}.nii.gz", TRUTH)
+
+    def buggy(*arguments, name, **options):
+        if name == "a":
+            raise ZeroDivisionError("oops")
+        return evaluate_case(*arguments, name=name, **options)
+
+    monkeypatch.setattr("trtseg.cli.evaluate.evaluate_case", buggy)
+    done = run("evaluate", "p", "t", "--json", "o.json")
+    assert done.exit_code == 1
+    assert "p/a.nii.gz: unexpected, please report this" in done.stderr
+    assert "ZeroDivisionError: oops" in done.stderr
+    assert json.loads(Path("o.json").read_text())["left_out"] == [
+        {"name": "a", "reason": "unexpected ZeroDivisionError"}
+    ]
+
+
+def test_grids_that_do_not_agree_are_refused(here):
+    truth = write("t.nii", TRUTH)
+    refused(r"p\.nii: its grid of 48 x 39 x 6 voxels", write("p.nii", GOOD[:, 1:]), truth)
+    moved = AFFINE.copy()
+    moved[2, 3] = 2.5
+    refused(r"p\.nii: its affine is not that of t\.nii: .* 2\.5 mm apart", write("p.nii", GOOD, moved), truth)
+
+
+def test_bad_usage_is_refused(here):
+    prediction, truth, ct = write("p.nii", GOOD), write("t.nii", TRUTH), write_ct("ct.nii")
+    (here / "folder").mkdir()
+    refused("none.nii: no such file", "none.nii", truth)
+    refused("the folder folder and the file t.nii", "folder", truth)
+    refused("none of its 0 label maps", "folder", "folder")
+    refused("--ct, --overlays: got only one", prediction, truth, "--ct", ct)
+    refused("--ct, --overlays: got only one", prediction, truth, "--overlays", "o")
+    refused("--json: p.nii is an input", prediction, truth, "--json", prediction)
+    refused("--markdown: o is an input or the other", prediction, truth, "--json", "o", "--markdown", "o")
+    refused(
+        "none: ?.* does not exist|the folder .*none does not exist",
+        prediction,
+        truth,
+        "--json",
+        "none/o.json",
+    )
+    refused("--overlays: t.nii cannot be created", prediction, truth, "--ct", ct, "--overlays", truth)
+    write("folder/t.nii", TRUTH)
+    refused("--ct: got ct.nii; expected a folder", "folder", "folder", "--ct", ct, "--overlays", "o")
+    assert sorted(os.listdir()) == ["ct.nii", "folder", "p.nii", "t.nii"]
+
+
+def near(image, colour):
+    return int((np.abs(image.astype(int) - colour) <= 24).all(axis=-1).sum())
+
+
+def test_overlays_show_the_worst_cases(here):
+    for name, labels in (("good", GOOD), ("perfect", TRUTH), ("poor", POOR)):
+        write(f"p/{name}.nii.gz", labels)
+        write(f"t/{name}.nii.gz", TRUTH)
+        write_ct(f"ct/{name}_0000.nii.gz")
+    done = run("evaluate", "p", "t", "--ct", "ct", "--overlays", "new/o", "--worst", "2", "--quiet")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "", "")
+    assert sorted(os.listdir("new/o")) == ["good.png", "poor.png"]
+    image = np.asarray(Image.open(io.BytesIO(Path("new/o/poor.png").read_bytes())))
+    plain, drawn = np.split(image[40:-26], [image.shape[1] // 2], axis=1)
+    for colour in (TRUE_LIVER, PREDICTED_LIVER):
+        assert near(drawn, colour) > 500
+        assert near(plain, colour) == 0
+
+
+def test_an_overlay_of_two_files(here):
+    done = run(
+        "evaluate", write("p.nii", POOR), write("t.nii", TRUTH), "--ct", write_ct("ct.nii"), "--overlays", "o"
+    )
+    assert done.exit_code == 0, done.output
+    assert os.listdir("o") == ["p.png"]
+
+
+def test_a_case_that_cannot_be_drawn_is_reported_and_its_scores_stay(here):
+    for name in ("a", "b", "c"):
+        write(f"p/{name}.nii.gz", POOR)
+        write(f"t/{name}.nii.gz", TRUTH)
+    write_ct("ct/a.nii.gz")
+    write("ct/b.nii.gz", np.full((3, 40, 48), -500, np.int16))
+    done = run("evaluate", "p", "t", "--ct", "ct", "--overlays", "o", "--json", "o.json")
+    assert done.exit_code == 3, done.output
+    grid, missing = done.stderr.splitlines()
+    assert grid.startswith("error: ct/b.nii.gz: its grid of 48 x 40 x 3 voxels")
+    assert missing.startswith("error: p/c.nii.gz: --ct has no CT of that name")
+    assert os.listdir("o") == ["a.png"]
+    assert len(json.loads(Path("o.json").read_text())["cases"]) == 3
+
+
+def test_help_says_what_it_is_not_for():
+    done = run("evaluate", "--help")
+    assert done.exit_code == 0
+    assert "Not for clinical use" in done.stdout
+    assert "Exit codes" in done.stdout
+
+
+def test_segment_and_evaluate_go_together(here, model, phantom_ct):
+    assert run("segment", phantom_ct, "--model", model, "-o", "seg.nii.gz", "-q").exit_code == 0
+    done = run("evaluate", "seg.nii.gz", phantom_ct.with_name("truth.nii.gz"))
+    assert done.exit_code == 0, done.output
+    assert "Dice" in done.stdout

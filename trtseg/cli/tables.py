@@ -1,0 +1,131 @@
+"""Scores as tables, for the terminal and as Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from trtseg.cli import text
+from trtseg.evaluate import CONVENTIONS, CaseScores, Mean, SetScores
+
+UNDEFINED = "–"
+
+Row = tuple[str, ...]
+# Metric -> how it is called, and its format.
+_METRICS = {
+    "dice": ("Dice", ".3f"),
+    "iou": ("IoU", ".3f"),
+    "voe": ("VOE", ".3f"),
+    "rvd": ("RVD", "+.3f"),
+    "assd": ("ASSD, mm", ".2f"),
+    "rmsd": ("RMSD, mm", ".2f"),
+    "msd": ("MSD, mm", ".2f"),
+    "hd95": ("HD95, mm", ".2f"),
+    "accuracy": ("pixel accuracy", ".4f"),
+    "rand_index": ("Rand index", ".4f"),
+}
+
+
+def case_rows(scores: SetScores) -> list[Row]:
+    """Lay out one row for each case, below a row of headings."""
+    headings: Row = ("case", "liver Dice", "ASSD mm", "HD95 mm")
+    if scores.tumour is not None:
+        headings += ("tumour Dice", "ASSD mm", "HD95 mm", "lesions found", "false", "burden error")
+    return [headings, *(_case_row(case)[: len(headings)] for case in scores.cases)]
+
+
+def summary_rows(scores: SetScores) -> list[Row]:
+    """Lay out one row for each metric, below a row of headings."""
+    regions = [scores.liver] if scores.tumour is None else [scores.liver, scores.tumour]
+    several = len(scores.cases) > 1
+    rows: list[Row] = [("mean over cases" if several else "", "liver", "tumour")[: 1 + len(regions)]]
+    for metric, (heading, style) in _METRICS.items():
+        rows.append((heading, *(_mean(region.means[metric], style) for region in regions)))
+        if metric == "dice" and several:
+            rows.append(("Dice, all voxels as one case", *(f"{r.dice_global:.3f}" for r in regions)))
+    return rows
+
+
+def lesion_rows(scores: SetScores) -> list[Row]:
+    """Lay out how lesions were found and the tumour burden met, one row each, below a row of headings."""
+    lesions = scores.lesions
+    if lesions is None:
+        return []
+    return [
+        ("lesions", "IoU > 0.5"),
+        ("detected", f"{lesions.detected} of {lesions.true}"),
+        ("false", f"{lesions.predicted - lesions.detected} of {lesions.predicted}"),
+        ("precision", number(lesions.precision)),
+        ("recall", number(lesions.recall)),
+        ("F1", number(lesions.f1)),
+        ("recall at any overlap", number(lesions.recall_any)),
+        ("Dice of the detected", number(lesions.mean_dice)),
+        ("ASSD of the detected, mm", number(lesions.mean_assd, ".2f")),
+        ("tumour burden, RMSE", number(scores.burden_rmse, ".2%")),
+        ("tumour burden, largest error", number(scores.burden_max, ".2%")),
+    ]
+
+
+def number(value: float, style: str = ".3f") -> str:
+    """Write a number; a dash if it is undefined."""
+    return UNDEFINED if math.isnan(value) else format(value, style)
+
+
+def show(scores: SetScores) -> None:
+    """Print the tables to stdout."""
+    parts = [case_rows(scores)] if len(scores.cases) > 1 else []
+    parts += [summary_rows(scores), lesion_rows(scores)]
+    text.show(*(_rich(rows) for rows in parts if rows), text.NOT_CLINICAL)
+
+
+def markdown(scores: SetScores, notes: Iterable[str] = ()) -> str:
+    """Write all tables, the conventions and ``notes`` as a Markdown document."""
+    remarks = "\n".join(f"- {note}" for note in notes)
+    parts = [
+        f"# Evaluation of {len(scores.cases)} case{'s' * (len(scores.cases) != 1)}",
+        f"{text.NOT_CLINICAL} {UNDEFINED} is undefined.",
+        *(_pipes(rows) for rows in (summary_rows(scores), lesion_rows(scores), case_rows(scores)) if rows),
+        *([remarks] if remarks else []),
+        "Conventions:",
+        "\n".join(f"- {name.replace('_', ' ')}: {meaning}" for name, meaning in CONVENTIONS.items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _case_row(case: CaseScores) -> Row:
+    row: Row = (case.name, *_three(case.liver.values()))
+    if case.tumour is None or case.lesions is None or case.burden is None:
+        return (*row, *[UNDEFINED] * 6)
+    lesions, (predicted, true) = case.lesions, case.burden
+    found = f"{lesions.detected} of {lesions.true}"
+    false = str(lesions.predicted - lesions.detected)
+    return (*row, *_three(case.tumour.values()), found, false, number(predicted - true, "+.2%"))
+
+
+def _three(values: dict[str, float]) -> Row:
+    return number(values["dice"]), number(values["assd"], ".2f"), number(values["hd95"], ".2f")
+
+
+def _mean(mean: Mean, style: str) -> str:
+    shown = number(mean.value, style)
+    return f"{shown} ({mean.undefined} undefined)" if mean.undefined and mean.cases else shown
+
+
+def _rich(rows: Sequence[Row]) -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE)
+    for column, heading in enumerate(rows[0]):
+        table.add_column(heading, justify="right" if column else "left", overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _pipes(rows: Sequence[Row]) -> str:
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    rule = "|---" + "|---:" * (len(rows[0]) - 1) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])

@@ -1,0 +1,236 @@
+"""Engines on disk: found by key, built once, and loaded only if they are what this user's own trtseg built.
+
+A serialised engine can run anything. What may be read at all is decided in `trtseg.engines.trust`; here the SHA-256 is
+compared with the sidecar's, and the sidecar with the key, before an engine is handed on: as the bytes that were hashed,
+never as a path. An engine from elsewhere is refused unless its file is named and allowed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trtseg.engines.sidecar import EngineKey, Sidecar, sidecar_path
+from trtseg.engines.trust import cache_folder, is_own, locked, opened, prepared, read
+from trtseg.errors import ModelError, OutputError
+from trtseg.io.atomic import atomic
+
+log = logging.getLogger("trtseg")
+
+# All that is ever written here, whole, or under `atomic`'s hidden name where a process was killed.
+_OURS = re.compile(r"(\.[0-9a-f]{16}-)?[^.].*\.(engine|engine\.json|blob)")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An engine file, what its sidecar says, and what is wrong with them (None: nothing was found)."""
+
+    path: Path
+    sidecar: Sidecar | None
+    problem: str | None
+
+
+def load(key: EngineKey) -> bytes:
+    """The engine of that key in this user's cache, as bytes that passed every check.
+
+    Raises
+    ------
+    ModelError
+        It is not there, is damaged or of another key, or somebody else may have written it.
+    """
+    return _load(key)[0]
+
+
+def load_file(path: str | os.PathLike[str], *, allow_foreign: bool = False) -> tuple[bytes, Sidecar]:
+    """An engine by its path, as bytes whose SHA-256 is the one in its sidecar, and the sidecar.
+
+    Parameters
+    ----------
+    path : path
+        The ``.engine`` file, with its sidecar beside it.
+    allow_foreign : bool
+        Take it from outside this user's cache too, whoever it belongs to. An engine can run any code: allow what you
+        would run as a program.
+
+    Raises
+    ------
+    ModelError
+        It is refused, or it fails a check.
+    """
+    path = Path(path)
+    own = is_own(path.parent)
+    if not own and not allow_foreign:
+        raise ModelError(
+            f"{path}: refused, since an engine file can run any code and this one is not from your own cache; "
+            "build it here, or allow foreign engines explicitly if you trust where it is from"
+        )
+    return _read_pair(path, own=own)
+
+
+def obtain(
+    key: EngineKey, build: Callable[[], tuple[bytes, Sidecar]], *, waiting: Callable[[], None] | None = None
+) -> tuple[bytes, Sidecar]:
+    """The engine of that key from this user's cache; built first where it is missing or not as it should be.
+
+    Of several processes that want the same engine one builds it, and the others wait.
+
+    Parameters
+    ----------
+    key : EngineKey
+        Which engine.
+    build : callable
+        Makes the engine and its sidecar; not called if there is a good one.
+    waiting : callable, optional
+        Called before waiting for another process.
+    """
+    try:
+        return _load(key)
+    except ModelError:
+        pass  # it may be on its way: the lock tells
+    with locked(waiting):
+        path = cache_folder() / key.file_name
+        try:
+            return _load(key)
+        except ModelError as error:
+            if path.exists():
+                log.warning("%s (it is built again now)", error)
+        data, sidecar = build()
+        with atomic(path, sidecar_path(path)) as parts:
+            write(parts, data, sidecar)
+        return data, sidecar
+
+
+def write(parts: tuple[Path, ...], data: bytes, sidecar: Sidecar) -> None:
+    """Write an engine and its sidecar into two new files that only this user may write."""
+    for part, content in zip(parts, (data, sidecar.to_json().encode()), strict=True):
+        part.write_bytes(content)
+        part.chmod(part.stat().st_mode & 0o755)
+
+
+def accept(path: Path, verdict: dict[str, Any] | None, *, sha256: str) -> Sidecar:
+    """Write the verdict on an engine into its sidecar, all or nothing, and return the new sidecar.
+
+    Parameters
+    ----------
+    path : Path
+        The engine file.
+    verdict : dict or None
+        What JSON can hold. ``accepted`` is true or false; the rest is up to whoever judges.
+    sha256 : str
+        Of the engine that was judged: a ModelError if the file is another by now.
+    """
+    own = is_own(path.parent)
+    with locked() if own else nullcontext():
+        _, sidecar = _read_pair(path, own=own)
+        if sidecar.sha256 != sha256:
+            raise ModelError(f"{path}: is another engine than the one that was judged; judge this one")
+        judged = dataclasses.replace(sidecar, acceptance=verdict)
+        text = judged.to_json()
+        with atomic(sidecar_path(path)) as (part,):
+            part.write_text(text, encoding="utf-8")
+            part.chmod(part.stat().st_mode & 0o755)
+    return judged
+
+
+def load_blob(name: str) -> bytes | None:
+    """What `store_blob` kept; None if it is missing, damaged, or not this user's alone."""
+    path = cache_folder() / f"{name}.blob"
+    try:
+        content = read(path, own=True)
+    except ModelError:
+        return None
+    digest, data = content[:32], content[32:]
+    return data if hashlib.sha256(data).digest() == digest else None
+
+
+def store_blob(name: str, data: bytes) -> None:
+    """Keep what makes a runtime faster next time (a timing cache, compiled kernels), under the rules for engines."""
+    with prepared(), atomic(cache_folder() / f"{name}.blob") as (part,):
+        part.write_bytes(hashlib.sha256(data).digest() + data)
+        part.chmod(part.stat().st_mode & 0o755)
+
+
+def entries(folder: Path | None = None, *, verify: bool = False) -> list[Entry]:
+    """The engines in a folder, by default this user's cache, by name.
+
+    With ``verify`` every check of loading is made; without it only the sidecars are read. What is wrong with an engine
+    is in its entry; a ModelError says what is wrong with the folder.
+    """
+    chosen = cache_folder() if folder is None else folder
+    own = is_own(chosen)
+    if own and not chosen.exists():
+        return []
+    with opened(chosen, own=own):
+        names = {path.name.removesuffix(".json") for path in chosen.iterdir() if _OURS.fullmatch(path.name)}
+    found = []
+    for path in (chosen / name for name in sorted(names) if name.endswith(".engine") and name[0] != "."):
+        try:
+            sidecar = _read_pair(path, own=own)[1] if verify else _read_sidecar(path, own=own)
+            found.append(Entry(path, sidecar, None if path.exists() else f"{path}: the engine is missing"))
+        except ModelError as error:
+            found.append(Entry(path, None, str(error)))
+    return found
+
+
+def clear(folder: Path | None = None) -> tuple[int, int]:
+    """Delete engines and what belongs to them; return the number of files and of bytes.
+
+    From this user's cache all goes; from another folder only engines that have a sidecar.
+    """
+    chosen = cache_folder() if folder is None else folder
+    own = is_own(chosen)
+    if own and not chosen.exists():
+        return 0, 0
+    with locked() if own else nullcontext(), opened(chosen, own=own):
+        names = {path.name for path in chosen.iterdir()}
+        pairs = [(name, f"{name}.json") for name in names if name.endswith(".engine")]
+        doomed = {name for pair in pairs if pair[1] in names for name in pair}
+        if own:
+            doomed = {name for name in names if _OURS.fullmatch(name)}
+        size = 0
+        for path in (chosen / name for name in sorted(doomed)):
+            try:
+                size += path.lstat().st_size
+                path.unlink()
+            except OSError as error:
+                raise OutputError(f"{path}: cannot be deleted ({error.strerror})") from error
+    return len(doomed), size
+
+
+def _load(key: EngineKey) -> tuple[bytes, Sidecar]:
+    path = cache_folder() / key.file_name
+    data, sidecar = _read_pair(path, own=True)
+    if sidecar.key != key:
+        raise ModelError(f"{path}: its sidecar is of another engine ({sidecar.key}); delete both")
+    return data, sidecar
+
+
+def _read_pair(path: Path, *, own: bool) -> tuple[bytes, Sidecar]:
+    sidecar, data = _read_sidecar(path, own=own), read(path, own=own)
+    got = hashlib.sha256(data).hexdigest()
+    if got != sidecar.sha256:
+        raise ModelError(
+            f"{path}: its SHA-256 is {got}, but its sidecar says {sidecar.sha256}; it was changed or is damaged: "
+            "build it again"
+        )
+    return data, sidecar
+
+
+def _read_sidecar(path: Path, *, own: bool) -> Sidecar:
+    beside = sidecar_path(path)
+    content = read(beside, own=own)
+    try:
+        sidecar = Sidecar.from_json(content)
+    except ModelError as error:
+        raise ModelError(f"{beside}: {error}; build the engine again") from error
+    if own and sidecar.key.file_name != path.name:
+        raise ModelError(f"{beside}: is the sidecar of {sidecar.key.file_name}; build the engine again")
+    return sidecar

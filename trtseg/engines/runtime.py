@@ -1,0 +1,143 @@
+"""TensorRT and TensorRT-RTX: one API under two module names. Here the module is imported, and its messages caught."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from trtseg.errors import ArgumentError, DeviceError
+
+#: The runtimes, as options and keys name them.
+NAMES = ("tensorrt", "tensorrt-rtx")
+#: Name for people.
+TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+#: Module of each runtime.
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+#: What to type to get each.
+INSTALL = {"tensorrt": 'pip install "trtseg[tensorrt]"', "tensorrt-rtx": 'pip install "trtseg[rtx]"'}
+#: The oldest version of each that is used: the first TensorRT that takes the types of a net from the ONNX file without
+#: being asked twice, and the first TensorRT-RTX that this was tested with.
+OLDEST = {"tensorrt": (10, 12), "tensorrt-rtx": (1, 7)}
+
+# Of its own, so that messages of a build do not reach stderr where nobody has set up logging.
+log = logging.getLogger("trtseg.tensorrt")
+log.addHandler(logging.NullHandler())
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """An imported runtime: its name, its module and that module's version."""
+
+    name: str
+    module: Any
+    version: str
+
+    @property
+    def title(self) -> str:
+        """Name and version for people."""
+        return f"{TITLES[self.name]} {self.version}"
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether it builds on the GPU, and for that GPU only, as TensorRT does; TensorRT-RTX needs none."""
+        return self.name == "tensorrt"
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """Compute capabilities that it builds for without a GPU: ``("sm_75", ..., "sm_120")``; none for TensorRT."""
+        if self.needs_gpu:
+            return ()
+        numbers = (re.fullmatch(r"SM(\d+)", name) for name in self.module.ComputeCapability.__members__)
+        return tuple(f"sm_{n}" for n in sorted(int(match[1]) for match in numbers if match))
+
+
+def check_name(name: str) -> None:
+    """Refuse the name of a runtime that there is not, with an ArgumentError."""
+    if name not in NAMES:
+        raise ArgumentError(f"runtime: got {name!r}; expected 'tensorrt' or 'tensorrt-rtx'")
+
+
+def too_old(name: str, version: str) -> str | None:
+    """Say what is wrong with a version of a runtime and what to do, or None."""
+    numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
+    if numbers >= OLDEST[name]:
+        return None
+    oldest = ".".join(map(str, OLDEST[name]))
+    return f"{TITLES[name]} {version} is too old, {oldest} or newer is needed: {INSTALL[name]} --upgrade"
+
+
+def load_runtime(name: str) -> Runtime:
+    """Import a runtime.
+
+    Parameters
+    ----------
+    name : str
+        ``tensorrt`` or ``tensorrt-rtx``.
+
+    Raises
+    ------
+    ArgumentError
+        There is no such runtime.
+    DeviceError
+        It is not installed, does not load, or is too old.
+    """
+    check_name(name)
+    try:
+        module = importlib.import_module(MODULES[name])
+        version = str(module.__version__)
+    except ModuleNotFoundError as error:
+        if error.name != MODULES[name]:  # its own parts are missing
+            raise _broken(name, error) from error
+        raise DeviceError(
+            f"runtime: got {name!r}, which is not installed; install it with {INSTALL[name]}"
+        ) from error
+    except Exception as error:  # libraries that do not load: what is raised depends on the package
+        raise _broken(name, error) from error
+    problem = too_old(name, version)
+    if problem is not None:
+        raise DeviceError(f"runtime: got {name!r}, but {problem}")
+    return Runtime(name, module, version)
+
+
+def _broken(name: str, error: Exception) -> DeviceError:
+    return DeviceError(
+        f"runtime: got {name!r}, which is installed but does not load ({error}); "
+        f"install it again with {INSTALL[name]} --force-reinstall"
+    )
+
+
+@functools.cache
+def logger(module: Any) -> Any:
+    """The one logger of a runtime's module, which the runtime keeps for the whole process.
+
+    What the runtime says goes to the logger ``trtseg.tensorrt`` of `logging`. Warnings and errors are also collected,
+    for a sidecar or an exception, until ``take()`` hands them over as two lists of strings.
+    """
+    levels = {
+        module.ILogger.INTERNAL_ERROR: logging.ERROR,
+        module.ILogger.ERROR: logging.ERROR,
+        module.ILogger.WARNING: logging.WARNING,
+        module.ILogger.INFO: logging.INFO,
+    }
+
+    class Logger(module.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+            self._said: dict[int, list[str]] = {logging.WARNING: [], logging.ERROR: []}
+
+        def log(self, severity: Any, message: str) -> None:
+            level = levels.get(severity, logging.DEBUG)
+            if level in self._said:
+                self._said[level].append(message.strip())
+            log.log(level, "%s", message)
+
+        def take(self) -> tuple[list[str], list[str]]:
+            warnings, errors = self._said[logging.WARNING], self._said[logging.ERROR]
+            self._said = {logging.WARNING: [], logging.ERROR: []}
+            return warnings, errors
+
+    return Logger()

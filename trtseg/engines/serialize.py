@@ -1,0 +1,208 @@
+"""A net in, the bytes of an engine out: the one path for TensorRT and TensorRT-RTX, whose module is passed in."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from trtseg.engines.runtime import Runtime, logger
+from trtseg.engines.sidecar import EngineKey
+from trtseg.errors import DeviceError, ModelError
+from trtseg.spec import ModelSpec
+
+# A runtime has one logger a process, so the messages of two builds at a time could not be told apart.
+_one_at_a_time = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Serialized:
+    """An engine and what is to be known about it: see `trtseg.engines.sidecar.Sidecar`."""
+
+    data: bytes
+    tensors: list[dict[str, Any]]
+    settings: dict[str, Any]
+    warnings: list[str]
+    timing_cache: bytes | None
+
+
+def serialize(
+    runtime: Runtime,
+    onnx: bytes,
+    spec: ModelSpec,
+    key: EngineKey,
+    *,
+    progress: Callable[[float], None] | None = None,
+    timing_cache: bytes | None = None,
+) -> Serialized:
+    """Build the engine ``key`` of a net.
+
+    The types are those of the ONNX file (strong typing), the shape is fixed, TF32 is off, and one stream does all.
+
+    Parameters
+    ----------
+    runtime : Runtime
+        What builds it. Where ``key.gpu`` is not empty it builds on, and for, the GPU of the current CUDA context.
+    onnx : bytes
+        The net in the precision of the key, ``[n, 1, H, W]`` to ``[n, channels, H, W]`` with any ``n``.
+    spec : ModelSpec
+        What the net expects and means.
+    key : EngineKey
+        What to build.
+    progress : callable, optional
+        Called with the fraction that is done, now and then. An exception in it ends the build.
+    timing_cache : bytes, optional
+        What TensorRT measured in earlier builds on this GPU; TensorRT-RTX has none.
+
+    Raises
+    ------
+    ModelError
+        The runtime cannot read the net, or it is not what ``spec`` and ``key`` say.
+    DeviceError
+        The runtime cannot build it.
+    """
+    with _one_at_a_time:
+        return _serialize(runtime, onnx, spec, key, progress, timing_cache)
+
+
+def _serialize(
+    runtime: Runtime,
+    onnx: bytes,
+    spec: ModelSpec,
+    key: EngineKey,
+    progress: Callable[[float], None] | None,
+    timing_cache: bytes | None,
+) -> Serialized:
+    trt = runtime.module
+    log = logger(trt)
+    log.take()
+    try:
+        builder = trt.Builder(log)
+    except Exception as error:  # pybind11 has a TypeError for it, whatever the cause
+        raise _failed(runtime, key, log, error) from error
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(onnx):
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        said = "; ".join(f"{error.node_operator()}: {error.desc()}".lstrip(": ") for error in errors)
+        raise ModelError(
+            f"{spec.role} net: {runtime.title} cannot read it ({' '.join(said.split())}); export the model again"
+        )
+    tensors = _fix_shape(trt, network, spec, key)
+    config = builder.create_builder_config()
+    settings = _configure(runtime, config, key)
+    if runtime.needs_gpu:
+        known = config.create_timing_cache(timing_cache or b"")
+        if known is None or not config.set_timing_cache(known, False):  # of another version or GPU
+            config.set_timing_cache(config.create_timing_cache(b""), False)
+    monitor = _monitor(trt, progress)
+    config.progress_monitor = monitor
+    data = builder.build_serialized_network(network, config)
+    if monitor.stopped_by is not None:
+        raise monitor.stopped_by
+    if data is None:
+        raise _failed(runtime, key, log, None)
+    return Serialized(
+        data=bytes(data),
+        tensors=tensors,
+        settings=settings,
+        warnings=log.take()[0],
+        timing_cache=bytes(config.get_timing_cache().serialize()) if runtime.needs_gpu else None,
+    )
+
+
+def _failed(runtime: Runtime, key: EngineKey, log: Any, error: Exception | None) -> DeviceError:
+    said = "; ".join(log.take()[1]) or str(error or "it gave no reason")
+    return DeviceError(f"{runtime.title} could not build the engine {key}: {' '.join(said.split())}")
+
+
+def _fix_shape(trt: Any, network: Any, spec: ModelSpec, key: EngineKey) -> list[dict[str, Any]]:
+    """Fix the batch size, and check that the net is what spec and key say; its tensors, for the sidecar."""
+    if (network.num_inputs, network.num_outputs) != (1, 1):
+        raise ModelError(
+            f"{spec.role} net: has {network.num_inputs} inputs and {network.num_outputs} outputs; expected one each"
+        )
+    source, logits = network.get_input(0), network.get_output(0)
+    if tuple(source.shape)[1:] == (1, *spec.size) and source.shape[0] in (-1, key.batch):
+        source.shape = (key.batch, 1, *spec.size)
+    dtype = {"fp16": trt.float16, "fp32": trt.float32}[key.precision]
+    tensors = []
+    for tensor, mode, channels in ((source, "input", 1), (logits, "output", spec.channels)):
+        expected = (key.batch, channels, *spec.size)
+        if tuple(tensor.shape) != expected or tensor.dtype != dtype:
+            raise ModelError(
+                f"{spec.role} net: its {mode} is {tensor.dtype.name} {tuple(tensor.shape)}, but an engine {key} needs "
+                f"{dtype.name} {expected}; export the model again"
+            )
+        tensors.append({"name": tensor.name, "mode": mode, "dtype": key.precision, "shape": list(expected)})
+    return tensors
+
+
+def _configure(runtime: Runtime, config: Any, key: EngineKey) -> dict[str, Any]:
+    """Set the builder; what was set, for the sidecar."""
+    trt = runtime.module
+    config.clear_flag(
+        trt.BuilderFlag.TF32
+    )  # on by default: FP32 would be multiplied with 10 bits of mantissa
+    settings: dict[str, Any] = {
+        "strongly_typed": True,
+        "tf32": False,
+        "optimization_level": config.builder_optimization_level,
+    }
+    if hasattr(config, "max_aux_streams"):
+        config.max_aux_streams = 0
+        settings["max_aux_streams"] = 0
+    if runtime.needs_gpu:
+        return settings
+    capability = "CURRENT" if key.gpu else key.target.upper().replace("_", "")
+    if key.target == "portable":
+        settings["compute_capability"] = "default"
+        return settings
+    config.num_compute_capabilities = 1
+    # It returns False where another library raises.
+    if not config.set_compute_capability(trt.ComputeCapability.__members__[capability], 0):
+        raise DeviceError(f"{runtime.title} does not take the compute capability {capability}")
+    settings["compute_capability"] = capability
+    return settings
+
+
+def _monitor(trt: Any, progress: Callable[[float], None] | None) -> Any:
+    """Make the object that a build tells how far it is."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        """Phases lie in one another: a step of a phase counts for a part of its parent's current step."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.stopped_by: BaseException | None = None
+            self._phases: dict[str, tuple[str | None, int, int]] = {}  # parent, steps, steps done
+            self._told = 0.0
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            self._phases[phase] = (parent, max(steps, 1), 0)
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            # An exception must not leave this function: the runtime would print it and go on.
+            try:
+                self._tell(phase, step)
+            except BaseException as error:
+                self.stopped_by = error
+            return self.stopped_by is None
+
+        def phase_finish(self, phase: str) -> None:
+            self._phases.pop(phase, None)
+
+        def _tell(self, phase: str, step: int) -> None:
+            parent, steps, _ = self._phases.get(phase, (None, step + 1, 0))
+            self._phases[phase] = (parent, steps, step + 1)
+            inner = 0.0
+            here: str | None = phase
+            while here is not None and here in self._phases:
+                here, steps, done = self._phases[here]
+                inner = min((done + inner) / steps, 1.0)
+            if progress is not None and inner > self._told:
+                self._told = inner
+                progress(inner)
+
+    return Monitor()

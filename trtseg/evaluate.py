@@ -1,0 +1,292 @@
+"""Compare segmentations with the truth: every metric of one case, and what it comes to over a set of cases.
+
+Liver is label >= 1, since a tumour is part of the liver, and tumour is label 2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trtseg.components import Array, bounding_box, check_labels, is_liver, is_tumour
+from trtseg.errors import ArgumentError
+from trtseg.metrics.checks import check_same_shape, check_spacing
+from trtseg.metrics.lesions import LesionScores, burden_errors, score_lesions, tumour_burden
+from trtseg.metrics.overlap import Overlap, global_dice, overlap
+from trtseg.metrics.surface import SurfaceDistances, surface_distances
+
+#: What the numbers mean, in one line each, to be stored with them.
+CONVENTIONS = {
+    "regions": "liver is label >= 1, tumour is label 2",
+    "empty": "Dice and IoU are 1 if both masks are empty; what is undefined is null, left out of means and counted",
+    "rvd": "(predicted - true) / true volume",
+    "rand_index": "over pairs of voxels, background included; the same for a mask and its inverse",
+    "surface": "mm between surface voxels (6 neighbours); ASSD, RMSD, MSD: both directions pooled; "
+    "HD95: the larger of the two directed 95th percentiles",
+    "lesions": "26-connected components; detected: IoU above 0.5, one to one; counts are pooled over cases",
+    "burden": "tumour voxels / liver voxels",
+}
+
+
+@dataclass(frozen=True)
+class RegionScores:
+    """How one region, liver or tumour, was segmented in one case."""
+
+    overlap: Overlap
+    surface: SurfaceDistances
+
+    def values(self) -> dict[str, float]:
+        """Return every metric by name; distances in mm, NaN where undefined."""
+        o, s = self.overlap, self.surface
+        return {
+            "dice": o.dice,
+            "iou": o.iou,
+            "voe": o.voe,
+            "rvd": o.rvd,
+            "accuracy": o.accuracy,
+            "rand_index": o.rand_index,
+            "assd": s.assd,
+            "rmsd": s.rmsd,
+            "msd": s.msd,
+            "hd95": s.hd95,
+        }
+
+
+@dataclass(frozen=True)
+class CaseScores:
+    """All metrics of one case.
+
+    Attributes
+    ----------
+    name : str
+        Of the case.
+    liver : RegionScores
+        Labels 1 and 2.
+    tumour : RegionScores or None
+        Label 2; None if the truth does not know tumours, as the next two.
+    lesions : LesionScores or None
+        Which tumours were found.
+    burden : (float, float) or None
+        Predicted and true tumour burden.
+    """
+
+    name: str
+    liver: RegionScores
+    tumour: RegionScores | None = None
+    lesions: LesionScores | None = None
+    burden: tuple[float, float] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON has it; what is undefined is None."""
+        result: dict[str, Any] = {"name": self.name, "liver": _region_dict(self.liver)}
+        if self.tumour is not None:
+            result["tumour"] = _region_dict(self.tumour)
+        if self.lesions is not None:
+            result["lesions"] = _lesions_dict(self.lesions)
+        if self.burden is not None:
+            result["burden"] = {"predicted": _json(self.burden[0]), "true": _json(self.burden[1])}
+        return result
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over the cases in which a metric is defined.
+
+    Attributes
+    ----------
+    value : float
+        The mean; NaN if there is no such case.
+    cases, undefined : int
+        How many it is over, and in how many the metric is undefined.
+    """
+
+    value: float
+    cases: int
+    undefined: int
+
+
+@dataclass(frozen=True)
+class RegionSummary:
+    """How one region was segmented over a set: the mean of each metric over cases, and the Dice of all voxels."""
+
+    means: dict[str, Mean]
+    dice_global: float
+
+
+@dataclass(frozen=True)
+class SetScores:
+    """All metrics of a set of cases.
+
+    Attributes
+    ----------
+    cases : tuple of CaseScores
+        In the order given.
+    liver : RegionSummary
+        Over all cases.
+    tumour : RegionSummary or None
+        Over the cases whose truth knows tumours; None if there is none, as the next two.
+    lesions : LesionScores or None
+        Of those cases together.
+    burden_rmse, burden_max : float
+        Root mean square and largest error of the tumour burden, over the cases in which it is defined; NaN if
+        there is none.
+    burden_cases : int
+        How many these are.
+    """
+
+    cases: tuple[CaseScores, ...]
+    liver: RegionSummary
+    tumour: RegionSummary | None
+    lesions: LesionScores | None
+    burden_rmse: float
+    burden_max: float
+    burden_cases: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON has it; what is undefined is None."""
+        summary: dict[str, Any] = {"cases": len(self.cases), "liver": _summary_dict(self.liver)}
+        if self.tumour is not None and self.lesions is not None:
+            summary["tumour"] = _summary_dict(self.tumour)
+            summary["lesions"] = _lesions_dict(self.lesions)
+            summary["burden"] = {
+                "rmse": _json(self.burden_rmse),
+                "max_error": _json(self.burden_max),
+                "cases": self.burden_cases,
+            }
+        return {
+            "conventions": CONVENTIONS,
+            "summary": summary,
+            "cases": [case.to_dict() for case in self.cases],
+        }
+
+
+def evaluate_case(
+    prediction: Array, truth: Array, spacing: Sequence[float], *, name: str = "case", liver_only: bool = False
+) -> CaseScores:
+    """Compare the labels of one case with the truth.
+
+    Parameters
+    ----------
+    prediction, truth : ndarray of uint8, [Z, Y, X]
+        Labels on one grid: 0 background, 1 liver, 2 tumour.
+    spacing : (float, float, float)
+        mm from voxel to voxel ``(sz, sy, sx)``.
+    name : str
+        Of the case.
+    liver_only : bool
+        The truth does not know tumours: that it has no label 2 says nothing, and only the liver is scored.
+
+    Raises
+    ------
+    ArgumentError
+        If the labels are no uint8 volumes of one shape, hold another label, or the spacing is not positive.
+    TrtsegError
+        If SciPy is not installed.
+
+    Examples
+    --------
+    >>> scores = evaluate_case(predicted, true, (5.0, 0.8, 0.8))  # doctest: +SKIP
+    >>> scores.liver.overlap.dice, scores.liver.surface.assd, scores.lesions.recall  # doctest: +SKIP
+    """
+    for argument, labels in (("prediction", prediction), ("truth", truth)):
+        try:
+            check_labels(labels)
+        except ArgumentError as error:
+            raise ArgumentError(f"{argument}: {error}") from None
+    check_same_shape(prediction, truth)
+    mm = check_spacing(spacing)
+    box = bounding_box(np.maximum(prediction, truth))
+    everything = truth.size
+    prediction, truth = prediction[box], truth[box]
+    around = Overlap(0, 0, 0, everything - truth.size)  # background in both
+    liver = _region(prediction, truth, is_liver, mm, around)
+    if liver_only:
+        return CaseScores(name, liver)
+    return CaseScores(
+        name,
+        liver,
+        _region(prediction, truth, is_tumour, mm, around),
+        score_lesions(is_tumour(prediction), is_tumour(truth), mm),
+        (tumour_burden(prediction), tumour_burden(truth)),
+    )
+
+
+def evaluate_set(cases: Iterable[CaseScores]) -> SetScores:
+    """Sum up cases: means over cases, Dice over all voxels, pooled lesions, errors of the tumour burden.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no case.
+    """
+    scored = tuple(cases)
+    if not scored:
+        raise ArgumentError("cases: got none; expected at least one case")
+    tumours = [case.tumour for case in scored if case.tumour is not None]
+    lesions = [case.lesions for case in scored if case.lesions is not None]
+    burdens = [case.burden for case in scored if case.burden is not None]
+    rmse, largest = burden_errors(burdens)
+    return SetScores(
+        cases=scored,
+        liver=_summary([case.liver for case in scored]),
+        tumour=_summary(tumours) if tumours else None,
+        lesions=sum(lesions, LesionScores(0, 0, 0, 0)) if lesions else None,
+        burden_rmse=rmse,
+        burden_max=largest,
+        burden_cases=sum(not math.isnan(predicted + true) for predicted, true in burdens),
+    )
+
+
+def _region(
+    prediction: Array,
+    truth: Array,
+    mask_of: Callable[[Array], Array],
+    spacing: tuple[float, float, float],
+    around: Overlap,
+) -> RegionScores:
+    ours, theirs = mask_of(prediction), mask_of(truth)
+    return RegionScores(overlap(ours, theirs) + around, surface_distances(ours, theirs, spacing))
+
+
+def _summary(regions: Sequence[RegionScores]) -> RegionSummary:
+    rows = [region.values() for region in regions]
+    means = {}
+    for metric in rows[0]:
+        values = [row[metric] for row in rows]
+        defined = [value for value in values if not math.isnan(value)]
+        mean = math.fsum(defined) / len(defined) if defined else math.nan
+        means[metric] = Mean(mean, len(defined), len(values) - len(defined))
+    return RegionSummary(means, global_dice(region.overlap for region in regions))
+
+
+def _region_dict(region: RegionScores) -> dict[str, Any]:
+    o = region.overlap
+    values = {metric: _json(value) for metric, value in region.values().items()}
+    return {**values, "voxels": {"tp": o.tp, "fp": o.fp, "fn": o.fn, "tn": o.tn}}
+
+
+def _summary_dict(summary: RegionSummary) -> dict[str, Any]:
+    means = {
+        metric: {"mean": _json(mean.value), "cases": mean.cases, "undefined": mean.undefined}
+        for metric, mean in summary.means.items()
+    }
+    return {**means, "dice_global": summary.dice_global}
+
+
+def _lesions_dict(lesions: LesionScores) -> dict[str, Any]:
+    counts = {
+        "true": lesions.true,
+        "predicted": lesions.predicted,
+        "detected": lesions.detected,
+        "touched": lesions.touched,
+    }
+    names = ("precision", "recall", "f1", "recall_any", "mean_dice", "mean_assd")
+    return {**counts, **{name: _json(getattr(lesions, name)) for name in names}}
+
+
+def _json(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,0 +1,58 @@
+"""What the metrics ask of their arguments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from trtseg.errors import ArgumentError, TrtsegError
+
+Array = np.ndarray[Any, Any]
+
+
+def check_masks(prediction: Array, truth: Array, *, volumes: bool = False) -> None:
+    """Raise an ArgumentError unless both are boolean masks of one shape; with ``volumes``, ``[Z, Y, X]``."""
+    for name, mask in (("prediction", prediction), ("truth", truth)):
+        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
+            got = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+            raise ArgumentError(f"{name}: got {got}; expected a boolean mask, such as labels >= 1")
+        if volumes and mask.ndim != 3:
+            raise ArgumentError(f"{name}: got a mask of shape {mask.shape}; expected a volume [Z, Y, X]")
+    check_same_shape(prediction, truth)
+
+
+def check_same_shape(prediction: Array, truth: Array) -> None:
+    """Raise an ArgumentError unless both have one shape."""
+    if prediction.shape != truth.shape:
+        raise ArgumentError(
+            f"prediction, truth: got shapes {prediction.shape} and {truth.shape}; expected the same grid, "
+            "resample one onto the other's"
+        )
+
+
+def check_spacing(spacing: Sequence[float]) -> tuple[float, float, float]:
+    """Return the spacing as floats; ArgumentError unless it is three positive numbers."""
+    try:
+        z, y, x = (float(mm) for mm in spacing)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"spacing: got {spacing!r}; expected three numbers (sz, sy, sx) in mm") from error
+    if not all(math.isfinite(mm) and mm > 0 for mm in (z, y, x)):
+        raise ArgumentError(f"spacing: got {spacing!r}; expected three positive numbers (sz, sy, sx) in mm")
+    return z, y, x
+
+
+def needs(module: str) -> ModuleType:
+    """Import a package of the ``evaluate`` extra; a TrtsegError says what to install if it is not there."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise TrtsegError(
+            f"{module.partition('.')[0]}: cannot be imported ({error}); "
+            'install what metrics need: pip install "trtseg[evaluate]"'
+        ) from error

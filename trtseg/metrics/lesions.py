@@ -1,0 +1,201 @@
+"""Which lesions were found, and how much of the liver is tumour.
+
+A lesion is a 26-connected component of label 2, as everywhere in trtseg. A lesion of the truth is detected if a
+predicted lesion has an IoU above 0.5 with it. Two lesions that overlap so much are each other's only such partner,
+because each has more than half of the union: the matching is one to one, and there is nothing to choose.
+
+LiTS's script differs. Its components are 6-connected; and before it asks for an IoU above 0.5 it merges: lesions of the
+truth that one prediction spans become one, and so do predicted lesions that touch one lesion of the truth. All parts of
+a merged lesion share its fate. A lesion predicted in two halves is thus found there and missed here, and two lesions
+predicted as one are two found there and two missed here, unless one of them is most of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trtseg.components import Components, bounding_box, check_labels, count_voxels, is_liver
+from trtseg.metrics.checks import Array, check_masks, check_spacing
+from trtseg.metrics.surface import surface_distances
+
+
+@dataclass(frozen=True)
+class LesionScores:
+    """Lesions of one case, or of several: counts add up, as LiTS pools them.
+
+    Attributes
+    ----------
+    true, predicted : int
+        Lesions of the truth and of the prediction.
+    detected : int
+        Lesions of the truth that a predicted one matches; as many predicted lesions are right.
+    touched : int
+        Lesions of the truth that share at least one voxel with the prediction.
+    dice, assd : tuple of float
+        Of each detected lesion against its match; ASSD in mm.
+    """
+
+    true: int
+    predicted: int
+    detected: int
+    touched: int
+    dice: tuple[float, ...] = ()
+    assd: tuple[float, ...] = ()
+
+    def __add__(self, other: LesionScores) -> LesionScores:
+        return LesionScores(
+            self.true + other.true,
+            self.predicted + other.predicted,
+            self.detected + other.detected,
+            self.touched + other.touched,
+            self.dice + other.dice,
+            self.assd + other.assd,
+        )
+
+    @property
+    def precision(self) -> float:
+        """Fraction of the predicted lesions that match one of the truth; NaN if none is predicted."""
+        return _ratio(self.detected, self.predicted)
+
+    @property
+    def recall(self) -> float:
+        """Fraction of the lesions of the truth that are detected; NaN if there is none."""
+        return _ratio(self.detected, self.true)
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall, 2 TP / (2 TP + FP + FN); NaN if there is no lesion at all."""
+        return _ratio(2 * self.detected, self.predicted + self.true)
+
+    @property
+    def recall_any(self) -> float:
+        """Recall if one voxel in common is enough; NaN if the truth has no lesion."""
+        return _ratio(self.touched, self.true)
+
+    @property
+    def mean_dice(self) -> float:
+        """Mean Dice of the detected lesions; NaN if there is none."""
+        return _ratio(math.fsum(self.dice), len(self.dice))
+
+    @property
+    def mean_assd(self) -> float:
+        """Mean average symmetric surface distance of the detected lesions in mm; NaN if there is none."""
+        return _ratio(math.fsum(self.assd), len(self.assd))
+
+
+def score_lesions(prediction: Array, truth: Array, spacing: Sequence[float]) -> LesionScores:
+    """Match the lesions of a prediction with those of the truth.
+
+    Parameters
+    ----------
+    prediction, truth : ndarray of bool, [Z, Y, X]
+        Masks of the tumours on one grid.
+    spacing : (float, float, float)
+        mm from voxel to voxel ``(sz, sy, sx)``.
+
+    Returns
+    -------
+    LesionScores
+        The detected lesions in the order in which the truth has them, feet to head.
+
+    Raises
+    ------
+    ArgumentError
+        If the masks are no volumes of one shape, or the spacing is not positive.
+    """
+    check_masks(prediction, truth, volumes=True)
+    mm = check_spacing(spacing)
+    box = bounding_box((prediction | truth).view(np.uint8))
+    prediction, truth = prediction[box], truth[box]
+    ours, theirs = _Lesions(prediction), _Lesions(truth)
+    # The component of each voxel that both masks have, in either.
+    pairs = np.stack([theirs.number[prediction[truth]], ours.number[truth[prediction]]])
+    pairs, common = np.unique(pairs, axis=1, return_counts=True)
+    detected = []
+    for t, p, both in zip(*pairs.tolist(), common.tolist(), strict=True):
+        sizes = int(theirs.sizes[t]) + int(ours.sizes[p])
+        if 3 * both > sizes:  # both / (sizes - both) > 1 / 2, in integers
+            pair = _boxed(ours.voxels(p), theirs.voxels(t))
+            detected.append((2 * both / sizes, surface_distances(*pair, mm).assd))
+    return LesionScores(
+        true=theirs.count,
+        predicted=ours.count,
+        detected=len(detected),
+        touched=len(set(pairs[0].tolist())),
+        dice=tuple(dice for dice, _ in detected),
+        assd=tuple(assd for _, assd in detected),
+    )
+
+
+def tumour_burden(labels: Array) -> float:
+    """Tumour voxels (label 2) as a fraction of the liver's (labels 1 and 2); NaN without a liver.
+
+    Parameters
+    ----------
+    labels : ndarray of uint8, [Z, Y, X]
+        0 background, 1 liver, 2 tumour.
+    """
+    check_labels(labels)
+    liver, tumour = count_voxels(labels)
+    return _ratio(tumour, liver)
+
+
+def burden_errors(burdens: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """Root mean square and largest error of the tumour burden over cases.
+
+    Parameters
+    ----------
+    burdens : iterable of (float, float)
+        Predicted and true burden of each case. Cases in which one is NaN are left out: LiTS's script takes 9001
+        for a burden without a liver. Its largest error is signed, the truth less the prediction; here it is the
+        largest absolute one.
+
+    Returns
+    -------
+    (float, float)
+        RMSE and maximum, as fractions of the liver; NaN if no case is left.
+    """
+    errors = [predicted - true for predicted, true in burdens if not math.isnan(predicted - true)]
+    if not errors:
+        return math.nan, math.nan
+    return math.sqrt(math.fsum(e * e for e in errors) / len(errors)), max(map(abs, errors))
+
+
+class _Lesions:
+    """Components of a mask: ``number`` is that of each voxel of the mask in raster order, from 1."""
+
+    def __init__(self, mask: Array) -> None:
+        components = Components(mask, is_liver, 26)  # is_liver: all that is not 0
+        self._mask = mask
+        self.count, self.sizes = components.count, components.sizes()
+        # Runs come in raster order too.
+        runs = [np.repeat(r.component, r.last - r.first + 1) for r in components.runs()]
+        self.number: Array = np.concatenate([np.zeros(0, np.int64), *runs])
+        self._by_component: tuple[Array, Array] | None = None  # only a few cases need it
+
+    def voxels(self, component: int) -> Array:
+        """Indices ``[n, 3]`` of the voxels of a component."""
+        if self._by_component is None:
+            order = np.argsort(self.number, kind="stable")
+            self._by_component = np.flatnonzero(self._mask)[order], np.cumsum(self.sizes)
+        voxels, ends = self._by_component
+        own = voxels[ends[component - 1] : ends[component]]
+        return np.stack(np.unravel_index(own, self._mask.shape), axis=1)
+
+
+def _boxed(a: Array, b: Array) -> tuple[Array, Array]:
+    """Paint two sets of voxels ``[n, 3]`` as masks of the box that holds both."""
+    low = np.minimum(a.min(axis=0), b.min(axis=0))
+    shape = np.maximum(a.max(axis=0), b.max(axis=0)) - low + 1
+    masks = np.zeros((2, *shape), bool)
+    for mask, voxels in zip(masks, (a, b), strict=True):
+        mask[tuple((voxels - low).T)] = True
+    return masks[0], masks[1]
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan

@@ -1,0 +1,135 @@
+"""Distances between the surfaces of two masks, in millimetres.
+
+Conventions, because tools differ in each of them:
+
+- A voxel is on the surface if it is in the mask and one of its six face neighbours is not; beyond the volume nothing is
+  in the mask. So do MedPy and MONAI. LiTS's script asks for the 18 neighbours that share a face or an edge, which makes
+  surfaces thicker and averages lower: ``neighbours=18`` gives its numbers.
+- Distances are Euclidean, from voxel centre to voxel centre, with the voxel spacing; every surface voxel counts once.
+  The library surface-distance weighs surface elements between the voxels by their area instead: an average of 1.7 mm
+  and not 2.2 mm for a liver dilated by two voxels.
+- ASSD, RMSD and MSD pool the distances from the prediction to the truth with those from the truth to the prediction, as
+  LiTS does. The larger surface has more weight.
+- HD95 is the larger of the two directed 95th percentiles, as in MONAI and surface-distance, because it is the Hausdorff
+  distance with percentiles for maxima, and because a small surface that is far off cannot hide behind a large one.
+  MedPy takes one percentile of all distances pooled, mostly a smaller one. Percentiles are interpolated linearly.
+- With an empty mask there is no distance: NaN, also if both are empty. LiTS's script writes 9001 instead (in earlier
+  versions infinity) and averages that, so one missed liver decides the mean; here means leave NaN out and say how many.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from trtseg.components import bounding_box
+from trtseg.errors import ArgumentError
+from trtseg.metrics.checks import Array, check_masks, check_spacing, needs
+
+
+@dataclass(frozen=True, eq=False)
+class SurfaceDistances:
+    """Distances between two surfaces in mm; see the module for the conventions.
+
+    Attributes
+    ----------
+    to_truth : ndarray of float64
+        From each surface voxel of the prediction to the nearest one of the truth, in no particular order. Empty
+        if either mask is.
+    to_prediction : ndarray of float64
+        From each surface voxel of the truth to the nearest one of the prediction.
+    """
+
+    to_truth: Array
+    to_prediction: Array
+
+    @property
+    def assd(self) -> float:
+        """Average symmetric surface distance; NaN if a mask is empty."""
+        return float(self._pooled.mean()) if self._defined else math.nan
+
+    @property
+    def rmsd(self) -> float:
+        """Root mean square symmetric surface distance; NaN if a mask is empty."""
+        return math.sqrt(float(np.square(self._pooled).mean())) if self._defined else math.nan
+
+    @property
+    def msd(self) -> float:
+        """Maximum symmetric surface distance, the Hausdorff distance; NaN if a mask is empty."""
+        return float(self._pooled.max()) if self._defined else math.nan
+
+    @property
+    def hd95(self) -> float:
+        """Larger of the two directed 95th percentiles; NaN if a mask is empty."""
+        if not self._defined:
+            return math.nan
+        return float(max(np.percentile(self.to_truth, 95), np.percentile(self.to_prediction, 95)))
+
+    @property
+    def _pooled(self) -> Array:
+        return np.concatenate([self.to_truth, self.to_prediction])
+
+    @property
+    def _defined(self) -> bool:
+        return bool(self.to_truth.size and self.to_prediction.size)
+
+
+def surface_distances(
+    prediction: Array, truth: Array, spacing: Sequence[float], *, neighbours: Literal[6, 18] = 6
+) -> SurfaceDistances:
+    """Measure the distances between the surfaces of two masks, in both directions.
+
+    Parameters
+    ----------
+    prediction, truth : ndarray of bool, [Z, Y, X]
+        Masks on one grid.
+    spacing : (float, float, float)
+        mm from voxel to voxel ``(sz, sy, sx)``. The axes are taken to be at right angles; on a sheared grid
+        (gantry tilt) distances are not exact.
+    neighbours : 6 or 18
+        Which neighbours must be in the mask too for a voxel not to be on the surface.
+
+    Raises
+    ------
+    ArgumentError
+        If the masks are no volumes of one shape, or the spacing is not positive.
+    """
+    check_masks(prediction, truth, volumes=True)
+    mm = np.array(check_spacing(spacing))
+    if neighbours not in (6, 18):
+        raise ArgumentError(f"neighbours: got {neighbours!r}; expected 6 or 18")
+    nothing = np.zeros(0)
+    if not prediction.any() or not truth.any():
+        return SurfaceDistances(nothing, nothing)
+    box = bounding_box((prediction | truth).view(np.uint8))
+    ours, theirs = (_surface(mask[box], neighbours) for mask in (prediction, truth))
+    trees = needs("scipy.spatial")
+    directed = []
+    for start, end in ((ours, theirs), (theirs, ours)):
+        points = (
+            np.argwhere(start & ~end) * mm
+        )  # elsewhere it is 0; in a good segmentation that is most of it
+        distances = np.zeros(int(np.count_nonzero(start)))
+        if len(points):
+            # Plain splits: a tree of grid points is balanced enough, and built in a fraction of the time.
+            tree = trees.KDTree(np.argwhere(end) * mm, balanced_tree=False, compact_nodes=False)
+            distances[: len(points)] = tree.query(points)[0]
+        directed.append(distances)
+    return SurfaceDistances(*directed)
+
+
+def _surface(mask: Array, neighbours: int) -> Array:
+    """Voxels of ``mask`` that have a neighbour outside it; beyond the array all is outside."""
+    padded = np.pad(mask, 1)
+    inside = mask.copy()
+    reach = 1 if neighbours == 6 else 2  # the largest sum of steps: faces, or faces and edges
+    for step in itertools.product((-1, 0, 1), repeat=3):
+        if 0 < sum(map(abs, step)) <= reach:
+            inside &= padded[tuple(slice(1 + d, 1 + d + n) for d, n in zip(step, mask.shape, strict=True))]
+    surface: Array = mask & ~inside
+    return surface
