@@ -10,62 +10,62 @@ from torch.nn import functional as F
 from trtseg.fit import AIR_HU
 
 
-def augment(
-    hu: Tensor, label: Tensor, rng: np.random.Generator, *, without_liver: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """Change place, size, shape and intensity of each slice at random.
+def augment(hu: Tensor, label: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Change place, size, shape and intensity of one slice at random, and halve its grid.
 
     Parameters
     ----------
     hu, label : Tensor
-        int16 HU and uint8 labels, ``[n, 2H, 2W]``.
+        int16 HU and uint8 labels, ``[2H, 2W]``.
     rng : numpy.random.Generator
         Source of all randomness: equal generators give equal results.
-    without_liver : float
-        Probability that the liver is taken out of a slice.
 
     Returns
     -------
     hu, label : Tensor
-        float32 HU and uint8 labels, ``[n, H, W]``.
+        float32 HU and uint8 labels, ``[H, W]``.
     """
-    n, rows, columns = hu.shape
-    hu, label = hu.clone(), label.clone()
-    for i in range(n):
-        if rng.random() < without_liver:
-            _remove_liver(hu[i], label[i], rng)
-    grid = torch.from_numpy(_grids(n, rng))  # [n, 9, 9, 2], enlarged to every pixel
-    grid = F.interpolate(grid.permute(0, 3, 1, 2), (rows, columns), mode="bilinear", align_corners=True)
-    grid = grid.permute(0, 2, 3, 1)
+    grid = torch.from_numpy(_grid(rng))  # [9, 9, 2], enlarged to every pixel
+    grid = F.interpolate(grid.permute(2, 0, 1)[None], hu.shape, mode="bilinear", align_corners=True)
     # grid_sample pads with zeros, so that air must be zero while it runs
-    moved = F.grid_sample(hu[:, None].float() - AIR_HU, grid, align_corners=False)
-    out = F.avg_pool2d(moved, 2)[:, 0] + AIR_HU  # the 2x2 mean is what prepare does
-    labels = F.grid_sample(
-        label[:, None].float(), F.avg_pool2d(grid.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1), mode="nearest",
-        align_corners=False,
-    )[:, 0].to(torch.uint8)  # fmt: skip
-    for i in range(n):
-        out[i] = _scanner(out[i], rng)
-        if rng.random() < 0.15:
-            _cut(out[i], labels[i], rng)
+    moved = F.grid_sample(hu[None, None].float() - AIR_HU, grid.permute(0, 2, 3, 1), align_corners=False)
+    out = _halved(moved)[0, 0] + AIR_HU  # the 2x2 mean is what prepare does
+    halved = _halved(grid).permute(0, 2, 3, 1)
+    labels = F.grid_sample(label[None, None].float(), halved, mode="nearest", align_corners=False)
+    labels = labels[0, 0].to(torch.uint8)
+    out = _scanner(out, rng)
+    if rng.random() < 0.15:
+        _cut(out, labels, rng)
     return out, labels
 
 
-def _grids(n: int, rng: np.random.Generator, points: int = 9) -> np.ndarray:
+def _halved(x: Tensor) -> Tensor:
+    """Means of 2x2 pixels of ``[n, c, 2H, 2W]``; avg_pool2d, but faster."""
+    rows = x[..., ::2, :] + x[..., 1::2, :]
+    return (rows[..., ::2] + rows[..., 1::2]) / 4
+
+
+def remove_liver(hu: Tensor, label: Tensor, rng: np.random.Generator) -> None:
+    """Put fat, in place, where the liver is: the abdomen below the liver must not lend it another organ."""
+    liver = F.max_pool2d((label > 0).float()[None], 9, 1, 4)[0] > 0  # with its rim
+    seed = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    fat = rng.uniform(-120, -70) + 15 * torch.randn(hu.shape, generator=seed)
+    hu[liver] = fat[liver].to(hu.dtype)
+    label.zero_()
+
+
+def _grid(rng: np.random.Generator, points: int = 9) -> np.ndarray:
     """Sampling positions in [-1, 1] on a coarse grid: scale, aspect, rotation, shift, and a smooth deformation."""
     axis = np.linspace(-1, 1, points)
     base = np.stack(np.meshgrid(axis, axis), -1)  # [points, points, (x, y)]
-    grids = np.empty((n, points, points, 2), np.float32)
-    for i in range(n):
-        zoom = np.exp(rng.uniform(np.log(0.75), np.log(1.5)))  # above 1 the patient is smaller
-        aspect = np.exp(rng.normal(0, 0.07))
-        angle = np.deg2rad(np.clip(rng.normal(0, 8), -25, 25))
-        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        shift = rng.normal(0, 0.10, 2)
-        grids[i] = base * (zoom * aspect, zoom / aspect) @ turn.T + shift
-        if rng.random() < 0.5:
-            grids[i] += rng.normal(0, 0.02, base.shape)
-    return grids
+    zoom = np.exp(rng.uniform(np.log(0.75), np.log(1.5)))  # above 1 the patient is smaller
+    aspect = np.exp(rng.normal(0, 0.07))
+    angle = np.deg2rad(np.clip(rng.normal(0, 8), -25, 25))
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    grid = base * (zoom * aspect, zoom / aspect) @ turn.T + rng.normal(0, 0.10, 2)
+    if rng.random() < 0.5:
+        grid += rng.normal(0, 0.02, base.shape)
+    return grid.astype(np.float32)
 
 
 def _scanner(hu: Tensor, rng: np.random.Generator) -> Tensor:
@@ -101,15 +101,6 @@ def _unenhanced(hu: Tensor, rng: np.random.Generator) -> Tensor:
     dimmed = knee + slope * (hu - knee)
     rising = top + (hu - 200) * (240 - top) / 40  # so that 240 HU, where 8-bit slices end, is 240 HU again
     return torch.where(hu < knee, hu, torch.where(hu < 200, dimmed, torch.where(hu < 240, rising, hu)))
-
-
-def _remove_liver(hu: Tensor, label: Tensor, rng: np.random.Generator) -> None:
-    """Put fat, in place, where the liver is: the abdomen below the liver must not lend it another organ."""
-    liver = F.max_pool2d((label > 0).float()[None], 9, 1, 4)[0] > 0  # with its rim
-    seed = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    fat = rng.uniform(-120, -70) + 15 * torch.randn(hu.shape, generator=seed)
-    hu[liver] = fat[liver].to(hu.dtype)
-    label.zero_()
 
 
 def _cut(hu: Tensor, label: Tensor, rng: np.random.Generator) -> None:

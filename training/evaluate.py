@@ -1,79 +1,178 @@
-"""Score a model on the validation cases, run as users run it: through ``trtseg.Segmenter``, post-processing included.
+"""Score a model on cases with truth, run as users run it: through ``trtseg.Segmenter``, post-processing included.
 
-    python -m training.evaluate --model default
+    python -m training.evaluate --model default --shared ../shared/data -o runs/evaluate
+    python -m training.evaluate --model runs/joint/model --ircadb DIR --lits DIR
 
-Validation is LiTS group A (one patient, two scans; liver and tumours), the complete CT ``chaos3`` (healthy liver), and
-slices without liver of patients that training never saw, each at its own resolution. Conventions: liver is label >= 1;
-Dice is over the voxels of a case.
+``--shared`` is its validation: LiTS group A, the complete CT ``chaos3``, and slices without liver of patients that
+training never saw, each at its own resolution. Other data sets are scored whole. It prints Markdown; with ``-o`` it
+writes that, the scores as JSON, the ROC curve, and pictures of the worst cases.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 import trtseg
-from training import data
+from training.cases import Case, read_checked
+from training.rank import curve_png, probabilities
+from training.readers import READERS, chaos_nifti
+from training.split import VALIDATION_GROUPS
+from trtseg import models
+from trtseg.cli import tables
+from trtseg.evaluate import CaseScores, evaluate_case, evaluate_set
+from trtseg.metrics.ranking import PAPER_BAND, roc
+from trtseg.notice import NOTICE
+from trtseg.preview import disagreement_png
+from trtseg.volume import Volume
 
-#: mm between slices where nobody knows: slices without liver stand alone, and the LiTS slices have lost their spacing.
-ASSUMED_STEP = 5.0
-ASSUMED_PIXEL = 0.75
+#: mm where nobody knows: slices without liver stand alone, and 8-bit slices have lost their spacing.
+ASSUMED = (5.0, 0.75, 0.75)
 #: Parts of the body in which no slice comes near the liver.
 FAR_FROM_LIVER = {
     "head", "head_neck", "neck", "neck_shoulder", "neck_or_upper_chest", "upper_chest", "pelvis",
 }  # fmt: skip
+#: mL of liver that a slice without liver may show.
+FALSE_ML = 5.0
 
 
-def dice(a: np.ndarray, b: np.ndarray) -> float:
-    """Dice coefficient of two masks; 1 when both are empty."""
-    total = int(a.sum()) + int(b.sum())
-    return 2 * int((a & b).sum()) / total if total else 1.0
+class Scored(NamedTuple):
+    """A case with its scores, and what a picture of it needs."""
+
+    case: CaseScores
+    volume: Volume
+    prediction: np.ndarray  # uint8 [Z, Y, X]
+    truth: np.ndarray  # uint8 [Z, Y, X]
 
 
-def evaluate(segmenter: trtseg.Segmenter, root: Path) -> dict[str, float]:
-    """The figures of the model card, by name."""
-    scores: dict[str, float] = {}
-    result = segmenter.segment(root / "chaos3" / "volume.nii.gz")
-    truth = data.load_labels(root / "chaos3" / "segmentation.nii.gz", result.geometry)
-    scores["chaos3: liver Dice"] = dice(result.canonical >= 1, truth >= 1)
-    scores["chaos3: tumour, mL (healthy liver)"] = result.tumour_ml
+def spacing_of(spacing: Sequence[float]) -> tuple[float, float, float]:
+    """The spacing in mm, with `ASSUMED` where it is not known."""
+    z, y, x = (a if math.isnan(s) else s for s, a in zip(spacing, ASSUMED, strict=True))
+    return z, y, x
 
-    slices = data.lits(root, 512)
-    slices = slices.where(slices.group == data.VALIDATION_GROUP)
-    for case in np.unique(slices.case):
-        own = slices.where(slices.case == case)
-        result = segmenter.segment(own.hu.numpy(), spacing=(ASSUMED_STEP, ASSUMED_PIXEL, ASSUMED_PIXEL))
-        truth = own.label.numpy()
-        scores[f"LiTS {case}: liver Dice"] = dice(result.canonical >= 1, truth >= 1)
-        scores[f"LiTS {case}: tumour Dice"] = dice(result.canonical == 2, truth == 2)
 
-    empty = [n for n in data.read_negatives(root) if n.held_out]
-    far = [n for n in empty if n.body_part in FAR_FROM_LIVER]
-    for name, chosen in (("slices without liver", empty), ("slices of head, neck, upper chest, pelvis", far)):
-        false_ml = [
-            segmenter.segment(n.hu[None], spacing=(ASSUMED_STEP, *n.spacing)).liver_ml for n in chosen
-        ]
-        scores[f"{name}, number"] = len(chosen)
-        scores[f"{name}, with over 5 mL of liver"] = sum(ml > 5 for ml in false_ml)
-    return scores
+def score(segmenter: trtseg.Segmenter, case: Case) -> Scored:
+    """Segment a case and compare with its truth."""
+    scan = read_checked(case)
+    spacing = spacing_of(scan.spacing)
+    volume = trtseg.load(scan.hu, spacing=spacing)
+    labels = segmenter.segment(volume).canonical
+    scores = evaluate_case(labels, scan.label, spacing, name=case.name, liver_only=not case.labels_tumour)
+    return Scored(scores, volume, labels, scan.label)
+
+
+def without_liver(segmenter: trtseg.Segmenter, cases: Iterable[Case]) -> list[tuple[str, float]]:
+    """Body part of each slice without liver, and the mL of liver that were found in it."""
+    found = []
+    for case in cases:
+        scan = read_checked(case)
+        result = segmenter.segment(scan.hu, spacing=spacing_of(scan.spacing))
+        found.append((case.body_part, result.liver_ml))
+    return found
+
+
+def ranking(model: str, cases: Iterable[Case], png: Path | None) -> str:
+    """The ROC of the tumour probabilities in FP32 on the net's grid, over all cases together; as Markdown."""
+    files = models.find(model)
+    pairs = [probabilities(files, read_checked(case)) for case in cases]
+    p, truth = (np.concatenate(part) for part in zip(*pairs, strict=True))
+    full, restricted = roc(p, truth), roc(p, truth, PAPER_BAND)
+    if png is not None:
+        curve_png(png, {"all pixels": full, f"probability in {list(PAPER_BAND)}": restricted})
+    return (
+        "| tumour, pixels of the net's grid | AUC | share of pixels | threshold | Youden's J |\n|---|---|---|---|---|\n"
+        + "\n".join(
+            f"| {name} | {r.auc:.4f} | {r.share:.4f} | {r.threshold:.3f} | {r.youden:.3f} |"
+            for name, r in (("all pixels", full), (f"probability in {list(PAPER_BAND)}", restricted))
+        )
+    )
+
+
+def false_livers(found: Sequence[tuple[str, float]]) -> str:
+    """How many slices without liver show some, as Markdown."""
+    far = [ml for part, ml in found if part in FAR_FROM_LIVER]
+    rows = (
+        ("slices without liver", [ml for _, ml in found]),
+        ("of these head, neck, upper chest, pelvis", far),
+    )
+    return f"| | number | with over {FALSE_ML:g} mL of liver |\n|---|---|---|\n" + "\n".join(
+        f"| {name} | {len(volumes)} | {sum(ml > FALSE_ML for ml in volumes)} |" for name, volumes in rows
+    )
+
+
+def evaluate(
+    segmenter: trtseg.Segmenter, model: str, cases: Sequence[Case], out: Path | None, worst: int
+) -> str:
+    """Score all cases, write what there is to write, and return the Markdown."""
+    empty = [case for case in cases if case.body_part]
+    whole = [case for case in cases if not case.body_part]
+    about = (
+        f"{segmenter.spec.name} {segmenter.spec.version}, {segmenter.device} {segmenter.precision}. {NOTICE}"
+    )
+    parts = [f"# {about}"]
+    if whole:
+        scored = [score(segmenter, case) for case in whole]
+        scores = evaluate_set(s.case for s in scored)
+        parts.append(tables.markdown(scores, [f"where a spacing is not known, {ASSUMED} mm are assumed"]))
+        tumours = [case for case in whole if case.labels_tumour]
+        if tumours:
+            parts.append(ranking(model, tumours, out / "roc.png" if out else None))
+        if out:
+            (out / "scores.json").write_text(json.dumps(scores.to_dict(), indent=2) + "\n")
+            for s in sorted(scored, key=lambda s: s.case.liver.overlap.dice)[:worst]:
+                title = f"liver Dice {s.case.liver.overlap.dice:.3f}"
+                if s.case.tumour is not None:
+                    title += f", tumour Dice {s.case.tumour.overlap.dice:.3f}"
+                picture = disagreement_png(s.volume, s.prediction, s.truth, title)
+                (out / f"{s.case.name}.png").write_bytes(picture)
+    if empty:
+        parts.append(false_livers(without_liver(segmenter, empty)))
+    text = "\n\n".join(parts) + "\n"
+    if out:
+        (out / "scores.md").write_text(text)
+    return text
+
+
+def shared_cases(shared: Path) -> list[Case]:
+    """The cases of the shared data that validate."""
+    cases = [c for c in READERS["png"](shared / "lits_slices") if c.group in VALIDATION_GROUPS]
+    cases += [c for c in READERS["negatives"](shared / "negatives") if c.held_out or not c.trainable]
+    return cases + chaos_nifti(shared / "chaos3")
 
 
 def main() -> None:
-    """Parse the command line, score, print a Markdown table."""
+    """Parse the command line, score, print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="default", help="name or folder")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument(
+        "--shared", type=Path, metavar="DIR", help="score the validation cases of this folder"
+    )
+    for name in ("lits", "msd", "ircadb", "chaos"):
+        parser.add_argument(f"--{name}", type=Path, metavar="DIR", help="score all cases of this data set")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="folder for tables, curve and pictures"
+    )
+    parser.add_argument("--worst", type=int, default=5, help="number of pictures")
     args = parser.parse_args()
+    cases = shared_cases(args.shared) if args.shared else []
+    for name in ("lits", "msd", "ircadb", "chaos"):
+        if folder := getattr(args, name):
+            cases += READERS[name](folder)
+    if not cases:
+        parser.error("no cases; give --shared or a data set")
+    if args.output:
+        args.output.mkdir(parents=True, exist_ok=True)
     segmenter = trtseg.Segmenter(args.model, precision=args.precision)
-    print(f"{segmenter.spec.name} {segmenter.spec.version}, {segmenter.device} {segmenter.precision}\n")
-    print("| | |\n|---|---|")
-    for name, value in evaluate(segmenter, args.data).items():
-        print(f"| {name} | {value:.4g} |")
+    print(evaluate(segmenter, args.model, cases, args.output, args.worst), end="")
 
 
 if __name__ == "__main__":

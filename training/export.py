@@ -1,6 +1,8 @@
 """Write trained nets as a model folder that trtseg runs: ONNX in FP32 and FP16, and ``model.json``.
 
-    python -m training.export --liver runs/liver/last.pt --tumour runs/tumour/last.pt --out trtseg/models/default
+    python -m training.export runs/liver/last.pt runs/tumour/last.pt --out trtseg/models/default
+    python -m training.export runs/joint/last.pt --out runs/joint/model
+    python -m training.export runs/one-step/last.pt --out runs/one-step/model
 
 Each file is compared with PyTorch before the folder is touched; a net that does not agree is not exported.
 """
@@ -11,6 +13,7 @@ import argparse
 import hashlib
 import io
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,8 @@ import onnx
 import openvino
 import torch
 
-from training.train import SIZE, WINDOW, load_net
+from training.methods import WINDOW
+from training.train import load
 from training.unet import UNet, folded
 from trtseg import reference
 from trtseg.phantom import abdomen
@@ -98,32 +102,67 @@ def check_parity(net: UNet, onnx_path: Path, x: np.ndarray, *, half: bool) -> st
     )
 
 
-def export(liver: Path, tumour: Path, out: Path, version: str, trained_on: str, licence: str) -> CascadeSpec:
-    """Export both nets of the cascade into the folder ``out``; see the module's docstring."""
-    nets = {"liver": load_net(liver)[0], "tumour": load_net(tumour)[0]}
+def parity_inputs(nets: dict[str, UNet], specs: dict[str, ModelSpec]) -> dict[str, np.ndarray]:
+    """What each net sees of a phantom, ``[n, 1, H, W]`` by role, computed by the oracle of the ops."""
+    middle = abdomen().ct[16::6]
+    first = next(iter(nets))
+    hu, x = reference.prepare(
+        middle, specs[first].fit_slice(middle.shape[1:], (1.5, 1.5)), specs[first].window
+    )
+    if first == "one-step":
+        return {first: x}
+    with torch.no_grad():
+        logits = nets["liver"](torch.from_numpy(x)).numpy()
+    spec = specs["tumour"]
+    return {"liver": x, "tumour": reference.gate(logits, hu, specs["liver"].logit_threshold, spec.window)[0]}
+
+
+def nets_of(checkpoints: Sequence[Path]) -> tuple[dict[str, UNet], int]:
+    """The nets of one model by role, in the order in which they run, and the rows and columns of their input."""
+    nets, sizes = {}, set()
+    for i, path in enumerate(checkpoints):
+        method, settings = load(path, checkpoints[0] if i else None)
+        nets.update(method.nets.items())
+        sizes.add(settings.size)
+    if list(nets) not in (["liver", "tumour"], ["one-step"]) or len(sizes) != 1:
+        raise SystemExit(
+            f"checkpoints: got nets {list(nets)} of the sizes {sorted(sizes)}; expected those of liver and tumour, in "
+            "this order and of one size, that of the method joint, or that of one-step"
+        )
+    return nets, sizes.pop()
+
+
+def export(
+    checkpoints: Sequence[Path], out: Path, thresholds: dict[str, float], provenance: dict[str, str]
+) -> CascadeSpec:
+    """Export a model into the folder ``out``; see the module's docstring.
+
+    Parameters
+    ----------
+    checkpoints : sequence of Path
+        Of the liver net and the tumour net, of the joint nets, or of the one-step net.
+    out : Path
+        Folder of the model; its name is the model's name.
+    thresholds : dict
+        Probability thresholds by role where they are not 0.5.
+    provenance : dict
+        ``version``, ``trained_on`` and ``licence`` of the `ModelSpec`.
+    """
+    nets, size = nets_of(checkpoints)
     specs = {
         role: ModelSpec(
             role=role,
-            size=(SIZE, SIZE),
+            size=(size, size),
             fit="fit",
             window=WINDOW[role],
-            threshold=0.5,
-            classes=(role,),
-            version=version,
-            trained_on=trained_on,
-            licence=licence,
+            threshold=thresholds.get(role, 0.5),
+            classes=("background", "liver", "tumour") if role == "one-step" else (role,),
             intended_use="Demonstration and research. Not for clinical use.",
+            **provenance,
         )
         for role in nets
     }
-    middle = abdomen().ct[16::6]
-    fit = specs["liver"].fit_slice(middle.shape[1:], (1.5, 1.5))
-    hu, x1 = reference.prepare(middle, fit, WINDOW["liver"])
-    with torch.no_grad():
-        l1 = nets["liver"](torch.from_numpy(x1)).numpy()
-    x2, _ = reference.gate(l1, hu, 0.0, WINDOW["tumour"])
-    inputs = {"liver": x1, "tumour": x2}
-
+    inputs = parity_inputs(nets, specs)
     out.mkdir(parents=True, exist_ok=True)
     sha256 = {}
     with tempfile.TemporaryDirectory(dir=out) as folder:
@@ -133,7 +172,7 @@ def export(liver: Path, tumour: Path, out: Path, version: str, trained_on: str, 
                 export_onnx(net, specs[role], path, half=half)
                 print(check_parity(net, path, inputs[role], half=half))
                 sha256[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        spec = CascadeSpec(out.name, version, (specs["liver"], specs["tumour"]), sha256)
+        spec = CascadeSpec(out.name, provenance["version"], tuple(specs.values()), sha256)
         for name in sha256:
             (Path(folder) / name).replace(out / name)
         (out / "model.json").write_text(spec.to_json(), encoding="utf-8")
@@ -145,16 +184,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--liver", type=Path, required=True, help="checkpoint of the liver net")
-    parser.add_argument("--tumour", type=Path, required=True, help="checkpoint of the tumour net")
+    parser.add_argument(
+        "checkpoints",
+        type=Path,
+        nargs="+",
+        help="of the liver and the tumour net, or of the method joint or one-step",
+    )
     parser.add_argument(
         "--out", type=Path, required=True, help="folder of the model; its name is the model's name"
     )
-    parser.add_argument("--version", default="0.1.0")
+    for role in ("liver", "tumour"):
+        parser.add_argument(f"--{role}-threshold", type=float, default=0.5, help="probability")
+    parser.add_argument("--version", default="0.2.0")
     parser.add_argument("--trained-on", default="LiTS slices and CT slices without liver; see MODEL_CARD.md")
     parser.add_argument("--licence", default="demonstration weights; see MODEL_CARD.md")
     args = parser.parse_args()
-    export(args.liver, args.tumour, args.out, args.version, args.trained_on, args.licence)
+    export(
+        args.checkpoints,
+        args.out,
+        {"liver": args.liver_threshold, "tumour": args.tumour_threshold},
+        {"version": args.version, "trained_on": args.trained_on, "licence": args.licence},
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Train the liver net, or the tumour net on what the liver net leaves of each slice.
+"""Train one of the methods. The loop is `train`, to be read from top to bottom.
 
     python -m training.train liver  --out runs/liver
     python -m training.train tumour --out runs/tumour --liver runs/liver/last.pt
+    python -m training.train one-step|joint --out runs/...
+    torchrun --nproc-per-node 2 -m training.train liver --out runs/liver
 
-The run writes ``log.csv`` and ``last.pt``; after a kill the same command resumes, with the same result.
+The run writes ``log.csv``, ``curves.png`` and ``last.pt``; after a kill the same command resumes, with the same result.
 """
 
 from __future__ import annotations
@@ -13,221 +15,278 @@ import csv
 import hashlib
 import math
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
-import numpy as np
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from training import data
-from training.augment import augment
-from training.losses import balanced_loss, class_weights
+from training.curves import plot
+from training.losses import Loss
+from training.methods import Joint, Liver, Method, OneStep, Tumour
+from training.sample import Samples
 from training.unet import UNet
 
 SIZE = 256
-STEPS = {"liver": 4000, "tumour": 1800}  # of the shipped nets
-WINDOW = {"liver": (-160.0, 240.0), "tumour": (-40.0, 200.0)}  # HU mapped to 0 and 1
 
 
 @dataclass(frozen=True)
 class Settings:
     """What a run depends on; stored in the checkpoint and checked when it resumes."""
 
-    role: str
-    steps: int
-    batch: int = 8
-    lr: float = 2e-3
-    weight_decay: float = 1e-2
+    method: str
+    steps: int = 4000
+    batch: int = 8  # over all processes
+    size: int = SIZE
     width: int = 16
     depth: int = 4
     dropout: float = 0.1
+    optimizer: str = "adamw"
+    lr: float = 2e-3
+    weight_decay: float = 1e-2
+    balance: float = 0.5  # exponent of the class weights
+    balance_from: float = 0.0  # fraction of the steps that run before the loss is balanced
+    overlap: str = "dice"
+    gate: str = "straight-through"  # joint only
+    c1: float = 1.0
+    c2: float = 1.0
+    ema: float = 0.998  # decay of the averaged weights, which are the result; 0: the last weights
+    lesions: float = 0.5
+    without: str = ""  # patient groups that are left out of training, besides those of the validation
     seed: int = 0
+    compile: bool = True
     liver: str = ""  # SHA-256 of the liver net that a tumour net is trained behind
+    start: str = ""  # SHA-256 of the nets whose weights this run starts with
 
 
-def windowed(hu: Tensor, role: str) -> Tensor:
-    """HU ``[n, H, W]`` to the net's input ``[n, 1, H, W]`` in [0, 1], as ``prepare`` and ``gate`` compute it."""
-    lo, hi = WINDOW[role]
-    return ((hu.float() - lo) / (hi - lo)).clamp(0, 1)[:, None].contiguous(memory_format=torch.channels_last)
+def build(settings: Settings, liver: Liver | None = None) -> Method:
+    """The method with fresh nets."""
+
+    def net(classes: int) -> UNet:
+        return UNet(classes, settings.width, settings.depth, settings.dropout)
+
+    def loss(classes: int) -> Loss:
+        return Loss(classes, settings.balance, settings.overlap)
+
+    if settings.method == "one-step":
+        return OneStep(net(3), loss(3))
+    if settings.method == "liver":
+        return Liver(net(1), loss(2))
+    if settings.method == "tumour":
+        assert liver is not None
+        return Tumour(net(1), loss(2), liver)
+    if settings.method == "joint":
+        return Joint(net(1), net(1), (loss(2), loss(2)), settings.gate, (settings.c1, settings.c2))
+    raise ValueError(f"method: got {settings.method!r}; expected one-step, liver, tumour or joint")
 
 
-def net_input(hu: Tensor, role: str, liver: UNet | None) -> tuple[Tensor, Tensor]:
-    """What the net of ``role`` sees of HU ``[n, H, W]``, and where its answer counts, both ``[n, 1, H, W]``.
+def load(path: Path, liver: Path | None = None) -> tuple[Method, Settings]:
+    """The method of a checkpoint with the weights that are its result, in evaluation mode.
 
-    For the tumour net that is what the liver net calls liver, as after ``gate``.
+    ``liver`` is the checkpoint of the liver net, for a tumour net; it must be the one that it was trained behind.
     """
-    x = windowed(hu, role)
-    if liver is None:
-        return x, torch.ones_like(x, dtype=torch.bool)
-    with torch.no_grad():
-        mask = logits_of(liver, windowed(hu, "liver")) > 0
-    return x * mask, mask
-
-
-def logits_of(net: UNet, x: Tensor) -> Tensor:
-    """Run the net in BF16, as the CPU engine does where the processor can."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        return net(x).float()
-
-
-class Sampler:
-    """Chooses the slices of a step: patients by the square root of their slices, one slice in three without liver."""
-
-    def __init__(self, liver: data.Slices, empty: data.Slices, role: str) -> None:
-        self.sources = [(liver, _by_group(liver.group))]
-        if role == "tumour":
-            # half of the slices shall hold a tumour; the rest teaches what a healthy liver looks like
-            tumour = (liver.label == 2).flatten(1).any(1).numpy()
-            healthy = liver.where(~tumour)
-            liver = liver.where(tumour)
-            self.sources = [(liver, _by_group(liver.group)), (healthy, _by_group(healthy.group))]
-            self.share, self.mirror = 0.5, False
-        else:
-            self.sources.append((empty, _by_group(empty.group)))
-            # slices without liver also come prone or reversed: they have none either way
-            self.share, self.mirror = 0.67, True
-
-    def draw(self, n: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """HU and labels ``[n, S, S]`` of ``n`` slices."""
-        hu, label = [], []
-        for _ in range(n):
-            second = rng.random() >= self.share
-            slices, p = self.sources[second]
-            i = int(rng.choice(len(p), p=p))
-            axes = [axis for axis in (0, 1) if second and self.mirror and rng.random() < 0.3]
-            hu.append(slices.hu[i].flip(axes))
-            label.append(slices.label[i].flip(axes))
-        return torch.stack(hu), torch.stack(label)
-
-
-def _by_group(group: np.ndarray) -> np.ndarray:
-    _, inverse, count = np.unique(group, return_inverse=True, return_counts=True)
-    p = count[inverse] ** -0.5  # a group of k slices weighs k ** 0.5
-    return p / p.sum()
-
-
-def target_of(label: Tensor, mask: Tensor, role: str) -> Tensor:
-    """What the net shall answer, ``[n, 1, H, W]``; a tumour that the liver net missed cannot be asked for."""
-    return ((label >= (1 if role == "liver" else 2))[:, None] & mask).float()
-
-
-@torch.no_grad()
-def validate(net: UNet, liver: UNet | None, role: str, subsets: dict[str, data.Slices]) -> dict[str, float]:
-    """Dice over each subset as one volume; where nothing is to be found, the share of slices with >100 false pixels."""
-    net.eval()
-    scores = {}
-    for name, slices in subsets.items():
-        if role == "tumour" and name == "negatives":
-            continue
-        both = found = wanted = false_slices = 0
-        for hu, label in zip(slices.hu.split(16), slices.label.split(16), strict=True):
-            x, mask = net_input(F.avg_pool2d(hu[:, None].float(), 2)[:, 0].round(), role, liver)
-            found_here = (logits_of(net, x) > 0) & mask
-            wanted_here = (label >= (1 if role == "liver" else 2))[:, None]
-            truth = F.avg_pool2d(wanted_here.float(), 2) >= 0.5
-            both += int((found_here & truth).sum())
-            found += int(found_here.sum())
-            wanted += int(truth.sum())
-            false_slices += int(((found_here & ~truth).flatten(1).sum(1) > 100).sum())
-        scores[f"{name}_dice" if wanted else f"{name}_false"] = (
-            2 * both / (found + wanted) if wanted else false_slices / len(slices.hu)
-        )
-    net.train()
-    return scores
-
-
-def load_net(path: Path) -> tuple[UNet, Settings]:
-    """The net of a checkpoint, in evaluation mode."""
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, weights_only=True, map_location="cpu")
     settings = Settings(**state["settings"])
-    net = UNet(1, settings.width, settings.depth, settings.dropout)
-    net.load_state_dict(state["net"])
-    return net.eval().to(memory_format=torch.channels_last), settings
+    behind = cast(Liver, load(liver)[0]) if liver else None
+    if settings.liver and (behind is None or fingerprint(behind.nets) != settings.liver):
+        raise SystemExit(
+            f"{path}: was trained behind another liver net than {liver}; name that one's checkpoint"
+        )
+    method = build(settings, behind)
+    method.nets.load_state_dict(state["result"])
+    return method.eval(), settings
 
 
-def fingerprint(net: UNet) -> str:
-    """SHA-256 of a net's weights."""
+def fingerprint(nets: nn.Module) -> str:
+    """SHA-256 of the weights."""
     digest = hashlib.sha256()
-    for name, value in net.state_dict().items():
-        digest.update(name.encode() + value.contiguous().numpy().tobytes())
+    for name, value in nets.state_dict().items():
+        digest.update(name.encode() + value.contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
-def train(settings: Settings, root: Path, out: Path, liver_checkpoint: Path | None, every: int = 500) -> None:
-    """Run or resume the training described by ``settings`` in the folder ``out``."""
+def optimizer_of(settings: Settings, method: nn.Module) -> torch.optim.Optimizer:
+    """AdamW, or the paper's SGD with momentum; norms and biases do not decay."""
+    decay = [p for p in method.parameters() if p.ndim > 1]
+    rest = [p for p in method.parameters() if p.ndim <= 1]
+    groups = [{"params": decay, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9)
+    return torch.optim.AdamW(groups, lr=settings.lr)
+
+
+def lr_at(settings: Settings, step: int) -> float:
+    """Learning rate: for AdamW warm-up and a cosine to zero; for SGD the paper's, a tenth once the loss is balanced."""
+    if settings.optimizer == "sgd":
+        return settings.lr * (0.1 if step >= settings.balance_from * settings.steps else 1.0)
+    warm = min(1.0, (step + 1) / 200)
+    return settings.lr * warm * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+
+
+def target(label: Tensor) -> Tensor:
+    """Labels ``[n, 2H, 2W]`` on the net's grid ``[n, H, W]``: of four pixels the largest that two of them reach."""
+    return sum((F.avg_pool2d((label >= c)[:, None].float(), 2)[:, 0] >= 0.5).to(torch.uint8) for c in (1, 2))
+
+
+@torch.no_grad()
+def validate(method: Method, subsets: dict[str, data.Slices], device: torch.device) -> dict[str, float]:
+    """Dice over each subset as one volume; where nothing is to be found, the share of slices with >100 false pixels."""
+    method.eval()
+    scores = {}
+    for name, slices in subsets.items():
+        found, wanted = [], []
+        for i in range(len(slices)):
+            hu, label = (torch.from_numpy(x)[None] for x in slices[i])
+            found.append(method.labels(F.avg_pool2d(hu[:, None].float(), 2)[:, 0].round().to(device)).cpu())
+            wanted.append(target(label))
+        for organ, least in (("liver", 1), ("tumour", 2)):
+            is_found, is_wanted = torch.cat(found) >= least, torch.cat(wanted) >= least
+            total = int(is_found.sum() + is_wanted.sum())
+            if is_wanted.any():
+                scores[f"{name}_{organ}"] = 2 * int((is_found & is_wanted).sum()) / total
+            else:
+                scores[f"{name}_false_{organ}"] = float((is_found.flatten(1).sum(1) > 100).float().mean())
+    method.train()
+    return scores
+
+
+def train(
+    settings: Settings,
+    root: Path,
+    out: Path,
+    liver_checkpoint: Path | None = None,
+    start: Path | None = None,
+    every: int = 500,
+) -> None:
+    """Run or resume a training.
+
+    Parameters
+    ----------
+    settings : Settings
+        What the result depends on, besides the checkpoints.
+    root, out : Path
+        Folder of the slice store, and of the run.
+    liver_checkpoint : Path, optional
+        Of the liver net, for the method tumour.
+    start : Path, optional
+        Checkpoint of a run of the same method, whose result this one starts with.
+    every : int
+        Steps between validations and checkpoints.
+    """
+    rank, processes, device = _processes()
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint = out / "last.pt"
-    liver = load_net(liver_checkpoint)[0] if liver_checkpoint else None
-    if liver is not None:
-        settings = replace(settings, liver=fingerprint(liver))
-    positive, empty, validation = data.read(root, 2 * SIZE)
-    sampler = Sampler(positive, empty, settings.role)
-    del positive, empty
+    liver = None
+    if liver_checkpoint:
+        liver = cast(Liver, load(liver_checkpoint)[0]).to(device)
+        settings = replace(settings, liver=fingerprint(liver.nets))
+    slices, subsets = data.read(root, 2 * settings.size, settings.without.split())
 
     torch.manual_seed(settings.seed)
-    net = UNet(1, settings.width, settings.depth, settings.dropout).to(memory_format=torch.channels_last)
-    decay = [p for p in net.parameters() if p.ndim > 1]
-    rest = [p for p in net.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}],
-        lr=settings.lr,
-    )
-    step, frequency = 0, 0.05
+    method = build(settings, liver).to(device)
+    optimizer = optimizer_of(settings, method)
+    if start:
+        method.nets.load_state_dict(load(start, liver_checkpoint)[0].nets.state_dict())
+        settings = replace(settings, start=fingerprint(method.nets))
+    averaged = AveragedModel(method, avg_fn=partial(_average, settings.ema), use_buffers=True)
+    step, running = 0, 0.0
+    checkpoint = out / "last.pt"
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location=device)
         if Settings(**state["settings"]) != settings:
             raise SystemExit(
-                f"{checkpoint} was made with {state['settings']}; choose another --out or the same settings"
+                f"{checkpoint}: {_differences(state['settings'], settings)}; choose another --out"
             )
-        net.load_state_dict(state["net"])
+        method.load_state_dict(state["method"])
+        averaged.load_state_dict(state["averaged"])
         optimizer.load_state_dict(state["optimizer"])
-        step, frequency = state["step"], state["frequency"]
+        step, running = state["step"], state["running"]
+    if settings.compile:
+        for net in [*method.nets.values(), *(liver.nets.values() if liver else ())]:
+            net.compile()
+    model = DistributedDataParallel(method) if processes > 1 else method
 
-    bar = tqdm(total=settings.steps, initial=step, desc=settings.role, mininterval=5)
-    running = 0.0
-    while step < settings.steps:
-        # every step has its own randomness, so that a resumed run sees what an unbroken one would
-        rng = np.random.default_rng((settings.seed, step))
-        torch.manual_seed(int(rng.integers(2**62)))
-        warm = min(1.0, (step + 1) / 200)
-        lr = settings.lr * warm * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+    # process r of p takes every p-th sample of the batch
+    first, last = step * settings.batch + rank, settings.steps * settings.batch
+    loader = DataLoader(
+        Samples(slices, settings.method, settings.lesions, settings.seed),
+        batch_size=settings.batch // processes,
+        sampler=range(first, last, processes),
+        num_workers=1,
+        prefetch_factor=4,
+    )
+    bar = tqdm(
+        loader, initial=step, total=settings.steps, desc=settings.method, mininterval=5, disable=rank > 0
+    )
+    for hu, label in bar:
+        torch.manual_seed(settings.seed + 1000003 * step + rank)  # of the dropout
+        lr = lr_at(settings, step)
         for group in optimizer.param_groups:
             group["lr"] = lr
+        balance = settings.balance if step >= settings.balance_from * settings.steps else 0.0
 
-        hu, label = sampler.draw(settings.batch, rng)
-        hu, label = augment(hu, label, rng, without_liver=0.12 if settings.role == "liver" else 0.0)
-        x, mask = net_input(hu, settings.role, liver)
-        target = target_of(label, mask, settings.role)
-        frequency += 0.01 * (float(target.mean()) - frequency)
-        loss = balanced_loss(logits_of(net, x), target, class_weights(frequency))
+        loss = model(hu.to(device), label.to(device), balance)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(method.parameters(), 1.0)
         optimizer.step()
+        averaged.update_parameters(method)
 
         step += 1
         running += 0.02 * (loss.item() - running) if running else loss.item()
-        bar.update()
         bar.set_postfix(loss=f"{running:.3f}", refresh=False)
-        if step % every == 0 or step == settings.steps:
-            scores = validate(net, liver, settings.role, validation)
+        if rank == 0 and (step % every == 0 or step == settings.steps):
+            result = averaged.module if settings.ema else method
+            scores = validate(result, subsets, device)
             bar.write(
                 f"step {step}  loss {running:.3f}  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items())
             )
             _log(out / "log.csv", {"step": step, "lr": lr, "loss": running, **scores})
             state = {
                 "settings": asdict(settings),
-                "net": net.state_dict(),
+                "result": result.nets.state_dict(),
+                "method": method.state_dict(),
+                "averaged": averaged.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "step": step,
-                "frequency": frequency,
+                "running": running,
             }
             torch.save(state, checkpoint.with_suffix(".tmp"))
             os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
-    bar.close()
+            plot(out / "log.csv", out / "curves.png")
+    if processes > 1:
+        dist.destroy_process_group()
+
+
+def _average(decay: float, average: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
+    """Exponential moving average that forgets the first steps: its decay rises to ``decay``."""
+    decay = min(decay, (1 + int(count)) / (10 + int(count)))
+    return value + decay * (average - value)
+
+
+def _processes() -> tuple[int, int, torch.device]:
+    """Rank, number of processes and device: as torchrun says, or alone."""
+    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    if processes > 1:
+        dist.init_process_group("nccl" if cuda else "gloo")
+    return rank, processes, device
+
+
+def _differences(before: dict[str, Any], settings: Settings) -> str:
+    now = asdict(settings)
+    return "made with " + ", ".join(
+        f"{k} {before.get(k)!r}, not {v!r}" for k, v in now.items() if before.get(k) != v
+    )
 
 
 def _log(path: Path, row: dict[str, float]) -> None:
@@ -244,26 +303,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("role", choices=("liver", "tumour"))
-    parser.add_argument(
-        "--data", type=Path, default=Path("../shared/data"), help="folder with lits_slices and negatives"
-    )
+    parser.add_argument("method", choices=("liver", "tumour", "one-step", "joint"))
+    parser.add_argument("--data", type=Path, default=Path("runs/store"), help="store of training.prepare")
     parser.add_argument(
         "--out", type=Path, required=True, help="folder of the run; an interrupted run resumes"
     )
-    parser.add_argument("--liver", type=Path, help="checkpoint of the liver net (tumour only)")
-    parser.add_argument("--steps", type=int, help="optimiser steps (default: those of the shipped net)")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--width", type=int, default=16)
-    parser.add_argument("--depth", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    if (args.role == "tumour") != (args.liver is not None):
-        parser.error("--liver goes with the role tumour, which needs it")
-    steps = args.steps or STEPS[args.role]
-    settings = Settings(args.role, steps, args.batch, width=args.width, depth=args.depth, seed=args.seed)
-    train(settings, args.data, args.out, args.liver)
+    parser.add_argument(
+        "--liver", dest="checkpoint", type=Path, help="checkpoint of the liver net (tumour only)"
+    )
+    parser.add_argument("--start", type=Path, help="checkpoint to start with, of a run of the same method")
+    parser.add_argument("--every", type=int, default=500, help="steps between validations and checkpoints")
+    for field in fields(Settings):
+        if field.name == "compile":
+            parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+        elif field.name not in ("method", "liver", "start"):
+            choices = CHOICES.get(field.name)
+            parser.add_argument(
+                f"--{field.name.replace('_', '-')}",
+                type=type(field.default),
+                default=field.default,
+                choices=choices,
+            )
+    args = vars(parser.parse_args())
+    root, out, checkpoint, start, every = (
+        args.pop(k) for k in ("data", "out", "checkpoint", "start", "every")
+    )
+    if (args["method"] == "tumour") != (checkpoint is not None):
+        parser.error("--liver goes with the method tumour, which needs it")
+    train(Settings(**args), root, out, checkpoint, start, every)
 
+
+CHOICES = {
+    "optimizer": ("adamw", "sgd"),
+    "overlap": ("none", "dice", "tversky"),
+    "gate": ("straight-through", "soft", "hard"),
+}
 
 if __name__ == "__main__":
     main()

@@ -1,0 +1,141 @@
+"""What is done to slices before a net sees them: augmentation, synthetic lesions, the choice of samples."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from training.augment import _halved, augment, remove_liver
+from training.data import Slices
+from training.lesions import add_lesions
+from training.sample import SHARES, Samples
+from trtseg.fit import AIR_HU
+from trtseg.phantom import abdomen
+
+
+def disc(radius=30, size=128):
+    y, x = np.mgrid[:size, :size]
+    return (y - 60) ** 2 + (x - 70) ** 2 < radius**2
+
+
+def test_augmentation_keeps_image_and_label_together():
+    """A disc whose label is itself must stay its own label wherever augmentation moves it."""
+    hu = torch.from_numpy(np.where(disc(), 2000, AIR_HU).astype(np.int16))
+    label = torch.from_numpy(disc().astype(np.uint8))
+    sizes = []
+    for seed in range(32):
+        moved, labels = augment(hu, label, np.random.default_rng(seed))
+        assert moved.shape == labels.shape == (64, 64)
+        image = moved > 400
+        both = (image & (labels == 1)).sum()
+        assert (2 * both + 1) / (image.sum() + (labels == 1).sum() + 1) > 0.95
+        sizes.append(int(labels.sum()))
+    assert max(sizes) > 2 * min(sizes)  # it does move
+
+
+def test_augmentation_is_a_function_of_its_generator():
+    hu = torch.from_numpy(abdomen(shape=(1, 64, 64), spacing=(40.0, 6.0, 6.0)).ct[0])
+    label = torch.zeros_like(hu, dtype=torch.uint8)
+    a, b, c = (augment(hu, label, np.random.default_rng(seed))[0] for seed in (1, 1, 2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_halving_is_the_mean_of_2x2():
+    x = torch.arange(32.0).view(1, 1, 4, 8)
+    assert torch.equal(_halved(x), F.avg_pool2d(x, 2))
+
+
+def test_a_removed_liver_leaves_fat_and_no_label():
+    hu, label = torch.full((128, 128), 100, dtype=torch.int16), torch.from_numpy(disc().astype(np.uint8))
+    remove_liver(hu, label, np.random.default_rng(0))
+    assert not label.any()
+    inside = hu[torch.from_numpy(disc())]
+    assert -180 < int(inside.min()) < int(inside.max()) < 0
+    assert (hu[:20] == 100).all()
+
+
+def liver_slice(rng):
+    hu = np.full((256, 256), -100, np.int16)
+    label = disc(80, 256).astype(np.uint8)
+    hu[label == 1] = rng.normal(110, 12, int(label.sum())).astype(np.int16)
+    return hu, label
+
+
+def test_lesions_lie_in_the_liver_and_differ_from_it():
+    darker = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        hu, label = liver_slice(rng)
+        before, liver = hu.copy(), label.copy()
+        add_lesions(hu, label, rng)
+        assert ((label > 0) == (liver > 0)).all()  # tumour is part of the liver, and nothing else is
+        assert (hu == before)[liver == 0].all()
+        assert (label == 2).any()
+        inside, outside = hu[label == 2].astype(float), hu[label == 1].astype(float)
+        darker += inside.mean() < outside.mean()
+        # noise goes on inside: a flat patch would be a give-away
+        assert inside.std() > 6 or len(inside) < 20
+    assert 30 <= darker <= 40  # most lesions are darker
+
+
+def test_a_liver_too_small_for_lesions_stays_as_it_is():
+    hu, label = np.full((64, 64), 100, np.int16), np.zeros((64, 64), np.uint8)
+    label[:10, :10] = 1
+    add_lesions(hu, label, np.random.default_rng(0))
+    assert (hu == 100).all()
+    assert label.max() == 1
+
+
+@pytest.fixture
+def slices():
+    """Six slices: HU tells which is which. Two with tumour (patients p, q), two with liver (p), two with none."""
+    hu = np.repeat(np.arange(6, dtype=np.int16) * 100, 64 * 64).reshape(6, 64, 64)
+    label = np.zeros((6, 64, 64), np.uint8)
+    label[:4, 16:48, 16:48] = 1
+    label[:2, 24:40, 24:40] = 2
+    group = np.array(["p", "q", "p", "p", "n", "n"])
+    kinds = np.arange(6) < 4, np.arange(6) < 2
+    return Slices(hu, label, np.arange(6), group, group, *kinds, np.array([1, 1, 1, 0, 1, 1], bool))
+
+
+def test_a_sample_is_decided_by_its_number(slices):
+    one, again, other = (Samples(slices, "liver", 0.5, seed) for seed in (0, 0, 1))
+    for number in (0, 7, 10**9):
+        assert all(torch.equal(a, b) for a, b in zip(one[number], again[number], strict=True))
+    assert not all(torch.equal(one[n][0], other[n][0]) for n in range(8))
+    assert (slices.hu[:, 0, 0] == np.arange(6) * 100).all()  # what is drawn is a copy
+
+
+def drawn(samples, monkeypatch, count=600):
+    """How often each slice is drawn."""
+    monkeypatch.setattr("training.sample.augment", lambda hu, label, rng: (hu, label))
+    monkeypatch.setattr("training.sample.remove_liver", lambda hu, label, rng: None)
+    monkeypatch.setattr("training.sample.add_lesions", lambda hu, label, rng: None)
+    return np.bincount([int(samples[n][0][0, 0]) // 100 for n in range(count)], minlength=6) / count
+
+
+@pytest.mark.parametrize("method", SHARES)
+def test_shares_of_what_is_drawn(slices, method, monkeypatch):
+    got = drawn(Samples(slices, method, 0.5, 0), monkeypatch)
+    tumour, healthy, empty = SHARES[method]
+    assert got[:2].sum() == pytest.approx(tumour, abs=0.06)
+    assert got[2:4].sum() == pytest.approx(healthy, abs=0.06)
+    assert got[4:].sum() == pytest.approx(empty, abs=0.06)
+    # slice 3 does not know about tumours: good for the liver only
+    assert (got[3] > 0) == (method == "liver")
+
+
+def test_patients_weigh_by_the_root_of_their_slices(slices, monkeypatch):
+    many = Slices(
+        slices.hu,
+        slices.label,
+        np.array([0] * 9 + [1]),
+        np.array(["p"] * 9 + ["q"]),
+        np.array(["p"] * 9 + ["q"]),
+        *(np.ones(10, bool),) * 3,
+    )
+    got = drawn(Samples(many, "tumour", 0.0, 0), monkeypatch)
+    assert got[0] == pytest.approx(3 / 4, abs=0.05)  # 9 ** 0.5 to 1

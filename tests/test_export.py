@@ -1,0 +1,144 @@
+"""From checkpoints to a model folder that runs, for each of the three methods."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from training import evaluate, export, train
+from training.cases import Case, Scan
+from training.methods import WINDOW
+from training.predict import Predictions, checkpoint, predict
+from training.rank import curve_png, probabilities
+from training.unet import UNet
+from trtseg import Segmenter, models, reference
+from trtseg.metrics.ranking import roc
+from trtseg.phantom import abdomen
+
+SPACING = (40.0, 6.0, 6.0)
+PROVENANCE = {"version": "1", "trained_on": "x", "licence": "y"}
+
+
+def checkpoints(method, folder):
+    """Untrained nets as checkpoints of ``method``, in the order in which export wants them."""
+
+    def save(name, built, **settings):
+        torch.manual_seed(3)
+        path = folder / f"{name}.pt"
+        chosen = train.Settings(name, size=32, width=4, depth=2, compile=False, **settings)
+        nets = train.build(chosen, built)
+        with torch.no_grad():  # so that about half of the pixels are positive
+            for net in nets.nets.values():
+                net.head.bias.zero_()
+        torch.save({"settings": vars(chosen), "result": nets.nets.state_dict()}, path)
+        return path
+
+    if method != "sequential":
+        return [save(method, None)]
+    liver = save("liver", None)
+    method = train.load(liver)[0]
+    return [liver, save("tumour", method, liver=train.fingerprint(method.nets))]
+
+
+@pytest.fixture(scope="module", params=["one-step", "sequential", "joint"])
+def exported(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    paths = checkpoints(request.param, folder)
+    return (
+        request.param,
+        paths,
+        export.export(paths, folder / "model", {"tumour": 0.4}, PROVENANCE),
+        folder / "model",
+    )
+
+
+def test_the_folder_holds_what_its_manifest_says(exported):
+    method, _, spec, folder = exported
+    roles = ["one-step"] if method == "one-step" else ["liver", "tumour"]
+    assert models.find(folder).spec == spec
+    assert sorted(spec.sha256) == sorted(f"{role}{end}" for role in roles for end in (".onnx", ".fp16.onnx"))
+    assert [net.window for net in spec.nets] == [WINDOW[role] for role in roles]
+    assert [net.threshold for net in spec.nets] == ([0.5] if method == "one-step" else [0.5, 0.4])
+    for name in spec.sha256:
+        assert b".py" not in (folder / name).read_bytes()  # no source paths in the file
+
+
+def test_the_exported_model_says_what_the_checkpoint_says(exported):
+    """Through prepare, engine and gate of trtseg on one side, through PyTorch on the other."""
+    _, paths, spec, folder = exported
+    phantom = abdomen(shape=(4, 64, 64), spacing=SPACING, lesions=2)
+    scan = Scan(phantom.ct, phantom.labels, SPACING, range(4))
+    p, truth = probabilities(models.find(folder), scan)
+    hu, _ = reference.prepare(phantom.ct, spec.nets[0].fit_slice((64, 64), (6.0, 6.0)), spec.nets[0].window)
+    loaded = checkpoint(paths[-1], paths[0] if len(paths) == 2 else None)
+    with torch.no_grad():
+        liver, expected = loaded.probabilities(torch.from_numpy(hu))
+    sure = (liver.numpy() - 0.5).__abs__() > 1e-3  # at the very threshold of the gate, rounding decides
+    assert np.abs(p.reshape(expected.shape) - expected.numpy())[sure].max() < 1e-3
+    assert truth.sum() == (phantom.labels[:, 1::2, 1::2] == 2).sum()
+    result = Segmenter(folder).segment(phantom.ct, spacing=SPACING)
+    assert result.labels.shape == phantom.ct.shape
+
+
+def test_predictions_survive_storing(exported, tmp_path):
+    _, paths, _, _ = exported
+    phantom = abdomen(shape=(2, 64, 64), spacing=SPACING)
+    rows = np.arange(2)
+    from training.data import Slices
+
+    slices = Slices(phantom.ct, phantom.labels, rows, np.array(["a", "b"]), rows, rows, rows, rows)
+    made = predict(checkpoint(paths[-1], paths[0] if len(paths) == 2 else None), slices)
+    made.save(tmp_path / "p.npz")
+    read = Predictions.read(tmp_path / "p.npz")
+    assert all((a == b).all() for a, b in zip(made, read, strict=True))
+    assert read.liver.dtype == np.float32
+    labels = read.labels(0.3)
+    assert ((labels == 2) == ((read.liver > 0.5) & (read.tumour > 0.3))).all()
+
+
+def test_nets_that_do_not_belong_together_are_refused(tmp_path):
+    liver, tumour = checkpoints("sequential", tmp_path)
+    with pytest.raises(SystemExit, match="behind another liver net"):
+        export.export([tumour], tmp_path / "m", {}, PROVENANCE)
+    with pytest.raises(SystemExit, match=r"got nets \['liver'\].*expected those of liver and tumour"):
+        export.export([liver], tmp_path / "m", {}, PROVENANCE)
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_file_that_differs_is_refused(tmp_path):
+    torch.manual_seed(0)
+    net, other = UNet(width=4, depth=2).eval(), UNet(width=4, depth=2).eval()
+    export.export_onnx(other, tiny.spec("liver"), tmp_path / "liver.onnx", half=False)
+    x = np.random.default_rng(0).random((2, 1, 64, 64), np.float32)
+    with pytest.raises(SystemExit, match="does not agree"):
+        export.check_parity(net, tmp_path / "liver.onnx", x, half=False)
+    export.check_parity(other, tmp_path / "liver.onnx", x, half=False)
+
+
+def test_evaluation_of_a_model(exported, tmp_path):
+    """Tables, curve and pictures for a case with tumours, one without, and a slice without liver."""
+    *_, folder = exported
+    phantom = abdomen(shape=(6, 64, 64), spacing=SPACING, lesions=2)
+    empty = abdomen(shape=(1, 64, 64), spacing=SPACING, liver=False)
+    cases = [
+        Case("ill", "x", "p", lambda: Scan(phantom.ct, phantom.labels, SPACING, range(6))),
+        Case("well", "x", "q", lambda: Scan(phantom.ct, (phantom.labels > 0).astype(np.uint8), SPACING, range(6)),
+             labels_tumour=False),
+        Case("leg", "x", "r", lambda: Scan(empty.ct, np.zeros(empty.ct.shape, np.uint8), (np.nan, 6.0, 6.0), [0]),
+             body_part="pelvis"),
+    ]  # fmt: skip
+    text = evaluate.evaluate(Segmenter(folder), str(folder), cases, tmp_path, 1)
+    assert "not for clinical use" in text.lower()
+    assert "| ill |" in text
+    assert "| well |" in text
+    assert "| slices without liver | 1 |" in text
+    assert "restricted" not in text
+    assert (tmp_path / "scores.md").read_text() == text
+    assert {path.name for path in tmp_path.iterdir()} >= {"roc.png", "scores.json", "scores.md"}
+
+
+def test_a_curve_is_drawn_where_nothing_is_defined(tmp_path):
+    curve_png(tmp_path / "roc.png", {"none": roc(np.zeros(4, np.float32), np.zeros(4, bool))})
+    assert (tmp_path / "roc.png").read_bytes()[:4] == b"\x89PNG"

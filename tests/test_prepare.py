@@ -1,0 +1,380 @@
+"""From data sets to the slice store: what goes in, what is left out, who trains, and that a store is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import training_data as made
+from PIL import Image
+from training_data import case
+
+from training import store
+from training.cases import Scan
+from training.prepare import Settings, main, prepare
+from training.readers import chaos, ircadb, lits, msd, negatives, png_slices
+from training.store import Store
+from trtseg.errors import InputError, OutputError
+
+SMALL = Settings(size=64)
+
+
+def content(folder):
+    """All files of a folder, hidden ones too, with their bytes."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_store_gives_back_what_went_in(tmp_path):
+    """Slices that have the store's size already are in it as they were."""
+    rng = np.random.default_rng(0)
+    grey = rng.integers(0, 256, (6, 64, 64), np.uint8)
+    label = rng.integers(0, 3, (6, 64, 64), np.uint8) * np.uint8([1, 0, 1, 1, 1, 1])[:, None, None]
+    root = made.png_slices(tmp_path, {0: "A", 2: "B", 3: "C"})
+    for n, path in enumerate(sorted(root.glob("*/image_*"))):
+        Image.fromarray(grey[n]).save(path)
+        Image.fromarray(label[n]).save(path.with_name(path.name.replace("image", "label")))
+    prepare(png_slices(root), tmp_path / "store", SMALL)
+    opened = Store.open(tmp_path / "store")
+    assert opened.case.tolist() == [f"case0{n}" for n in (0, 0, 2, 2, 3, 3)]
+    assert opened.group.tolist() == list("AABBCC")
+    assert opened.split.tolist() == ["validation"] * 2 + ["train"] * 4
+    assert opened.z.tolist() == [3, 12] * 3
+    assert set(opened.source) == {"lits_png"}
+    assert set(opened.body_part) == {""}
+    assert opened.labels_tumour.all()
+    assert (opened.hu == np.rint(grey.astype(float) * 400 / 255 - 160)).all()
+    assert (opened.label == label).all()
+    assert opened.liver_pixels.tolist() == [np.count_nonzero(plane) for plane in label]
+    assert opened.tumour_pixels.tolist() == [np.count_nonzero(plane == 2) for plane in label]
+    assert not opened.hu.flags.writeable
+
+
+def test_slices_of_other_sizes_are_fitted_as_the_net_sees_them(tmp_path):
+    """40 x 52 pixels of 8 x 7 mm: 320 x 364 mm, so 64 pixels of 5.6875 mm, of which 56 rows are inside."""
+    prepare([case("a", "x"), case("b", "A", seed=1)], tmp_path / "store", SMALL)
+    opened = Store.open(tmp_path / "store")
+    assert opened.hu.shape == (12, 64, 64)
+    centre = lambda n, mm, size, offset: np.floor((np.arange(64) - offset + 0.5) * 5.6875 / mm).astype(int)  # noqa: E731
+    rows, columns = centre(64, 8, 40, 4), centre(64, 7, 52, 0)
+    inside = (rows >= 0) & (rows < 40)
+    expected = np.zeros((6, 64, 64), np.uint8)
+    expected[:, inside] = made.phantom(0).labels[:, rows[inside]][:, :, columns]
+    assert (opened.label[:6] == expected).all()
+    assert (opened.hu[:, :4] == -1000).all()
+    assert (opened.hu[:, 60:] == -1000).all()
+    # labels lie where the liver is: phantom livers are around 110 HU, the fat around them around -100
+    liver = opened.hu[:6][opened.label[:6] == 1]
+    assert 80 < np.median(liver) < 140
+    row = opened.manifest["cases"][0]
+    assert row["shape"] == [6, 40, 52]
+    assert row["spacing_mm"] == pytest.approx(made.SPACING)
+
+
+@pytest.mark.parametrize(("native", "size"), [(512, 512), (128, 512), (96, 64), (64, 128), (768, 512)])
+def test_square_labels_are_resized_as_pillow_does(native, size):
+    label = np.random.default_rng(0).integers(0, 3, (2, native, native), np.uint8)
+    expected = [np.asarray(Image.fromarray(p).resize((size, size), Image.Resampling.NEAREST)) for p in label]
+    assert (store.resize_labels(label, (0.7, 0.7), size) == np.stack(expected)).all()
+
+
+def test_labels_of_a_wide_slice_by_hand():
+    label = np.array([[[1, 2, 0, 2], [2, 1, 1, 0]]], np.uint8)
+    wide = [[1, 2, 0, 2], [2, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert store.resize_labels(label, (1.0, 1.0), 4).tolist() == [wide]
+    assert store.resize_labels(label, (2.0, 1.0), 4).tolist() == [
+        [[1, 2, 0, 2], [1, 2, 0, 2], [2, 1, 1, 0], [2, 1, 1, 0]]
+    ]
+
+
+def test_broken_cases_are_left_out_by_name(tmp_path):
+    made.lits(tmp_path / "lits", [0, 20, 21, 22, 23])
+    (tmp_path / "lits/segmentation-20.nii").unlink()
+    made.save_nifti(tmp_path / "lits/segmentation-21.nii", made.phantom(21).labels * 3)
+    made.save_nifti(tmp_path / "lits/segmentation-22.nii", made.phantom(22).labels, "RPS", np.eye(4))
+    (tmp_path / "lits/volume-23.nii").write_bytes(b"nothing")
+
+    def fails():
+        raise RuntimeError("of a\nlibrary")
+
+    cases = [*lits(tmp_path / "lits"), case("x", "y", read=fails), case("b", "B", seed=2)]
+    cases.append(
+        case("s", "y", read=lambda: Scan(made.phantom(0).ct, made.phantom(0).labels[:3], made.SPACING, [0]))
+    )
+    cases.append(case("e", "y", read=lambda: Scan(*[np.zeros((0, 4, 4), t) for t in "hB"], made.SPACING, [])))
+    high = made.phantom(3).labels + np.uint8(1)
+    cases.append(case("h", "y", read=lambda: Scan(made.phantom(3).ct, high, made.SPACING, range(6))))
+    manifest = prepare(cases, tmp_path / "store", SMALL)
+    assert [row["name"] for row in manifest["cases"]] == ["volume-0", "b"]
+    reasons = {row["name"]: row["reason"] for row in manifest["left_out"]}
+    assert "neither gzip nor NIfTI" in reasons["volume-23"]
+    assert list(reasons) == ["volume-20", "volume-21", "volume-22", "volume-23", "x", "s", "e", "h"]
+    for name, start in {
+        "volume-20": "volume-20 has no label file",
+        "volume-21": "labels outside 0..2",
+        "volume-22": "affine mismatch",
+        "x": "cannot be read (RuntimeError: of a library)",
+        "s": "shape mismatch: the image is (6, 40, 52), its labels are (3, 40, 52)",
+        "e": "no slices",
+        "h": "labels outside 0..2: the highest is 3",
+    }.items():
+        assert reasons[name].startswith(start)
+
+
+def test_only_broken_cases_are_an_error(tmp_path):
+    root = made.png_slices(tmp_path, {4: None, 5: None})
+    with pytest.raises(InputError, match=r"no case can be used, of 2 \(case04: no labels"):
+        prepare(png_slices(root), tmp_path / "store", SMALL)
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_scans_of_lits_and_msd_are_taken_once(tmp_path):
+    made.lits(tmp_path / "lits", [0, 50])
+    made.msd(tmp_path / "msd", [50, 51, 0], order="RAS")
+    made.save_nifti(tmp_path / "msd/labelsTr/liver_50.nii.gz", made.phantom(51).labels, "RAS")
+    # written with a header that mirrors it: the same voxels, found all the same
+    made.save_nifti(tmp_path / "msd/imagesTr/liver_0.nii.gz", made.phantom(0).ct[:, :, ::-1])
+    made.save_nifti(tmp_path / "msd/labelsTr/liver_0.nii.gz", made.phantom(0).labels[:, :, ::-1])
+    manifest = prepare(lits(tmp_path / "lits") + msd(tmp_path / "msd"), tmp_path / "store", SMALL)
+    assert [row["name"] for row in manifest["cases"]] == ["volume-0", "volume-50", "liver_51"]
+    assert {row["name"]: row["reason"] for row in manifest["left_out"]} == {
+        "liver_0": "duplicate: the same voxels as lits/volume-0, "
+        "in another order: one of the two has a wrong orientation",
+        "liver_50": "duplicate: the same voxels as lits/volume-50, with other labels",
+    }
+
+
+def test_patients_with_equal_scans_are_one_patient(tmp_path):
+    """Case b is a's scan, so that b's patient is a's, and his other scan validates with them."""
+    cases = [case("a", "A"), case("b", "other"), case("c", "other", seed=1), case("d", "D", seed=2)]
+    manifest = prepare(cases, tmp_path / "store", SMALL)
+    assert [(row["name"], row["group"], row["split"]) for row in manifest["cases"]] == [
+        ("a", "A", "validation"),
+        ("c", "A", "validation"),
+        ("d", "D", "train"),
+    ]
+    manifest = prepare(cases, tmp_path / "store", Settings(64, validation=("other",)))
+    assert [row["split"] for row in manifest["cases"]] == ["validation", "validation", "train"]
+
+
+def test_all_data_sets_together(tmp_path):
+    made.lits(tmp_path / "lits", [2])
+    made.chaos(tmp_path / "chaos", seed=3)
+    made.ircadb(tmp_path / "ircadb", number=7, seed=4)
+    made.lits(tmp_path / "lits", [34])  # a scan of the same patient, not of the same voxels
+    png = made.png_slices(tmp_path, {0: "A", 5: "E"})
+    empty = made.negatives(tmp_path, {"free": ["a", "d"], "ricord1a_1012": ["b"]})
+    cases = lits(tmp_path / "lits") + ircadb(tmp_path / "ircadb") + chaos(tmp_path / "chaos")
+    cases += png_slices(png) + negatives(empty)
+    manifest = prepare(cases, tmp_path / "store", SMALL)
+    assert not manifest["left_out"]
+    assert [(row["name"], row["split"]) for row in manifest["cases"]] == [
+        ("volume-2", "train"),
+        ("volume-34", "validation"),  # 3D-IRCADb's patient 7, who must not train
+        ("3Dircadb1.7", "validation"),
+        ("chaos7", "validation"),
+        ("case00", "validation"),
+        ("case05", "train"),
+        ("free-000", "train"),
+        ("free-001", "validation"),
+        ("ricord1a_1012-000", "validation"),
+    ]
+    opened = Store.open(tmp_path / "store")
+    assert opened.body_part.tolist()[-4:] == ["", "pelvis", "pelvis", "pelvis"]
+    assert opened.labels_tumour[opened.source == "chaos"].tolist() == [False] * 6
+    assert opened.labels_tumour[opened.source != "chaos"].all()
+    assert not opened.liver_pixels[opened.body_part != ""].any()
+    total = manifest["totals"]
+    assert total["train"]["slices"] == np.count_nonzero(opened.split == "train") == 6 + 2 + 1
+    assert total["validation"]["patients"] == 5  # ircadb-7, chaos-7, A, d, b
+    assert total["validation"]["slices_with_liver"] == np.count_nonzero(
+        (opened.split == "validation") & (opened.label > 0).any((1, 2))
+    )
+    assert total["test"]["cases"] == 0
+
+
+def test_every_other_slice(tmp_path):
+    prepare([case("a", "A"), case("b", "B", seed=1)], tmp_path / "all", SMALL)
+    prepare([case("a", "A"), case("b", "B", seed=1)], tmp_path / "some", Settings(64, every=4))
+    every, some = Store.open(tmp_path / "all"), Store.open(tmp_path / "some")
+    assert some.z.tolist() == [0, 4, 0, 4]
+    assert (some.hu == every.hu[[0, 4, 6, 10]]).all()
+    assert (some.label == every.label[[0, 4, 6, 10]]).all()
+
+
+def test_a_drawn_store(tmp_path):
+    cases = [case(f"v{seed}", f"g{seed}", seed=seed) for seed in range(4)]
+    prepare(cases, tmp_path / "store", Settings(64, paper=5))
+    opened = Store.open(tmp_path / "store")
+    assert set(opened.split) == {"train", "validation", "test"}
+    assert (opened.liver_pixels > 0).all()
+    assert opened.manifest["seed"] == 5
+    assert len(opened.manifest["warnings"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (Settings(63), "expected an even size"),
+        (Settings(64, every=0), "1 or more"),
+        (Settings(64, validation=("Q",)), "no patients Q; there are A"),
+        (Settings(64, validation=("A",), paper=0), "leave one out"),
+        (Settings(64, paper=-1), "the seed -1"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_anything_is_read(tmp_path, wrong, message):
+    def read():
+        raise AssertionError("was read")
+
+    with pytest.raises(InputError, match=message):
+        prepare([case("a", "A", read=read)], tmp_path / "store", wrong)
+    assert not (tmp_path / "store").exists()
+
+
+def test_an_existing_store_survives_what_goes_wrong(tmp_path):
+    reads = []
+
+    def second_time(what):
+        def read():
+            reads.append(1)
+            if len(reads) % 2 == 0:
+                raise what
+            return Scan(made.phantom(3).ct, made.phantom(3).labels, made.SPACING, range(6))
+
+        return read
+
+    prepare([case("a", "A")], tmp_path / "store", SMALL)
+    before = content(tmp_path / "store")
+    for error, raised in (
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (SystemExit(143), SystemExit),
+        (OSError("the disk is gone"), InputError),
+    ):
+        for folder in ("store", "new"):
+            with pytest.raises(raised):
+                prepare([case("a", "A"), case("b", "B", read=second_time(error))], tmp_path / folder, SMALL)
+        assert content(tmp_path / "store") == before
+        assert not (tmp_path / "new").exists()
+    prepare([case("b", "B", seed=1)], tmp_path / "store", SMALL)
+    assert set(content(tmp_path / "store")) == set(before)
+    assert Store.open(tmp_path / "store").case.tolist() == ["b"] * 6
+
+
+def test_a_case_that_changes_meanwhile_is_an_error(tmp_path):
+    scans = iter([made.phantom(0), made.phantom(1)])
+
+    def read():
+        scan = next(scans)
+        return Scan(scan.ct, scan.labels, made.SPACING, range(6))
+
+    with pytest.raises(InputError, match="lits/a: changed while"):
+        prepare([case("a", "A", read=read)], tmp_path / "store", SMALL)
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # the image array is 6 * 64 * 64 * 2 bytes
+    try:
+        with pytest.raises(OutputError):
+            prepare([case("a", "A"), case("b", "B", seed=1)], tmp_path / "store", SMALL)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_killed_run_leaves_nothing(tmp_path):
+    root = made.negatives(tmp_path, {"free": [f"p{i}" for i in range(12)]})
+    out = tmp_path / "store"
+    command = [sys.executable, "-m", "training.prepare", "--negatives", root, "-o", out, "--size", "3072"]
+    process = subprocess.Popen(command)
+    try:
+        deadline = time.monotonic() + 60
+        writing = False
+        while not writing and process.poll() is None and time.monotonic() < deadline:
+            writing = out.is_dir() and any(path.stat().st_size for path in out.iterdir())
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(30) == 143
+    finally:
+        process.kill()
+    assert writing, "it was to be killed while it writes"
+    assert not out.exists()
+
+
+@pytest.fixture(scope="module")
+def a_store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stores") / "a"
+    prepare([case("a", "A"), case("b", "B", seed=1)], folder, SMALL)
+    return folder
+
+
+def edit(folder, **fields):
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "manifest.json").unlink(), "no slice store there"),
+        (lambda f: (f / "manifest.json").write_text("{}"), "is not the manifest"),
+        (lambda f: (f / "manifest.json").write_text("["), "is not the manifest"),
+        (lambda f: edit(f, version=2), "got trtseg slice store 2; expected trtseg slice store 1"),
+        (lambda f: edit(f, slices=11), r"hu.npy: got int16 \(12, 64, 64\); expected int16 \(11, 64, 64\)"),
+        (
+            lambda f: edit(f, cases=json.loads((f / "manifest.json").read_text())["cases"][1:]),
+            "do not cover 12",
+        ),
+        (lambda f: np.save(f / "label.npy", np.zeros((12, 64, 64), np.int8)), "label.npy: got int8"),
+        (lambda f: np.save(f / "label.npy", np.zeros((12, 64, 64), np.uint8)), "are not those that"),
+        (lambda f: (f / "hu.npy").write_bytes(b""), "hu.npy: cannot be opened"),
+        (lambda f: os.truncate(f / "hu.npy", 5000), "hu.npy: cannot be opened"),
+    ],
+)
+def test_a_damaged_store_is_not_opened(a_store, tmp_path, damage, message):
+    for name, data in content(a_store).items():
+        (tmp_path / name).write_bytes(data)
+    assert len(Store.open(tmp_path).hu) == 12
+    damage(tmp_path)
+    with pytest.raises(InputError, match=message) as error:
+        Store.open(tmp_path)
+    assert "make the store again" in str(error.value)
+
+
+@pytest.fixture
+def own_signals():
+    """What ``main`` does to SIGTERM is undone."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("own_signals")
+def test_the_command_line(tmp_path, capsys):
+    made.png_slices(tmp_path, {0: "A", 2: "B", 11: None})
+    made.crop(tmp_path)
+    made.negatives(tmp_path, {"free": ["a", "b"]})
+    for name, data in (("volume", made.phantom(3).ct), ("segmentation", made.phantom(3).labels > 0)):
+        made.save_nifti(tmp_path / f"chaos3/{name}.nii.gz", data.astype(np.int16))
+    out = tmp_path / "store"
+    main(["--shared", str(tmp_path), "-o", str(out), "--size", "64"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "left out: lits_png/case11: no labels (label_ZZZ.png)"
+    assert lines[1].startswith("train: 4 cases, 4 patients, 132 slices, ")
+    assert lines[2:5] == ["  lits_png: 2", "  lits_crop: 128", "  free: 2"]
+    assert Store.open(out).split.tolist() == ["validation"] * 2 + ["train"] * 132 + ["validation"] * 6
+    with pytest.raises(
+        SystemExit, match="error: validation: no patients Q; there are A, B, Z, a, b, chaos-3, lits-117"
+    ):
+        main(["--shared", str(tmp_path), "-o", str(out), "--validation", "Q"])
+    with pytest.raises(SystemExit, match=r"error: .* is a folder|error: .* cannot be made"):
+        main(["--shared", str(tmp_path), "-o", str(tmp_path / "no/such/store")])
+    with pytest.raises(SystemExit) as usage:
+        main(["-o", str(out)])
+    assert usage.value.code == 2
+    assert "no data set" in capsys.readouterr().err

@@ -1,0 +1,307 @@
+"""Reading labelled CT of every data set that training knows: voxels, order, spacing, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tarfile
+
+import nibabel as nib
+import numpy as np
+import pytest
+import training_data as made
+from PIL import Image
+
+from training.cases import read_checked
+from training.readers import chaos, chaos_nifti, ircadb, lits, msd, negatives, png_slices
+from trtseg.errors import InputError
+
+ORDERS = ["".join(p) for q in itertools.product("LR", "PA", "SI") for p in itertools.permutations(q)]
+
+
+def check(scan, seed, labels=None):
+    """A scan is the phantom that it was written from, exactly."""
+    assert (scan.hu == made.phantom(seed).ct).all()
+    assert (scan.label == (made.phantom(seed).labels if labels is None else labels)).all()
+    assert scan.spacing == pytest.approx(made.SPACING)
+    assert list(scan.z) == list(range(6))
+
+
+def refusal(case):
+    with pytest.raises(InputError) as error:
+        read_checked(case)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_nifti_is_canonical_whatever_its_axes_are(tmp_path, order):
+    made.save_nifti(tmp_path / "volume-0.nii", made.phantom(0).ct, order)
+    made.save_nifti(tmp_path / "segmentation-0.nii", made.phantom(0).labels, order)
+    assert nib.aff2axcodes(nib.load(tmp_path / "volume-0.nii").affine) == tuple(order)
+    check(read_checked(lits(tmp_path)[0]), 0)
+
+
+def test_lits_in_folders(tmp_path):
+    made.lits(tmp_path / "batch 1", [10, 2])
+    made.lits(tmp_path / "batch 2", [100], ".nii.gz")
+    for name in ("._volume-5.nii", "test-volume-6.nii", "volume-7.nii.part"):
+        (tmp_path / "batch 2" / name).write_bytes(b"\0")
+    cases = lits(tmp_path)
+    assert [case.name for case in cases] == ["volume-2", "volume-10", "volume-100"]
+    for case, seed in zip(cases, (2, 10, 100), strict=True):
+        check(read_checked(case), seed)
+        assert (case.source, case.trainable, case.labels_tumour) == ("lits", True, True)
+
+
+def test_lits_scans_of_one_patient_share_a_group(tmp_path):
+    for n in (0, 1, 2, 6, 10, 29, 60):
+        (tmp_path / f"volume-{n}.nii").touch()
+    groups = {case.name[7:]: case.group for case in lits(tmp_path)}
+    assert groups == dict(zip(("0", "1", "2", "6", "10"), "AABFF", strict=True)) | {
+        "29": "ircadb-2",  # the second scan of 3D-IRCADb-01
+        "60": "lits-60",
+    }
+
+
+def test_lits_without_partner_or_twice(tmp_path):
+    made.lits(tmp_path, [0, 1])
+    made.lits(tmp_path / "copy", [1])
+    (tmp_path / "segmentation-0.nii").rename(tmp_path / "segmentation-4.nii")
+    reasons = [refusal(case) for case in lits(tmp_path)]
+    assert reasons[0] == "volume-0 has no label file; expected one"
+    assert reasons[1].startswith("volume-1 has 2 images (")
+    assert reasons[2] == "volume-4 has no image; expected one"
+
+
+def test_labels_that_lie_elsewhere_are_not_moved(tmp_path):
+    made.lits(tmp_path, range(4))
+    labels = made.phantom(1).labels
+    shifted = made.phantom(0).affine.copy()
+    shifted[0, 3] += 0.71  # a tenth of a voxel is 0.7 mm
+    made.save_nifti(tmp_path / "segmentation-1.nii", labels, affine=shifted)
+    shifted[0, 3] -= 0.02
+    made.save_nifti(tmp_path / "segmentation-2.nii", made.phantom(2).labels, affine=shifted)
+    made.save_nifti(tmp_path / "segmentation-3.nii", made.phantom(3).labels[:, ::-1], "LAS")
+    mirrored = made.phantom(3).affine * (-1, 1, 1, 1)  # the same place of the first voxel, another direction
+    made.save_nifti(tmp_path / "segmentation-0.nii", labels, affine=mirrored)
+    cases = lits(tmp_path)
+    assert refusal(cases[0]).startswith(
+        "affine mismatch: segmentation-0.nii lies up to 714 mm off"
+    )  # 51 * 2 * 7
+    assert refusal(cases[1]).startswith("affine mismatch: segmentation-1.nii lies up to 0.71 mm off")
+    check(read_checked(cases[2]), 2)
+    assert refusal(cases[3]).startswith("affine mismatch")
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (lambda x: x.astype(np.int16) + 2, "holds values from 2 to 4"),
+        (lambda x: x.astype(np.int16) * 256, "holds values from 0 to 512"),  # 0 in their low byte
+        (lambda x: x / np.float32(2), "holds values from 0.0 to 1.0"),
+        (lambda x: x[:5], "shape mismatch: the image is (52, 40, 6), segmentation-0.nii is (52, 40, 5)"),
+    ],
+)
+def test_labels_that_are_none(tmp_path, values, reason):
+    made.lits(tmp_path, [0])
+    made.save_nifti(tmp_path / "segmentation-0.nii", values(made.phantom(0).labels))
+    assert reason in refusal(lits(tmp_path)[0])
+
+
+def test_labels_may_be_whole_floats(tmp_path):
+    made.lits(tmp_path, [0])
+    made.save_nifti(tmp_path / "segmentation-0.nii", made.phantom(0).labels.astype(np.float32))
+    check(read_checked(lits(tmp_path)[0]), 0)
+
+
+def test_truncated_files_are_refused(tmp_path):
+    made.lits(tmp_path, [0, 1], ".nii.gz")
+    for name in ("volume-0.nii.gz", "segmentation-1.nii.gz"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:300])
+    first, second = (refusal(case) for case in lits(tmp_path))
+    assert "volume-0.nii.gz: " in first
+    assert "fetch it again" in first
+    assert second.startswith("cannot be read (EOFError")
+
+
+def test_msd(tmp_path):
+    made.msd(tmp_path / "Task03_Liver", [11, 3], order="RAS")
+    for root in (tmp_path, tmp_path / "Task03_Liver"):
+        cases = msd(root)
+        assert [(case.name, case.group) for case in cases] == [("liver_3", "C"), ("liver_11", "G")]
+        check(read_checked(cases[0]), 3)
+        check(read_checked(cases[1]), 11)
+
+
+def test_another_task_of_msd_is_refused(tmp_path):
+    made.msd(tmp_path, [0])
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"1": "Vessel", "2": "Tumour"}}))
+    with pytest.raises(InputError, match="expected 1 liver and 2 cancer"):
+        msd(tmp_path)
+
+
+def test_ircadb(tmp_path):
+    made.ircadb(tmp_path / "3Dircadb1", 12, seed=1)
+    made.ircadb(tmp_path / "3Dircadb1", 2, seed=0)
+    cases = ircadb(tmp_path)
+    assert [(case.name, case.group, case.trainable) for case in cases] == [
+        ("3Dircadb1.2", "ircadb-2", False),
+        ("3Dircadb1.12", "ircadb-12", False),
+    ]
+    check(read_checked(cases[0]), 0)
+    check(read_checked(cases[1]), 1)
+
+
+def test_ircadb_unpacked_into_folders_of_the_archives_names(tmp_path):
+    folder = made.ircadb(tmp_path) / "3Dircadb1.1"
+    for name in ("PATIENT_DICOM", "MASKS_DICOM"):
+        (folder / name).rename(folder / "x")
+        (folder / name).mkdir()
+        (folder / "x").rename(folder / name / name)
+    check(read_checked(ircadb(tmp_path)[0]), 0)
+
+
+def test_ircadb_masks_that_belong_elsewhere(tmp_path):
+    for n in (1, 2, 3, 4, 5):
+        made.ircadb(tmp_path, n)
+    masks = [tmp_path / f"3Dircadb1.{n}/MASKS_DICOM" for n in range(6)]
+    (masks[1] / "liver").rename(masks[1] / "lung")
+    (masks[2] / "liver/image_3").rename(masks[2] / "liver/image_9")
+    made.save_dicom(masks[3] / "livertumor01/image_0", made.phantom(0).labels[3] * 255, 99)
+    made.save_dicom(masks[4] / "liver/image_0", np.zeros((8, 8), np.int16), None)
+    made.save_dicom(masks[5] / "liver/image_0", made.phantom(0).ct[3], None)
+    reasons = [refusal(case) for case in ircadb(tmp_path)]
+    assert "no MASKS_DICOM/liver, only leftkidney" in reasons[0]
+    assert "MASKS_DICOM/liver has other file names" in reasons[1]
+    assert "MASKS_DICOM/livertumor01/image_0 lies at [-180" in reasons[2]
+    assert "shape mismatch: the mask liver is (8, 8), the slices are (40, 52)" in reasons[3]
+    assert "expected 0 and one other value" in reasons[4]
+
+
+@pytest.mark.parametrize("digits", [1, 4])
+@pytest.mark.parametrize("names", [(0, 1, 2, 3, 4, 5), (5, 4, 3, 2, 1, 0), (2, 9, 10, 11, 12, 100)])
+def test_chaos(tmp_path, names, digits):
+    (case,) = chaos(made.chaos(tmp_path, names=names, digits=digits))
+    assert (case.name, case.group, case.trainable, case.labels_tumour) == ("chaos7", "chaos-7", False, False)
+    check(read_checked(case), 0, made.phantom(0).labels > 0)
+
+
+def test_chaos_masks_that_cannot_be_placed(tmp_path):
+    made.chaos(tmp_path, number=1, names=(0, 2, 1, 3, 4, 5))
+    made.chaos(tmp_path, number=2)
+    made.chaos(tmp_path, number=3)
+    (tmp_path / "Train_Sets/CT/2/Ground/liver_GT_002.png").unlink()
+    (tmp_path / "Train_Sets/CT/3/DICOM_anon/i0002,0000b.dcm").unlink()
+    (tmp_path / "Train_Sets/CT/3/Ground/liver_GT_002.png").unlink()
+    first, second, third = (refusal(case) for case in chaos(tmp_path))
+    assert "not in the order of the slices" in first
+    assert "6 slices in DICOM_anon and 5 masks in Ground" in second
+    assert "not a regularly-spaced volume" in third
+
+
+def test_png_slices(tmp_path):
+    root = made.png_slices(tmp_path, {4: "D", 0: "A", 11: None})
+    cases = png_slices(root)
+    assert [(case.name, case.group) for case in cases] == [("case00", "A"), ("case04", "D"), ("case11", "Z")]
+    scan = read_checked(cases[1])
+    assert scan.hu.shape == (2, 40, 52)
+    assert scan.z == [3, 12]
+    # greys 3 * 20 + 4 = 64 and 12 * 20 + 4 = 244: 64 * 400 / 255 - 160 = -59.6, 244 * 400 / 255 - 160 = 222.7
+    assert scan.hu[:, 0, 0].tolist() == [-60, 223]
+    assert (scan.label == made.phantom(4).labels[[3, 0]]).all()
+    assert np.isnan(scan.spacing).all()
+    assert refusal(cases[2]) == "no labels (label_ZZZ.png)"
+
+
+def test_png_slices_of_an_unknown_patient(tmp_path):
+    root = made.png_slices(tmp_path, {1: "A"})
+    (tmp_path / "MANIFEST.json").write_text("[]")
+    assert "of which patient" in refusal(png_slices(root)[0])
+    (tmp_path / "MANIFEST.json").unlink()
+    with pytest.raises(InputError, match=r"no MANIFEST\.json"):
+        png_slices(root)
+
+
+def test_negatives(tmp_path):
+    # crc32("d") % 6 is 0, of the others it is not
+    root = made.negatives(tmp_path, {"free": ["a", "b", "a", "d"], "nsclc_lung1_001": ["c"]})
+    (root / "broken.npz").write_bytes(b"no archive")
+    broken, *cases = negatives(root)
+    assert "cannot be read" in refusal(broken)
+    assert [case.group for case in cases] == ["a", "b", "a", "d", "c"]
+    assert [case.trainable for case in cases] == [True] * 4 + [False]
+    assert [case.held_out for case in cases] == [False, False, False, True, False]
+    assert {case.body_part for case in cases} == {"pelvis"}
+    scan = read_checked(cases[2])
+    assert (scan.hu == made.phantom(100).ct[2:3, 1:40, 1:52] + 2).all()  # without the padding
+    assert not scan.label.any()
+    assert scan.spacing[1:] == (4.0, 3.0)
+
+
+@pytest.mark.parametrize("reader", [lits, msd, ircadb, chaos, png_slices, negatives])
+def test_a_folder_without_the_data_set_is_refused(tmp_path, reader):
+    with pytest.raises(InputError, match=r"no .* in it"):
+        reader(tmp_path)
+
+
+def unpack(archive, folder):
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+
+
+def test_real_chaos_as_dicom_is_the_same_as_nifti(shared_data, tmp_path):
+    for name in ("DICOM_anon", "Ground"):
+        unpack(shared_data / f"chaos3/{name}.tar.xz", tmp_path / "3")
+    (dicom,), (nifti,) = chaos(tmp_path), chaos_nifti(shared_data / "chaos3")
+    a, b = read_checked(dicom), read_checked(nifti)
+    assert (a.hu == b.hu).all()
+    assert (a.label == b.label).all()
+    assert a.spacing == pytest.approx(b.spacing) == (2.0, 0.7265625, 0.7265625)
+    assert (dicom.name, dicom.group) == (nifti.name, nifti.group)
+
+
+def test_real_slices_have_the_counts_of_their_manifest(shared_data):
+    rows = {row["id"]: row for row in json.loads((shared_data / "MANIFEST.json").read_text())}
+    cases = {case.name: case for case in png_slices(shared_data / "lits_slices")}
+    assert len(cases) == 14
+    for number in (0, 7):
+        scan, row = read_checked(cases[f"case{number:02d}"]), rows[f"lits{number:03d}_png"]
+        assert list(scan.hu.shape) == row["shape"]
+        assert [scan.hu.min(), scan.hu.max()] == row["hu_min_max"]
+        assert np.count_nonzero(scan.label) == row["liver_voxels"]
+        assert np.count_nonzero(scan.label == 2) == row["tumour_voxels"]
+
+
+def test_real_negatives_are_split_by_patient(shared_data):
+    cases = negatives(shared_data / "negatives")
+    rows = json.loads((shared_data / "negatives/MANIFEST.json").read_text())
+    assert len(cases) == sum(row["n"] for row in rows)
+    held = {case.group for case in cases if case.held_out or not case.trainable}
+    assert held
+    assert held.isdisjoint(case.group for case in cases if not case.held_out and case.trainable)
+
+
+def test_real_ircadb_slices_are_in_order(shared_data, tmp_path):
+    """Every fifth real image, with as many pixels of mask as its number says: numbers run from feet to head."""
+    case = tmp_path / "3Dircadb1.1"
+    unpack(shared_data / "ircadb01/PATIENT_DICOM.tar.xz", case)
+    for path in list((case / "PATIENT_DICOM").iterdir()):
+        number = int(path.name.removeprefix("image_"))
+        if number % 5:
+            path.unlink()
+            continue
+        mask = np.zeros((512, 512), np.int16)
+        mask[0, :number] = 255
+        made.save_dicom(case / "MASKS_DICOM/liver" / path.name, mask, None)
+    scan = read_checked(ircadb(tmp_path)[0])
+    assert scan.hu.shape == (26, 512, 512)
+    assert (scan.hu.min(), scan.hu.max()) == (-1024, 1023)
+    assert scan.spacing == pytest.approx((8.0, 0.57, 0.57))
+    assert scan.label.sum((1, 2)).tolist() == list(range(0, 129, 5))
+
+
+def test_masks_may_be_pngs_of_any_depth(tmp_path):
+    root = made.chaos(tmp_path)
+    for path in (root / "Train_Sets/CT/7/Ground").iterdir():
+        Image.fromarray(np.asarray(Image.open(path)) * np.uint8(255)).save(path)
+    check(read_checked(chaos(root)[0]), 0, made.phantom(0).labels > 0)

@@ -1,0 +1,218 @@
+"""The training loop: resuming, several processes, schedules, validation, what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from training import prepare, train
+from training.cases import Case, Scan
+from training.data import Slices
+from training.losses import Loss
+from training.methods import Liver
+from training.unet import UNet, folded
+from trtseg.phantom import abdomen
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A store of slices for nets of 32x32: patient A validates, C and D train, and two without liver."""
+
+    def case(group, liver=True):
+        phantom = abdomen(
+            shape=(8, 64, 64), spacing=(20.0, 6.0, 6.0), seed=ord(group), liver=liver, lesions=3
+        )
+        scan = Scan(phantom.ct[2:6], phantom.labels[2:6], (20.0, 6.0, 6.0), range(4))
+        return Case(
+            group, "phantom", group, lambda: scan, held_out=group == "V", body_part="" if liver else "pelvis"
+        )
+
+    cases = [case("A"), case("C"), case("D"), case("N", liver=False), case("V", liver=False)]
+    folder = tmp_path_factory.mktemp("store")
+    prepare.prepare(cases, folder, prepare.Settings(size=64))
+    return folder
+
+
+def settings(method, steps=4, **changes):
+    return train.Settings(method, steps, batch=2, size=32, width=4, depth=2, compile=False, **changes)
+
+
+def weights(folder):
+    return torch.load(folder / "last.pt", weights_only=True)["result"]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def command(folder, store, *options, steps=6):
+    return [
+        sys.executable, "-m", "training.train", "liver", "--data", str(store), "--out", str(folder), "--steps",
+        str(steps), "--batch", "2", "--size", "32", "--width", "4", "--depth", "2", "--no-compile", *options,
+    ]  # fmt: skip
+
+
+def test_a_killed_run_ends_with_the_same_weights(store, tmp_path):
+    """Killed with SIGKILL once its first checkpoint is there, then started again."""
+    whole = command(tmp_path / "whole", store, "--every", "4", steps=16)
+    subprocess.run(whole, cwd=ROOT, check=True, capture_output=True)
+    broken = command(tmp_path / "broken", store, "--every", "4", steps=16)
+    process = subprocess.Popen(
+        broken, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "broken/last.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    killed_at = torch.load(tmp_path / "broken/last.pt", weights_only=True)["step"]
+    assert 0 < killed_at < 16
+    assert not same(weights(tmp_path / "broken"), weights(tmp_path / "whole"))
+    subprocess.run(broken, cwd=ROOT, check=True, capture_output=True)
+    assert same(weights(tmp_path / "broken"), weights(tmp_path / "whole"))
+
+
+def test_another_setting_does_not_go_on_with_a_run(store, tmp_path):
+    train.train(settings("liver"), store, tmp_path)
+    before = (tmp_path / "last.pt").read_bytes()
+    with pytest.raises(SystemExit, match=r"lr 0\.002, not 0\.1.*choose another --out"):
+        train.train(settings("liver", lr=0.1), store, tmp_path)
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_two_processes_train_one_net(store, tmp_path):
+    """torchrun with two processes over gloo: both see half of each batch, one writes, and a second run is the same."""
+    for name in ("a", "b"):
+        run = command(tmp_path / name, store, "--every", "3")
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *run[1:]]
+        subprocess.run([run[0], *torchrun], cwd=ROOT, check=True, capture_output=True, timeout=300)
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    rows = list(csv.DictReader((tmp_path / "a/log.csv").open()))
+    assert [int(row["step"]) for row in rows] == [3, 6]
+    # the same samples as of one process, so about the same loss: only batch norm and dropout see other halves
+    one = command(tmp_path / "one", store, "--every", "3")
+    subprocess.run(one, cwd=ROOT, check=True, capture_output=True)
+    alone = list(csv.DictReader((tmp_path / "one/log.csv").open()))
+    assert float(rows[-1]["loss"]) == pytest.approx(float(alone[-1]["loss"]), rel=0.1)
+
+
+@pytest.mark.parametrize("method", ["one-step", "joint"])
+def test_it_learns(store, tmp_path, method):
+    """Eighty steps on eight slices: cross-entropy falls well below that of the class frequencies."""
+    run = settings(method, 80, ema=0.0, lesions=0.0, lr=1e-2, overlap="none", balance=0.0)
+    train.train(run, store, tmp_path, every=20)
+    losses = [float(row["loss"]) for row in csv.DictReader((tmp_path / "log.csv").open())]
+    assert losses[-1] < 0.6 * losses[0]
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_run_can_start_with_the_result_of_another(store, tmp_path):
+    train.train(settings("liver"), store, tmp_path / "first")
+    still = settings("liver", 1, lr=0.0, ema=0.0)  # no step changes a weight; batch norm does change
+    train.train(still, store, tmp_path / "second", start=tmp_path / "first/last.pt")
+    first, second = weights(tmp_path / "first"), weights(tmp_path / "second")
+    assert torch.equal(first["liver.head.weight"], second["liver.head.weight"])
+    with pytest.raises(SystemExit, match="start"):
+        train.train(still, store, tmp_path / "second")
+
+
+def test_a_tumour_net_names_its_liver_net(store, tmp_path):
+    for name, seed in (("liver", 0), ("other", 1)):
+        train.train(settings("liver", seed=seed), store, tmp_path / name)
+    train.train(settings("tumour"), store, tmp_path / "tumour", tmp_path / "liver/last.pt")
+    method, loaded = train.load(tmp_path / "tumour/last.pt", tmp_path / "liver/last.pt")
+    assert list(method.nets) == ["tumour"]
+    assert len(loaded.liver) == 64
+    for wrong in (None, tmp_path / "other/last.pt"):
+        with pytest.raises(SystemExit, match="behind another liver net"):
+            train.load(tmp_path / "tumour/last.pt", wrong)
+
+
+def test_patients_that_are_left_out_do_not_train(store):
+    from training import data
+
+    slices, subsets = data.read(store, 64, ["D"])
+    assert set(slices.group) == {"C", "phantom"}  # those without liver weigh by their source
+    assert set(subsets) == {"A", "negatives"}
+    assert set(subsets["negatives"].case) == {"V"}
+    with pytest.raises(SystemExit, match="--size 32"):
+        data.read(store, 32)
+
+
+def test_learning_rates():
+    adam = train.Settings("liver", 1000, lr=1.0)
+    assert train.lr_at(adam, 0) == pytest.approx(1 / 200)
+    assert train.lr_at(adam, 500) == pytest.approx(0.5)
+    assert train.lr_at(adam, 999) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.999)))
+    paper = replace(adam, optimizer="sgd", lr=0.001, balance_from=0.5)
+    assert [train.lr_at(paper, step) for step in (0, 499, 500)] == pytest.approx([1e-3, 1e-3, 1e-4])
+
+
+def test_the_average_forgets_the_first_steps():
+    average = torch.tensor(1.0)
+    # by hand: decays 2/11, 3/12 before they reach 0.25
+    for count, decay in ((1, 2 / 11), (2, 0.25), (3, 0.25)):
+        new = train._average(0.25, average, torch.tensor(3.0), count)
+        assert float(new) == pytest.approx(decay * float(average) + (1 - decay) * 3)
+        average = new
+
+
+def test_targets_of_the_net_by_hand():
+    label = torch.tensor([[[0, 1, 2, 2], [1, 0, 0, 2], [1, 0, 2, 0], [0, 0, 1, 0]]], dtype=torch.uint8)
+    # two of four are liver; three are tumour; one is liver; two are liver of which one is tumour
+    assert train.target(label).tolist() == [[[1, 2], [0, 1]]]
+
+
+def test_validation_by_hand():
+    """A method that answers with its input: Dice follows from the slices."""
+
+    class Echo(Liver):
+        def labels(self, hu):
+            return hu.to(torch.uint8)
+
+    label = np.zeros((3, 8, 8), np.uint8)
+    label[0, :4] = 1
+    label[1, :2] = 2
+    hu = np.zeros((3, 8, 8), np.int16)
+    hu[0, :2], hu[1, :2], hu[2] = 1, 2, 0
+    rows = np.arange(3)
+    slices = Slices(hu, label, rows, rows, rows, *(np.ones(3, bool),) * 3)
+    empty = Slices(
+        np.full((2, 32, 32), 1, np.int16), np.zeros((2, 32, 32), np.uint8), rows[:2], *(rows[:2],) * 5
+    )
+    scores = train.validate(
+        Echo(UNet(width=2, depth=1), Loss(2, 0, "none")), {"x": slices, "n": empty}, torch.device("cpu")
+    )
+    # at half the size: found 4 and 4 pixels of liver, wanted 8 and 4
+    assert scores == pytest.approx(
+        {"x_liver": 2 * 8 / (8 + 12), "x_tumour": 1.0, "n_false_liver": 1.0, "n_false_tumour": 0.0}
+    )
+
+
+def test_unet_shape_and_size():
+    net = UNet(classes=3, width=4, depth=2)
+    assert net(torch.zeros(2, 1, 32, 48)).shape == (2, 3, 32, 48)
+    assert sum(p.numel() for p in UNet().parameters()) == 1_942_289
+
+
+def test_folding_batch_norm_changes_nothing():
+    torch.manual_seed(0)
+    net = UNet(width=4, depth=2)
+    for _ in range(5):  # running statistics that are not the initial ones
+        net(torch.randn(4, 1, 32, 32) * 3 + 1)
+    x = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(net.eval()(x), folded(net)(x), atol=1e-4)

@@ -1,0 +1,86 @@
+"""The paper's Table 1 for our data: every method with and without balanced loss, and each later idea on its own.
+
+    python -m training.prepare --shared ../shared/data --size 256 -o runs/store256
+    python -m training.compare --data runs/store256 --out runs/compare   # what is missing
+    python -m training.results runs/compare > docs/results.md
+
+All runs have one budget: as many steps a net, the same slices, the same samples in the same order.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from training import data
+from training.predict import checkpoint, predict
+from training.split import VALIDATION_GROUPS
+from training.train import Settings, train
+
+SEEDS = (0, 1)
+#: Patients to test on: B with a few small tumours, D with large ones. Group A chooses the thresholds.
+TEST_GROUPS = ("B", "D")
+#: The paper's loss: cross-entropy alone. 128x128 pixels, so that all of it takes an hour on two cores.
+PLAIN = Settings("one-step", steps=500, size=128, overlap="none", balance=0.0, without=" ".join(TEST_GROUPS))
+BALANCED = replace(PLAIN, balance=0.5)
+
+#: Table 1: rows and their settings; ``sequential`` is a liver run and a tumour run behind it.
+TABLE = {
+    "one-step": PLAIN,
+    "one-step, balanced": BALANCED,
+    "sequential": replace(PLAIN, method="sequential"),
+    "sequential, balanced": replace(BALANCED, method="sequential"),
+    "joint": replace(PLAIN, method="joint"),
+    "joint, balanced": replace(BALANCED, method="joint"),
+}
+#: What changes if one thing changes.
+GATES = {
+    "joint, balanced, soft gate": replace(BALANCED, method="joint", gate="soft"),
+    "joint, balanced, hard gate": replace(BALANCED, method="joint", gate="hard"),
+}
+IDEAS = {
+    "with soft Dice": replace(BALANCED, overlap="dice"),
+    "with Tversky": replace(BALANCED, overlap="tversky"),
+    "inverse frequency": replace(BALANCED, balance=1.0),
+    "without synthetic lesions": replace(BALANCED, lesions=0.0),
+    "without averaged weights": replace(BALANCED, ema=0.0),
+    "SGD as in the paper": replace(BALANCED, optimizer="sgd", lr=0.001, balance_from=0.333, ema=0.0),
+}
+
+
+def folder_of(out: Path, name: str, seed: int) -> Path:
+    """Where the run of a row is kept."""
+    return out / f"{name.replace(', ', '_').replace(' ', '-')}_{seed}"
+
+
+def run(settings: Settings, store: Path, folder: Path) -> None:
+    """Train, if that is not done, and predict validation and test slices."""
+    if (folder / "test.npz").exists():
+        return
+    if settings.method == "sequential":
+        train(replace(settings, method="liver"), store, folder / "liver", None)
+        train(replace(settings, method="tumour"), store, folder, folder / "liver" / "last.pt")
+        method = checkpoint(folder / "last.pt", folder / "liver" / "last.pt")
+    else:
+        train(settings, store, folder, None)
+        method = checkpoint(folder / "last.pt")
+    for name, groups in (("validation", VALIDATION_GROUPS), ("test", TEST_GROUPS)):
+        predict(method, data.of_patients(store, groups)).save(folder / f"{name}.npz")
+
+
+def main() -> None:
+    """Parse the command line and do what is missing."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="slice store of twice the nets' size")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs; what is done is kept")
+    args = parser.parse_args()
+    for seed in SEEDS:
+        for name, settings in {**TABLE, **GATES, **IDEAS}.items():
+            run(replace(settings, seed=seed), args.data, folder_of(args.out, name, seed))
+
+
+if __name__ == "__main__":
+    main()

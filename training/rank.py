@@ -1,0 +1,63 @@
+"""Tumour probabilities of an exported model, for ROC curves, and the picture of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from training.cases import Scan
+from training.store import resize_labels
+from trtseg import _core
+from trtseg.engines import open_engine
+from trtseg.metrics.ranking import Roc
+from trtseg.models import ModelFiles
+
+
+def probabilities(files: ModelFiles, scan: Scan) -> tuple[np.ndarray, np.ndarray]:
+    """Probability of tumour, FP32, and whether it is one, for the pixels of a scan on the net's grid; both flat.
+
+    Without post-processing; outside the liver net's mask the probability is 0, as `label` has it.
+    """
+    nets = files.spec.nets
+    spacing = (1.0, 1.0) if np.isnan(scan.spacing[1]) else scan.spacing[1:]
+    fit = nets[0].fit_slice(scan.hu.shape[1:], spacing)
+    n, (rows, columns) = len(scan.hu), nets[0].size
+    hu = np.empty((n, rows, columns), np.int16)
+    x = np.empty((n, 1, rows, columns), np.float32)
+    _core.prepare(np.ascontiguousarray(scan.hu), fit, nets[0].window, hu, x)
+    engines = [open_engine(files.read(net.role), net, device="cpu", precision="fp32") for net in nets]
+    logits = np.empty((n, nets[0].channels, rows, columns), np.float32)
+    engines[0].run(x, logits)
+    if len(engines) == 1:
+        odds = np.exp(logits - logits.max(1, keepdims=True))
+        p = odds[:, 2] / odds.sum(1)
+    else:
+        tumour = np.empty_like(logits)
+        threshold = nets[0].logit_threshold
+        _core.gate(logits, hu, threshold, nets[1].window, x, np.empty(n, np.int32))
+        engines[1].run(x, tumour)
+        p = np.where(logits > threshold, 1 / (1 + np.exp(-tumour)), 0)[:, 0]
+    truth = resize_labels(scan.label, spacing, rows) == 2
+    return p.astype(np.float32).ravel(), truth.ravel()
+
+
+def curve_png(path: Path, curves: dict[str, Roc]) -> None:
+    """Draw ROC curves by name, each with the point of its threshold."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
+    for name, curve in curves.items():
+        fpr, tpr = curve.false_positive_rate, curve.true_positive_rate
+        axes.plot(fpr, tpr, label=f"{name}: AUC {curve.auc:.3f}")
+        if len(fpr):
+            best = int(np.argmax(tpr - fpr))
+            axes.plot(fpr[best], tpr[best], "ko", markersize=4)
+            axes.annotate(f"  {curve.threshold:.2f}", (fpr[best], tpr[best]))
+    axes.set(xlabel="false positive rate", ylabel="true positive rate", title="tumour")
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

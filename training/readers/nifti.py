@@ -1,0 +1,124 @@
+"""NIfTI data sets: LiTS, the Medical Segmentation Decathlon's Task03_Liver, and one CHAOS case as NIfTI."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections import defaultdict
+from functools import partial
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from training.cases import Case, Scan, unusable
+from trtseg import load
+from trtseg.errors import InputError
+from trtseg.volume import Geometry, spacing_mm
+
+#: LiTS numbers known to be of one patient: follow-ups, recognised by eye. A to I are the names that the manifest of
+#: the 8-bit slices of the same scans uses.
+PATIENT_OF_LITS = dict(zip(range(14), "AABCDEFFFFFGHI", strict=True))
+# These LiTS scans are those of 3D-IRCADb-01. The numbers above are disputed; equal voxels are found anyway.
+PATIENT_OF_LITS |= {n: f"ircadb-{n - 27}" for n in range(28, 45)}
+
+#: Labels may lie off the image by less than this share of a voxel.
+_MAX_SHIFT = 0.1
+
+
+def lits(root: Path) -> list[Case]:
+    """LiTS: ``volume-N.nii[.gz]`` and ``segmentation-N.nii[.gz]``, in one folder or in folders below it."""
+    volumes = _numbered(root.rglob("*"), r"volume-(\d+)\.nii(\.gz)?")
+    labels = _numbered(root.rglob("*"), r"segmentation-(\d+)\.nii(\.gz)?")
+    if not volumes:
+        raise InputError(
+            f"{root}: no volume-N.nii or volume-N.nii.gz in it; expected the LiTS training volumes"
+        )
+    return [
+        Case(f"volume-{n}", "lits", _patient(n), _reader(f"volume-{n}", volumes[n], labels[n]))
+        for n in sorted({*volumes, *labels})
+    ]
+
+
+def msd(root: Path) -> list[Case]:
+    """MSD Task03_Liver: ``imagesTr/liver_N.nii.gz`` and ``labelsTr/liver_N.nii.gz``. It holds the scans of LiTS."""
+    if (root / "Task03_Liver").is_dir():
+        root = root / "Task03_Liver"
+    about = root / "dataset.json"
+    if about.is_file():
+        names = json.loads(about.read_text()).get("labels", {})
+        if names.get("1") != "liver" or names.get("2") not in ("cancer", "tumour", "tumor"):
+            raise InputError(
+                f"{about}: its labels are {names}; expected 1 liver and 2 cancer, as in Task03_Liver"
+            )
+    volumes = _numbered((root / "imagesTr").glob("*"), r"liver_(\d+)\.nii(\.gz)?")
+    labels = _numbered((root / "labelsTr").glob("*"), r"liver_(\d+)\.nii(\.gz)?")
+    if not volumes:
+        raise InputError(f"{root}: no imagesTr/liver_N.nii.gz in it; expected the folder Task03_Liver")
+    return [
+        Case(f"liver_{n}", "msd", _patient(n), _reader(f"liver_{n}", volumes[n], labels[n]))
+        for n in sorted({*volumes, *labels})
+    ]
+
+
+def chaos_nifti(folder: Path, number: int = 3) -> list[Case]:
+    """One CT of CHAOS (non-commercial licence) as ``volume.nii.gz`` and ``segmentation.nii.gz``; liver only."""
+    read = partial(read_pair, folder / "volume.nii.gz", folder / "segmentation.nii.gz")
+    return [Case(f"chaos{number}", "chaos", f"chaos-{number}", read, trainable=False, labels_tumour=False)]
+
+
+def read_pair(volume: Path, labels: Path) -> Scan:
+    """Read an image and its labels, which must lie on the same grid; nothing is moved to fit."""
+    ct = load(volume)
+    return Scan(ct.array, load_labels(labels, ct.geometry), ct.spacing, range(len(ct.array)))
+
+
+def load_labels(path: Path, geometry: Geometry) -> np.ndarray:
+    """A label map on the grid of ``geometry``, in canonical order, uint8 ``[Z, Y, X]``."""
+    image = nib.load(path)
+    if image.shape[:3] != geometry.shape[:3]:
+        raise InputError(f"shape mismatch: the image is {geometry.shape[:3]}, {path.name} is {image.shape}")
+    shift = _largest_shift(geometry, image.affine)
+    if not shift <= _MAX_SHIFT * min(spacing_mm(geometry.affine)):
+        raise InputError(
+            f"affine mismatch: {path.name} lies up to {shift:.4g} mm off its image; repair a header"
+        )
+    values = np.asanyarray(image.dataobj)
+    with np.errstate(invalid="ignore"):
+        labels = values.astype(np.uint8)
+    if labels.max() > 2 or not np.array_equal(labels, values):
+        raise InputError(
+            f"labels outside 0..2: {path.name} holds values from {values.min()} to {values.max()}"
+        )
+    return np.ascontiguousarray(geometry.canonical(labels))
+
+
+def _largest_shift(geometry: Geometry, affine: np.ndarray) -> float:
+    """Largest distance in mm between where two affines put a voxel of the grid; it is at one of the corners."""
+    corners = np.array(list(itertools.product(*((0, n - 1) for n in geometry.shape[:3]))))
+    difference = geometry.affine - affine
+    return float(np.linalg.norm(corners @ difference[:3, :3].T + difference[:3, 3], axis=1).max())
+
+
+def _numbered(paths, pattern: str) -> defaultdict[int, list[Path]]:
+    """Files whose whole name matches, by the number in it. ``._volume-0.nii`` and the like do not."""
+    found = defaultdict(list)
+    for path in sorted(paths):
+        if match := re.fullmatch(pattern, path.name):
+            found[int(match[1])].append(path)
+    return found
+
+
+def _reader(name: str, volumes: list[Path], labels: list[Path]):
+    for what, paths in (("image", volumes), ("label file", labels)):
+        if len(paths) != 1:
+            here = ", ".join(f"{p.parent.name}/{p.name}" for p in paths)
+            return unusable(
+                f"{name} has {f'{len(paths)} {what}s ({here})' if paths else f'no {what}'}; expected one"
+            )
+    return partial(read_pair, volumes[0], labels[0])
+
+
+def _patient(number: int) -> str:
+    return PATIENT_OF_LITS.get(number, f"lits-{number}")

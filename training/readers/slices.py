@@ -1,0 +1,99 @@
+"""Loose slices: LiTS as 8-bit PNG, and CT slices without liver."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+import zlib
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from training.cases import Case, Scan, unusable
+from trtseg.errors import InputError
+
+#: Sources under non-commercial licences: weights that are given away must not rest on them.
+NOT_TRAINABLE = ("nsclc_lung1_001", "ibsi_pat1_lung", "ricord1a_1012")
+#: Of the patients without liver, one in so many is for validation.
+_VALIDATION_SHARE = 6
+
+
+def png_slices(root: Path) -> list[Case]:
+    """LiTS slices as ``caseNN/image_ZZZ.png`` and ``label_ZZZ.png``; MANIFEST.json there or above names the patients.
+
+    HU = grey * 400 / 255 - 160, so that values are saturated outside [-160, 240]. The spacing is lost.
+    """
+    folders = sorted(path for path in root.glob("case*") if path.is_dir())
+    if not folders:
+        raise InputError(f"{root}: no caseNN with image_ZZZ.png in it; expected the folder lits_slices")
+    manifest = next((p for p in (root / "MANIFEST.json", root.parent / "MANIFEST.json") if p.is_file()), None)
+    if manifest is None:
+        raise InputError(f"{root}: no MANIFEST.json in it or above, which says what cases are of one patient")
+    rows = {row["id"]: row for row in json.loads(manifest.read_text())}
+    cases = []
+    for folder in folders:
+        row = rows.get(f"lits{int(re.sub(r'[^0-9]', '', folder.name) or -1):03d}_png", {})
+        group, labels = row.get("patient_group"), sorted(folder.glob("label_*.png"))
+        read = partial(_read_png, labels) if labels else unusable("no labels (label_ZZZ.png)")
+        if not group:
+            read = unusable(f"{manifest.name} does not say of which patient it is (patient_group)")
+        cases.append(Case(folder.name, "lits_png", group or "", read))
+    return cases
+
+
+def _read_png(labels: list[Path]) -> Scan:
+    hu, label = [], []
+    for path in labels:
+        grey = np.asarray(Image.open(path.with_name(path.name.replace("label", "image"))))
+        if grey.dtype != np.uint8 or grey.ndim != 2:
+            raise InputError(f"{path.name}: its image is {grey.dtype} {grey.shape}; expected 8-bit grey")
+        hu.append(np.rint(grey.astype(np.float32) * 400 / 255 - 160).astype(np.int16))
+        label.append(np.asarray(Image.open(path)))
+    z = [int(path.stem.removeprefix("label_")) for path in labels]
+    return Scan(np.stack(hu), np.stack(label), (np.nan, np.nan, np.nan), z)
+
+
+def negatives(root: Path) -> list[Case]:
+    """CT slices without liver: ``*.npz`` with hu, spacing_mm, valid_box, patient and body_part a slice.
+
+    Every slice is a case: neighbours in a file need not be neighbours in a patient.
+    """
+    paths = sorted(root.glob("*.npz"))
+    if not paths:
+        raise InputError(f"{root}: no .npz in it; expected the slices without liver")
+    cases = []
+    for path in paths:
+        try:
+            with np.load(path) as file:
+                columns = [file[name] for name in ("spacing_mm", "valid_box", "patient", "body_part")]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            cases.append(Case(path.stem, path.stem, "", unusable(f"cannot be read ({error})")))
+            continue
+        for i, (spacing, box, patient, part) in enumerate(zip(*columns, strict=True)):
+            cases.append(
+                Case(
+                    f"{path.stem}-{i:03d}",
+                    path.stem,
+                    str(patient),
+                    partial(_read_negative, path, i, box.tolist(), spacing.tolist()),
+                    trainable=path.stem not in NOT_TRAINABLE,
+                    held_out=zlib.crc32(str(patient).encode()) % _VALIDATION_SHARE == 0,
+                    body_part=str(part),
+                )
+            )
+    return cases
+
+
+def _read_negative(path: Path, i: int, box: list[int], spacing: list[float]) -> Scan:
+    y0, y1, x0, x1 = box  # what is outside is padding
+    hu = np.ascontiguousarray(_pixels(path)[i : i + 1, y0:y1, x0:x1])
+    return Scan(hu, np.zeros(hu.shape, np.uint8), (np.nan, spacing[0], spacing[1]), [i])
+
+
+@lru_cache(maxsize=1)  # a file is decompressed as a whole, and its slices are asked for in turn
+def _pixels(path: Path) -> np.ndarray:
+    with np.load(path) as file:
+        return file["hu"]

@@ -1,0 +1,76 @@
+"""Which slices a training step sees: a function of the seed and of the sample's number, and of nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from training import data
+from training.augment import augment, remove_liver
+from training.lesions import add_lesions
+
+#: Of each method's samples the share with a tumour, with liver but no tumour, and without liver. N2 sees nothing of
+#: slices without liver.
+SHARES = {
+    "liver": (0.30, 0.37, 0.33),
+    "tumour": (0.50, 0.50, 0.0),
+    "one-step": (0.40, 0.30, 0.30),
+    "joint": (0.40, 0.30, 0.30),
+}
+
+
+class Samples(Dataset[tuple[Tensor, Tensor]]):
+    """Endless augmented samples, by number: HU float32 and label uint8, ``[H, W]``.
+
+    A sample's number decides it, so that a resumed run sees what an unbroken one would have seen, however many
+    processes and loaders share the work.
+
+    Parameters
+    ----------
+    slices : Slices
+        To draw from.
+    method : str
+        Key of `SHARES`.
+    lesions : float
+        Probability that synthetic lesions are put into a liver.
+    seed : int
+        Of the run.
+    """
+
+    def __init__(self, slices: data.Slices, method: str, lesions: float, seed: int) -> None:
+        if method != "liver":
+            slices = slices.where(slices.knows_tumour)
+        self.slices, self.lesions, self.seed = slices, lesions, seed
+        self.hide_liver = 0.0 if method == "tumour" else 0.12
+        liver, tumour = slices.has_liver, slices.has_tumour
+        pools = (np.flatnonzero(tumour), np.flatnonzero(liver & ~tumour), np.flatnonzero(~liver))
+        share = np.array([s if len(pool) else 0.0 for s, pool in zip(SHARES[method], pools, strict=True)])
+        self.pools = [(pool, _by_group(slices.group[pool])) for pool in pools]
+        self.share = share / share.sum()
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        """The sample of that number."""
+        rng = np.random.default_rng((self.seed, number))
+        kind = int(rng.choice(3, p=self.share))
+        pool, p = self.pools[kind]
+        hu, label = self.slices[int(pool[rng.choice(len(pool), p=p)])]
+        if kind == 2:
+            # slices without liver also come prone or mirrored: they have none either way
+            axes = [axis for axis in (0, 1) if rng.random() < 0.3]
+            hu, label = np.flip(hu, axes).copy(), np.flip(label, axes).copy()
+        elif rng.random() < self.hide_liver:
+            remove_liver(torch.from_numpy(hu), torch.from_numpy(label), rng)
+        elif rng.random() < self.lesions:
+            add_lesions(hu, label, rng)
+        return augment(torch.from_numpy(hu), torch.from_numpy(label), rng)
+
+
+def _by_group(group: np.ndarray) -> np.ndarray:
+    """Probabilities of slices: a patient of k slices weighs ``k ** 0.5``, so that nobody outvotes the rest."""
+    if not len(group):
+        return np.zeros(0)
+    _, inverse, count = np.unique(group, return_inverse=True, return_counts=True)
+    p = count[inverse] ** -0.5
+    return p / p.sum()
