@@ -1,8 +1,8 @@
-"""Where the time of a segmentation goes, and beside it, in the same run, the same two nets run naively.
+"""Where the time of a segmentation goes, and beside it, in the same run, the same nets run naively.
 
     python -m benchmarks.cascade CT.nii.gz [--model default] [--repeats 5]
 
-Naively means: PyTorch eager in FP32, NumPy between the nets, both nets on every slice, no post-processing. It needs the
+Naively means: PyTorch eager in FP32, NumPy between the nets, all nets on every slice, no post-processing. It needs the
 ``train`` extra; its nets are the model's own weights. Medians over the repeats, after one run that is not counted.
 """
 
@@ -38,22 +38,23 @@ def torch_net(onnx_file: bytes) -> torch.nn.Module:
     return net
 
 
-def naive(
-    volume: Volume, liver: torch.nn.Module, tumour: torch.nn.Module, spec: trtseg.spec.CascadeSpec
-) -> np.ndarray:
-    """A first implementation: slice by slice, both nets everywhere, labels back by nearest neighbour."""
-    first, second = spec.nets
+def naive(volume: Volume, nets: list[torch.nn.Module], spec: trtseg.spec.CascadeSpec) -> np.ndarray:
+    """A first implementation: slice by slice, all nets everywhere, labels back by nearest neighbour."""
+    first, last = spec.nets[0], spec.nets[-1]
     rows, columns = volume.array.shape[1:]
     labels = np.zeros(volume.array.shape, np.uint8)
     for z, hu in enumerate(volume.array):
         image = torch.from_numpy(hu.astype(np.float32))[None, None]
         small = torch.nn.functional.interpolate(image, first.size, mode="bilinear", antialias=True).numpy()
         x1 = np.clip((small - first.window[0]) / (first.window[1] - first.window[0]), 0, 1)
-        p1 = torch.sigmoid(liver(torch.from_numpy(x1))).numpy()
-        mask = p1 > first.threshold
-        x2 = np.clip((small - second.window[0]) / (second.window[1] - second.window[0]), 0, 1) * mask
-        p2 = torch.sigmoid(tumour(torch.from_numpy(x2.astype(np.float32)))).numpy()
-        label = mask.astype(np.uint8) + (mask & (p2 > second.threshold))
+        logits = nets[0](torch.from_numpy(x1))
+        if len(nets) == 1:
+            label = torch.softmax(logits, dim=1).numpy().argmax(1, keepdims=True).astype(np.uint8)
+        else:
+            mask = torch.sigmoid(logits).numpy() > first.threshold
+            x2 = np.clip((small - last.window[0]) / (last.window[1] - last.window[0]), 0, 1) * mask
+            p2 = torch.sigmoid(nets[1](torch.from_numpy(x2.astype(np.float32)))).numpy()
+            label = mask.astype(np.uint8) + (mask & (p2 > last.threshold))
         big = torch.nn.functional.interpolate(torch.from_numpy(label), (rows, columns), mode="nearest")
         labels[z] = big[0, 0].numpy()
     return labels
@@ -85,13 +86,13 @@ def main() -> None:
     rest = times["total"] - nets - times["read"]
 
     files = models.find(args.model)
-    liver, tumour = (torch_net(files.read(role)) for role in ("liver", "tumour"))
+    torch_nets = [torch_net(files.read(net.role)) for net in files.spec.nets]
     volume = trtseg.load(args.ct)
     naive_times = []
     with torch.inference_mode():
         for _ in range(2):
             start = time.perf_counter()
-            labels = naive(volume, liver, tumour, files.spec)
+            labels = naive(volume, torch_nets, files.spec)
             naive_times.append(time.perf_counter() - start)
 
     print(

@@ -25,7 +25,7 @@ from trtseg import models
 from trtseg.engines import build, cache, probe, runtime
 from trtseg.engines.onnx_spec import check_spec
 from trtseg.engines.probe import Driver, Gpu
-from trtseg.engines.trust import cache_folder
+from trtseg.engines.trust import engine_folder
 from trtseg.errors import ArgumentError, DeviceError, ModelError, OutputError, TrtsegError
 from trtseg.spec import METADATA_KEY
 
@@ -158,7 +158,7 @@ class TestRealBuilds:
 
     def test_into_the_cache_where_it_is_found_by_its_key(self, model):
         built = trtseg.build_engines(model, target="sm_86", batch=1)
-        assert {entry.path.parent for entry in built} == {cache_folder()}
+        assert {entry.path.parent for entry in built} == {engine_folder()}
         net = build.Net.read(models.find(model), models.find(model).spec.nets[0], "fp16")
         key = net.key(runtime.load_runtime("tensorrt-rtx"), "sm_86", "", 1)
         assert hashlib.sha256(cache.load(key)).hexdigest() == built[0].sidecar.sha256
@@ -243,7 +243,7 @@ class TestRefusals:
             trtseg.build_engines(model, **{"target": "sm_86", "batch": 1, "output": out, **options})
         assert isinstance(caught.value, TrtsegError)
         assert not out.parent.exists()
-        assert not cache_folder().exists()
+        assert not engine_folder().exists()
 
     @pytest.mark.parametrize(
         ("options", "kind", "message"),
@@ -507,7 +507,7 @@ class TestTensorRT:
         monkeypatch.setattr(build, "find_driver", lambda: Driver(None, None, gpus, NO_DRIVER.problem))
         with pytest.raises(TrtsegError, match=message):
             trtseg.build_engines(model, runtime="tensorrt", target=target)
-        assert not cache_folder().exists()
+        assert not engine_folder().exists()
 
     @pytest.mark.skipif(
         probe.find_driver().problem is None, reason="this machine has a GPU, for which it builds"

@@ -19,7 +19,7 @@ from engine_models import key, sidecar
 
 from trtseg.engines import cache
 from trtseg.engines.sidecar import Sidecar
-from trtseg.engines.trust import cache_folder, locked
+from trtseg.engines.trust import engine_folder, locked
 from trtseg.errors import ModelError, OutputError
 
 ENGINE = bytes(range(256)) * 20
@@ -482,7 +482,7 @@ def test_the_sidecar_survives_json():
 def test_where_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.delenv("TRTSEG_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "trtseg" / "engines"
+    assert engine_folder() == tmp_path / "trtseg" / "engines"
 
 
 def test_one_lock_for_threads_too(folder):

@@ -13,7 +13,7 @@ from training.methods import WINDOW
 from training.predict import Predictions, checkpoint, predict
 from training.rank import curve_png, probabilities
 from training.unet import UNet
-from trtseg import Segmenter, models, reference
+from trtseg import Segmenter, build_engines, models, reference
 from trtseg.metrics.ranking import roc
 from trtseg.phantom import abdomen
 
@@ -80,6 +80,14 @@ def test_the_exported_model_says_what_the_checkpoint_says(exported):
     assert truth.sum() == (phantom.labels[:, 1::2, 1::2] == 2).sum()
     result = Segmenter(folder).segment(phantom.ct, spacing=SPACING)
     assert result.labels.shape == phantom.ct.shape
+
+
+def test_fp16_files_build_as_engines_without_a_gpu(exported, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    _, _, spec, folder = exported
+    built = build_engines(folder, target="sm_86", batch=1, output=tmp_path)
+    assert len(built) == len(spec.nets)
+    assert all(entry.path.stat().st_size > 10_000 for entry in built)
 
 
 def test_predictions_survive_storing(exported, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 
 from trtseg import sample
 from trtseg.errors import InputError, OutputError
+from trtseg.io.folders import cache_folder
 from trtseg.phantom import abdomen
 
 
@@ -124,9 +125,9 @@ def test_a_copy_that_cannot_be_is_an_output_error(tmp_path):
 
 def test_cache_folder_can_be_chosen(tmp_path, monkeypatch):
     monkeypatch.setenv("TRTSEG_CACHE", str(tmp_path))
-    assert sample.cache_folder() == tmp_path
+    assert cache_folder() == tmp_path
     monkeypatch.delenv("TRTSEG_CACHE")
-    assert sample.cache_folder().name == "trtseg"
+    assert cache_folder().name == "trtseg"
 
 
 def test_copy_onto_itself_keeps_the_file(tmp_path):

@@ -154,7 +154,8 @@ def test_patients_that_are_left_out_do_not_train(store):
 
 def test_learning_rates():
     adam = train.Settings("liver", 1000, lr=1.0)
-    assert train.lr_at(adam, 0) == pytest.approx(1 / 200)
+    assert train.lr_at(adam, 0) == pytest.approx(1 / 100)  # warm-up over a tenth
+    assert train.lr_at(replace(adam, steps=9000), 0) == pytest.approx(1 / 200)  # or 200 steps
     assert train.lr_at(adam, 500) == pytest.approx(0.5)
     assert train.lr_at(adam, 999) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.999)))
     paper = replace(adam, optimizer="sgd", lr=0.001, balance_from=0.5)

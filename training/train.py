@@ -18,6 +18,7 @@ import os
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean as mean
 from typing import Any, cast
 
 import torch
@@ -34,6 +35,7 @@ from training.curves import plot
 from training.losses import Loss
 from training.methods import Joint, Liver, Method, OneStep, Tumour
 from training.sample import Samples
+from training.store import MANIFEST
 from training.unet import UNet
 
 SIZE = 256
@@ -64,6 +66,7 @@ class Settings:
     without: str = ""  # patient groups that are left out of training, besides those of the validation
     seed: int = 0
     compile: bool = True
+    store: str = ""  # SHA-256 of the slice store's manifest
     liver: str = ""  # SHA-256 of the liver net that a tumour net is trained behind
     start: str = ""  # SHA-256 of the nets whose weights this run starts with
 
@@ -128,7 +131,7 @@ def lr_at(settings: Settings, step: int) -> float:
     """Learning rate: for AdamW warm-up and a cosine to zero; for SGD the paper's, a tenth once the loss is balanced."""
     if settings.optimizer == "sgd":
         return settings.lr * (0.1 if step >= settings.balance_from * settings.steps else 1.0)
-    warm = min(1.0, (step + 1) / 200)
+    warm = min(1.0, (step + 1) / min(200, settings.steps / 10))
     return settings.lr * warm * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
 
 
@@ -189,6 +192,7 @@ def train(
         liver = cast(Liver, load(liver_checkpoint)[0]).to(device)
         settings = replace(settings, liver=fingerprint(liver.nets))
     slices, subsets = data.read(root, 2 * settings.size, settings.without.split())
+    settings = replace(settings, store=hashlib.sha256((root / MANIFEST).read_bytes()).hexdigest())
 
     torch.manual_seed(settings.seed)
     method = build(settings, liver).to(device)
@@ -197,7 +201,7 @@ def train(
         method.nets.load_state_dict(load(start, liver_checkpoint)[0].nets.state_dict())
         settings = replace(settings, start=fingerprint(method.nets))
     averaged = AveragedModel(method, avg_fn=partial(_average, settings.ema), use_buffers=True)
-    step, running = 0, 0.0
+    step, losses = 0, []
     checkpoint = out / "last.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location=device)
@@ -208,7 +212,7 @@ def train(
         method.load_state_dict(state["method"])
         averaged.load_state_dict(state["averaged"])
         optimizer.load_state_dict(state["optimizer"])
-        step, running = state["step"], state["running"]
+        step = state["step"]
     if settings.compile:
         for net in [*method.nets.values(), *(liver.nets.values() if liver else ())]:
             net.compile()
@@ -241,15 +245,17 @@ def train(
         averaged.update_parameters(method)
 
         step += 1
-        running += 0.02 * (loss.item() - running) if running else loss.item()
-        bar.set_postfix(loss=f"{running:.3f}", refresh=False)
+        losses.append(loss.item())
+        bar.set_postfix(loss=f"{mean(losses[-50:]):.3f}", refresh=False)
         if rank == 0 and (step % every == 0 or step == settings.steps):
             result = averaged.module if settings.ema else method
             scores = validate(result, subsets, device)
             bar.write(
-                f"step {step}  loss {running:.3f}  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items())
+                f"step {step}  loss {mean(losses):.3f}  "
+                + "  ".join(f"{k} {v:.4f}" for k, v in scores.items())
             )
-            _log(out / "log.csv", {"step": step, "lr": lr, "loss": running, **scores})
+            _log(out / "log.csv", {"step": step, "lr": lr, "loss": mean(losses), **scores})
+            losses.clear()
             state = {
                 "settings": asdict(settings),
                 "result": result.nets.state_dict(),
@@ -257,7 +263,6 @@ def train(
                 "averaged": averaged.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "step": step,
-                "running": running,
             }
             torch.save(state, checkpoint.with_suffix(".tmp"))
             os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
@@ -316,7 +321,7 @@ def main() -> None:
     for field in fields(Settings):
         if field.name == "compile":
             parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
-        elif field.name not in ("method", "liver", "start"):
+        elif field.name not in ("method", "store", "liver", "start"):
             choices = CHOICES.get(field.name)
             parser.add_argument(
                 f"--{field.name.replace('_', '-')}",

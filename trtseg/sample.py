@@ -15,6 +15,7 @@ from typing import Any
 
 from trtseg.errors import InputError, OutputError
 from trtseg.io.atomic import atomic
+from trtseg.io.folders import cache_folder
 from trtseg.phantom import Phantom
 
 #: Where the CT comes from, for people.
@@ -30,16 +31,6 @@ _REQUIREMENT = f"{_PACKAGE}==2.18.0"
 _ARCHIVE_SHA256 = "5d4223ef93973bc36d710869d11e7742ead2c154c72f7f9edcaaadd5b6c4bd03"
 _MEMBER = "totalsegmentator-2.18.0/tests/reference_files/aorta_report/example_ct.nii.gz"
 _MEMBER_BYTES = 10_507_950
-
-
-def cache_folder() -> Path:
-    """Return the folder of fetched files: ``$TRTSEG_CACHE``, or the user's cache folder of this system."""
-    chosen = os.environ.get("TRTSEG_CACHE")
-    if chosen:
-        return Path(chosen)
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("trtseg", appauthor=False))
 
 
 def cached(cache_dir: str | os.PathLike[str] | None = None) -> Path | None:

@@ -1,9 +1,4 @@
-"""The command line: options in, library calls, text out.
-
-Exit codes: 0 all done; 1 a bug (with a traceback); 2 bad usage, input, output, model or device, and nothing
-was written; 3 some of several cases failed and the others were written; 130 interrupted; 143 terminated. That
-the table of results cannot be printed changes none of them.
-"""
+"""The command line: options in, library calls, text out. The exit codes are listed in `trtseg.cli.exits`."""
 
 from __future__ import annotations
 
@@ -11,14 +6,13 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from trtseg.cli.text import NOT_CLINICAL, fail, out
+from trtseg.cli.exits import errors_as_exit_codes
+from trtseg.cli.text import NOT_CLINICAL, out
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,6 +21,13 @@ app = typer.Typer(
     rich_markup_mode=None,  # it frames errors, and breaks their lines
     epilog=NOT_CLINICAL,
 )
+_engines = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="List, verify and delete built engines.",
+    epilog=NOT_CLINICAL,
+)
+app.add_typer(_engines, name="engines")
 
 
 def main() -> None:
@@ -38,25 +39,11 @@ def main() -> None:
     app()
 
 
-@contextmanager
-def _errors_as_exit_codes() -> Iterator[None]:
-    from trtseg.errors import TrtsegError
-
-    try:
-        yield
-    except TrtsegError as error:
-        fail(str(error))
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        fail("interrupted; nothing is left half-written")
-        raise typer.Exit(130) from None
-
-
 def _print_version(wanted: bool) -> None:
     if wanted:
         from trtseg import __version__
 
-        with _errors_as_exit_codes():
+        with errors_as_exit_codes():
             out(f"trtseg {__version__}\n")
         raise typer.Exit
 
@@ -129,7 +116,7 @@ def segment(
 
     Exit codes: 0 all done, 2 error and nothing written, 3 some cases failed, 130 interrupted.
     """
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         from trtseg.cli import batch
 
         with batch.plan(inputs, output, report=report, preview=preview) as cases:
@@ -192,7 +179,7 @@ def _evaluate(
 
     Exit codes: 0 all done, 2 error and nothing compared, 3 some cases failed, 130 interrupted.
     """
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         from trtseg.cli import evaluate as command
         from trtseg.cli.pairs import match
         from trtseg.errors import ArgumentError
@@ -210,7 +197,7 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Say what is installed, which devices and runtimes work here, and which models there are."""
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         from trtseg.cli import facts
 
         found = facts.collect()
@@ -244,7 +231,7 @@ def sample(
 
     Prints the path of the CT on stdout, so that it can be used in scripts, and where it comes from on stderr.
     """
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         from trtseg import sample as source
         from trtseg.cli import batch
 
@@ -265,8 +252,99 @@ def sample(
         out(os.fsencode(path) + b"\n")  # the very bytes of its name, whatever the locale
 
 
-# Commands in a module of their own, which needs what is above.
-from trtseg.cli import engines as _engines  # noqa: E402
+@app.command(epilog=NOT_CLINICAL)
+def build(
+    model: Annotated[
+        str,
+        typer.Option(metavar="NAME|DIR", help="Model whose nets to build (see 'trtseg info'), or a folder."),
+    ] = "default",
+    runtime: Annotated[
+        str,
+        typer.Option(
+            metavar="tensorrt|tensorrt-rtx",
+            help="What builds and runs them; tensorrt-rtx builds without a GPU.",
+        ),
+    ] = "tensorrt-rtx",
+    target: Annotated[
+        str,
+        typer.Option(
+            metavar="native|portable|sm_86,...",
+            help="GPU here, any from Ampere on (tensorrt-rtx), or compute capabilities.",
+        ),
+    ] = "native",
+    precision: Annotated[str, typer.Option(metavar="fp16|fp32", help="Arithmetic of the nets.")] = "fp16",
+    batch: Annotated[
+        str, typer.Option(metavar="N,...", help="Slices in one run; each size is an engine.")
+    ] = "1,16",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Folder to write to, created where needed.",
+            show_default="your cache",
+            readable=False,
+        ),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Build engines for NVIDIA GPUs: one of each net, target and batch size, all of them or none.
 
-app.command(epilog=NOT_CLINICAL)(_engines.build)
-app.add_typer(_engines.app, name="engines", epilog=NOT_CLINICAL)
+    Beside each engine lies a JSON file that says what it was made from and how. An engine runs on the machine that
+    loads it as a program does: take none from where you would not take a program.
+    """
+    with errors_as_exit_codes():
+        from trtseg.cli import engines as command
+        from trtseg.cli import progress
+        from trtseg.engines.build import build_engines
+
+        sizes = command.sizes(batch)
+        with progress.bar(quiet) as bar:
+            built = build_engines(
+                model,
+                runtime=runtime,
+                target=target.split(","),
+                precision=precision,
+                batch=sizes,
+                output=output,
+                progress=progress.follow(bar),
+            )
+        if not quiet:
+            command.show_built(built)
+
+
+_Folder = Annotated[
+    Path | None,
+    typer.Argument(metavar="DIR", help="Folder of engines.", show_default="your cache", readable=False),
+]
+
+
+@_engines.command("list", epilog=NOT_CLINICAL)
+def _list(folder: _Folder = None) -> None:
+    """Say which engines there are; read only what lies beside them."""
+    with errors_as_exit_codes():
+        from trtseg.cli import engines as command
+
+        command.show(folder)
+
+
+@_engines.command(epilog=NOT_CLINICAL)
+def verify(folder: _Folder = None) -> None:
+    """Check engines as loading them does: hash, sidecar and, in your cache, owner and mode.
+
+    Exit codes: 0 all are intact, 3 some are not, 2 none is.
+    """
+    with errors_as_exit_codes():
+        from trtseg.cli import engines as command
+
+        raise typer.Exit(command.verify(folder))
+
+
+@_engines.command(epilog=NOT_CLINICAL)
+def clear(folder: _Folder = None) -> None:
+    """Delete built engines; those in your cache are built again when they are needed."""
+    with errors_as_exit_codes():
+        from trtseg.cli import engines as command
+
+        command.clear(folder)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from trtseg.cli import text
-from trtseg.errors import ArgumentError, OutputError, TrtsegError
+from trtseg.cli import progress, text
+from trtseg.cli.exits import Failures
+from trtseg.errors import ArgumentError
 from trtseg.io.atomic import resolve_target
+from trtseg.io.folders import check_writable, made_folder
 from trtseg.io.nifti import ENDINGS
 
 if TYPE_CHECKING:
@@ -102,28 +101,10 @@ def plan(inputs: Sequence[Path], output: Path | None, *, report: bool, preview: 
         )
         for source, target in zip(inputs, labels, strict=True)
     ]
-    with made_folder(folder) if several else nullcontext():
+    with made_folder(folder, "--output") if several else nullcontext():
         _check_targets(cases)
-        check_writable(labels[0].parent)
+        check_writable(labels[0].parent, "--output")
         yield cases
-
-
-@contextmanager
-def made_folder(folder: Path, option: str = "--output") -> Iterator[None]:
-    """Create a folder where needed; what was created and has stayed empty is removed at the end."""
-    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
-    try:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"{option}: {folder} cannot be created ({error.strerror}); choose another folder"
-            ) from error
-        yield
-    finally:
-        for path in missing:  # the innermost first
-            with contextlib.suppress(OSError):
-                path.rmdir()
 
 
 def _check_targets(cases: Sequence[Case]) -> None:
@@ -142,47 +123,25 @@ def _check_targets(cases: Sequence[Case]) -> None:
             claimed[target] = case.source
 
 
-def check_writable(folder: Path, option: str = "--output") -> None:
-    """Find out now, not after the segmentation; only trying tells."""
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OutputError(
-            f"{option}: the folder {folder} cannot be written ({error.strerror}); choose another one"
-        ) from error
-
-
 def run(cases: Sequence[Case], segmenter: Segmenter, *, quiet: bool) -> int:
     """Segment all cases, report each failure on stderr, print a table on stdout; return the exit code."""
     done: list[Done] = []
-    bugs = 0
+    failures = Failures()
     try:
-        with _progress(quiet) as bar:
+        with progress.bar(quiet) as bar:
             for number, case in enumerate(cases, 1):
                 label = f"{number}/{len(cases)} {case.source.name}" if len(cases) > 1 else case.source.name
                 start = time.perf_counter()
                 try:
-                    result = _segment(case, segmenter, _follow(bar, label))
-                except TrtsegError as error:
-                    named = str(case.source) in str(error) or len(cases) == 1
-                    text.fail(str(error) if named else f"{case.source}: {error}")
-                except Exception:
-                    # A bug, to be seen in full; the other cases still get their turn.
-                    bugs += 1
-                    text.fail(f"{case.source}: unexpected, please report this:")
-                    traceback.print_exc()
+                    result = _segment(case, segmenter, progress.follow(bar, label))
+                except Exception as error:
+                    failures.add(error, case.source, alone=len(cases) == 1)
                 else:
                     done.append(Done(case, result, time.perf_counter() - start))
     finally:
         if done and not quiet:
-            try:
-                _print(done, details=len(cases) == 1)
-            except OutputError as error:  # the results are where they belong all the same
-                text.fail(str(error))
-    if bugs:
-        return 1
-    return 0 if len(done) == len(cases) else 3 if done else 2
+            _print(done, details=len(cases) == 1)
+    return failures.exit_code(len(done))
 
 
 def _segment(case: Case, segmenter: Segmenter, tell: Callable[[str, float], None]) -> Segmentation:
@@ -199,56 +158,24 @@ def _segment(case: Case, segmenter: Segmenter, tell: Callable[[str, float], None
     return result
 
 
-def _progress(quiet: bool) -> Any:
-    """Make a progress bar on stderr for people, and none for files and scripts."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        return nullcontext()
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )
-
-
-def _follow(bar: Any, label: str) -> Callable[[str, float], None]:
-    """Make the function that moves the bar (None: no bar) of one case."""
-    if bar is None:
-        return lambda stage, fraction: None
-    for old in bar.task_ids:
-        bar.remove_task(old)
-    task = bar.add_task(label, total=1.0)
-    return lambda stage, fraction: bar.update(task, completed=fraction, description=f"{label}: {stage}")
-
-
 def _print(done: Sequence[Done], *, details: bool) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE, caption=text.NOT_CLINICAL, caption_justify="left", show_header=not details)
     if details:
-        table.add_column(style="bold", no_wrap=True)
-        table.add_column(overflow="fold")
-        for heading, content in _details(done[0]):
-            table.add_row(heading, Text(content))
+        table = text.listing(_details(done[0]), caption=text.NOT_CLINICAL, indent=True)
     else:
-        table.add_column("case", overflow="fold")
-        for heading in ("liver mL", "tumour mL", "lesions", "seconds"):
-            table.add_column(heading, justify="right")
-        table.add_column("labels", overflow="fold")
-        for row in done:
-            r = row.result
-            numbers = (f"{r.liver_ml:.1f}", f"{r.tumour_ml:.1f}", str(len(r.lesions)), f"{row.seconds:.1f}")
-            table.add_row(Text(row.case.source.name), *numbers, Text(str(row.case.labels)))
-    text.show(table)
+        headings = ("case", "liver mL", "tumour mL", "lesions", "seconds", "labels")
+        rows = [
+            (
+                one.case.source.name,
+                f"{one.result.liver_ml:.1f}",
+                f"{one.result.tumour_ml:.1f}",
+                str(len(one.result.lesions)),
+                f"{one.seconds:.1f}",
+                str(one.case.labels),
+            )
+            for one in done
+        ]
+        table = text.table(headings, rows, right=headings[1:5], caption=text.NOT_CLINICAL)
+    text.show_results(table)
 
 
 def _details(done: Done) -> list[tuple[str, str]]:

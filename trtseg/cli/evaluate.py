@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -15,13 +14,14 @@ import numpy as np
 
 from trtseg import __version__
 from trtseg.cli import tables, text
-from trtseg.cli.batch import check_writable, made_folder
+from trtseg.cli.exits import Failures
 from trtseg.cli.pairs import Matched, Pair
 from trtseg.components import Array
-from trtseg.errors import ArgumentError, InputError, OutputError, TrtsegError
+from trtseg.errors import ArgumentError, InputError
 from trtseg.evaluate import CaseScores, SetScores, evaluate_case, evaluate_set
 from trtseg.io import load
 from trtseg.io.atomic import atomic, resolve_target
+from trtseg.io.folders import check_writable, made_folder
 from trtseg.io.labels import check_same_grid, read_labels
 from trtseg.metrics.checks import needs
 from trtseg.notice import NOTICE
@@ -48,21 +48,7 @@ class _Done:
 
     scored: list[tuple[Pair, CaseScores]] = field(default_factory=list)
     left_out: list[tuple[Pair, str]] = field(default_factory=list)
-    failures: int = 0  # cases and overlays
-    bugs: int = 0
-
-    def fail(self, pair: Pair, error: Exception) -> str:
-        """Say on stderr what went wrong with a case, and return it; the other cases still get their turn."""
-        self.failures += 1
-        if isinstance(error, TrtsegError):
-            named = any(str(path) in str(error) for path in (pair.prediction, pair.truth))
-            reason = str(error) if named else f"{pair.prediction}: {error}"
-            text.fail(reason)
-            return reason
-        self.bugs += 1
-        text.fail(f"{pair.prediction}: unexpected, please report this:")
-        traceback.print_exception(error)
-        return f"unexpected {type(error).__name__}"
+    failures: Failures = field(default_factory=Failures)
 
 
 def run(matched: Matched, outputs: Outputs, *, liver_only: bool, quiet: bool) -> int:
@@ -81,14 +67,12 @@ def run(matched: Matched, outputs: Outputs, *, liver_only: bool, quiet: bool) ->
         if done.scored:
             scores = evaluate_set(case for _, case in done.scored)
             if not quiet:
-                _print(scores)
+                tables.show(scores)
             notes += [f"{pair.name} was left out: {reason}" for pair, reason in done.left_out]
             _write(scores, matched, done, outputs, notes)
             if folder is not None:
                 _draw_worst(done, folder, outputs.worst, liver_only=liver_only)
-    if done.bugs:
-        return 1
-    return 2 if not done.scored else 3 if done.failures else 0
+    return done.failures.exit_code(len(done.scored))
 
 
 def _check_targets(matched: Matched, outputs: Outputs) -> None:
@@ -130,7 +114,7 @@ def _score(pairs: Sequence[Pair], done: _Done, *, liver_only: bool, quiet: bool)
             spacing = spacing_mm(geometry.canonical_affine())[::-1]
             case = evaluate_case(prediction, truth, spacing, name=pair.name, liver_only=liver_only)
         except Exception as error:
-            done.left_out.append((pair, done.fail(pair, error)))
+            done.left_out.append((pair, done.failures.add(error, pair.prediction, pair.truth)))
         else:
             done.scored.append((pair, case))
 
@@ -143,13 +127,6 @@ def _read(pair: Pair, *, liver_only: bool) -> tuple[Array, Array, Geometry]:
     if liver_only:  # what it says of tumours cannot be judged
         prediction, truth = np.minimum(prediction, 1), np.minimum(truth, 1)
     return prediction, truth, geometry
-
-
-def _print(scores: SetScores) -> None:
-    try:
-        tables.show(scores)
-    except OutputError as error:  # what is written is written all the same
-        text.fail(str(error))
 
 
 def _write(scores: SetScores, matched: Matched, done: _Done, outputs: Outputs, notes: Sequence[str]) -> None:
@@ -194,7 +171,7 @@ def _draw_worst(done: _Done, folder: Path, count: int, *, liver_only: bool) -> N
             with atomic(folder / f"{pair.name}.png") as (part,):
                 part.write_bytes(disagreement_png(volume, prediction, truth, summary))
         except Exception as error:
-            done.fail(pair, error)
+            done.failures.add(error, pair.prediction, pair.truth)
 
 
 def _dices(case: CaseScores) -> list[float]:

@@ -128,15 +128,10 @@ def _models() -> list[dict[str, Any]]:
 
 def show(found: dict[str, Any]) -> None:
     """Print what `collect` found."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
+    rows: list[tuple[str, str]] = []
 
     def row(heading: str, content: str) -> None:
-        table.add_row(heading, Text(content))
+        rows.append((heading, content))
 
     cpu, extension = found["cpu"], found["extension"]
     row("trtseg", found["trtseg"])
@@ -164,23 +159,15 @@ def show(found: dict[str, Any]) -> None:
     for engine in found["engines"]:
         if engine["problem"]:
             row("", f"{engine['file'] or ''} {engine['problem']}".strip())
-    text.show(table, _can(found["abilities"]), text.NOT_CLINICAL)
+    headings = ("runtime", "version", "on", "can", "", "because")
+    abilities = text.table(headings, map(_can, found["abilities"]))
+    text.show(text.listing(rows), abilities, text.NOT_CLINICAL)
 
 
-def _can(abilities: list[dict[str, Any]]) -> Any:
-    """Lay out what each runtime for GPUs can do here and why not."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE)
-    for heading in ("runtime", "version", "on", "can", "", "because"):
-        table.add_column(heading, overflow="fold")
-    for able in abilities:
-        answer = {True: "yes", False: "no", None: "not known"}[able["works"]]
-        cells = able["runtime"], able["version"] or "–", able["where"], able["task"], answer, able["detail"]
-        table.add_row(*map(Text, cells))
-    return table
+def _can(able: dict[str, Any]) -> tuple[str, ...]:
+    """Lay out what a runtime for GPUs can do here and why not."""
+    answer = {True: "yes", False: "no", None: "not known"}[able["works"]]
+    return able["runtime"], able["version"] or "–", able["where"], able["task"], answer, able["detail"]
 
 
 def _describe_driver(driver: dict[str, Any]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from trtseg.cli import text
 from trtseg.evaluate import CONVENTIONS, CaseScores, Mean, SetScores
@@ -76,7 +75,8 @@ def show(scores: SetScores) -> None:
     """Print the tables to stdout."""
     parts = [case_rows(scores)] if len(scores.cases) > 1 else []
     parts += [summary_rows(scores), lesion_rows(scores)]
-    text.show(*(_rich(rows) for rows in parts if rows), text.NOT_CLINICAL)
+    drawn = [text.table(rows[0], rows[1:], right=rows[0][1:]) for rows in parts if rows]
+    text.show_results(*drawn, text.NOT_CLINICAL)
 
 
 def markdown(scores: SetScores, notes: Iterable[str] = ()) -> str:
@@ -110,19 +110,6 @@ def _three(values: dict[str, float]) -> Row:
 def _mean(mean: Mean, style: str) -> str:
     shown = number(mean.value, style)
     return f"{shown} ({mean.undefined} undefined)" if mean.undefined and mean.cases else shown
-
-
-def _rich(rows: Sequence[Row]) -> Any:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE)
-    for column, heading in enumerate(rows[0]):
-        table.add_column(heading, justify="right" if column else "left", overflow="fold")
-    for row in rows[1:]:
-        table.add_row(*(Text(cell) for cell in row))
-    return table
 
 
 def _pipes(rows: Sequence[Row]) -> str:

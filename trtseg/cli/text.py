@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from trtseg.errors import OutputError
 from trtseg.notice import NOTICE
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 NOT_CLINICAL = f"{NOTICE.capitalize()}."
 
@@ -47,6 +50,54 @@ def show(*parts: Any) -> None:
     with _written(1, "standard output"), console.capture() as drawn:
         console.print(*parts, sep="\n")
     out(drawn.get())
+
+
+def show_results(*parts: Any) -> None:
+    """Show what the files hold that are written anyway: if it cannot be shown, only stderr says so."""
+    try:
+        show(*parts)
+    except OutputError as error:
+        fail(str(error))
+
+
+def table(
+    headings: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: Collection[str] = (),
+    caption: str | None = None,
+) -> Table:
+    """Make a table for `show`; ``right`` are the headings of columns that are aligned to the right."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=box.SIMPLE, caption=caption, caption_justify="left")
+    for heading in headings:
+        made.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*map(Text, row))
+    return made
+
+
+def listing(rows: Iterable[tuple[str, str]], *, caption: str | None = None, indent: bool = False) -> Table:
+    """Make a table for `show` of one line for each heading and its text."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(
+        box=box.SIMPLE if indent else None,
+        pad_edge=indent,
+        show_header=False,
+        caption=caption,
+        caption_justify="left",
+    )
+    made.add_column(style="bold", no_wrap=True)
+    made.add_column(overflow="fold")
+    for row in rows:
+        made.add_row(*map(Text, row))
+    return made
 
 
 @contextlib.contextmanager

@@ -7,15 +7,13 @@ alone and not by a search among sets of capabilities. One file for many GPUs is 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,9 +26,10 @@ from trtseg.engines.runtime import Runtime, check_name, load_runtime
 from trtseg.engines.serialize import serialize
 from trtseg.engines.sidecar import EngineKey, Sidecar, sidecar_path
 from trtseg.engines.targets import place_of, resolve_targets
-from trtseg.engines.trust import cache_folder, is_own, locked
-from trtseg.errors import ArgumentError, ModelError, OutputError, TrtsegError
+from trtseg.engines.trust import engine_folder, is_own, locked
+from trtseg.errors import ArgumentError, ModelError, TrtsegError
 from trtseg.io.atomic import atomic
+from trtseg.io.folders import made_folder
 from trtseg.models import ModelFiles, find
 from trtseg.spec import ModelSpec
 
@@ -138,7 +137,7 @@ def build_engines(
     loaded = load_runtime(runtime)
     places = resolve_targets(targets, loaded, find_driver())
     jobs = [(net, net.key(loaded, *place, n)) for net in nets for place in places for n in batches]
-    return _build_all(loaded, jobs, cache_folder() if output is None else Path(output), progress)
+    return _build_all(loaded, jobs, engine_folder() if output is None else Path(output), progress)
 
 
 def engine_for(
@@ -206,7 +205,7 @@ def _build_all(
     """Build every engine into ``folder``; the files appear together or not at all."""
     built = []
     own = is_own(folder)
-    with locked() if own else _made(folder):
+    with locked() if own else made_folder(folder, "output"):
         paths = [folder / key.file_name for _, key in jobs]
         with atomic(*(file for path in paths for file in (path, sidecar_path(path)))) as parts:
             for number, (net, key) in enumerate(jobs):
@@ -221,21 +220,3 @@ def _build_all(
                 built.append(cache.Entry(paths[number], sidecar, None))
                 tell(1.0)
     return built
-
-
-@contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """Create a folder where needed; what was created and has stayed empty is removed at the end."""
-    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
-    try:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"output: {folder} cannot be created ({error.strerror}); choose another folder"
-            ) from error
-        yield
-    finally:
-        for path in missing:  # the innermost first
-            with contextlib.suppress(OSError):
-                path.rmdir()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from trtseg.engines.sidecar import EngineKey, Sidecar, sidecar_path
-from trtseg.engines.trust import cache_folder, is_own, locked, opened, prepared, read
+from trtseg.engines.trust import engine_folder, is_own, locked, opened, prepared, read
 from trtseg.errors import ModelError, OutputError
 from trtseg.io.atomic import atomic
 
@@ -96,7 +96,7 @@ def obtain(
     except ModelError:
         pass  # it may be on its way: the lock tells
     with locked(waiting):
-        path = cache_folder() / key.file_name
+        path = engine_folder() / key.file_name
         try:
             return _load(key)
         except ModelError as error:
@@ -142,7 +142,7 @@ def accept(path: Path, verdict: dict[str, Any] | None, *, sha256: str) -> Sideca
 
 def load_blob(name: str) -> bytes | None:
     """What `store_blob` kept; None if it is missing, damaged, or not this user's alone."""
-    path = cache_folder() / f"{name}.blob"
+    path = engine_folder() / f"{name}.blob"
     try:
         content = read(path, own=True)
     except ModelError:
@@ -153,7 +153,7 @@ def load_blob(name: str) -> bytes | None:
 
 def store_blob(name: str, data: bytes) -> None:
     """Keep what makes a runtime faster next time (a timing cache, compiled kernels), under the rules for engines."""
-    with prepared(), atomic(cache_folder() / f"{name}.blob") as (part,):
+    with prepared(), atomic(engine_folder() / f"{name}.blob") as (part,):
         part.write_bytes(hashlib.sha256(data).digest() + data)
         part.chmod(part.stat().st_mode & 0o755)
 
@@ -164,7 +164,7 @@ def entries(folder: Path | None = None, *, verify: bool = False) -> list[Entry]:
     With ``verify`` every check of loading is made; without it only the sidecars are read. What is wrong with an engine
     is in its entry; a ModelError says what is wrong with the folder.
     """
-    chosen = cache_folder() if folder is None else folder
+    chosen = engine_folder() if folder is None else folder
     own = is_own(chosen)
     if own and not chosen.exists():
         return []
@@ -185,7 +185,7 @@ def clear(folder: Path | None = None) -> tuple[int, int]:
 
     From this user's cache all goes; from another folder only engines that have a sidecar.
     """
-    chosen = cache_folder() if folder is None else folder
+    chosen = engine_folder() if folder is None else folder
     own = is_own(chosen)
     if own and not chosen.exists():
         return 0, 0
@@ -206,7 +206,7 @@ def clear(folder: Path | None = None) -> tuple[int, int]:
 
 
 def _load(key: EngineKey) -> tuple[bytes, Sidecar]:
-    path = cache_folder() / key.file_name
+    path = engine_folder() / key.file_name
     data, sidecar = _read_pair(path, own=True)
     if sidecar.key != key:
         raise ModelError(f"{path}: its sidecar is of another engine ({sidecar.key}); delete both")

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trtseg.engines.onnx_spec import check_spec
 from trtseg.errors import DeviceError, ModelError
-from trtseg.spec import METADATA_KEY, ModelSpec
+from trtseg.spec import ModelSpec
 
 
 @functools.cache
@@ -29,17 +30,6 @@ def describe_cpu() -> str:
     """The processor and the precision that ``auto`` takes on it."""
     name = _core().get_property("CPU", "FULL_DEVICE_NAME")
     return f"{name}, {'BF16' if native_bf16() else 'FP32'} by default"
-
-
-def _check_spec(model: Any, spec: ModelSpec) -> None:
-    """Refuse a net whose own metadata, which its hash covers, say other than the manifest."""
-    key = ["framework", METADATA_KEY]  # where OpenVINO keeps the metadata of an ONNX file
-    if not model.has_rt_info(key):
-        raise ModelError(f"{spec.role} net: the ONNX file holds no spec; export the model again")
-    if ModelSpec.from_json(model.get_rt_info(key).astype(str)) != spec:
-        raise ModelError(
-            f"{spec.role} net: model.json differs from the spec in the ONNX file; export or install the model again"
-        )
 
 
 class OpenVinoEngine:
@@ -80,7 +70,7 @@ class OpenVinoEngine:
         wanted = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}[precision]
         try:
             model = _core().read_model(io.BytesIO(onnx))
-            _check_spec(model, spec)
+            check_spec(onnx, spec)
             model.reshape(shape)
             options = {
                 "INFERENCE_PRECISION_HINT": wanted,

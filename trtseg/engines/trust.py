@@ -14,23 +14,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trtseg.errors import ModelError, OutputError
+from trtseg.io.folders import cache_folder
 
 _LOCK = ".lock"
 
 
-def cache_folder() -> Path:
-    """Return the folder of this user's engines, in ``$TRTSEG_CACHE`` or the user's cache folder of this system."""
-    chosen = os.environ.get("TRTSEG_CACHE")
-    if chosen:
-        return Path(chosen) / "engines"
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("trtseg", appauthor=False)) / "engines"
+def engine_folder() -> Path:
+    """Return the folder of this user's engines, in `cache_folder`."""
+    return cache_folder() / "engines"
 
 
 def is_own(folder: Path) -> bool:
-    """Whether a folder is `cache_folder`."""
-    return folder.resolve() == cache_folder().resolve()
+    """Whether a folder is `engine_folder`."""
+    return folder.resolve() == engine_folder().resolve()
 
 
 def read(path: Path, *, own: bool) -> bytes:
@@ -100,7 +96,7 @@ def _wait_for(lock: int, waiting: Callable[[], None] | None) -> None:
 @contextmanager
 def prepared() -> Iterator[int]:
     """Make the cache folder where needed, check it, and hold it open."""
-    folder = cache_folder()
+    folder = engine_folder()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -112,7 +108,7 @@ def prepared() -> Iterator[int]:
 
 def _unusable(how: str, error: OSError) -> OutputError:
     return OutputError(
-        f"{cache_folder()}: cannot be {how} ({error.strerror}); set TRTSEG_CACHE to a folder of your own"
+        f"{engine_folder()}: cannot be {how} ({error.strerror}); set TRTSEG_CACHE to a folder of your own"
     )
 
 

@@ -1,0 +1,72 @@
+"""How a command ends: what goes wrong becomes a line on stderr and an exit code.
+
+Exit codes: 0 all done; 1 a bug (with a traceback); 2 bad usage, input, output, model or device, and nothing
+was written; 3 some of several cases failed and the others were written; 130 interrupted; 143 terminated. That
+the table of results cannot be printed changes none of them.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from trtseg.cli.text import fail
+from trtseg.errors import TrtsegError
+
+
+@contextmanager
+def errors_as_exit_codes() -> Iterator[None]:
+    """End the command with a line on stderr if the user can do something about what is raised in the body."""
+    try:
+        yield
+    except TrtsegError as error:
+        fail(str(error))
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        fail("interrupted; nothing is left half-written")
+        raise typer.Exit(130) from None
+
+
+def exit_code(done: int, failed: int) -> int:
+    """Exit code of a command with so many cases done and failed."""
+    return 0 if not failed else 3 if done else 2
+
+
+@dataclass
+class Failures:
+    """What went wrong so far, in a command whose other cases go on."""
+
+    count: int = 0
+    bugs: int = 0
+
+    def add(self, error: Exception, *paths: Path, alone: bool = False) -> str:
+        """Say on stderr what went wrong with a case, and return it.
+
+        Parameters
+        ----------
+        error : Exception
+            What was raised: a TrtsegError, or a bug, to be seen in full.
+        *paths : Path
+            Files of the case; the first is put before a message that names none of them.
+        alone : bool
+            There is no other case, and the message need not name it.
+        """
+        self.count += 1
+        if isinstance(error, TrtsegError):
+            named = alone or any(str(path) in str(error) for path in paths)
+            reason = str(error) if named else f"{paths[0]}: {error}"
+            fail(reason)
+            return reason
+        self.bugs += 1
+        fail(f"{paths[0]}: unexpected, please report this:")
+        traceback.print_exception(error)
+        return f"unexpected {type(error).__name__}"
+
+    def exit_code(self, done: int) -> int:
+        """Exit code with so many cases done."""
+        return 1 if self.bugs else exit_code(done, self.count)

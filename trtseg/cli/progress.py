@@ -1,0 +1,53 @@
+"""The progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+def bar(quiet: bool) -> AbstractContextManager[Progress | None]:
+    """Make a progress bar on stderr for people, and none for files and scripts."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        return nullcontext()
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+def follow(shown: Progress | None, label: str = "") -> Callable[[str, float], None]:
+    """Start the bar (None: there is none) again, and make the function that moves it.
+
+    Parameters
+    ----------
+    shown : Progress or None
+        What `bar` made.
+    label : str
+        Stands before what the function is told.
+
+    Returns
+    -------
+    callable
+        To be called with what is being done, and the fraction of it that is done.
+    """
+    if shown is None:
+        return lambda what, fraction: None
+    for old in shown.task_ids:
+        shown.remove_task(old)
+    task = shown.add_task(label, total=1.0)
+    start = f"{label}: " if label else ""
+    return lambda what, fraction: shown.update(task, completed=fraction, description=f"{start}{what}")
