@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from commands import refused, run, run_alone, run_without_privileges
 
-import trtseg
+import trtseg.api
 
 
 def no_segmentation(*args, **kwargs):
