@@ -78,7 +78,8 @@ $(RUNS)/tumour/done: $(RUNS)/liver/done
 # The paper's table for our data.
 results: $(RUNS)/store256/manifest.json
 	$(PYTHON_TEST) -m training.compare --data $(RUNS)/store256 --out $(RUNS)/compare
-	$(PYTHON_TEST) -m training.results $(RUNS)/compare > docs/results.md
+	$(PYTHON_TEST) -m training.results $(RUNS)/compare > $(RUNS)/results.md
+	mv $(RUNS)/results.md docs/results.md
 $(RUNS)/store256/manifest.json: | $(TEST)/installed
 	@mkdir -p $(RUNS)
 	$(PYTHON_TEST) -m training.prepare --shared $(DATA) --size 256 -o $(RUNS)/store256

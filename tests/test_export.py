@@ -46,12 +46,9 @@ def checkpoints(method, folder):
 def exported(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     paths = checkpoints(request.param, folder)
-    return (
-        request.param,
-        paths,
-        export.export(paths, folder / "model", {"tumour": 0.4}, PROVENANCE),
-        folder / "model",
-    )
+    thresholds = {} if request.param == "one-step" else {"tumour": 0.4}
+    spec = export.export(paths, folder / "model", thresholds, PROVENANCE)
+    return request.param, paths, spec, folder / "model"
 
 
 def test_the_folder_holds_what_its_manifest_says(exported):
@@ -115,14 +112,36 @@ def test_nets_that_do_not_belong_together_are_refused(tmp_path):
     assert not (tmp_path / "m").exists()
 
 
-def test_a_file_that_differs_is_refused(tmp_path):
+@pytest.mark.parametrize("role", ["liver", "one-step"])
+def test_a_file_that_differs_is_refused(tmp_path, role):
     torch.manual_seed(0)
-    net, other = UNet(width=4, depth=2).eval(), UNet(width=4, depth=2).eval()
-    export.export_onnx(other, tiny.spec("liver"), tmp_path / "liver.onnx", half=False)
+    spec = tiny.spec(role)
+    net, other = (UNet(spec.channels, width=4, depth=2).eval() for _ in range(2))
+    export.export_onnx(other, spec, tmp_path / "net.onnx", half=False)
     x = np.random.default_rng(0).random((2, 1, 64, 64), np.float32)
     with pytest.raises(SystemExit, match="does not agree"):
-        export.check_parity(net, tmp_path / "liver.onnx", x, half=False)
-    export.check_parity(other, tmp_path / "liver.onnx", x, half=False)
+        export.check_parity(net, tmp_path / "net.onnx", x, spec, half=False)
+    assert " 0 of " in export.check_parity(other, tmp_path / "net.onnx", x, spec, half=False)
+
+
+def test_fp16_that_changes_which_class_wins_is_refused(tmp_path):
+    """Around 300 neighbouring FP16 numbers are 0.25 apart: 300.12 and 300 become one."""
+    torch.manual_seed(0)
+    spec, net = tiny.spec("one-step"), UNet(3, width=4, depth=2).eval()
+    with torch.no_grad():
+        net.head.bias.copy_(torch.tensor([300.0, 300.12, 299.9]))
+        net.head.weight.mul_(0.01)
+    export.export_onnx(net, spec, tmp_path / "net.fp16.onnx", half=True)
+    x = np.random.default_rng(0).random((2, 1, 64, 64), np.float32)
+    with pytest.raises(SystemExit, match="does not agree"):
+        export.check_parity(net, tmp_path / "net.fp16.onnx", x, spec, half=True)
+
+
+def test_a_threshold_for_a_net_without_one_is_refused(tmp_path):
+    paths = checkpoints("one-step", tmp_path)
+    with pytest.raises(SystemExit, match="thresholds: got one for tumour"):
+        export.export(paths, tmp_path / "m", {"tumour": 0.3}, PROVENANCE)
+    assert not (tmp_path / "m").exists()
 
 
 def test_evaluation_of_a_model(exported, tmp_path):
@@ -142,7 +161,8 @@ def test_evaluation_of_a_model(exported, tmp_path):
     assert "| ill |" in text
     assert "| well |" in text
     assert "| slices without liver | 1 |" in text
-    assert "restricted" not in text
+    assert "| all pixels |" in text
+    assert "| probability in [0.01, 0.99] |" in text
     assert (tmp_path / "scores.md").read_text() == text
     assert {path.name for path in tmp_path.iterdir()} >= {"roc.png", "scores.json", "scores.md"}
 

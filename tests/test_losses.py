@@ -78,3 +78,6 @@ def test_frequencies_follow_the_slices_in_training_only():
     assert torch.equal(loss.frequency, before)
     loss.train()(torch.zeros(1, 1, 8, 8), target)
     assert loss.frequency.tolist() == pytest.approx([0.95 * 0.99, 0.05 * 0.99 + 0.01])
+    before = loss.frequency.clone()
+    loss(torch.zeros(1, 1, 8, 8), target, where=torch.zeros(1, 8, 8, dtype=torch.bool))
+    assert torch.equal(loss.frequency, before)  # nothing counted

@@ -152,6 +152,15 @@ def test_patients_that_are_left_out_do_not_train(store):
         data.read(store, 32)
 
 
+def test_processes_share_out_every_batch():
+    run = settings("liver", steps=3)  # batches of 2
+    parts = [list(train.numbers(run, 1, rank, 2)) for rank in (0, 1)]
+    assert parts == [[2, 4], [3, 5]]
+    assert list(train.numbers(run, 1)) == [2, 3, 4, 5]
+    with pytest.raises(SystemExit, match="2 for 3 processes"):
+        train.numbers(run, 0, 0, 3)
+
+
 def test_learning_rates():
     adam = train.Settings("liver", 1000, lr=1.0)
     assert train.lr_at(adam, 0) == pytest.approx(1 / 100)  # warm-up over a tenth

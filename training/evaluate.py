@@ -4,8 +4,9 @@
     python -m training.evaluate --model runs/joint/model --ircadb DIR --lits DIR
 
 ``--shared`` is its validation: LiTS group A, the complete CT ``chaos3``, and slices without liver of patients that
-training never saw, each at its own resolution. Other data sets are scored whole. It prints Markdown; with ``-o`` it
-writes that, the scores as JSON, the ROC curve, and pictures of the worst cases.
+training never saw, each at its own resolution. Other data sets are scored whole: whether a model was trained on some
+of their patients is for the user to know. Cases that cannot be read are named and left out. It prints Markdown; with
+``-o`` it writes that, the scores as JSON, the ROC curve, and pictures of the worst cases.
 """
 
 from __future__ import annotations
@@ -15,22 +16,21 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 import trtseg
-from training.cases import Case, read_checked
+from training.cases import Case, Scan, read_checked
 from training.rank import curve_png, probabilities
 from training.readers import READERS, chaos_nifti
 from training.split import VALIDATION_GROUPS
 from trtseg import models
 from trtseg.cli import tables
+from trtseg.errors import InputError, TrtsegError
 from trtseg.evaluate import CaseScores, evaluate_case, evaluate_set
 from trtseg.metrics.ranking import PAPER_BAND, roc
 from trtseg.notice import NOTICE
 from trtseg.preview import disagreement_png
-from trtseg.volume import Volume
 
 #: mm where nobody knows: slices without liver stand alone, and 8-bit slices have lost their spacing.
 ASSUMED = (5.0, 0.75, 0.75)
@@ -38,17 +38,10 @@ ASSUMED = (5.0, 0.75, 0.75)
 FAR_FROM_LIVER = {
     "head", "head_neck", "neck", "neck_shoulder", "neck_or_upper_chest", "upper_chest", "pelvis",
 }  # fmt: skip
+#: Slices over which a ROC curve is drawn, at most.
+ROC_SLICES = 300
 #: mL of liver that a slice without liver may show.
 FALSE_ML = 5.0
-
-
-class Scored(NamedTuple):
-    """A case with its scores, and what a picture of it needs."""
-
-    case: CaseScores
-    volume: Volume
-    prediction: np.ndarray  # uint8 [Z, Y, X]
-    truth: np.ndarray  # uint8 [Z, Y, X]
 
 
 def spacing_of(spacing: Sequence[float]) -> tuple[float, float, float]:
@@ -57,14 +50,19 @@ def spacing_of(spacing: Sequence[float]) -> tuple[float, float, float]:
     return z, y, x
 
 
-def score(segmenter: trtseg.Segmenter, case: Case) -> Scored:
-    """Segment a case and compare with its truth."""
+def score(segmenter: trtseg.Segmenter, case: Case, png: Path | None = None) -> CaseScores:
+    """Segment a case and compare with its truth; with ``png`` draw where they disagree."""
     scan = read_checked(case)
     spacing = spacing_of(scan.spacing)
     volume = trtseg.load(scan.hu, spacing=spacing)
     labels = segmenter.segment(volume).canonical
     scores = evaluate_case(labels, scan.label, spacing, name=case.name, liver_only=not case.labels_tumour)
-    return Scored(scores, volume, labels, scan.label)
+    if png is not None:
+        title = f"liver Dice {scores.liver.overlap.dice:.3f}"
+        if scores.tumour is not None:
+            title += f", tumour Dice {scores.tumour.overlap.dice:.3f}"
+        png.write_bytes(disagreement_png(volume, labels, scan.label, title))
+    return scores
 
 
 def without_liver(segmenter: trtseg.Segmenter, cases: Iterable[Case]) -> list[tuple[str, float]]:
@@ -77,10 +75,11 @@ def without_liver(segmenter: trtseg.Segmenter, cases: Iterable[Case]) -> list[tu
     return found
 
 
-def ranking(model: str, cases: Iterable[Case], png: Path | None) -> str:
-    """The ROC of the tumour probabilities in FP32 on the net's grid, over all cases together; as Markdown."""
+def ranking(model: str, cases: Sequence[Case], png: Path | None) -> str:
+    """The ROC of the tumour probabilities in FP32 on the net's grid, over slices with liver; as Markdown."""
     files = models.find(model)
-    pairs = [probabilities(files, read_checked(case)) for case in cases]
+    share = ROC_SLICES // len(cases)
+    pairs = [probabilities(files, with_liver(read_checked(case), share)) for case in cases]
     p, truth = (np.concatenate(part) for part in zip(*pairs, strict=True))
     full, restricted = roc(p, truth), roc(p, truth, PAPER_BAND)
     if png is not None:
@@ -92,6 +91,13 @@ def ranking(model: str, cases: Iterable[Case], png: Path | None) -> str:
             for name, r in (("all pixels", full), (f"probability in {list(PAPER_BAND)}", restricted))
         )
     )
+
+
+def with_liver(scan: Scan, most: int) -> Scan:
+    """The slices of a scan that show liver, evenly thinned to at most ``most``."""
+    keep = np.flatnonzero(scan.label.any((1, 2)))
+    keep = keep[:: max(1, math.ceil(len(keep) / max(1, most)))]
+    return Scan(scan.hu[keep], scan.label[keep], scan.spacing, [scan.z[i] for i in keep])
 
 
 def false_livers(found: Sequence[tuple[str, float]]) -> str:
@@ -116,21 +122,24 @@ def evaluate(
         f"{segmenter.spec.name} {segmenter.spec.version}, {segmenter.device} {segmenter.precision}. {NOTICE}"
     )
     parts = [f"# {about}"]
-    if whole:
-        scored = [score(segmenter, case) for case in whole]
-        scores = evaluate_set(s.case for s in scored)
-        parts.append(tables.markdown(scores, [f"where a spacing is not known, {ASSUMED} mm are assumed"]))
-        tumours = [case for case in whole if case.labels_tumour]
-        if tumours:
+    scored: dict[Case, CaseScores] = {}
+    notes = [f"where a spacing is not known, {ASSUMED} mm are assumed"]
+    for case in whole:
+        try:
+            scored[case] = score(segmenter, case)
+        except InputError as error:
+            notes.append(f"{case.source}/{case.name} was left out: {error}")
+    if whole and not scored:
+        raise InputError("no case can be scored; " + "; ".join(notes[1:]))
+    if scored:
+        scores = evaluate_set(scored.values())
+        parts.append(tables.markdown(scores, notes))
+        if tumours := [case for case in scored if case.labels_tumour]:
             parts.append(ranking(model, tumours, out / "roc.png" if out else None))
         if out:
             (out / "scores.json").write_text(json.dumps(scores.to_dict(), indent=2) + "\n")
-            for s in sorted(scored, key=lambda s: s.case.liver.overlap.dice)[:worst]:
-                title = f"liver Dice {s.case.liver.overlap.dice:.3f}"
-                if s.case.tumour is not None:
-                    title += f", tumour Dice {s.case.tumour.overlap.dice:.3f}"
-                picture = disagreement_png(s.volume, s.prediction, s.truth, title)
-                (out / f"{s.case.name}.png").write_bytes(picture)
+            for case in sorted(scored, key=lambda case: scored[case].liver.overlap.dice)[:worst]:
+                score(segmenter, case, out / f"{case.name}.png")
     if empty:
         parts.append(false_livers(without_liver(segmenter, empty)))
     text = "\n\n".join(parts) + "\n"
@@ -163,16 +172,19 @@ def main() -> None:
     )
     parser.add_argument("--worst", type=int, default=5, help="number of pictures")
     args = parser.parse_args()
-    cases = shared_cases(args.shared) if args.shared else []
-    for name in ("lits", "msd", "ircadb", "chaos"):
-        if folder := getattr(args, name):
-            cases += READERS[name](folder)
-    if not cases:
-        parser.error("no cases; give --shared or a data set")
-    if args.output:
-        args.output.mkdir(parents=True, exist_ok=True)
-    segmenter = trtseg.Segmenter(args.model, precision=args.precision)
-    print(evaluate(segmenter, args.model, cases, args.output, args.worst), end="")
+    try:
+        cases = shared_cases(args.shared) if args.shared else []
+        for name in ("lits", "msd", "ircadb", "chaos"):
+            if folder := getattr(args, name):
+                cases += READERS[name](folder)
+        if not cases:
+            parser.error("no cases; give --shared or a data set")
+        if args.output:
+            args.output.mkdir(parents=True, exist_ok=True)
+        segmenter = trtseg.Segmenter(args.model, precision=args.precision)
+        print(evaluate(segmenter, args.model, cases, args.output, args.worst), end="")
+    except TrtsegError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

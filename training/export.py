@@ -29,7 +29,7 @@ from trtseg.phantom import abdomen
 from trtseg.spec import METADATA_KEY, CascadeSpec, ModelSpec
 
 FP32_TOLERANCE = 1e-3  # largest difference of a logit
-FP16_TOLERANCE = 0.05  # labels may flip only where the logit is smaller than this
+FP16_TOLERANCE = 0.05  # labels may flip only where the logit is nearer to the threshold than this
 
 
 def export_onnx(net: UNet, spec: ModelSpec, path: Path, *, half: bool) -> None:
@@ -71,7 +71,7 @@ def widen(model: onnx.ModelProto) -> None:
         value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
 
 
-def check_parity(net: UNet, onnx_path: Path, x: np.ndarray, *, half: bool) -> str:
+def check_parity(net: UNet, onnx_path: Path, x: np.ndarray, spec: ModelSpec, *, half: bool) -> str:
     """Compare the file's logits on ``x`` ``[n, 1, H, W]`` with the PyTorch net; a sentence with what was measured.
 
     Both files run in FP32 arithmetic: of the FP16 file this shows what its weights and its input lose by rounding.
@@ -89,16 +89,22 @@ def check_parity(net: UNet, onnx_path: Path, x: np.ndarray, *, half: bool) -> st
     )
     got = engine([x])[0]
     difference = float(np.abs(got - expected).max())
-    flipped = (got > 0) != (expected > 0)
-    doubt = float(np.abs(expected[flipped]).max(initial=0))
+    if spec.channels == 1:
+        margin = np.abs(expected - spec.logit_threshold)[:, 0]
+        flipped = ((got > spec.logit_threshold) != (expected > spec.logit_threshold))[:, 0]
+    else:  # the largest logit wins: what it is ahead by
+        second, first = np.sort(expected, axis=1)[:, -2:].swapaxes(0, 1)
+        margin = first - second
+        flipped = got.argmax(1) != expected.argmax(1)
+    doubt = float(margin[flipped].max(initial=0))
     if not np.isfinite(got).all() or (doubt >= FP16_TOLERANCE if half else difference >= FP32_TOLERANCE):
         raise SystemExit(
             f"{onnx_path.name}: does not agree with PyTorch: logits differ by up to {difference:.2e}, "
-            f"labels flip where |logit| is up to {doubt:.2e}"
+            f"labels flip that are up to {doubt:.2e} from the threshold"
         )
     return (
         f"{onnx_path.name}: {onnx_path.stat().st_size / 1e6:.1f} MB; logits differ from PyTorch by at most "
-        f"{difference:.1e}, {flipped.sum()} of {flipped.size} labels flip (|logit| <= {doubt:.1e})"
+        f"{difference:.1e}, {flipped.sum()} of {flipped.size} labels flip (at most {doubt:.1e} from the threshold)"
     )
 
 
@@ -149,6 +155,8 @@ def export(
         ``version``, ``trained_on`` and ``licence`` of the `ModelSpec`.
     """
     nets, size = nets_of(checkpoints)
+    if unknown := set(thresholds) - set(nets) | set(thresholds) & {"one-step"}:
+        raise SystemExit(f"thresholds: got one for {', '.join(sorted(unknown))}; these nets do not have one")
     specs = {
         role: ModelSpec(
             role=role,
@@ -170,7 +178,7 @@ def export(
             for half in (False, True):
                 path = Path(folder) / (f"{role}.fp16.onnx" if half else f"{role}.onnx")
                 export_onnx(net, specs[role], path, half=half)
-                print(check_parity(net, path, inputs[role], half=half))
+                print(check_parity(net, path, inputs[role], specs[role], half=half))
                 sha256[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
         spec = CascadeSpec(out.name, provenance["version"], tuple(specs.values()), sha256)
         for name in sha256:
@@ -194,7 +202,7 @@ def main() -> None:
         "--out", type=Path, required=True, help="folder of the model; its name is the model's name"
     )
     for role in ("liver", "tumour"):
-        parser.add_argument(f"--{role}-threshold", type=float, default=0.5, help="probability")
+        parser.add_argument(f"--{role}-threshold", type=float, metavar="P", help="probability (0.5)")
     parser.add_argument("--version", default="0.2.0")
     parser.add_argument("--trained-on", default="LiTS slices and CT slices without liver; see MODEL_CARD.md")
     parser.add_argument("--licence", default="demonstration weights; see MODEL_CARD.md")
@@ -202,7 +210,7 @@ def main() -> None:
     export(
         args.checkpoints,
         args.out,
-        {"liver": args.liver_threshold, "tumour": args.tumour_threshold},
+        {role: t for role in ("liver", "tumour") if (t := getattr(args, f"{role}_threshold")) is not None},
         {"version": args.version, "trained_on": args.trained_on, "licence": args.licence},
     )
 

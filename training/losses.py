@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 def class_weights(frequency: Tensor, exponent: float) -> Tensor:
-    """Weights of classes with the relative ``frequency`` ``[classes]``, which sum to 1.
+    """Weights of classes with the relative ``frequency`` ``[classes]``; the frequencies sum to 1.
 
     ``w_c = f_c ** -e / sum_k f_k ** (1 - e)``. The normalisation makes the mean weight of a pixel 1, so that balancing
     changes which pixels count and not the size of the loss. ``e = 0`` does not balance; ``e = 1`` gives every class
@@ -30,7 +30,7 @@ class Loss(nn.Module):
         Exponent of `class_weights`.
     overlap : str
         ``none``, ``dice`` or ``tversky`` (Salehi et al., arXiv 1706.05721, with 0.3 for false positives and 0.7 for
-        false negatives), over the whole batch, mean over the foreground classes.
+        false negatives), over the batch of one process, mean over the foreground classes.
     """
 
     frequency: Tensor
@@ -56,7 +56,8 @@ class Loss(nn.Module):
         counts = torch.ones_like(wanted[:, :1]) if where is None else where[:, None].float()
         wanted, pixels = wanted * counts, counts.sum().clamp_min(1)
         if self.training:
-            self.frequency += 0.01 * (wanted.sum(dim=(0, 2, 3)) / pixels - self.frequency)
+            rate = 0.01 * (counts.sum() > 0)  # nothing counts, nothing is learnt
+            self.frequency += rate * (wanted.sum(dim=(0, 2, 3)) / pixels - self.frequency)
         weights = class_weights(self.frequency, self.balance if balance is None else balance)
         loss = -(weights[:, None, None] * wanted * log_p).sum() / pixels
         if self.overlap == "none":

@@ -34,6 +34,11 @@ class Predictions(NamedTuple):
         with np.load(path) as file:
             return cls(**file)
 
+    def largest(self) -> np.ndarray:
+        """The most probable of three classes, uint8 ``[N, H, W]``: how one net with three classes decides."""
+        classes = (1 - self.liver, self.liver - self.tumour, self.tumour)
+        return np.stack(classes).argmax(0).astype(np.uint8)
+
     def labels(self, threshold: float = 0.5) -> np.ndarray:
         """0, 1 liver, 2 tumour, uint8 ``[N, H, W]``, with ``threshold`` for the tumour and 0.5 for the liver."""
         liver = self.liver > 0.5

@@ -23,6 +23,7 @@ from training.readers.unlabelled import unlabelled
 from training.store import resize
 from training.train import load
 from trtseg.fit import AIR_HU
+from trtseg.io import atomic
 
 ZOOMS = (0.85, 1.0, 1.18)
 #: Pixels with a probability in [0.1, 0.9] over pixels of liver above which a slice is left out.
@@ -82,7 +83,8 @@ def main() -> None:
         for column, values in zip(columns.values(), (hu, label, *names, np.array(scan.z)), strict=True):
             column.append(values[sure])
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(args.output, **{name: np.concatenate(parts) for name, parts in columns.items()})
+    with atomic(args.output) as (path,), path.open("wb") as file:
+        np.savez_compressed(file, **{name: np.concatenate(parts) for name, parts in columns.items()})
 
 
 if __name__ == "__main__":

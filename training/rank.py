@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from training.cases import Scan
-from training.store import resize_labels
+from training.store import place_labels
 from trtseg import _core
 from trtseg.engines import open_engine
 from trtseg.metrics.ranking import Roc
@@ -38,7 +38,7 @@ def probabilities(files: ModelFiles, scan: Scan) -> tuple[np.ndarray, np.ndarray
         _core.gate(logits, hu, threshold, nets[1].window, x, np.empty(n, np.int32))
         engines[1].run(x, tumour)
         p = np.where(logits > threshold, 1 / (1 + np.exp(-tumour)), 0)[:, 0]
-    truth = resize_labels(scan.label, spacing, rows) == 2
+    truth = place_labels(scan.label, fit) == 2
     return p.astype(np.float32).ravel(), truth.ravel()
 
 

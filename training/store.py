@@ -44,9 +44,13 @@ def resize(hu: np.ndarray, spacing: tuple[float, float], size: int) -> np.ndarra
 
 def resize_labels(label: np.ndarray, spacing: tuple[float, float], size: int) -> np.ndarray:
     """Fit labels ``[n, Y, X]`` onto the same ``[n, size, size]``: those at the pixels' centres, 0 outside."""
-    fit = _fit(label.shape[1:], spacing, size)
+    return place_labels(label, _fit(label.shape[1:], spacing, size))
+
+
+def place_labels(label: np.ndarray, fit: Fit) -> np.ndarray:
+    """Labels ``[n, Y, X]`` on the net's grid of ``fit``: those at the pixels' centres, 0 outside."""
     index, inside = [], []
-    for n, step, offset in zip(fit.native, fit.step, fit.offset, strict=True):
+    for n, size, step, offset in zip(fit.native, fit.net, fit.step, fit.offset, strict=True):
         at = np.floor((np.arange(size) - offset + 0.5) * step).astype(np.int64)
         index.append(at.clip(0, n - 1))
         inside.append((at >= 0) & (at < n))

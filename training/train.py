@@ -130,7 +130,8 @@ def optimizer_of(settings: Settings, method: nn.Module) -> torch.optim.Optimizer
 def lr_at(settings: Settings, step: int) -> float:
     """Learning rate: for AdamW warm-up and a cosine to zero; for SGD the paper's, a tenth once the loss is balanced."""
     if settings.optimizer == "sgd":
-        return settings.lr * (0.1 if step >= settings.balance_from * settings.steps else 1.0)
+        second = 0 < settings.balance_from * settings.steps <= step
+        return settings.lr * (0.1 if second else 1.0)
     warm = min(1.0, (step + 1) / min(200, settings.steps / 10))
     return settings.lr * warm * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
 
@@ -198,7 +199,7 @@ def train(
     method = build(settings, liver).to(device)
     optimizer = optimizer_of(settings, method)
     if start:
-        method.nets.load_state_dict(load(start, liver_checkpoint)[0].nets.state_dict())
+        method.nets.load_state_dict(torch.load(start, weights_only=True)["result"])
         settings = replace(settings, start=fingerprint(method.nets))
     averaged = AveragedModel(method, avg_fn=partial(_average, settings.ema), use_buffers=True)
     step, losses = 0, []
@@ -218,12 +219,10 @@ def train(
             net.compile()
     model = DistributedDataParallel(method) if processes > 1 else method
 
-    # process r of p takes every p-th sample of the batch
-    first, last = step * settings.batch + rank, settings.steps * settings.batch
     loader = DataLoader(
         Samples(slices, settings.method, settings.lesions, settings.seed),
         batch_size=settings.batch // processes,
-        sampler=range(first, last, processes),
+        sampler=numbers(settings, step, rank, processes),
         num_workers=1,
         prefetch_factor=4,
     )
@@ -275,6 +274,15 @@ def _average(decay: float, average: Tensor, value: Tensor, count: Tensor | int) 
     """Exponential moving average that forgets the first steps: its decay rises to ``decay``."""
     decay = min(decay, (1 + int(count)) / (10 + int(count)))
     return value + decay * (average - value)
+
+
+def numbers(settings: Settings, step: int, rank: int = 0, processes: int = 1) -> range:
+    """The samples that a process sees from ``step`` on: every ``processes``-th of each batch."""
+    if settings.batch % processes:
+        raise SystemExit(
+            f"batch: got {settings.batch} for {processes} processes; it must be a multiple of them"
+        )
+    return range(step * settings.batch + rank, settings.steps * settings.batch, processes)
 
 
 def _processes() -> tuple[int, int, torch.device]:

@@ -1,0 +1,101 @@
+"""The paper's table from training to text, and labels made by a net, on a phantom."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from training import compare, prepare, pseudo, results
+from training.cases import Case, Scan
+from training.losses import Loss
+from training.methods import Liver
+from training.predict import Predictions
+from trtseg.fit import AIR_HU
+from trtseg.phantom import abdomen
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Patients A (validates), B and D (test), C (trains)."""
+
+    def case(group):
+        phantom = abdomen(shape=(8, 64, 64), spacing=(20.0, 6.0, 6.0), seed=ord(group), lesions=3)
+        return Case(
+            group, "phantom", group, lambda: Scan(phantom.ct, phantom.labels, (20.0, 6.0, 6.0), range(8))
+        )
+
+    folder = tmp_path_factory.mktemp("store")
+    prepare.prepare([case(group) for group in "ABCD"], folder, prepare.Settings(size=64))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["one-step, balanced", "sequential"])
+def test_a_row_of_the_table(store, tmp_path, name, monkeypatch):
+    settings = replace(compare.TABLE[name], steps=2, batch=2, size=32, width=4, depth=2, compile=False)
+    folder = compare.folder_of(tmp_path, name, 0)
+    folder.mkdir(parents=True)
+    compare.run(settings, store, folder)
+    test = Predictions.read(folder / "test.npz")
+    assert set(test.case) == {"B", "D"}
+    assert set(Predictions.read(folder / "validation.npz").case) == {"A"}
+    scores = results.score(folder, settings.method)
+    assert scores.keys() == results.COLUMNS.keys()
+    stamp = (folder / "test.npz").stat().st_mtime_ns
+    compare.run(settings, store, folder)  # done is done
+    assert (folder / "test.npz").stat().st_mtime_ns == stamp
+    with pytest.raises(SystemExit, match="steps 2, not 3"):
+        compare.run(replace(settings, steps=3), store, folder)
+
+
+def test_scores_by_hand(tmp_path):
+    liver = np.array([[[0.1, 0.9, 0.9, 0.9, 0.75, 0.0]]], np.float32)
+    tumour = np.array([[[0.0, 0.8, 0.6, 0.2, 0.4, 0.0]]], np.float32)
+    label = np.array([[[0, 2, 1, 2, 2, 0]]], np.uint8)
+    for name in ("validation", "test"):
+        Predictions(liver, tumour, label, np.array(["x"])).save(tmp_path / f"{name}.npz")
+    two = results.score(tmp_path, "joint")
+    # tumour above 0.5: two pixels, one of them right; three are true
+    assert two["tumour Dice"] == pytest.approx(2 * 1 / (2 + 3))
+    assert two["IoU"] == pytest.approx(1 / 4)
+    assert two["accuracy"] == pytest.approx(3 / 6)
+    assert two["liver Dice"] == 1
+    # pairs of true and false tumour: 0.8 > 0, 0.6, 0; 0.2 > 0, 0 but < 0.6; 0.4 > 0, 0 but < 0.6
+    assert two["AUC"] == pytest.approx(7 / 9)
+    assert two["its share of pixels"] == pytest.approx(4 / 6)
+    assert two["restricted AUC"] == pytest.approx(1 / 3)
+    # three classes: at the fifth pixel (0.25, 0.35, 0.4) tumour is the largest, though below 0.5
+    one = results.score(tmp_path, "one-step")
+    assert one["tumour Dice"] == pytest.approx(2 * 2 / (3 + 3))
+
+
+def test_cells_show_a_range_where_there_is_one():
+    assert results.cell([0.123, 0.123], 2) == "0.12"
+    assert results.cell([0.1, 0.3], 1) == "0.2 (0.1–0.3)"
+
+
+class Threshold(nn.Module):
+    """A net that is sure of liver where the windowed input is above one half, by a steep slope."""
+
+    def forward(self, x):
+        return 200 * (x - 0.5)
+
+
+def test_pseudo_labels_lie_where_the_liver_is():
+    """Through three scales and back: a disc keeps its place and size."""
+    y, x = np.mgrid[:128, :128]
+    disc = (y - 50) ** 2 + (x - 80) ** 2 < 25**2
+    hu = np.where(disc, 200, AIR_HU).astype(np.int16)
+    empty = np.full_like(hu, AIR_HU)
+    method = Liver(nn.Identity(), Loss(2, 0.0, "none")).eval()
+    method.nets["liver"] = Threshold()
+    method.precision = torch.float32
+    labels, doubt = pseudo.pseudo_labels(method, np.stack([hu, empty]))
+    both = (labels[0].astype(bool) & disc).sum()
+    assert 2 * both / (labels[0].sum() + disc.sum()) > 0.95
+    assert doubt[0] < pseudo.MOST_DOUBT
+    assert not labels[1].any()
+    assert doubt[1] == np.inf
