@@ -54,6 +54,7 @@ lint: $(TEST)/installed
 # The way to the shipped model, step by step as training/README.md tells it. What is there is not made again, and a run
 # that was interrupted goes on where it was.
 PYTHON_TEST := $(TEST)/bin/python
+TRAIN = $(PYTHON_TEST) -m training.train --data $(RUNS)/store
 train: $(RUNS)/tumour/done
 	$(PYTHON_TEST) -m training.export $(RUNS)/liver/last.pt $(RUNS)/tumour/last.pt --out trtseg/models/default $(THRESHOLDS)
 	$(PYTHON_TEST) -m training.evaluate --shared $(DATA) -o $(RUNS)/evaluate
@@ -68,11 +69,19 @@ $(RUNS)/pseudo.npz: $(RUNS)/teacher/done
 	$(PYTHON_TEST) -m training.pseudo $(RUNS)/teacher/last.pt --shared $(DATA) -o $@
 $(RUNS)/store/manifest.json: $(RUNS)/pseudo.npz
 	$(PYTHON_TEST) -m training.prepare --shared $(DATA) --pseudo $(RUNS)/pseudo.npz -o $(RUNS)/store
-$(RUNS)/liver/done: $(RUNS)/store/manifest.json
-	$(PYTHON_TEST) -m training.train liver --data $(RUNS)/store --start $(RUNS)/teacher/last.pt --steps 4500 --out $(RUNS)/liver
+$(RUNS)/liver-1/done: $(RUNS)/store/manifest.json
+	$(TRAIN) liver --start $(RUNS)/teacher/last.pt --steps 4500 --out $(RUNS)/liver-1
 	@touch $@
-$(RUNS)/tumour/done: $(RUNS)/liver/done
-	$(PYTHON_TEST) -m training.train tumour --data $(RUNS)/store --liver $(RUNS)/liver/last.pt --steps 3000 --out $(RUNS)/tumour
+$(RUNS)/tumour-1/done: $(RUNS)/liver-1/done
+	$(TRAIN) tumour --liver $(RUNS)/liver-1/last.pt --steps 3000 --out $(RUNS)/tumour-1
+	@touch $@
+# Few lesions at the end: with many, a gallbladder looks like one.
+$(RUNS)/liver/done: $(RUNS)/liver-1/done
+	$(TRAIN) liver --start $(RUNS)/liver-1/last.pt --steps 1200 --lr 0.001 --lesions 0.1 --every 300 --out $(RUNS)/liver
+	@touch $@
+$(RUNS)/tumour/done: $(RUNS)/liver/done $(RUNS)/tumour-1/done
+	$(TRAIN) tumour --liver $(RUNS)/liver/last.pt --start $(RUNS)/tumour-1/last.pt --steps 500 --lr 0.0005 --every 250 \
+	  --out $(RUNS)/tumour
 	@touch $@
 
 # The paper's table for our data.
