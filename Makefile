@@ -75,12 +75,12 @@ $(RUNS)/liver-1/done: $(RUNS)/store/manifest.json
 $(RUNS)/tumour-1/done: $(RUNS)/liver-1/done
 	$(TRAIN) tumour --liver $(RUNS)/liver-1/last.pt --steps 3000 --out $(RUNS)/tumour-1
 	@touch $@
-# Few lesions at the end: with many, a gallbladder looks like one.
+# Few lesions at the end: with many, a gallbladder passes for one.
 $(RUNS)/liver/done: $(RUNS)/liver-1/done
-	$(TRAIN) liver --start $(RUNS)/liver-1/last.pt --steps 1200 --lr 0.001 --lesions 0.1 --every 300 --out $(RUNS)/liver
+	$(TRAIN) liver --start $(RUNS)/liver-1/last.pt --steps 2000 --lr 0.001 --lesions 0.1 --out $(RUNS)/liver
 	@touch $@
 $(RUNS)/tumour/done: $(RUNS)/liver/done $(RUNS)/tumour-1/done
-	$(TRAIN) tumour --liver $(RUNS)/liver/last.pt --start $(RUNS)/tumour-1/last.pt --steps 500 --lr 0.0005 --every 250 \
+	$(TRAIN) tumour --liver $(RUNS)/liver/last.pt --start $(RUNS)/tumour-1/last.pt --steps 800 --lr 0.0005 --every 400 \
 	  --out $(RUNS)/tumour
 	@touch $@
 

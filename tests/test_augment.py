@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from training.augment import _halved, augment, remove_liver
 from training.data import Slices
-from training.lesions import add_lesions
+from training.lesions import DARKEST_HU, add_gallbladder, add_lesions
 from training.sample import SHARES, Samples
 from trtseg.fit import AIR_HU
 from trtseg.phantom import abdomen
@@ -81,6 +81,32 @@ def test_lesions_lie_in_the_liver_and_differ_from_it():
     assert 30 <= darker <= 40  # most lesions are darker
 
 
+def test_lesions_are_not_as_dark_as_bile():
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        hu, label = liver_slice(rng)
+        add_lesions(hu, label, rng)
+        assert hu[label == 2].mean() > DARKEST_HU
+
+
+def test_a_gallbladder_lies_beside_the_liver_and_is_none_of_it():
+    sizes = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        hu, label = liver_slice(rng)
+        before, mark = hu.copy(), label.copy()
+        add_gallbladder(hu, label, rng)
+        assert (label == mark).all()
+        assert (hu == before)[label > 0].all()
+        changed = hu != before
+        assert changed.any()
+        sizes.append(changed.sum())
+        assert -10 < np.median(hu[changed]) < 30
+        near = np.argwhere(changed)[:, None] - np.argwhere(label > 0)[None, ::7]
+        assert np.hypot(*near.transpose(2, 0, 1)).min() < 16
+    assert np.mean(sizes) > 300
+
+
 def test_a_liver_too_small_for_lesions_stays_as_it_is():
     hu, label = np.full((64, 64), 100, np.int16), np.zeros((64, 64), np.uint8)
     label[:10, :10] = 1
@@ -114,6 +140,7 @@ def drawn(samples, monkeypatch, count=600):
     monkeypatch.setattr("training.sample.augment", lambda hu, label, rng: (hu, label))
     monkeypatch.setattr("training.sample.remove_liver", lambda hu, label, rng: None)
     monkeypatch.setattr("training.sample.add_lesions", lambda hu, label, rng: None)
+    monkeypatch.setattr("training.sample.add_gallbladder", lambda hu, label, rng: None)
     return np.bincount([int(samples[n][0][0, 0]) // 100 for n in range(count)], minlength=6) / count
 
 

@@ -89,8 +89,8 @@ def main() -> None:
     missing = set(VALIDATION_GROUPS + TEST_GROUPS) - set(Store.open(args.data).group)
     if missing:
         parser.error(f"--data: {args.data} has no patients {', '.join(sorted(missing))}")
-    for seed in SEEDS:
-        for name, settings in EVERYTHING.items():
+    for name, settings in EVERYTHING.items():
+        for seed in SEEDS:
             run(replace(settings, seed=seed), args.data, folder_of(args.out, name, seed))
 
 

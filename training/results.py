@@ -82,10 +82,13 @@ def cell(values: list[float], decimals: int) -> str:
 
 
 def table(names: Iterable[str], scores: Callable[[str], list[dict[str, float]]]) -> str:
-    """A Markdown table with a row a name."""
+    """A Markdown table with a row a name; of runs that are not there it says so."""
     lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for name in names:
         rows = scores(name)
+        if not rows:
+            lines.append(f"| {name} | not run" + " |" * len(COLUMNS))
+            continue
         cells = [cell([row[c] for row in rows], d) for c, d in COLUMNS.items()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -100,7 +103,10 @@ def main() -> None:
     runs = parser.parse_args().runs
 
     def scores(name: str) -> list[dict[str, float]]:
-        return [score(folder_of(runs, name, seed), EVERYTHING[name].method) for seed in SEEDS]
+        folders = [folder_of(runs, name, seed) for seed in SEEDS]
+        if not all((folder / "test.npz").exists() for folder in folders):
+            return []
+        return [score(folder, EVERYTHING[name].method) for folder in folders]
 
     test = Predictions.read(folder_of(runs, next(iter(TABLE)), SEEDS[0]) / "test.npz")
     tumour = (test.label == 2).sum((1, 2))

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from training import data
 from training.augment import augment, remove_liver
-from training.lesions import add_lesions
+from training.lesions import add_gallbladder, add_lesions
 
 #: Of each method's samples the share with a tumour, with liver but no tumour, and without liver. N2 sees nothing of
 #: slices without liver.
@@ -19,6 +19,9 @@ SHARES = {
     "one-step": (0.40, 0.30, 0.30),
     "joint": (0.40, 0.30, 0.30),
 }
+
+#: Share of livers beside which something as dark as bile is put, where the liver is to be found.
+GALLBLADDERS = 0.3
 
 
 class Samples(Dataset[tuple[Tensor, Tensor]]):
@@ -62,8 +65,11 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
             hu, label = np.flip(hu, axes).copy(), np.flip(label, axes).copy()
         elif rng.random() < self.hide_liver:
             remove_liver(torch.from_numpy(hu), torch.from_numpy(label), rng)
-        elif rng.random() < self.lesions:
-            add_lesions(hu, label, rng)
+        else:
+            if rng.random() < self.lesions:
+                add_lesions(hu, label, rng)
+            if rng.random() < GALLBLADDERS * (self.hide_liver > 0):
+                add_gallbladder(hu, label, rng)
         return augment(torch.from_numpy(hu), torch.from_numpy(label), rng)
 
 
