@@ -77,6 +77,22 @@ def test_the_tumour_net_sees_the_liver_only_and_trains_alone():
     assert float(method.nets["tumour"].offset.grad) == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_mask_grows_in_training_only():
+    liver = Liver(Linear(*LIVER_ABOVE_40), loss())
+    method = Tumour(Linear(1.0, 0.0), loss(), liver, grow=2)
+    for m in (liver, method):
+        m.precision = torch.float32
+    seen = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        method.train()(HU, LABEL)
+        seen.add(tuple((method.nets["tumour"].seen[0, 0, 0] > 0).tolist()))
+    # N1 says liver from pixel 3 on; pixels 1 and 2 have 0 and 39 HU, pixel 0 is below the window
+    assert seen == {(False, first <= 1, first <= 2, *(True,) * 5) for first in (1, 2, 3)}
+    method.eval().probabilities(HU)
+    assert (method.nets["tumour"].seen[0, 0, 0, :3] == 0).all()
+
+
 def test_joint_loss_by_hand():
     """c1 * l(liver, N1) + c2 * l(tumour, N2), with N2 saying 0 everywhere."""
     method = joint(constants=(2.0, 3.0), tumour=(0.0, 0.0))

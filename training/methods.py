@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from training.losses import Loss
 from training.unet import UNet
@@ -94,29 +95,43 @@ class Liver(Method):
 
 
 class Tumour(Method):
-    """N2: tumour within what a trained N1 calls liver (section 2.2); N1 stays as it is."""
+    """N2: tumour within what a trained N1 calls liver (section 2.2); N1 stays as it is.
 
-    def __init__(self, net: UNet, loss: Loss, liver: Liver) -> None:
+    Parameters
+    ----------
+    net : UNet
+        N2.
+    loss : Loss
+        Its loss.
+    liver : Liver
+        N1.
+    grow : int
+        In training, N1's mask grows by up to so many pixels, at random: N2 shall know what lies beside a liver, as
+        gallbladder and vessels, since on other patients N1 will let some of it pass.
+    """
+
+    def __init__(self, net: UNet, loss: Loss, liver: Liver, grow: int = 0) -> None:
         super().__init__({"tumour": net})
-        self.loss = loss
+        self.loss, self.grow = loss, grow
         self.liver = (liver.eval().requires_grad_(False),)  # in a tuple: not one of the modules that train
 
-    def _run(self, hu: Tensor) -> tuple[Tensor, Tensor]:
-        """Liver probability ``[n, H, W]``, and tumour logits ``[n, 1, H, W]``."""
-        with torch.no_grad():
-            liver = self.liver[0].probabilities(hu)[0]
-        x = windowed(hu, "tumour") * (liver > 0.5)[:, None]
-        return liver, self.logits("tumour", x)
+    def _logits(self, hu: Tensor, mask: Tensor) -> Tensor:
+        """Tumour logits ``[n, 1, H, W]`` of HU ``[n, H, W]`` within a mask of that shape."""
+        return self.logits("tumour", windowed(hu, "tumour") * mask[:, None])
 
     def forward(self, hu: Tensor, label: Tensor, balance: float | None = None) -> Tensor:
         """The loss on HU and labels ``[n, H, W]``; only what N1 calls liver counts, since N2 sees nothing else."""
-        liver, logits = self._run(hu)
-        return self.loss(logits, label == 2, balance, liver > 0.5)
+        with torch.no_grad():
+            mask = self.liver[0].probabilities(hu)[0] > 0.5
+        if self.grow and self.training:
+            r = int(torch.randint(0, self.grow + 1, ()))
+            mask = F.max_pool2d(mask.float()[:, None], 2 * r + 1, 1, r)[:, 0] > 0
+        return self.loss(self._logits(hu, mask), label == 2, balance, mask)
 
     def probabilities(self, hu: Tensor) -> tuple[Tensor, Tensor]:
         """See `Method`."""
-        liver, logits = self._run(hu)
-        return liver, torch.sigmoid(logits)[:, 0] * (liver > 0.5)
+        liver = self.liver[0].probabilities(hu)[0]
+        return liver, torch.sigmoid(self._logits(hu, liver > 0.5))[:, 0] * (liver > 0.5)
 
 
 class Joint(Method):

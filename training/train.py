@@ -59,6 +59,7 @@ class Settings:
     balance_from: float = 0.0  # fraction of the steps that run before the loss is balanced
     overlap: str = "dice"
     gate: str = "straight-through"  # joint only
+    grow: int = 8  # pixels; tumour only
     c1: float = 1.0
     c2: float = 1.0
     ema: float = 0.998  # decay of the averaged weights, which are the result; 0: the last weights
@@ -86,7 +87,7 @@ def build(settings: Settings, liver: Liver | None = None) -> Method:
         return Liver(net(1), loss(2))
     if settings.method == "tumour":
         assert liver is not None
-        return Tumour(net(1), loss(2), liver)
+        return Tumour(net(1), loss(2), liver, settings.grow)
     if settings.method == "joint":
         return Joint(net(1), net(1), (loss(2), loss(2)), settings.gate, (settings.c1, settings.c2))
     raise ValueError(f"method: got {settings.method!r}; expected one-step, liver, tumour or joint")
