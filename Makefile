@@ -11,7 +11,7 @@ BUILD_FILES := pyproject.toml setup.py $(wildcard csrc/*)
 DATA := ../shared/data
 RUNS := runs
 # Chosen on the validation patients, see the model card.
-THRESHOLDS :=
+THRESHOLDS := --tumour-threshold 0.75
 PACKAGE_FILES := $(shell find trtseg -type f -not -name '*.py[co]' -not -name '*.so')
 PIP_INSTALL = bin/python -m pip install -qq --disable-pip-version-check
 
