@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import resource
+import os
 import subprocess
 import sys
 
@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 import trtseg
-from training import data
-from training.evaluate import FAR_FROM_LIVER
+from training.evaluate import FAR_FROM_LIVER, shared_cases, without_liver
 from trtseg import models, reference
 from trtseg.engines import open_engine
 from trtseg.engines.openvino import native_bf16
@@ -31,8 +30,8 @@ def dice(a, b):
 def test_healthy_liver(segmenter, shared_data, tmp_path):
     result = segmenter.segment(shared_data / "chaos3" / "volume.nii.gz")
     truth = np.asanyarray(nib.load(shared_data / "chaos3" / "segmentation.nii.gz").dataobj)
-    assert dice(result.labels >= 1, truth >= 1) >= 0.955
-    assert result.tumour_ml < 10
+    assert dice(result.labels >= 1, truth >= 1) >= 0.96
+    assert result.tumour_ml < 5
     result.save(tmp_path / "a.nii.gz")
     segmenter.segment(shared_data / "chaos3" / "volume.nii.gz").save(tmp_path / "b.nii.gz")
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
@@ -68,9 +67,9 @@ def test_precisions_agree_where_the_nets_are_sure(shared_data):
 
 def test_slices_without_liver(segmenter, shared_data):
     """Head, upper chest, pelvis of patients that training never saw, each slice taken to be 5 mm thick."""
-    empty = [n for n in data.read_negatives(shared_data) if n.held_out and n.body_part in FAR_FROM_LIVER]
+    empty = [case for case in shared_cases(shared_data) if case.body_part in FAR_FROM_LIVER]
     assert len(empty) > 20
-    false = [n.source for n in empty if segmenter.segment(n.hu[None], spacing=(5.0, *n.spacing)).liver_ml > 5]
+    false = [part for part, ml in without_liver(segmenter, empty) if ml > 5]
     assert len(false) <= 0.01 * len(empty), false
 
 
@@ -88,7 +87,10 @@ def test_memory_of_a_long_ct(tmp_path):
         "-o",
         str(tmp_path / "seg.nii.gz"),
     ]
-    subprocess.run(command, check=True)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024  # MiB
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)  # of this very process
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    peak = usage.ru_maxrss / 1024  # MiB
     volume = ijk.size * 2 / 2**20
     assert peak < volume + volume / 2 + 600 * 1e6 / 2**20
