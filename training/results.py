@@ -44,9 +44,10 @@ What it shows, and what not:
 
 - Two test patients, one of whom has nearly all the tumour. Differences between rows within the range of the seeds mean
   nothing, and larger ones may still be of this patient alone.
-- The budget is small: it says how fast a method learns, not how good it can get. One net for three classes, and a tumour
-  net whose mask is still being learnt, start more slowly than a tumour net behind a finished one that sees a tumour in
-  every second slice: `one-step` and `joint` have not done learning. Whether the joint loss is better in the end is open.
+- The budget is small: it says how fast a method learns, not how good it can get. One net for three classes, and a
+  tumour net whose mask is still being learnt, start more slowly than a tumour net behind a finished one that sees a
+  tumour in every second slice: `one-step` and `joint` have not done learning. Whether the joint loss is better in the
+  end is open.
 - The threshold that one small patient's curve chooses helps where a net is unsure, and hurts `sequential, balanced`.
 - The shipped model is trained longer and at 256x256 (its model card).
 - Pixel accuracy and Rand index are near 1 for every row, and for a model that finds no tumour at all: few pixels are
