@@ -20,8 +20,8 @@ SHARES = {
     "joint": (0.40, 0.30, 0.30),
 }
 
-#: Share of livers beside which something as dark as bile is put, where the liver is to be found.
-GALLBLADDERS = 0.3
+#: Where the liver is to be found: share of livers that are painted over, and beside which a gallbladder is put.
+HIDDEN, GALLBLADDERS = 0.12, 0.3
 
 
 class Samples(Dataset[tuple[Tensor, Tensor]]):
@@ -46,7 +46,8 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
         if method != "liver":
             slices = slices.where(slices.knows_tumour)
         self.slices, self.lesions, self.seed = slices, lesions, seed
-        self.hide_liver = 0.0 if method == "tumour" else 0.12
+        finds_liver = method != "tumour"
+        self.hide_liver, self.gallbladders = (HIDDEN, GALLBLADDERS) if finds_liver else (0.0, 0.0)
         liver, tumour = slices.has_liver, slices.has_tumour
         pools = (np.flatnonzero(tumour), np.flatnonzero(liver & ~tumour), np.flatnonzero(~liver))
         share = np.array([s if len(pool) else 0.0 for s, pool in zip(SHARES[method], pools, strict=True)])
@@ -68,7 +69,7 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
         else:
             if rng.random() < self.lesions:
                 add_lesions(hu, label, rng)
-            if rng.random() < GALLBLADDERS * (self.hide_liver > 0):
+            if rng.random() < self.gallbladders:
                 add_gallbladder(hu, label, rng)
         return augment(torch.from_numpy(hu), torch.from_numpy(label), rng)
 

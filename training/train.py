@@ -37,6 +37,7 @@ from training.methods import Joint, Liver, Method, OneStep, Tumour
 from training.sample import Samples
 from training.store import MANIFEST
 from training.unet import UNet
+from trtseg.metrics.overlap import overlap
 
 SIZE = 256
 
@@ -155,9 +156,8 @@ def validate(method: Method, subsets: dict[str, data.Slices], device: torch.devi
             wanted.append(target(label))
         for organ, least in (("liver", 1), ("tumour", 2)):
             is_found, is_wanted = torch.cat(found) >= least, torch.cat(wanted) >= least
-            total = int(is_found.sum() + is_wanted.sum())
             if is_wanted.any():
-                scores[f"{name}_{organ}"] = 2 * int((is_found & is_wanted).sum()) / total
+                scores[f"{name}_{organ}"] = overlap(is_found.numpy(), is_wanted.numpy()).dice
             else:
                 scores[f"{name}_false_{organ}"] = float((is_found.flatten(1).sum(1) > 100).float().mean())
     method.train()
@@ -200,7 +200,7 @@ def train(
     method = build(settings, liver).to(device)
     optimizer = optimizer_of(settings, method)
     if start:
-        method.nets.load_state_dict(torch.load(start, weights_only=True)["result"])
+        method.nets.load_state_dict(torch.load(start, weights_only=True, map_location=device)["result"])
         settings = replace(settings, start=fingerprint(method.nets))
     averaged = AveragedModel(method, avg_fn=partial(_average, settings.ema), use_buffers=True)
     step, losses = 0, []
