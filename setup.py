@@ -49,8 +49,9 @@ if os.environ.get("TRTSEG_WERROR") == "1":
     CXX_FLAGS += ["-Werror"]
     NVCC_FLAGS += ["-Werror=all-warnings", "-Xcompiler=-Werror"]
 CSRC = Path("csrc")
+CUDA_SOURCES = ("ops_cuda.cu", "graph_cuda.cu")  # only where there is an nvcc
 
-# What ops_cuda.cu needs of a toolkit and of its host compiler: C++17, and launches with a configuration (CUDA 11.8).
+# What they need of a toolkit and of its host compiler: C++17, and launches with a configuration (CUDA 11.8).
 PROBE = """#include <cuda_runtime.h>
 __global__ void kernel(int) {}
 void launch() {
@@ -197,7 +198,7 @@ def max_jobs():
 
 
 class BuildExt(build_ext):
-    """Compiles ops_cuda.cu with nvcc beside the C++ files, the objects in parallel."""
+    """Compiles the CUDA sources with nvcc beside the C++ files, the objects in parallel."""
 
     def finalize_options(self):
         super().finalize_options()
@@ -215,10 +216,13 @@ class BuildExt(build_ext):
             ext.libraries += ["dl", "rt"]
             # The runtime is linked in and its symbols stay inside: other modules bring their own.
             ext.extra_link_args += [cuda.cudart, "-Wl,--exclude-libs,libcudart_static.a"]
-        cuda_object = Path(self.build_temp) / CSRC / "ops_cuda.o"
+        cuda_sources = [CSRC / name for name in CUDA_SOURCES] if cuda else []
+        objects_folder = Path(self.build_temp)
         compile_one = self.compiler.compile
         with ThreadPoolExecutor(max_jobs()) as pool:
-            cuda_objects = [pool.submit(cuda.compile, CSRC / "ops_cuda.cu", cuda_object)] if cuda else []
+            cuda_objects = [
+                pool.submit(cuda.compile, s, objects_folder / s.with_suffix(".o")) for s in cuda_sources
+            ]
 
             def compile_all(sources, **kwargs):
                 objects = [o for one in pool.map(lambda s: compile_one([s], **kwargs), sources) for o in one]

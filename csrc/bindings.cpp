@@ -5,8 +5,10 @@
 #include <pybind11/pybind11.h>
 
 #include <initializer_list>
+#include <memory>
 #include <string>
 
+#include "graph.h"
 #include "ops.h"
 
 namespace py = pybind11;
@@ -215,6 +217,29 @@ void py_label3(py::handle logits, py::handle fit, py::handle labels, py::handle 
   label3(p, {stream, threads});
 }
 
+#ifdef TRTSEG_CUDA
+std::unique_ptr<Graph> py_capture(std::uintptr_t stream, const py::function& enqueue) {
+  const py::gil_scoped_release release;
+  return cuda::capture(stream, [&enqueue] {
+    const py::gil_scoped_acquire acquire;
+    enqueue();
+  });
+}
+
+void py_wait_for(std::uintptr_t stream, std::uintptr_t other) {
+  const py::gil_scoped_release release;
+  cuda::wait_for(stream, other);
+}
+#else
+[[noreturn]] void no_streams() {
+  throw DeviceError(
+      "got a CUDA stream, but this build of trtseg runs on the CPU only; rebuild it with nvcc "
+      "(TRTSEG_CUDA=1 pip install .)");
+}
+std::unique_ptr<Graph> py_capture(std::uintptr_t, const py::function&) { no_streams(); }
+void py_wait_for(std::uintptr_t, std::uintptr_t) { no_streams(); }
+#endif
+
 py::dict build_info() {
   py::dict info;
 #ifdef TRTSEG_CUDA
@@ -249,6 +274,8 @@ void translate(std::exception_ptr pointer) {
     if (pointer) std::rethrow_exception(pointer);
   } catch (const ArgumentError& e) {
     py::set_error(error_class("ArgumentError"), e.what());
+  } catch (const OutOfMemory& e) {
+    py::set_error(error_class("OutOfMemoryError"), e.what());
   } catch (const DeviceError& e) {
     py::set_error(error_class("DeviceError"), e.what());
   }
@@ -295,6 +322,23 @@ fit          trtseg.fit.Fit                        the same as for prepare
 labels       uint8 [n, Y, X]                       out, 0 background, 1 liver, 2 tumour; the lowest class on ties
 counts       int32 [n, 2]                          out, voxels labelled 1 and 2)";
 
+constexpr const char* kGraphDoc = R"(Work recorded from a stream, to be launched as often as one likes with one call.
+
+It works on the addresses that were recorded: keep the arrays as long as the graph, and change what is in them. Its
+launches must have ended before it is deleted.)";
+
+constexpr const char* kCaptureDoc = R"(Record what `enqueue` puts on a stream, instead of running it.
+
+stream       int                                   handle of a stream of the current GPU, not a default one
+enqueue      callable                              called once, without arguments; it must not wait for the GPU
+
+What other streams do that were made to wait for this one meanwhile, and for which it waits again, is recorded too.
+An exception of `enqueue` is passed on; then nothing is left over, and the stream can be used again.)";
+
+constexpr const char* kWaitForDoc = R"(Make `stream` wait, from now on, for all that was enqueued on `other` so far.
+
+stream, other  int                                 handles of streams of the current GPU)";
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -308,6 +352,12 @@ PYBIND11_MODULE(_core, m) {
         py::arg("labels"), py::arg("counts"), py::arg("stream") = 0, py::arg("threads") = 0);
   m.def("label3", &py_label3, kLabel3Doc, py::arg("logits"), py::arg("fit"), py::arg("labels"), py::arg("counts"),
         py::arg("stream") = 0, py::arg("threads") = 0);
+  py::class_<Graph>(m, "Graph", kGraphDoc)
+      .def_static("capture", &py_capture, kCaptureDoc, py::arg("stream"), py::arg("enqueue"))
+      .def("launch", &Graph::launch, "Enqueue all of it on a stream.", py::arg("stream"),
+           py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("nodes", &Graph::nodes, "How many pieces of work there are in it.");
+  m.def("wait_for", &py_wait_for, kWaitForDoc, py::arg("stream"), py::arg("other"));
   m.def("build_info", &build_info,
         "How this extension was built: {'cuda': bool, 'cuda_version', 'cuda_archs': str or None, 'compiler': str}.");
 }

@@ -1,9 +1,10 @@
-// Errors of the CUDA runtime as exceptions.
+// Errors of the CUDA runtime as exceptions, and its handles as objects that release them.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <string>
+#include <utility>
 
 #include "ops.h"
 
@@ -12,9 +13,64 @@ namespace trtseg {
 inline void cuda_check(cudaError_t status, const char* call) {
   if (status == cudaSuccess) return;
   (void)cudaGetLastError();  // a sticky error stays; any other must not surface in the next call
-  throw DeviceError(std::string(call) + ": " + cudaGetErrorName(status) + ", " + cudaGetErrorString(status) +
-                    "; check the driver with nvidia-smi, and that arrays and stream belong to one GPU");
+  const std::string what = std::string(call) + ": " + cudaGetErrorName(status) + ", " + cudaGetErrorString(status);
+  if (status == cudaErrorMemoryAllocation) {
+    throw OutOfMemory(what + "; free GPU memory (nvidia-smi shows who holds it), or process fewer slices at a time");
+  }
+  throw DeviceError(what + "; check the driver with nvidia-smi, and that arrays and stream belong to one GPU");
 }
+
+// Makes a GPU current while it lives.
+class OnDevice {
+ public:
+  explicit OnDevice(int device) {
+    cuda_check(cudaGetDevice(&previous_), "cudaGetDevice");
+    if (device == previous_) return;
+    cuda_check(cudaSetDevice(device), "cudaSetDevice");
+    changed_ = true;
+  }
+  ~OnDevice() {
+    if (changed_) (void)cudaSetDevice(previous_);
+  }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  int previous_ = 0;
+  bool changed_ = false;
+};
+
+// Owns a handle of the CUDA runtime. The GPU that it belongs to must be current when it is destroyed.
+template <typename T, cudaError_t (*destroy)(T)>
+class Owned {
+ public:
+  Owned() = default;
+  explicit Owned(T handle) : handle_(handle) {}
+  ~Owned() { reset(); }
+  Owned(Owned&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+  Owned& operator=(Owned&& other) noexcept {
+    if (this != &other) {
+      reset();
+      handle_ = std::exchange(other.handle_, nullptr);
+    }
+    return *this;
+  }
+
+  T get() const { return handle_; }
+  T* out() {  // for a call that makes one
+    reset();
+    return &handle_;
+  }
+  void reset() {
+    if (handle_ && destroy(std::exchange(handle_, nullptr)) != cudaSuccess) (void)cudaGetLastError();
+  }
+
+ private:
+  T handle_ = nullptr;
+};
+using OwnedGraph = Owned<cudaGraph_t, cudaGraphDestroy>;
+using OwnedGraphExec = Owned<cudaGraphExec_t, cudaGraphExecDestroy>;
+using OwnedEvent = Owned<cudaEvent_t, cudaEventDestroy>;
 
 }  // namespace trtseg
 

@@ -16,6 +16,9 @@ struct ArgumentError : std::invalid_argument {
 struct DeviceError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
+struct OutOfMemory : DeviceError {
+  using DeviceError::DeviceError;
+};
 
 enum class Device : std::uint8_t { cpu, cuda };
 enum class Type : std::uint8_t { u8, i16, i32, f16, f32 };

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from cuda_shim.build import Shim, build_shim
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +13,9 @@ def shared_data() -> Path:
     if not (folder / "MANIFEST.json").is_file():
         pytest.skip(f"no real CT at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory) -> Shim:
+    """trtseg._core for a GPU that is played on the CPU."""
+    return build_shim(tmp_path_factory.mktemp("cuda_shim"))

@@ -126,8 +126,8 @@ def test_post_processing_is_optional_and_recorded(model, phantom):
 def test_refuses(model, phantom):
     with pytest.raises(ModelError, match="model: got 'nonesuch'; expected one of default"):
         trtseg.Segmenter("nonesuch")
-    with pytest.raises(DeviceError, match="device: got 'cuda'"):
-        trtseg.segment(phantom.ct, spacing=SPACING, device="cuda")
+    with pytest.raises(DeviceError, match="device: got 'cuda:99'"):
+        trtseg.segment(phantom.ct, spacing=SPACING, device="cuda:99")
     with pytest.raises(ArgumentError, match="precision"):
         trtseg.Segmenter(model, precision="int3")
     with pytest.raises(InputError, match=r"missing\.nii\.gz"):
@@ -178,3 +178,34 @@ def test_public_names():
     with pytest.raises(AttributeError, match="nonsense"):
         trtseg.nonsense  # noqa: B018
     assert dataclasses.is_dataclass(trtseg.Volume)
+
+
+def test_label_is_the_nets_alone(segmenter, model, phantom):
+    bare = trtseg.PostProcess(largest_liver=False, fill_holes=False, min_tumour_ml=0.0)
+    expected = trtseg.Segmenter(model, postprocess=bare).segment(phantom.ct, spacing=SPACING).canonical
+    assert (segmenter.label(phantom.ct, spacing=SPACING[1:]) == expected).all()
+    out = np.full(phantom.ct.shape, 9, np.uint8)
+    assert segmenter.label(phantom.ct, spacing=SPACING[1:], out=out) is out
+    assert (out == expected).all()
+    one = segmenter.label(phantom.ct[20:21], spacing=SPACING[1:])
+    assert (one == expected[20:21]).all()
+
+
+def test_label_refuses(segmenter, phantom):
+    class OnGpu:
+        __cuda_array_interface__ = {"shape": (1, 2, 2), "typestr": "<i2", "data": (4096, False), "version": 3}
+
+    hu = phantom.ct
+    read_only = np.zeros(hu.shape, np.uint8)
+    read_only.flags.writeable = False
+    for given, out, message in (
+        (hu.astype(np.float32), None, r"hu: got float32 of shape .*; expected int16 \[Z, Y, X\]"),
+        (hu[0], None, "hu: got int16 of shape"),
+        (hu[:, :, ::2], None, "hu: got .*C-contiguous: use np.ascontiguousarray"),
+        (hu.tolist(), None, "hu: got list; expected a NumPy array"),
+        (OnGpu(), None, "hu: got an array on a GPU, but this Segmenter runs on the CPU"),
+        (hu, np.zeros((1, 2, 2), np.uint8), r"out: got shape \(1, 2, 2\); expected that of hu"),
+        (hu, read_only, "out: got a read-only array"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            segmenter.label(given, spacing=SPACING[1:], out=out)

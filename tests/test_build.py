@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Writes an empty file where the compiler or linker would put its output.
 OUTPUT = 'while [ $# -gt 0 ]; do [ "$1" = -o ] && : >"$2"; shift; done'
 
+CUDA_SOURCES = ("ops_cuda", "graph_cuda")
 ALL_ARCHS = "75 80 86 87 88 89 90 100 103 110 120 121"  # CUDA 13.0
 CUDA_12_4 = "50 52 53 60 61 62 70 72 75 80 86 87 89 90"
 
@@ -48,7 +49,7 @@ def fake_toolkit(
         f"  *--list-gpu-arch*) {listing or f'for a in {archs}; do echo compute_$a; done'} ;;",
         f"  *--dryrun*) echo '#$ LIBRARIES=  \"-L{home}/lib64\"' >&2 ;;",
         f"  *probe.cu*) {probe} ;;",
-        f'  *) echo "$*" >"{home}/log"; {compiling} ;;',
+        f'  *) echo "$*" >>"{home}/log"; {compiling} ;;',
         "esac",
     )
     return home
@@ -116,11 +117,13 @@ def test_compiles_for_the_architectures_that_nvcc_knows(tmp_path, known, version
         f"trtseg: building with CUDA ({home}/bin/nvcc, CUDA {version}, sm_{', '.join(map(str, compiled))})"
     )
     newest = compiled[-1]
-    targets = [word for word in (home / "log").read_text().split() if word.startswith("-gencode")]
-    assert targets == [
-        *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in compiled),
-        f"-gencode=arch=compute_{newest},code=compute_{newest}",
-    ]
+    compilations = (home / "log").read_text().splitlines()
+    assert len(compilations) == len(CUDA_SOURCES)
+    for words in compilations:
+        assert [word for word in words.split() if word.startswith("-gencode")] == [
+            *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in compiled),
+            f"-gencode=arch=compute_{newest},code=compute_{newest}",
+        ]
     cxx_log = (tmp_path / "cxx.log").read_text()
     assert f'-DTRTSEG_CUDA_ARCHS="{",".join(map(str, compiled))}"' in cxx_log
     assert str(home / "lib64" / "libcudart_static.a") in cxx_log.splitlines()[-1]  # is linked
@@ -209,13 +212,14 @@ def test_warnings_are_errors_only_on_demand(tmp_path, werror, expected):
     assert (" -Werror" in (tmp_path / "cxx.log").read_text()) == expected
 
 
-def test_the_cuda_source_compiles_without_a_warning(tmp_path):
+def test_the_cuda_sources_compile_without_a_warning(tmp_path):
     line = decision(done := build(tmp_path, TRTSEG_CUDA_ARCHS="90", TRTSEG_WERROR="1"))
     if line.startswith("trtseg: building without CUDA"):
         pytest.skip(line)
     assert "warning" not in done.stderr
-    (target,) = tmp_path.rglob("ops_cuda.o")
-    assert b"prepare_kernel" in target.read_bytes()
+    for source, symbol in zip(CUDA_SOURCES, (b"prepare_kernel", b"wait_for"), strict=True):
+        (target,) = tmp_path.rglob(f"{source}.o")
+        assert symbol in target.read_bytes()
 
 
 def test_build_info_is_consistent():

@@ -21,7 +21,7 @@ def volume():
 
 
 def engine(spec, onnx):
-    return open_engine(onnx, spec, device="cpu", precision="fp32")
+    return open_engine(onnx, spec, precision="fp32")
 
 
 def logits(net, x):
@@ -47,7 +47,7 @@ def test_equals_the_oracle(volume):
         engine(liver, tiny.threshold_at(90, liver)),
         engine(tumour, tiny.threshold_at(120, tumour, steepness=-40.0)),
     )
-    labels, _ = Cascade(*nets).run(volume)
+    labels, _ = Cascade(*nets).run(volume.array, volume.spacing[1:])
     expected, _ = everywhere(volume, *nets)
     assert set(np.unique(expected)) == {0, 1, 2}
     assert (labels == expected).all()
@@ -69,7 +69,7 @@ def test_skipping_slices_without_liver_changes_nothing(volume):
     cascade._l2[:] = np.nan  # what a skipped slice would find in the buffer
     expected, pixels = everywhere(bright, *nets)
     assert 0 < np.count_nonzero(pixels) < len(pixels)
-    labels, _ = cascade.run(bright)
+    labels, _ = cascade.run(bright.array, bright.spacing[1:])
     assert (labels == expected).all()
     assert (labels[pixels == 0] == 0).all()
 
@@ -78,7 +78,7 @@ def test_one_step(volume):
     spec = tiny.spec("one-step")
     weight = np.array([0.0, 40, 80]).reshape(3, 1, 1, 1)
     net = engine(spec, tiny.convolution(weight, np.array([0.0, -22, -52]), spec))
-    labels, timings = Cascade(net).run(volume)
+    labels, timings = Cascade(net).run(volume.array, volume.spacing[1:])
     fit = spec.fit_slice(volume.array.shape[1:], volume.spacing[1:])
     _, x1 = reference.prepare(volume.array, fit, spec.window)
     expected, _ = reference.label3(logits(net, x1), fit)
@@ -91,10 +91,10 @@ def test_buffers_carry_nothing_over(volume):
     liver, tumour = tiny.spec("liver"), tiny.spec("tumour")
     nets = (engine(liver, tiny.threshold_at(60, liver)), engine(tumour, tiny.threshold_at(90, tumour)))
     cascade = Cascade(*nets)
-    first, _ = cascade.run(volume)
+    first, _ = cascade.run(volume.array, volume.spacing[1:])
     other = load(np.ascontiguousarray(volume.array[::-1, ::-1, :90]), spacing=(1.0, 2.0, 2.5))
-    cascade.run(other)
-    again, _ = cascade.run(volume)
+    cascade.run(other.array, other.spacing[1:])
+    again, _ = cascade.run(volume.array, volume.spacing[1:])
     assert (first == again).all()
 
 
@@ -102,7 +102,7 @@ def test_progress_and_timings(volume):
     liver, tumour = tiny.spec("liver"), tiny.spec("tumour")
     told: list[float] = []
     nets = (engine(liver, tiny.threshold_at(60, liver)), engine(tumour, tiny.threshold_at(90, tumour)))
-    _, timings = Cascade(*nets).run(volume, told.append)
+    _, timings = Cascade(*nets).run(volume.array, volume.spacing[1:], progress=told.append)
     assert told == [CHUNK / len(volume.array), 1.0]
     assert list(timings) == ["prepare", "liver net", "gate", "tumour net", "label"]
     assert min(timings.values()) >= 0

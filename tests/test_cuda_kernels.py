@@ -1,113 +1,51 @@
-"""The CUDA kernels without a GPU: csrc/ops_cuda.cu compiled by g++ (tests/cuda_shim), against the oracle with ``==``.
+"""The CUDA sources without a GPU: csrc/*.cu compiled by g++ (tests/cuda_shim), against the oracle with ``==``.
 
-AddressSanitizer and UBSan watch the kernels. An interpreter that does not know of them has to be started with their
-library, so each test is a process of its own.
+AddressSanitizer and UBSan watch the kernels; the GPU that is played finds what does not wait for it.
 """
 
-import os
-import shutil
-import subprocess
-import sys
-import sysconfig
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
-CSRC, SHIM = ROOT / "csrc", ROOT / "tests" / "cuda_shim"
-
-# The flags on which the bits depend are those of setup.py. What is not under test is compiled fast.
-FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", f"-I{CSRC}"]
-MACROS = ["-DTRTSEG_CUDA=1", '-DTRTSEG_CUDA_VERSION="shim"', '-DTRTSEG_CUDA_ARCHS="shim"']
-KERNEL_FLAGS = ["-O1", "-g1", "-Wall", "-Wextra", f"-I{SHIM}", "-x", "c++"]
-SANITIZE = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
+from cuda_shim.build import SHIM, Shim
 
 
-def execute(command: list, **options) -> subprocess.CompletedProcess:
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
-
-
-def compile_with(gxx: str, *arguments) -> None:
-    done = execute([gxx, *arguments])
+def run(shim: Shim, case: str) -> None:
+    done = shim.run_script(SHIM / "run.py", case)
     assert done.returncode == 0, done.stderr
-
-
-@dataclass
-class Shim:
-    """The built module and how to start an interpreter that can load it."""
-
-    module: Path
-    environment: dict[str, str]
-    unwatched: str | None  # why there are no sanitizers
-
-    def run(self, case: str) -> subprocess.CompletedProcess:
-        return execute([sys.executable, SHIM / "run.py", self.module, case], env=self.environment)
-
-
-def sanitizer_environment(gxx: str) -> dict[str, str]:
-    """Have an interpreter start with the library of AddressSanitizer and, for exceptions, that of C++."""
-    libraries = [
-        execute([gxx, f"-print-file-name={name}"]).stdout.strip() for name in ("libasan.so", "libstdc++.so.6")
-    ]
-    # Python keeps memory until it ends, which is no leak.
-    return {**os.environ, "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
-
-
-def why_no_sanitizers(gxx: str, folder: Path) -> str | None:
-    """Try them on nothing: they may not be installed, or not get on with the kernel or the interpreter."""
-    library = folder / "empty.so"
-    done = execute([gxx, *SANITIZE, "-shared", "-x", "c++", os.devnull, "-o", library])
-    if done.returncode != 0:
-        return "g++ has no AddressSanitizer and UBSan"
-    script = f"import ctypes, numpy; ctypes.CDLL({str(library)!r})"
-    try:
-        done = execute([sys.executable, "-c", script], env=sanitizer_environment(gxx))
-    except subprocess.TimeoutExpired:
-        return "Python hangs under AddressSanitizer"
-    return f"Python fails under AddressSanitizer: {done.stderr[-300:]}" if done.returncode != 0 else None
-
-
-@pytest.fixture(scope="session")
-def shim(tmp_path_factory) -> Shim:
-    gxx = shutil.which("g++")
-    if gxx is None:
-        pytest.skip("there is no g++ to compile the kernels with")
-    pybind11 = pytest.importorskip("pybind11", reason="pybind11 is not installed")
-    headers = sysconfig.get_path("include")
-    if not Path(headers, "Python.h").is_file():
-        pytest.skip("Python's headers are not installed")
-    folder = tmp_path_factory.mktemp("cuda_shim")
-    unwatched = why_no_sanitizers(gxx, folder)
-    sanitize = SANITIZE if unwatched is None else []
-    rest = ["-O0", f"-I{pybind11.get_include()}", f"-I{headers}", *MACROS]
-    flags = dict.fromkeys(("bindings.cpp", "ops.cpp", "ops_cpu.cpp"), rest)
-    flags["ops_cuda.cu"] = [*KERNEL_FLAGS, *sanitize]
-
-    def compile_one(name: str) -> Path:
-        target = folder / f"{name}.o"
-        compile_with(gxx, *FLAGS, *flags[name], "-c", CSRC / name, "-o", target)
-        return target
-
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, flags))
-    module = folder / "_core.so"
-    compile_with(gxx, "-shared", "-pthread", *sanitize, *objects, "-o", module)
-    environment = sanitizer_environment(gxx) if unwatched is None else dict(os.environ)
-    return Shim(module, environment, unwatched)
 
 
 @pytest.mark.parametrize("case", ["prepare", "gate", "label", "label3", "skipping", "half"])
 def test_equals_oracle(shim, case):
-    done = shim.run(case)
-    assert done.returncode == 0, done.stderr
+    run(shim, case)
+
+
+def test_memory_of_the_host_is_refused(shim):
+    run(shim, "memory-of-the-host")
+
+
+@pytest.mark.parametrize("case", ["replay", "empty", "forked", "freeing", "threads"])
+def test_graph(shim, case):
+    run(shim, case)
+
+
+@pytest.mark.parametrize(
+    "case", ["raising", "blocking", "default-streams", "failing-calls", "illegal-address"]
+)
+def test_graph_that_cannot_be_made(shim, case):
+    run(shim, case)
+
+
+def test_wait_for_orders_streams(shim):
+    run(shim, "waiting")
+
+
+def test_the_played_gpu_finds_what_is_not_waited_for(shim):
+    done = shim.run_script(SHIM / "check_played.py")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_sanitizers_watch(shim):
     if shim.unwatched is not None:
         pytest.skip(shim.unwatched)
-    done = shim.run("read-behind-the-end")
+    done = shim.run_script(SHIM / "run.py", "read-behind-the-end")
     assert done.returncode != 0
     assert "heap-buffer-overflow" in done.stderr
     assert "prepare_kernel" in done.stderr

@@ -17,9 +17,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # where it belongs; a package's name stands for everything in it.
 LAYERS = [
     ["errors", "notice", "_core"],
-    ["volume", "fit", "spec", "phantom"],
+    ["volume", "fit", "spec", "phantom", "cuda"],
     ["reference", "io", "engines", "models"],
-    ["cascade", "components"],
+    ["cascade", "cuda_cascade", "components"],
     ["postprocess", "lesions", "metrics"],
     ["result", "preview", "sample", "evaluate"],
     ["api"],

@@ -50,8 +50,7 @@ def test_skipping_is_exact_for_the_shipped_nets(segmenter, shared_data):
     got = trtseg.Segmenter(postprocess=off).segment(volume).canonical
     files = models.find("default")
     liver, tumour = (
-        open_engine(files.read(s.role), s, device="cpu", precision=segmenter.precision)
-        for s in files.spec.nets
+        open_engine(files.read(s.role), s, precision=segmenter.precision) for s in files.spec.nets
     )
     ends = np.r_[0:8, 70:78]
     fit = liver.spec.fit_slice(volume.array.shape[1:], volume.spacing[1:])

@@ -26,7 +26,7 @@ def probabilities(files: ModelFiles, scan: Scan) -> tuple[np.ndarray, np.ndarray
     hu = np.empty((n, rows, columns), np.int16)
     x = np.empty((n, 1, rows, columns), np.float32)
     _core.prepare(np.ascontiguousarray(scan.hu), fit, nets[0].window, hu, x)
-    engines = [open_engine(files.read(net.role), net, device="cpu", precision="fp32") for net in nets]
+    engines = [open_engine(files.read(net.role), net, precision="fp32") for net in nets]
     logits = np.empty((n, nets[0].channels, rows, columns), np.float32)
     engines[0].run(x, logits)
     if len(engines) == 1:

@@ -8,33 +8,49 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from trtseg import __version__, models
 from trtseg.cascade import Cascade
+from trtseg.cuda import CudaArray
 from trtseg.engines import open_engine, resolve_device
+from trtseg.errors import ArgumentError
 from trtseg.io import load
 from trtseg.postprocess import PostProcess, postprocess
 from trtseg.result import Segmentation
 from trtseg.spec import CascadeSpec
 
+if TYPE_CHECKING:
+    from trtseg.cuda_cascade import CudaCascade
+    from trtseg.engines.nvidia import GpuNets
+
 
 class Segmenter:
     """A model that is loaded once and segments many CTs.
 
-    Safe to use from several threads: reading and post-processing run side by side, the nets (which use all cores) take
-    one CT after the other.
+    Safe to use from several threads: reading and post-processing run side by side, the nets (which use all cores, or a
+    GPU) take one CT after the other.
 
     Parameters
     ----------
     model : str or Path
         Name of a shipped model, or a folder as ``training.export`` writes it.
     device : str
-        ``auto`` or ``cpu``; a device that was named and does not work is an error, never replaced.
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:1``; a device that was named and does not work is an error, and never
+        replaced.
     precision : str
-        ``fp32``, ``bf16``, or ``auto``: BF16 where the processor has it.
+        ``auto``; on the CPU ``fp32`` or ``bf16``, and ``auto`` is BF16 where the processor has it; on a GPU ``fp32`` or
+        ``fp16``, and ``auto`` is FP16, but FP32 for a net whose FP16 engine does not agree with the FP32 reference.
     postprocess : PostProcess
         Which steps follow the nets.
+    batch : int
+        Slices that a GPU takes at a time: 16 for volumes, 1 for slices that come one by one. The CPU takes one.
+    runtime : str
+        ``tensorrt``, ``tensorrt-rtx``, or ``auto``: what runs the nets on a GPU.
+    progress : callable, optional
+        Called while engines are built for a GPU, at their first use, with a text and the fraction that is done.
 
     Raises
     ------
@@ -55,19 +71,27 @@ class Segmenter:
         device: str = "auto",
         precision: str = "auto",
         postprocess: PostProcess | None = None,
+        batch: int = 16,
+        runtime: str = "auto",
+        progress: Callable[[str, float], None] | None = None,
     ) -> None:
         self.device = resolve_device(device)
         files = models.find(model)
         self.spec: CascadeSpec = files.spec
-        engines = [
-            open_engine(files.read(net.role), net, device=self.device, precision=precision)
-            for net in self.spec.nets
-        ]
-        self.precision = engines[0].precision
         self.postprocess = PostProcess() if postprocess is None else postprocess
-        self._cascade = Cascade(*engines)
+        self._cascade: Cascade | CudaCascade
+        if self.device == "cpu":
+            self._cascade = Cascade(
+                *(open_engine(files.read(net.role), net, precision=precision) for net in self.spec.nets)
+            )
+        else:
+            self._cascade = _cuda_cascade(files, self.device, precision, runtime, batch, progress)
         self._lock = threading.Lock()
-        self._provenance = _provenance(self.spec, self.device, self.precision)
+
+    @property
+    def precision(self) -> str:
+        """Arithmetic of the nets, of each if they differ."""
+        return self._cascade.precision
 
     def segment(
         self,
@@ -107,16 +131,97 @@ class Segmenter:
         volume = load(source, affine=affine, spacing=spacing)
         read = time.perf_counter() - start
         with self._lock:
-            labels, stages = self._cascade.run(volume, progress)
+            labels, stages = self._cascade.run(volume.array, volume.spacing[1:], progress=progress)
+            provenance = _provenance(self.spec, self.device, self._cascade)
         start = time.perf_counter()
         steps = postprocess(labels, volume.voxel_ml, self.postprocess)
         stages["postprocess"] = time.perf_counter() - start
         return Segmentation.measure(
-            labels, volume, steps=steps, timings={"read": read, **stages}, provenance=self._provenance
+            labels, volume, steps=steps, timings={"read": read, **stages}, provenance=provenance
         )
 
+    def label(self, hu: Any, *, spacing: tuple[float, float], out: Any = None, stream: int = 0) -> Any:
+        """Label slices that are in memory, and nothing else: for a pipeline beside a scanner.
 
-def _provenance(spec: CascadeSpec, device: str, precision: str) -> dict[str, Any]:
+        Slices are labelled one by one by the nets alone, without `postprocess`, measurements and provenance. With a
+        CUDA device, ``hu`` and ``out`` may be arrays on that GPU of any library that has ``__cuda_array_interface__``
+        (PyTorch, CuPy, PyCUDA); they are used where they are, without a copy.
+
+        Parameters
+        ----------
+        hu : int16 [Z, Y, X]
+            Slices in Hounsfield units, C-contiguous: rows front to back, columns from the patient's right to left.
+        spacing : (float, float)
+            Millimetres between rows and between columns.
+        out : uint8 [Z, Y, X], optional
+            Where the labels go, C-contiguous; by default a new array on the host.
+        stream : int
+            CUDA stream on which arrays on the GPU are made and will be used, as
+            ``torch.cuda.current_stream().cuda_stream``. Work enqueued there afterwards finds the labels in ``out``.
+
+        Returns
+        -------
+        uint8 [Z, Y, X]
+            ``out``, or the new array: 0 background, 1 liver, 2 tumour.
+
+        Raises
+        ------
+        ArgumentError
+            An array is not what was said, or not where the device can use it.
+        DeviceError
+            The device fails.
+        """
+        slices = self._array(hu, "hu", np.int16)
+        labels = None if out is None else self._array(out, "out", np.uint8)
+        if labels is not None and labels.shape != slices.shape:
+            raise ArgumentError(f"out: got shape {labels.shape}; expected that of hu, {slices.shape}")
+        with self._lock:
+            made, _ = self._cascade.run(slices, spacing, labels, stream=stream)
+        return made if out is None else out
+
+    def _array(self, array: Any, name: str, dtype: Any) -> Any:
+        """A host array, checked, or a view of one on the GPU."""
+        if hasattr(array, "__cuda_array_interface__"):
+            if self.device == "cpu":
+                raise ArgumentError(
+                    f"{name}: got an array on a GPU, but this Segmenter runs on the CPU; make it with device='cuda'"
+                )
+            return CudaArray.of(array, name, dtype, 3)
+        if not isinstance(array, np.ndarray):
+            kinds = "a NumPy array" if self.device == "cpu" else "a NumPy array or one on the GPU"
+            raise ArgumentError(f"{name}: got {type(array).__name__}; expected {kinds}")
+        if array.ndim != 3 or array.dtype != dtype or not array.flags.c_contiguous:
+            raise ArgumentError(
+                f"{name}: got {array.dtype} of shape {array.shape}, strides {array.strides}; "
+                f"expected {np.dtype(dtype)} [Z, Y, X], C-contiguous: use np.ascontiguousarray"
+            )
+        if name == "out" and not array.flags.writeable:
+            raise ArgumentError("out: got a read-only array; expected one that may be overwritten")
+        return array
+
+
+def _cuda_cascade(
+    files: models.ModelFiles,
+    device: str,
+    precision: str,
+    runtime: str,
+    batch: int,
+    progress: Callable[[str, float], None] | None,
+) -> CudaCascade:
+    """The cascade on a GPU; what that needs is imported here, to cost nothing on the CPU."""
+    from trtseg.cuda import open_device
+    from trtseg.cuda_cascade import CudaCascade
+    from trtseg.engines.nvidia import open_nets
+
+    gpu = open_device(int(device.removeprefix("cuda:")))
+
+    def opened(slices: int) -> GpuNets:
+        return open_nets(files, gpu, slices, precision=precision, runtime=runtime, progress=progress)
+
+    return CudaCascade(gpu, opened, batch)
+
+
+def _provenance(spec: CascadeSpec, device: str, cascade: Cascade | CudaCascade) -> dict[str, Any]:
     """What makes a result, so that it can be made again."""
     return {
         "model": spec.name,
@@ -124,7 +229,8 @@ def _provenance(spec: CascadeSpec, device: str, precision: str) -> dict[str, Any
         "sha256": {name: spec.sha256[name] for name in (f"{net.role}.onnx" for net in spec.nets)},
         "thresholds": {net.role: net.threshold for net in spec.nets},
         "device": device,
-        "precision": precision,
+        "precision": cascade.precision,
+        **cascade.provenance,
         "versions": {
             "trtseg": __version__,
             "python": platform.python_version(),

@@ -1,10 +1,11 @@
-"""The pipeline between a CT and its labels: ops and engines, chunk by chunk, in buffers that are allocated once."""
+"""The pipeline on the CPU: ops and engines, chunk by chunk, in buffers that are allocated once."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,6 @@ from numpy.typing import NDArray
 from trtseg import _core
 from trtseg.engines import Engine
 from trtseg.fit import Fit
-from trtseg.volume import Volume
 
 #: Slices a chunk: enough to keep every core busy in the fused ops, few enough to stay in the cache.
 CHUNK = 16
@@ -42,15 +42,37 @@ class Cascade:
             self._x2 = np.empty((CHUNK, 1, height, width), last.dtype)
             self._l2 = np.zeros((CHUNK, 1, height, width), last.dtype)
 
+    @property
+    def precision(self) -> str:
+        """Arithmetic of the nets."""
+        return self._engines[0].precision
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What else a result tells of the engines: on the CPU nothing."""
+        return {}
+
     def run(
-        self, volume: Volume, progress: Callable[[float], None] | None = None
+        self,
+        hu: NDArray[np.int16],
+        spacing: tuple[float, float],
+        out: NDArray[np.uint8] | None = None,
+        *,
+        stream: int = 0,
+        progress: Callable[[float], None] | None = None,
     ) -> tuple[NDArray[np.uint8], Timings]:
-        """Label a volume.
+        """Label slices.
 
         Parameters
         ----------
-        volume : Volume
-            The CT, int16 ``[Z, Y, X]`` in HU.
+        hu : int16 [Z, Y, X]
+            The CT in HU, in canonical order.
+        spacing : (float, float)
+            Millimetres between rows and between columns.
+        out : uint8 [Z, Y, X], optional
+            Where the labels go; made if it is not given.
+        stream : int
+            Not used: the CPU has none.
         progress : callable, optional
             Is told the fraction that is done, after each chunk.
 
@@ -61,13 +83,13 @@ class Cascade:
         timings : dict
             Seconds in each stage.
         """
-        slices = len(volume.array)
-        fit = self._engines[0].spec.fit_slice(volume.array.shape[1:], volume.spacing[1:])
-        labels = np.empty(volume.array.shape, np.uint8)
+        slices = len(hu)
+        fit = self._engines[0].spec.fit_slice(hu.shape[1:], spacing)
+        labels = np.empty(hu.shape, np.uint8) if out is None else out
         timings: Timings = {}
         for start in range(0, slices, CHUNK):
             stop = min(start + CHUNK, slices)
-            chunk = volume.array[start:stop], labels[start:stop]
+            chunk = hu[start:stop], labels[start:stop]
             if len(self._engines) == 2:
                 self._two_nets(*chunk, fit, timings)
             else:

@@ -26,3 +26,7 @@ class ModelError(TrtsegError):
 
 class DeviceError(TrtsegError):
     """A device or a runtime that was asked for is not there or does not work."""
+
+
+class OutOfMemoryError(DeviceError):
+    """A device has too little free memory for what was asked of it."""

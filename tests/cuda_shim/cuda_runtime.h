@@ -1,10 +1,13 @@
-// Stands in for CUDA's own header, so that g++ compiles csrc/ops_cuda.cu for the CPU: its kernels and launchers run
-// where there is no GPU, and under AddressSanitizer and UBSan. tests/test_cuda_kernels.py builds and runs it.
+// Stands in for CUDA's own header, so that g++ compiles csrc/*.cu for the CPU: kernels, launchers and graphs run where
+// there is no GPU, and under AddressSanitizer and UBSan. build.py builds it, tests/test_cuda_kernels.py uses it.
 //
-// The blocks of a grid run one after the other. The threads of a block take turns: each runs until it ends or comes to
-// a barrier, then the next one does. So each needs a stack of its own to stop on: a coroutine of <ucontext.h>, which
-// needs no change in the kernels, as those of C++20 would. What takes real parallelism to go wrong (blocks or threads
-// that race, atomics that are none) goes unseen, and so does whatever nvcc, the driver and a GPU make of the code.
+// Kernels: the blocks of a grid run one after the other. The threads of a block take turns: each runs until it ends or
+// comes to a barrier, then the next one does. So each needs a stack of its own to stop on: a coroutine of <ucontext.h>,
+// which needs no change in the kernels, as those of C++20 would. What takes real parallelism to go wrong (blocks or
+// threads that race, atomics that are none) goes unseen, and so does whatever nvcc, the driver and a GPU make of the
+// code.
+//
+// Streams, events, graphs and memory: a GPU that is lazy and forgives nothing, see played.cpp.
 #pragma once
 
 #include <ucontext.h>
@@ -13,9 +16,9 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <functional>
 #include <memory>
+#include <tuple>
 #include <vector>
 
 #define __device__
@@ -38,7 +41,6 @@ inline dim3 gridDim, blockDim;
 namespace cuda_shim {
 
 constexpr std::size_t kStackBytes = 1 << 15;
-constexpr std::uintptr_t kStream = 0x5712ea;  // the one stream there is; run.py passes it
 
 struct Thread {
   ucontext_t context;
@@ -119,12 +121,7 @@ inline void check_launch(const dim3& grid, const dim3& block) {
   if (grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535) fail("a grid of too many blocks");
 }
 
-inline void check_stream(const void* stream) {
-  if (reinterpret_cast<std::uintptr_t>(stream) != kStream) fail("work on another stream than the caller's");
-}
-
-inline void launch(const dim3& grid, const dim3& block) {
-  check_launch(grid, block);
+inline void run_kernel(const dim3& grid, const dim3& block) {
   gridDim = grid;
   blockDim = block;
   make_threads(static_cast<std::size_t>(block.x) * block.y * block.z);
@@ -141,7 +138,7 @@ inline void launch(const dim3& grid, const dim3& block) {
 
 }  // namespace cuda_shim
 
-// ---- What csrc/ops_cuda.cu uses of CUDA. -------------------------------------------------------------------------
+// ---- What csrc/*.cu and played_pycuda.py use of CUDA. -------------------------------------------------------------
 
 inline void __syncthreads(int line = __builtin_LINE()) { cuda_shim::wait_at(line); }
 
@@ -157,28 +154,94 @@ inline int atomicAdd(int* address, int value) {
   return old;
 }
 
-enum cudaError_t { cudaSuccess };
-inline const char* cudaGetErrorName(cudaError_t) { return "cudaSuccess"; }
-inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorInvalidDevice = 101,
+  cudaErrorInvalidResourceHandle = 400,
+  cudaErrorIllegalState = 401,
+  cudaErrorNotReady = 600,
+  cudaErrorIllegalAddress = 700,
+  cudaErrorLaunchFailure = 719,
+  cudaErrorStreamCaptureUnsupported = 900,
+  cudaErrorStreamCaptureInvalidated = 901,
+  cudaErrorStreamCaptureMerge = 902,
+  cudaErrorStreamCaptureUnmatched = 903,
+  cudaErrorStreamCaptureUnjoined = 904,
+  cudaErrorStreamCaptureIsolation = 905,
+  cudaErrorStreamCaptureImplicit = 906,
+  cudaErrorCapturedEvent = 907,
+  cudaErrorStreamCaptureWrongThread = 908,
+  cudaErrorUnknown = 999,
+};
+enum cudaMemoryType {
+  cudaMemoryTypeUnregistered = 0,
+  cudaMemoryTypeHost = 1,
+  cudaMemoryTypeDevice = 2,
+  cudaMemoryTypeManaged = 3,
+};
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
+enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal = 1 };
+constexpr unsigned cudaEventDisableTiming = 2, cudaStreamNonBlocking = 1;
 
-enum cudaMemoryType { cudaMemoryTypeDevice = 2, cudaMemoryTypeManaged = 3 };
+using cudaStream_t = struct CUstream_st*;
+using cudaEvent_t = struct CUevent_st*;
+using cudaGraph_t = struct CUgraph_st*;
+using cudaGraphExec_t = struct CUgraphExec_st*;
+using cudaGraphNode_t = struct CUgraphNode_st*;
+#define cudaStreamLegacy (reinterpret_cast<cudaStream_t>(1))
+#define cudaStreamPerThread (reinterpret_cast<cudaStream_t>(2))
+
 struct cudaPointerAttributes {
   cudaMemoryType type;
   int device;
 };
-inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void*) {
-  *attributes = {cudaMemoryTypeDevice, 0};
-  return cudaSuccess;
-}
 
-using cudaStream_t = struct CUstream_st*;
-inline cudaError_t cudaMemsetAsync(void* address, int value, std::size_t bytes, cudaStream_t stream) {
-  cuda_shim::check_stream(stream);
-  std::memset(address, value, bytes);
-  return cudaSuccess;
+#pragma GCC visibility push(default)  // for ctypes
+extern "C" {
+const char* cudaGetErrorName(cudaError_t);
+const char* cudaGetErrorString(cudaError_t);
+cudaError_t cudaGetLastError();
+cudaError_t cudaGetDevice(int* device);
+cudaError_t cudaSetDevice(int device);
+cudaError_t cudaDeviceSynchronize();
+
+cudaError_t cudaMalloc(void** address, std::size_t bytes);
+cudaError_t cudaFree(void* address);
+cudaError_t cudaMallocHost(void** address, std::size_t bytes);
+cudaError_t cudaFreeHost(void* address);
+cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total);
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* address);
+cudaError_t cudaMemset(void* address, int value, std::size_t bytes);
+cudaError_t cudaMemsetAsync(void* address, int value, std::size_t bytes, cudaStream_t);
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t);
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t*, unsigned flags);
+cudaError_t cudaStreamDestroy(cudaStream_t);
+cudaError_t cudaStreamSynchronize(cudaStream_t);
+cudaError_t cudaStreamQuery(cudaStream_t);
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned flags);
+cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode);
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t*);
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t*, unsigned flags);
+cudaError_t cudaEventDestroy(cudaEvent_t);
+cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t);
+cudaError_t cudaEventSynchronize(cudaEvent_t);
+cudaError_t cudaEventQuery(cudaEvent_t);
+cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t start, cudaEvent_t end);
+
+cudaError_t cudaGraphGetNodes(cudaGraph_t, cudaGraphNode_t*, std::size_t* count);
+cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t*, cudaGraph_t, unsigned long long flags);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t);
+cudaError_t cudaGraphDestroy(cudaGraph_t);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t);
+}
+#pragma GCC visibility pop
+
+namespace cuda_shim {
+cudaError_t enqueue(cudaStream_t stream, std::function<void()> work);  // played.cpp
 }
 
 struct cudaLaunchConfig_t {
@@ -187,9 +250,12 @@ struct cudaLaunchConfig_t {
   cudaStream_t stream;
 };
 template <typename... Parameters, typename... Arguments>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments&&... arguments) {
-  cuda_shim::check_stream(config->stream);
-  cuda_shim::kernel = [&] { kernel(arguments...); };
-  cuda_shim::launch(config->gridDim, config->blockDim);
-  return cudaSuccess;
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
+  const dim3 grid = config->gridDim, block = config->blockDim;
+  cuda_shim::check_launch(grid, block);
+  return cuda_shim::enqueue(config->stream, [=, values = std::tuple<Parameters...>(arguments...)] {
+    cuda_shim::kernel = [&] { std::apply(kernel, values); };
+    cuda_shim::run_kernel(grid, block);
+  });
 }

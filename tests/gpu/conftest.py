@@ -1,5 +1,6 @@
 """Without a usable GPU these tests are skipped with the reason; TRTSEG_REQUIRE_CUDA=1 makes it fail."""
 
+import importlib.util
 import os
 
 import pytest
@@ -26,8 +27,19 @@ def missing() -> str | None:
 def gpu() -> None:
     """Skip, or fail, where there is no GPU."""
     reason = missing()
-    if reason is None:
-        return
+    if reason is not None:
+        leave_out(reason)
+
+
+@pytest.fixture(scope="session")
+def pycuda() -> None:
+    """Skip, or fail, where PyCUDA is not installed."""
+    if importlib.util.find_spec("pycuda") is None:
+        leave_out("PyCUDA is not installed")
+
+
+def leave_out(reason: str) -> None:
+    """Skip a test, or fail where that is not allowed."""
     if os.environ.get("TRTSEG_REQUIRE_CUDA") == "1":
         pytest.fail(f"TRTSEG_REQUIRE_CUDA=1, but {reason}", pytrace=False)
     pytest.skip(reason)

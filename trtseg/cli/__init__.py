@@ -92,11 +92,17 @@ def segment(
     ] = "default",
     device: Annotated[
         str,
-        typer.Option(metavar="auto|cpu|cuda", help="Where to run. A device that is named is never replaced."),
+        typer.Option(
+            metavar="auto|cpu|cuda|cuda:N", help="Where to run. A device that is named is never replaced."
+        ),
     ] = "auto",
     precision: Annotated[
         str,
-        typer.Option(metavar="auto|fp32|bf16", help="Arithmetic of the nets; auto: the fastest here."),
+        typer.Option(metavar="auto|fp32|bf16|fp16", help="Arithmetic of the nets; auto: the fastest here."),
+    ] = "auto",
+    runtime: Annotated[
+        str,
+        typer.Option(metavar="auto|tensorrt|tensorrt-rtx", help="What runs the nets on a GPU."),
     ] = "auto",
     no_largest_liver: Annotated[
         bool, typer.Option("--no-largest-liver", help="Keep all parts of the liver, not the largest only.")
@@ -121,12 +127,21 @@ def segment(
 
         with batch.plan(inputs, output, report=report, preview=preview) as cases:
             from trtseg.api import Segmenter
+            from trtseg.cli import progress
             from trtseg.postprocess import PostProcess
 
             steps = PostProcess(
                 largest_liver=not no_largest_liver, fill_holes=not no_fill_holes, min_tumour_ml=min_tumour_ml
             )
-            segmenter = Segmenter(model, device=device, precision=precision, postprocess=steps)
+            with progress.bar(quiet) as bar:
+                segmenter = Segmenter(
+                    model,
+                    device=device,
+                    precision=precision,
+                    postprocess=steps,
+                    runtime=runtime,
+                    progress=progress.follow(bar, "building"),
+                )
             raise typer.Exit(batch.run(cases, segmenter, quiet=quiet))
 
 

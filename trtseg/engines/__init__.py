@@ -1,6 +1,8 @@
-"""Engines: nets that are ready to run. Which one is opened is decided here, in sight."""
+"""Engines: nets that are ready to run. On which device they run is decided here, in sight."""
 
 from __future__ import annotations
+
+import re
 
 from trtseg.engines.base import Engine
 from trtseg.errors import ArgumentError, DeviceError
@@ -8,11 +10,11 @@ from trtseg.spec import ModelSpec
 
 __all__ = ["Engine", "available_devices", "open_engine", "resolve_device"]
 
-_NO_CUDA = "this version of trtseg has no engines for NVIDIA GPUs yet"
-
 
 def resolve_device(device: str) -> str:
-    """The device that ``device`` stands for; ``auto`` is decided here, once, and never again.
+    """The device that ``device`` stands for, ``cpu`` or ``cuda:0``; decided here, once, and never again.
+
+    ``auto`` is the CPU for as long as docs/gpu-status.md says that no GPU has confirmed the other.
 
     Raises
     ------
@@ -21,13 +23,18 @@ def resolve_device(device: str) -> str:
     """
     if device in ("auto", "cpu"):
         return "cpu"
-    if device == "cuda" or device.startswith("cuda:"):
-        raise DeviceError(f"device: got {device!r}, but {_NO_CUDA}; use 'cpu' or 'auto'")
-    raise DeviceError(f"device: got {device!r}; expected 'auto', 'cpu' or 'cuda'")
+    named = re.fullmatch(r"cuda(?::(\d{1,3}))?", device)
+    if named is None:
+        raise DeviceError(f"device: got {device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
+    from trtseg.engines.nvidia import check_gpu
+
+    index = int(named[1] or 0)
+    check_gpu(index)
+    return f"cuda:{index}"
 
 
-def open_engine(onnx: bytes, spec: ModelSpec, *, device: str, precision: str) -> Engine:
-    """Open the engine for a net.
+def open_engine(onnx: bytes, spec: ModelSpec, *, precision: str) -> Engine:
+    """Open the CPU engine for a net; those for GPUs are opened together, by `trtseg.engines.nvidia.open_nets`.
 
     Parameters
     ----------
@@ -35,22 +42,26 @@ def open_engine(onnx: bytes, spec: ModelSpec, *, device: str, precision: str) ->
         The net, with FP32 weights; the caller has checked where it comes from.
     spec : ModelSpec
         What the net expects and means.
-    device : str
-        As `resolve_device` gives it.
     precision : str
         ``auto``, ``fp32`` or ``bf16``.
     """
     if precision not in ("auto", "fp32", "bf16"):
-        raise ArgumentError(f"precision: got {precision!r}; expected 'auto', 'fp32' or 'bf16'")
-    if device == "cpu":
-        from trtseg.engines.openvino import OpenVinoEngine
+        raise ArgumentError(f"precision: got {precision!r}; on the CPU it is 'auto', 'fp32' or 'bf16'")
+    from trtseg.engines.openvino import OpenVinoEngine
 
-        return OpenVinoEngine(onnx, spec, precision)
-    raise DeviceError(f"device: got {device!r}, but {_NO_CUDA}")
+    return OpenVinoEngine(onnx, spec, precision)
 
 
 def available_devices() -> list[tuple[str, bool, str]]:
     """Each device, whether it works here, and what it is or why it does not work."""
+    from trtseg.engines.nvidia import check_gpu, choose_runtime
     from trtseg.engines.openvino import describe_cpu
 
-    return [("cpu", True, describe_cpu()), ("cuda", False, _NO_CUDA)]
+    devices = [("cpu", True, describe_cpu())]
+    try:
+        gpu, _ = check_gpu(0)
+        runtime = choose_runtime("auto", gpu)
+        devices.append(("cuda", True, f"{gpu}, {runtime.title}"))
+    except DeviceError as error:
+        devices.append(("cuda", False, str(error).partition("but ")[2] or str(error)))
+    return devices

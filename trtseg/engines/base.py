@@ -5,12 +5,13 @@ compiled and buffers of its own allocated. Then
 
 - ``spec`` is the `ModelSpec` of the net;
 - ``device`` names where it runs, ``"cpu"`` or ``"cuda:0"``;
-- ``run(src, dst, stream)`` computes the logits of ``n >= 0`` slices: ``src`` is ``[n, 1, H, W]`` and ``dst`` is
-  ``[n, spec.channels, H, W]``, both C-contiguous and in `dtype`, both owned by the caller, and not overlapping. Every
-  element of ``dst`` is written, nothing else is. Slices are independent: the logits of a slice depend neither on its
-  place nor on its neighbours. Equal input gives equal output, bit for bit. ``run`` allocates nothing that grows, and
-  on a device with streams it only enqueues on ``stream`` and does not synchronise. An engine is used by one thread at
-  a time.
+- ``batch`` is the number of slices that each ``run`` gets, or None where any number ``n >= 0`` will do;
+- ``run(src, dst, stream)`` computes the logits of ``n`` slices: ``src`` is ``[n, 1, H, W]`` and ``dst`` is
+  ``[n, spec.channels, H, W]``, both C-contiguous and in `dtype`, NumPy arrays on the CPU and `trtseg.cuda.CudaArray`
+  on a GPU, both owned by the caller, and not overlapping. Every element of ``dst`` is written, nothing else is. Slices
+  are independent: the logits of a slice depend neither on its place nor on its neighbours. Equal input gives equal
+  output, bit for bit. ``run`` allocates nothing that grows, and on a device with streams it only enqueues on
+  ``stream`` and does not synchronise. An engine is used by one thread at a time.
 
 ``tests/test_engines.py`` holds every engine to this text.
 """
@@ -20,7 +21,6 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trtseg.spec import ModelSpec
 
@@ -44,5 +44,9 @@ class Engine(Protocol):
     def dtype(self) -> np.dtype[Any]:
         """Element type of ``src`` and ``dst``."""
 
-    def run(self, src: NDArray[Any], dst: NDArray[Any], stream: int = 0) -> None:
+    @property
+    def batch(self) -> int | None:
+        """Slices in each ``run``; None: any number."""
+
+    def run(self, src: Any, dst: Any, stream: int = 0) -> None:
         """Compute logits ``dst`` ``[n, channels, H, W]`` of slices ``src`` ``[n, 1, H, W]``."""

@@ -56,6 +56,7 @@ class OpenVinoEngine:
     """
 
     device = "cpu"
+    batch = None
     dtype = np.dtype(np.float32)
 
     def __init__(self, onnx: bytes, spec: ModelSpec, precision: str = "auto") -> None:

@@ -1,0 +1,91 @@
+// Recording and launching CUDA graphs; host code only.
+#include "cuda_util.h"
+#include "graph.h"
+
+namespace trtseg::cuda {
+namespace {
+
+cudaStream_t stream_of(std::uintptr_t handle) { return reinterpret_cast<cudaStream_t>(handle); }
+
+int current_device() {
+  int device = 0;
+  CUDA_CHECK(cudaGetDevice(&device));
+  return device;
+}
+
+// A stream that records from construction to end(), or to destruction, which drops the record.
+class Capture {
+ public:
+  // Thread-local: what other threads do with CUDA meanwhile is their business.
+  explicit Capture(cudaStream_t stream) : stream_(stream) {
+    CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  }
+  ~Capture() {
+    if (ended_) return;
+    OwnedGraph dropped;
+    if (cudaStreamEndCapture(stream_, dropped.out()) != cudaSuccess) (void)cudaGetLastError();
+  }
+  Capture(const Capture&) = delete;
+  Capture& operator=(const Capture&) = delete;
+
+  OwnedGraph end() {
+    ended_ = true;  // also where it fails
+    OwnedGraph graph;
+    CUDA_CHECK(cudaStreamEndCapture(stream_, graph.out()));
+    return graph;
+  }
+
+ private:
+  cudaStream_t stream_;
+  bool ended_ = false;
+};
+
+class CudaGraph final : public Graph {
+ public:
+  explicit CudaGraph(const OwnedGraph& graph) : device_(current_device()) {
+    CUDA_CHECK(cudaGraphGetNodes(graph.get(), nullptr, &nodes_));
+    CUDA_CHECK(cudaGraphInstantiateWithFlags(exec_.out(), graph.get(), 0));
+  }
+
+  ~CudaGraph() override {
+    try {
+      const OnDevice device(device_);
+      exec_.reset();
+    } catch (const DeviceError&) {
+      // The GPU is lost, and the graph with it.
+    }
+  }
+
+  void launch(std::uintptr_t stream) override {
+    const OnDevice device(device_);
+    CUDA_CHECK(cudaGraphLaunch(exec_.get(), stream_of(stream)));
+  }
+
+  std::size_t nodes() const override { return nodes_; }
+
+ private:
+  int device_;
+  std::size_t nodes_ = 0;
+  OwnedGraphExec exec_;
+};
+
+}  // namespace
+
+std::unique_ptr<Graph> capture(std::uintptr_t stream, const std::function<void()>& enqueue) {
+  const cudaStream_t handle = stream_of(stream);
+  if (!handle || handle == cudaStreamLegacy || handle == cudaStreamPerThread) {
+    throw ArgumentError("stream: got the default stream, expected one of your own: only such a one can be recorded");
+  }
+  Capture recording(handle);
+  enqueue();
+  return std::make_unique<CudaGraph>(recording.end());
+}
+
+void wait_for(std::uintptr_t stream, std::uintptr_t other) {
+  OwnedEvent event;
+  CUDA_CHECK(cudaEventCreateWithFlags(event.out(), cudaEventDisableTiming));
+  CUDA_CHECK(cudaEventRecord(event.get(), stream_of(other)));
+  CUDA_CHECK(cudaStreamWaitEvent(stream_of(stream), event.get(), 0));
+}
+
+}  // namespace trtseg::cuda

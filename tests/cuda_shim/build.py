@@ -1,0 +1,101 @@
+"""Builds trtseg._core with the shim instead of CUDA and runs scripts with it, under AddressSanitizer and UBSan.
+
+An interpreter that does not know of them has to be started with their library, so each script is a process of its own.
+The fixture `shim` (tests/conftest.py) is a `Shim`.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+SHIM = Path(__file__).resolve().parent
+CSRC = SHIM.parents[1] / "csrc"
+
+# The flags on which the bits depend are those of setup.py. What is not under test is compiled fast.
+FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", f"-I{CSRC}"]
+MACROS = ["-DTRTSEG_CUDA=1", '-DTRTSEG_CUDA_VERSION="shim"', '-DTRTSEG_CUDA_ARCHS="shim"']
+CUDA_FLAGS = ["-O1", "-g1", "-Wall", "-Wextra", f"-I{SHIM}", "-x", "c++"]
+SANITIZE = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
+
+
+def execute(command: list, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
+
+
+def compile_with(gxx: str, *arguments) -> None:
+    done = execute([gxx, *arguments])
+    assert done.returncode == 0, done.stderr
+
+
+@dataclass
+class Shim:
+    """The built module and how to start an interpreter that can load it."""
+
+    module: Path
+    environment: dict[str, str]
+    unwatched: str | None  # why there are no sanitizers
+
+    def run_script(self, script: Path | str, *arguments: str) -> subprocess.CompletedProcess:
+        """Run a script for which trtseg._core is this module, and which can import what lies in tests/cuda_shim."""
+        command = [sys.executable, SHIM / "start.py", self.module, script, *arguments]
+        return execute(command, env=self.environment)
+
+
+def sanitizer_environment(gxx: str) -> dict[str, str]:
+    """Have an interpreter start with the library of AddressSanitizer and, for exceptions, that of C++."""
+    libraries = [
+        execute([gxx, f"-print-file-name={name}"]).stdout.strip() for name in ("libasan.so", "libstdc++.so.6")
+    ]
+    # Python keeps memory until it ends, which is no leak.
+    return {**os.environ, "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
+
+
+def why_no_sanitizers(gxx: str, folder: Path) -> str | None:
+    """Try them on nothing: they may not be installed, or not get on with the kernel or the interpreter."""
+    library = folder / "empty.so"
+    done = execute([gxx, *SANITIZE, "-shared", "-x", "c++", os.devnull, "-o", library])
+    if done.returncode != 0:
+        return "g++ has no AddressSanitizer and UBSan"
+    script = f"import ctypes, numpy; ctypes.CDLL({str(library)!r})"
+    try:
+        done = execute([sys.executable, "-c", script], env=sanitizer_environment(gxx))
+    except subprocess.TimeoutExpired:
+        return "Python hangs under AddressSanitizer"
+    return f"Python fails under AddressSanitizer: {done.stderr[-300:]}" if done.returncode != 0 else None
+
+
+def build_shim(folder: Path) -> Shim:
+    """Build the module in a folder, or skip the test with the reason why that cannot be."""
+    gxx = shutil.which("g++")
+    if gxx is None:
+        pytest.skip("there is no g++ to compile the kernels with")
+    pybind11 = pytest.importorskip("pybind11", reason="pybind11 is not installed")
+    headers = sysconfig.get_path("include")
+    if not Path(headers, "Python.h").is_file():
+        pytest.skip("Python's headers are not installed")
+    unwatched = why_no_sanitizers(gxx, folder)
+    sanitize = SANITIZE if unwatched is None else []
+    rest = ["-O0", f"-I{pybind11.get_include()}", f"-I{headers}", *MACROS]
+    flags = dict.fromkeys((CSRC / name for name in ("bindings.cpp", "ops.cpp", "ops_cpu.cpp")), rest)
+    watched = [*CUDA_FLAGS, *sanitize]
+    flags |= dict.fromkeys((CSRC / "ops_cuda.cu", CSRC / "graph_cuda.cu"), watched)
+    flags[SHIM / "played.cpp"] = ["-O0"]
+
+    def compile_one(source: Path) -> Path:
+        target = folder / f"{source.name}.o"
+        compile_with(gxx, *FLAGS, *flags[source], "-c", source, "-o", target)
+        return target
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, flags))
+    module = folder / "_core.so"
+    compile_with(gxx, "-shared", "-pthread", *sanitize, *objects, "-o", module)
+    environment = sanitizer_environment(gxx) if unwatched is None else dict(os.environ)
+    return Shim(module, environment, unwatched)

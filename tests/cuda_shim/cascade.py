@@ -1,0 +1,208 @@
+"""The CUDA cascade on the GPU that played.cpp plays: cascade.py CASE, one of cascade_cases.py or of those here."""
+
+import gc
+import logging
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import played_pycuda as played
+import pytest
+
+played.install()
+from cascade_cases import CASES, SPACING, cascade, ct, expected, logits  # noqa: E402
+
+from trtseg.cuda import CudaArray, Resources, open_device  # noqa: E402
+from trtseg.errors import DeviceError, OutOfMemoryError  # noqa: E402
+from trtseg.spec import ModelSpec  # noqa: E402
+
+
+@dataclass
+class NumPyEngine:
+    """A net whose work waits in the stream like a kernel's."""
+
+    spec: ModelSpec
+    batch: int
+    runs: Counter[str]
+    dtype: np.dtype = field(default_factory=lambda: np.dtype(np.float16))
+    device: str = "cuda:0"
+    precision: str = "fp16"
+
+    def run(self, src: CudaArray, dst: CudaArray, stream: int = 0) -> None:
+        assert src.shape == (self.batch, 1, *self.spec.size)
+        assert dst.shape == (self.batch, self.spec.channels, *self.spec.size)
+
+        def work() -> None:
+            self.runs[self.spec.role] += 1
+            x = played.device_array(src.address, src.shape, src.dtype)
+            played.device_array(dst.address, dst.shape, dst.dtype)[:] = logits(self.spec.role, x)
+
+        played.enqueue(stream, work)
+
+
+@dataclass
+class PlayedStream:
+    """A stream of a caller."""
+
+    own: Resources
+    stream: Any
+
+    @property
+    def handle(self) -> int:
+        return self.stream.handle
+
+    def made_late(self, array: np.ndarray) -> CudaArray:
+        made = self.own.array(array.shape, array.dtype)
+
+        def make() -> None:
+            played.device_array(made.address, made.shape, made.dtype)[:] = array
+
+        played.enqueue(self.handle, make)
+        return made
+
+    def read(self, array: CudaArray) -> np.ndarray:
+        copy = np.zeros(array.shape, array.dtype)
+
+        def use() -> None:
+            copy[:] = played.device_array(array.address, array.shape, array.dtype)
+
+        played.enqueue(self.handle, use)
+        self.stream.synchronize()
+        return copy
+
+
+class Backend:
+    """What cascade_cases.py asks for."""
+
+    def __init__(self) -> None:
+        self.runs: Counter[str] = Counter()  # of the nets, by role
+
+    def engine(self, spec: ModelSpec, batch: int) -> NumPyEngine:
+        return NumPyEngine(spec, batch, self.runs)
+
+    def orders(self) -> Iterator[str]:
+        for order in ("lazy", "eager", "others-first"):
+            played.schedule(order)
+            yield order
+
+    @contextmanager
+    def stream(self) -> Iterator[PlayedStream]:
+        with open_device(0) as device:
+            own = Resources(device)
+            yield PlayedStream(own, own.stream())
+            own.free()
+
+
+BACKEND = Backend()
+
+
+def free_bytes() -> int:
+    with open_device(0):
+        return played.mem_get_info()[0]
+
+
+def skipping() -> None:
+    """The tumour net runs once for each chunk with liver, and not for the others."""
+    one, hu = cascade(BACKEND), ct(24)
+    one.run(hu[:1], SPACING)
+    BACKEND.runs.clear()
+    one.run(hu, SPACING)
+    assert BACKEND.runs == {"liver": 6, "tumour": 4}
+    BACKEND.runs.clear()
+    one.run(hu[6:8], SPACING)
+    one.run(hu[8:10], SPACING)  # less than a chunk, without: what the last one left must not count
+    assert BACKEND.runs == {"liver": 2, "tumour": 1}
+
+
+def out_of_memory() -> None:
+    """Half the slices a run, and half of that, with the same labels, and it says so."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("trtseg").addHandler(handler)
+    hu = ct(21)
+    limits = {}
+    for batch in (16, 8, 4):
+        gc.collect()
+        free = free_bytes()
+        one = cascade(BACKEND, batch, context_bytes=1000)
+        one.run(hu, SPACING)
+        limits[batch] = free - free_bytes()
+        del one
+    gc.collect()
+    assert played.live()["device"] == 0, played.live()
+    played.memory(limits[4] + 20_000)
+    one = cascade(BACKEND, 16, context_bytes=1000)
+    labels, _ = one.run(hu, SPACING)
+    assert (labels == expected(hu)).all()
+    assert one.provenance == {"batch": 4}
+    assert [text.partition(";")[2] for text in said] == [
+        " going on with 8 slices a run instead of 16",
+        " going on with 4 slices a run instead of 8",
+    ], said
+    del one
+    gc.collect()
+    played.memory(3000)
+    with pytest.raises(OutOfMemoryError, match=r"too little free memory|cudaErrorMemoryAllocation"):
+        cascade(BACKEND, 16, context_bytes=1000).run(hu, SPACING)
+
+
+def errors() -> None:
+    """Whatever call fails: an error of ours, everything given back, and the next call works."""
+    hu = ct(11)
+    one = cascade(BACKEND)
+    one.run(hu, SPACING)
+    played.reset()
+    one.run(hu, SPACING)
+    in_steady_state = played.calls()
+    cascade(BACKEND).run(hu, SPACING)
+    for calls, make in ((in_steady_state, lambda: one), (in_steady_state, lambda: cascade(BACKEND))):
+        for n in range(1, calls + 1, max(1, calls // 40)):
+            used = make()
+            played.reset()
+            played.fail_call(n, 1)  # invalid value
+            try:
+                labels, _ = used.run(hu, SPACING)
+                assert (labels == expected(hu)).all()
+            except DeviceError as error:
+                what = str(error)
+                assert "invalid argument" in what, what  # some calls may fail and do no harm
+            played.reset()
+            labels, _ = used.run(hu, SPACING)
+            assert (labels == expected(hu)).all(), n
+
+
+def lost() -> None:
+    """An error that ends the context: the call says it, and so do the next ones."""
+    hu, one = ct(11), cascade(BACKEND)
+    one.run(hu, SPACING)
+    played.fail_work(7)
+    for text in ("illegal memory access", "context is lost", "context is lost"):
+        with pytest.raises(DeviceError, match=text):
+            one.run(hu, SPACING)
+
+
+def nothing_is_left() -> None:
+    """All memory, streams, events and graphs are given back; a second run makes nothing new."""
+    hu, one = ct(11), cascade(BACKEND)
+    one.run(hu, SPACING)
+    before = played.live()
+    one.run(hu, SPACING)
+    assert played.live() == before
+    assert before["launchable"] > 0
+    del one
+    gc.collect()
+    assert set(played.live().values()) == {0}, played.live()
+
+
+case = sys.argv[1]
+if case in CASES:
+    CASES[case](BACKEND)
+    gc.collect()
+    assert set(played.live().values()) == {0}, played.live()
+else:
+    globals()[case]()

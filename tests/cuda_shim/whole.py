@@ -1,0 +1,122 @@
+"""A whole `Segmenter` on the GPU that is played: whole.py MODEL CASE. The cache holds its engines for sm_89."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import played_pycuda
+import played_tensorrt as trt
+import pytest
+
+played_pycuda.install()
+import trtseg  # noqa: E402
+from trtseg.cuda import Resources, open_device  # noqa: E402
+from trtseg.engines import nvidia  # noqa: E402
+from trtseg.engines.probe import Driver, Gpu, installed  # noqa: E402
+from trtseg.engines.runtime import Runtime  # noqa: E402
+from trtseg.engines.trust import engine_folder  # noqa: E402
+from trtseg.errors import ArgumentError, DeviceError  # noqa: E402
+from trtseg.models import find  # noqa: E402
+from trtseg.phantom import abdomen  # noqa: E402
+
+MODEL = Path(sys.argv[1])
+SPACING = (5.0, 2.5, 2.5)
+GPU = Gpu(0, "Played GPU", "sm_89", 8 << 30)
+DRIVER = Driver("580.65.06", "13.0", (GPU,), None)
+
+played_pycuda.Device.capability = (8, 9)
+trt.files, trt.engines = find(MODEL), engine_folder()
+nvidia.check_gpu = lambda index: (GPU, DRIVER)  # type: ignore[assignment]
+nvidia.load_runtime = lambda name: Runtime(name, trt, str(installed("tensorrt_rtx")))  # type: ignore[assignment]
+
+CT = abdomen(shape=(22, 96, 128), spacing=SPACING).ct
+
+
+def segmenter(**options: Any) -> trtseg.Segmenter:
+    return trtseg.Segmenter(MODEL, device="cuda", runtime="tensorrt-rtx", batch=4, **options)
+
+
+def equals_the_cpu() -> None:
+    cpu = trtseg.Segmenter(MODEL, device="cpu", precision="fp32")
+    expected = cpu.segment(CT, spacing=SPACING)
+    assert set(np.unique(expected.labels)) == {0, 1, 2}
+    gpu = segmenter(precision="fp32")
+    assert gpu.device == "cuda:0"
+    assert gpu.precision == "fp32"
+    result = gpu.segment(CT, spacing=SPACING)
+    assert (result.labels == expected.labels).all()
+    assert result.provenance["device"] == "cuda:0"
+    assert result.provenance["gpu"] == "Played GPU"
+    assert result.provenance["driver"] == "580.65.06"
+    assert result.provenance["batch"] == 4
+    for engine in result.provenance["engines"].values():
+        assert engine["precision"] == "fp32"
+        assert engine["acceptance"].startswith("accepted on Played GPU, driver 580.65.06")
+    labels = gpu.label(CT, spacing=SPACING[1:])
+    assert (labels == cpu.label(CT, spacing=SPACING[1:])).all()
+
+
+def label_in_place() -> None:
+    one = segmenter()
+    assert one.precision == "fp16", one._cascade.provenance
+    expected = one.label(CT, spacing=SPACING[1:])
+    out = np.empty_like(expected)
+    assert one.label(CT, spacing=SPACING[1:], out=out) is out
+    assert (out == expected).all()
+    with open_device(0) as device:
+        own = Resources(device)
+        stream, hu, labels = own.stream(), own.array(CT.shape, np.int16), own.array(CT.shape, np.uint8)
+
+        def fill() -> None:
+            played_pycuda.device_array(hu.address, hu.shape, hu.dtype)[:] = CT
+
+        played_pycuda.enqueue(stream.handle, fill)
+        assert one.label(hu, spacing=SPACING[1:], out=labels, stream=stream.handle) is labels
+        stream.synchronize()
+        assert (played_pycuda.device_array(labels.address, labels.shape, labels.dtype) == expected).all()
+        with pytest.raises(ArgumentError, match="hu: got uint8 of shape"):
+            one.label(labels, spacing=SPACING[1:])
+        with pytest.raises(ArgumentError, match="make it with device='cuda'"):
+            trtseg.Segmenter(MODEL, device="cpu").label(hu, spacing=SPACING[1:])
+        own.free()
+
+
+def judged_once() -> None:
+    segmenter()
+    assert trt.compiled == ["liver", "tumour"], trt.compiled  # where they are judged
+    assert len(trt.reused) == 4  # in two lanes
+    before = dict(trt.runs)
+    assert before["liver", "fp16"] > 20
+    trt.compiled.clear()
+    trt.reused.clear()
+    segmenter()
+    assert trt.runs == before  # the verdict is in the sidecar
+    assert trt.compiled == []
+    assert len(trt.reused) == 4
+
+
+def falls_back_to_fp32() -> None:
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("trtseg").addHandler(handler)
+    trt.black.add(("tumour", "fp16"))
+    one = segmenter()
+    assert one.precision == "fp16, fp32"
+    assert any("the fp16 engine of the tumour net is not used" in text for text in said), said
+    provenance = one.segment(CT, spacing=SPACING).provenance
+    assert provenance["engines"]["liver"]["refused"] == []
+    assert provenance["engines"]["tumour"]["precision"] == "fp32"
+    assert len(provenance["engines"]["tumour"]["refused"]) == 1
+    with pytest.raises(DeviceError, match="no engine of the tumour net agrees with the FP32 reference"):
+        segmenter(precision="fp16")
+    trt.black.add(("tumour", "fp32"))
+    for path in engine_folder().glob("tumour*fp32*.json"):  # judge it again
+        path.write_text(path.read_text().replace('"driver": "580', '"driver": "570'))
+    with pytest.raises(DeviceError, match="no engine of the tumour net agrees"):
+        segmenter()
+
+
+globals()[sys.argv[2]]()

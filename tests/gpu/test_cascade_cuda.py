@@ -1,0 +1,178 @@
+"""The CUDA cascade on a GPU: everything but TensorRT, with nets that PyTorch runs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from cascade_cases import BATCH, CASES, NETS, SPACING, cascade, ct, expected
+
+from trtseg.cuda import CudaArray, Resources, open_device
+from trtseg.errors import ArgumentError, OutOfMemoryError
+from trtseg.spec import ModelSpec
+
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("pycuda")]
+
+
+@dataclass
+class TorchEngine:
+    """An elementwise net. It writes into what it is given and so allocates nothing, which a capture would refuse."""
+
+    spec: ModelSpec
+    batch: int
+    dtype: np.dtype = field(default_factory=lambda: np.dtype(np.float16))
+    device: str = "cuda:0"
+    precision: str = "fp16"
+
+    def run(self, src: CudaArray, dst: CudaArray, stream: int = 0) -> None:
+        import torch
+
+        x, logits = torch.as_tensor(src, device="cuda"), torch.as_tensor(dst, device="cuda")
+        with torch.cuda.stream(torch.cuda.ExternalStream(stream)):
+            for channel, (a, b) in enumerate(NETS[self.spec.role]):
+                torch.mul(x[:, 0], a, out=logits[:, channel])
+                logits[:, channel].add_(b)
+
+
+@dataclass
+class TorchStream:
+    """A caller's stream."""
+
+    stream: Any
+
+    @property
+    def handle(self) -> int:
+        return self.stream.cuda_stream
+
+    def made_late(self, array: np.ndarray) -> CudaArray:
+        import torch
+
+        made = torch.empty(array.shape, dtype=getattr(torch, array.dtype.name), device="cuda")
+        source = torch.from_numpy(array).pin_memory()
+        with torch.cuda.stream(self.stream):
+            torch.cuda._sleep(20_000_000)  # some ms
+            made.copy_(source, non_blocking=True)
+        return CudaArray.of(made, "array", array.dtype, array.ndim)
+
+    def read(self, array: CudaArray) -> np.ndarray:
+        import torch
+
+        with torch.cuda.stream(self.stream):
+            return torch.as_tensor(array, device="cuda").cpu().numpy()
+
+
+class TorchBackend:
+    """What cascade_cases.py asks for."""
+
+    def engine(self, spec: ModelSpec, batch: int) -> TorchEngine:
+        return TorchEngine(spec, batch)
+
+    def orders(self) -> list[str]:
+        return ["as the GPU has it"] * 5
+
+    @contextmanager
+    def stream(self) -> Iterator[TorchStream]:
+        import torch
+
+        yield TorchStream(torch.cuda.Stream())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_cascade(case):
+    CASES[case](TorchBackend())
+
+
+def test_repeated_runs_are_identical():
+    one, hu = cascade(TorchBackend()), ct(7 * BATCH)
+    first, _ = one.run(hu, SPACING)
+    for _ in range(50):
+        assert (one.run(hu, SPACING)[0] == first).all()
+
+
+def test_graphs_do_what_plain_launches_do():
+    """A lane's steps launched one by one, and its graphs."""
+    from trtseg.cuda_cascade import Lane
+
+    hu, backend = ct(BATCH), TorchBackend()
+    device = open_device(0)
+    with device:
+        engines = cascade(backend)._contexts[0]
+        fit = engines[0].spec.fit_slice(hu.shape[1:], SPACING)
+        lane = Lane(device, engines, fit, BATCH)
+        lane._hu_host[:] = hu
+        for step in (lane._upload, lane._first_net, lane._tumour_net, lane._download):
+            step()
+        device.synchronize()
+        plain = lane._labels_host.copy()
+        lane._labels_host[:] = 9
+        out = np.empty_like(plain)
+        for _ in range(3):
+            lane.start(hu, out, 0)
+            lane.go_on()
+            lane.finish(0)
+            assert (out == plain).all()
+    assert (plain == expected(hu)).all()
+
+
+def test_arrays_of_other_libraries_go_in_as_they_are():
+    import torch
+
+    one, hu = cascade(TorchBackend()), ct(BATCH + 1)
+    tensor = torch.from_numpy(hu).cuda()  # on the default stream
+    labels = torch.empty(hu.shape, dtype=torch.uint8, device="cuda")
+    source = CudaArray.of(tensor, "hu", np.int16, 3)
+    assert source.address == tensor.data_ptr()
+    one.run(source, SPACING, CudaArray.of(labels, "out", np.uint8, 3))
+    assert (labels.cpu().numpy() == expected(hu)).all()
+    with pytest.raises(ArgumentError, match="hu: got an array that is not C-contiguous"):
+        CudaArray.of(tensor[:, :, ::2], "hu", np.int16, 3)
+
+
+def test_too_little_memory_halves_the_batch_and_then_is_an_error(caplog):
+    import torch
+
+    hu = ct(9)
+    free, _ = torch.cuda.mem_get_info()
+    one = cascade(
+        TorchBackend(), 16, context_bytes=free // 20
+    )  # 32 slices in two lanes are too much, 16 are not
+    labels, _ = one.run(hu, SPACING)
+    assert (labels == expected(hu)).all()
+    assert one.provenance == {"batch": 8}
+    assert "going on with 8 slices a run instead of 16" in caplog.text
+    del one
+    with pytest.raises(OutOfMemoryError, match="too little free memory"):
+        cascade(TorchBackend(), 2, context_bytes=free)
+
+
+def test_memory_is_given_back():
+    import gc
+
+    import torch
+
+    cascade(TorchBackend()).run(ct(3), SPACING)  # what is loaded once
+    gc.collect()
+    before, _ = torch.cuda.mem_get_info()
+    for _ in range(5):
+        cascade(TorchBackend()).run(ct(3), SPACING)
+    gc.collect()
+    assert torch.cuda.mem_get_info()[0] >= before - 2**21  # the driver keeps pages of 2 MiB
+
+
+def test_pinned_memory_and_streams_work_on_another_thread():
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        own = pool.submit(_make).result()
+    assert own.free() is None
+
+
+def _make() -> Resources:
+    with open_device(0) as device:
+        own = Resources(device)
+        own.pinned((4,), np.int16)
+        own.array((4,), np.int16)
+        own.stream()
+    return own

@@ -1,0 +1,216 @@
+"""From a model to nets that run on a GPU that is here: which runtime, which precision, and whether to trust them.
+
+An engine comes from this user's cache, or is built into it. Before it is first used on a GPU it must agree with the
+FP32 reference (`trtseg.engines.acceptance`); the verdict stays in its sidecar.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from trtseg import _core
+from trtseg.cuda import Device, Resources, download, upload
+from trtseg.engines import cache
+from trtseg.engines.acceptance import Verdict, calibration, judge
+from trtseg.engines.build import Net, Progress, engine_for
+from trtseg.engines.probe import RTX_CAPABILITIES, Driver, Gpu, find_driver, installed
+from trtseg.engines.runtime import INSTALL, MODULES, NAMES, Runtime, check_name, load_runtime
+from trtseg.engines.tensorrt import LoadedEngine, TensorRTEngine
+from trtseg.engines.trust import engine_folder
+from trtseg.errors import ArgumentError, DeviceError
+from trtseg.models import ModelFiles
+
+log = logging.getLogger("trtseg")
+
+PRECISIONS = ("auto", "fp16", "fp32")
+
+_Calibration = dict[str, tuple[NDArray[Any], NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class GpuNets:
+    """The nets of a model on a GPU, for one number of slices a run, in the order of the cascade.
+
+    Attributes
+    ----------
+    loaded : tuple of LoadedEngine
+        One of each net.
+    batch : int
+        Slices in each run.
+    provenance : dict
+        What a result tells of them.
+    """
+
+    loaded: tuple[LoadedEngine, ...]
+    batch: int
+    provenance: dict[str, Any]
+
+    def contexts(self) -> tuple[TensorRTEngine, ...]:
+        """One engine of each net, for one stream; the device must be current."""
+        return tuple(net.context() for net in self.loaded)
+
+    def keep_compiled(self) -> None:
+        """Keep what was compiled at the first run."""
+        for net in self.loaded:
+            net.keep_compiled()
+
+
+def check_gpu(index: int) -> tuple[Gpu, Driver]:
+    """The GPU of that number, if all that it takes to run on it is here; a DeviceError says what is not."""
+    got = f"device: got 'cuda:{index}', but"
+    built_with = _core.build_info()["cuda_version"]
+    if built_with is None:
+        raise DeviceError(f"{got} trtseg was built without CUDA; install it again where nvcc is")
+    driver = find_driver()
+    if not driver.gpus:
+        raise DeviceError(f"{got} {driver.problem}")
+    if index >= len(driver.gpus):
+        raise DeviceError(f"{got} there are {len(driver.gpus)} GPUs, counted from 0")
+    if driver.cuda is not None and int(driver.cuda.split(".")[0]) < int(built_with.split(".")[0]):
+        raise DeviceError(
+            f"{got} the driver {driver.version or ''} runs CUDA {driver.cuda} and trtseg was built with {built_with}; "
+            "install a newer driver, or trtseg with an older CUDA toolkit"
+        )
+    if installed("pycuda") is None:
+        raise DeviceError(f'{got} PyCUDA is not installed: pip install "trtseg[cuda]"')
+    return driver.gpus[index], driver
+
+
+def choose_runtime(name: str, gpu: Gpu) -> Runtime:
+    """The runtime that was named, or for ``auto`` the first that is installed and made for the GPU."""
+    if name != "auto":
+        check_name(name)
+        return load_runtime(name)
+    for candidate in NAMES:
+        fits = candidate == "tensorrt" or gpu.sm in RTX_CAPABILITIES
+        if fits and installed(MODULES[candidate]) is not None:
+            return load_runtime(candidate)
+    wanted = "tensorrt-rtx" if gpu.sm in RTX_CAPABILITIES else "tensorrt"
+    raise DeviceError(f"runtime: got 'auto', but none that is made for {gpu} is installed: {INSTALL[wanted]}")
+
+
+def open_nets(
+    files: ModelFiles,
+    device: Device,
+    batch: int,
+    *,
+    precision: str = "auto",
+    runtime: str = "auto",
+    progress: Progress | None = None,
+) -> GpuNets:
+    """Load the nets of a model on a GPU, built and judged where that has not been done.
+
+    Parameters
+    ----------
+    files : ModelFiles
+        The model.
+    device : Device
+        Where.
+    batch : int
+        Slices in each run.
+    precision : str
+        ``fp16``, ``fp32``, or ``auto``: FP16, and FP32 for a net whose FP16 engine is not accepted.
+    runtime : str
+        ``tensorrt``, ``tensorrt-rtx`` or ``auto``.
+    progress : callable, optional
+        Called while an engine is built, with a text and a fraction.
+
+    Raises
+    ------
+    ArgumentError, ModelError
+        As for `trtseg.build_engines`.
+    DeviceError
+        The runtime is not there or fails, or no engine of a net is accepted.
+    """
+    if precision not in PRECISIONS:
+        raise ArgumentError(f"precision: got {precision!r}; on a GPU it is 'auto', 'fp16' or 'fp32'")
+    if type(batch) is not int or batch < 1:
+        raise ArgumentError(f"batch: got {batch!r}; expected a number of slices, 1 or more")
+    gpu, driver = check_gpu(device.index)
+    chosen = choose_runtime(runtime, gpu)
+    wanted = ("fp16", "fp32") if precision == "auto" else (precision,)
+    known: _Calibration = {}  # made once, when the first engine has to be judged
+    loaded, told = [], {}
+    with device:
+        for spec in files.spec.nets:
+            refused: list[str] = []
+            for one in wanted:
+                net = Net.read(files, spec, one)
+                engine, verdict = _open(net, chosen, gpu, driver, device, batch, known, progress)
+                if verdict.accepted:
+                    break
+                refused.append(f"{one}: {'; '.join(verdict.reasons)}")
+                log.warning("the %s engine of the %s net is not used: %s", one, spec.role, refused[-1])
+            else:
+                raise DeviceError(
+                    f"precision: got {precision!r}, but no engine of the {spec.role} net agrees with the FP32 "
+                    f"reference on {device.name} ({'. '.join(refused)}); use device='cpu', or another runtime"
+                )
+            loaded.append(engine)
+            told[spec.role] = {
+                "precision": one,
+                "sha256": engine.sidecar.sha256,
+                "acceptance": str(verdict),
+                "refused": refused,
+            }
+    provenance = {
+        "gpu": device.name,
+        "driver": driver.version,
+        "runtime": chosen.title,
+        "batch": batch,
+        "engines": told,
+    }
+    return GpuNets(tuple(loaded), batch, provenance)
+
+
+def _open(
+    net: Net,
+    runtime: Runtime,
+    gpu: Gpu,
+    driver: Driver,
+    device: Device,
+    batch: int,
+    known: _Calibration,
+    progress: Progress | None,
+) -> tuple[LoadedEngine, Verdict]:
+    """Load one engine, judged on this GPU with this driver."""
+    data, sidecar = engine_for(net, runtime, gpu, batch, progress=progress)
+    engine = LoadedEngine(runtime, data, sidecar, device)
+    verdict = Verdict.from_json(sidecar.acceptance)
+    if verdict is not None and verdict.holds_for(gpu.name, driver.version):
+        return engine, verdict
+    if not known:
+        known.update(calibration(net.files))
+    images, reference = known[net.spec.role]
+    own = Resources(device)
+    run = on_host(engine.context(), own)
+    verdict = judge(
+        run, reference, images, engine=sidecar.key, spec=net.spec, gpu=gpu.name, driver=driver.version
+    )
+    own.free()
+    engine.keep_compiled()
+    cache.accept(engine_folder() / sidecar.key.file_name, verdict.to_json(), sha256=sidecar.sha256)
+    return engine, verdict
+
+
+def on_host(engine: TensorRTEngine, own: Resources) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """A function that runs an engine on host arrays ``[batch, 1, H, W]``, with what it needs taken from ``own``."""
+    shapes = [(engine.batch, channels, *engine.spec.size) for channels in (1, engine.spec.channels)]
+    hosts = [own.pinned(shape, engine.dtype) for shape in shapes]
+    arrays = [own.array(shape, engine.dtype) for shape in shapes]
+    stream = own.stream()
+
+    def run(images: NDArray[Any]) -> NDArray[Any]:
+        hosts[0][:] = images
+        upload(arrays[0], hosts[0], stream)
+        engine.run(arrays[0], arrays[1], stream.handle)
+        download(hosts[1], arrays[1], stream)
+        stream.synchronize()
+        return hosts[1].copy()
+
+    return run
