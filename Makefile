@@ -53,45 +53,40 @@ lint: $(TEST)/installed
 
 # The way to the shipped model, step by step as training/README.md tells it. What is there is not made again, and a run
 # that was interrupted goes on where it was.
-PYTHON_TEST := $(TEST)/bin/python
-TRAIN = $(PYTHON_TEST) -m training.train --data $(RUNS)/store
+TRAIN = $(TEST)/bin/python -m training.train --data $(RUNS)/store
 train: $(RUNS)/tumour/done
-	$(PYTHON_TEST) -m training.export $(RUNS)/liver/last.pt $(RUNS)/tumour/last.pt --out trtseg/models/default $(THRESHOLDS)
-	$(PYTHON_TEST) -m training.evaluate --shared $(DATA) -o $(RUNS)/evaluate
+	$(TEST)/bin/python -m training.export $(RUNS)/liver/last.pt $(RUNS)/tumour/last.pt --out trtseg/models/default $(THRESHOLDS)
+	$(TEST)/bin/python -m training.evaluate --shared $(DATA) -o $(RUNS)/evaluate
 
 $(RUNS)/first/manifest.json: | $(TEST)/installed
 	@mkdir -p $(RUNS)
-	$(PYTHON_TEST) -m training.prepare --shared $(DATA) -o $(RUNS)/first
+	$(TEST)/bin/python -m training.prepare --shared $(DATA) -o $(RUNS)/first
 $(RUNS)/teacher/done: $(RUNS)/first/manifest.json
-	$(PYTHON_TEST) -m training.train liver --data $(RUNS)/first --steps 2000 --out $(RUNS)/teacher
+	$(TEST)/bin/python -m training.train liver --data $(RUNS)/first --steps 1500 --out $(RUNS)/teacher
 	@touch $@
 $(RUNS)/pseudo.npz: $(RUNS)/teacher/done
-	$(PYTHON_TEST) -m training.pseudo $(RUNS)/teacher/last.pt --shared $(DATA) -o $@
+	$(TEST)/bin/python -m training.pseudo $(RUNS)/teacher/last.pt --shared $(DATA) -o $@
 $(RUNS)/store/manifest.json: $(RUNS)/pseudo.npz
-	$(PYTHON_TEST) -m training.prepare --shared $(DATA) --pseudo $(RUNS)/pseudo.npz -o $(RUNS)/store
+	$(TEST)/bin/python -m training.prepare --shared $(DATA) --pseudo $(RUNS)/pseudo.npz -o $(RUNS)/store
 $(RUNS)/liver-1/done: $(RUNS)/store/manifest.json
-	$(TRAIN) liver --start $(RUNS)/teacher/last.pt --steps 4500 --out $(RUNS)/liver-1
-	@touch $@
-$(RUNS)/tumour-1/done: $(RUNS)/liver-1/done
-	$(TRAIN) tumour --liver $(RUNS)/liver-1/last.pt --steps 3000 --out $(RUNS)/tumour-1
+	$(TRAIN) liver --start $(RUNS)/teacher/last.pt --steps 3000 --out $(RUNS)/liver-1
 	@touch $@
 # Few lesions at the end: with many, a gallbladder passes for one.
 $(RUNS)/liver/done: $(RUNS)/liver-1/done
-	$(TRAIN) liver --start $(RUNS)/liver-1/last.pt --steps 2000 --lr 0.001 --lesions 0.1 --out $(RUNS)/liver
+	$(TRAIN) liver --start $(RUNS)/liver-1/last.pt --steps 1500 --lr 0.001 --lesions 0.1 --out $(RUNS)/liver
 	@touch $@
-$(RUNS)/tumour/done: $(RUNS)/liver/done $(RUNS)/tumour-1/done
-	$(TRAIN) tumour --liver $(RUNS)/liver/last.pt --start $(RUNS)/tumour-1/last.pt --steps 800 --lr 0.0005 --every 400 \
-	  --out $(RUNS)/tumour
+$(RUNS)/tumour/done: $(RUNS)/liver/done
+	$(TRAIN) tumour --liver $(RUNS)/liver/last.pt --steps 3000 --out $(RUNS)/tumour
 	@touch $@
 
 # The paper's table for our data.
 results: $(RUNS)/store256/manifest.json
-	$(PYTHON_TEST) -m training.compare --data $(RUNS)/store256 --out $(RUNS)/compare
-	$(PYTHON_TEST) -m training.results $(RUNS)/compare > $(RUNS)/results.md
+	$(TEST)/bin/python -m training.compare --data $(RUNS)/store256 --out $(RUNS)/compare
+	$(TEST)/bin/python -m training.results $(RUNS)/compare > $(RUNS)/results.md
 	mv $(RUNS)/results.md docs/results.md
 $(RUNS)/store256/manifest.json: | $(TEST)/installed
 	@mkdir -p $(RUNS)
-	$(PYTHON_TEST) -m training.prepare --shared $(DATA) --size 256 -o $(RUNS)/store256
+	$(TEST)/bin/python -m training.prepare --shared $(DATA) --size 256 -o $(RUNS)/store256
 
 # `pip install .` copies through build/, where files linger that no longer exist in the source.
 $(DEMO)/installed: $(DEMO)/bin/python $(BUILD_FILES) $(PACKAGE_FILES)

@@ -193,7 +193,9 @@ def test_label_is_the_nets_alone(segmenter, model, phantom):
 
 def test_label_refuses(segmenter, phantom):
     class OnGpu:
-        __cuda_array_interface__ = {"shape": (1, 2, 2), "typestr": "<i2", "data": (4096, False), "version": 3}
+        def __init__(self) -> None:
+            data = (4096, False)
+            self.__cuda_array_interface__ = {"shape": (1, 2, 2), "typestr": "<i2", "data": data, "version": 3}
 
     hu = phantom.ct
     read_only = np.zeros(hu.shape, np.uint8)
