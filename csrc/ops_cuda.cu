@@ -112,33 +112,18 @@ int device_of(const View& a) {
   return attributes.device;
 }
 
-// Makes the GPU that all arrays are on current while it lives.
-class OnDeviceOf {
- public:
-  explicit OnDeviceOf(std::initializer_list<View> arrays) {
-    const View& first = *arrays.begin();
-    const int device = device_of(first);
-    for (const View& a : arrays) {
-      const int other = device_of(a);
-      if (other == device) continue;
-      throw ArgumentError(std::string(a.name) + ": got an array on GPU " + std::to_string(other) + ", but " +
-                          first.name + " is on GPU " + std::to_string(device) + "; put all arrays of a call on one GPU");
-    }
-    CUDA_CHECK(cudaGetDevice(&previous_));
-    if (device == previous_) return;
-    CUDA_CHECK(cudaSetDevice(device));
-    changed_ = true;
+// The GPU that all arrays are on.
+int device_of(std::initializer_list<View> arrays) {
+  const View& first = *arrays.begin();
+  const int device = device_of(first);
+  for (const View& a : arrays) {
+    const int other = device_of(a);
+    if (other == device) continue;
+    throw ArgumentError(std::string(a.name) + ": got an array on GPU " + std::to_string(other) + ", but " + first.name +
+                        " is on GPU " + std::to_string(device) + "; put all arrays of a call on one GPU");
   }
-  ~OnDeviceOf() {
-    if (changed_) (void)cudaSetDevice(previous_);
-  }
-  OnDeviceOf(const OnDeviceOf&) = delete;
-  OnDeviceOf& operator=(const OnDeviceOf&) = delete;
-
- private:
-  int previous_ = 0;
-  bool changed_ = false;
-};
+  return device;
+}
 
 unsigned blocks(std::int64_t n, int size) { return static_cast<unsigned>((n + size - 1) / size); }
 unsigned slices(std::int64_t n) { return static_cast<unsigned>(std::min<std::int64_t>(n, 65535)); }
@@ -166,26 +151,26 @@ void clear(const View& counters, std::int64_t n, cudaStream_t stream) {
 }  // namespace
 
 void prepare(const Prepare& p, std::uintptr_t stream) {
-  const OnDeviceOf device({p.hu, p.hu_net, p.x1});
+  const OnDevice device(device_of({p.hu, p.hu_net, p.x1}));
   launch(prepare_kernel, p, grid_of(p.hu.shape[0], p.fit.y.net, p.fit.x.net), {kColumns, kRows}, stream_of(stream));
 }
 
 void gate(const Gate& p, std::uintptr_t stream) {
-  const OnDeviceOf device({p.l1, p.hu_net, p.x2, p.liver_voxels});
+  const OnDevice device(device_of({p.l1, p.hu_net, p.x2, p.liver_voxels}));
   const std::int64_t n = p.hu_net.shape[0], pixels = p.hu_net.shape[1] * p.hu_net.shape[2];
   clear(p.liver_voxels, n, stream_of(stream));
   launch(gate_kernel, p, {blocks(pixels, kThreads), slices(n)}, {kThreads}, stream_of(stream));
 }
 
 void label(const Label& p, std::uintptr_t stream) {
-  const OnDeviceOf device({p.l1, p.l2, p.labels, p.counts});
+  const OnDevice device(device_of({p.l1, p.l2, p.labels, p.counts}));
   const std::int64_t n = p.labels.shape[0];
   clear(p.counts, n * 2, stream_of(stream));
   launch(label_kernel<Label>, p, grid_of(n, p.fit.y.native, p.fit.x.native), {kColumns, kRows}, stream_of(stream));
 }
 
 void label3(const Label3& p, std::uintptr_t stream) {
-  const OnDeviceOf device({p.logits, p.labels, p.counts});
+  const OnDevice device(device_of({p.logits, p.labels, p.counts}));
   const std::int64_t n = p.labels.shape[0];
   clear(p.counts, n * 2, stream_of(stream));
   launch(label_kernel<Label3>, p, grid_of(n, p.fit.y.native, p.fit.x.native), {kColumns, kRows}, stream_of(stream));

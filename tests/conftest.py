@@ -16,6 +16,18 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def shim(tmp_path_factory) -> Shim:
+def shim_folder(tmp_path_factory) -> Path:
+    """Where the shim is built."""
+    return tmp_path_factory.mktemp("cuda_shim")
+
+
+@pytest.fixture(scope="session")
+def shim(shim_folder) -> Shim:
     """trtseg._core for a GPU that is played on the CPU."""
-    return build_shim(tmp_path_factory.mktemp("cuda_shim"))
+    return build_shim(shim_folder)
+
+
+@pytest.fixture(scope="session")
+def unwatched_shim(shim_folder) -> Shim:
+    """The same without sanitizers, which OpenVINO does not get on with."""
+    return build_shim(shim_folder, watched=False)

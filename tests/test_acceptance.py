@@ -365,6 +365,17 @@ class TestBounds:
             if not accepted:
                 begins(verdict, f"another label in 1 pixels where the reference is {bound:g} or more")
 
+    @pytest.mark.parametrize(
+        ("precision", "margin", "accepted"),
+        [("fp16", 0.063, True), ("fp16", 0.3, False), ("fp32", 0.0005, True), ("fp32", 0.008, False)],
+    )
+    def test_what_arithmetic_explains(self, precision, margin, accepted):
+        """FP16 with FP16 sums is off by 0.063; FP32 by far less, but TF32 flips labels at 0.008."""
+        reference = np.full((2, 1, 64, 64), -1.0)
+        reference[0, 0, 1, 1] = margin
+        net = made("liver", reference)
+        assert verdict_on(changed(net, (0, 1, 1), -margin), net, 4, precision).accepted == accepted
+
     def test_the_threshold_is_the_nets_own(self):
         reference = np.full((1, 1, 64, 64), 5.0)
         reference[0, 0, 0, :2] = 1.0, 1.2  # 0.75 is a logit of 1.0986
@@ -455,11 +466,21 @@ class TestBounds:
             verdict = verdict_on(changed(net, (0, row), -1.0), net, 4)
             assert verdict.flipped == flipped
             assert verdict.accepted == (flipped == 0)
+            assert (verdict.dice[role] == 1) == (flipped == 0)
             pixels = images.size // 2 if role == "tumour" else images.size
             assert verdict.flipped_share == flipped / pixels
             assert verdict.compared_pixels == {role: pixels}
         net = made("tumour", reference, images)
         begins(verdict_on(changed(net, (0, 40, 0), np.nan), net, 4), "NaN or infinity instead of 1 logits")
+
+    @pytest.mark.parametrize(("channel", "flips"), [(0, 0), (1, 0), (2, 1)])
+    def test_nan_is_the_lowest_logit(self, channel, flips):
+        reference = np.zeros((2, 3, 64, 64))
+        reference[:, 2] = 5
+        net = made("one-step", reference)
+        verdict = verdict_on(changed(net, (channel, 0, 0), np.nan), net, 4)
+        assert verdict.flipped == flips
+        begins(verdict, *["NaN or infinity instead of 1 logits", "another label in 1 pixels"][: 1 + flips])
 
     def test_only_what_is_finite_in_the_reference_is_compared(self):
         reference = np.full((2, 1, 64, 64), 1.0)

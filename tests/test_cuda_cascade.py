@@ -46,9 +46,7 @@ def built(tmp_path_factory):
 
 @engine_models.needs_rtx
 @pytest.mark.parametrize("case", ["equals_the_cpu", "label_in_place", "judged_once", "falls_back_to_fp32"])
-def test_whole(shim, built, tmp_path, case):
+def test_whole(unwatched_shim, built, tmp_path, case):
     cache = shutil.copytree(built / "cache", tmp_path / "cache")  # copies modes, too
-    done = shim.run_script(
-        SHIM / "whole.py", str(built / "model"), case, environment={"TRTSEG_CACHE": str(cache)}
-    )
+    done = unwatched_shim.run_script(SHIM / "whole.py", str(built / "model"), case, TRTSEG_CACHE=str(cache))
     assert done.returncode == 0, done.stderr

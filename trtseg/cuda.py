@@ -231,14 +231,6 @@ def errors() -> Iterator[None]:
         raise DeviceError(f"CUDA: {error}; check the GPU with nvidia-smi") from error
 
 
-def clear(array: CudaArray, stream: Any) -> None:
-    """Enqueue setting all bytes to 0."""
-    import pycuda.driver as driver
-
-    with errors():
-        driver.memset_d8_async(array.address, 0, array.nbytes, stream)
-
-
 def upload(dst: CudaArray, src: NDArray[Any], stream: Any) -> None:
     """Enqueue a copy of a pinned array to the GPU; sizes are equal."""
     import pycuda.driver as driver

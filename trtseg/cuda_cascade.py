@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtseg import _core
-from trtseg.cuda import CudaArray, Device, Resources, clear, download, errors, upload
+from trtseg.cuda import CudaArray, Device, Resources, download, errors, upload
 from trtseg.engines import Engine
 from trtseg.errors import DeviceError, OutOfMemoryError, TrtsegError
 from trtseg.fit import Fit
@@ -69,11 +69,9 @@ class Lane:
             self._pixels_host = own.pinned((batch,), np.int32)
         self._graphs: dict[str, _core.Graph] = {}
         self._out: _Labels | None = None
-        # A chunk may be smaller than the batch: the rest of it must hold some number.
-        clear(self._hu_net, self._stream)
-        clear(self._x1, self._stream)
-        self._first_net()  # what a runtime does at its first run cannot be captured
-        self._tumour_net()
+        # What is loaded and set up at the first run cannot be captured; and all rows hold numbers from now on.
+        for step in (self._upload, self._first_net, self._tumour_net, self._download):
+            step()
         self._stream.synchronize()
 
     @property

@@ -42,10 +42,12 @@ class Shim:
     environment: dict[str, str]
     unwatched: str | None  # why there are no sanitizers
 
-    def run_script(self, script: Path | str, *arguments: str) -> subprocess.CompletedProcess:
+    def run_script(
+        self, script: Path | str, *arguments: str, **environment: str
+    ) -> subprocess.CompletedProcess:
         """Run a script for which trtseg._core is this module, and which can import what lies in tests/cuda_shim."""
         command = [sys.executable, SHIM / "start.py", self.module, script, *arguments]
-        return execute(command, env=self.environment)
+        return execute(command, env=self.environment | environment)
 
 
 def sanitizer_environment(gxx: str) -> dict[str, str]:
@@ -71,8 +73,8 @@ def why_no_sanitizers(gxx: str, folder: Path) -> str | None:
     return f"Python fails under AddressSanitizer: {done.stderr[-300:]}" if done.returncode != 0 else None
 
 
-def build_shim(folder: Path) -> Shim:
-    """Build the module in a folder, or skip the test with the reason why that cannot be."""
+def build_shim(folder: Path, *, watched: bool = True) -> Shim:
+    """Build the module in a folder, or skip the test with the reason why that cannot be; ``watched``: by sanitizers."""
     gxx = shutil.which("g++")
     if gxx is None:
         pytest.skip("there is no g++ to compile the kernels with")
@@ -80,22 +82,23 @@ def build_shim(folder: Path) -> Shim:
     headers = sysconfig.get_path("include")
     if not Path(headers, "Python.h").is_file():
         pytest.skip("Python's headers are not installed")
-    unwatched = why_no_sanitizers(gxx, folder)
+    unwatched = why_no_sanitizers(gxx, folder) if watched else "they were not asked for"
     sanitize = SANITIZE if unwatched is None else []
     rest = ["-O0", f"-I{pybind11.get_include()}", f"-I{headers}", *MACROS]
     flags = dict.fromkeys((CSRC / name for name in ("bindings.cpp", "ops.cpp", "ops_cpu.cpp")), rest)
-    watched = [*CUDA_FLAGS, *sanitize]
-    flags |= dict.fromkeys((CSRC / "ops_cuda.cu", CSRC / "graph_cuda.cu"), watched)
+    cuda = [*CUDA_FLAGS, *sanitize]
+    flags |= dict.fromkeys((CSRC / "ops_cuda.cu", CSRC / "graph_cuda.cu"), cuda)
     flags[SHIM / "played.cpp"] = ["-O0"]
 
     def compile_one(source: Path) -> Path:
-        target = folder / f"{source.name}.o"
-        compile_with(gxx, *FLAGS, *flags[source], "-c", source, "-o", target)
+        target = folder / f"{source.name}{'.watched' if flags[source][-1:] == SANITIZE[-1:] else ''}.o"
+        if not target.exists():
+            compile_with(gxx, *FLAGS, *flags[source], "-c", source, "-o", target)
         return target
 
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_one, flags))
-    module = folder / "_core.so"
+    module = folder / ("_core.so" if unwatched is None else "_core_unwatched.so")
     compile_with(gxx, "-shared", "-pthread", *sanitize, *objects, "-o", module)
     environment = sanitizer_environment(gxx) if unwatched is None else dict(os.environ)
     return Shim(module, environment, unwatched)
