@@ -145,6 +145,18 @@ def _device_arrays(backend: Any, one: CudaCascade, hu: np.ndarray, wanted: np.nd
             assert (stream.read(out) == wanted).all(), order
 
 
+def case_other_size_while_labels_are_on_their_way(backend: Any) -> None:
+    """Labels that stay on the GPU, and a slice of another size at once."""
+    one, hu, other = cascade(backend), ct(BATCH + 1), np.ascontiguousarray(ct(3)[:, ::2])
+    for order in backend.orders():
+        with backend.stream() as stream:
+            out = stream.made_late(np.full(hu.shape, 9, np.uint8))
+            one.run(hu, SPACING, out, stream=stream.handle)
+            labels, _ = one.run(other, SPACING)
+            assert (labels == expected(other)).all(), order
+            assert (stream.read(out) == expected(hu)).all(), order
+
+
 def case_threads(backend: Any) -> None:
     """Two cascades in two threads."""
     failed: list[BaseException] = []

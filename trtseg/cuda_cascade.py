@@ -232,6 +232,8 @@ class CudaCascade:
                 f"CUDA failed in an earlier call and its context is lost ({self._lost}); start a new process"
             )
         start = time.perf_counter()
+        if not self._contexts:  # there was no memory for them
+            self._use(self._nets.batch)
         fit = self._contexts[0][0].spec.fit_slice((hu.shape[1], hu.shape[2]), spacing)
         try:
             with self._device, errors():
@@ -253,9 +255,8 @@ class CudaCascade:
                 if self._nets.batch == 1:
                     raise
                 why = str(error)
-            self._use(
-                self._halved(self._nets.batch, why)
-            )  # where the error, and all that it refers to, is gone
+            # Here the error is gone, and with it all memory that it referred to.
+            self._use(self._halved(self._nets.batch, why))
 
     def _drive(self, hu: _Hu, labels: _Labels, stream: int, progress: Callable[[float], None] | None) -> None:
         """Keep every lane busy: a chunk starts, then the one before it, whose gate is open by now, goes on."""
@@ -290,6 +291,8 @@ class CudaCascade:
 
     def _close_lanes(self) -> None:
         lanes, self._lanes, self._fit = self._lanes, [], None
+        if lanes:
+            self._device.synchronize()  # labels that stay on the GPU may not be there yet
         for lane in lanes:
             lane.resources.free()
 

@@ -146,6 +146,16 @@ def out_of_memory() -> None:
     ], said
     del one
     gc.collect()
+    played.memory(limits[4])
+    one = cascade(BACKEND, 2, context_bytes=1000)
+    played.memory(3000)
+    with pytest.raises(OutOfMemoryError):
+        one.run(hu, SPACING)
+    played.memory(8 << 30)
+    labels, _ = one.run(hu, SPACING)  # as if nothing had been
+    assert (labels == expected(hu)).all()
+    del one
+    gc.collect()
     played.memory(3000)
     with pytest.raises(OutOfMemoryError, match=r"too little free memory|cudaErrorMemoryAllocation"):
         cascade(BACKEND, 16, context_bytes=1000).run(hu, SPACING)
