@@ -22,6 +22,7 @@ from training.data import Slices
 from training.losses import Loss
 from training.methods import Liver
 from training.unet import UNet, folded
+from trtseg.engines.openvino import native_bf16
 from trtseg.phantom import abdomen
 
 ROOT = Path(__file__).parents[1]
@@ -139,6 +140,26 @@ def test_a_tumour_net_names_its_liver_net(store, tmp_path):
     for wrong in (None, tmp_path / "other/last.pt"):
         with pytest.raises(SystemExit, match="behind another liver net"):
             train.load(tmp_path / "tumour/last.pt", wrong)
+
+
+def test_precision_is_the_fastest_or_the_one_that_is_asked_for(store, tmp_path):
+    """And it is part of a run: sums are rounded otherwise, so another one does not go on with it."""
+    train.train(settings("liver"), store, tmp_path / "auto")
+    fastest = train.fastest(torch.device("cpu"))
+    assert (
+        train.load(tmp_path / "auto/last.pt")[1].precision == fastest == ("bf16" if native_bf16() else "fp32")
+    )
+    for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        train.train(settings("liver", precision=precision), store, tmp_path / precision)
+        assert train.load(tmp_path / precision / "last.pt")[0].precision == dtype
+    assert not same(weights(tmp_path / "bf16"), weights(tmp_path / "fp32"))
+    assert same(weights(tmp_path / "auto"), weights(tmp_path / fastest))
+    with pytest.raises(SystemExit, match="precision 'bf16', not 'fp32'"):
+        train.train(settings("liver", precision="fp32"), store, tmp_path / "bf16")
+    tumour = settings("tumour", precision="fp32")
+    train.train(tumour, store, tmp_path / "tumour", tmp_path / "bf16/last.pt")
+    behind = train.load(tmp_path / "tumour/last.pt", tmp_path / "bf16/last.pt")[0].liver[0]
+    assert behind.precision == torch.float32, "one precision in a run"
 
 
 def test_patients_that_are_left_out_do_not_train(store):

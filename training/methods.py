@@ -32,14 +32,13 @@ def windowed(hu: Tensor, role: str) -> Tensor:
 class Method(nn.Module):
     """What all methods share: nets by role, and labels from probabilities.
 
-    The nets run in ``precision``, BF16 as the CPU engine does where the processor can; set it to ``torch.float32`` for
-    probabilities to measure.
+    The nets run in ``precision``, `torch.bfloat16` or `torch.float32`.
     """
 
     def __init__(self, nets: dict[str, UNet]) -> None:
         super().__init__()
         self.nets = nn.ModuleDict(nets).to(memory_format=torch.channels_last)
-        self.precision = torch.bfloat16
+        self.precision = torch.float32
 
     def logits(self, role: str, x: Tensor) -> Tensor:
         """FP32 logits ``[n, c, H, W]`` of the net ``role`` for its input ``[n, 1, H, W]``."""
