@@ -115,7 +115,7 @@ def test_one_step_model(tmp_path, phantom):
 
 
 def test_post_processing_is_optional_and_recorded(model, phantom):
-    off = trtseg.PostProcess(largest_liver=False, fill_holes=False, min_tumour_ml=0)
+    off = trtseg.PostProcess(median_mm=0, largest_liver=False, fill_holes=False, min_tumour_ml=0)
     raw = trtseg.segment(phantom.ct, spacing=SPACING, model=model, postprocess=off)
     clean = trtseg.segment(phantom.ct, spacing=SPACING, model=model)
     assert raw.report()["postprocess"]["largest_liver"] == "off"
@@ -181,7 +181,7 @@ def test_public_names():
 
 
 def test_label_is_the_nets_alone(segmenter, model, phantom):
-    bare = trtseg.PostProcess(largest_liver=False, fill_holes=False, min_tumour_ml=0.0)
+    bare = trtseg.PostProcess(median_mm=0, largest_liver=False, fill_holes=False, min_tumour_ml=0.0)
     expected = trtseg.Segmenter(model, postprocess=bare).segment(phantom.ct, spacing=SPACING).canonical
     assert (segmenter.label(phantom.ct, spacing=SPACING[1:]) == expected).all()
     out = np.full(phantom.ct.shape, 9, np.uint8)

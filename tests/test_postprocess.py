@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,13 +15,17 @@ from trtseg.errors import ArgumentError
 from trtseg.lesions import Lesion, lesions
 from trtseg.postprocess import PostProcess, postprocess
 
-OFF = PostProcess(largest_liver=False, fill_holes=False, min_tumour_ml=0)
-LARGEST = PostProcess(fill_holes=False, min_tumour_ml=0)
-HOLES = PostProcess(largest_liver=False, min_tumour_ml=0)
+OFF = PostProcess(median_mm=0, largest_liver=False, fill_holes=False, min_tumour_ml=0)
+LARGEST = replace(OFF, largest_liver=True)
+HOLES = replace(OFF, fill_holes=True)
+
+
+def median(mm: float) -> PostProcess:
+    return replace(OFF, median_mm=mm)
 
 
 def specks(min_ml: float) -> PostProcess:
-    return PostProcess(largest_liver=False, fill_holes=False, min_tumour_ml=min_ml)
+    return replace(OFF, min_tumour_ml=min_ml)
 
 
 def volume(*slices: str) -> np.ndarray:
@@ -36,12 +41,48 @@ def slab_voxels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 pytestmark = pytest.mark.usefixtures("slab_voxels")
 
 
+def test_the_median_of_neighbouring_slices() -> None:
+    # columns: a speck, a gap, what three slices show, an end, what only the first slice shows (it counts as if it went
+    # on), a tumour of one slice in liver and at its end, a tumour of two
+    before = volume("01011100", "11110222", "00110112", "01100100", "01000100")
+    after = volume("01011100", "01110112", "01110112", "01100100", "01000100")
+    report = postprocess(before, 1, 2, median(2))
+    assert np.array_equal(before, after)
+    assert report["median_mm"] == {"slices": 3, "changed_voxels": 4}
+
+
+@pytest.mark.parametrize(
+    ("mm", "slice_mm", "slices"), [(4, 5, 1), (4, 4, 3), (0.3, 0.1, 7), (4, 1.25, 7), (1e6, 1e-6, 255)]
+)
+def test_the_median_reaches_as_far_as_was_said(mm: float, slice_mm: float, slices: int) -> None:
+    labels = np.ones((20, 2, 2), np.uint8)
+    report = postprocess(labels, 1, slice_mm, median(mm))
+    assert report["median_mm"] == {"slices": slices, "changed_voxels": 0}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_median_equals_scipy(seed: int) -> None:
+    from scipy import ndimage
+
+    rng = np.random.default_rng(seed)
+    labels = blobs(rng)
+    labels[: rng.integers(4)] = 0
+    if seed % 3 == 0:
+        labels = np.asfortranarray(labels)[::-1]
+    before, reach = labels.copy(), int(rng.integers(1, 5))
+    expected = ndimage.median_filter(labels, (2 * reach + 1, 1, 1), mode="nearest")
+    report = postprocess(labels, 1, 1, median(reach))
+    assert np.array_equal(labels, expected)
+    assert report["median_mm"]["changed_voxels"] == np.count_nonzero(expected != before)
+
+
 def test_largest_liver_keeps_one_component_and_removes_the_tumour_of_the_others() -> None:
     labels = volume("1100000 1100012 0000000", "0000000 0000000 0010000")
     # (z 1, y 2, x 2) touches (0, 1, 1) by a corner only: 26-connected
-    report = postprocess(labels, 0.5, LARGEST)
+    report = postprocess(labels, 0.5, 5, LARGEST)
     assert np.array_equal(labels, volume("1100000 1100000 0000000", "0000000 0000000 0010000"))
     assert report == {
+        "median_mm": "off",
         "largest_liver": {"components": 2, "removed_components": 1, "removed_voxels": 2, "removed_ml": 1.0},
         "fill_holes": "off",
         "min_tumour_ml": "off",
@@ -52,14 +93,14 @@ def test_largest_liver_keeps_one_component_and_removes_the_tumour_of_the_others(
 
 def test_largest_liver_of_equal_ones_is_the_lowest() -> None:
     labels = volume("0000 0011", "0000 0000", "1100 0000")
-    postprocess(labels, 1, LARGEST)
+    postprocess(labels, 1, 5, LARGEST)
     assert np.array_equal(labels, volume("0000 0011", "0000 0000", "0000 0000"))
 
 
 def test_fill_holes_fills_what_is_enclosed_in_3d() -> None:
     ring = "11111 10001 10201 10001 11111"
     labels = volume("11111 " * 5, ring, "11111 " * 5)
-    report = postprocess(labels, 0.1, HOLES)
+    report = postprocess(labels, 0.1, 5, HOLES)
     assert np.array_equal(labels, volume("11111 " * 5, "11111 11111 11211 11111 11111", "11111 " * 5))
     assert report["fill_holes"] == {"filled_holes": 1, "filled_voxels": 8, "filled_ml": pytest.approx(0.8)}
     assert (report["liver_voxels"], report["tumour_voxels"]) == (75, 1)
@@ -76,7 +117,7 @@ def test_fill_holes_fills_what_is_enclosed_in_3d() -> None:
 )
 def test_fill_holes_leaves_what_is_open(labels: np.ndarray) -> None:
     before = labels.copy()
-    assert postprocess(labels, 1, HOLES)["fill_holes"]["filled_holes"] == 0
+    assert postprocess(labels, 1, 5, HOLES)["fill_holes"]["filled_holes"] == 0
     assert np.array_equal(labels, before)
 
 
@@ -85,13 +126,13 @@ def test_a_diagonal_leak_is_closed() -> None:
     labels = np.ones((3, 4, 4), np.uint8)
     labels[1, 1, 1] = 0
     labels[1, 0, 0] = 0
-    assert postprocess(labels, 1, HOLES)["fill_holes"]["filled_voxels"] == 1
+    assert postprocess(labels, 1, 5, HOLES)["fill_holes"]["filled_voxels"] == 1
     assert (labels[1, 1, 1], labels[1, 0, 0]) == (1, 0)
 
 
 def test_small_tumours_become_liver() -> None:
     labels = volume("21122 11122 21111", "11111 11111 12111")  # 1 voxel, 4 voxels, 2 voxels (by a corner)
-    report = postprocess(labels, 0.01, specks(0.02))
+    report = postprocess(labels, 0.01, 5, specks(0.02))
     assert np.array_equal(labels, volume("11122 11122 21111", "11111 11111 12111"))
     assert report["min_tumour_ml"] == {
         "limit_ml": 0.02,
@@ -106,9 +147,9 @@ def test_small_tumours_become_liver() -> None:
 @pytest.mark.parametrize("voxel_ml", [0.1, 0.001, 0.7, 1 / 3])
 def test_exactly_the_limit_stays(voxel_ml: float) -> None:
     labels = np.full((1, 1, 3), 2, np.uint8)
-    postprocess(labels, voxel_ml, specks(float(f"{3 * voxel_ml:.12g}")))
+    postprocess(labels, voxel_ml, 5, specks(float(f"{3 * voxel_ml:.12g}")))
     assert (labels == 2).all()
-    postprocess(labels, voxel_ml, specks(3.001 * voxel_ml))
+    postprocess(labels, voxel_ml, 5, specks(3.001 * voxel_ml))
     assert (labels == 1).all()
 
 
@@ -118,7 +159,7 @@ def test_the_steps_work_on_each_others_result() -> None:
     labels[2:5, 2:5, 2:5] = 0
     labels[3, 3, 3] = 2  # a tumour that floats in a cavity: not the liver's component, so its place is filled
     labels[3, 3, 9] = 2
-    report = postprocess(labels, 1, PostProcess(min_tumour_ml=0.5))
+    report = postprocess(labels, 1, 5, PostProcess(min_tumour_ml=0.5))
     assert count_voxels(labels) == (125, 0)
     assert report["largest_liver"]["removed_voxels"] == 2
     assert report["fill_holes"]["filled_voxels"] == 27
@@ -128,7 +169,7 @@ def test_the_steps_work_on_each_others_result() -> None:
 @pytest.mark.parametrize("label", [0, 1, 2])
 def test_uniform_volumes(shape: tuple[int, int, int], label: int) -> None:
     labels = np.full(shape, label, np.uint8)
-    report = postprocess(labels, 1, PostProcess())
+    report = postprocess(labels, 1, 5, PostProcess())
     size = math.prod(shape)
     assert (labels == label).all()
     assert report["liver_voxels"] == size * (label > 0)
@@ -141,14 +182,14 @@ def test_uniform_volumes(shape: tuple[int, int, int], label: int) -> None:
 def test_a_single_line_of_voxels(axis: int) -> None:
     """cc3d 4.1.1 fails on some of these when they are given to it as they are."""
     labels = np.moveaxis(np.array([1, 0, 2, 2, 0, 1, 0], np.uint8).reshape(-1, 1, 1), 0, axis)
-    postprocess(labels, 1, LARGEST)
+    postprocess(labels, 1, 5, LARGEST)
     assert labels.ravel().tolist() == [0, 0, 2, 2, 0, 0, 0]
 
 
 def test_everything_off_changes_nothing() -> None:
     labels = np.random.default_rng(0).integers(0, 3, (5, 6, 7)).astype(np.uint8)
     before = labels.copy()
-    report = postprocess(labels, 1, OFF)
+    report = postprocess(labels, 1, 5, OFF)
     assert np.array_equal(labels, before)
     assert report["liver_voxels"] == np.count_nonzero(before)
     assert report["tumour_voxels"] == np.count_nonzero(before == 2)
@@ -186,9 +227,11 @@ def test_equals_scipy(seed: int) -> None:
     labels = blobs(rng)
     if seed % 3 == 0:  # strides of any order
         labels = np.asfortranarray(labels)[::-1]
-    steps = PostProcess(bool(rng.integers(2)), bool(rng.integers(2)), float(rng.choice([0, 0.0035, 0.0105])))
+    steps = PostProcess(
+        0, bool(rng.integers(2)), bool(rng.integers(2)), float(rng.choice([0, 0.0035, 0.0105]))
+    )
     expected = oracle(labels, 0.001, steps)
-    report = postprocess(labels, 0.001, steps)
+    report = postprocess(labels, 0.001, 5, steps)
     assert np.array_equal(labels, expected)
     assert (report["liver_voxels"], report["tumour_voxels"]) == count_voxels(expected)
     json.dumps(report, allow_nan=False)
@@ -266,7 +309,7 @@ def test_bounding_box() -> None:
 )
 def test_bad_labels(labels: object) -> None:
     with pytest.raises(ArgumentError, match="labels: got"):
-        postprocess(labels, 1, OFF)  # type: ignore[arg-type]
+        postprocess(labels, 1, 5, OFF)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="labels: got"):
         lesions(labels, np.eye(4))  # type: ignore[arg-type]
 
@@ -275,20 +318,23 @@ def test_read_only_labels_are_refused_for_changing_only() -> None:
     labels = np.full((2, 2, 2), 2, np.uint8)
     labels.flags.writeable = False
     with pytest.raises(ArgumentError, match="read-only"):
-        postprocess(labels, 1, OFF)
+        postprocess(labels, 1, 5, OFF)
     assert lesions(labels, np.eye(4))[0].voxels == 8
 
 
-@pytest.mark.parametrize("voxel_ml", [0, -1, math.nan, math.inf])
-def test_bad_voxel_volume(voxel_ml: float) -> None:
-    with pytest.raises(ArgumentError, match="voxel_ml: got"):
-        postprocess(np.zeros((1, 1, 1), np.uint8), voxel_ml, OFF)
+@pytest.mark.parametrize("size", [0, -1, math.nan, math.inf])
+@pytest.mark.parametrize("name", ["voxel_ml", "slice_mm"])
+def test_bad_voxel_size(name: str, size: float) -> None:
+    sizes = {"voxel_ml": 1.0, "slice_mm": 1.0, name: size}
+    with pytest.raises(ArgumentError, match=f"{name}: got"):
+        postprocess(np.zeros((1, 1, 1), np.uint8), **sizes, steps=OFF)
 
 
 @pytest.mark.parametrize("limit", [-0.1, math.nan, math.inf, "1", None])
-def test_bad_tumour_limit(limit: object) -> None:
-    with pytest.raises(ArgumentError, match="min_tumour_ml: got"):
-        PostProcess(min_tumour_ml=limit)  # type: ignore[arg-type]
+@pytest.mark.parametrize("name", ["median_mm", "min_tumour_ml"])
+def test_bad_limit(name: str, limit: object) -> None:
+    with pytest.raises(ArgumentError, match=f"{name}: got"):
+        PostProcess(**{name: limit})  # type: ignore[arg-type]
 
 
 def test_bad_switch() -> None:

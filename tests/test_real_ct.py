@@ -46,7 +46,7 @@ def test_healthy_liver(segmenter, shared_data, tmp_path):
 
 def test_skipping_is_exact_for_the_shipped_nets(segmenter, shared_data):
     volume = trtseg.load(shared_data / "chaos3" / "volume.nii.gz")
-    off = trtseg.PostProcess(largest_liver=False, fill_holes=False, min_tumour_ml=0)
+    off = trtseg.PostProcess(median_mm=0, largest_liver=False, fill_holes=False, min_tumour_ml=0)
     got = trtseg.Segmenter(postprocess=off).segment(volume).canonical
     files = models.find("default")
     liver, tumour = (

@@ -134,7 +134,7 @@ class Segmenter:
             labels, stages = self._cascade.run(volume.array, volume.spacing[1:], progress=progress)
             provenance = _provenance(self.spec, self.device, self._cascade)
         start = time.perf_counter()
-        steps = postprocess(labels, volume.voxel_ml, self.postprocess)
+        steps = postprocess(labels, volume.voxel_ml, volume.spacing[0], self.postprocess)
         stages["postprocess"] = time.perf_counter() - start
         return Segmentation.measure(
             labels, volume, steps=steps, timings={"read": read, **stages}, provenance=provenance

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -28,6 +29,10 @@ class PostProcess:
 
     Attributes
     ----------
+    median_mm : float
+        A voxel becomes the median of its column over the slices up to this many millimetres above and below it; 0, or
+        slices further apart, change nothing. The nets see one slice at a time; what they say of a single one does not
+        count if its neighbours all say something else.
     largest_liver : bool
         Keep the largest 26-connected component of liver and tumour together; the rest becomes background.
     fill_holes : bool
@@ -36,6 +41,7 @@ class PostProcess:
         26-connected tumour components below this many millilitres become liver; 0 keeps every one.
     """
 
+    median_mm: float = 4.0
     largest_liver: bool = True
     fill_holes: bool = True
     min_tumour_ml: float = 0.1
@@ -44,12 +50,13 @@ class PostProcess:
         for name in ("largest_liver", "fill_holes"):
             if not isinstance(getattr(self, name), bool):
                 raise ArgumentError(f"{name}: got {getattr(self, name)!r}; expected True or False")
-        limit = self.min_tumour_ml
-        if not isinstance(limit, Real) or not math.isfinite(limit) or limit < 0:
-            raise ArgumentError(f"min_tumour_ml: got {limit!r}; expected millilitres, 0 or more")
+        for name, unit in (("median_mm", "millimetres"), ("min_tumour_ml", "millilitres")):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not math.isfinite(value) or value < 0:
+                raise ArgumentError(f"{name}: got {value!r}; expected {unit}, 0 or more")
 
 
-def postprocess(labels: Array, voxel_ml: float, steps: PostProcess) -> dict[str, Any]:
+def postprocess(labels: Array, voxel_ml: float, slice_mm: float, steps: PostProcess) -> dict[str, Any]:
     """Apply ``steps`` to ``labels`` in place.
 
     Parameters
@@ -58,6 +65,8 @@ def postprocess(labels: Array, voxel_ml: float, steps: PostProcess) -> dict[str,
         Changed in place; must be writeable.
     voxel_ml : float
         Volume of a voxel in millilitres.
+    slice_mm : float
+        Millimetres from slice to slice.
     steps : PostProcess
         What to do.
 
@@ -70,15 +79,23 @@ def postprocess(labels: Array, voxel_ml: float, steps: PostProcess) -> dict[str,
     Raises
     ------
     ArgumentError
-        If ``labels`` is not a writeable uint8 volume of labels 0 to 2, or ``voxel_ml`` is not positive.
+        If ``labels`` is not a writeable uint8 volume of labels 0 to 2, or a size is not positive.
     """
     check_labels(labels)
     if not labels.flags.writeable:
         raise ArgumentError("labels: got a read-only array; it is changed in place: pass a copy")
-    if not (math.isfinite(voxel_ml) and voxel_ml > 0):
-        raise ArgumentError(f"voxel_ml: got {voxel_ml}; expected a positive volume in millilitres")
+    for name, value, what in (
+        ("voxel_ml", voxel_ml, "volume in mL"),
+        ("slice_mm", slice_mm, "distance in mm"),
+    ):
+        if not (math.isfinite(value) and value > 0):
+            raise ArgumentError(f"{name}: got {value}; expected a positive {what}")
+    report: dict[str, Any] = dict.fromkeys(
+        ("median_mm", "largest_liver", "fill_holes", "min_tumour_ml"), "off"
+    )
+    if steps.median_mm > 0:
+        report["median_mm"] = _median(labels, steps.median_mm, slice_mm)
     crop = labels[bounding_box(labels)]
-    report: dict[str, Any] = {"largest_liver": "off", "fill_holes": "off", "min_tumour_ml": "off"}
     if steps.largest_liver:
         report["largest_liver"] = _keep_largest(crop, voxel_ml)
         crop = crop[bounding_box(crop)]
@@ -88,6 +105,31 @@ def postprocess(labels: Array, voxel_ml: float, steps: PostProcess) -> dict[str,
         report["min_tumour_ml"] = _drop_small_tumours(crop, voxel_ml, steps.min_tumour_ml)
     report["liver_voxels"], report["tumour_voxels"] = count_voxels(crop)
     return report
+
+
+def _median(labels: Array, reach_mm: float, slice_mm: float) -> dict[str, Any]:
+    """Median along z, ``labels`` ``[Z, Y, X]`` in place; beyond the first and last slice there are copies of them."""
+    # As much reach as slices allow, although the quotient of two decimal fractions is seldom exact in binary.
+    reach = min(math.floor(reach_mm / slice_mm * (1 + 1e-12)), 127)  # counts fit a byte
+    z, y, x = bounding_box(labels)
+    crop = labels[max(z.start - reach, 0) : z.stop + reach, y, x]
+    changed, last = 0, len(crop) - 1
+    if reach and crop.size:
+        # For each label, how many slices of the window reach it: the median is what more than half of them do.
+        window = [crop[min(max(i, 0), last)] for i in range(-reach, reach + 1)]
+        counts = [sum((plane >= label).view(np.uint8) for plane in window) for label in (1, 2)]
+        before = deque(
+            [crop[0].copy()] * (reach + 1), maxlen=reach + 1
+        )  # planes as they were when they entered
+        for i, plane in enumerate(crop):
+            before.append(plane.copy())
+            median = sum((count > reach).view(np.uint8) for count in counts)
+            changed += int(np.count_nonzero(median != plane))
+            entering, leaving = crop[min(i + 1 + reach, last)], before[0]
+            for label, count in zip((1, 2), counts, strict=True):
+                count += (entering >= label).view(np.uint8) - (leaving >= label).view(np.uint8)
+            plane[...] = median
+    return {"slices": 2 * reach + 1, "changed_voxels": changed}
 
 
 def _keep_largest(crop: Array, voxel_ml: float) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def test_steps_are_passed_on_and_reported(here, model, phantom_ct):
     run("segment", phantom_ct, "--model", model, "-o", "plain.nii.gz", "--report", "--precision", "fp32")
     run(
         *("segment", phantom_ct, "--model", model, "-o", "raw.nii.gz", "--report", "--precision", "fp32"),
-        *("--no-largest-liver", "--no-fill-holes", "--min-tumour-ml", "0"),
+        *("--median-mm", "0", "--no-largest-liver", "--no-fill-holes", "--min-tumour-ml", "0"),
     )
     plain, raw = (json.loads(Path(p).read_text()) for p in ("plain.json", "raw.json"))
     assert plain["postprocess"] != raw["postprocess"]

@@ -104,6 +104,10 @@ def segment(
         str,
         typer.Option(metavar="auto|tensorrt|tensorrt-rtx", help="What runs the nets on a GPU."),
     ] = "auto",
+    median_mm: Annotated[
+        float,
+        typer.Option(metavar="MM", help="Median over the slices within this distance; 0 leaves them alone."),
+    ] = 4.0,
     no_largest_liver: Annotated[
         bool, typer.Option("--no-largest-liver", help="Keep all parts of the liver, not the largest only.")
     ] = False,
@@ -131,7 +135,10 @@ def segment(
             from trtseg.postprocess import PostProcess
 
             steps = PostProcess(
-                largest_liver=not no_largest_liver, fill_holes=not no_fill_holes, min_tumour_ml=min_tumour_ml
+                median_mm=median_mm,
+                largest_liver=not no_largest_liver,
+                fill_holes=not no_fill_holes,
+                min_tumour_ml=min_tumour_ml,
             )
             with progress.bar(quiet) as bar:
                 segmenter = Segmenter(
