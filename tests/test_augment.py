@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from training.augment import _halved, augment, remove_liver
 from training.data import Slices
-from training.lesions import DARKEST_HU, add_gallbladder, add_lesions
+from training.lesions import DARKEST_HU, add_gallbladder, add_lesions, paste_lesion
 from training.sample import SHARES, Samples
 from trtseg.fit import AIR_HU
 from trtseg.phantom import abdomen
@@ -89,6 +89,45 @@ def test_lesions_are_not_as_dark_as_bile():
         assert hu[label == 2].mean() > DARKEST_HU
 
 
+def test_a_pasted_lesion_differs_from_its_new_liver_as_it_did_from_its_old_one():
+    """A disc 60 HU below a liver of 150 HU comes to livers of 110 HU, in other sizes and places."""
+    y, x = np.mgrid[:256, :256]
+    donor_label = disc(80, 256).astype(np.uint8)
+    lesion = (y - 50) ** 2 + (x - 90) ** 2 < 12**2
+    donor_label[lesion] = 2
+    donor = np.where(donor_label > 0, 150, -100).astype(np.int16)
+    donor[lesion] = 90
+    before_donor = donor.copy(), donor_label.copy()
+    sizes, places, differences = [], [], []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        hu, label = liver_slice(rng)
+        before, liver = hu.copy(), label.copy()
+        paste_lesion(hu, label, (donor, donor_label), rng)
+        assert ((label > 0) == (liver > 0)).all()
+        assert (hu == before)[liver == 0].all()
+        found = label == 2
+        sizes.append(found.sum())
+        places.append(np.argwhere(found).mean(0))
+        core = found & (F.max_pool2d(torch.from_numpy(~found)[None].float(), 9, 1, 4)[0].numpy() == 0)
+        if core.any():
+            differences.append(hu[core].mean() - 110)
+    assert 0.4 * lesion.sum() < np.median(sizes) < 2 * lesion.sum()
+    assert np.ptp(places, axis=0).min() > 60
+    assert -72 - 3 < min(differences) < -55 < max(differences) < -48 + 3  # 60 HU times 0.8 to 1.2
+    assert (donor == before_donor[0]).all()
+    assert (donor_label == before_donor[1]).all()
+
+
+def test_nothing_is_pasted_from_a_slice_without_lesion_or_liver():
+    for donor_label in (np.zeros((64, 64), np.uint8), np.full((64, 64), 2, np.uint8)):
+        hu, label = liver_slice(np.random.default_rng(0))
+        before = hu.copy()
+        paste_lesion(hu, label, (np.zeros((64, 64), np.int16), donor_label), np.random.default_rng(0))
+        assert (hu == before).all()
+        assert label.max() == 1
+
+
 def test_a_gallbladder_lies_beside_the_liver_and_is_none_of_it():
     sizes = []
     for seed in range(20):
@@ -153,6 +192,33 @@ def test_shares_of_what_is_drawn(slices, method, monkeypatch):
     assert got[4:].sum() == pytest.approx(empty, abs=0.06)
     # slice 3 does not know about tumours: good for the liver only
     assert (got[3] > 0) == (method == "liver")
+
+
+def test_lesions_are_pasted_from_slices_with_tumour_only(slices, monkeypatch):
+    """And as often as was asked for; without being asked for, samples are what they were."""
+    donors = []
+    monkeypatch.setattr(
+        "training.sample.paste_lesion",
+        lambda hu, label, donor, rng: donors.append(int(donor[0][0, 0]) // 100),
+    )
+    plain, pasting = Samples(slices, "tumour", 0.0, 0), Samples(slices, "tumour", 0.0, 0, paste=0.25)
+    for number in range(400):
+        pasting[number]
+    assert set(donors) == {0, 1}
+    assert len(donors) / 400 == pytest.approx(0.25, abs=0.07)
+    again = Samples(slices, "tumour", 0.0, 0, paste=0.0, gallbladders=0.0)
+    assert all(torch.equal(a, b) for n in range(20) for a, b in zip(plain[n], again[n], strict=True))
+
+
+def test_a_tumour_net_gets_gallbladders_when_asked_for(slices, monkeypatch):
+    added = []
+    monkeypatch.setattr("training.sample.add_gallbladder", lambda hu, label, rng: added.append(1))
+    for share in (0.0, 0.5):
+        added.clear()
+        samples = Samples(slices, "tumour", 0.0, 0, gallbladders=share)
+        for number in range(200):
+            samples[number]
+        assert len(added) / 200 == pytest.approx(share, abs=0.1)
 
 
 def test_patients_weigh_by_the_root_of_their_slices(slices, monkeypatch):

@@ -1,4 +1,4 @@
-"""Synthetic lesions in healthy liver.
+"""Lesions in healthy liver: synthetic ones, and those of other patients.
 
 Masks of tumours are scarce and all of a few patients. Blobs that are darker (seldom brighter) than the liver around
 them, with the noise of the scan, teach size, place, number and contrast that those patients do not have. That nets
@@ -9,7 +9,8 @@ and numbers here are our own, in two dimensions.
 from __future__ import annotations
 
 import numpy as np
-from scipy.ndimage import binary_dilation, gaussian_filter, zoom
+from scipy.ndimage import binary_dilation, gaussian_filter, rotate, zoom
+from scipy.ndimage import label as components
 
 #: Mean HU of the darkest part of a lesion.
 DARKEST_HU = 25.0
@@ -36,6 +37,49 @@ def add_lesions(hu: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> 
         centre = healthy[rng.integers(len(healthy))]
         radius = float(np.exp(rng.uniform(np.log(3), np.log(max(largest, 4)))))
         _paint(hu, label, centre, radius, liver, rng)
+
+
+def paste_lesion(
+    hu: np.ndarray, label: np.ndarray, donor: tuple[np.ndarray, np.ndarray], rng: np.random.Generator
+) -> None:
+    """Put a lesion of another slice into the liver of one slice, in place.
+
+    It keeps what it is darker or brighter by than its own liver. It is mirrored, turned and scaled at random.
+
+    Parameters
+    ----------
+    hu, label, rng
+        As for `add_lesions`.
+    donor : (ndarray, ndarray)
+        HU and label of the other slice.
+    """
+    healthy = np.argwhere(label == 1)
+    donor_hu, donor_label = donor
+    parts, count = components(donor_label == 2)
+    if min(len(healthy), int((donor_label == 1).sum())) < 400 or not count:
+        return
+    shape = parts == rng.integers(1, count + 1)
+    y, x = (np.flatnonzero(shape.any(axis)) for axis in (1, 0))
+    box = slice(max(y[0] - 4, 0), y[-1] + 5), slice(max(x[0] - 4, 0), x[-1] + 5)
+    mine, its = (_median_and_noise(h[mark == 1])[0] for h, mark in ((hu, label), donor))
+    # a border of two pixels, in which the lesion fades into the liver that it comes to
+    alpha = gaussian_filter(binary_dilation(shape[box]).astype(np.float32), 1.0) * (donor_label[box] > 0)
+    both = np.stack([alpha, (donor_hu[box] - its) * alpha])
+    both = both[:, :: rng.choice((1, -1)), :: rng.choice((1, -1))]
+    both = rotate(both, rng.uniform(0, 360), axes=(1, 2), order=1)
+    both = zoom(both, (1, *[np.exp(rng.uniform(-0.4, 0.4))] * 2), order=1)
+
+    centre = healthy[rng.integers(len(healthy))]
+    first = centre - np.array(both.shape[1:]) // 2
+    low = np.maximum(first, 0)
+    high = np.minimum(first + both.shape[1:], hu.shape)
+    there, here = (tuple(map(slice, low - o, high - o)) for o in (0, first))
+    alpha, difference = both[:, *here]
+    part, mark = hu[there], label[there]
+    inside = mark > 0
+    value = part + alpha * (mine - part) + rng.uniform(0.8, 1.2) * difference
+    part[inside] = np.rint(value[inside]).astype(np.int16)
+    mark[inside & (alpha > 0.5)] = 2
 
 
 def add_gallbladder(hu: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> None:

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from training import data
 from training.augment import augment, remove_liver
-from training.lesions import add_gallbladder, add_lesions
+from training.lesions import add_gallbladder, add_lesions, paste_lesion
 
 #: Of each method's samples the share with a tumour, with liver but no tumour, and without liver. N2 sees nothing of
 #: slices without liver.
@@ -40,14 +40,27 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
         Probability that synthetic lesions are put into a liver.
     seed : int
         Of the run.
+    paste : float
+        Probability that a lesion of another slice is put into a liver.
+    gallbladders : float
+        Probability that one is put beside a liver for a tumour net; for nets that find livers it is `GALLBLADDERS`.
     """
 
-    def __init__(self, slices: data.Slices, method: str, lesions: float, seed: int) -> None:
+    def __init__(
+        self,
+        slices: data.Slices,
+        method: str,
+        lesions: float,
+        seed: int,
+        *,
+        paste: float = 0.0,
+        gallbladders: float = 0.0,
+    ) -> None:
         if method != "liver":
             slices = slices.where(slices.knows_tumour)
-        self.slices, self.lesions, self.seed = slices, lesions, seed
+        self.slices, self.lesions, self.seed, self.paste = slices, lesions, seed, paste
         finds_liver = method != "tumour"
-        self.hide_liver, self.gallbladders = (HIDDEN, GALLBLADDERS) if finds_liver else (0.0, 0.0)
+        self.hide_liver, self.gallbladders = (HIDDEN, GALLBLADDERS) if finds_liver else (0.0, gallbladders)
         liver, tumour = slices.has_liver, slices.has_tumour
         pools = (np.flatnonzero(tumour), np.flatnonzero(liver & ~tumour), np.flatnonzero(~liver))
         share = np.array([s if len(pool) else 0.0 for s, pool in zip(SHARES[method], pools, strict=True)])
@@ -58,8 +71,7 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
         """The sample of that number."""
         rng = np.random.default_rng((self.seed, number))
         kind = int(rng.choice(3, p=self.share))
-        pool, p = self.pools[kind]
-        hu, label = self.slices[int(pool[rng.choice(len(pool), p=p)])]
+        hu, label = self._drawn(kind, rng)
         if kind == 2:
             # slices without liver also come prone or mirrored: they have none either way
             axes = [axis for axis in (0, 1) if rng.random() < 0.3]
@@ -69,9 +81,16 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
         else:
             if rng.random() < self.lesions:
                 add_lesions(hu, label, rng)
+            if self.paste and rng.random() < self.paste:
+                paste_lesion(hu, label, self._drawn(0, rng), rng)
             if rng.random() < self.gallbladders:
                 add_gallbladder(hu, label, rng)
         return augment(torch.from_numpy(hu), torch.from_numpy(label), rng)
+
+    def _drawn(self, kind: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """HU and label of a slice with tumour (0), with liver only (1), or without liver (2)."""
+        pool, p = self.pools[kind]
+        return self.slices[int(pool[rng.choice(len(pool), p=p)])]
 
 
 def _by_group(group: np.ndarray) -> np.ndarray:

@@ -65,7 +65,11 @@ class Settings:
     c1: float = 1.0
     c2: float = 1.0
     ema: float = 0.998  # decay of the averaged weights, which are the result; 0: the last weights
-    lesions: float = 0.5
+    lesions: float = 0.5  # share of livers that get synthetic lesions
+    paste: float = 0.0  # share of livers that get a lesion of another slice
+    gallbladders: float = (
+        0.0  # share of livers that get one beside them; tumour only, others always have some
+    )
     precision: str = "auto"  # of the nets; auto is BF16 where that is faster than FP32
     without: str = ""  # patient groups that are left out of training, besides those of the validation
     seed: int = 0
@@ -238,7 +242,14 @@ def train(
     model = DistributedDataParallel(method) if processes > 1 else method
 
     loader = DataLoader(
-        Samples(slices, settings.method, settings.lesions, settings.seed),
+        Samples(
+            slices,
+            settings.method,
+            settings.lesions,
+            settings.seed,
+            paste=settings.paste,
+            gallbladders=settings.gallbladders,
+        ),
         batch_size=settings.batch // processes,
         sampler=numbers(settings, step, rank, processes),
         num_workers=1,
