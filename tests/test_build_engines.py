@@ -163,6 +163,16 @@ class TestRealBuilds:
         key = net.key(runtime.load_runtime("tensorrt-rtx"), "sm_86", "", 1)
         assert hashlib.sha256(cache.load(key)).hexdigest() == built[0].sidecar.sha256
 
+    def test_a_portable_one_will_do_from_ampere_on(self, model, monkeypatch):
+        files = models.find(model)
+        net = build.Net.read(files, files.spec.nets[0], "fp16")
+        rtx = runtime.load_runtime("tensorrt-rtx")
+        trtseg.build_engines(model, target="portable", batch=4)
+        ampere, turing = Gpu(0, "RTX A4000", "sm_86", 0), Gpu(0, "RTX 2080", "sm_75", 0)
+        assert build.engine_for(net, rtx, ampere, 4)[1].key.target == "portable"
+        assert build.engine_for(net, rtx, turing, 4)[1].key.target == "sm_75", "built for it"
+        assert build.engine_for(net, rtx, ampere, 1)[1].key.target == "sm_86", "of another batch size"
+
     def test_what_was_there_is_replaced_and_repetitions_are_built_once(self, model, tmp_path):
         (before,) = {
             entry.path for entry in trtseg.build_engines(model, target="sm_86", batch=1, output=tmp_path)[:1]
@@ -254,10 +264,12 @@ class TestRefusals:
                 r"runtime: got 'onnx'; expected 'tensorrt' or 'tensorrt-rtx'",
             ),
             ({"precision": "bf16"}, ArgumentError, r"precision: got 'bf16'; expected 'fp16' or 'fp32'"),
-            ({"batch": 0}, ArgumentError, r"batch: got 0; expected numbers of slices, each 1 or more"),
+            ({"batch": 0}, ArgumentError, r"batch: got 0; expected a number of slices from 1 to 256"),
             ({"batch": True}, ArgumentError, r"batch: got True; expected"),
-            ({"batch": []}, ArgumentError, r"batch: got \[\]; expected"),
-            ({"batch": [1, 2.0]}, ArgumentError, r"batch: got \[1, 2.0\]; expected"),
+            ({"batch": []}, ArgumentError, r"batch: got none; expected"),
+            ({"batch": [1, 2.0]}, ArgumentError, r"batch: got 2.0; expected"),
+            ({"batch": 100_000}, ArgumentError, r"batch: got 100000; expected"),
+            ({"target": None}, ArgumentError, r"target: got None; expected 'native'"),
             ({"target": []}, ArgumentError, r"target: got none; expected 'native', 'portable', or compute"),
             (
                 {"target": "sm86"},

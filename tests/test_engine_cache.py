@@ -386,6 +386,53 @@ class TestForeign:
             cache.load_file(path.with_name("liver.engine"))
 
 
+class TestAdopt:
+    @pytest.fixture
+    def foreign(self, path, tmp_path) -> Path:
+        """Two engines outside the cache, one of them accepted there, and somebody's own file."""
+        put(dataclasses.replace(KEY, batch=16), ENGINE[:100])
+        cache.accept(path, {"accepted": True}, sha256=hashlib.sha256(ENGINE).hexdigest())
+        place = tmp_path / "usb stick"
+        path.parent.rename(place)
+        (place / "notes.txt").write_text("")
+        return place
+
+    def test_they_are_found_then_and_judged_anew(self, foreign, folder):
+        adopted = cache.adopt(foreign, allow_foreign=True)
+        assert {entry.path.parent for entry in adopted} == {folder}
+        assert [entry.sidecar.key.batch for entry in adopted] == [1, 16]
+        assert cache.obtain(KEY, never) == (ENGINE, sidecar(KEY, ENGINE))
+        assert all(entry.problem is None for entry in cache.entries(verify=True))
+        assert (foreign / "notes.txt").exists()
+        assert not (folder / "notes.txt").exists()
+
+    def test_refused_unless_allowed(self, foreign, folder):
+        with pytest.raises(ModelError, match="refused, since an engine file can run any code"):
+            cache.adopt(foreign)
+        assert not folder.exists()
+
+    def test_one_that_is_damaged_keeps_all_out(self, foreign, folder):
+        flip(foreign / KEY.file_name, 7)
+        with pytest.raises(ModelError, match="its SHA-256 is"):
+            cache.adopt(foreign, allow_foreign=True)
+        assert not folder.exists() or not list(folder.glob("*.engine*"))
+
+    def test_nothing_there_or_ones_own(self, path, tmp_path):
+        with pytest.raises(ModelError, match="is your own cache"):
+            cache.adopt(path.parent, allow_foreign=True)
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(ModelError, match="holds no engines; expected what 'trtseg build -o' wrote"):
+            cache.adopt(tmp_path / "empty", allow_foreign=True)
+
+
+def test_another_engine_that_will_do(path):
+    exact = dataclasses.replace(KEY, target="sm_89")
+    assert cache.obtain(exact, never, others=[KEY])[1].key == KEY
+    data = ENGINE[:50]
+    assert cache.obtain(exact, lambda: (data, sidecar(exact, data)))[1].key == exact
+    assert cache.obtain(exact, never, others=[KEY])[1].key == exact, "its own comes first"
+
+
 class TestAccept:
     SHA256 = hashlib.sha256(ENGINE).hexdigest()
 

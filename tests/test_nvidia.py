@@ -15,8 +15,11 @@ PACKAGES = {"pycuda": "2026.1", "tensorrt": "11.4.0", "tensorrt_rtx": "1.7.1"}
 def machine(monkeypatch):
     """A function that sets what the machine has."""
 
-    def has(gpus=(ADA,), cuda="13.0", built_with="13.0", packages=PACKAGES, problem=None) -> None:
-        monkeypatch.setattr(nvidia._core, "build_info", lambda: {"cuda_version": built_with})
+    def has(
+        gpus=(ADA,), cuda="13.0", built_with="13.0", archs="75,89,120", packages=PACKAGES, problem=None
+    ) -> None:
+        build = {"cuda_version": built_with, "cuda_archs": archs}
+        monkeypatch.setattr(nvidia._core, "build_info", lambda: build)
         monkeypatch.setattr(nvidia, "find_driver", lambda: Driver("580.65.06", cuda, tuple(gpus), problem))
         monkeypatch.setattr(nvidia, "installed", packages.get)
         monkeypatch.setattr(nvidia, "load_runtime", lambda name: Runtime(name, None, "1"))
@@ -25,7 +28,7 @@ def machine(monkeypatch):
 
 
 def test_a_named_gpu(machine):
-    machine(gpus=(ADA, Gpu(1, "H100", "sm_90", 80 << 30)))
+    machine(gpus=(ADA, Gpu(1, "H100", "sm_90", 80 << 30)), archs="75,86,90")
     assert resolve_device("cuda") == "cuda:0"
     assert resolve_device("cuda:1") == "cuda:1"
     assert resolve_device("auto") == "cpu"
@@ -36,7 +39,15 @@ def test_a_named_gpu(machine):
     ("lacks", "message"),
     [
         ({"built_with": None}, "trtseg was built without CUDA; install it again where nvcc is"),
-        ({"gpus": (), "problem": "there is no NVIDIA driver"}, "there is no NVIDIA driver"),
+        (
+            {"gpus": (), "problem": "there is no NVIDIA driver"},
+            "there is no NVIDIA driver; install NVIDIA's driver, or use device='cpu'",
+        ),
+        (
+            {"archs": "75,90"},
+            r"trtseg's operations were compiled for sm_75,90 and this is RTX 4090 \(sm_89\); install trtseg again with "
+            "TRTSEG_CUDA_ARCHS=89",
+        ),
         (
             {"cuda": "12.4"},
             "the driver 580.65.06 runs CUDA 12.4 and trtseg was built with 13.0; install a newer",
@@ -46,8 +57,9 @@ def test_a_named_gpu(machine):
 )
 def test_what_is_missing_is_named(machine, lacks, message):
     machine(**lacks)
-    with pytest.raises(DeviceError, match=f"device: got 'cuda:0', but {message}"):
-        resolve_device("cuda")
+    for named in ("cuda", "cuda:0"):
+        with pytest.raises(DeviceError, match=f"device: got '{named}', but {message}"):
+            resolve_device(named)
 
 
 def test_a_gpu_that_is_not_there(machine):
@@ -56,10 +68,10 @@ def test_a_gpu_that_is_not_there(machine):
         resolve_device("cuda:2")
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "CUDA", "cuda:-1"])
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "CUDA", "cuda:-1", 0, None])
 def test_no_device(device):
     with pytest.raises(
-        DeviceError, match=f"device: got '{device}'; expected 'auto', 'cpu', 'cuda' or 'cuda:N'"
+        DeviceError, match=f"device: got {device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:N'"
     ):
         resolve_device(device)
 
@@ -87,7 +99,8 @@ def test_wrong_precision_and_batch(machine):
     machine()
     for options, message in (
         ({"precision": "bf16"}, "precision: got 'bf16'; on a GPU it is 'auto', 'fp16' or 'fp32'"),
-        ({"batch": 0}, "batch: got 0; expected a number of slices, 1 or more"),
+        ({"batch": 0}, "batch: got 0; expected a number of slices from 1 to 256"),
+        ({"batch": 257}, "batch: got 257; expected"),
         ({"batch": 2.0}, "batch: got 2.0"),
     ):
         with pytest.raises(ArgumentError, match=message):

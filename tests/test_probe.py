@@ -97,6 +97,23 @@ def test_no_gpu_here():
     assert driver.problem
 
 
+@pytest.mark.parametrize(
+    ("archs", "sm", "runs"),
+    [
+        ("75,86,90", "sm_86", True),
+        ("75,86,90", "sm_89", True),  # machine code of its generation
+        ("75,86,90", "sm_80", False),
+        ("75,86,90", "sm_70", False),
+        ("75,86,90", "sm_120", True),  # PTX
+        ("90", "sm_86", False),
+        ("75,120", "sm_90", False),
+        ("", "sm_90", False),
+    ],
+)
+def test_which_gpus_compiled_code_runs_on(archs, sm, runs):
+    assert probe.compiled_for(archs, sm) == runs
+
+
 A4000 = Gpu(0, "NVIDIA RTX A4000", "sm_86", 16 << 30)
 H100 = Gpu(1, "NVIDIA H100", "sm_90", 80 << 30)
 NONE = Driver(None, None, (), "there is no NVIDIA driver")

@@ -16,6 +16,7 @@ from trtseg import __version__, models
 from trtseg.cascade import Cascade
 from trtseg.cuda import CudaArray
 from trtseg.engines import open_engine, resolve_device
+from trtseg.engines.runtime import check_batch, check_name
 from trtseg.errors import ArgumentError
 from trtseg.io import load
 from trtseg.postprocess import PostProcess, postprocess
@@ -76,6 +77,9 @@ class Segmenter:
         progress: Callable[[str, float], None] | None = None,
     ) -> None:
         self.device = resolve_device(device)
+        check_batch(batch)
+        if runtime != "auto":
+            check_name(runtime)
         files = models.find(model)
         self.spec: CascadeSpec = files.spec
         self.postprocess = PostProcess() if postprocess is None else postprocess
@@ -254,6 +258,7 @@ def segment(
     """Segment one CT; `Segmenter` loads the model once for many.
 
     See `Segmenter` for ``model``, ``device``, ``precision`` and ``postprocess``, and `Segmenter.segment` for the rest.
+    The runtime on a GPU, slices in a run, and the progress of building engines are for a `Segmenter` only.
 
     Examples
     --------

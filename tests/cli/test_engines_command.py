@@ -44,7 +44,14 @@ def error_of(done, code=2) -> str:
 
 
 def test_help_says_what_it_is_not_for():
-    for command in (["build"], ["engines"], ["engines", "list"], ["engines", "verify"], ["engines", "clear"]):
+    for command in (
+        ["build"],
+        ["engines"],
+        ["engines", "list"],
+        ["engines", "verify"],
+        ["engines", "clear"],
+        ["engines", "import"],
+    ):
         done = run(*command, "--help")
         assert done.exit_code == 0
         assert "Not for clinical use" in done.stdout
@@ -80,7 +87,7 @@ class TestBuild:
             (["--batch", "1,x"], "--batch: got 'x'; expected numbers of slices with commas between them"),
             (["--batch", ""], "--batch: got ''; expected"),
             (["--batch", "-1"], "--batch: got '-1'; expected"),
-            (["--batch", "0"], "batch: got [0]; expected numbers of slices, each 1 or more"),
+            (["--batch", "0"], "batch: got 0; expected a number of slices from 1 to 256"),
             (["--target", "sm_86,turing"], "target: got 'turing'; expected 'native', 'portable', or compute"),
             (["--target", "sm_86,sm_70"], "target: got 'sm_70', but TensorRT-RTX"),
             (["--precision", "int8"], "precision: got 'int8'; expected 'fp16' or 'fp32'"),
@@ -163,6 +170,20 @@ class TestEngines:
         for command in ("list", "verify", "clear"):
             assert "refused, since an engine file can run any code" in error_of(run("engines", command))
         assert "(mode 755)" in run("info").stdout
+
+    def test_import(self, engines, here):
+        """Engines from elsewhere: refused, then allowed and listed as one's own."""
+        put()
+        engines.rename("elsewhere")
+        assert "to be imported" in run("engines", "list", "elsewhere").stdout
+        assert "(--allow-foreign)" in error_of(run("engines", "import", "elsewhere"))
+        assert not engines.exists()
+        done = run("engines", "import", "elsewhere", "--allow-foreign")
+        assert (done.exit_code, done.stderr) == (0, "")
+        assert f"1 engine in {engines}" in done.stdout
+        assert "ready" in run("engines", "list").stdout
+        assert key().file_name in run("info").stdout
+        assert "none: no folder" in error_of(run("engines", "import", "none", "--allow-foreign"))
 
     def test_clear(self, engines):
         put()

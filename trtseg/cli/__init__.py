@@ -24,7 +24,7 @@ app = typer.Typer(
 _engines = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="List, verify and delete built engines.",
+    help="List, verify, import and delete built engines.",
     epilog=NOT_CLINICAL,
 )
 app.add_typer(_engines, name="engines")
@@ -361,6 +361,25 @@ def verify(folder: _Folder = None) -> None:
         from trtseg.cli import engines as command
 
         raise typer.Exit(command.verify(folder))
+
+
+@_engines.command("import", epilog=NOT_CLINICAL)
+def _import(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="What 'trtseg build -o DIR' wrote.", readable=False)
+    ],
+    allow_foreign: Annotated[
+        bool,
+        typer.Option(
+            "--allow-foreign", help="I trust where they are from: an engine can run any code as me."
+        ),
+    ] = False,
+) -> None:
+    """Copy engines that were built elsewhere into your cache, where they are found; this GPU judges them anew."""
+    with errors_as_exit_codes():
+        from trtseg.cli import engines as command
+
+        command.adopt(folder, allow_foreign=allow_foreign)
 
 
 @_engines.command(epilog=NOT_CLINICAL)

@@ -10,7 +10,7 @@ from trtseg.cli.exits import exit_code
 from trtseg.engines import cache
 from trtseg.engines.cache import Entry
 from trtseg.engines.probe import why_stale
-from trtseg.engines.trust import engine_folder
+from trtseg.engines.trust import engine_folder, is_own
 from trtseg.errors import ArgumentError
 
 
@@ -37,7 +37,8 @@ def show(folder: Path | None) -> None:
     place = _place(folder)
     found = cache.entries(place)
     headings = ("engine", "runtime", "MB", "built", "accepted", "state")
-    tables = [text.table(headings, map(_row, found), right=["MB"])] if found else []
+    ready = "ready" if is_own(place) else "to be imported"
+    tables = [text.table(headings, [_row(entry, ready) for entry in found], right=["MB"])] if found else []
     text.show(*tables, _count(len(found), place), text.NOT_CLINICAL)
 
 
@@ -51,6 +52,14 @@ def verify(folder: Path | None) -> int:
     intact = len(found) - len(broken)
     text.out(f"{intact} of {_count(len(found), place)} intact\n")
     return exit_code(intact, len(broken))
+
+
+def adopt(folder: Path, *, allow_foreign: bool) -> None:
+    """Copy the engines of a folder into the cache, and say what they are."""
+    adopted = cache.adopt(folder, allow_foreign=allow_foreign)
+    text.show(
+        *(f"{entry.sidecar.key}\n" for entry in adopted if entry.sidecar), _count(len(adopted), _place(None))
+    )
 
 
 def clear(folder: Path | None) -> None:
@@ -74,11 +83,11 @@ def _count(number: int, folder: Path) -> str:
     return f"{number} engine{'s' * (number != 1)} in {folder}"
 
 
-def _row(entry: Entry) -> tuple[str, ...]:
+def _row(entry: Entry, ready: str) -> tuple[str, ...]:
     made = entry.sidecar
     if made is None:
         return entry.path.name, "", "", "", "", entry.problem or ""
     accepted = "not yet" if made.acceptance is None else "yes" if made.acceptance.get("accepted") else "no"
-    state = entry.problem or why_stale(made.key.runtime, made.key.runtime_version) or "ready"
+    state = entry.problem or why_stale(made.key.runtime, made.key.runtime_version) or ready
     about = f"{made.key.runtime} {made.key.runtime_version}", f"{made.size / 1e6:.1f}", made.built["at"][:16]
     return str(made.key), *about, accepted, state

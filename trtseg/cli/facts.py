@@ -157,8 +157,7 @@ def show(found: dict[str, Any]) -> None:
         row("models", "none installed")
     row("engines", f"{len(found['engines'])} in your cache")
     for engine in found["engines"]:
-        if engine["problem"]:
-            row("", f"{engine['file'] or ''} {engine['problem']}".strip())
+        row("", f"{engine['file'] or ''} {engine['problem'] or ''}".strip())
     headings = ("runtime", "version", "on", "can", "", "because")
     abilities = text.table(headings, map(_can, found["abilities"]))
     text.show(text.listing(rows), abilities, text.NOT_CLINICAL)

@@ -23,13 +23,13 @@ def resolve_device(device: str) -> str:
     """
     if device in ("auto", "cpu"):
         return "cpu"
-    named = re.fullmatch(r"cuda(?::(\d{1,3}))?", device)
+    named = re.fullmatch(r"cuda(?::(\d{1,3}))?", device) if isinstance(device, str) else None
     if named is None:
         raise DeviceError(f"device: got {device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
     from trtseg.engines.nvidia import check_gpu
 
     index = int(named[1] or 0)
-    check_gpu(index)
+    check_gpu(index, device)
     return f"cuda:{index}"
 
 

@@ -22,10 +22,10 @@ from trtseg import __version__
 from trtseg.engines import cache
 from trtseg.engines.onnx_spec import check_spec
 from trtseg.engines.probe import Gpu, find_driver
-from trtseg.engines.runtime import Runtime, check_name, load_runtime
+from trtseg.engines.runtime import Runtime, check_batch, check_name, load_runtime
 from trtseg.engines.serialize import serialize
 from trtseg.engines.sidecar import EngineKey, Sidecar, sidecar_path
-from trtseg.engines.targets import place_of, resolve_targets
+from trtseg.engines.targets import place_of, resolve_targets, runs_portable
 from trtseg.engines.trust import engine_folder, is_own, locked
 from trtseg.errors import ArgumentError, ModelError, TrtsegError
 from trtseg.io.atomic import atomic
@@ -128,14 +128,14 @@ def build_engines(
     check_name(runtime)
     if precision not in ("fp16", "fp32"):
         raise ArgumentError(f"precision: got {precision!r}; expected 'fp16' or 'fp32'")
-    targets = list(dict.fromkeys([target] if isinstance(target, str) else target))
-    batches = list(dict.fromkeys(batch if isinstance(batch, Sequence) else [batch]))
-    if not batches or not all(type(n) is int and n >= 1 for n in batches):
-        raise ArgumentError(f"batch: got {batch!r}; expected numbers of slices, each 1 or more")
+    named = [target] if isinstance(target, str) or not isinstance(target, Sequence) else target
+    batches = list(dict.fromkeys(map(check_batch, batch if isinstance(batch, Sequence) else [batch])))
+    if not batches:
+        raise ArgumentError("batch: got none; expected numbers of slices")
     files = find(model if isinstance(model, str) else Path(model))
     nets = [Net.read(files, spec, precision) for spec in files.spec.nets]
     loaded = load_runtime(runtime)
-    places = resolve_targets(targets, loaded, find_driver())
+    places = resolve_targets(named, loaded, find_driver())
     jobs = [(net, net.key(loaded, *place, n)) for net in nets for place in places for n in batches]
     return _build_all(loaded, jobs, engine_folder() if output is None else Path(output), progress)
 
@@ -144,6 +144,8 @@ def engine_for(
     net: Net, runtime: Runtime, gpu: Gpu, batch: int, *, progress: Progress | None = None
 ) -> tuple[bytes, Sidecar]:
     """The engine of a net for a GPU that is here, from this user's cache, built first where needed.
+
+    A portable one will do where there is none for that very GPU.
 
     Parameters
     ----------
@@ -159,12 +161,17 @@ def engine_for(
         Called while it is built, or waited for, with a text and a fraction.
     """
     key = net.key(runtime, *place_of(runtime, gpu), batch)
+    portable = [net.key(runtime, "portable", "", batch)] if runs_portable(runtime, gpu) else []
 
     def tell(fraction: float) -> None:
         if progress is not None:
             progress(str(key), fraction)
 
-    return cache.obtain(key, lambda: build_engine(net, runtime, key, tell), waiting=lambda: tell(0.0))
+    def built() -> tuple[bytes, Sidecar]:
+        log.info("building the engine %s, which is kept for the next time", key)
+        return build_engine(net, runtime, key, tell)
+
+    return cache.obtain(key, built, others=portable, waiting=lambda: tell(0.0))
 
 
 def build_engine(

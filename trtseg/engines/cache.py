@@ -12,7 +12,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,13 +70,54 @@ def load_file(path: str | os.PathLike[str], *, allow_foreign: bool = False) -> t
     if not own and not allow_foreign:
         raise ModelError(
             f"{path}: refused, since an engine file can run any code and this one is not from your own cache; "
-            "build it here, or allow foreign engines explicitly if you trust where it is from"
+            "build it here, or allow foreign engines explicitly (--allow-foreign) if you trust where it is from"
         )
     return _read_pair(path, own=own)
 
 
+def adopt(folder: Path, *, allow_foreign: bool = False) -> list[Entry]:
+    """Copy the engines of a folder into this user's cache, where they are found by key, all of them or none.
+
+    Their hashes are checked first. Whether they were accepted is forgotten: this machine judges them anew.
+
+    Parameters
+    ----------
+    folder : Path
+        With ``.engine`` files and their sidecars, as `trtseg.build_engines` writes them.
+    allow_foreign : bool
+        Must be true; see `load_file`.
+
+    Returns
+    -------
+    list of Entry
+        The engines, where they are now.
+
+    Raises
+    ------
+    ModelError
+        It was not allowed, there is none, or one of them fails a check.
+    """
+    if is_own(folder):
+        raise ModelError(f"{folder}: is your own cache; name a folder that 'trtseg build -o' wrote")
+    pairs = [load_file(entry.path, allow_foreign=allow_foreign) for entry in entries(folder)]
+    if not pairs:
+        raise ModelError(f"{folder}: holds no engines; expected what 'trtseg build -o' wrote")
+    adopted = {}
+    for data, sidecar in pairs:
+        unjudged = dataclasses.replace(sidecar, acceptance=None)
+        adopted[engine_folder() / sidecar.key.file_name] = data, unjudged
+    with locked(), atomic(*(file for path in adopted for file in (path, sidecar_path(path)))) as parts:
+        for number, (data, sidecar) in enumerate(adopted.values()):
+            write(parts[2 * number : 2 * number + 2], data, sidecar)
+    return [Entry(path, sidecar, None) for path, (_, sidecar) in adopted.items()]
+
+
 def obtain(
-    key: EngineKey, build: Callable[[], tuple[bytes, Sidecar]], *, waiting: Callable[[], None] | None = None
+    key: EngineKey,
+    build: Callable[[], tuple[bytes, Sidecar]],
+    *,
+    others: Sequence[EngineKey] = (),
+    waiting: Callable[[], None] | None = None,
 ) -> tuple[bytes, Sidecar]:
     """The engine of that key from this user's cache; built first where it is missing or not as it should be.
 
@@ -88,13 +129,16 @@ def obtain(
         Which engine.
     build : callable
         Makes the engine and its sidecar; not called if there is a good one.
+    others : sequence of EngineKey
+        Engines that will do where that one is not there.
     waiting : callable, optional
         Called before waiting for another process.
     """
-    try:
-        return _load(key)
-    except ModelError:
-        pass  # it may be on its way: the lock tells
+    for wanted in (key, *others):
+        try:
+            return _load(wanted)
+        except ModelError:
+            pass  # it may be on its way: the lock tells
     with locked(waiting):
         path = engine_folder() / key.file_name
         try:

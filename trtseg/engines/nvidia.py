@@ -18,8 +18,8 @@ from trtseg.cuda import Device, Resources, download, upload
 from trtseg.engines import cache
 from trtseg.engines.acceptance import Verdict, calibration, judge
 from trtseg.engines.build import Net, Progress, engine_for
-from trtseg.engines.probe import RTX_CAPABILITIES, Driver, Gpu, find_driver, installed
-from trtseg.engines.runtime import INSTALL, MODULES, NAMES, Runtime, check_name, load_runtime
+from trtseg.engines.probe import RTX_CAPABILITIES, Driver, Gpu, compiled_for, find_driver, installed
+from trtseg.engines.runtime import INSTALL, MODULES, NAMES, Runtime, check_batch, check_name, load_runtime
 from trtseg.engines.tensorrt import LoadedEngine, TensorRTEngine
 from trtseg.engines.trust import engine_folder
 from trtseg.errors import ArgumentError, DeviceError
@@ -60,15 +60,19 @@ class GpuNets:
             net.keep_compiled()
 
 
-def check_gpu(index: int) -> tuple[Gpu, Driver]:
-    """The GPU of that number, if all that it takes to run on it is here; a DeviceError says what is not."""
-    got = f"device: got 'cuda:{index}', but"
-    built_with = _core.build_info()["cuda_version"]
+def check_gpu(index: int, named: str | None = None) -> tuple[Gpu, Driver]:
+    """The GPU of that number, if all that it takes to run on it is here; a DeviceError says what is not.
+
+    ``named`` is what the user called it.
+    """
+    got = f"device: got {named or f'cuda:{index}'!r}, but"
+    build = _core.build_info()
+    built_with = build["cuda_version"]
     if built_with is None:
         raise DeviceError(f"{got} trtseg was built without CUDA; install it again where nvcc is")
     driver = find_driver()
     if not driver.gpus:
-        raise DeviceError(f"{got} {driver.problem}")
+        raise DeviceError(f"{got} {driver.problem}; install NVIDIA's driver, or use device='cpu'")
     if index >= len(driver.gpus):
         raise DeviceError(f"{got} there are {len(driver.gpus)} GPUs, counted from 0")
     if driver.cuda is not None and int(driver.cuda.split(".")[0]) < int(built_with.split(".")[0]):
@@ -76,9 +80,16 @@ def check_gpu(index: int) -> tuple[Gpu, Driver]:
             f"{got} the driver {driver.version or ''} runs CUDA {driver.cuda} and trtseg was built with {built_with}; "
             "install a newer driver, or trtseg with an older CUDA toolkit"
         )
+    gpu = driver.gpus[index]
+    archs = build["cuda_archs"] or ""
+    if not compiled_for(archs, gpu.sm):
+        raise DeviceError(
+            f"{got} trtseg's operations were compiled for sm_{archs} and this is {gpu}; install trtseg again with "
+            f"TRTSEG_CUDA_ARCHS={gpu.sm.removeprefix('sm_')}"
+        )
     if installed("pycuda") is None:
         raise DeviceError(f'{got} PyCUDA is not installed: pip install "trtseg[cuda]"')
-    return driver.gpus[index], driver
+    return gpu, driver
 
 
 def choose_runtime(name: str, gpu: Gpu) -> Runtime:
@@ -129,8 +140,7 @@ def open_nets(
     """
     if precision not in PRECISIONS:
         raise ArgumentError(f"precision: got {precision!r}; on a GPU it is 'auto', 'fp16' or 'fp32'")
-    if type(batch) is not int or batch < 1:
-        raise ArgumentError(f"batch: got {batch!r}; expected a number of slices, 1 or more")
+    check_batch(batch)
     gpu, driver = check_gpu(device.index)
     chosen = choose_runtime(runtime, gpu)
     wanted = ("fp16", "fp32") if precision == "auto" else (precision,)
@@ -151,6 +161,8 @@ def open_nets(
                     f"precision: got {precision!r}, but no engine of the {spec.role} net agrees with the FP32 "
                     f"reference on {device.name} ({'. '.join(refused)}); use device='cpu', or another runtime"
                 )
+            if refused:
+                log.warning("the %s net runs its %s engine instead", spec.role, one)
             loaded.append(engine)
             told[spec.role] = {
                 "precision": one,

@@ -175,6 +175,15 @@ def abilities(driver: Driver, *, ops_on_cuda: bool) -> list[Ability]:
     return found
 
 
+def compiled_for(archs: str, sm: str) -> bool:
+    """Whether CUDA code for ``archs``, as ``"75,90"``, of which the last is there as PTX too, runs on ``sm_86``.
+
+    Machine code runs on the GPUs of its generation from its own version on, PTX on all from its version on.
+    """
+    built, here = [int(n) for n in archs.split(",") if n], int(sm.removeprefix("sm_"))
+    return any(n <= here and (n // 10 == here // 10 or n == built[-1]) for n in built)
+
+
 def _missing(name: str, version: str | None) -> str | None:
     return f"not installed: {INSTALL[name]}" if version is None else too_old(name, version)
 

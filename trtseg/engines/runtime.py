@@ -6,10 +6,12 @@ import functools
 import importlib
 import logging
 import re
+import threading
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from trtseg.errors import ArgumentError, DeviceError
+from trtseg.errors import ArgumentError, DeviceError, OutOfMemoryError
 
 #: The runtimes, as options and keys name them.
 NAMES = ("tensorrt", "tensorrt-rtx")
@@ -22,6 +24,15 @@ INSTALL = {"tensorrt": 'pip install "trtseg[tensorrt]"', "tensorrt-rtx": 'pip in
 #: The oldest version of each that is used: the first TensorRT that takes the types of a net from the ONNX file without
 #: being asked twice, and the first TensorRT-RTX that this was tested with.
 OLDEST = {"tensorrt": (10, 12), "tensorrt-rtx": (1, 7)}
+
+#: Most slices in one run. Far more than pays, and below what makes a builder take all memory of the machine.
+MAX_BATCH = 256
+
+#: Held while engines are built or loaded: a runtime has one logger a process, so messages could not be told apart.
+one_at_a_time = threading.Lock()
+
+# Messages that are kept, of each kind: an engine may warn at every run.
+_MOST_MESSAGES = 100
 
 # Of its own, so that messages of a build do not reach stderr where nobody has set up logging.
 log = logging.getLogger("trtseg.tensorrt")
@@ -59,6 +70,21 @@ def check_name(name: str) -> None:
     """Refuse the name of a runtime that there is not, with an ArgumentError."""
     if name not in NAMES:
         raise ArgumentError(f"runtime: got {name!r}; expected 'tensorrt' or 'tensorrt-rtx'")
+
+
+def check_batch(batch: object) -> int:
+    """A number of slices in one run, if it is one; else an ArgumentError."""
+    if type(batch) is not int or not 1 <= batch <= MAX_BATCH:
+        raise ArgumentError(f"batch: got {batch!r}; expected a number of slices from 1 to {MAX_BATCH}")
+    return batch
+
+
+def failure(message: str, said: str) -> DeviceError:
+    """An error for what a runtime did not do; ``said`` is what it said, which tells whether memory was short."""
+    said = " ".join(said.split()) or "it gave no reason"
+    if re.search(r"out ?of ?memory", said, re.IGNORECASE):
+        return OutOfMemoryError(f"the GPU has too little free memory: {message} ({said})")
+    return DeviceError(f"{message} ({said})")
 
 
 def too_old(name: str, version: str) -> str | None:
@@ -127,7 +153,7 @@ def logger(module: Any) -> Any:
     class Logger(module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             module.ILogger.__init__(self)
-            self._said: dict[int, list[str]] = {logging.WARNING: [], logging.ERROR: []}
+            self._said = self._nothing()
 
         def log(self, severity: Any, message: str) -> None:
             level = levels.get(severity, logging.DEBUG)
@@ -137,7 +163,11 @@ def logger(module: Any) -> Any:
 
         def take(self) -> tuple[list[str], list[str]]:
             warnings, errors = self._said[logging.WARNING], self._said[logging.ERROR]
-            self._said = {logging.WARNING: [], logging.ERROR: []}
-            return warnings, errors
+            self._said = self._nothing()
+            return list(warnings), list(errors)
+
+        @staticmethod
+        def _nothing() -> dict[int, deque[str]]:
+            return {level: deque(maxlen=_MOST_MESSAGES) for level in (logging.WARNING, logging.ERROR)}
 
     return Logger()

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from trtseg.engines.runtime import Runtime, logger
+from trtseg.engines.runtime import Runtime, failure, logger, one_at_a_time
 from trtseg.engines.sidecar import EngineKey
 from trtseg.errors import DeviceError, ModelError
 from trtseg.spec import ModelSpec
-
-# A runtime has one logger a process, so the messages of two builds at a time could not be told apart.
-_one_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -60,9 +56,9 @@ def serialize(
     ModelError
         The runtime cannot read the net, or it is not what ``spec`` and ``key`` say.
     DeviceError
-        The runtime cannot build it.
+        The runtime cannot build it; `OutOfMemoryError` where the GPU has too little memory for that.
     """
-    with _one_at_a_time:
+    with one_at_a_time:
         return _serialize(runtime, onnx, spec, key, progress, timing_cache)
 
 
@@ -113,8 +109,8 @@ def _serialize(
 
 
 def _failed(runtime: Runtime, key: EngineKey, log: Any, error: Exception | None) -> DeviceError:
-    said = "; ".join(log.take()[1]) or str(error or "it gave no reason")
-    return DeviceError(f"{runtime.title} could not build the engine {key}: {' '.join(said.split())}")
+    said = "; ".join(log.take()[1]) or str(error or "")
+    return failure(f"{runtime.title} could not build the engine {key}", said)
 
 
 def _fix_shape(trt: Any, network: Any, spec: ModelSpec, key: EngineKey) -> list[dict[str, Any]]:

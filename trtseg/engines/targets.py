@@ -43,12 +43,15 @@ def resolve_targets(targets: Sequence[str], runtime: Runtime, driver: Driver) ->
 
 def _resolve(target: str, runtime: Runtime, driver: Driver) -> tuple[str, str]:
     got = f"target: got {target!r}"
-    if not re.fullmatch(r"native|portable|sm_\d{2,3}", target):
+    if not isinstance(target, str) or not re.fullmatch(r"native|portable|sm_\d{2,3}", target):
         raise ArgumentError(f"{got}; expected 'native', 'portable', or compute capabilities as 'sm_86'")
     known = ", ".join([*runtime.capabilities, "portable"])
     if not runtime.needs_gpu and target != "native":
         if target != "portable" and target not in runtime.capabilities:
-            raise DeviceError(f"{got}, but {runtime.title} builds without a GPU for {known} only")
+            raise DeviceError(
+                f"{got}, but {runtime.title} builds without a GPU for {known} only; build on a machine with that GPU, "
+                "with runtime 'tensorrt'"
+            )
         return target, ""
     if target == "portable":
         raise ArgumentError(
@@ -68,6 +71,11 @@ def _resolve(target: str, runtime: Runtime, driver: Driver) -> tuple[str, str]:
             "a GPU, or use runtime 'tensorrt-rtx'"
         )
     return place_of(runtime, gpu)
+
+
+def runs_portable(runtime: Runtime, gpu: Gpu) -> bool:
+    """Whether an engine for the target ``portable`` is made for a GPU: from Ampere on, where the runtime knows it."""
+    return gpu.sm in runtime.capabilities and int(gpu.sm.removeprefix("sm_")) >= 80
 
 
 def place_of(runtime: Runtime, gpu: Gpu) -> tuple[str, str]:

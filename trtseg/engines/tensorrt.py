@@ -9,9 +9,9 @@ import numpy as np
 
 from trtseg.cuda import CudaArray, Device, errors
 from trtseg.engines import cache
-from trtseg.engines.runtime import Runtime, logger
+from trtseg.engines.runtime import Runtime, failure, logger, one_at_a_time
 from trtseg.engines.sidecar import Sidecar
-from trtseg.errors import ArgumentError, DeviceError, OutOfMemoryError, TrtsegError
+from trtseg.errors import ArgumentError, DeviceError, TrtsegError
 
 
 class LoadedEngine:
@@ -38,23 +38,24 @@ class LoadedEngine:
         trt = runtime.module
         self.sidecar, self.device = sidecar, device
         self._runtime, self._log = runtime, logger(trt)
-        self._log.take()
-        with errors():
+        with one_at_a_time, errors():
+            self._log.take()
             self._loader = trt.Runtime(self._log)  # the engine needs it as long as it lives
             self._engine = self._loader.deserialize_cuda_engine(data)
-        if self._engine is None:
-            raise self._failed("does not load")
+            if self._engine is None:
+                raise self._failed("does not load")
         self._compiled: bytes | None = None
         self._config = self._runtime_config() if runtime.name == "tensorrt-rtx" else None
         self._check_tensors()
 
     def context(self) -> TensorRTEngine:
         """An engine that one thread and one stream at a time can use, with activations of its own."""
-        self._log.take()
         arguments = () if self._config is None else (self._config,)
-        context = self._engine.create_execution_context(*arguments)
-        if context is None:
-            raise self._failed("gives no execution context")
+        with one_at_a_time:
+            self._log.take()
+            context = self._engine.create_execution_context(*arguments)
+            if context is None:
+                raise self._failed("gives no execution context")
         return TensorRTEngine(self, context)
 
     def keep_compiled(self) -> None:
@@ -103,15 +104,8 @@ class LoadedEngine:
             )
 
     def _failed(self, what: str) -> DeviceError:
-        said = " ".join("; ".join(self._log.take()[1]).split())
-        if re.search(r"out ?of ?memory", said, re.IGNORECASE):
-            return OutOfMemoryError(
-                f"the GPU has too little free memory for the engine {self.sidecar.key} ({said})"
-            )
-        return DeviceError(
-            f"{self._runtime.title}: the engine {self.sidecar.key} {what} on {self.device.name} "
-            f"({said or 'it gave no reason'}); use another runtime, or device='cpu'"
-        )
+        message = f"{self._runtime.title}: the engine {self.sidecar.key} {what} on {self.device.name}"
+        return failure(f"{message}; use another runtime, or device='cpu'", "; ".join(self._log.take()[1]))
 
 
 class TensorRTEngine:
