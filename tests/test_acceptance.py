@@ -678,3 +678,37 @@ def test_the_shipped_model():
         assert verdict.dice[spec.role] > 0.9995
         black = verdict_on(lambda rows: np.zeros_like(rows), net, 4)
         assert len(black.reasons) == 4, black
+
+
+def as_fp16(x):
+    """A torch.Tensor rounded to FP16, in FP32 again."""
+    return x.half().float()
+
+
+@pytest.mark.parametrize("role", ["liver", "tumour"])
+def test_the_shipped_nets_in_emulated_fp16(role):
+    """Weights and activations rounded to FP16, sums in FP32 as on tensor cores: well within all bounds."""
+    import onnx
+    import torch
+
+    from training.unet import UNet, folded
+
+    files = models.find("default")
+    spec = next(net for net in files.spec.nets if net.role == role)
+    net = folded(UNet())
+    weights = onnx.load_from_string(files.read(role)).graph.initializer
+    arrays = {w.name: torch.from_numpy(onnx.numpy_helper.to_array(w).copy()) for w in weights}
+    net.load_state_dict({name: as_fp16(array) for name, array in arrays.items()})
+    for part in net.modules():
+        if not list(part.children()):
+            part.register_forward_hook(lambda part, inputs, output: as_fp16(output))
+    images, reference = calibration(files)[role]
+    with torch.no_grad():
+        logits = net(as_fp16(torch.from_numpy(images))).numpy()
+    emulated = spec, b"", images, reference
+    verdict = verdict_on(lambda rows: logits[numbers(emulated, rows)].astype(rows.dtype), emulated, 1)
+    assert verdict.accepted, verdict
+    assert 0 < verdict.max_difference < LOGIT_BOUND["fp16"] / 2
+    assert verdict.largest_flip_margin < LOGIT_BOUND["fp16"] / 4
+    assert verdict.flipped_share < FLIP_SHARE / 2
+    assert 1 - verdict.dice[role] < (1 - DICE) / 2
