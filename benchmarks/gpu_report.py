@@ -109,7 +109,8 @@ def table(data: dict[str, Any]) -> str:
         lines.append(
             f"Floor {size}: nets {floor['nets_ms']:.2f} ms, to the GPU {floor['to_gpu_ms']:.2f} ms, back "
             f"{floor['from_gpu_ms']:.2f} ms; these overlap, so it is the longest, {floor['host_ms']:.2f} ms "
-            f"(one after the other {floor['sum_ms']:.2f} ms)"
+            f"(one after the other {floor['sum_ms']:.2f} ms). From GPU memory to GPU memory: the nets alone, "
+            f"{floor['device_ms']:.2f} ms"
         )
     if cold := data.get("cold_start"):
         lines.append("Cold start: " + ", ".join(f"{name} {s:.2f} s" for name, s in cold.items()))

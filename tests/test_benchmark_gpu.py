@@ -118,7 +118,14 @@ def test_floor():
     assert gpu_measure.slices_with_net(labels, 16) == 24  # the first chunk, and the rest of 8
     rate = {"matmul_flops": 1e6, "to_gpu_bytes": 320.0, "from_gpu_bytes": 80.0}
     terms = gpu_measure.floor(Ct(np.zeros((40, 2, 2), np.int16), (1, 1)), labels, 16, (100, 500), rate)
-    assert terms == {"nets_ms": 16, "to_gpu_ms": 1000, "from_gpu_ms": 2000, "host_ms": 2000, "sum_ms": 3016}
+    assert terms == {
+        "nets_ms": 16,
+        "to_gpu_ms": 1000,
+        "from_gpu_ms": 2000,
+        "host_ms": 2000,
+        "device_ms": 16,
+        "sum_ms": 3016,
+    }
 
 
 class Threshold:
@@ -152,7 +159,7 @@ def test_report(ct, tmp_path, capsys):
     benchmark.volume(few, list(opened))
     benchmark.volume(few, ["trtseg"])
     benchmark.slices(few, ["trtseg", "eager-fp16"], 4)
-    rate = {"matmul_flops": 1e12, "to_gpu_bytes": 1e10, "from_gpu_bytes": 1e10}
+    rate = {"matmul_flops": 1e12, "to_gpu_bytes": 1e8, "from_gpu_bytes": 1e10}  # the copy takes longest
     floor = gpu_measure.floor(few, benchmark.labels[few.name], 16, (10**9, 10**9), rate)
     report.data["floor"] = {"volumes": {few.name: floor}}
     report.data["goals"] = gpu_report.goals(report.data, few.name)
@@ -169,6 +176,9 @@ def test_report(ct, tmp_path, capsys):
     assert "failed: other labels than trtseg" in rows["wrong"]
     assert "failed: ZeroDivisionError: division by zero" in rows["broken"]
     assert "left out: not installed" in rows["absent"]
+    assert "it is the longest, 10.49 ms" in text
+    assert "From GPU memory to GPU memory: the nets alone, 4.00 ms" in text
+    assert report.data["floor"]["volumes"]["512x512"]["device_ms"] == 4
     assert "Traceback" in capsys.readouterr().err
     assert all(line.endswith("on a CPU)") for line in gpu_report.goal_lines(report.data))
 

@@ -1,15 +1,40 @@
-"""Without a usable GPU these tests are skipped with the reason; TRTSEG_REQUIRE_CUDA=1 makes it fail."""
+"""What these tests need. What is missing is a skip that says so, or with TRTSEG_REQUIRE_CUDA=1 a failure.
 
+Needed are a GPU, trtseg built with CUDA, PyTorch with CUDA, PyCUDA, onnx, what the CPU takes for a CT, and TensorRT or
+TensorRT-RTX. CuPy, a second GPU and the other of these two are optional: without them a test is skipped all the same.
+"""
+
+import importlib
 import importlib.util
 import os
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import pytest
 
 from trtseg import _core
+from trtseg.engines.probe import abilities, find_driver
+from trtseg.engines.runtime import TITLES
+
+
+def leave_out(reason: str, *, optional: bool = False) -> NoReturn:
+    """Skip a test, or fail where that is not allowed."""
+    if optional:
+        pytest.skip(f"optional: {reason}")
+    if os.environ.get("TRTSEG_REQUIRE_CUDA") == "1":
+        pytest.fail(f"TRTSEG_REQUIRE_CUDA=1, but {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+def need(*modules: str, optional: bool = False) -> None:
+    """Leave a test out where a module is not installed; one that is there but broken must fail."""
+    absent = [name for name in modules if importlib.util.find_spec(name) is None]
+    if absent:
+        leave_out(f"not installed: {', '.join(absent)}", optional=optional)
 
 
 def missing() -> str | None:
-    """Say what is not there that the tests need, or None. What is there but broken must fail."""
+    """Say what is not there that all tests need, or None. What is there but broken must fail."""
     if not _core.build_info()["cuda"]:
         return "trtseg._core was built without CUDA: rebuild it with nvcc"
     try:
@@ -25,7 +50,6 @@ def missing() -> str | None:
 
 @pytest.fixture(scope="session", autouse=True)
 def gpu() -> None:
-    """Skip, or fail, where there is no GPU."""
     reason = missing()
     if reason is not None:
         leave_out(reason)
@@ -33,13 +57,63 @@ def gpu() -> None:
 
 @pytest.fixture(scope="session")
 def pycuda() -> None:
-    """Skip, or fail, where PyCUDA is not installed."""
-    if importlib.util.find_spec("pycuda") is None:
-        leave_out("PyCUDA is not installed")
+    need("pycuda")
 
 
-def leave_out(reason: str) -> None:
-    """Skip a test, or fail where that is not allowed."""
-    if os.environ.get("TRTSEG_REQUIRE_CUDA") == "1":
-        pytest.fail(f"TRTSEG_REQUIRE_CUDA=1, but {reason}", pytrace=False)
-    pytest.skip(reason)
+@pytest.fixture(scope="session")
+def cpu_path() -> None:
+    """What trtseg takes to segment a CT on the CPU, with which the GPU is compared."""
+    need("openvino", "cc3d")
+
+
+@pytest.fixture(scope="session")
+def cupy() -> Any:
+    need("cupy", optional=True)
+    return importlib.import_module("cupy")
+
+
+@pytest.fixture(scope="session")
+def second_gpu(gpu: None) -> None:
+    import torch
+
+    if torch.cuda.device_count() < 2:
+        leave_out("there is one GPU only", optional=True)
+
+
+@pytest.fixture(scope="session", name="leave_out")
+def _leave_out() -> Callable[..., NoReturn]:
+    return leave_out
+
+
+# ---- Files that need onnx as they are imported: without it one test that says so stands for all of them, as an error
+# ---- while tests are collected would keep all others from running.
+
+NEED_ONNX = ("test_cascade_cuda.py",)  # through tests/tiny.py
+
+
+class NoOnnx(pytest.Item):
+    def runtest(self) -> None:
+        need("onnx")
+
+
+class NotImported(pytest.File):
+    def collect(self) -> list[NoOnnx]:
+        return [NoOnnx.from_parent(self, name="onnx")]
+
+
+def pytest_pycollect_makemodule(module_path: Any, parent: pytest.Collector) -> pytest.File | None:
+    if module_path.name in NEED_ONNX and importlib.util.find_spec("onnx") is None:
+        return NotImported.from_parent(parent, path=module_path)
+    return None
+
+
+def pytest_report_header() -> list[str]:
+    """Where this runs: without it a result says little."""
+    driver, built = find_driver(), _core.build_info()
+    ours = f"trtseg for CUDA {built['cuda_version']}, sm_{built['cuda_archs']}"
+    lines = [f"driver {driver.version}, CUDA {driver.cuda}; {ours}"]
+    for one in abilities(driver, ops_on_cuda=built["cuda"]):
+        if one.task == "run":
+            what = " ".join([TITLES[one.runtime], one.version or "", "on", one.where])
+            lines.append(f"{' '.join(what.split())}: {one.detail}")
+    return lines

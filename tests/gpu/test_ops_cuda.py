@@ -145,8 +145,7 @@ def test_captured_in_a_graph_and_replayed_on_new_data():
             assert backend.get(got).tobytes() == e.tobytes()
 
 
-def test_cupy_arrays_go_in_as_they_are():
-    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+def test_cupy_arrays_go_in_as_they_are(cupy):
     fit = fit_of("anisotropic-odd")
     hu = slices(2, fit.native)
     hu_net, x1 = cupy.empty((2, *fit.net), cupy.int16), cupy.empty((2, 1, *fit.net), cupy.float16)
@@ -180,11 +179,10 @@ def test_not_contiguous_is_refused():
         _core.prepare(hu[:, :, ::2], fit, WINDOW, hu_net, x1)
 
 
+@pytest.mark.usefixtures("second_gpu")
 def test_arrays_on_two_gpus_are_refused():
     import torch
 
-    if torch.cuda.device_count() < 2:
-        pytest.skip("there is one GPU only")
     fit = Fit.identity((4, 4))
     hu = torch.zeros((1, 4, 4), dtype=torch.int16, device="cuda:0")
     x1 = torch.zeros((1, 1, 4, 4), device="cuda:1")
