@@ -226,6 +226,11 @@ std::unique_ptr<Graph> py_capture(std::uintptr_t stream, const py::function& enq
   });
 }
 
+std::unique_ptr<Event> py_event() {
+  const py::gil_scoped_release release;
+  return cuda::make_event();
+}
+
 void py_wait_for(std::uintptr_t stream, std::uintptr_t other) {
   const py::gil_scoped_release release;
   cuda::wait_for(stream, other);
@@ -237,6 +242,7 @@ void py_wait_for(std::uintptr_t stream, std::uintptr_t other) {
       "(TRTSEG_CUDA=1 pip install .)");
 }
 std::unique_ptr<Graph> py_capture(std::uintptr_t, const py::function&) { no_streams(); }
+std::unique_ptr<Event> py_event() { no_streams(); }
 void py_wait_for(std::uintptr_t, std::uintptr_t) { no_streams(); }
 #endif
 
@@ -335,6 +341,10 @@ enqueue      callable                              called once, without argument
 What other streams do that were made to wait for this one meanwhile, and for which it waits again, is recorded too.
 An exception of `enqueue` is passed on; then nothing is left over, and the stream can be used again.)";
 
+constexpr const char* kEventDoc = R"(Lets streams of the current GPU wait for one another, and allocates nothing for it.
+
+One thread at a time may use it.)";
+
 constexpr const char* kWaitForDoc = R"(Make `stream` wait, from now on, for all that was enqueued on `other` so far.
 
 stream, other  int                                 handles of streams of the current GPU)";
@@ -357,6 +367,10 @@ PYBIND11_MODULE(_core, m) {
       .def("launch", &Graph::launch, "Enqueue all of it on a stream.", py::arg("stream"),
            py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("nodes", &Graph::nodes, "How many pieces of work there are in it.");
+  py::class_<Event>(m, "Event", kEventDoc)
+      .def(py::init(&py_event))
+      .def("wait_for", &Event::wait_for, kWaitForDoc, py::arg("stream"), py::arg("other"),
+           py::call_guard<py::gil_scoped_release>());
   m.def("wait_for", &py_wait_for, kWaitForDoc, py::arg("stream"), py::arg("other"));
   m.def("build_info", &build_info,
         "How this extension was built: {'cuda': bool, 'cuda_version', 'cuda_archs': str or None, 'compiler': str}.");

@@ -24,6 +24,19 @@ class Graph {
   virtual std::size_t nodes() const = 0;
 };
 
+// Lets streams wait for one another as often as one likes, and allocates nothing for it. One thread at a time.
+class Event {
+ public:
+  Event() = default;
+  virtual ~Event() = default;
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+
+  // What is enqueued on `stream` from now on waits for all that was enqueued on `other` so far. Both belong to the
+  // GPU that was current when this was made, and is now. Throws DeviceError.
+  virtual void wait_for(std::uintptr_t stream, std::uintptr_t other) = 0;
+};
+
 namespace cuda {  // graph_cuda.cu
 
 // Calls `enqueue`, and records what it puts on `stream` instead of running it; also what it puts on streams that it
@@ -32,8 +45,10 @@ namespace cuda {  // graph_cuda.cu
 // throws; in each case `stream` can be used again.
 std::unique_ptr<Graph> capture(std::uintptr_t stream, const std::function<void()>& enqueue);
 
-// What is enqueued on `stream` from now on waits for all that was enqueued on `other` so far. Both belong to the
-// current GPU. Throws DeviceError.
+// An event of the current GPU. Throws DeviceError.
+std::unique_ptr<Event> make_event();
+
+// Event::wait_for with an event of its own, for who needs it once.
 void wait_for(std::uintptr_t stream, std::uintptr_t other);
 
 }  // namespace cuda

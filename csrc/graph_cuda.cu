@@ -69,6 +69,32 @@ class CudaGraph final : public Graph {
   OwnedGraphExec exec_;
 };
 
+class CudaEvent final : public Event {
+ public:
+  CudaEvent() : device_(current_device()) {
+    CUDA_CHECK(cudaEventCreateWithFlags(event_.out(), cudaEventDisableTiming));
+  }
+
+  ~CudaEvent() override {
+    try {
+      const OnDevice device(device_);
+      event_.reset();
+    } catch (const DeviceError&) {
+      // The GPU is lost, and the event with it.
+    }
+  }
+
+  // A wait is for what was recorded when it was enqueued: recording anew changes nothing for those before.
+  void wait_for(std::uintptr_t stream, std::uintptr_t other) override {
+    CUDA_CHECK(cudaEventRecord(event_.get(), stream_of(other)));
+    CUDA_CHECK(cudaStreamWaitEvent(stream_of(stream), event_.get(), 0));
+  }
+
+ private:
+  int device_;
+  OwnedEvent event_;
+};
+
 }  // namespace
 
 std::unique_ptr<Graph> capture(std::uintptr_t stream, const std::function<void()>& enqueue) {
@@ -81,11 +107,8 @@ std::unique_ptr<Graph> capture(std::uintptr_t stream, const std::function<void()
   return std::make_unique<CudaGraph>(recording.end());
 }
 
-void wait_for(std::uintptr_t stream, std::uintptr_t other) {
-  OwnedEvent event;
-  CUDA_CHECK(cudaEventCreateWithFlags(event.out(), cudaEventDisableTiming));
-  CUDA_CHECK(cudaEventRecord(event.get(), stream_of(other)));
-  CUDA_CHECK(cudaStreamWaitEvent(stream_of(stream), event.get(), 0));
-}
+std::unique_ptr<Event> make_event() { return std::make_unique<CudaEvent>(); }
+
+void wait_for(std::uintptr_t stream, std::uintptr_t other) { CudaEvent().wait_for(stream, other); }
 
 }  // namespace trtseg::cuda

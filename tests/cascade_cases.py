@@ -5,14 +5,16 @@ The nets are elementwise, so that NumPy, PyTorch and the oracle agree bit for bi
 
 import gc
 import threading
+import types
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 import tiny
 
 from trtseg import reference
-from trtseg.cuda import Resources, open_device
+from trtseg.cuda import CudaArray, Resources, open_device
 from trtseg.cuda_cascade import CudaCascade
 from trtseg.spec import ModelSpec
 
@@ -46,6 +48,23 @@ class Nets:
 
     def keep_compiled(self) -> None:
         pass
+
+
+class Hooked:
+    """A backend with engines that call ``hook`` before they run."""
+
+    def __init__(self, backend: Any, hook: Callable[[], None]) -> None:
+        self._backend, self._hook = backend, hook
+
+    def engine(self, spec: ModelSpec, batch: int) -> Any:
+        engine, hook = self._backend.engine(spec, batch), self._hook
+
+        def run(*arguments: Any, run: Callable[..., None] = engine.run) -> None:
+            hook()
+            run(*arguments)
+
+        engine.run = run
+        return engine
 
 
 def cascade(backend: Any, batch: int = BATCH, specs: Any = (LIVER, TUMOUR), **options: Any) -> CudaCascade:
@@ -84,6 +103,30 @@ def expected_of_one_step(hu: np.ndarray) -> np.ndarray:
     fit = ONE_STEP.fit_slice(hu.shape[1:], SPACING)
     _, x1 = reference.prepare(hu, fit, ONE_STEP.window, np.float16)
     return reference.label3(logits("one-step", x1), fit)[0]
+
+
+def in_threads(*calls: Callable[[], None]) -> None:
+    """Call each in a thread of its own; an error in one is an error here."""
+    failed: list[BaseException] = []
+
+    def work(call: Callable[[], None]) -> None:
+        try:
+            call()
+        except BaseException as error:
+            failed.append(error)
+
+    running = [threading.Thread(target=work, args=(call,)) for call in calls]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    if failed:
+        raise failed[0]
+
+
+def nines(hu: np.ndarray) -> np.ndarray:
+    """What labels are before they are made."""
+    return np.full(hu.shape, 9, np.uint8)
 
 
 # ---- The cases. ----------------------------------------------------------------------------------------------------
@@ -134,13 +177,13 @@ def _device_arrays(backend: Any, one: CudaCascade, hu: np.ndarray, wanted: np.nd
     """A stream of the caller makes the slices, late, and uses the labels; nobody else waits for it."""
     for order in backend.orders():
         with backend.stream() as stream:
-            source, out = stream.made_late(hu), stream.made_late(np.full(hu.shape, 9, np.uint8))
+            source, out = stream.made_late(hu), stream.made_late(nines(hu))
             got, _ = one.run(source, SPACING, out, stream=stream.handle)
             assert got is out
             assert (stream.read(out) == wanted).all(), order
             on_host, _ = one.run(source, SPACING, stream=stream.handle)
             assert (on_host == wanted).all(), order
-            out = stream.made_late(np.full(hu.shape, 9, np.uint8))
+            out = stream.made_late(nines(hu))
             one.run(hu, SPACING, out, stream=stream.handle)
             assert (stream.read(out) == wanted).all(), order
 
@@ -150,33 +193,130 @@ def case_other_size_while_labels_are_on_their_way(backend: Any) -> None:
     one, hu, other = cascade(backend), ct(BATCH + 1), np.ascontiguousarray(ct(3)[:, ::2])
     for order in backend.orders():
         with backend.stream() as stream:
-            out = stream.made_late(np.full(hu.shape, 9, np.uint8))
+            out = stream.made_late(nines(hu))
             one.run(hu, SPACING, out, stream=stream.handle)
             labels, _ = one.run(other, SPACING)
             assert (labels == expected(other)).all(), order
             assert (stream.read(out) == expected(hu)).all(), order
 
 
+def case_goes_while_labels_are_on_their_way(backend: Any) -> None:
+    """Nobody refers to the cascade any more, on this thread or on another one; the labels come all the same."""
+    hu = ct(2 * BATCH + 3)
+    open_device(0)  # here
+    for order in backend.orders():
+        for elsewhere in (False, True):
+            with backend.stream() as stream:
+                source, out = stream.made_late(hu), stream.made_late(nines(hu))
+                last = [cascade(backend)]
+                last[0].run(source, SPACING, out, stream=stream.handle)
+                if elsewhere:
+                    in_threads(last.clear)
+                else:
+                    last.clear()
+                assert (stream.read(out) == expected(hu)).all(), (order, elsewhere)
+
+
+def case_arrays_name_their_stream(backend: Any) -> None:
+    """A stream that only the arrays know makes them, late, and overwrites the slices as soon as it may."""
+    hu = ct(2 * BATCH + 3)
+
+    def named(array: CudaArray, stream: int) -> CudaArray:
+        interface = array.__cuda_array_interface__ | {"stream": stream}
+        return CudaArray.of(
+            types.SimpleNamespace(__cuda_array_interface__=interface, owner=array), "array", array.dtype, 3
+        )
+
+    for order in backend.orders():
+        with backend.stream() as maker, backend.stream() as user:
+            source = named(maker.made_late(hu), maker.handle)
+            out = named(maker.made_late(nines(hu)), maker.handle)
+            cascade(backend).run(source, SPACING, out, stream=user.handle)
+            maker.fill(source, 3000)
+            assert (user.read(out) == expected(hu)).all(), order
+
+
+def case_dlpack(backend: Any) -> None:
+    """Arrays that have nothing but DLPack, made late on a stream of which only their library knows."""
+    one, hu = cascade(backend), ct(2 * BATCH + 3)
+    for order in backend.orders():
+        with backend.stream() as maker, backend.stream() as user:
+            source = one.view(maker.offered(hu), "hu", np.int16)
+            out = one.view(maker.offered(nines(hu)), "out", np.uint8)
+            assert not out.read_only
+            one.run(source, SPACING, out, stream=user.handle)
+            assert (user.read(out) == expected(hu)).all(), order
+
+
+class Broken(Exception):
+    """What an engine raises here."""
+
+
+def case_error_in_mid_run(backend: Any) -> None:
+    """An engine raises when lanes are set up, or while a graph is recorded and another lane works; then all is well."""
+    left = 0
+
+    def hook() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Broken
+
+    hu, set_up, recorded = ct(2 * BATCH), 4, 4
+    wanted = expected(hu)
+
+    def work(n: int) -> None:
+        nonlocal left
+        one = cascade(Hooked(backend, hook))
+        left = n
+        with pytest.raises(Broken):
+            one.run(hu, SPACING)
+        assert (one.run(hu, SPACING)[0] == wanted).all(), n
+        one = cascade(Hooked(backend, hook))
+        left = n
+        with backend.stream() as stream:
+            source, out = stream.made_late(hu), stream.made_late(nines(hu))
+            with pytest.raises(Broken):
+                one.run(source, SPACING, out, stream=stream.handle)
+            one.run(source, SPACING, out, stream=stream.handle)
+            assert (stream.read(out) == wanted).all(), n
+
+    open_device(0)  # PyCUDA forgives the thread that does this what it forgives no other
+    for _ in backend.orders():
+        for n in range(1, set_up + recorded + 1):
+            in_threads(lambda n=n: work(n))
+
+
 def case_threads(backend: Any) -> None:
     """Two cascades in two threads."""
-    failed: list[BaseException] = []
 
     def work(seed: int) -> None:
-        try:
-            hu, one = ct(14, seed), cascade(backend)
-            for _ in range(5):
-                labels, _ = one.run(hu, SPACING)
-                assert (labels == expected(hu)).all()
-        except BaseException as error:
-            failed.append(error)
+        hu, one = ct(14, seed), cascade(backend)
+        for _ in range(5):
+            labels, _ = one.run(hu, SPACING)
+            assert (labels == expected(hu)).all()
 
-    running = [threading.Thread(target=work, args=(seed,)) for seed in (1, 2)]
-    for thread in running:
-        thread.start()
-    for thread in running:
-        thread.join()
-    assert not failed, failed
+    in_threads(lambda: work(1), lambda: work(2))
     gc.collect()
+
+
+def case_one_cascade_in_two_threads(backend: Any) -> None:
+    """One at a time, as a `Segmenter` lets them; of two sizes, so that each closes what the other one made."""
+    one, lock = cascade(backend), threading.Lock()
+
+    def work(hu: np.ndarray) -> None:
+        wanted = expected(hu)
+        for _ in range(4):
+            with lock:
+                labels, _ = one.run(hu, SPACING)
+            assert (labels == wanted).all()
+            with backend.stream() as stream:
+                source, out = stream.made_late(hu), stream.made_late(nines(hu))
+                with lock:
+                    one.run(source, SPACING, out, stream=stream.handle)
+                assert (stream.read(out) == wanted).all()
+
+    in_threads(lambda: work(ct(14, 1)), lambda: work(np.ascontiguousarray(ct(9, 2)[:, ::2])))
 
 
 CASES: dict[str, Callable[[Any], None]] = {

@@ -23,6 +23,10 @@ HERE = [
     "errors",
     "lost",
     "nothing_is_left",
+    "memory_outlives_its_work",
+    "in_order",
+    "beside_a_recording",
+    "no_memory_for_contexts",
 ]  # in the script, as they need the stand-in
 
 
@@ -44,8 +48,12 @@ def built(tmp_path_factory):
     return folder
 
 
+WHOLE = ["equals_the_cpu", "label_in_place", "label_through_dlpack", "two_threads", "judged_once"]
+WHOLE += ["falls_back_to_fp32"]
+
+
 @engine_models.needs_rtx
-@pytest.mark.parametrize("case", ["equals_the_cpu", "label_in_place", "judged_once", "falls_back_to_fp32"])
+@pytest.mark.parametrize("case", WHOLE)
 def test_whole(unwatched_shim, built, tmp_path, case):
     cache = shutil.copytree(built / "cache", tmp_path / "cache")  # copies modes, too
     done = unwatched_shim.run_script(SHIM / "whole.py", str(built / "model"), case, TRTSEG_CACHE=str(cache))

@@ -33,8 +33,9 @@ def test_graph_that_cannot_be_made(shim, case):
     run(shim, case)
 
 
-def test_wait_for_orders_streams(shim):
-    run(shim, "waiting")
+@pytest.mark.parametrize("case", ["waiting", "one-event"])
+def test_wait_for_orders_streams(shim, case):
+    run(shim, case)
 
 
 def test_the_played_gpu_finds_what_is_not_waited_for(shim):

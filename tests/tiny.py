@@ -6,7 +6,6 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
 
 from trtseg.spec import METADATA_KEY, CascadeSpec, ModelSpec
 
@@ -33,6 +32,8 @@ def spec(role: str, /, **changes) -> ModelSpec:
 
 def convolution(weight: np.ndarray, bias: np.ndarray, of: ModelSpec) -> bytes:
     """An ONNX file with one convolution, weight ``[channels, 1, k, k]``, that keeps the size."""
+    from onnx import TensorProto, helper, numpy_helper  # not needed for specs, of which there are GPU tests
+
     rows, columns = of.size
     pad = weight.shape[-1] // 2
     graph = helper.make_graph(

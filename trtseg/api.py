@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtseg import __version__, models
+from trtseg import __version__, dlpack, models
 from trtseg.cascade import Cascade
-from trtseg.cuda import CudaArray
 from trtseg.engines import open_engine, resolve_device
 from trtseg.engines.runtime import check_batch, check_name
 from trtseg.errors import ArgumentError
@@ -149,7 +148,7 @@ class Segmenter:
 
         Slices are labelled one by one by the nets alone, without `postprocess`, measurements and provenance. With a
         CUDA device, ``hu`` and ``out`` may be arrays on that GPU of any library that has ``__cuda_array_interface__``
-        (PyTorch, CuPy, PyCUDA); they are used where they are, without a copy.
+        or DLPack (PyTorch, CuPy, PyCUDA, JAX, ...); they are used where they are, without a copy.
 
         Parameters
         ----------
@@ -185,12 +184,15 @@ class Segmenter:
 
     def _array(self, array: Any, name: str, dtype: Any) -> Any:
         """A host array, checked, or a view of one on the GPU."""
-        if hasattr(array, "__cuda_array_interface__"):
-            if self.device == "cpu":
+        if hasattr(array, "__cuda_array_interface__") or dlpack.on_gpu(array):
+            if isinstance(self._cascade, Cascade):
                 raise ArgumentError(
                     f"{name}: got an array on a GPU, but this Segmenter runs on the CPU; make it with device='cuda'"
                 )
-            return CudaArray.of(array, name, dtype, 3)
+            view = self._cascade.view(array, name, dtype)
+            if name == "out" and view.read_only:
+                raise ArgumentError("out: got a read-only array; expected one that may be overwritten")
+            return view
         if not isinstance(array, np.ndarray):
             kinds = "a NumPy array" if self.device == "cpu" else "a NumPy array or one on the GPU"
             raise ArgumentError(f"{name}: got {type(array).__name__}; expected {kinds}")

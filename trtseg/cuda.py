@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import operator
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,10 +38,24 @@ class CudaArray:
         Type of the elements.
     owner : object
         Keeps the memory alive.
+    stream : int or None
+        Whoever uses the array waits for this stream, where others may still be making it.
+    read_only : bool
+        Nobody may write into it.
     """
 
-    def __init__(self, address: int, shape: Sequence[int], dtype: DTypeLike, owner: Any = None) -> None:
+    def __init__(
+        self,
+        address: int,
+        shape: Sequence[int],
+        dtype: DTypeLike,
+        owner: Any = None,
+        *,
+        stream: int | None = None,
+        read_only: bool = False,
+    ) -> None:
         self.address, self.shape, self.dtype, self.owner = address, tuple(shape), np.dtype(dtype), owner
+        self.stream, self.read_only = stream, read_only
 
     @property
     def nbytes(self) -> int:
@@ -49,8 +64,14 @@ class CudaArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        data = (self.address, False)
-        return {"shape": self.shape, "typestr": self.dtype.str, "data": data, "version": 3, "strides": None}
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.address, self.read_only),
+            "version": 3,
+            "strides": None,
+            "stream": self.stream,
+        }
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -62,7 +83,12 @@ class CudaArray:
             raise ArgumentError(f"step: got {step}; only neighbours can be taken from a CudaArray, use 1")
         stride = self.nbytes // max(len(self), 1)
         return CudaArray(
-            self.address + first * stride, (max(last - first, 0), *self.shape[1:]), self.dtype, self.owner
+            self.address + first * stride,
+            (max(last - first, 0), *self.shape[1:]),
+            self.dtype,
+            self.owner,
+            stream=self.stream,
+            read_only=self.read_only,
         )
 
     @classmethod
@@ -78,26 +104,58 @@ class CudaArray:
         dtype, ndim : dtype, int
             What it must have. It must also be C-contiguous.
         """
-        interface = array.__cuda_array_interface__
-        shape, expected = tuple(interface["shape"]), np.dtype(dtype)
-        if len(shape) != ndim or np.dtype(interface["typestr"]) != expected:
+        try:
+            interface = array.__cuda_array_interface__
+            got, shape = str(np.dtype(interface["typestr"])), tuple(map(operator.index, interface["shape"]))
+            address, read_only = operator.index(interface["data"][0]), bool(interface["data"][1])
+            strides, stream = interface.get("strides"), interface.get("stream")
+            if strides is not None:
+                strides = tuple(operator.index(stride) for stride, _ in zip(strides, shape, strict=True))
+            if stream is not None:
+                stream = operator.index(stream)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ArgumentError(
-                f"{name}: got {np.dtype(interface['typestr'])} of shape {shape}; expected {expected} with {ndim} axes"
-            )
-        strides = interface.get("strides")
-        if strides is not None and tuple(strides) != np.empty(shape, expected).strides and 0 not in shape:
-            raise ArgumentError(
-                f"{name}: got an array that is not C-contiguous, expected one that is; make it contiguous "
-                "(PyTorch: .contiguous(), CuPy: cupy.ascontiguousarray)"
-            )
-        return cls(int(interface["data"][0]), shape, expected, array)
+                f"{name}: got a malformed __cuda_array_interface__ ({error!r}); expected version 2 or 3 of it, "
+                "update the library that made the array"
+            ) from error
+        check_layout(name, got, address, shape, strides, dtype, ndim)
+        return cls(address, shape, dtype, array, stream=stream, read_only=read_only)
+
+
+def check_layout(
+    name: str,
+    got: str,
+    address: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...] | None,
+    dtype: DTypeLike,
+    ndim: int,
+) -> None:
+    """Raise an ArgumentError unless that is a C-contiguous array of ``ndim`` axes, and ``got`` names ``dtype``.
+
+    ``strides`` are in bytes, or None for a C-contiguous array.
+    """
+    expected = np.dtype(dtype)
+    if got != str(expected) or len(shape) != ndim or min(shape, default=0) < 0:
+        raise ArgumentError(f"{name}: got {got} of shape {shape}; expected {expected} with {ndim} axes")
+    if 0 in shape:
+        return
+    if address == 0:
+        raise ArgumentError(f"{name}: got a null pointer; expected the address of GPU memory, allocate it")
+    wanted = [math.prod(shape[axis + 1 :]) * expected.itemsize for axis in range(ndim)]
+    # along an axis of one element any stride will do
+    if strides is not None and any(n > 1 and a != b for n, a, b in zip(shape, strides, wanted, strict=True)):
+        raise ArgumentError(
+            f"{name}: got an array that is not C-contiguous, expected one that is; make it contiguous "
+            "(PyTorch: .contiguous(), CuPy: cupy.ascontiguousarray)"
+        )
 
 
 class Resources:
     """Memory, streams and events of a GPU that are given back together: by `free`, or when nobody refers to this.
 
     All is made inside ``with device:``. PyCUDA leaks what it releases without a current context, so this sees to it
-    that there is one, on whatever thread that happens.
+    that there is one, on whatever thread that happens; and that the work on these streams has ended.
     """
 
     def __init__(self, device: Device) -> None:
@@ -139,10 +197,24 @@ class Resources:
             self._held.append(driver.Event(driver.event_flags.DISABLE_TIMING))
         return self._held[-1]
 
+    def synchronize(self) -> None:
+        """Wait for the work on its streams, and not for the whole GPU: another thread may be recording a graph."""
+        _synchronize(self._held)
+
+
+def _synchronize(held: list[Any]) -> None:
+    import pycuda.driver as driver
+
+    with errors():
+        for one in held:
+            if isinstance(one, driver.Stream):
+                one.synchronize()
+
 
 def _release(device: Device, held: list[Any]) -> None:
     try:
         with device:
+            _synchronize(held)
             while held:
                 one = held.pop()
                 if hasattr(one, "free"):

@@ -8,15 +8,18 @@ net or without. Until then the other lane has work, so that nobody waits for the
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from trtseg import _core
+from trtseg import _core, dlpack
 from trtseg.cuda import CudaArray, Device, Resources, download, errors, upload
 from trtseg.engines import Engine
 from trtseg.errors import DeviceError, OutOfMemoryError, TrtsegError
@@ -53,7 +56,7 @@ class Lane:
         first, last = engines[0], engines[-1]
         self._engines, self._fit = engines, fit
         self.resources = own = Resources(device)
-        self._stream, self._done = own.stream(), own.event()
+        self._stream, self._done, self._order = own.stream(), own.event(), _core.Event()
         self._hu_host = own.pinned((batch, *fit.native), np.int16)
         self._labels_host = own.pinned((batch, *fit.native), np.uint8)
         self._hu = own.array((batch, *fit.native), np.int16)
@@ -69,7 +72,9 @@ class Lane:
             self._pixels_host = own.pinned((batch,), np.int32)
         self._graphs: dict[str, _core.Graph] = {}
         self._out: _Labels | None = None
-        # What is loaded and set up at the first run cannot be captured; and all rows hold numbers from now on.
+
+    def warm_up(self) -> None:
+        """Run all once: what is set up at the first run cannot be captured; and all rows hold numbers from now on."""
         for step in (self._upload, self._first_net, self._tumour_net, self._download):
             step()
         self._stream.synchronize()
@@ -79,16 +84,17 @@ class Lane:
         """Whether a chunk is on its way."""
         return self._out is not None
 
-    def start(self, hu: _Hu, out: _Labels, after: int) -> None:
+    def start(self, hu: _Hu, out: _Labels, after: tuple[int, ...]) -> None:
         """Take a chunk ``[n, Y, X]`` in, and launch it as far as the gate.
 
-        ``out`` ``[n, Y, X]`` gets the labels. ``after`` is the stream whose work makes ``hu`` and last used ``out``,
+        ``out`` ``[n, Y, X]`` gets the labels. ``after`` are the streams whose work makes ``hu`` and last used ``out``,
         where these are on the GPU.
         """
         self._out = out
         stream = self._stream.handle
         if isinstance(hu, CudaArray) or isinstance(out, CudaArray):
-            _core.wait_for(stream, after)
+            for other in after:
+                self._order.wait_for(stream, other)
         if isinstance(hu, CudaArray):
             n, window = len(hu), self._engines[0].spec.window
             _core.prepare(hu, self._fit, window, self._hu_net[:n], self._x1[:n], stream=stream)
@@ -117,15 +123,24 @@ class Lane:
             self._launch(", ".join(steps), *steps.values())
         self._done.record(self._stream)
 
-    def finish(self, before: int) -> None:
-        """Hand the labels over: on the host now, on the GPU to whatever stream ``before`` is given from now on."""
+    def finish(self, before: tuple[int, ...]) -> None:
+        """Hand the labels over: on the host now, on the GPU to what the streams ``before`` are given from now on."""
         out, self._out = self._out, None
         assert out is not None
         if isinstance(out, CudaArray):
-            _core.wait_for(before, self._stream.handle)
+            for other in before:
+                self._order.wait_for(other, self._stream.handle)
             return
         self._done.synchronize()
         out[:] = self._labels_host[: len(out)]
+
+    def close(self) -> None:
+        """Wait for what is on its way, then give back graphs, what they run, and the memory that this works on."""
+        self.resources.synchronize()  # labels that stay on the GPU may not be there yet
+        self._graphs.clear()
+        self._engines = ()
+        self.resources.free()
+        del self._stream, self._done  # the last references: PyCUDA leaks them where the device is not current
 
     def _launch(self, name: str, *steps: Callable[[], None]) -> None:
         """Launch the graph of some steps, captured at their first time."""
@@ -136,7 +151,8 @@ class Lane:
                 for step in steps:
                     step()
 
-            self._graphs[name] = _core.Graph.capture(stream, enqueue)
+            with _garbage_stays():
+                self._graphs[name] = _core.Graph.capture(stream, enqueue)
         self._graphs[name].launch(stream)
 
     # ---- What graphs are made of; each enqueues on the lane's stream. ----
@@ -172,6 +188,18 @@ class Lane:
         download(self._labels_host, self._labels, self._stream)
 
 
+@contextmanager
+def _garbage_stays() -> Iterator[None]:
+    """No garbage collection: it may wait for the GPU, which a thread must not do while it records a graph."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 class CudaCascade:
     """The nets of a model on a GPU with their lanes; one thread at a time may run it.
 
@@ -183,24 +211,36 @@ class CudaCascade:
         Gives the nets for a number of slices a run: `trtseg.engines.nvidia.open_nets` but for that number.
     batch : int
         Slices in each run. Where the GPU has too little memory for it, half of it is tried, and so on down to 1.
+
+    Attributes
+    ----------
+    precision : str
+        Arithmetic of the nets, of each if they differ.
+    provenance : dict
+        What a result tells of the GPU and the engines: of those that ran last, where there is no memory for any.
     """
+
+    precision: str
+    provenance: dict[str, Any]
 
     def __init__(self, device: Device, open_nets: Callable[[int], GpuNets], batch: int) -> None:
         self._device, self._open = device, open_nets
         self._fit: Fit | None = None
+        self._contexts: list[tuple[Engine, ...]] = []
         self._lanes: list[Lane] = []
         self._lost: str | None = None
+        weakref.finalize(self, _release, device, self._contexts, self._lanes)
+        with device:
+            self._own = Resources(device)
+            self._handover = self._own.stream().handle
         self._use(batch)
 
-    @property
-    def precision(self) -> str:
-        """Arithmetic of the nets, of each if they differ."""
-        return ", ".join(dict.fromkeys(engine.precision for engine in self._contexts[0]))
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """What a result tells of the GPU and the engines."""
-        return self._nets.provenance
+    def view(self, array: Any, name: str, dtype: DTypeLike) -> CudaArray:
+        """Another library's slices ``[Z, Y, X]`` on this GPU, as they are: no copy, no conversion."""
+        if hasattr(array, "__cuda_array_interface__"):
+            return CudaArray.of(array, name, dtype, 3)
+        with self._device:
+            return dlpack.view(array, name, dtype, 3, device=self._device.index, stream=self._handover)
 
     def run(
         self,
@@ -222,7 +262,7 @@ class CudaCascade:
         out : uint8 [Z, Y, X], optional
             Where the labels go, on the host (the default) or on the GPU.
         stream : int
-            Stream on which arrays on the GPU are made and will be used.
+            Stream on which arrays on the GPU are made and will be used, beside those that they name themselves.
         progress : callable, optional
             Is told the fraction that is done, after each chunk.
         """
@@ -235,21 +275,28 @@ class CudaCascade:
         if not self._contexts:  # there was no memory for them
             self._use(self._nets.batch)
         fit = self._contexts[0][0].spec.fit_slice((hu.shape[1], hu.shape[2]), spacing)
+        named = (array.stream for array in (hu, labels) if isinstance(array, CudaArray))
+        streams = tuple(dict.fromkeys((stream, *(other for other in named if other is not None))))
         try:
             with self._device, errors():
-                self._run(hu, labels, fit, stream, progress)
+                self._run(hu, labels, fit, streams, progress)
         except BaseException:
             self._recover()
             raise
         return labels, {"cascade on the GPU": time.perf_counter() - start}
 
     def _run(
-        self, hu: _Hu, labels: _Labels, fit: Fit, stream: int, progress: Callable[[float], None] | None
+        self,
+        hu: _Hu,
+        labels: _Labels,
+        fit: Fit,
+        streams: tuple[int, ...],
+        progress: Callable[[float], None] | None,
     ) -> None:
         while True:
             try:
                 self._prepare_lanes(fit)
-                return self._drive(hu, labels, stream, progress)
+                return self._drive(hu, labels, streams, progress)
             except OutOfMemoryError as error:
                 self._close_lanes()
                 if self._nets.batch == 1:
@@ -258,17 +305,23 @@ class CudaCascade:
             # Here the error is gone, and with it all memory that it referred to.
             self._use(self._halved(self._nets.batch, why))
 
-    def _drive(self, hu: _Hu, labels: _Labels, stream: int, progress: Callable[[float], None] | None) -> None:
+    def _drive(
+        self,
+        hu: _Hu,
+        labels: _Labels,
+        streams: tuple[int, ...],
+        progress: Callable[[float], None] | None,
+    ) -> None:
         """Keep every lane busy: a chunk starts, then the one before it, whose gate is open by now, goes on."""
         batch, slices = self._nets.batch, len(hu)
         started: list[Lane] = []
         for number, first in enumerate(range(0, slices, batch)):
             lane = self._lanes[number % LANES]
             if lane.busy:
-                lane.finish(stream)
+                lane.finish(streams)
                 if progress is not None:
                     progress((first - (LANES - 1) * batch) / slices)
-            lane.start(hu[first : first + batch], labels[first : first + batch], stream)
+            lane.start(hu[first : first + batch], labels[first : first + batch], streams)
             started.append(lane)
             if len(started) == LANES:
                 started.pop(0).go_on()
@@ -277,7 +330,7 @@ class CudaCascade:
         chunks = -(-slices // batch)
         for number in range(chunks, chunks + LANES):  # the oldest first
             if self._lanes[number % LANES].busy:
-                self._lanes[number % LANES].finish(stream)
+                self._lanes[number % LANES].finish(streams)
         if progress is not None:
             progress(1.0)
 
@@ -285,31 +338,34 @@ class CudaCascade:
         if self._fit == fit and self._lanes:
             return
         self._close_lanes()
-        self._lanes = [Lane(self._device, engines, fit, self._nets.batch) for engines in self._contexts]
+        for engines in self._contexts:
+            self._lanes.append(Lane(self._device, engines, fit, self._nets.batch))
+            self._lanes[-1].warm_up()
         self._fit = fit
         self._nets.keep_compiled()
 
     def _close_lanes(self) -> None:
-        lanes, self._lanes, self._fit = self._lanes, [], None
-        if lanes:
-            self._device.synchronize()  # labels that stay on the GPU may not be there yet
-        for lane in lanes:
-            lane.resources.free()
+        self._fit = None
+        while self._lanes:
+            self._lanes.pop(0).close()
 
     def _use(self, batch: int) -> None:
         """Open the nets for a batch size, or for the largest one below it for which there is memory."""
+        self._contexts.clear()
         while True:
-            self._contexts: list[tuple[Engine, ...]] = []
             try:
                 self._nets = self._open(batch)
                 with self._device:
-                    self._contexts = [self._nets.contexts() for _ in range(LANES)]
-                return
+                    contexts = [self._nets.contexts() for _ in range(LANES)]
+                break
             except OutOfMemoryError as error:
                 if batch == 1:
                     raise
                 why = str(error)
             batch = self._halved(batch, why)
+        self._contexts.extend(contexts)
+        self.precision = ", ".join(dict.fromkeys(engine.precision for engine in contexts[0]))
+        self.provenance = self._nets.provenance
 
     def _halved(self, batch: int, why: str) -> int:
         log.warning("%s; going on with %d slices a run instead of %d", why, batch // 2, batch)
@@ -319,8 +375,19 @@ class CudaCascade:
         """After an error: give back what the lanes hold, and find out whether the context is still good."""
         try:
             with self._device:
-                self._device.synchronize()
                 self._close_lanes()
+                self._own.synchronize()
         except TrtsegError as error:
             self._lost = str(error)
-            self._lanes = []
+            self._lanes.clear()
+
+
+def _release(device: Device, contexts: list[tuple[Engine, ...]], lanes: list[Lane]) -> None:
+    """Give back what a cascade holds to which nobody refers any more, on whatever thread that is."""
+    try:
+        with device:
+            contexts.clear()  # lanes have theirs still
+            while lanes:
+                lanes.pop(0).close()
+    except TrtsegError as error:  # the context is lost, and all that is in it
+        log.warning("GPU memory could not be given back (%s)", error)

@@ -3,6 +3,7 @@
 import gc
 import logging
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +15,11 @@ import played_pycuda as played
 import pytest
 
 played.install()
-from cascade_cases import CASES, SPACING, cascade, ct, expected, logits  # noqa: E402
+from cascade_cases import BATCH, CASES, SPACING, Hooked, cascade, ct, expected, in_threads, logits, nines  # noqa: E402
+from producer import Producer  # noqa: E402
 
-from trtseg.cuda import CudaArray, Resources, open_device  # noqa: E402
+from trtseg import _core  # noqa: E402
+from trtseg.cuda import CudaArray, Resources, open_device, upload  # noqa: E402
 from trtseg.errors import DeviceError, OutOfMemoryError  # noqa: E402
 from trtseg.spec import ModelSpec  # noqa: E402
 
@@ -64,6 +67,18 @@ class PlayedStream:
         played.enqueue(self.handle, make)
         return made
 
+    def offered(self, array: np.ndarray) -> Producer:
+        made = self.made_late(array)
+        return Producer(
+            made.address, made.shape, made.dtype, wait=lambda stream: _core.wait_for(stream, self.handle)
+        )
+
+    def fill(self, array: CudaArray, value: int) -> None:
+        def use() -> None:
+            played.device_array(array.address, array.shape, array.dtype)[:] = value
+
+        played.enqueue(self.handle, use)
+
     def read(self, array: CudaArray) -> np.ndarray:
         copy = np.zeros(array.shape, array.dtype)
 
@@ -93,8 +108,10 @@ class Backend:
     def stream(self) -> Iterator[PlayedStream]:
         with open_device(0) as device:
             own = Resources(device)
-            yield PlayedStream(own, own.stream())
+            made = PlayedStream(own, own.stream())
+            yield made
             own.free()
+            del made.stream  # the last reference, where the device is current
 
 
 BACKEND = Backend()
@@ -194,19 +211,137 @@ def lost() -> None:
     for text in ("illegal memory access", "context is lost", "context is lost"):
         with pytest.raises(DeviceError, match=text):
             one.run(hu, SPACING)
+    played.reset()
+    one = cascade(BACKEND)
+    with BACKEND.stream() as stream:
+        array = stream.own.array((1,), np.int16)
+        played.fail_work(1)
+        with pytest.raises(played.LogicError, match="illegal memory access"):
+            stream.read(array)  # what others do
+        for text in ("illegal memory access", "context is lost", "context is lost"):
+            with pytest.raises(DeviceError, match=text):
+                one.run(hu, SPACING)
 
 
 def nothing_is_left() -> None:
     """All memory, streams, events and graphs are given back; a second run makes nothing new."""
     hu, one = ct(11), cascade(BACKEND)
-    one.run(hu, SPACING)
-    before = played.live()
-    one.run(hu, SPACING)
-    assert played.live() == before
-    assert before["launchable"] > 0
+    with BACKEND.stream() as stream:
+        source, out, seen = stream.made_late(hu), stream.made_late(nines(hu)), []
+        for _ in range(2):
+            one.run(hu, SPACING)
+            one.run(source, SPACING)
+            one.run(source, SPACING, out, stream=stream.handle)
+            seen.append((played.live(), played.made()))
+        assert seen[0] == seen[1]
+        assert seen[0][0]["launchable"] > 0
     del one
     gc.collect()
     assert set(played.live().values()) == {0}, played.live()
+
+
+def memory_outlives_its_work() -> None:
+    """Nobody waits for a copy, and nobody refers to its memory any more."""
+
+    def work() -> None:
+        with open_device(0) as device:
+            own = Resources(device)
+            stream, array, host = own.stream(), own.array((4,), np.int16), own.pinned((4,), np.int16)
+            upload(array, host, stream)
+            del stream
+
+    work()
+    in_threads(work)
+    assert set(played.live().values()) == {0}, played.live()
+    with open_device(0) as device:
+        device.synchronize()
+
+
+def in_order() -> None:
+    """Graphs go first, then the engines that they run, then the memory of both: the device is current, somewhere."""
+    seen, freed = [], []
+
+    def note() -> None:
+        played.mem_get_info()  # raises where no context is current
+        live = played.live()
+        seen.append((live["launchable"], live["device"] > 0))
+
+    class Noting(Backend):
+        def engine(self, spec: ModelSpec, batch: int) -> NumPyEngine:
+            engine = super().engine(spec, batch)
+            weakref.finalize(engine, note)
+            return engine
+
+    def free(allocation: played.DeviceAllocation, free: Any = played.DeviceAllocation.free) -> None:
+        freed.append(played.live()["launchable"])
+        free(allocation)
+
+    played.DeviceAllocation.free = free  # type: ignore[method-assign]
+    hu, other = ct(BATCH), np.ascontiguousarray(ct(BATCH)[:, ::2])
+    for drop in (list.clear, lambda last: in_threads(last.clear)):
+        last = [cascade(Noting())]
+        last[0].run(hu, SPACING)  # one chunk, so that only one lane has graphs
+        assert played.live()["launchable"] == 2
+        last[0].run(other, SPACING)
+        assert set(freed) == {0}, freed
+        assert seen == []
+        drop(last)
+        assert seen == [(0, True)] * 4, seen
+        assert set(freed) == {0}, freed
+        assert set(played.live().values()) == {0}, played.live()
+        seen.clear()
+        freed.clear()
+
+
+def beside_a_recording() -> None:
+    """A cascade goes while another one records a graph: on another thread, or as garbage, wherever that is found."""
+    hu, gone = ct(BATCH), []
+
+    def on_another_thread() -> None:
+        if gone:
+            in_threads(gone.clear)
+
+    def as_garbage() -> None:
+        if gone:
+            gone.clear()
+            gc.set_threshold(1)
+            assert len([[] for _ in range(100)]) == 100
+            gc.set_threshold(1_000_000)
+
+    gc.set_threshold(1_000_000)
+    for hook in (on_another_thread, as_garbage):
+        one, other = cascade(Hooked(BACKEND, hook)), cascade(BACKEND)
+        one.run(hu, SPACING)  # lanes are set up, the first one has its graphs
+        with BACKEND.stream() as stream:
+            source, out = stream.made_late(hu), stream.made_late(nines(hu))
+            other.run(source, SPACING, out, stream=stream.handle)
+            ring = [other]
+            if hook is as_garbage:
+                ring.append(ring)
+            gone.append(ring)
+            del other, ring
+            labels, _ = one.run(ct(2 * BATCH), SPACING)
+            assert gone == []
+            assert (labels == expected(ct(2 * BATCH))).all()
+            assert (stream.read(out) == expected(hu)).all()
+        del one
+        gc.collect()
+        assert set(played.live().values()) == {0}, played.live()
+
+
+def no_memory_for_contexts() -> None:
+    """What a result tells is of the nets that ran last."""
+    hu, one = ct(5), cascade(BACKEND, 2, context_bytes=1000)
+    one.run(hu, SPACING)
+    played.memory(500)  # less than one takes
+    with pytest.raises(OutOfMemoryError):
+        one.run(np.ascontiguousarray(hu[:, ::2]), SPACING)
+    assert one.precision == "fp16"
+    assert one.provenance == {"batch": 2}
+    played.memory(8 << 30)
+    labels, _ = one.run(hu, SPACING)
+    assert (labels == expected(hu)).all()
+    assert one.precision == "fp16"
 
 
 case = sys.argv[1]

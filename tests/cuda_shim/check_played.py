@@ -155,7 +155,9 @@ def memory_is_counted_and_limited() -> None:
     assert cuda.mem_get_info() == (60, 100)
     del second
     assert cuda.live() == there
+    made = cuda.made()
     pinned = cuda.pagelocked_empty((2, 3), np.float16)
+    assert cuda.made() == made + 1
     assert pinned.shape == (2, 3)
     assert pinned.flags.writeable
     assert cuda.live() == {**there, "pinned": there["pinned"] + 1}

@@ -104,6 +104,7 @@ struct Gpu {
   Schedule schedule = kLazy;
   std::atomic<cudaError_t> error{cudaSuccess};  // stays
   cudaError_t last = cudaSuccess;
+  long made = 0;  // of all that has to be freed
   long calls = 0, fail_call = 0, fail_work = 0;  // fail_*: how many more to go, 0: none fails
   cudaError_t call_error = cudaSuccess, work_error = cudaSuccess;
   int (*call_python)(long) = nullptr;
@@ -403,6 +404,7 @@ cudaError_t allocate(void** address, std::size_t bytes, bool device) {
   REQUIRE(*address, cudaErrorMemoryAllocation);
   std::memset(*address, 0xff, bytes);  // NaN, in all kinds of floats
   g.blocks[reinterpret_cast<std::uintptr_t>(*address)] = {bytes, device};
+  ++g.made;
   if (device) g.used += bytes;
   return cudaSuccess;
 }
@@ -546,6 +548,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
   BEGIN(begin_call);
   *stream = new CUstream_st{!(flags & cudaStreamNonBlocking)};
   gpu().streams.insert(*stream);
+  ++gpu().made;
   gpu().queues.push_back((*stream)->own);
   return cudaSuccess;
 }
@@ -630,6 +633,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   REQUIRE(all_joined(*recording), cudaErrorStreamCaptureUnjoined);
   *graph = new CUgraph_st{recording};
   gpu().graphs.insert(*graph);
+  ++gpu().made;
   return cudaSuccess;
 }
 
@@ -640,6 +644,7 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
   *event = new CUevent_st;
   (*event)->timing = !(flags & cudaEventDisableTiming);
   gpu().events.insert(*event);
+  ++gpu().made;
   return cudaSuccess;
 }
 
@@ -706,6 +711,7 @@ cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* exec, cudaGraph_t gra
   REQUIRE(gpu().graphs.count(graph), cudaErrorInvalidValue);
   *exec = new CUgraphExec_st{graph->recording};
   gpu().execs.insert(*exec);
+  ++gpu().made;
   return cudaSuccess;
 }
 
@@ -744,6 +750,7 @@ cudaError_t played_enqueue(cudaStream_t stream, long key) {
 void played_schedule(int schedule) { gpu().schedule = static_cast<Schedule>(schedule); }
 void played_memory(std::size_t total) { gpu().total = total; }
 long played_calls() { return gpu().calls; }
+long played_made() { return gpu().made; }
 
 void played_fail_call(long n, int error) {
   gpu().fail_call = n;

@@ -448,6 +448,11 @@ def calls() -> int:
     return _cuda.played_calls()
 
 
+def made() -> int:
+    """How many things that have to be freed were made so far."""
+    return _cuda.played_made()
+
+
 def fail_call(n: int, code: int = 700) -> None:
     """Let the n-th call of the runtime from now on fail; with 700, an illegal address, all calls after it, too."""
     _cuda.played_fail_call(ctypes.c_long(n), code)

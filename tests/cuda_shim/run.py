@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -280,19 +280,35 @@ def forked() -> None:
 
 
 def waiting() -> None:
-    """wait_for orders two streams; without it the order is wrong."""
-    for schedule, wait in product(("lazy", "eager", "others-first"), (True, False)):
+    """wait_for orders two streams, with an event of its own or a used one; without it the order is wrong."""
+    event = _core.Event()
+    ways = (_core.wait_for, event.wait_for, event.wait_for, None)
+    for schedule, wait in product(("lazy", "eager", "others-first"), ways):
         cuda.schedule(schedule)
         chunk, uploads = Chunk(), cuda.Stream(1)
         chunk.fill(1)
         chunk.upload(uploads)
         if wait:
-            _core.wait_for(chunk.stream.handle, uploads.handle)
+            wait(chunk.stream.handle, uploads.handle)
         chunk.compute()
         chunk.stream.synchronize()
         right = chunk.results[0].tobytes() == chunk.expected()[0].tobytes()
-        assert right == (wait or schedule != "lazy"), (schedule, wait)
+        assert right == (wait is not None or schedule != "lazy"), (schedule, wait)
         uploads.synchronize()
+
+
+def one_event() -> None:
+    """A wait is for what was enqueued by then, also where the event is used again before it is over."""
+    event, streams, order = _core.Event(), [cuda.Stream(1) for _ in range(4)], []
+    before = cuda.made()
+    for number, stream in enumerate(streams):
+        cuda.enqueue(stream.handle, lambda number=number: order.append(number))
+    for first, second in pairwise(streams):
+        event.wait_for(second.handle, first.handle)
+    streams[-1].synchronize()
+    assert order == [3, 2, 1, 0]  # as late as it may be
+    event.wait_for(streams[0].handle, streams[0].handle)
+    assert cuda.made() == before
 
 
 def freeing() -> None:
@@ -328,6 +344,7 @@ def failing_calls() -> None:
         graph = _core.Graph.capture(chunk.stream.handle, lambda: None)
         graph.launch(chunk.stream.handle)
         _core.wait_for(chunk.stream.handle, chunk.stream.handle)
+        _core.Event().wait_for(chunk.stream.handle, chunk.stream.handle)
         cuda.Context.synchronize()
 
     cuda.reset()
@@ -346,13 +363,13 @@ def failing_calls() -> None:
         cuda.Context.synchronize()
         assert cuda.live() == there, n
         graph_and_launch()
-    clean_ups = 4  # a graph, an event, and what is launchable, on its GPU
+    clean_ups = 7  # a graph, two events, and what is launchable; these three on their GPU
     assert told == 2 * (calls - clean_ups)
 
 
 def illegal_address() -> None:
     """After that error all calls fail, and what is left can still be let go."""
-    chunk = Chunk()
+    chunk, event = Chunk(), _core.Event()
     graph = _core.Graph.capture(chunk.stream.handle, chunk.enqueue)
     cuda.fail_work(3)
     graph.launch(chunk.stream.handle)
@@ -363,8 +380,10 @@ def illegal_address() -> None:
     with pytest.raises(DeviceError, match="cudaErrorIllegalAddress"):
         _core.wait_for(chunk.stream.handle, chunk.stream.handle)
     with pytest.raises(DeviceError, match="cudaErrorIllegalAddress"):
+        event.wait_for(chunk.stream.handle, chunk.stream.handle)
+    with pytest.raises(DeviceError, match="cudaErrorIllegalAddress"):
         _core.Graph.capture(chunk.stream.handle, chunk.enqueue)
-    del graph
+    del graph, event
     assert cuda.live()["launchable"] == 0
 
 
@@ -397,7 +416,7 @@ def threads() -> None:
 
 
 OTHERS = [skipping, half, read_behind_the_end, memory_of_the_host, replay, empty, raising, blocking, forked]
-OTHERS += [default_streams, waiting, freeing, failing_calls, illegal_address, threads]
+OTHERS += [default_streams, waiting, one_event, freeing, failing_calls, illegal_address, threads]
 CASES = {f.__name__.replace("_", "-"): f for f in OTHERS}
 cuda.init()
 context = cuda.Device(0).retain_primary_context()

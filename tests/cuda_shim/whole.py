@@ -1,7 +1,9 @@
 """A whole `Segmenter` on the GPU that is played: whole.py MODEL CASE. The cache holds its engines for sm_89."""
 
+import functools
 import logging
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ import numpy as np
 import played_pycuda
 import played_tensorrt as trt
 import pytest
+from producer import READ_ONLY, Producer
 
 played_pycuda.install()
 import trtseg  # noqa: E402
-from trtseg.cuda import Resources, open_device  # noqa: E402
+from trtseg import _core  # noqa: E402
+from trtseg.cuda import CudaArray, Resources, open_device  # noqa: E402
 from trtseg.engines import nvidia  # noqa: E402
 from trtseg.engines.probe import Driver, Gpu, installed  # noqa: E402
 from trtseg.engines.runtime import Runtime  # noqa: E402
@@ -28,7 +32,7 @@ DRIVER = Driver("580.65.06", "13.0", (GPU,), None)
 
 played_pycuda.Device.capability = (8, 9)
 trt.files, trt.engines = find(MODEL), engine_folder()
-nvidia.check_gpu = lambda index: (GPU, DRIVER)  # type: ignore[assignment]
+nvidia.check_gpu = lambda *_: (GPU, DRIVER)  # type: ignore[assignment]
 nvidia.load_runtime = lambda name: Runtime(name, trt, str(installed("tensorrt_rtx")))  # type: ignore[assignment]
 
 CT = abdomen(shape=(22, 96, 128), spacing=SPACING).ct
@@ -80,7 +84,59 @@ def label_in_place() -> None:
             one.label(labels, spacing=SPACING[1:])
         with pytest.raises(ArgumentError, match="make it with device='cuda'"):
             trtseg.Segmenter(MODEL, device="cpu").label(hu, spacing=SPACING[1:])
+        read_only = CudaArray(labels.address, labels.shape, labels.dtype, labels, read_only=True)
+        with pytest.raises(ArgumentError, match="out: got a read-only array; expected one that may be"):
+            one.label(hu, spacing=SPACING[1:], out=read_only, stream=stream.handle)
         own.free()
+
+
+def label_through_dlpack() -> None:
+    """Arrays of a library whose stream nobody tells."""
+    one = segmenter()
+    expected = one.label(CT, spacing=SPACING[1:])
+    with open_device(0) as device:
+        own = Resources(device)
+        theirs, ours = own.stream(), own.stream()
+        hu, labels = own.array(CT.shape, np.int16), own.array(CT.shape, np.uint8)
+
+        def fill() -> None:
+            played_pycuda.device_array(hu.address, hu.shape, hu.dtype)[:] = CT
+
+        def producer(array: CudaArray, **fields: Any) -> Producer:
+            wait = functools.partial(_core.wait_for, other=theirs.handle)
+            return Producer(array.address, array.shape, array.dtype, wait=wait, **fields)
+
+        source, out = producer(hu), producer(labels)
+        played_pycuda.enqueue(theirs.handle, fill)
+        assert one.label(source, spacing=SPACING[1:], out=out, stream=ours.handle) is out
+        ours.synchronize()
+        assert (played_pycuda.device_array(labels.address, labels.shape, labels.dtype) == expected).all()
+        assert source.deleted == out.deleted == 1
+        assert (one.label(source, spacing=SPACING[1:]) == expected).all()
+        with pytest.raises(ArgumentError, match="out: got a read-only array; expected one that may be"):
+            one.label(source, spacing=SPACING[1:], out=producer(labels, flags=READ_ONLY))
+        with pytest.raises(ArgumentError, match="hu: got an array on GPU 1; expected one on GPU 0"):
+            one.label(producer(hu, device=(2, 1)), spacing=SPACING[1:])
+        with pytest.raises(ArgumentError, match="hu: got Producer; expected a NumPy array or one on the GPU"):
+            one.label(producer(hu, device=(1, 0)), spacing=SPACING[1:])
+        own.free()
+
+
+def two_threads() -> None:
+    """One Segmenter for both, with a volume each."""
+    one = segmenter()
+    volumes = CT, np.ascontiguousarray(CT[:9, 16:])
+    expected = [one.label(volume, spacing=SPACING[1:]) for volume in volumes]
+    whole = [one.segment(volume, spacing=SPACING).labels for volume in volumes]
+
+    def work(i: int) -> None:
+        for _ in range(3):
+            assert (one.label(volumes[i], spacing=SPACING[1:]) == expected[i]).all()
+            assert (one.segment(volumes[i], spacing=SPACING).labels == whole[i]).all()
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(work, i) for i in (0, 1)]:
+            done.result()
 
 
 def judged_once() -> None:

@@ -1,6 +1,6 @@
 """What these tests need. What is missing is a skip that says so, or with TRTSEG_REQUIRE_CUDA=1 a failure.
 
-Needed are a GPU, trtseg built with CUDA, PyTorch with CUDA, PyCUDA, onnx, what the CPU takes for a CT, and TensorRT or
+Needed are a GPU, trtseg built with CUDA, PyTorch with CUDA, PyCUDA, what the CPU takes for a CT, and TensorRT or
 TensorRT-RTX. CuPy, a second GPU and the other of these two are optional: without them a test is skipped all the same.
 """
 
@@ -83,28 +83,6 @@ def second_gpu(gpu: None) -> None:
 @pytest.fixture(scope="session", name="leave_out")
 def _leave_out() -> Callable[..., NoReturn]:
     return leave_out
-
-
-# ---- Files that need onnx as they are imported: without it one test that says so stands for all of them, as an error
-# ---- while tests are collected would keep all others from running.
-
-NEED_ONNX = ("test_cascade_cuda.py",)  # through tests/tiny.py
-
-
-class NoOnnx(pytest.Item):
-    def runtest(self) -> None:
-        need("onnx")
-
-
-class NotImported(pytest.File):
-    def collect(self) -> list[NoOnnx]:
-        return [NoOnnx.from_parent(self, name="onnx")]
-
-
-def pytest_pycollect_makemodule(module_path: Any, parent: pytest.Collector) -> pytest.File | None:
-    if module_path.name in NEED_ONNX and importlib.util.find_spec("onnx") is None:
-        return NotImported.from_parent(parent, path=module_path)
-    return None
 
 
 def pytest_report_header() -> list[str]:

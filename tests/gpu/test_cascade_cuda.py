@@ -37,6 +37,23 @@ class TorchEngine:
 
 
 @dataclass
+class OnlyDlpack:
+    """A tensor without ``__cuda_array_interface__``, of a library that works on a stream of its own."""
+
+    tensor: Any
+    stream: Any
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.tensor.__dlpack_device__()
+
+    def __dlpack__(self, **options: Any) -> Any:
+        import torch
+
+        with torch.cuda.stream(self.stream):
+            return self.tensor.__dlpack__(**options)
+
+
+@dataclass
 class TorchStream:
     """A caller's stream."""
 
@@ -47,6 +64,12 @@ class TorchStream:
         return self.stream.cuda_stream
 
     def made_late(self, array: np.ndarray) -> CudaArray:
+        return CudaArray.of(self._made_late(array), "array", array.dtype, array.ndim)
+
+    def offered(self, array: np.ndarray) -> OnlyDlpack:
+        return OnlyDlpack(self._made_late(array), self.stream)
+
+    def _made_late(self, array: np.ndarray) -> Any:
         import torch
 
         made = torch.empty(array.shape, dtype=getattr(torch, array.dtype.name), device="cuda")
@@ -54,7 +77,13 @@ class TorchStream:
         with torch.cuda.stream(self.stream):
             torch.cuda._sleep(20_000_000)  # some ms
             made.copy_(source, non_blocking=True)
-        return CudaArray.of(made, "array", array.dtype, array.ndim)
+        return made
+
+    def fill(self, array: CudaArray, value: int) -> None:
+        import torch
+
+        with torch.cuda.stream(self.stream):
+            torch.as_tensor(array, device="cuda").fill_(value)
 
     def read(self, array: CudaArray) -> np.ndarray:
         import torch
@@ -101,6 +130,7 @@ def test_graphs_do_what_plain_launches_do():
         engines = cascade(backend)._contexts[0]
         fit = engines[0].spec.fit_slice(hu.shape[1:], SPACING)
         lane = Lane(device, engines, fit, BATCH)
+        lane.warm_up()
         lane._hu_host[:] = hu
         for step in (lane._upload, lane._first_net, lane._tumour_net, lane._download):
             step()
@@ -109,10 +139,11 @@ def test_graphs_do_what_plain_launches_do():
         lane._labels_host[:] = 9
         out = np.empty_like(plain)
         for _ in range(3):
-            lane.start(hu, out, 0)
+            lane.start(hu, out, ())
             lane.go_on()
-            lane.finish(0)
+            lane.finish(())
             assert (out == plain).all()
+        lane.close()
     assert (plain == expected(hu)).all()
 
 

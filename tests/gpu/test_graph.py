@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,7 +160,7 @@ def test_many_graphs_come_and_go(chunk):
     chunk.check()
 
 
-def late_copy(source: Any, target: Any, *, wait: bool) -> None:
+def late_copy(source: Any, target: Any, wait: Callable[[int, int], None] | None) -> None:
     """One stream writes source after a long time, another one copies it to target."""
     import torch
 
@@ -167,8 +168,8 @@ def late_copy(source: Any, target: Any, *, wait: bool) -> None:
     with torch.cuda.stream(writer):
         torch.cuda._sleep(LONG)
         source.fill_(1)
-    if wait:
-        _core.wait_for(reader.cuda_stream, writer.cuda_stream)
+    if wait is not None:
+        wait(reader.cuda_stream, writer.cuda_stream)
     with torch.cuda.stream(reader):
         target.copy_(source)
     torch.cuda.synchronize()
@@ -179,9 +180,38 @@ def test_wait_for_orders_two_streams(wait):
     import torch
 
     source, target = (torch.zeros(1000, dtype=torch.int32, device="cuda") for _ in range(2))
-    late_copy(source.clone(), target.clone(), wait=True)  # loads the kernels
-    late_copy(source, target, wait=wait)
+    late_copy(source.clone(), target.clone(), _core.wait_for)  # loads the kernels
+    late_copy(source, target, _core.wait_for if wait else None)
     assert bool(target.all()) == wait  # without it the copy would come too early: the test can fail
+
+
+def test_an_event_orders_streams_as_often_as_one_likes():
+    import torch
+
+    event = _core.Event()
+    for _ in range(3):
+        source, target = (torch.zeros(1000, dtype=torch.int32, device="cuda") for _ in range(2))
+        torch.cuda.synchronize()
+        late_copy(source, target, event.wait_for)
+        assert target.all()
+
+
+def test_an_event_may_be_used_again_before_a_wait_is_over():
+    import torch
+
+    event, streams = _core.Event(), [torch.cuda.Stream() for _ in range(4)]
+    arrays = torch.zeros((4, 1000), dtype=torch.int32, device="cuda")
+    torch.cuda.synchronize()
+    for n, stream in enumerate(streams):
+        with torch.cuda.stream(stream):
+            if n == 0:
+                torch.cuda._sleep(LONG)
+                arrays[0].fill_(1)
+            else:
+                event.wait_for(stream.cuda_stream, streams[n - 1].cuda_stream)
+                arrays[n].copy_(arrays[n - 1])
+    torch.cuda.synchronize()
+    assert arrays.all()
 
 
 def test_wait_for_takes_the_default_stream():
@@ -240,7 +270,7 @@ def test_a_graph_of_another_gpu(chunk):
     import torch
 
     if torch.cuda.device_count() < 2:
-        pytest.skip("there is one GPU only")
+        pytest.skip("optional: there is one GPU only")
     with torch.cuda.device(1):
         other = Chunk()
         graph = capture(other)
