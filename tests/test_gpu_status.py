@@ -55,7 +55,7 @@ def test_every_test_is_listed_once():
 
 @pytest.mark.parametrize("required", [0, 1])
 def test_what_is_missing_is_said(required):
-    """Without a GPU (and onnx, which no test of it needs) all are collected; who requires one is not told all is well."""
+    """Without a GPU, and onnx, which none of them needs, all are collected; who requires a GPU is told."""
     code = "import sys, pytest; sys.modules['onnx'] = None; sys.exit(pytest.main(sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-c", code, "-p", "no:cacheprovider", "tests/gpu"],
