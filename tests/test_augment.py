@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import label as components
 from torch.nn import functional as F
 
-from training.augment import _halved, augment, cut_liver, remove_liver
+from training.augment import _halved, augment, remove_liver
 from training.data import Slices
 from training.lesions import DARKEST_HU, add_gallbladder, add_lesions, paste_lesion
 from training.sample import SHARES, Samples
@@ -56,33 +55,6 @@ def test_a_removed_liver_leaves_fat_and_no_label():
     inside = hu[torch.from_numpy(disc())]
     assert -180 < int(inside.min()) < int(inside.max()) < 0
     assert (hu[:20] == 100).all()
-
-
-def test_a_cut_liver_is_two_with_fat_or_soft_tissue_between():
-    pieces, fillings = [], []
-    for seed in range(30):
-        liver = torch.from_numpy(disc(40).astype(np.uint8))
-        hu, label = torch.full((128, 128), 100, dtype=torch.int16), liver.clone()
-        cut_liver(hu, label, np.random.default_rng(seed))
-        cut = (liver > 0) & (label == 0)
-        assert 0 < cut.sum() < 0.45 * liver.sum()
-        assert (label[liver == 0] == 0).all()
-        assert (hu[label > 0] == 100).all()
-        pieces.append(components(label.numpy())[1])
-        fillings.append(float(hu[cut].float().mean()))
-        assert abs(fillings[-1] - 100) > 20
-    assert np.mean(np.array(pieces) == 2) > 0.8
-    assert 0.4 < np.mean(np.array(fillings) < -60) < 0.95
-
-
-def test_a_narrow_liver_is_not_cut():
-    label = torch.zeros((128, 128), dtype=torch.uint8)
-    label[40:90, 20:40] = 1
-    hu = torch.full((128, 128), 100, dtype=torch.int16)
-    for seed in range(5):
-        cut_liver(hu, label, np.random.default_rng(seed))
-    assert (hu == 100).all()
-    assert label.sum() == 50 * 20
 
 
 def liver_slice(rng):
@@ -236,15 +208,6 @@ def test_lesions_are_pasted_from_slices_with_tumour_only(slices, monkeypatch):
     assert len(donors) / 400 == pytest.approx(0.25, abs=0.07)
     again = Samples(slices, "tumour", 0.0, 0, paste=0.0, gallbladders=0.0)
     assert all(torch.equal(a, b) for n in range(20) for a, b in zip(plain[n], again[n], strict=True))
-
-
-def test_livers_are_cut_as_often_as_was_asked_for(slices, monkeypatch):
-    cut = []
-    monkeypatch.setattr("training.sample.cut_liver", lambda hu, label, rng: cut.append(1))
-    samples = Samples(slices, "tumour", 0.0, 0, cut=0.4)
-    for number in range(300):
-        samples[number]
-    assert len(cut) / 300 == pytest.approx(0.4, abs=0.08)
 
 
 def test_a_tumour_net_gets_gallbladders_when_asked_for(slices, monkeypatch):

@@ -47,32 +47,11 @@ def _halved(x: Tensor) -> Tensor:
 
 def remove_liver(hu: Tensor, label: Tensor, rng: np.random.Generator) -> None:
     """Put fat, in place, where the liver is: the abdomen below the liver must not lend it another organ."""
-    _cover(hu, label, torch.ones_like(label, dtype=torch.bool), rng.uniform(-120, -70), rng)
-
-
-def cut_liver(hu: Tensor, label: Tensor, rng: np.random.Generator) -> None:
-    """Cut the liver of a slice in two, in place: below the hilum the left lobe is an island, in few training slices.
-
-    The band that is cut out, more or less upright and left of the liver's middle, becomes fat or soft tissue.
-    """
-    y, x = (label > 0).nonzero(as_tuple=True)
-    if len(x) == 0 or (width := int(x.max() - x.min())) < 0.2 * hu.shape[1]:
-        return
-    centre = int(x.min()) + rng.uniform(0.4, 0.9) * width  # columns go from the patient's right to left
-    slope = np.tan(np.deg2rad(np.clip(rng.normal(0, 25), -55, 55)))
-    rows, columns = torch.meshgrid(*map(torch.arange, hu.shape), indexing="ij")
-    band = (columns - centre - slope * (rows - float(y.float().mean()))).abs()
-    filling = rng.uniform(-120, -70) if rng.random() < 0.7 else rng.uniform(0, 60)
-    _cover(hu, label, band < rng.uniform(0.006, 0.06) * hu.shape[1], filling, rng)
-
-
-def _cover(hu: Tensor, label: Tensor, where: Tensor, mean: float, rng: np.random.Generator) -> None:
-    """Put noise around ``mean`` where the liver and its rim are."""
-    liver = (F.max_pool2d((label > 0).float()[None], 9, 1, 4)[0] > 0) & where
+    liver = F.max_pool2d((label > 0).float()[None], 9, 1, 4)[0] > 0  # with its rim
     seed = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    tissue = mean + 15 * torch.randn(hu.shape, generator=seed)
-    hu[liver] = tissue[liver].to(hu.dtype)
-    label[where] = 0
+    fat = rng.uniform(-120, -70) + 15 * torch.randn(hu.shape, generator=seed)
+    hu[liver] = fat[liver].to(hu.dtype)
+    label.zero_()
 
 
 def _grid(rng: np.random.Generator, points: int = 9) -> np.ndarray:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from training import data
-from training.augment import augment, cut_liver, remove_liver
+from training.augment import augment, remove_liver
 from training.lesions import add_gallbladder, add_lesions, paste_lesion
 
 #: Of each method's samples the share with a tumour, with liver but no tumour, and without liver. N2 sees nothing of
@@ -44,8 +44,6 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
         Probability that a lesion of another slice is put into a liver.
     gallbladders : float
         Probability that one is put beside a liver for a tumour net; for nets that find livers it is `GALLBLADDERS`.
-    cut : float
-        Probability that a liver is cut in two.
     """
 
     def __init__(
@@ -57,12 +55,10 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
         *,
         paste: float = 0.0,
         gallbladders: float = 0.0,
-        cut: float = 0.0,
     ) -> None:
         if method != "liver":
             slices = slices.where(slices.knows_tumour)
-        self.slices, self.seed = slices, seed
-        self.lesions, self.paste, self.cut = lesions, paste, cut
+        self.slices, self.lesions, self.seed, self.paste = slices, lesions, seed, paste
         finds_liver = method != "tumour"
         self.hide_liver, self.gallbladders = (HIDDEN, GALLBLADDERS) if finds_liver else (0.0, gallbladders)
         liver, tumour = slices.has_liver, slices.has_tumour
@@ -83,8 +79,6 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
         elif rng.random() < self.hide_liver:
             remove_liver(torch.from_numpy(hu), torch.from_numpy(label), rng)
         else:
-            if self.cut and rng.random() < self.cut:
-                cut_liver(torch.from_numpy(hu), torch.from_numpy(label), rng)
             if rng.random() < self.lesions:
                 add_lesions(hu, label, rng)
             if self.paste and rng.random() < self.paste:

@@ -70,7 +70,6 @@ class Settings:
     gallbladders: float = (
         0.0  # share of livers that get one beside them; tumour only, others always have some
     )
-    cut: float = 0.0  # share of livers that are cut in two
     precision: str = "auto"  # of the nets; auto is BF16 where that is faster than FP32
     without: str = ""  # patient groups that are left out of training, besides those of the validation
     seed: int = 0
@@ -250,7 +249,6 @@ def train(
             settings.seed,
             paste=settings.paste,
             gallbladders=settings.gallbladders,
-            cut=settings.cut,
         ),
         batch_size=settings.batch // processes,
         sampler=numbers(settings, step, rank, processes),
