@@ -28,7 +28,7 @@ help:
 	@echo 'make bench      speed of the ops and of the cascade here (CT=FILE: on that CT)'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make train      from CT slices to the shipped model; an interrupted run resumes'
-	@echo 'make results    train all methods and write docs/results.md, in an hour'
+	@echo 'make results    train all methods and write docs/results.md, in an hour or two'
 	@echo 'make clean      remove environments, builds, caches and demo/'
 
 demo: $(DEMO)/installed

@@ -22,7 +22,7 @@ from training.train import Settings, train
 SEEDS = (0, 1)
 #: Patients to test on: B with a few small tumours, D with large ones. Group A chooses the thresholds.
 TEST_GROUPS = ("B", "D")
-#: The paper's loss: cross-entropy alone. 128x128 pixels, so that all of it takes an hour on two cores.
+#: The paper's loss: cross-entropy alone. 128x128 pixels, so that all of it takes an hour or two on two cores.
 PLAIN = Settings(
     "one-step", steps=300, size=128, overlap="none", balance=0.0, grow=0, without=" ".join(TEST_GROUPS)
 )
