@@ -100,8 +100,13 @@ $(RUNS)/liver-1/done: $(RUNS)/store/manifest.json
 $(RUNS)/liver/done: $(RUNS)/liver-1/done
 	$(TRAIN) liver --start $(RUNS)/liver-1/last.pt --steps 1500 --lr 0.001 --lesions 0.1 --out $(RUNS)/liver
 	@touch $@
-$(RUNS)/tumour/done: $(RUNS)/liver/done
-	$(TRAIN) tumour --liver $(RUNS)/liver/last.pt --steps 3000 --out $(RUNS)/tumour
+$(RUNS)/tumour-1/done: $(RUNS)/liver/done
+	$(TRAIN) tumour --liver $(RUNS)/liver/last.pt --steps 3000 --out $(RUNS)/tumour-1
+	@touch $@
+# What patients have, in other livers, and gallbladders beside them.
+$(RUNS)/tumour/done: $(RUNS)/tumour-1/done
+	$(TRAIN) tumour --liver $(RUNS)/liver/last.pt --start $(RUNS)/tumour-1/last.pt --steps 600 --lr 0.0004 \
+	  --paste 0.4 --gallbladders 0.3 --seed 1 --out $(RUNS)/tumour
 	@touch $@
 
 # The paper's table for our data.

@@ -203,7 +203,7 @@ def main() -> None:
     )
     for role in ("liver", "tumour"):
         parser.add_argument(f"--{role}-threshold", type=float, metavar="P", help="probability (0.5)")
-    parser.add_argument("--version", default="0.3.0")
+    parser.add_argument("--version", default="0.4.0")
     parser.add_argument("--trained-on", default="LiTS slices and CT slices without liver; see MODEL_CARD.md")
     parser.add_argument("--licence", default="demonstration weights; see MODEL_CARD.md")
     args = parser.parse_args()
