@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from trtseg.errors import ArgumentError
 from trtseg.evaluate import CONVENTIONS, Mean, evaluate_case, evaluate_set
@@ -43,7 +44,9 @@ def test_one_case_by_hand():
     assert case.liver.surface.assd == pytest.approx(8 / 72)
     assert case.tumour.surface.assd == pytest.approx(2 / 10)
     assert (case.lesions.true, case.lesions.predicted, case.lesions.detected) == (1, 1, 1)
-    assert case.lesions.dice == (8 / 10,)
+    assert case.lesions.overlaps == (Overlap(tp=4, fp=2, fn=0, tn=0),)
+    # Voxels of 5 x 2 x 1 mm
+    assert (case.predicted_ml, case.predicted_lesions) == (pytest.approx(0.06), 1)
     assert case.burden == (6 / 32, 4 / 40)
 
 
@@ -64,7 +67,12 @@ def test_a_case_is_what_the_metrics_say_wherever_it_lies():
         expected = surface_distances(p, t, SPACING)
         for metric in ("assd", "rmsd", "msd", "hd95"):
             assert getattr(region.surface, metric) == pytest.approx(getattr(expected, metric))
-    assert case.lesions == score_lesions(prediction == 2, truth == 2, SPACING)
+    lesions = score_lesions(prediction == 2, truth == 2, SPACING)
+    for count in ("true", "predicted", "detected", "touched", "overlaps"):
+        assert getattr(case.lesions, count) == getattr(lesions, count)
+    assert case.lesions.means() == pytest.approx(lesions.means(), nan_ok=True)
+    assert case.predicted_ml == pytest.approx((prediction == 2).sum() * 0.01)
+    assert case.predicted_lesions == ndimage.label(prediction == 2, np.ones((3, 3, 3)))[1]
 
 
 def test_tumour_belongs_to_the_liver():
@@ -73,10 +81,29 @@ def test_tumour_belongs_to_the_liver():
 
 
 def test_truth_that_does_not_know_tumours_is_scored_for_the_liver_alone():
-    case = evaluate_case(PREDICTION, np.minimum(TRUTH, 1), SPACING, liver_only=True)
-    assert case.liver.overlap.dice == 2 * 32 / 72
+    prediction = PREDICTION.copy()
+    prediction[2, 3, 3] = prediction[2, 2, 2] = 2  # one more lesion, over a corner
+    prediction[3, 6, 6] = 2  # and one that lies alone
+    case = evaluate_case(prediction, np.minimum(TRUTH, 1), SPACING, liver_only=True)
+    assert case.liver.overlap.dice == 2 * 32 / (40 + 33)
     assert case.tumour is case.lesions is case.burden is None
-    assert set(case.to_dict()) == {"name", "liver"}
+    # 6 + 2 + 1 voxels of 0.01 mL; the corner of the first one touches the second
+    assert (case.predicted_ml, case.predicted_lesions) == (pytest.approx(0.09), 2)
+    assert set(case.to_dict()) == {"name", "liver", "predicted_tumour"}
+    assert case.to_dict()["predicted_tumour"] == {"ml": case.predicted_ml, "lesions": 2}
+    none = evaluate_case(np.minimum(PREDICTION, 1), np.minimum(TRUTH, 1), SPACING, liver_only=True)
+    assert (none.predicted_ml, none.predicted_lesions) == (0, 0)
+
+
+def test_a_truth_that_does_not_know_tumours_changes_nothing_of_what_is_predicted():
+    rng = np.random.default_rng(2)
+    prediction = rng.choice(np.uint8([0, 0, 0, 1, 2]), (5, 9, 7))
+    known, unknown = (
+        evaluate_case(prediction, np.zeros_like(prediction), SPACING, liver_only=only)
+        for only in (False, True)
+    )
+    assert unknown.to_dict()["predicted_tumour"] == known.to_dict()["predicted_tumour"]
+    assert known.lesions.predicted == unknown.predicted_lesions > 1
 
 
 def test_empty_cases_are_undefined_and_not_wrong():
@@ -158,11 +185,17 @@ def test_a_set_can_be_stored_as_json(three):
     assert [case["name"] for case in document["cases"]] == ["good", "missed", "false"]
     good, missed, _ = document["cases"]
     assert good["liver"]["voxels"] == {"tp": 32, "fp": 0, "fn": 8, "tn": 216}
-    assert good["lesions"]["mean_dice"] == 0.8
+    lesion = {"dice": 8 / 10, "iou": 4 / 6, "voe": 2 / 6, "rvd": 2 / 4, "assd": 2 / 10, "rmsd": math.sqrt(2 / 10),
+              "msd": 1.0, "hd95": 1.0}  # fmt: skip
+    means = {f"mean_{metric}": pytest.approx(value) for metric, value in lesion.items()}
+    assert {key: value for key, value in good["lesions"].items() if key.startswith("mean_")} == means
+    assert good["predicted_tumour"] == {"ml": pytest.approx(0.06), "lesions": 1}
     assert good["burden"] == {"predicted": 6 / 32, "true": 0.1}
     assert missed["liver"]["assd"] is None
-    assert missed["lesions"]["precision"] is None
+    assert missed["lesions"]["precision"] is missed["lesions"]["mean_msd"] is None
+    assert missed["predicted_tumour"] == {"ml": 0, "lesions": 0}
     summary = document["summary"]
+    assert summary["lesions"]["mean_rmsd"] == pytest.approx(lesion["rmsd"])  # the one of all cases
     assert summary["liver"]["assd"] == {"mean": pytest.approx(8 / 72), "cases": 1, "undefined": 2}
     assert summary["tumour"]["dice_global"] == 8 / 14
     assert summary["burden"]["cases"] == 1

@@ -18,7 +18,7 @@ from trtseg.metrics.checks import needs
 from trtseg.metrics.lesions import LesionScores, burden_errors, score_lesions, tumour_burden
 from trtseg.metrics.overlap import Overlap, global_dice, overlap
 from trtseg.metrics.ranking import PAPER_BAND, roc
-from trtseg.metrics.surface import surface_distances
+from trtseg.metrics.surface import SurfaceDistances, surface_distances
 
 SPACINGS = st.tuples(*[st.sampled_from([0.7, 1.0, 2.5, 5.0])] * 3)
 
@@ -224,9 +224,31 @@ def test_a_lesion_is_detected_above_half_of_the_union():
     assert (found.true, found.predicted, found.detected, found.touched) == (3, 3, 1, 2)
     assert (found.precision, found.recall, found.f1) == (1 / 3, 1 / 3, 2 / 6)
     assert found.recall_any == 2 / 3
-    assert found.mean_dice == 8 / 11
+    assert found.overlaps == (Overlap(tp=4, fp=3, fn=0, tn=0),)
+    assert found.means()["dice"] == 8 / 11
     # All 4 + 7 voxels are surface; three of them lie 2, 4 and 6 mm away.
-    assert found.mean_assd == pytest.approx(12 / 11)
+    assert found.means()["assd"] == pytest.approx(12 / 11)
+
+
+def test_detected_lesions_by_hand():
+    """One is predicted three voxels too long and one two too short; nothing else counts."""
+    truth = mask((1, 1, 60), np.s_[0, 0, 10:14], np.s_[0, 0, 30:36], np.s_[0, 0, 50:52])
+    prediction = mask((1, 1, 60), np.s_[0, 0, 10:17], np.s_[0, 0, 30:34], np.s_[0, 0, 56:58])
+    found = score_lesions(prediction, truth, (1, 1, 2))
+    assert found.overlaps == (Overlap(4, 3, 0, 0), Overlap(4, 0, 2, 0))
+    # Of the first, 8 of 11 distances are 0, the others 2, 4 and 6 mm; of the second 8 of 10, 2 and 4 mm.
+    assert found.means() == pytest.approx(
+        {
+            "dice": (8 / 11 + 8 / 10) / 2,
+            "iou": (4 / 7 + 4 / 6) / 2,
+            "voe": (3 / 7 + 2 / 6) / 2,
+            "rvd": (3 / 4 - 2 / 6) / 2,
+            "assd": (12 / 11 + 6 / 10) / 2,
+            "rmsd": (math.sqrt(56 / 11) + math.sqrt(20 / 10)) / 2,
+            "msd": (6 + 4) / 2,
+            "hd95": (5.4 + 3.5) / 2,  # the worse directions: 0, 0, 0, 0, 2, 4, 6 and 0, 0, 0, 0, 2, 4
+        }
+    )
 
 
 def test_halves_and_merged_lesions_match_nothing_unless_they_are_most_of_it():
@@ -249,7 +271,13 @@ def test_no_lesions_leave_scores_undefined():
     none, one = np.zeros((2, 2, 2), bool), mask((2, 2, 2), (0, 0, 0))
     nothing = score_lesions(none, none, (1, 1, 1))
     assert nothing == LesionScores(0, 0, 0, 0)
-    for value in (nothing.precision, nothing.recall, nothing.f1, nothing.recall_any, nothing.mean_dice):
+    for value in (
+        nothing.precision,
+        nothing.recall,
+        nothing.f1,
+        nothing.recall_any,
+        *nothing.means().values(),
+    ):
         assert math.isnan(value)
     missed = score_lesions(none, one, (1, 1, 1))
     assert (missed.recall, missed.f1) == (0, 0)
@@ -260,9 +288,17 @@ def test_no_lesions_leave_scores_undefined():
 
 
 def test_lesions_of_cases_add_up():
-    total = LesionScores(3, 2, 1, 2, (0.8,), (1.5,)) + LesionScores(1, 4, 1, 1, (0.6,), (0.5,))
-    assert (total.recall, total.precision, total.f1, total.recall_any) == (2 / 4, 2 / 6, 4 / 10, 3 / 4)
-    assert (total.mean_dice, total.mean_assd) == (pytest.approx(0.7), 1.0)
+    def case(true, predicted, touched, *pairs):
+        overlaps, surfaces = zip(*pairs, strict=True)
+        return LesionScores(true, predicted, len(pairs), touched, overlaps, surfaces)
+
+    near, far = (SurfaceDistances(np.array([mm]), np.array([mm])) for mm in (0.5, 2.0))
+    good, fair = Overlap(8, 2, 2, 0), Overlap(6, 4, 4, 0)
+    total = case(3, 2, 2, (good, near)) + case(2, 4, 2, (fair, far), (fair, near))
+    assert (total.recall, total.precision, total.f1, total.recall_any) == (3 / 5, 3 / 6, 6 / 11, 4 / 5)
+    # Every lesion has one weight, and not every case.
+    assert total.means()["dice"] == pytest.approx((0.8 + 0.6 + 0.6) / 3)
+    assert total.means()["assd"] == pytest.approx((0.5 + 2.0 + 0.5) / 3)
 
 
 @settings(deadline=None, max_examples=40)
@@ -282,9 +318,14 @@ def test_lesions_are_matched_as_the_best_assignment_does(seed, density, noise, s
     matched = [(t, p) for t, p in zip(rows, columns, strict=True) if iou[t, p] > 0.5]
     assert (found.true, found.predicted, found.detected) == (m, n, len(matched))
     assert found.touched == int((iou > 0).any(axis=1).sum())
-    assert found.dice == pytest.approx([2 * iou[pair] / (1 + iou[pair]) for pair in matched])
-    expected = [surface_distances(ours == p + 1, theirs == t + 1, spacing).assd for t, p in matched]
-    assert found.assd == pytest.approx(expected)
+    assert [pair.iou for pair in found.overlaps] == pytest.approx([iou[pair] for pair in matched])
+    sizes = [((ours == p + 1).sum(), (theirs == t + 1).sum()) for t, p in matched]
+    assert [(pair.predicted, pair.true) for pair in found.overlaps] == sizes
+    expected = [surface_distances(ours == p + 1, theirs == t + 1, spacing) for t, p in matched]
+    for metric in ("assd", "rmsd", "msd", "hd95"):
+        each = [getattr(pair, metric) for pair in expected]
+        assert [getattr(pair, metric) for pair in found.surfaces] == pytest.approx(each)
+        assert found.means()[metric] == pytest.approx(np.mean(each) if each else math.nan, nan_ok=True)
 
 
 def test_tumour_burden():

@@ -5,7 +5,8 @@
 
 ``--shared`` is its validation: LiTS group A, the complete CT ``chaos3``, and slices without liver of patients that
 training never saw, each at its own resolution. Other data sets are scored whole: whether a model was trained on some
-of their patients is for the user to know. Cases that cannot be read are named and left out. It prints Markdown; with
+of their patients is for the user to know. Where the truth knows the liver only, as that of ``chaos3``, it says how many
+mL are called tumour and in how many lesions. Cases that cannot be read are named and left out. It prints Markdown; with
 ``-o`` it writes that, the scores as JSON, the ROC curve, and pictures of the worst cases.
 """
 
@@ -50,9 +51,8 @@ def spacing_of(spacing: Sequence[float]) -> tuple[float, float, float]:
     return z, y, x
 
 
-def score(segmenter: trtseg.Segmenter, case: Case, png: Path | None = None) -> CaseScores:
-    """Segment a case and compare with its truth; with ``png`` draw where they disagree."""
-    scan = read_checked(case)
+def score(segmenter: trtseg.Segmenter, case: Case, scan: Scan, png: Path | None = None) -> CaseScores:
+    """Segment the scan of a case and compare with its truth; with ``png`` draw where they disagree."""
     spacing = spacing_of(scan.spacing)
     volume = trtseg.load(scan.hu, spacing=spacing)
     labels = segmenter.segment(volume).canonical
@@ -123,14 +123,23 @@ def evaluate(
     )
     parts = [f"# {about}"]
     scored: dict[Case, CaseScores] = {}
-    notes = [f"where a spacing is not known, {ASSUMED} mm are assumed"]
+    notes, unknown = [], []
     for case in whole:
         try:
-            scored[case] = score(segmenter, case)
+            scan = read_checked(case)
+            scored[case] = score(segmenter, case, scan)
         except InputError as error:
             notes.append(f"{case.source}/{case.name} was left out: {error}")
+            continue
+        if any(map(math.isnan, scan.spacing)):
+            unknown.append(f"{case.source}/{case.name}")
     if whole and not scored:
-        raise InputError("no case can be scored; " + "; ".join(notes[1:]))
+        raise InputError("no case can be scored; " + "; ".join(notes))
+    if unknown:
+        notes.append(
+            f"the spacing is not known of {', '.join(unknown)}: where it is not, {ASSUMED} mm are assumed, and their "
+            "mm and mL are worth no more than that"
+        )
     if scored:
         scores = evaluate_set(scored.values())
         parts.append(tables.markdown(scores, notes))
@@ -139,7 +148,7 @@ def evaluate(
         if out:
             (out / "scores.json").write_text(json.dumps(scores.to_dict(), indent=2) + "\n")
             for case in sorted(scored, key=lambda case: scored[case].liver.overlap.dice)[:worst]:
-                score(segmenter, case, out / f"{case.name}.png")
+                score(segmenter, case, read_checked(case), out / f"{case.name}.png")
     if empty:
         parts.append(false_livers(without_liver(segmenter, empty)))
     text = "\n\n".join(parts) + "\n"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from trtseg.components import Array, bounding_box, check_labels, is_liver, is_tumour
+from trtseg.components import Array, Components, bounding_box, check_labels, count_voxels, is_liver, is_tumour
 from trtseg.errors import ArgumentError
 from trtseg.metrics.checks import check_same_shape, check_spacing
 from trtseg.metrics.lesions import LesionScores, burden_errors, score_lesions, tumour_burden
@@ -28,7 +28,11 @@ CONVENTIONS = {
     "surface": "mm between surface voxels (6 neighbours); ASSD, RMSD, MSD: both directions pooled; "
     "HD95: the larger of the two directed 95th percentiles",
     "lesions": "26-connected components; detected: IoU above 0.5, one to one; counts are pooled over cases",
+    "detected_lesions": "mean over the matched pairs of all cases, each lesion alone against its match; the sign of "
+    "RVD is kept; null if none is detected",
     "burden": "tumour voxels / liver voxels",
+    "predicted_tumour": "what the prediction calls tumour, right or wrong, and in how many 26-connected components; "
+    "also where the truth does not know tumours",
 }
 
 
@@ -66,6 +70,10 @@ class CaseScores:
         Of the case.
     liver : RegionScores
         Labels 1 and 2.
+    predicted_ml : float
+        Volume of the predicted tumours, label 2, in mL; known whatever the truth knows, as the next.
+    predicted_lesions : int
+        Their connected components.
     tumour : RegionScores or None
         Label 2; None if the truth does not know tumours, as the next two.
     lesions : LesionScores or None
@@ -76,13 +84,19 @@ class CaseScores:
 
     name: str
     liver: RegionScores
+    predicted_ml: float
+    predicted_lesions: int
     tumour: RegionScores | None = None
     lesions: LesionScores | None = None
     burden: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON has it; what is undefined is None."""
-        result: dict[str, Any] = {"name": self.name, "liver": _region_dict(self.liver)}
+        result: dict[str, Any] = {
+            "name": self.name,
+            "liver": _region_dict(self.liver),
+            "predicted_tumour": {"ml": self.predicted_ml, "lesions": self.predicted_lesions},
+        }
         if self.tumour is not None:
             result["tumour"] = _region_dict(self.tumour)
         if self.lesions is not None:
@@ -179,6 +193,7 @@ def evaluate_case(
         Of the case.
     liver_only : bool
         The truth does not know tumours: that it has no label 2 says nothing, and only the liver is scored.
+        What is predicted as tumour is measured all the same.
 
     Raises
     ------
@@ -204,13 +219,19 @@ def evaluate_case(
     prediction, truth = prediction[box], truth[box]
     around = Overlap(0, 0, 0, everything - truth.size)  # background in both
     liver = _region(prediction, truth, is_liver, mm, around)
+    _, voxels = count_voxels(prediction)
+    ml = voxels * math.prod(mm) / 1000
     if liver_only:
-        return CaseScores(name, liver)
+        lesions = Components(prediction[bounding_box(prediction, 2)], is_tumour, 26).count
+        return CaseScores(name, liver, ml, lesions)
+    matched = score_lesions(is_tumour(prediction), is_tumour(truth), mm)
     return CaseScores(
         name,
         liver,
+        ml,
+        matched.predicted,
         _region(prediction, truth, is_tumour, mm, around),
-        score_lesions(is_tumour(prediction), is_tumour(truth), mm),
+        matched,
         (tumour_burden(prediction), tumour_burden(truth)),
     )
 
@@ -284,8 +305,9 @@ def _lesions_dict(lesions: LesionScores) -> dict[str, Any]:
         "detected": lesions.detected,
         "touched": lesions.touched,
     }
-    names = ("precision", "recall", "f1", "recall_any", "mean_dice", "mean_assd")
-    return {**counts, **{name: _json(getattr(lesions, name)) for name in names}}
+    rates = {name: _json(getattr(lesions, name)) for name in ("precision", "recall", "f1", "recall_any")}
+    means = {f"mean_{metric}": _json(mean) for metric, mean in lesions.means().items()}
+    return {**counts, **rates, **means}
 
 
 def _json(value: float) -> float | None:

@@ -88,15 +88,65 @@ def test_what_is_undefined_is_a_dash_and_null(here):
     assert json.loads(Path("o.json").read_text())["summary"]["liver"]["assd"]["mean"] is None
 
 
-def test_liver_only_says_nothing_of_tumours(here):
-    prediction, truth = write("p.nii", TRUTH), write("t.nii", np.minimum(TRUTH, 1))
-    done = run("evaluate", prediction, truth, "--liver-only", "--json", "o.json")
+def test_detected_lesions_get_every_metric_of_lits(here):
+    # Two lesions one voxel apart in x (0.8 mm) from the truth, of 2 x 6 x 8 voxels each; and one missed.
+    truth, prediction = TRUTH.copy(), TRUTH.copy()
+    truth[2:4, 10:16, 24:32] = truth[1, 25:27, 10:12] = 2
+    prediction[TRUTH == 2] = 1
+    prediction[2:4, 10:16, 13:21] = prediction[2:4, 10:16, 25:33] = 2
+    paths = write("p.nii", prediction), write("t.nii", truth)
+    done = run("evaluate", *paths, "--json", "o.json", "--markdown", "o.md")
     assert done.exit_code == 0, done.output
-    assert "tumour" not in done.stdout
-    assert "lesion" not in done.stdout
+    page = Path("o.md").read_text()
+    table = page[page.index("| mean over detected lesions | n = 2 |") :].partition("\n\n")[0]
+    rows = dict(line.strip("| ").split(" | ") for line in table.splitlines()[2:])
+    # 84 of 96 voxels are common; both masks are two slices thick, so all 96 are surface, and each has 12
+    # that are 0.8 mm from the other.
+    assert rows == {
+        "Dice": f"{84 / 96:.3f}",
+        "IoU": f"{84 / 108:.3f}",
+        "VOE": f"{24 / 108:.3f}",
+        "RVD": "+0.000",
+        "ASSD, mm": f"{0.8 * 12 / 96:.2f}",
+        "RMSD, mm": f"{0.8 * (12 / 96) ** 0.5:.2f}",
+        "MSD, mm": "0.80",
+        "HD95, mm": "0.80",
+    }
+    assert re.search(r"mean over detected lesions +n = 2", done.stdout)
+    lesions = json.loads(Path("o.json").read_text())["summary"]["lesions"]
+    assert (lesions["true"], lesions["detected"]) == (3, 2)
+    assert lesions["mean_rmsd"] == pytest.approx(0.8 * (12 / 96) ** 0.5)
+    # Without one there is no such table, and in the JSON file there is null.
+    none = run("evaluate", write("p.nii", np.minimum(TRUTH, 1)), paths[1], "--json", "o.json")
+    assert "mean over detected" not in none.stdout
+    assert json.loads(Path("o.json").read_text())["summary"]["lesions"]["mean_voe"] is None
+
+
+def test_liver_only_measures_what_is_called_tumour_and_does_not_judge_it(here):
+    prediction = TRUTH.copy()
+    prediction[2, 20, 30] = 2
+    # What a truth says of tumours does not count either.
+    write("p/a.nii", prediction), write("t/a.nii", TRUTH)
+    write("p/b.nii", np.minimum(TRUTH, 1)), write("t/b.nii", np.minimum(TRUTH, 1))
+    done = run("evaluate", "p", "t", "--liver-only", "--json", "o.json", "--markdown", "o.md")
+    assert done.exit_code == 0, done.output
     document = json.loads(Path("o.json").read_text())
     assert set(document["summary"]) == {"cases", "liver"}
     assert document["summary"]["liver"]["dice"]["mean"] == 1
+    ml = (2 * 6 * 8 + 1) * 5.0 * 0.9 * 0.8 / 1000
+    a, b = (case["predicted_tumour"] for case in document["cases"])
+    assert a == {"ml": pytest.approx(ml), "lesions": 2}
+    assert b == {"ml": 0, "lesions": 0}
+    page = Path("o.md").read_text()
+    assert (
+        "| case | mL called tumour | in lesions |\n|---|---:|---:|\n| a | 0.3 | 2 |\n| b | 0.0 | 0 |\n"
+        in page
+    )
+    assert re.search(r" a +0\.3 +2 ", done.stdout)
+    for judged in ("tumour Dice", "detected lesions |", "burden, RMSE"):
+        assert judged not in page + done.stdout
+    one = run("evaluate", "p/a.nii", "t/a.nii", "--liver-only")  # of one case alone, too
+    assert re.search(r" a +0\.3 +2 ", one.stdout)
 
 
 def test_the_order_in_which_axes_are_stored_does_not_matter(here):

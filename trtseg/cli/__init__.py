@@ -177,7 +177,11 @@ def _evaluate(
         typer.Option(metavar="FILE", help="Write the tables and their conventions.", readable=False),
     ] = None,
     liver_only: Annotated[
-        bool, typer.Option("--liver-only", help="The truth does not know tumours: score the liver only.")
+        bool,
+        typer.Option(
+            "--liver-only",
+            help="The truth does not know tumours: score the liver, and only measure what is called tumour.",
+        ),
     ] = False,
     ct: Annotated[
         Path | None,

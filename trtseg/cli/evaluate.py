@@ -110,7 +110,7 @@ def _score(pairs: Sequence[Pair], done: _Done, *, liver_only: bool, quiet: bool)
     silent = quiet or len(pairs) == 1 or not console.is_terminal
     for pair in track(pairs, "evaluating", console=console, transient=True, disable=silent):
         try:
-            prediction, truth, geometry = _read(pair, liver_only=liver_only)
+            prediction, truth, geometry = _read(pair)
             spacing = spacing_mm(geometry.canonical_affine())[::-1]
             case = evaluate_case(prediction, truth, spacing, name=pair.name, liver_only=liver_only)
         except Exception as error:
@@ -119,13 +119,11 @@ def _score(pairs: Sequence[Pair], done: _Done, *, liver_only: bool, quiet: bool)
             done.scored.append((pair, case))
 
 
-def _read(pair: Pair, *, liver_only: bool) -> tuple[Array, Array, Geometry]:
+def _read(pair: Pair) -> tuple[Array, Array, Geometry]:
     """Read prediction and truth, and the grid that they share."""
     prediction, own = read_labels(pair.prediction)
     truth, geometry = read_labels(pair.truth)
     check_same_grid(str(pair.prediction), own, str(pair.truth), geometry)
-    if liver_only:  # what it says of tumours cannot be judged
-        prediction, truth = np.minimum(prediction, 1), np.minimum(truth, 1)
     return prediction, truth, geometry
 
 
@@ -162,7 +160,9 @@ def _draw_worst(done: _Done, folder: Path, count: int, *, liver_only: bool) -> N
                 raise InputError(
                     f"{pair.prediction}: --ct has no CT of that name to draw; name it like the case"
                 )
-            prediction, truth, geometry = _read(pair, liver_only=liver_only)
+            prediction, truth, geometry = _read(pair)
+            if liver_only:  # what they say of tumours cannot be judged
+                prediction, truth = np.minimum(prediction, 1), np.minimum(truth, 1)
             volume = load(pair.ct)
             check_same_grid(str(pair.ct), volume.geometry, str(pair.truth), geometry)
             summary = f"liver Dice {case.liver.overlap.dice:.3f}"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from trtseg.cli import text
-from trtseg.evaluate import CONVENTIONS, CaseScores, Mean, SetScores
+from trtseg.evaluate import CONVENTIONS, CaseScores, Mean, RegionScores, SetScores
 
 UNDEFINED = "–"
 
@@ -26,12 +26,21 @@ _METRICS = {
 }
 
 
-def case_rows(scores: SetScores) -> list[Row]:
-    """Lay out one row for each case, below a row of headings."""
-    headings: Row = ("case", "liver Dice", "ASSD mm", "HD95 mm")
+def liver_rows(scores: SetScores) -> list[Row]:
+    """Lay out the liver of each case in a row, below a row of headings."""
+    headings = ("case", "liver Dice", "ASSD mm", "HD95 mm")
+    return [headings, *((case.name, *_three(case.liver)) for case in scores.cases)]
+
+
+def tumour_rows(scores: SetScores) -> list[Row]:
+    """Lay out the tumours of each case in a row, below a row of headings.
+
+    What was predicted stands there for every case; how right that is, only where a truth knows tumours.
+    """
+    headings: Row = ("case", "mL called tumour", "in lesions")
     if scores.tumour is not None:
         headings += ("tumour Dice", "ASSD mm", "HD95 mm", "lesions found", "false", "burden error")
-    return [headings, *(_case_row(case)[: len(headings)] for case in scores.cases)]
+    return [headings, *(_tumour_row(case)[: len(headings)] for case in scores.cases)]
 
 
 def summary_rows(scores: SetScores) -> list[Row]:
@@ -59,11 +68,19 @@ def lesion_rows(scores: SetScores) -> list[Row]:
         ("recall", number(lesions.recall)),
         ("F1", number(lesions.f1)),
         ("recall at any overlap", number(lesions.recall_any)),
-        ("Dice of the detected", number(lesions.mean_dice)),
-        ("ASSD of the detected, mm", number(lesions.mean_assd, ".2f")),
         ("tumour burden, RMSE", number(scores.burden_rmse, ".2%")),
         ("tumour burden, largest error", number(scores.burden_max, ".2%")),
     ]
+
+
+def detected_rows(scores: SetScores) -> list[Row]:
+    """Lay out how well the detected lesions were segmented, one row for each metric, below a row of headings."""
+    if scores.lesions is None or not scores.lesions.detected:
+        return []
+    means = scores.lesions.means()
+    shown = {metric: look for metric, look in _METRICS.items() if metric in means}
+    rows = [(heading, number(means[metric], style)) for metric, (heading, style) in shown.items()]
+    return [("mean over detected lesions", f"n = {scores.lesions.detected}"), *rows]
 
 
 def number(value: float, style: str = ".3f") -> str:
@@ -73,8 +90,10 @@ def number(value: float, style: str = ".3f") -> str:
 
 def show(scores: SetScores) -> None:
     """Print the tables to stdout."""
-    parts = [case_rows(scores)] if len(scores.cases) > 1 else []
-    parts += [summary_rows(scores), lesion_rows(scores)]
+    several = len(scores.cases) > 1  # of one case the other tables say all, if its truth knows tumours
+    parts = [liver_rows(scores)] if several else []
+    parts += [tumour_rows(scores)] if several or scores.tumour is None else []
+    parts += [summary_rows(scores), lesion_rows(scores), detected_rows(scores)]
     drawn = [text.table(rows[0], rows[1:], right=rows[0][1:]) for rows in parts if rows]
     text.show_results(*drawn, text.NOT_CLINICAL)
 
@@ -82,10 +101,11 @@ def show(scores: SetScores) -> None:
 def markdown(scores: SetScores, notes: Iterable[str] = ()) -> str:
     """Write all tables, the conventions and ``notes`` as a Markdown document."""
     remarks = "\n".join(f"- {note}" for note in notes)
+    tables = [rows(scores) for rows in (summary_rows, lesion_rows, detected_rows, liver_rows, tumour_rows)]
     parts = [
         f"# Evaluation of {len(scores.cases)} case{'s' * (len(scores.cases) != 1)}",
         f"{text.NOT_CLINICAL} {UNDEFINED} is undefined.",
-        *(_pipes(rows) for rows in (summary_rows(scores), lesion_rows(scores), case_rows(scores)) if rows),
+        *(_pipes(rows) for rows in tables if rows),
         *([remarks] if remarks else []),
         "Conventions:",
         "\n".join(f"- {name.replace('_', ' ')}: {meaning}" for name, meaning in CONVENTIONS.items()),
@@ -93,18 +113,19 @@ def markdown(scores: SetScores, notes: Iterable[str] = ()) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _case_row(case: CaseScores) -> Row:
-    row: Row = (case.name, *_three(case.liver.values()))
+def _tumour_row(case: CaseScores) -> Row:
+    row: Row = (case.name, f"{case.predicted_ml:.1f}", str(case.predicted_lesions))
     if case.tumour is None or case.lesions is None or case.burden is None:
         return (*row, *[UNDEFINED] * 6)
     lesions, (predicted, true) = case.lesions, case.burden
     found = f"{lesions.detected} of {lesions.true}"
     false = str(lesions.predicted - lesions.detected)
-    return (*row, *_three(case.tumour.values()), found, false, number(predicted - true, "+.2%"))
+    return (*row, *_three(case.tumour), found, false, number(predicted - true, "+.2%"))
 
 
-def _three(values: dict[str, float]) -> Row:
-    return number(values["dice"]), number(values["assd"], ".2f"), number(values["hd95"], ".2f")
+def _three(region: RegionScores) -> Row:
+    surface = region.surface
+    return number(region.overlap.dice), number(surface.assd, ".2f"), number(surface.hd95, ".2f")
 
 
 def _mean(mean: Mean, style: str) -> str:

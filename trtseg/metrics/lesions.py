@@ -8,6 +8,10 @@ LiTS's script differs. Its components are 6-connected; and before it asks for an
 truth that one prediction spans become one, and so do predicted lesions that touch one lesion of the truth. All parts of
 a merged lesion share its fate. A lesion predicted in two halves is thus found there and missed here, and two lesions
 predicted as one are two found there and two missed here, unless one of them is most of it.
+
+How well the detected lesions were segmented is a mean over the matched pairs, as in LiTS, and of several cases over the
+pairs of all of them: a case with many lesions has more weight. Each pair is compared alone, without the lesions around
+it. RVD keeps its sign, so lesions drawn too large and too small cancel out in its mean.
 """
 
 from __future__ import annotations
@@ -20,7 +24,12 @@ import numpy as np
 
 from trtseg.components import Components, bounding_box, check_labels, count_voxels, is_liver
 from trtseg.metrics.checks import Array, check_masks, check_spacing
-from trtseg.metrics.surface import surface_distances
+from trtseg.metrics.overlap import Overlap
+from trtseg.metrics.surface import SurfaceDistances, surface_distances
+
+# What is averaged over the detected lesions. Accuracy and Rand index count the background, and a lesion has none.
+_OVERLAP = ("dice", "iou", "voe", "rvd")
+_SURFACE = ("assd", "rmsd", "msd", "hd95")
 
 
 @dataclass(frozen=True)
@@ -35,16 +44,18 @@ class LesionScores:
         Lesions of the truth that a predicted one matches; as many predicted lesions are right.
     touched : int
         Lesions of the truth that share at least one voxel with the prediction.
-    dice, assd : tuple of float
-        Of each detected lesion against its match; ASSD in mm.
+    overlaps : tuple of Overlap
+        Of each detected lesion with its match; ``tn`` is 0, since nothing around the two is looked at.
+    surfaces : tuple of SurfaceDistances
+        Of the same pairs in the same order.
     """
 
     true: int
     predicted: int
     detected: int
     touched: int
-    dice: tuple[float, ...] = ()
-    assd: tuple[float, ...] = ()
+    overlaps: tuple[Overlap, ...] = ()
+    surfaces: tuple[SurfaceDistances, ...] = ()
 
     def __add__(self, other: LesionScores) -> LesionScores:
         return LesionScores(
@@ -52,8 +63,8 @@ class LesionScores:
             self.predicted + other.predicted,
             self.detected + other.detected,
             self.touched + other.touched,
-            self.dice + other.dice,
-            self.assd + other.assd,
+            self.overlaps + other.overlaps,
+            self.surfaces + other.surfaces,
         )
 
     @property
@@ -76,15 +87,11 @@ class LesionScores:
         """Recall if one voxel in common is enough; NaN if the truth has no lesion."""
         return _ratio(self.touched, self.true)
 
-    @property
-    def mean_dice(self) -> float:
-        """Mean Dice of the detected lesions; NaN if there is none."""
-        return _ratio(math.fsum(self.dice), len(self.dice))
-
-    @property
-    def mean_assd(self) -> float:
-        """Mean average symmetric surface distance of the detected lesions in mm; NaN if there is none."""
-        return _ratio(math.fsum(self.assd), len(self.assd))
+    def means(self) -> dict[str, float]:
+        """Return the mean of each metric over the detected lesions; distances in mm, NaN if there is none."""
+        values = {name: [getattr(pair, name) for pair in self.overlaps] for name in _OVERLAP}
+        values |= {name: [getattr(pair, name) for pair in self.surfaces] for name in _SURFACE}
+        return {name: _ratio(math.fsum(each), len(each)) for name, each in values.items()}
 
 
 def score_lesions(prediction: Array, truth: Array, spacing: Sequence[float]) -> LesionScores:
@@ -115,19 +122,19 @@ def score_lesions(prediction: Array, truth: Array, spacing: Sequence[float]) -> 
     # The component of each voxel that both masks have, in either.
     pairs = np.stack([theirs.number[prediction[truth]], ours.number[truth[prediction]]])
     pairs, common = np.unique(pairs, axis=1, return_counts=True)
-    detected = []
+    overlaps, surfaces = [], []
     for t, p, both in zip(*pairs.tolist(), common.tolist(), strict=True):
-        sizes = int(theirs.sizes[t]) + int(ours.sizes[p])
-        if 3 * both > sizes:  # both / (sizes - both) > 1 / 2, in integers
-            pair = _boxed(ours.voxels(p), theirs.voxels(t))
-            detected.append((2 * both / sizes, surface_distances(*pair, mm).assd))
+        predicted, true = int(ours.sizes[p]), int(theirs.sizes[t])
+        if 3 * both > predicted + true:  # both / (predicted + true - both) > 1 / 2, in integers
+            overlaps.append(Overlap(both, predicted - both, true - both, 0))
+            surfaces.append(surface_distances(*_boxed(ours.voxels(p), theirs.voxels(t)), mm))
     return LesionScores(
         true=theirs.count,
         predicted=ours.count,
-        detected=len(detected),
+        detected=len(overlaps),
         touched=len(set(pairs[0].tolist())),
-        dice=tuple(dice for dice, _ in detected),
-        assd=tuple(assd for _, assd in detected),
+        overlaps=tuple(overlaps),
+        surfaces=tuple(surfaces),
     )
 
 
