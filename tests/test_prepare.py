@@ -18,7 +18,7 @@ from training_data import case
 
 from training import store
 from training.cases import Scan
-from training.prepare import Settings, main, prepare
+from training.prepare import Settings, main, prepare, show
 from training.readers import chaos, ircadb, lits, msd, negatives, png_slices
 from training.store import Store
 from trtseg.errors import InputError, OutputError
@@ -142,10 +142,12 @@ def test_the_scans_of_lits_and_msd_are_taken_once(tmp_path):
     made.save_nifti(tmp_path / "msd/imagesTr/liver_0.nii.gz", made.phantom(0).ct[:, :, ::-1])
     made.save_nifti(tmp_path / "msd/labelsTr/liver_0.nii.gz", made.phantom(0).labels[:, :, ::-1])
     manifest = prepare(lits(tmp_path / "lits") + msd(tmp_path / "msd"), tmp_path / "store", SMALL)
-    assert [row["name"] for row in manifest["cases"]] == ["volume-0", "volume-50", "liver_51"]
+    assert [row["name"] for row in manifest["cases"]] == ["volume-50", "liver_51"]
     assert {row["name"]: row["reason"] for row in manifest["left_out"]} == {
-        "liver_0": "duplicate: the same voxels as lits/volume-0, "
-        "in another order: one of the two has a wrong orientation",
+        "volume-0": "duplicate: the same voxels as msd/liver_0, in another order: "
+        "one of the two has a wrong orientation, and neither is DICOM; leave one out or repair its header",
+        "liver_0": "duplicate: the same voxels as lits/volume-0, in another order: "
+        "one of the two has a wrong orientation, and neither is DICOM; leave one out or repair its header",
         "liver_50": "duplicate: the same voxels as lits/volume-50, with other labels",
     }
 
@@ -161,6 +163,80 @@ def test_patients_with_equal_scans_are_one_patient(tmp_path):
     ]
     manifest = prepare(cases, tmp_path / "store", Settings(64, validation=("other",)))
     assert [row["split"] for row in manifest["cases"]] == ["validation", "validation", "train"]
+
+
+def test_equal_voxels_do_not_train_where_one_copy_must_not(tmp_path):
+    """3D-IRCADb's licence holds for its scans in LiTS too, and for all that LiTS has of the same patient."""
+    made.lits(tmp_path / "lits", [60, 61])
+    made.ircadb(tmp_path / "ircadb", number=7, seed=60)
+    follow_up = case("follow-up", "lits-60", seed=1)
+    cases = [*lits(tmp_path / "lits"), follow_up, *ircadb(tmp_path / "ircadb")]
+    manifest = prepare(cases, tmp_path / "store", SMALL)
+    assert {row["name"]: row["split"] for row in manifest["cases"]} == {
+        "volume-61": "train",
+        "follow-up": "validation",
+        "3Dircadb1.7": "validation",
+    }
+    assert [(row["name"], row["reason"]) for row in manifest["left_out"]] == [
+        ("volume-60", "duplicate: the same voxels as ircadb/3Dircadb1.7")
+    ]
+
+
+@pytest.mark.parametrize("flag", [{"trainable": False}, {"held_out": True}])
+@pytest.mark.parametrize("first", [True, False])
+def test_what_forbids_one_copy_to_train_forbids_all(tmp_path, flag, first):
+    free, bound = case("a", "P"), case("b", "Q", **flag)
+    copies = [free, bound] if first else [bound, free]
+    prepare([*copies, case("c", "R", seed=1)], tmp_path / "store", Settings(64, validation=()))
+    opened = Store.open(tmp_path / "store")
+    assert opened.case[0] == copies[0].name
+    assert opened.split.tolist() == ["validation"] * 6 + ["train"] * 6
+
+
+def test_a_copy_that_cannot_be_read_forbids_to_train_too(tmp_path):
+    made.lits(tmp_path / "lits", [34, 50])  # 34 is 3D-IRCADb's patient 7
+    made.ircadb(tmp_path / "ircadb", number=7)
+    (tmp_path / "ircadb/3Dircadb1.7/MASKS_DICOM/liver/image_0").unlink()
+    manifest = prepare(lits(tmp_path / "lits") + ircadb(tmp_path / "ircadb"), tmp_path / "store", SMALL)
+    assert {row["name"]: row["split"] for row in manifest["cases"]} == {
+        "volume-34": "validation",
+        "volume-50": "train",
+    }
+
+
+def test_of_copies_in_another_order_the_one_in_dicom_is_right(tmp_path):
+    for name, data in (("volume", made.phantom(0).ct), ("segmentation", made.phantom(0).labels)):
+        made.save_nifti(tmp_path / f"lits/{name}-60.nii", data[:, ::-1])  # upside down
+        made.save_nifti(tmp_path / f"lits/{name}-61.nii", data)
+    made.ircadb(tmp_path / "ircadb", number=7, seed=0)
+    manifest = prepare(lits(tmp_path / "lits") + ircadb(tmp_path / "ircadb"), tmp_path / "store", SMALL)
+    assert [row["name"] for row in manifest["cases"]] == ["3Dircadb1.7"]
+    assert {row["name"]: row["reason"] for row in manifest["left_out"]} == {
+        "volume-60": "duplicate: the same voxels as ircadb/3Dircadb1.7, in another order: "
+        "its own orientation is wrong",
+        "volume-61": "duplicate: the same voxels as ircadb/3Dircadb1.7",
+    }
+    prepare(ircadb(tmp_path / "ircadb"), tmp_path / "alone", SMALL)
+    assert (Store.open(tmp_path / "store").hu == Store.open(tmp_path / "alone").hu).all()
+
+
+def test_a_header_without_geometry_is_named_and_gives_no_millimetres(tmp_path, capsys):
+    made.lits(tmp_path, [28, 50])
+    for n in (29, 30):
+        for name, data in (("volume", made.phantom(n).ct), ("segmentation", made.phantom(n).labels)):
+            made.save_without_geometry(tmp_path / f"{name}-{n}.nii", data)
+    manifest = prepare(lits(tmp_path), tmp_path / "store", SMALL)
+    rows = {row["name"]: row["spacing_mm"] for row in manifest["cases"]}
+    assert rows["volume-29"] == rows["volume-30"] == [None, None, None]
+    assert rows["volume-28"] == rows["volume-50"] == pytest.approx(made.SPACING)
+    (warning,) = (w for w in manifest["warnings"] if "spacing" in w)
+    assert warning.startswith("lits/volume-29, lits/volume-30: the header is an identity matrix")
+    show(manifest)
+    assert f"warning: {warning}\n" in capsys.readouterr().out
+    # as slices of square pixels, whatever their size
+    opened = Store.open(tmp_path / "store")
+    square = store.resize_labels(made.phantom(29).labels, (0.7, 0.7), 64)
+    assert (opened.label[opened.case == "volume-29"] == square).all()
 
 
 def test_all_data_sets_together(tmp_path):

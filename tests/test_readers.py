@@ -56,12 +56,17 @@ def test_lits_in_folders(tmp_path):
 
 
 def test_lits_scans_of_one_patient_share_a_group(tmp_path):
-    for n in (0, 1, 2, 6, 10, 29, 60):
+    for n in (0, 1, 2, 6, 10, 27, 28, 44, 45, 47, 48, 49):
         (tmp_path / f"volume-{n}.nii").touch()
     groups = {case.name[7:]: case.group for case in lits(tmp_path)}
     assert groups == dict(zip(("0", "1", "2", "6", "10"), "AABFF", strict=True)) | {
-        "29": "ircadb-2",  # the second scan of 3D-IRCADb-01
-        "60": "lits-60",
+        "27": "lits-27",
+        "28": "ircadb-1",  # the first scan of 3D-IRCADb-01
+        "44": "ircadb-17",
+        "45": "ircadb-18",
+        "47": "ircadb-20",
+        "48": "ircadb-20",  # or 47 is 19 and 48 is 20: neither may train apart from the other
+        "49": "lits-49",
     }
 
 
@@ -73,6 +78,42 @@ def test_lits_without_partner_or_twice(tmp_path):
     assert reasons[0] == "volume-0 has no label file; expected one"
     assert reasons[1].startswith("volume-1 has 2 images (")
     assert reasons[2] == "volume-4 has no image; expected one"
+
+
+@pytest.mark.parametrize("source", ["lits", "msd"])
+def test_an_identity_matrix_is_no_geometry(tmp_path, source):
+    names = {
+        "lits": ("volume-28.nii", "segmentation-28.nii"),
+        "msd": ("imagesTr/liver_28.nii", "labelsTr/liver_28.nii"),
+    }
+    read, phantom = {"lits": lits, "msd": msd}[source], made.phantom(0)
+
+    def write(axes, affine):
+        for name, data in zip(names[source], (phantom.ct, phantom.labels), strict=True):
+            made.save_without_geometry(tmp_path / name, data, axes, affine)
+        return read(tmp_path)[0]
+
+    scan = read_checked(write("RAS", np.eye(4)))
+    assert (scan.hu == phantom.ct).all()
+    assert (scan.label == phantom.labels).all()
+    assert np.isnan(scan.spacing).all()
+    assert "spacing is not known" in scan.note
+    for axes in ("LAS", "LPS"):
+        reason = refusal(write(axes, np.eye(4)))
+        assert reason.startswith("the header is an identity matrix")
+        assert "the patient's left" in reason
+        assert "3D-IRCADb-01" in reason
+    # any other matrix says something: 1 mm may be true
+    for affine in (np.diag([1, 1, 2, 1]), np.eye(4) + np.eye(4, k=3)):
+        scan = read_checked(write("RAS", affine))
+        assert scan.spacing == (affine[2, 2], 1, 1)
+        assert not scan.note
+
+
+def test_an_identity_matrix_without_liver_cannot_be_checked(tmp_path):
+    for name, data in (("volume", made.phantom(0).ct), ("segmentation", np.zeros((6, 40, 52), np.uint8))):
+        made.save_without_geometry(tmp_path / f"{name}-28.nii", data)
+    assert "no liver" in refusal(lits(tmp_path)[0])
 
 
 def test_labels_that_lie_elsewhere_are_not_moved(tmp_path):
@@ -93,6 +134,7 @@ def test_labels_that_lie_elsewhere_are_not_moved(tmp_path):
     assert refusal(cases[1]).startswith("affine mismatch: segmentation-1.nii lies up to 0.71 mm off")
     check(read_checked(cases[2]), 2)
     assert refusal(cases[3]).startswith("affine mismatch")
+    assert "LiTS 48 to 52, see training/README.md" in refusal(cases[3])
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,16 @@ def save_nifti(path: Path, volume: np.ndarray, order: str = "LPS", affine: np.nd
     nib.save(nib.Nifti1Image(np.ascontiguousarray(array), stored), path)
 
 
+def save_without_geometry(
+    path: Path, volume: np.ndarray, order: str = "RAS", affine: np.ndarray | None = None
+) -> None:
+    """Write a canonical volume with its axes stored in ``order``, whatever the header says: identity, or ``affine``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    flips = tuple(slice(None, None, 1 if a in "LPS" else -1) for a in order)
+    array = np.ascontiguousarray(volume.transpose(2, 1, 0)[flips])
+    nib.save(nib.Nifti1Image(array, np.eye(4) if affine is None else affine), path)
+
+
 def lits(root: Path, numbers: range | list[int], ending: str = ".nii") -> Path:
     """``volume-N`` and ``segmentation-N`` of `phantom` N."""
     for n in numbers:

@@ -19,6 +19,7 @@ class Scan(NamedTuple):
     label: np.ndarray  # uint8 [Z, Y, X]: 0 background, 1 liver, 2 tumour
     spacing: tuple[float, float, float]  # mm (z, y, x); NaN where nobody knows
     z: Sequence[int]  # number of each slice in its source
+    note: str = ""  # what a user should know about it
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Case:
         Whether the reader keeps the case for validation by a rule of its own.
     body_part : str
         What a slice without liver shows; empty for cases with liver.
+    dicom : bool
+        True if read from DICOM, whose orientation and spacing are the scanner's own.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Case:
     labels_tumour: bool = True
     held_out: bool = False
     body_part: str = ""
+    dicom: bool = False
 
 
 def unusable(reason: str) -> Callable[[], Scan]:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from training.store import Store
+from training.store import Store, open_array
+from trtseg.errors import InputError
+
+
+class _File(NamedTuple):
+    """A memory-mapped array on its way to another process."""
+
+    path: Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,23 @@ class Slices:
         """HU and label ``[S, S]`` of one slice, to be kept and changed."""
         return np.array(self.hu[self.index[i]]), np.array(self.label[self.index[i]])
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Name the files of memory-mapped arrays instead of copying them.
+
+        Workers of a data loader that are not forked get their slices pickled: else each would hold the whole store.
+        """
+        return {
+            name: _File(Path(value.filename), value.dtype, value.shape)
+            if isinstance(value, np.memmap) and isinstance(value.base, mmap.mmap)  # not a part of a file
+            else value
+            for name, value in vars(self).items()
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Map the files again, read-only; an `InputError` if they are not as they were."""
+        for name, value in state.items():
+            object.__setattr__(self, name, open_array(*value) if isinstance(value, _File) else value)
+
     def where(self, keep: np.ndarray) -> Slices:
         """The slices for which ``keep`` (bool ``[N]``) is true."""
         rows = (self.index, self.case, self.group, self.has_liver, self.has_tumour, self.knows_tumour)
@@ -77,12 +105,7 @@ def read(root: Path, size: int, without: Collection[str] = ()) -> tuple[Slices, 
     without : collection of str
         Patients that must not train.
     """
-    store = Store.open(root)
-    if store.hu.shape[1] != size:
-        raise SystemExit(
-            f"{root}: its slices have {store.hu.shape[1]} rows, but {size} are needed, twice the net's; "
-            f"run training.prepare with --size {size}"
-        )
+    store = _open(root, size)
     slices = _slices(store)
     validates = store.split == "validation"
     subsets = {"negatives": slices.where(validates & (store.body_part != ""))}
@@ -96,3 +119,24 @@ def of_patients(root: Path, groups: Collection[str]) -> Slices:
     """All slices of some patients, whatever their split."""
     store = Store.open(root)
     return _slices(store).where(np.isin(store.group, list(groups)))
+
+
+def of_split(root: Path, size: int, split: str) -> Slices:
+    """All slices of one split of a store whose slices have ``size`` rows; an `InputError` if it has none."""
+    store = _open(root, size)
+    slices = _slices(store).where(store.split == split)
+    if not len(slices):
+        raise InputError(
+            f"{root}: has no slices to {split} on; training.prepare makes some with --paper SEED"
+        )
+    return slices
+
+
+def _open(root: Path, size: int) -> Store:
+    store = Store.open(root)
+    if store.hu.shape[1] != size:
+        raise SystemExit(
+            f"{root}: its slices have {store.hu.shape[1]} rows, but {size} are needed, twice the net's; "
+            f"run training.prepare with --size {size}"
+        )
+    return store

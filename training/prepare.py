@@ -49,6 +49,8 @@ class Looked:
     liver: np.ndarray  # bool [n]: whether they hold liver
     hu_sha256: str
     label_sha256: str
+    values_sha256: str  # whatever the order of the axes
+    note: str
 
 
 def prepare(cases: Sequence[Case], out: Path, settings: Settings) -> dict[str, Any]:
@@ -66,7 +68,7 @@ def prepare(cases: Sequence[Case], out: Path, settings: Settings) -> dict[str, A
     check(settings, cases)
     with store.writing(out) as files:
         looked, left_out, patient = look(cases, settings.every)
-        parts, warnings = choose(looked, patient, settings)
+        parts, warnings = choose(cases, looked, patient, settings)
         about = {
             "trtseg": __version__,
             "seed": settings.paper,
@@ -99,36 +101,62 @@ def look(cases: Sequence[Case], every: int) -> tuple[list[Looked], list[dict[str
     """Read every case once: what can be used, what cannot, with the reason, and the patient of each group's name.
 
     Two cases with the same voxels are of one patient, whatever their data sets call him: their groups become one.
+    One of them is kept, see `best_copy`.
     """
-    found: list[Looked] = []
-    left_out = []
-    seen: dict[str, Looked] = {}
-    same = {case.group: case.group for case in cases}  # a patient's name -> an earlier one, or itself
-    for case in tqdm(cases, "checking", leave=False, disable=None):
+    looked: dict[int, Looked] = {}
+    reasons: dict[int, str] = {}
+    copies: dict[str, list[int]] = {}  # cases by their values
+    for i, case in enumerate(tqdm(cases, "checking", leave=False, disable=None)):
         try:
-            scan = read_checked(case)
-            values = value_digest(scan.hu)
-            one = Looked(
-                case,
-                np.arange(0, len(scan.hu), every),
-                scan.label.any(axis=(1, 2))[::every],
-                digest(scan.hu),
-                digest(scan.label),
-            )
-            if values in seen:
-                same[_first_name(case.group, same)] = _first_name(seen[values].case.group, same)
-                raise InputError(_duplicate(one, seen[values]))
+            looked[i] = one = _look_at(case, every)
         except InputError as error:
-            left_out.append({"name": case.name, "source": case.source, "reason": str(error)})
+            reasons[i] = str(error)
             continue
-        seen[values] = one
-        found.append(one)
-    if not found:
-        reasons = "; ".join(f"{row['name']}: {row['reason']}" for row in left_out[:3])
-        raise InputError(f"no case can be used, of {len(cases)} ({reasons or 'none was given'})")
+        copies.setdefault(one.values_sha256, []).append(i)
+    same = {case.group: case.group for case in cases}  # a patient's name -> an earlier one, or itself
+    for indices in copies.values():
+        own = [looked[i] for i in indices]
+        best = best_copy(own)
+        for i, one in zip(indices, own, strict=True):
+            same[_first_name(one.case.group, same)] = _first_name(own[0].case.group, same)
+            if one is not best:
+                reasons[i] = _duplicate(one, best, own)
     patient = {group: _first_name(group, same) for group in same}
-    found = [replace(one, case=replace(one.case, group=patient[one.case.group])) for one in found]
+    found = [
+        replace(one, case=replace(one.case, group=patient[one.case.group]))
+        for i, one in looked.items()
+        if i not in reasons
+    ]
+    left_out = [
+        {"name": cases[i].name, "source": cases[i].source, "reason": reason}
+        for i, reason in sorted(reasons.items())
+    ]
+    if not found:
+        few = "; ".join(f"{row['name']}: {row['reason']}" for row in left_out[:3])
+        raise InputError(f"no case can be used, of {len(cases)} ({few or 'none was given'})")
     return found, left_out, patient
+
+
+def _look_at(case: Case, every: int) -> Looked:
+    scan = read_checked(case)
+    return Looked(
+        case,
+        np.arange(0, len(scan.hu), every),
+        scan.label.any(axis=(1, 2))[::every],
+        digest(scan.hu),
+        digest(scan.label),
+        value_digest(scan.hu),
+        scan.note,
+    )
+
+
+def best_copy(copies: Sequence[Looked]) -> Looked | None:
+    """Choose one of the cases with the same voxels: in DICOM if there is one, else the first.
+
+    None if they are ordered differently and none is DICOM: some are upside down or mirrored, and nobody knows which.
+    """
+    sure = [one for one in copies if one.case.dicom] or copies
+    return sure[0] if len({one.hu_sha256 for one in sure}) == 1 else None
 
 
 def _first_name(group: str, same: dict[str, str]) -> str:
@@ -137,34 +165,48 @@ def _first_name(group: str, same: dict[str, str]) -> str:
     return group
 
 
-def _duplicate(one: Looked, other: Looked) -> str:
+def _duplicate(one: Looked, best: Looked | None, copies: Sequence[Looked]) -> str:
+    """Say why a case is left out for another with the same voxels."""
+    other = best or next(copy for copy in copies if copy.hu_sha256 != one.hu_sha256)
     reason = f"duplicate: the same voxels as {other.case.source}/{other.case.name}"
-    if one.hu_sha256 != other.hu_sha256:
-        return f"{reason}, in another order: one of the two has a wrong orientation"
-    return reason if one.label_sha256 == other.label_sha256 else f"{reason}, with other labels"
+    if best is None:
+        return (
+            f"{reason}, in another order: one of the two has a wrong orientation, and neither is DICOM; "
+            "leave one out or repair its header"
+        )
+    if one.hu_sha256 != best.hu_sha256:
+        return f"{reason}, in another order: its own orientation is wrong"
+    return reason if one.label_sha256 == best.label_sha256 else f"{reason}, with other labels"
 
 
 def choose(
-    looked: Sequence[Looked], patient: dict[str, str], settings: Settings
+    cases: Sequence[Case], looked: Sequence[Looked], patient: dict[str, str], settings: Settings
 ) -> tuple[list[store.Part], list[str]]:
-    """Split by patient, and choose slices; also what the user should know about it."""
-    cases = [one.case for one in looked]
+    """Split by patient, and choose slices; also what the user should know about it.
+
+    Of whom one case must not train, no case does: all ``cases`` count here, also those that were left out.
+    """
     named = splitting.VALIDATION_GROUPS if settings.validation is None else settings.validation
     if settings.paper is not None:
         named = ()
     named = tuple(patient.get(name, name) for name in named)
-    split = splitting.by_patient(cases, named)
+    split = splitting.by_patient([replace(case, group=patient[case.group]) for case in cases], named)
+    own = [one.case for one in looked]
     keep = [np.arange(len(one.slices)) for one in looked]
     warnings: list[str] = []
     if settings.paper is not None:
         split, keep, warnings = splitting.draw_paper(
-            cases, [one.liver for one in looked], split, settings.paper
+            own, [one.liver for one in looked], split, settings.paper
         )
-    warnings += [f"no slices for {s}" for s in ("train", "validation") if s not in split.values()]
+    there = {split[case.group] for case in own}
+    warnings += [f"no slices for {s}" for s in ("train", "validation") if s not in there]
+    for note in sorted({one.note for one in looked} - {""}):
+        names = (f"{one.case.source}/{one.case.name}" for one in looked if one.note == note)
+        warnings.append(f"{', '.join(names)}: {note}")
     parts = [
-        store.Part(one.case, split[one.case.group], one.slices[own], one.hu_sha256, one.label_sha256)
-        for one, own in zip(looked, keep, strict=True)
-        if len(own)
+        store.Part(one.case, split[one.case.group], one.slices[some], one.hu_sha256, one.label_sha256)
+        for one, some in zip(looked, keep, strict=True)
+        if len(some)
     ]
     return parts, warnings
 

@@ -229,8 +229,8 @@ class Store:
         folder = Path(folder)
         manifest = _read_manifest(folder / MANIFEST)
         rows, count, size = manifest["cases"], manifest["slices"], manifest["size"]
-        hu = _open_array(folder / HU, np.int16, (count, size, size))
-        label = _open_array(folder / LABEL, np.uint8, (count, size, size))
+        hu = open_array(folder / HU, np.int16, (count, size, size))
+        label = open_array(folder / LABEL, np.uint8, (count, size, size))
         lengths = [row["last"] + 1 - row["first"] for row in rows]
         if [row["first"] for row in rows] != [0, *np.cumsum(lengths)[:-1]] or sum(lengths) != count:
             raise InputError(f"{folder / MANIFEST}: its rows do not cover {count} slices; {_AGAIN}")
@@ -269,7 +269,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _open_array(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+def open_array(path: Path, dtype: np.typing.DTypeLike, shape: tuple[int, ...]) -> np.ndarray:
+    """Map an array of a store, read-only; an `InputError` if it is not what was expected."""
     try:
         array = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:

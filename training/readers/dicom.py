@@ -32,9 +32,11 @@ def ircadb(root: Path) -> list[Case]:
             f"{root}: no 3Dircadb1.N/PATIENT_DICOM in it; unpack the archives inside 3D-IRCADb-01 too"
         )
     return [
-        Case(f"3Dircadb1.{n}", "ircadb", f"ircadb-{n}", partial(_read_ircadb, folder), trainable=False)
+        Case(
+            f"3Dircadb1.{n}", "ircadb", f"ircadb-{n}", partial(_read_ircadb, folder), trainable=False, dicom=True
+        )
         for n, folder in folders
-    ]
+    ]  # fmt: skip
 
 
 def chaos(root: Path) -> list[Case]:
@@ -45,7 +47,8 @@ def chaos(root: Path) -> list[Case]:
         raise InputError(f"{root}: no N/DICOM_anon in it; expected the folder CT of CHAOS's Train_Sets")
     return [
         Case(
-            f"chaos{n}", "chaos", f"chaos-{n}", partial(_read_chaos, folder), trainable=False, labels_tumour=False
+            f"chaos{n}", "chaos", f"chaos-{n}", partial(_read_chaos, folder),
+            trainable=False, labels_tumour=False, dicom=True,
         )
         for n, folder in folders
     ]  # fmt: skip

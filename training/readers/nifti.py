@@ -15,14 +15,16 @@ import numpy as np
 from training.cases import Case, Scan, unusable
 from trtseg import load
 from trtseg.errors import InputError
-from trtseg.volume import Geometry, spacing_mm
+from trtseg.volume import Geometry, Volume, spacing_mm
 
 #: LiTS numbers known to be of one patient: follow-ups, recognised by eye. A to I are the names that the manifest of
 #: the 8-bit slices of the same scans uses.
 PATIENT_OF_LITS = dict(zip(range(14), "AABCDEFFFFFGHI", strict=True))
-# These LiTS scans are those of 3D-IRCADb-01. The numbers above are disputed; equal voxels are found anyway.
-PATIENT_OF_LITS |= {n: f"ircadb-{n - 27}" for n in range(28, 45)}
+# These LiTS scans are those of 3D-IRCADb-01. One published comparison leaves out 45, so that 46 to 48 would be its
+# patients 18 to 20. With 48 in the group of 47, no patient both trains and validates, whichever is right.
+PATIENT_OF_LITS |= {n: f"ircadb-{n - 27}" for n in range(28, 48)} | {48: "ircadb-20"}
 
+_NO_GEOMETRY = "the header is an identity matrix"
 #: Labels may lie off the image by less than this share of a voxel.
 _MAX_SHIFT = 0.1
 
@@ -70,8 +72,35 @@ def chaos_nifti(folder: Path, number: int = 3) -> list[Case]:
 
 def read_pair(volume: Path, labels: Path) -> Scan:
     """Read an image and its labels, which must lie on the same grid; nothing is moved to fit."""
-    ct = load(volume)
+    return _read_on_grid(load(volume), labels)
+
+
+def _read_on_grid(ct: Volume, labels: Path) -> Scan:
     return Scan(ct.array, load_labels(labels, ct.geometry), ct.spacing, range(len(ct.array)))
+
+
+def _read_lits(volume: Path, labels: Path) -> Scan:
+    """Read a case of LiTS; an identity matrix, which its cases 28 to 47 have as affine, is not taken for millimetres.
+
+    How the axes run is not known then either, and by others' account these scans are mirrored if the matrix is taken
+    at its word. So the liver must lie on the patient's right. Whether slices run to the head or to the feet is the
+    same to a 2-D net.
+    """
+    ct = load(volume)
+    scan = _read_on_grid(ct, labels)
+    if not np.array_equal(ct.geometry.affine, np.eye(4)):
+        return scan
+    columns = np.count_nonzero(scan.label, axis=(0, 1))  # they run to the patient's left
+    seen = columns.any()
+    if not seen or np.average(np.arange(len(columns)), weights=columns) >= len(columns) / 2:
+        found = "the liver on the patient's left" if seen else "no liver"
+        raise InputError(
+            f"{_NO_GEOMETRY}; taken at its word, it shows {found}, expected on the right. How the axes run is not "
+            "known: repair the header, or use the same scan of 3D-IRCADb-01 (--ircadb), which is DICOM"
+        )
+    return scan._replace(
+        spacing=(np.nan,) * 3, note=f"{_NO_GEOMETRY}: the spacing is not known, square pixels are assumed"
+    )
 
 
 def load_labels(path: Path, geometry: Geometry) -> np.ndarray:
@@ -82,7 +111,8 @@ def load_labels(path: Path, geometry: Geometry) -> np.ndarray:
     shift = _largest_shift(geometry, image.affine)
     if not shift <= _MAX_SHIFT * min(spacing_mm(geometry.affine)):
         raise InputError(
-            f"affine mismatch: {path.name} lies up to {shift:.4g} mm off its image; repair a header"
+            f"affine mismatch: {path.name} lies up to {shift:.4g} mm off its image; repair a header (known of LiTS "
+            "48 to 52, see training/README.md)"
         )
     values = np.asanyarray(image.dataobj)
     with np.errstate(invalid="ignore"):
@@ -117,7 +147,7 @@ def _reader(name: str, volumes: list[Path], labels: list[Path]):
             return unusable(
                 f"{name} has {f'{len(paths)} {what}s ({here})' if paths else f'no {what}'}; expected one"
             )
-    return partial(read_pair, volumes[0], labels[0])
+    return partial(_read_lits, volumes[0], labels[0])
 
 
 def _patient(number: int) -> str:
