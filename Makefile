@@ -10,8 +10,9 @@ BUILD_FILES := pyproject.toml setup.py $(wildcard csrc/*)
 # What `make train` reads, a folder laid out as training/README.md says, and where it keeps its checkpoints.
 DATA := ../shared/data
 RUNS := runs
-# Chosen on the validation patients, see the model card.
-THRESHOLDS := --tumour-threshold 0.75
+# The threshold was chosen on the validation patients, see the model card.
+ABOUT := --tumour-threshold 0.75 --version 0.4.0 --licence 'demonstration weights; see MODEL_CARD.md' \
+  --trained-on 'LiTS slices and CT slices without liver; see MODEL_CARD.md'
 PACKAGE_FILES := $(shell find trtseg -type f -not -name '*.py[co]' -not -name '*.so')
 PIP_INSTALL = bin/python -m pip install -qq --disable-pip-version-check
 
@@ -28,7 +29,7 @@ help:
 	@echo 'make bench      speed of the ops and of the cascade here (CT=FILE: on that CT)'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make train      from CT slices to the shipped model; an interrupted run resumes'
-	@echo 'make results    train all methods and write docs/results.md, in an hour or two'
+	@echo 'make results    train all methods and write the tables of docs/results.md, in an hour or two'
 	@echo 'make clean      remove environments, builds, caches and demo/'
 
 demo: $(DEMO)/installed
@@ -80,7 +81,7 @@ lint: $(TEST)/installed
 # that was interrupted goes on where it was.
 TRAIN = $(TEST)/bin/python -m training.train --data $(RUNS)/store
 train: $(RUNS)/tumour/done
-	$(TEST)/bin/python -m training.export $(RUNS)/liver/last.pt $(RUNS)/tumour/last.pt --out trtseg/models/default $(THRESHOLDS)
+	$(TEST)/bin/python -m training.export $(RUNS)/liver/last.pt $(RUNS)/tumour/last.pt --out trtseg/models/default $(ABOUT)
 	$(TEST)/bin/python -m training.evaluate --shared $(DATA) -o $(RUNS)/evaluate
 
 $(RUNS)/first/manifest.json: | $(TEST)/installed
@@ -112,8 +113,7 @@ $(RUNS)/tumour/done: $(RUNS)/tumour-1/done
 # The paper's table for our data.
 results: $(RUNS)/store256/manifest.json
 	$(TEST)/bin/python -m training.compare --data $(RUNS)/store256 --out $(RUNS)/compare
-	$(TEST)/bin/python -m training.results $(RUNS)/compare > $(RUNS)/results.md
-	mv $(RUNS)/results.md docs/results.md
+	$(TEST)/bin/python -m training.results $(RUNS)/compare --into docs/results.md
 $(RUNS)/store256/manifest.json: | $(TEST)/installed
 	@mkdir -p $(RUNS)
 	$(TEST)/bin/python -m training.prepare --shared $(DATA) --size 256 -o $(RUNS)/store256

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from training import compare, prepare, pseudo, results
+from training import compare, data, prepare, pseudo, results, score, train
 from training.cases import Case, Scan
 from training.losses import Loss
 from training.methods import Liver
-from training.predict import Predictions
+from training.predict import Predictions, checkpoint, predict
+from trtseg.errors import InputError
 from trtseg.fit import AIR_HU
 from trtseg.phantom import abdomen
 
@@ -39,11 +40,10 @@ def test_a_row_of_the_table(store, tmp_path, name, monkeypatch):
     folder = compare.folder_of(tmp_path, name, 0)
     folder.mkdir(parents=True)
     compare.run(settings, store, folder)
-    test = Predictions.read(folder / "test.npz")
+    validation, test = (Predictions.read(folder / f"{split}.npz") for split in ("validation", "test"))
     assert set(test.case) == {"B", "D"}
-    assert set(Predictions.read(folder / "validation.npz").case) == {"A"}
-    scores = results.score(folder, settings.method)
-    assert scores.keys() == results.COLUMNS.keys()
+    assert set(validation.case) == {"A"}
+    assert score.score(validation, test, settings.method).keys() == score.COLUMNS.keys()
     stamp = (folder / "test.npz").stat().st_mtime_ns
     compare.run(settings, store, folder)  # done is done
     assert (folder / "test.npz").stat().st_mtime_ns == stamp
@@ -51,13 +51,65 @@ def test_a_row_of_the_table(store, tmp_path, name, monkeypatch):
         compare.run(replace(settings, steps=3), store, folder)
 
 
-def test_scores_by_hand(tmp_path):
+def test_tables_go_where_the_old_ones_are(store, tmp_path, monkeypatch):
+    """Of two rows, one of which is run; what is written by hand stays."""
+    first = "one-step, balanced"
+    small = replace(compare.TABLE[first], steps=2, batch=2, size=32, width=4, depth=2, compile=False)
+    for module in (compare, results):
+        monkeypatch.setattr(module, "SEEDS", (0,))
+    monkeypatch.setattr(results, "TABLE", {first: small, "joint": compare.TABLE["joint"]})
+    document = tmp_path / "results.md"
+    document.write_text(f"By hand.\n\n{results.MARK}old tables\n")
+    monkeypatch.setattr("sys.argv", ["results", str(tmp_path), "--into", str(document)])
+    with pytest.raises(SystemExit, match=r"run training\.compare first"):
+        results.main()
+    compare.run(small, store, compare.folder_of(tmp_path, first, 0))
+    results.main()
+    hand, _, printed = document.read_text().partition(results.MARK)
+    assert hand == "By hand.\n\n"
+    assert "old tables" not in printed
+    assert "Test: LiTS groups B and D (16 slices" in printed
+    assert f"| {first} | 0." in printed
+    assert "| joint | not run |" in printed
+    document.write_text("no mark\n")
+    with pytest.raises(SystemExit, match="the tables go below it"):
+        results.main()
+    assert document.read_text() == "no mark\n"
+
+
+def test_the_papers_split_is_scored_by_one_command(tmp_path, capsys, monkeypatch):
+    """A store with a test split of its own: the threshold is of its validation."""
+    store, run = tmp_path / "store", tmp_path / "run"
+
+    def case(group):
+        phantom = abdomen(shape=(8, 64, 64), spacing=(20.0, 6.0, 6.0), seed=ord(group), lesions=3)
+        scan = Scan(phantom.ct, phantom.labels, (20.0, 6.0, 6.0), range(8))
+        return Case(group, "lits", group, lambda: scan)
+
+    prepare.prepare([case(group) for group in "ABCD"], store, prepare.Settings(size=64, paper=0))
+    settings = replace(compare.PLAIN, steps=2, batch=2, size=32, width=4, depth=2, compile=False, without="")
+    train.train(settings, store, run)
+    monkeypatch.setattr("sys.argv", ["score", str(run / "last.pt"), "--data", str(store)])
+    score.main()
+    row = capsys.readouterr().out.splitlines()[-1].split(" | ")
+    method = checkpoint(run / "last.pt")
+    validation, test = (predict(method, data.of_split(store, 64, s)) for s in ("validation", "test"))
+    assert not set(validation.case) & set(test.case)
+    assert row[0] == "| one-step"
+    assert row[1] == f"{score.score(validation, test, 'one-step')['accuracy']:.4f}"
+
+
+def test_a_store_without_test_split_says_so(store):
+    with pytest.raises(InputError, match=r"no slices to test on; .*--paper SEED"):
+        data.of_split(store, 64, "test")
+
+
+def test_scores_by_hand():
     liver = np.array([[[0.1, 0.9, 0.9, 0.9, 0.75, 0.0]]], np.float32)
     tumour = np.array([[[0.0, 0.8, 0.6, 0.2, 0.4, 0.0]]], np.float32)
     label = np.array([[[0, 2, 1, 2, 2, 0]]], np.uint8)
-    for name in ("validation", "test"):
-        Predictions(liver, tumour, label, np.array(["x"])).save(tmp_path / f"{name}.npz")
-    two = results.score(tmp_path, "joint")
+    found = Predictions(liver, tumour, label, np.array(["x"]))
+    two = score.score(found, found, "joint")
     # tumour above 0.5: two pixels, one of them right; three are true
     assert two["tumour Dice"] == pytest.approx(2 * 1 / (2 + 3))
     assert two["IoU"] == pytest.approx(1 / 4)
@@ -68,13 +120,13 @@ def test_scores_by_hand(tmp_path):
     assert two["its share of pixels"] == pytest.approx(4 / 6)
     assert two["restricted AUC"] == pytest.approx(1 / 3)
     # three classes: at the fifth pixel (0.25, 0.35, 0.4) tumour is the largest, though below 0.5
-    one = results.score(tmp_path, "one-step")
+    one = score.score(found, found, "one-step")
     assert one["tumour Dice"] == pytest.approx(2 * 2 / (3 + 3))
 
 
 def test_cells_show_a_range_where_there_is_one():
-    assert results.cell([0.123, 0.123], 2) == "0.12"
-    assert results.cell([0.1, 0.3], 1) == "0.2 (0.1–0.3)"
+    assert score.cell([0.123, 0.123], 2) == "0.12"
+    assert score.cell([0.1, 0.3], 1) == "0.2 (0.1–0.3)"
 
 
 class Threshold(nn.Module):

@@ -7,7 +7,8 @@ import pytest
 import tiny
 import torch
 
-from training import evaluate, export, train
+from training import checkpoint as runs
+from training import evaluate, export
 from training.cases import Case, Scan
 from training.methods import WINDOW
 from training.predict import Predictions, checkpoint, predict
@@ -27,8 +28,8 @@ def checkpoints(method, folder):
     def save(name, built, **settings):
         torch.manual_seed(3)
         path = folder / f"{name}.pt"
-        chosen = train.Settings(name, size=32, width=4, depth=2, compile=False, **settings)
-        nets = train.build(chosen, built)
+        chosen = runs.Settings(name, size=32, width=4, depth=2, compile=False, **settings)
+        nets = runs.build(chosen, built)
         with torch.no_grad():  # so that about half of the pixels are positive
             for net in nets.nets.values():
                 net.head.bias.zero_()
@@ -38,8 +39,8 @@ def checkpoints(method, folder):
     if method != "sequential":
         return [save(method, None)]
     liver = save("liver", None)
-    method = train.load(liver)[0]
-    return [liver, save("tumour", method, liver=train.fingerprint(method.nets))]
+    method = runs.load(liver)[0]
+    return [liver, save("tumour", method, liver=runs.fingerprint(method.nets))]
 
 
 @pytest.fixture(scope="module", params=["one-step", "sequential", "joint"])
@@ -153,13 +154,19 @@ def test_evaluation_of_a_model(exported, tmp_path):
         Case("ill", "x", "p", lambda: Scan(phantom.ct, phantom.labels, SPACING, range(6))),
         Case("well", "x", "q", lambda: Scan(phantom.ct, (phantom.labels > 0).astype(np.uint8), SPACING, range(6)),
              labels_tumour=False),
+        Case("png", "x", "s", lambda: Scan(phantom.ct, phantom.labels, (np.nan,) * 3, range(6))),
         Case("leg", "x", "r", lambda: Scan(empty.ct, np.zeros(empty.ct.shape, np.uint8), (np.nan, 6.0, 6.0), [0]),
              body_part="pelvis"),
     ]  # fmt: skip
     text = evaluate.evaluate(Segmenter(folder), str(folder), cases, tmp_path, 1)
     assert "not for clinical use" in text.lower()
     assert "| ill |" in text
-    assert "| well |" in text
+    # What is called tumour is said of both cases; how right it is, only where the truth knows tumours.
+    result = Segmenter(folder).segment(phantom.ct, spacing=SPACING)
+    called = f"{result.tumour_ml:.1f} | {len(result.lesions)} |"
+    assert f"| ill | {called} 0." in text
+    assert f"| well | {called} – |" in text
+    assert "the spacing is not known of x/png: where it is not, (5.0, 0.75, 0.75) mm are assumed" in text
     assert "| slices without liver | 1 |" in text
     assert "| all pixels |" in text
     assert "| probability in [0.01, 0.99] |" in text

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from training import prepare, train
+from training import checkpoint, prepare, train
 from training.cases import Case, Scan
 from training.data import Slices
 from training.losses import Loss
@@ -28,19 +28,17 @@ from trtseg.phantom import abdomen
 ROOT = Path(__file__).parents[1]
 
 
+def case(group, liver=True):
+    phantom = abdomen(shape=(8, 64, 64), spacing=(20.0, 6.0, 6.0), seed=ord(group), liver=liver, lesions=3)
+    scan = Scan(phantom.ct[2:6], phantom.labels[2:6], (20.0, 6.0, 6.0), range(4))
+    return Case(
+        group, "phantom", group, lambda: scan, held_out=group == "V", body_part="" if liver else "pelvis"
+    )
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """A store of slices for nets of 32x32: patient A validates, C and D train, and two without liver."""
-
-    def case(group, liver=True):
-        phantom = abdomen(
-            shape=(8, 64, 64), spacing=(20.0, 6.0, 6.0), seed=ord(group), liver=liver, lesions=3
-        )
-        scan = Scan(phantom.ct[2:6], phantom.labels[2:6], (20.0, 6.0, 6.0), range(4))
-        return Case(
-            group, "phantom", group, lambda: scan, held_out=group == "V", body_part="" if liver else "pelvis"
-        )
-
     cases = [case("A"), case("C"), case("D"), case("N", liver=False), case("V", liver=False)]
     folder = tmp_path_factory.mktemp("store")
     prepare.prepare(cases, folder, prepare.Settings(size=64))
@@ -48,7 +46,7 @@ def store(tmp_path_factory):
 
 
 def settings(method, steps=4, **changes):
-    return train.Settings(method, steps, batch=2, size=32, width=4, depth=2, compile=False, **changes)
+    return checkpoint.Settings(method, steps, batch=2, size=32, width=4, depth=2, compile=False, **changes)
 
 
 def weights(folder):
@@ -95,7 +93,10 @@ def test_another_setting_does_not_go_on_with_a_run(store, tmp_path):
 
 
 def test_two_processes_train_one_net(store, tmp_path):
-    """torchrun with two processes over gloo: both see half of each batch, one writes, and a second run is the same."""
+    """torchrun with two processes over gloo: both see half of each batch, one writes, and a second run is the same.
+
+    That both have the same weights the loop checks itself: without averaged gradients it fails here.
+    """
     for name in ("a", "b"):
         run = command(tmp_path / name, store, "--every", "3")
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *run[1:]]
@@ -134,12 +135,75 @@ def test_a_tumour_net_names_its_liver_net(store, tmp_path):
     for name, seed in (("liver", 0), ("other", 1)):
         train.train(settings("liver", seed=seed), store, tmp_path / name)
     train.train(settings("tumour"), store, tmp_path / "tumour", tmp_path / "liver/last.pt")
-    method, loaded = train.load(tmp_path / "tumour/last.pt", tmp_path / "liver/last.pt")
+    method, loaded = checkpoint.load(tmp_path / "tumour/last.pt", tmp_path / "liver/last.pt")
     assert list(method.nets) == ["tumour"]
     assert len(loaded.liver) == 64
     for wrong in (None, tmp_path / "other/last.pt"):
         with pytest.raises(SystemExit, match="behind another liver net"):
-            train.load(tmp_path / "tumour/last.pt", wrong)
+            checkpoint.load(tmp_path / "tumour/last.pt", wrong)
+
+
+def test_processes_with_different_weights_are_found(monkeypatch):
+    """Two processes that have the same, and two that have not."""
+    method = Liver(UNet(width=2, depth=1), Loss(2, 0, "none"))
+    monkeypatch.setattr(train.dist, "get_world_size", lambda: 2)
+    for other, message in ((lambda mine: mine, None), (lambda mine: mine[::-1], "weights differ")):
+
+        def gather(digests, mine, other=other):
+            digests[:] = [mine, other(mine)]
+
+        monkeypatch.setattr(train.dist, "all_gather_object", gather)
+        if message is None:
+            train._check_equal(method)
+        else:
+            with pytest.raises(RuntimeError, match=message):
+                train._check_equal(method)
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(store, tmp_path):
+    for name, changes in (("liver", {}), ("wide", {"width": 6}), ("one-step", {})):
+        method = "liver" if name == "wide" else name
+        train.train(replace(settings(method, 1), **changes), store, tmp_path / name)
+    small = replace(settings("liver", 1), size=16)
+    prepare.prepare([case("C")], tmp_path / "store32", prepare.Settings(size=32))
+    train.train(small, tmp_path / "store32", tmp_path / "small")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/last.pt").write_bytes(b"PK no checkpoint")
+    state = torch.load(tmp_path / "liver/last.pt", weights_only=True)
+    state["settings"]["cut"] = 0.5
+    (tmp_path / "old").mkdir()
+    torch.save(state, tmp_path / "old/last.pt")
+    out = tmp_path / "out"
+
+    def refused(message, method="liver", **start):
+        with pytest.raises(SystemExit, match=message):
+            train.train(settings(method, 1), store, out, **start)
+        assert not out.exists()
+
+    last = {
+        name: tmp_path / name / "last.pt" for name in ("wide", "one-step", "small", "broken", "old", "no")
+    }
+    refused("has width 6, but this run 4", start=last["wide"])
+    refused("has method 'one-step', but this run 'liver'", start=last["one-step"])
+    refused("net of 16x16 pixels; expected 32x32", method="tumour", liver_checkpoint=last["small"])
+    refused("of the method one-step; expected liver", method="tumour", liver_checkpoint=last["one-step"])
+    refused("damaged, or no checkpoint", start=last["broken"])
+    refused("No such file", start=last["no"])
+    refused("made with cut, which this version does not know", start=last["old"])
+
+
+def test_a_store_without_training_slices_is_named(store, tmp_path):
+    only = tmp_path / "store"
+    prepare.prepare([case("A")], only, prepare.Settings(size=64))
+    for data, message in (
+        (only, "slices: got none to train liver on"),
+        (tmp_path / "no", "no slice store there"),
+    ):
+        result = subprocess.run(command(tmp_path / "out", data), cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 1
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+        assert not (tmp_path / "out").exists()
 
 
 def test_precision_is_the_fastest_or_the_one_that_is_asked_for(store, tmp_path):
@@ -147,18 +211,20 @@ def test_precision_is_the_fastest_or_the_one_that_is_asked_for(store, tmp_path):
     train.train(settings("liver"), store, tmp_path / "auto")
     fastest = train.fastest(torch.device("cpu"))
     assert (
-        train.load(tmp_path / "auto/last.pt")[1].precision == fastest == ("bf16" if native_bf16() else "fp32")
+        checkpoint.load(tmp_path / "auto/last.pt")[1].precision
+        == fastest
+        == ("bf16" if native_bf16() else "fp32")
     )
     for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         train.train(settings("liver", precision=precision), store, tmp_path / precision)
-        assert train.load(tmp_path / precision / "last.pt")[0].precision == dtype
+        assert checkpoint.load(tmp_path / precision / "last.pt")[0].precision == dtype
     assert not same(weights(tmp_path / "bf16"), weights(tmp_path / "fp32"))
     assert same(weights(tmp_path / "auto"), weights(tmp_path / fastest))
     with pytest.raises(SystemExit, match="precision 'bf16', not 'fp32'"):
         train.train(settings("liver", precision="fp32"), store, tmp_path / "bf16")
     tumour = settings("tumour", precision="fp32")
     train.train(tumour, store, tmp_path / "tumour", tmp_path / "bf16/last.pt")
-    behind = train.load(tmp_path / "tumour/last.pt", tmp_path / "bf16/last.pt")[0].liver[0]
+    behind = checkpoint.load(tmp_path / "tumour/last.pt", tmp_path / "bf16/last.pt")[0].liver[0]
     assert behind.precision == torch.float32, "one precision in a run"
 
 
@@ -183,7 +249,7 @@ def test_processes_share_out_every_batch():
 
 
 def test_learning_rates():
-    adam = train.Settings("liver", 1000, lr=1.0)
+    adam = checkpoint.Settings("liver", 1000, lr=1.0)
     assert train.lr_at(adam, 0) == pytest.approx(1 / 100)  # warm-up over a tenth
     assert train.lr_at(replace(adam, steps=9000), 0) == pytest.approx(1 / 200)  # or 200 steps
     assert train.lr_at(adam, 500) == pytest.approx(0.5)

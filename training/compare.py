@@ -2,7 +2,7 @@
 
     python -m training.prepare --shared ../shared/data --size 256 -o runs/store256     # runs/ must be there
     python -m training.compare --data runs/store256 --out runs/compare   # what is missing
-    python -m training.results runs/compare > docs/results.md
+    python -m training.results runs/compare --into docs/results.md
 
 All runs have one budget: as many steps a net, on slices of the same patients.
 """
@@ -14,10 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from training import data
+from training.checkpoint import Settings
 from training.predict import checkpoint, predict
 from training.split import VALIDATION_GROUPS
 from training.store import Store
-from training.train import Settings, train
+from training.train import train
 
 SEEDS = (0, 1)
 #: Patients to test on: B with a few small tumours, D with large ones. Group A chooses the thresholds.

@@ -21,8 +21,8 @@ import onnx
 import openvino
 import torch
 
+from training.checkpoint import load
 from training.methods import WINDOW
-from training.train import load
 from training.unet import UNet, folded
 from trtseg import reference
 from trtseg.phantom import abdomen
@@ -203,9 +203,9 @@ def main() -> None:
     )
     for role in ("liver", "tumour"):
         parser.add_argument(f"--{role}-threshold", type=float, metavar="P", help="probability (0.5)")
-    parser.add_argument("--version", default="0.4.0")
-    parser.add_argument("--trained-on", default="LiTS slices and CT slices without liver; see MODEL_CARD.md")
-    parser.add_argument("--licence", default="demonstration weights; see MODEL_CARD.md")
+    parser.add_argument("--version", default="0.0.0", help="of the model (0.0.0)")
+    parser.add_argument("--trained-on", default="not stated", help="what the weights have seen, a sentence")
+    parser.add_argument("--licence", default="not stated", help="under which the weights are")
     args = parser.parse_args()
     export(
         args.checkpoints,

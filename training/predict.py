@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from training.checkpoint import load
 from training.data import Slices
 from training.methods import Method
-from training.train import load, target
+from training.train import target
 
 
 class Predictions(NamedTuple):

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from training.checkpoint import load
 from training.methods import Method
 from training.readers.unlabelled import unlabelled
 from training.store import resize
-from training.train import load
 from trtseg.fit import AIR_HU
 from trtseg.io import atomic
 

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from training import data
 from training.augment import augment, remove_liver
 from training.lesions import add_gallbladder, add_lesions, paste_lesion
+from trtseg.errors import InputError
 
 #: Of each method's samples the share with a tumour, with liver but no tumour, and without liver. N2 sees nothing of
 #: slices without liver.
@@ -65,6 +66,11 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
         pools = (np.flatnonzero(tumour), np.flatnonzero(liver & ~tumour), np.flatnonzero(~liver))
         share = np.array([s if len(pool) else 0.0 for s, pool in zip(SHARES[method], pools, strict=True)])
         self.pools = [(pool, _by_group(slices.group[pool])) for pool in pools]
+        if not share.any():
+            raise InputError(
+                f"slices: got none to train {method} on; prepare a store with cases that may train, with liver"
+                + ("" if method == "liver" else " and known tumours")
+            )
         self.share = share / share.sum()
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:

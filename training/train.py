@@ -5,7 +5,8 @@
     python -m training.train one-step|joint --out runs/...
     torchrun --nproc-per-node 2 -m training.train liver --out runs/liver
 
-The run writes ``log.csv``, ``curves.png`` and ``last.pt``; after a kill the same command resumes, with the same result.
+The run writes ``log.csv``, ``curves.png`` and ``last.pt``; after a kill the same command resumes, on a CPU with the
+same result.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ import csv
 import hashlib
 import math
 import os
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean as mean
-from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -31,111 +31,20 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from training import data
+from training.checkpoint import Settings, build, fingerprint, load_liver, read, save, start_from
 from training.curves import plot
-from training.losses import Loss
-from training.methods import Joint, Liver, Method, OneStep, Tumour
+from training.methods import Method
 from training.sample import Samples
 from training.store import MANIFEST
-from training.unet import UNet
 from trtseg.engines.openvino import native_bf16
+from trtseg.errors import TrtsegError
 from trtseg.metrics.overlap import overlap
-
-SIZE = 256
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a run depends on; stored in the checkpoint and checked when it resumes."""
-
-    method: str
-    steps: int = 4000
-    batch: int = 8  # over all processes
-    size: int = SIZE
-    width: int = 16
-    depth: int = 4
-    dropout: float = 0.1
-    optimizer: str = "adamw"
-    lr: float = 2e-3
-    weight_decay: float = 1e-2
-    balance: float = 0.5  # exponent of the class weights
-    balance_from: float = 0.0  # fraction of the steps that run before the loss is balanced
-    overlap: str = "dice"
-    gate: str = "straight-through"  # joint only
-    grow: int = 8  # pixels; tumour only
-    c1: float = 1.0
-    c2: float = 1.0
-    ema: float = 0.998  # decay of the averaged weights, which are the result; 0: the last weights
-    lesions: float = 0.5  # share of livers that get synthetic lesions
-    paste: float = 0.0  # share of livers that get a lesion of another slice
-    gallbladders: float = (
-        0.0  # share of livers that get one beside them; tumour only, others always have some
-    )
-    precision: str = "auto"  # of the nets; auto is BF16 where that is faster than FP32
-    without: str = ""  # patient groups that are left out of training, besides those of the validation
-    seed: int = 0
-    compile: bool = True
-    store: str = ""  # SHA-256 of the slice store's manifest
-    liver: str = ""  # SHA-256 of the liver net that a tumour net is trained behind
-    start: str = ""  # SHA-256 of the nets whose weights this run starts with
-
-
-def build(settings: Settings, liver: Liver | None = None) -> Method:
-    """The method with fresh nets; all nets run in the precision of the settings, where auto is FP32."""
-    method = _fresh(settings, liver)
-    for part in (method, *((liver,) if liver else ())):
-        part.precision = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-    return method
-
-
-def _fresh(settings: Settings, liver: Liver | None) -> Method:
-
-    def net(classes: int) -> UNet:
-        return UNet(classes, settings.width, settings.depth, settings.dropout)
-
-    def loss(classes: int) -> Loss:
-        return Loss(classes, settings.balance, settings.overlap)
-
-    if settings.method == "one-step":
-        return OneStep(net(3), loss(3))
-    if settings.method == "liver":
-        return Liver(net(1), loss(2))
-    if settings.method == "tumour":
-        assert liver is not None
-        return Tumour(net(1), loss(2), liver, settings.grow)
-    if settings.method == "joint":
-        return Joint(net(1), net(1), (loss(2), loss(2)), settings.gate, (settings.c1, settings.c2))
-    raise ValueError(f"method: got {settings.method!r}; expected one-step, liver, tumour or joint")
-
-
-def load(path: Path, liver: Path | None = None) -> tuple[Method, Settings]:
-    """The method of a checkpoint with the weights that are its result, in evaluation mode.
-
-    ``liver`` is the checkpoint of the liver net, for a tumour net; it must be the one that it was trained behind.
-    """
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    settings = Settings(**state["settings"])
-    behind = cast(Liver, load(liver)[0]) if liver else None
-    if settings.liver and (behind is None or fingerprint(behind.nets) != settings.liver):
-        raise SystemExit(
-            f"{path}: was trained behind another liver net than {liver}; name that one's checkpoint"
-        )
-    method = build(settings, behind)
-    method.nets.load_state_dict(state["result"])
-    return method.eval(), settings
 
 
 def fastest(device: torch.device) -> str:
     """``bf16`` where the device multiplies it in hardware, as the CPU engine has it too; else ``fp32``."""
     native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else native_bf16()
     return "bf16" if native else "fp32"
-
-
-def fingerprint(nets: nn.Module) -> str:
-    """SHA-256 of the weights."""
-    digest = hashlib.sha256()
-    for name, value in nets.state_dict().items():
-        digest.update(name.encode() + value.contiguous().cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def optimizer_of(settings: Settings, method: nn.Module) -> torch.optim.Optimizer:
@@ -207,10 +116,9 @@ def train(
         Steps between validations and checkpoints.
     """
     rank, processes, device = _processes()
-    out.mkdir(parents=True, exist_ok=True)
     liver = None
     if liver_checkpoint:
-        liver = cast(Liver, load(liver_checkpoint)[0]).to(device)
+        liver = load_liver(liver_checkpoint, settings.size).to(device)
         settings = replace(settings, liver=fingerprint(liver.nets))
     slices, subsets = data.read(root, 2 * settings.size, settings.without.split())
     if settings.precision == "auto":
@@ -221,17 +129,15 @@ def train(
     method = build(settings, liver).to(device)
     optimizer = optimizer_of(settings, method)
     if start:
-        method.nets.load_state_dict(torch.load(start, weights_only=True, map_location=device)["result"])
+        start_from(start, settings, method, device)
         settings = replace(settings, start=fingerprint(method.nets))
     averaged = AveragedModel(method, avg_fn=partial(_average, settings.ema), use_buffers=True)
     step, losses = 0, []
     checkpoint = out / "last.pt"
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True, map_location=device)
-        if Settings(**state["settings"]) != settings:
-            raise SystemExit(
-                f"{checkpoint}: {_differences(state['settings'], settings)}; choose another --out"
-            )
+        before, state = read(checkpoint, device)
+        if before != settings:
+            raise SystemExit(f"{checkpoint}: {_differences(before, settings)}; choose another --out")
         method.load_state_dict(state["method"])
         averaged.load_state_dict(state["averaged"])
         optimizer.load_state_dict(state["optimizer"])
@@ -241,20 +147,22 @@ def train(
             net.compile()
     model = DistributedDataParallel(method) if processes > 1 else method
 
+    samples = Samples(
+        slices,
+        settings.method,
+        settings.lesions,
+        settings.seed,
+        paste=settings.paste,
+        gallbladders=settings.gallbladders,
+    )
     loader = DataLoader(
-        Samples(
-            slices,
-            settings.method,
-            settings.lesions,
-            settings.seed,
-            paste=settings.paste,
-            gallbladders=settings.gallbladders,
-        ),
+        samples,
         batch_size=settings.batch // processes,
         sampler=numbers(settings, step, rank, processes),
         num_workers=1,
         prefetch_factor=4,
     )
+    out.mkdir(parents=True, exist_ok=True)  # nothing can be refused any more
     bar = tqdm(
         loader, initial=step, total=settings.steps, desc=settings.method, mininterval=5, disable=rank > 0
     )
@@ -275,7 +183,11 @@ def train(
         step += 1
         losses.append(loss.item())
         bar.set_postfix(loss=f"{mean(losses[-50:]):.3f}", refresh=False)
-        if rank == 0 and (step % every == 0 or step == settings.steps):
+        if step % every and step < settings.steps:
+            continue
+        if processes > 1:
+            _check_equal(method)
+        if rank == 0:
             result = averaged.module if settings.ema else method
             scores = validate(result, subsets, device)
             bar.write(
@@ -285,15 +197,13 @@ def train(
             _log(out / "log.csv", {"step": step, "lr": lr, "loss": mean(losses), **scores})
             losses.clear()
             state = {
-                "settings": asdict(settings),
                 "result": result.nets.state_dict(),
                 "method": method.state_dict(),
                 "averaged": averaged.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "step": step,
             }
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+            save(checkpoint, settings, state)
             plot(out / "log.csv", out / "curves.png")
     if processes > 1:
         dist.destroy_process_group()
@@ -324,11 +234,18 @@ def _processes() -> tuple[int, int, torch.device]:
     return rank, processes, device
 
 
-def _differences(before: dict[str, Any], settings: Settings) -> str:
-    now = asdict(settings)
-    return "made with " + ", ".join(
-        f"{k} {before.get(k)!r}, not {v!r}" for k, v in now.items() if before.get(k) != v
-    )
+def _check_equal(method: Method) -> None:
+    """Fail where the processes no longer have the same weights: each would train a net of its own."""
+    digest = hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in method.parameters()))
+    digests = [""] * dist.get_world_size()
+    dist.all_gather_object(digests, digest.hexdigest())
+    if len(set(digests)) > 1:
+        raise RuntimeError("the processes' weights differ; their gradients are not averaged")
+
+
+def _differences(before: Settings, settings: Settings) -> str:
+    old, now = asdict(before), asdict(settings)
+    return "made with " + ", ".join(f"{k} {old[k]!r}, not {v!r}" for k, v in now.items() if old[k] != v)
 
 
 def _log(path: Path, row: dict[str, float]) -> None:
@@ -372,7 +289,10 @@ def main() -> None:
     )
     if (args["method"] == "tumour") != (checkpoint is not None):
         parser.error("--liver goes with the method tumour, which needs it")
-    train(Settings(**args), root, out, checkpoint, start, every)
+    try:
+        train(Settings(**args), root, out, checkpoint, start, every)
+    except TrtsegError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 CHOICES = {

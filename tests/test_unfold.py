@@ -1,0 +1,91 @@
+"""From an exported model back to checkpoints that say the same and can be trained."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from training import checkpoint, data, export, prepare, train, unfold
+from training.cases import Case, Scan
+from training.methods import windowed
+from training.sample import Samples
+from trtseg.errors import ModelError
+from trtseg.phantom import abdomen
+
+SPACING = (20.0, 6.0, 6.0)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    def case(group):
+        phantom = abdomen(shape=(8, 64, 64), spacing=SPACING, seed=ord(group), lesions=3)
+        return Case(group, "phantom", group, lambda: Scan(phantom.ct, phantom.labels, SPACING, range(8)))
+
+    folder = tmp_path_factory.mktemp("store")
+    prepare.prepare([case(group) for group in "AC"], folder, prepare.Settings(size=64))
+    return folder
+
+
+def settings(method, **changes):
+    values = {
+        "steps": 8,
+        "batch": 2,
+        "size": 32,
+        "width": 4,
+        "depth": 2,
+        "precision": "fp32",
+        "compile": False,
+    }
+    return checkpoint.Settings(method, **{**values, **changes})
+
+
+@pytest.fixture(scope="module", params=["one-step", "sequential"])
+def runs(request, store, tmp_path_factory):
+    """Checkpoints of short runs, and the model that they were exported to."""
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "one-step":
+        train.train(settings("one-step"), store, folder / "one-step")
+        paths = [folder / "one-step/last.pt"]
+    else:
+        train.train(settings("liver"), store, folder / "liver")
+        train.train(settings("tumour"), store, folder / "tumour", folder / "liver/last.pt")
+        paths = [folder / "liver/last.pt", folder / "tumour/last.pt"]
+    export.export(paths, folder / "model", {}, {"version": "1", "trained_on": "x", "licence": "y"})
+    return paths, folder / "model"
+
+
+def test_an_unfolded_net_says_what_it_said_and_learns(runs, store, tmp_path, monkeypatch):
+    paths, model = runs
+    monkeypatch.setattr(unfold, "SAMPLES", 8)
+    unfolded = unfold.unfold_model(model, store, tmp_path)
+    assert [path.relative_to(tmp_path).as_posix() for path in unfolded] == [
+        f"{path.parent.name}/last.pt" for path in paths
+    ]
+    slices, _ = data.read(store, 64)
+    hu = Samples(slices, "liver", 0.0, 1)[0][0][None]
+    for before, after in zip(paths, unfolded, strict=True):
+        behind = [(p[0] if after.parent.name == "tumour" else None) for p in (paths, unfolded)]
+        (old, _), (new, made) = (checkpoint.load(p, b) for p, b in zip((before, after), behind, strict=True))
+        assert (made.width, made.depth, made.size) == (4, 2, 32)
+        with torch.no_grad():
+            for a, b in zip(old.probabilities(hu), new.probabilities(hu), strict=True):
+                assert np.abs(a.numpy() - b.numpy()).max() < 1e-4
+        again = settings(made.method, lr=0.0, steps=1)
+        train.train(again, store, tmp_path / f"more-{made.method}", behind[1], after)
+        if made.method != "tumour":  # its input is masked
+            samples = Samples(slices, made.method, made.lesions, made.seed)
+            x = windowed(torch.stack([samples[i][0] for i in range(8)]), made.method)
+            block = new.nets[made.method].down[0]
+            with torch.no_grad():
+                out = block[0](x)
+            assert torch.allclose(out.mean((0, 2, 3)), block[1].running_mean, atol=1e-4)
+            assert torch.allclose(out.var((0, 2, 3)), block[1].running_var, rtol=1e-2)
+
+
+def test_what_is_no_exported_net_is_named(store, tmp_path):
+    with pytest.raises(ModelError, match=r"no net that training\.export wrote"):
+        unfold.folded_net({"a": torch.zeros(1)})
+    with pytest.raises(ModelError, match="expected one of"):
+        unfold.unfold_model(tmp_path, store, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,153 @@
+"""What a run depends on, and the checkpoint that it leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from training.losses import Loss
+from training.methods import Joint, Liver, Method, OneStep, Tumour
+from training.unet import UNet
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run depends on; stored in the checkpoint and checked when it resumes."""
+
+    method: str
+    steps: int = 4000
+    batch: int = 8  # over all processes
+    size: int = 256
+    width: int = 16
+    depth: int = 4
+    dropout: float = 0.1
+    optimizer: str = "adamw"
+    lr: float = 2e-3
+    weight_decay: float = 1e-2
+    balance: float = 0.5  # exponent of the class weights
+    balance_from: float = 0.0  # fraction of the steps that run before the loss is balanced
+    overlap: str = "dice"
+    gate: str = "straight-through"  # joint only
+    grow: int = 8  # pixels; tumour only
+    c1: float = 1.0
+    c2: float = 1.0
+    ema: float = 0.998  # decay of the averaged weights, which are the result; 0: the last weights
+    lesions: float = 0.5  # share of livers that get synthetic lesions
+    paste: float = 0.0  # share of livers that get a lesion of another slice
+    gallbladders: float = (
+        0.0  # share of livers that get one beside them; tumour only, others always have some
+    )
+    precision: str = "auto"  # of the nets; auto is BF16 where that is faster than FP32
+    without: str = ""  # patient groups that are left out of training, besides those of the validation
+    seed: int = 0
+    compile: bool = True
+    store: str = ""  # SHA-256 of the slice store's manifest
+    liver: str = ""  # SHA-256 of the liver net that a tumour net is trained behind
+    start: str = ""  # SHA-256 of the nets whose weights this run starts with
+
+
+def build(settings: Settings, liver: Liver | None = None) -> Method:
+    """The method with fresh nets; all nets run in the precision of the settings, where auto is FP32."""
+    method = _fresh(settings, liver)
+    for part in (method, *((liver,) if liver else ())):
+        part.precision = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    return method
+
+
+def _fresh(settings: Settings, liver: Liver | None) -> Method:
+
+    def net(classes: int) -> UNet:
+        return UNet(classes, settings.width, settings.depth, settings.dropout)
+
+    def loss(classes: int) -> Loss:
+        return Loss(classes, settings.balance, settings.overlap)
+
+    if settings.method == "one-step":
+        return OneStep(net(3), loss(3))
+    if settings.method == "liver":
+        return Liver(net(1), loss(2))
+    if settings.method == "tumour":
+        assert liver is not None
+        return Tumour(net(1), loss(2), liver, settings.grow)
+    if settings.method == "joint":
+        return Joint(net(1), net(1), (loss(2), loss(2)), settings.gate, (settings.c1, settings.c2))
+    raise ValueError(f"method: got {settings.method!r}; expected one-step, liver, tumour or joint")
+
+
+def read(path: Path, device: torch.device | str = "cpu") -> tuple[Settings, dict[str, Any]]:
+    """Settings and state of a checkpoint; a `SystemExit` that names the file where it is none."""
+    try:
+        state = torch.load(path, weights_only=True, map_location=device)
+        stored = dict(state["settings"])
+    except OSError as error:
+        raise SystemExit(
+            f"{path}: {error.strerror or error}; expected a checkpoint of training.train"
+        ) from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError):
+        raise SystemExit(f"{path}: is damaged, or no checkpoint of training.train") from None
+    if unknown := stored.keys() - {field.name for field in fields(Settings)}:
+        raise SystemExit(
+            f"{path}: was made with {', '.join(sorted(unknown))}, which this version does not know; train it again"
+        )
+    return Settings(**stored), state
+
+
+def load(path: Path, liver: Path | None = None) -> tuple[Method, Settings]:
+    """The method of a checkpoint with the weights that are its result, in evaluation mode.
+
+    ``liver`` is the checkpoint of the liver net, for a tumour net; it must be the one that it was trained behind.
+    """
+    settings, state = read(path)
+    behind = load_liver(liver, settings.size) if liver else None
+    if settings.method == "tumour" and (behind is None or fingerprint(behind.nets) != settings.liver):
+        raise SystemExit(
+            f"{path}: was trained behind another liver net than {liver}; name that one's checkpoint"
+        )
+    method = build(settings, behind)
+    method.nets.load_state_dict(state["result"])
+    return method.eval(), settings
+
+
+def load_liver(path: Path, size: int) -> Liver:
+    """The liver net of a checkpoint, to put a tumour net of that many rows behind it."""
+    method, settings = load(path)
+    if not isinstance(method, Liver):
+        raise SystemExit(f"{path}: is of the method {settings.method}; expected liver")
+    if settings.size != size:
+        raise SystemExit(
+            f"{path}: is a net of {settings.size}x{settings.size} pixels; expected {size}x{size}, as of the tumour net"
+        )
+    return method
+
+
+def start_from(path: Path, settings: Settings, method: Method, device: torch.device) -> None:
+    """Give the nets of a method the weights that are the result of another run."""
+    other, state = read(path, device)
+    for name in ("method", "width", "depth"):
+        if getattr(other, name) != getattr(settings, name):
+            raise SystemExit(
+                f"{path}: has {name} {getattr(other, name)!r}, but this run {getattr(settings, name)!r}; "
+                "a run starts with the weights of a like one"
+            )
+    method.nets.load_state_dict(state["result"])
+
+
+def save(path: Path, settings: Settings, state: dict[str, Any]) -> None:
+    """Write a checkpoint, complete or not at all; ``state`` holds at least ``result``, the nets' weights."""
+    temporary = path.with_suffix(".tmp")
+    torch.save({"settings": asdict(settings), **state}, temporary)
+    temporary.replace(path)
+
+
+def fingerprint(nets: nn.Module) -> str:
+    """SHA-256 of the weights."""
+    digest = hashlib.sha256()
+    for name, value in nets.state_dict().items():
+        digest.update(name.encode() + value.contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,97 @@
+"""The paper's row for one checkpoint: the threshold is chosen on a store's validation, and scored on its test split.
+
+    python -m training.prepare --lits DIR --paper 0 -o runs/paper-store
+    python -m training.score runs/one-step/last.pt --data runs/paper-store
+    python -m training.score runs/tumour/last.pt --liver runs/liver/last.pt --data runs/paper-store
+
+Accuracy, IoU, Rand index, AUC and Dice are of the tumour, over all pixels of the split together (section 3.2 of Gruber
+et al.). A store has a test split if it was prepared with ``--paper``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from training import data
+from training.checkpoint import read
+from training.predict import Predictions, checkpoint, predict
+from trtseg.errors import TrtsegError
+from trtseg.metrics.overlap import overlap
+from trtseg.metrics.ranking import PAPER_BAND, roc
+
+#: Of each row: heading, decimals.
+COLUMNS = {
+    "accuracy": 4, "IoU": 3, "Rand index": 4, "restricted AUC": 3, "its share of pixels": 3, "AUC": 4,
+    "tumour Dice": 3, "chosen threshold": 2, "tumour Dice there": 3, "liver Dice": 3,
+}  # fmt: skip
+
+
+def score(validation: Predictions, test: Predictions, method: str) -> dict[str, float]:
+    """One run's row, by the names of `COLUMNS`."""
+    truth = test.label == 2
+    labels = test.largest() if method == "one-step" else test.labels()
+    table = overlap(labels == 2, truth)
+    restricted, full = roc(test.tumour, truth, PAPER_BAND), roc(test.tumour, truth)
+    threshold = roc(validation.tumour, validation.label == 2, PAPER_BAND).threshold
+    chosen = threshold if np.isfinite(threshold) else 0.5
+    return {
+        "accuracy": table.accuracy,
+        "IoU": table.iou,
+        "Rand index": table.rand_index,
+        "restricted AUC": restricted.auc,
+        "its share of pixels": restricted.share,
+        "AUC": full.auc,
+        "tumour Dice": table.dice,
+        "chosen threshold": threshold,
+        "tumour Dice there": overlap(test.labels(chosen) == 2, truth).dice,
+        "liver Dice": overlap(labels >= 1, test.label >= 1).dice,
+    }
+
+
+def cell(values: list[float], decimals: int) -> str:
+    """Mean of the seeds, with their range where rounding does not hide it."""
+    low, high = f"{min(values):.{decimals}f}", f"{max(values):.{decimals}f}"
+    mean = f"{np.mean(values):.{decimals}f}"
+    return mean if low == high else f"{mean} ({low}–{high})"
+
+
+def table(names: Iterable[str], scores: Callable[[str], list[dict[str, float]]]) -> str:
+    """A Markdown table with a row a name; of runs that are not there it says so."""
+    lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for name in names:
+        rows = scores(name)
+        if not rows:
+            lines.append(f"| {name} | not run" + " |" * len(COLUMNS))
+            continue
+        cells = [cell([row[c] for row in rows], d) for c, d in COLUMNS.items()]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parse the command line and print the row."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path, help="of the method one-step, joint or tumour")
+    parser.add_argument("--liver", type=Path, help="checkpoint of the liver net (tumour only)")
+    parser.add_argument("--data", type=Path, required=True, help="slice store of twice the net's size")
+    args = parser.parse_args()
+    try:
+        settings, _ = read(args.checkpoint)
+        if settings.method == "liver":
+            parser.error("checkpoint: got a liver net; expected one that finds tumours")
+        method = checkpoint(args.checkpoint, args.liver)
+        splits = [data.of_split(args.data, 2 * settings.size, split) for split in ("validation", "test")]
+        row = score(*(predict(method, slices) for slices in splits), settings.method)
+    except TrtsegError as error:
+        raise SystemExit(f"error: {error}") from None
+    print(table([settings.method], lambda _: [row]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Turn an exported model back into checkpoints, to train on: the shipped model on your own data, for one.
+
+    python -m training.unfold default --data STORE --out runs/shipped
+    python -m training.train liver --start runs/shipped/liver/last.pt --data STORE --lr 0.0004 --out runs/mine/liver
+
+An exported net has its batch norms folded into its convolutions, and would not train without them. They are put back
+with the statistics of training samples of ``STORE`` and the scale and shift that undo them, so that in evaluation the
+net says what it said before.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from training import data
+from training.checkpoint import Settings, build, fingerprint, load_liver, save
+from training.methods import WINDOW
+from training.sample import Samples
+from training.unet import UNet, folded
+from trtseg import models
+from trtseg.errors import ModelError, TrtsegError
+
+#: Training samples that the statistics are of.
+SAMPLES = 96
+EPS = nn.BatchNorm2d(1).eps
+
+
+def weights(onnx_bytes: bytes) -> dict[str, Tensor]:
+    """The tensors of an exported net by the names that they have in `UNet`."""
+    graph = onnx.load_from_string(onnx_bytes).graph
+    return {i.name: torch.from_numpy(onnx.numpy_helper.to_array(i).copy()) for i in graph.initializer}
+
+
+def folded_net(tensors: dict[str, Tensor]) -> UNet:
+    """The net of these tensors, without batch norm, as wide and deep as they are."""
+    try:
+        depth = sum(name.startswith("down.") and name.endswith(".0.weight") for name in tensors) - 1
+        head = tensors["head.weight"]
+        net = folded(UNet(len(head), head.shape[1], depth))
+        net.load_state_dict({name: tensors[name] for name in net.state_dict()})
+    except (KeyError, RuntimeError) as error:
+        raise ModelError(f"model: is no net that training.export wrote ({error})") from None
+    return net.eval()
+
+
+@torch.no_grad()
+def unfold(net: UNet, run: Callable[[], object]) -> dict[str, Tensor]:
+    """State of the `UNet` with batch norms that says what ``net``, one without, says.
+
+    Parameters
+    ----------
+    net : UNet
+        As `training.unet.folded` makes it.
+    run : callable
+        Runs ``net`` on samples: the statistics are those of its convolutions in these calls.
+    """
+    state = {name: value for name, value in net.state_dict().items() if name.startswith(("up.", "head."))}
+    convolutions = {
+        f"{part}.{level}.{place}": block[place]
+        for part in ("down", "merge")
+        for level, block in enumerate(getattr(net, part))
+        for place in (0, 3)
+    }
+    sums = {
+        name: torch.zeros(3, conv.out_channels, dtype=torch.float64) for name, conv in convolutions.items()
+    }
+
+    def count(total: Tensor, out: Tensor) -> None:
+        x = out.double()
+        total += torch.stack(
+            [torch.full_like(total[0], x[:, 0].numel()), x.sum((0, 2, 3)), (x * x).sum((0, 2, 3))]
+        )
+
+    hooks = [
+        conv.register_forward_hook(lambda _, __, out, name=name: count(sums[name], out))
+        for name, conv in convolutions.items()
+    ]
+    run()
+    for hook in hooks:
+        hook.remove()
+    for name, conv in convolutions.items():
+        number, total, squares = sums[name]
+        mean = total / number
+        variance = (squares / number - mean**2).clamp_min(1e-6)
+        block, place = name.rsplit(".", 1)
+        norm = f"{block}.{int(place) + 1}"
+        state |= {
+            f"{name}.weight": conv.weight,
+            # the convolution that is trained has no bias: its part of the mean goes
+            f"{norm}.running_mean": (mean - conv.bias.double()).float(),
+            f"{norm}.running_var": variance.float(),
+            f"{norm}.weight": (variance + EPS).sqrt().float(),
+            f"{norm}.bias": mean.float(),
+            f"{norm}.num_batches_tracked": torch.tensor(1),
+        }
+    return state
+
+
+def unfold_model(model: str | Path, store: Path, out: Path) -> list[Path]:
+    """Write a checkpoint a net, ``out/ROLE/last.pt``, and return their paths in the order of the cascade."""
+    files = models.find(model)
+    paths: list[Path] = []
+    for spec in files.spec.nets:
+        if tuple(spec.window) != WINDOW[spec.role]:
+            raise ModelError(
+                f"model: its {spec.role} net has the window {spec.window}; here it is trained with {WINDOW[spec.role]}"
+            )
+        net = folded_net(weights(files.read(spec.role)))
+        settings = Settings(
+            spec.role, size=spec.size[0], width=net.head.in_channels, depth=len(net.up), precision="fp32"
+        )
+        liver = load_liver(paths[0], settings.size) if spec.role == "tumour" else None
+        if liver:
+            settings = replace(settings, liver=fingerprint(liver.nets))
+        slices, _ = data.read(store, 2 * settings.size)
+        samples = Samples(slices, settings.method, settings.lesions, settings.seed)
+        method = build(settings, liver).eval()
+        method.nets[spec.role] = net
+        state = unfold(
+            net, lambda m=method, s=samples: [m.probabilities(s[i][0][None]) for i in range(SAMPLES)]
+        )
+        method = build(settings, liver)
+        method.nets[spec.role].load_state_dict(state)
+        path = out / spec.role / "last.pt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(path, settings, {"result": method.nets.state_dict()})
+        paths.append(path)
+    return paths
+
+
+def main() -> None:
+    """Parse the command line, and write a checkpoint a net."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", help="name or folder of an exported model")
+    parser.add_argument("--data", type=Path, required=True, help="store of training.prepare")
+    parser.add_argument("--out", type=Path, required=True, help="folder; of each net ROLE/last.pt is written")
+    args = parser.parse_args()
+    try:
+        for path in unfold_model(args.model, args.data, args.out):
+            print(path)
+    except TrtsegError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()
