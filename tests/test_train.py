@@ -138,8 +138,11 @@ def test_a_tumour_net_names_its_liver_net(store, tmp_path):
     method, loaded = checkpoint.load(tmp_path / "tumour/last.pt", tmp_path / "liver/last.pt")
     assert list(method.nets) == ["tumour"]
     assert len(loaded.liver) == 64
-    for wrong in (None, tmp_path / "other/last.pt"):
-        with pytest.raises(SystemExit, match="behind another liver net"):
+    for wrong, message in (
+        (None, "behind a liver net; name"),
+        (tmp_path / "other/last.pt", "behind another"),
+    ):
+        with pytest.raises(SystemExit, match=message):
             checkpoint.load(tmp_path / "tumour/last.pt", wrong)
 
 

@@ -106,9 +106,8 @@ def load(path: Path, liver: Path | None = None) -> tuple[Method, Settings]:
     settings, state = read(path)
     behind = load_liver(liver, settings.size) if liver else None
     if settings.method == "tumour" and (behind is None or fingerprint(behind.nets) != settings.liver):
-        raise SystemExit(
-            f"{path}: was trained behind another liver net than {liver}; name that one's checkpoint"
-        )
+        than = f"another liver net than {liver}" if liver else "a liver net"
+        raise SystemExit(f"{path}: was trained behind {than}; name that one's checkpoint")
     method = build(settings, behind)
     method.nets.load_state_dict(state["result"])
     return method.eval(), settings
