@@ -44,7 +44,7 @@ def stages(
     segmenter.label(hu, spacing=spacing, out=labels)
     cascade: Any = segmenter._cascade  # a benchmark may look inside
     lane = cascade._lanes[0]
-    device, batch = cascade._device, cascade._nets.batch
+    device, batch = cascade._device, cascade._batch
     if len(hu) != batch or len(lane._engines) != 2:
         raise ValueError(f"hu: got {len(hu)} slices; expected a chunk of {batch}, and a model of two nets")
     steps = _steps(lane)
@@ -112,9 +112,14 @@ imported = time.perf_counter()
 model, device, runtime, file, y, x = sys.argv[1:]
 segmenter = Segmenter(model, device=device, batch=1, **({"runtime": runtime} if device != "cpu" else {}))
 opened = time.perf_counter()
-segmenter.label(np.load(file), spacing=(float(y), float(x)))
+hu, spacing = np.load(file), (float(y), float(x))
+loaded = time.perf_counter()
+segmenter.prepare(hu.shape[1:], spacing)
+prepared = time.perf_counter()
+segmenter.label(hu, spacing=spacing)
 labelled = time.perf_counter()
-print(json.dumps({"import": imported - start, "Segmenter()": opened - imported, "first label()": labelled - opened}))
+times = {"import": imported - start, "Segmenter()": opened - imported, "prepare()": prepared - loaded}
+print(json.dumps({**times, "first label()": labelled - prepared}))
 """
 
 

@@ -252,8 +252,8 @@ class Broken(Exception):
     """What an engine raises here."""
 
 
-def case_error_in_mid_run(backend: Any) -> None:
-    """An engine raises when lanes are set up, or while a graph is recorded and another lane works; then all is well."""
+def case_error_in_set_up(backend: Any) -> None:
+    """An engine raises at the first run of a lane, or while one of its graphs is recorded; then all is well."""
     left = 0
 
     def hook() -> None:
@@ -262,7 +262,7 @@ def case_error_in_mid_run(backend: Any) -> None:
         if left == 0:
             raise Broken
 
-    hu, set_up, recorded = ct(2 * BATCH), 4, 4
+    hu, first_runs, recorded = ct(2 * BATCH), 4, 8
     wanted = expected(hu)
 
     def work(n: int) -> None:
@@ -283,7 +283,7 @@ def case_error_in_mid_run(backend: Any) -> None:
 
     open_device(0)  # PyCUDA forgives the thread that does this what it forgives no other
     for _ in backend.orders():
-        for n in range(1, set_up + recorded + 1):
+        for n in range(1, first_runs + recorded + 1):
             in_threads(lambda n=n: work(n))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 
 import numpy as np
@@ -15,7 +16,7 @@ from trtseg.engines import cache
 from trtseg.engines.acceptance import CRITERIA, Verdict, calibration, judge
 from trtseg.engines.agreement import DICE, FLIP_SHARE, LOGIT_BOUND, MIN_PIXELS
 from trtseg.engines.openvino import OpenVinoEngine
-from trtseg.errors import ArgumentError, ModelError
+from trtseg.errors import ArgumentError, DeviceError, ModelError
 
 DTYPE = {"fp16": np.float16, "fp32": np.float32}
 ROLES = ("liver", "tumour", "one-step")
@@ -650,6 +651,12 @@ class TestCalibration:
         assert ((winner == 1).sum(), (winner == 2).sum()) > (100, 30)
         columns = images.any(axis=(0, 1, 2))
         assert not columns.all(), "the body is whole"
+
+    def test_without_openvino_there_is_no_reference(self, tmp_path, monkeypatch):
+        files = models.find(one_step_model(tmp_path))
+        monkeypatch.setitem(sys.modules, "openvino", None)
+        with pytest.raises(DeviceError, match=r"OpenVINO .*; it .* gives the FP32 reference .*: pip install"):
+            calibration(files)
 
     def test_a_net_that_gives_nan_in_fp32(self, tmp_path):
         spec = tiny.spec("one-step")

@@ -22,7 +22,7 @@ from engine_models import cascade_model, half, needs_rtx, nets, one_operator, wr
 
 import trtseg
 from trtseg import models
-from trtseg.engines import build, cache, probe, runtime
+from trtseg.engines import build, cache, probe, runtime, serialize
 from trtseg.engines.onnx_spec import check_spec
 from trtseg.engines.probe import Driver, Gpu
 from trtseg.engines.trust import engine_folder
@@ -61,6 +61,7 @@ def plain_build(data: bytes, batch: int, capability: str | None) -> bytes:
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
     config.max_aux_streams = 0
+    config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if capability is not None:
         config.num_compute_capabilities = 1
         assert config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
@@ -114,6 +115,7 @@ class TestRealBuilds:
             assert said["settings"] == {
                 "strongly_typed": True,
                 "tf32": False,
+                "require_user_allocation": True,
                 "optimization_level": 3,
                 "max_aux_streams": 0,
                 "compute_capability": self.TARGETS[target] or "default",
@@ -471,6 +473,22 @@ class TestTensorRT:
         cache.store_blob(blob, b"of another version")
         trtseg.build_engines(model, runtime="tensorrt", batch=1)
         assert [entry.problem for entry in cache.entries(verify=True)] == [None, None]
+
+    def test_slots_of_a_batch_are_to_be_computed_alike(self, model, monkeypatch):
+        import tensorrt_rtx
+
+        flag, asked = tensorrt_rtx.BuilderFlag.DISTRIBUTIVE_INDEPENDENCE, []
+
+        def configured(*arguments, configure=serialize._configure):
+            settings = configure(*arguments)
+            asked.append(arguments[1].get_flag(flag))
+            return settings
+
+        monkeypatch.setattr(serialize, "_configure", configured)
+        for entry in trtseg.build_engines(model, runtime="tensorrt", batch=4):
+            assert entry.sidecar.settings["distributive_independence"] is True
+            assert "require_user_allocation" not in entry.sidecar.settings
+        assert asked == [True, True]
 
     def test_a_cache_that_cannot_keep_timings_does_not_stop_a_build(self, model, tmp_path, caplog):
         (tmp_path / "cache").write_text("in the way")

@@ -27,6 +27,10 @@ HERE = [
     "in_order",
     "beside_a_recording",
     "no_memory_for_contexts",
+    "recordings_overlap",
+    "all_is_ready_after_the_first_slice",
+    "without_graphs",
+    "nets_go_where_the_device_is_current",
 ]  # in the script, as they need the stand-in
 
 
@@ -34,6 +38,11 @@ HERE = [
 def test_played(shim, case):
     done = shim.run_script(SHIM / "cascade.py", case)
     assert done.returncode == 0, done.stderr
+
+
+def test_nothing_is_said_when_the_process_ends(unwatched_shim):
+    done = unwatched_shim.run_script(SHIM / "cascade.py", "ends_in_mid_use")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +58,14 @@ def built(tmp_path_factory):
 
 
 WHOLE = ["equals_the_cpu", "label_in_place", "label_through_dlpack", "two_threads", "judged_once"]
-WHOLE += ["falls_back_to_fp32"]
+WHOLE += [
+    "falls_back_to_fp32",
+    "tensorrt_goes_in_order",
+    "without_a_runtime_cache",
+    "not_capturable",
+    "prepared",
+]
+WHOLE += ["what_tensorrt_refuses_is_an_error"]
 
 
 @engine_models.needs_rtx

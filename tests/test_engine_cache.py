@@ -128,9 +128,9 @@ class TestObtain:
             (b"", "not JSON"),
             (b"\xff\xfe{", "not JSON"),
             (b"[]", "written by another version"),
-            (b'{"format": 0}', "written by another version"),
-            (b'{"format": 1}', "not what trtseg writes"),
-            (b'{"format": 1, "key": 5, "spec": {}}', "not what trtseg writes"),
+            (b'{"format": 1}', "written by another version"),
+            (b'{"format": 2}', "not what trtseg writes"),
+            (b'{"format": 2, "key": 5, "spec": {}}', "not what trtseg writes"),
         ],
     )
     def test_a_sidecar_that_says_nothing(self, path, content, message):
@@ -523,7 +523,7 @@ def test_the_sidecar_survives_json():
         sidecar(key(gpu="NVIDIA H100"), ENGINE), warnings=["ä"], acceptance={"accepted": True}
     )
     assert Sidecar.from_json(made.to_json()) == made
-    assert json.loads(made.to_json())["format"] == 1
+    assert json.loads(made.to_json())["format"] == 2
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):

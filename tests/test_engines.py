@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import re
+import sys
+import types
+
 import numpy as np
 import pytest
 import tiny
 
 from trtseg import models
-from trtseg.engines import available_devices, open_engine, resolve_device
+from trtseg.engines import available_devices, open_engine, openvino, resolve_device
 from trtseg.engines.openvino import native_bf16
 from trtseg.errors import ArgumentError, DeviceError, ModelError
 
@@ -120,6 +125,41 @@ def test_refusals():
 def test_a_named_device_that_is_not_there_is_an_error(device):
     with pytest.raises(DeviceError, match="device: got"):
         resolve_device(device)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (None, r"OpenVINO is not installed; it runs nets on the CPU, .*: pip install openvino$"),
+        (
+            "import libopenvino_of_old",
+            r"OpenVINO does not load \(No module named .*\); .* --force-reinstall op",
+        ),
+        ("raise ImportError('libopenvino.so')", r"OpenVINO does not load \(libopenvino\.so\); it runs"),
+    ],
+)
+def test_without_openvino(code, message, monkeypatch, tmp_path):
+    """What is wrong and what to do is said, by whatever needs it first."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "openvino"]:
+        monkeypatch.delitem(sys.modules, name)
+    if code is None:
+        hidden = types.SimpleNamespace(find_spec=lambda name, *_: absent(name))
+        monkeypatch.setattr(sys, "meta_path", [hidden, *sys.meta_path])
+    else:
+        (tmp_path / "openvino.py").write_text(code)
+        monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(openvino, "_core", functools.cache(openvino._core.__wrapped__))
+    files = models.find("default")
+    with pytest.raises(DeviceError, match=message):
+        open_engine(files.read("liver"), files.spec.nets[0], precision="fp32")
+    (cpu, works, why), (cuda, _, _) = available_devices()
+    assert (cpu, works, cuda) == ("cpu", False, "cuda")
+    assert re.search(message, why)
+
+
+def absent(name: str) -> None:
+    if name == "openvino":
+        raise ModuleNotFoundError("No module named 'openvino'", name=name)
 
 
 def test_auto_and_list():

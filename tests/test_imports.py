@@ -19,7 +19,7 @@ LAYERS = [
     ["errors", "notice", "_core"],
     ["volume", "fit", "spec", "phantom", "cuda", "dlpack"],
     ["reference", "io", "engines", "models"],
-    ["cascade", "cuda_cascade", "components"],
+    ["cascade", "cuda_lane", "cuda_cascade", "components"],
     ["postprocess", "lesions", "metrics"],
     ["result", "preview", "sample", "evaluate"],
     ["api"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import operator
 import platform
 import threading
 import time
@@ -17,6 +18,7 @@ from trtseg.cascade import Cascade
 from trtseg.engines import open_engine, resolve_device
 from trtseg.engines.runtime import check_batch, check_name
 from trtseg.errors import ArgumentError
+from trtseg.fit import AIR_HU
 from trtseg.io import load
 from trtseg.postprocess import PostProcess, postprocess
 from trtseg.result import Segmentation
@@ -143,6 +145,41 @@ class Segmenter:
             labels, volume, steps=steps, timings={"read": read, **stages}, provenance=provenance
         )
 
+    def prepare(self, shape: tuple[int, int], spacing: tuple[float, float]) -> None:
+        """Make ready for slices of one size, so that the first of them takes no longer than those after it.
+
+        On a GPU this takes the memory, runs the nets for the first time and makes the CUDA graphs, all of which lasts
+        until slices of another size or spacing come. It labels a slice of air, which is all that happens on the CPU.
+
+        Parameters
+        ----------
+        shape : (int, int)
+            Rows and columns, ``[Y, X]``.
+        spacing : (float, float)
+            Millimetres between rows and between columns.
+
+        Raises
+        ------
+        ArgumentError, ModelError
+            There are no such slices, or the model takes none of that size.
+        DeviceError
+            The device fails.
+
+        Examples
+        --------
+        >>> segmenter = trtseg.Segmenter(device="cuda", batch=1)   # doctest: +SKIP
+        >>> segmenter.prepare((512, 512), (0.8, 0.8))              # doctest: +SKIP
+        """
+        try:
+            rows, columns = map(operator.index, shape)
+        except (TypeError, ValueError):
+            rows = columns = 0
+        if min(rows, columns) < 1:
+            raise ArgumentError(
+                f"shape: got {shape!r}; expected the numbers of rows and of columns of a slice"
+            )
+        self.label(np.full((1, rows, columns), AIR_HU, np.int16), spacing=spacing)
+
     def label(self, hu: Any, *, spacing: tuple[float, float], out: Any = None, stream: int = 0) -> Any:
         """Label slices that are in memory, and nothing else: for a pipeline beside a scanner.
 
@@ -229,6 +266,9 @@ def _cuda_cascade(
 
 def _provenance(spec: CascadeSpec, device: str, cascade: Cascade | CudaCascade) -> dict[str, Any]:
     """What makes a result, so that it can be made again."""
+    packages = ["numpy"]
+    if device == "cpu":  # a GPU's runtime is named by its cascade, and OpenVINO need not be there
+        packages.append("openvino")
     return {
         "model": spec.name,
         "model_version": spec.version,
@@ -240,7 +280,7 @@ def _provenance(spec: CascadeSpec, device: str, cascade: Cascade | CudaCascade) 
         "versions": {
             "trtseg": __version__,
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("numpy", "openvino")},
+            **{name: importlib.metadata.version(name) for name in packages},
         },
         "intended_use": spec.nets[0].intended_use,
     }

@@ -6,6 +6,7 @@ All that needs a context is called inside ``with device:``, on any thread.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import logging
 import math
@@ -247,6 +248,10 @@ class Device:
             self.index, self.name = index, gpu.name()
             self.sm = "sm_{}{}".format(*gpu.compute_capability())
             self._context = gpu.retain_primary_context()
+        # Kept for good, also while Python ends: PyCUDA's destructor treats a primary context as one of its own, and the
+        # driver refuses that, with a warning on stderr. To release it properly would take it from what is destroyed
+        # later, by other libraries too. It goes with the process.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._context))
 
     def __enter__(self) -> Device:
         with errors():

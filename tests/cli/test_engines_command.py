@@ -11,7 +11,7 @@ import pytest
 from commands import run, run_alone, run_without_privileges
 from engine_models import cascade_model, key, needs_rtx, sidecar
 
-from trtseg.engines import cache
+from trtseg.engines import cache, probe
 from trtseg.engines.probe import Driver, Gpu
 
 ENGINE = b"an engine"
@@ -179,11 +179,29 @@ class TestEngines:
         assert "(--allow-foreign)" in error_of(run("engines", "import", "elsewhere"))
         assert not engines.exists()
         done = run("engines", "import", "elsewhere", "--allow-foreign")
-        assert (done.exit_code, done.stderr) == (0, "")
+        assert done.exit_code == 0
         assert f"1 engine in {engines}" in done.stdout
         assert "ready" in run("engines", "list").stdout
         assert key().file_name in run("info").stdout
         assert "none: no folder" in error_of(run("engines", "import", "none", "--allow-foreign"))
+
+    @needs_rtx
+    def test_import_says_what_is_of_no_use_here(self, engines, here, monkeypatch):
+        here_is = Driver("580", "13.0", (Gpu(0, "NVIDIA L4", "sm_89", 24 << 30),), None)
+        monkeypatch.setattr("trtseg.cli.engines.find_driver", lambda: here_is)
+        version = probe.installed("tensorrt_rtx")
+        for target in ("sm_80", "sm_86", "sm_89", "portable"):
+            put(target=target, runtime_version=version)
+        put(target="sm_89", runtime_version="0.0.1")
+        engines.rename("elsewhere")
+        done = run("engines", "import", "elsewhere", "--allow-foreign")
+        assert done.exit_code == 0
+        assert "5 engines in" in done.stdout
+        assert sorted(done.stderr.splitlines()) == [
+            "note: no GPU here will use liver sm_80 fp16 batch 1, liver sm_86 fp16 batch 1: here is NVIDIA L4 (sm_89), "
+            f"for which TensorRT-RTX {version} takes portable or sm_89",
+            f"note: no GPU here will use liver sm_89 fp16 batch 1: stale: TensorRT-RTX here is {version}",
+        ]
 
     def test_clear(self, engines):
         put()

@@ -3,6 +3,7 @@
 import gc
 import logging
 import sys
+import threading
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -15,11 +16,26 @@ import played_pycuda as played
 import pytest
 
 played.install()
-from cascade_cases import BATCH, CASES, SPACING, Hooked, cascade, ct, expected, in_threads, logits, nines  # noqa: E402
+from cascade_cases import (  # noqa: E402
+    BATCH,
+    CASES,
+    LIVER,
+    SPACING,
+    TUMOUR,
+    Hooked,
+    Nets,
+    cascade,
+    ct,
+    expected,
+    in_threads,
+    logits,
+    nines,
+)
 from producer import Producer  # noqa: E402
 
 from trtseg import _core  # noqa: E402
 from trtseg.cuda import CudaArray, Resources, open_device, upload  # noqa: E402
+from trtseg.cuda_cascade import CudaCascade  # noqa: E402
 from trtseg.errors import DeviceError, OutOfMemoryError  # noqa: E402
 from trtseg.spec import ModelSpec  # noqa: E402
 
@@ -34,6 +50,9 @@ class NumPyEngine:
     dtype: np.dtype = field(default_factory=lambda: np.dtype(np.float16))
     device: str = "cuda:0"
     precision: str = "fp16"
+
+    def capturable(self, stream: int) -> bool:
+        return True
 
     def run(self, src: CudaArray, dst: CudaArray, stream: int = 0) -> None:
         assert src.shape == (self.batch, 1, *self.spec.size)
@@ -156,7 +175,7 @@ def out_of_memory() -> None:
     one = cascade(BACKEND, 16, context_bytes=1000)
     labels, _ = one.run(hu, SPACING)
     assert (labels == expected(hu)).all()
-    assert one.provenance == {"batch": 4}
+    assert one.provenance == {"batch": 4, "cuda_graphs": True}
     assert [text.partition(";")[2] for text in said] == [
         " going on with 8 slices a run instead of 16",
         " going on with 4 slices a run instead of 8",
@@ -280,14 +299,14 @@ def in_order() -> None:
     hu, other = ct(BATCH), np.ascontiguousarray(ct(BATCH)[:, ::2])
     for drop in (list.clear, lambda last: in_threads(last.clear)):
         last = [cascade(Noting())]
-        last[0].run(hu, SPACING)  # one chunk, so that only one lane has graphs
-        assert played.live()["launchable"] == 2
+        last[0].run(hu, SPACING)
+        assert played.live()["launchable"] == 10  # five a lane: one lane goes after the other
         last[0].run(other, SPACING)
-        assert set(freed) == {0}, freed
+        assert set(freed) == {5, 0}, freed
         assert seen == []
         drop(last)
-        assert seen == [(0, True)] * 4, seen
-        assert set(freed) == {0}, freed
+        assert seen == [(5, True)] * 2 + [(0, True)] * 2, seen
+        assert set(freed) == {5, 0}, freed
         assert set(played.live().values()) == {0}, played.live()
         seen.clear()
         freed.clear()
@@ -298,11 +317,11 @@ def beside_a_recording() -> None:
     hu, gone = ct(BATCH), []
 
     def on_another_thread() -> None:
-        if gone:
+        if gone and not gc.isenabled():  # while one records
             in_threads(gone.clear)
 
     def as_garbage() -> None:
-        if gone:
+        if gone and not gc.isenabled():
             gone.clear()
             gc.set_threshold(1)
             assert len([[] for _ in range(100)]) == 100
@@ -311,7 +330,6 @@ def beside_a_recording() -> None:
     gc.set_threshold(1_000_000)
     for hook in (on_another_thread, as_garbage):
         one, other = cascade(Hooked(BACKEND, hook)), cascade(BACKEND)
-        one.run(hu, SPACING)  # lanes are set up, the first one has its graphs
         with BACKEND.stream() as stream:
             source, out = stream.made_late(hu), stream.made_late(nines(hu))
             other.run(source, SPACING, out, stream=stream.handle)
@@ -337,11 +355,143 @@ def no_memory_for_contexts() -> None:
     with pytest.raises(OutOfMemoryError):
         one.run(np.ascontiguousarray(hu[:, ::2]), SPACING)
     assert one.precision == "fp16"
-    assert one.provenance == {"batch": 2}
+    assert one.provenance["batch"] == 2
     played.memory(8 << 30)
     labels, _ = one.run(hu, SPACING)
     assert (labels == expected(hu)).all()
     assert one.precision == "fp16"
+
+
+def recordings_overlap() -> None:
+    """One thread begins to record while another does, and still records when that is done."""
+    hu, begun, done = ct(BATCH), threading.Event(), threading.Event()
+    calls, collected = Counter[str](), []
+    first_runs = 4  # of two nets in two lanes: later runs are recorded
+
+    def first() -> None:
+        calls["first"] += 1
+        if calls["first"] == first_runs + 1:
+            second.start()
+            assert begun.wait(60)
+
+    def other() -> None:
+        calls["other"] += 1
+        if calls["other"] == first_runs + 1:
+            begun.set()
+            assert done.wait(60)
+            collected.append(gc.isenabled())
+
+    one, two = cascade(Hooked(BACKEND, first)), cascade(Hooked(BACKEND, other))
+    second = threading.Thread(target=lambda: two.run(hu, SPACING))
+    assert gc.isenabled()
+    one.run(hu, SPACING)
+    done.set()
+    second.join()
+    assert collected == [False]
+    assert gc.isenabled()
+    gc.disable()  # who has no use for it is left alone
+    cascade(BACKEND).run(hu, SPACING)
+    assert not gc.isenabled()
+    gc.enable()
+
+
+def all_is_ready_after_the_first_slice() -> None:
+    """No engine is asked to run again, since all graphs are there and on the GPU, whatever comes."""
+    asked, hu = [], ct(3 * BATCH)
+    one = cascade(Hooked(BACKEND, lambda: asked.append(1)))
+    air = np.full((1, *hu.shape[1:]), -1000, np.int16)
+    one.run(air, SPACING)
+    # The first run in both lanes, the two graphs of each net once in both, and the slice, which has no liver.
+    assert BACKEND.runs == {"liver": 2 + 4 + 1, "tumour": 2 + 4}
+    asked.clear()
+    there, made = played.live(), played.made()
+    assert (one.run(hu, SPACING)[0] == expected(hu)).all()
+    with BACKEND.stream() as stream:
+        for source in (hu, stream.made_late(hu)):
+            out = stream.made_late(nines(hu))
+            one.run(source, SPACING, out, stream=stream.handle)
+            assert (stream.read(out) == expected(hu)).all()
+        one.run(source, SPACING)
+        assert played.made() == made + 4  # that stream, and its arrays
+    assert asked == []
+    assert played.live() == there
+
+
+def without_graphs() -> None:
+    """An engine that cannot be recorded: steps are launched one by one, with the same labels; one warning tells it."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("trtseg").addHandler(handler)
+
+    class Unrecordable(Backend):
+        def engine(self, spec: ModelSpec, batch: int) -> NumPyEngine:
+            engine = super().engine(spec, batch)
+            engine.capturable = lambda stream: spec.role != "tumour"  # type: ignore[method-assign]
+            return engine
+
+    hu, one = ct(2 * BATCH + 3), cascade(Unrecordable())
+    other = np.ascontiguousarray(hu[:, ::2])
+    for order in BACKEND.orders():
+        for volume in (hu, other):
+            assert (one.run(volume, SPACING)[0] == expected(volume)).all(), order
+        with BACKEND.stream() as stream:
+            source, out = stream.made_late(hu), stream.made_late(nines(hu))
+            one.run(source, SPACING, out, stream=stream.handle)
+            assert (stream.read(out) == expected(hu)).all(), order
+    assert played.live()["launchable"] == 0
+    assert one.provenance == {"batch": BATCH, "cuda_graphs": False}
+    assert said == ["an engine cannot be recorded in a CUDA graph: each step is launched by itself, slower"]
+
+
+def nets_go_where_the_device_is_current() -> None:
+    """Before others are opened, also where there is no memory for these; and with the cascade, on whatever thread."""
+    opened, there = [], weakref.WeakSet()
+
+    def note(batch: int) -> None:
+        played.mem_get_info()  # raises where no context is current
+        gone.append(batch)
+
+    def open_nets(batch: int) -> Nets:
+        assert not there, "old weights are still there"
+        opened.append(batch)
+        nets = Nets(BACKEND, batch, (LIVER, TUMOUR), 1000)
+        there.add(nets)
+        weakref.finalize(nets, note, batch)
+        return nets
+
+    for drop in (list.clear, lambda last: in_threads(last.clear)):
+        gone: list[int] = []
+        opened.clear()
+        played.memory(40_000)
+        last = [CudaCascade(open_device(0), open_nets, 32)]  # there is no memory for its contexts ...
+        assert opened == [32, 16]
+        played.memory(8 << 30)
+        last[0].run(ct(1), SPACING)
+        played.memory(60_000)
+        with pytest.raises(OutOfMemoryError):  # ... nor for the buffers of large slices
+            last[0].run(np.full((1, 300, 300), -1000, np.int16), SPACING)
+        assert opened == [32, 16, 8, 4, 2, 1]
+        assert gone == [32, 16, 8, 4, 2]
+        played.memory(8 << 30)
+        drop(last)
+        assert gone == [32, 16, 8, 4, 2, 1]
+    played.memory(100)
+    with pytest.raises(OutOfMemoryError):
+        CudaCascade(open_device(0), open_nets, 2)
+    assert gone[-2:] == [2, 1]
+
+
+def ends_in_mid_use() -> None:
+    """The process ends with all there is: cascades that have run, and work that nobody waits for."""
+    global kept
+    hu, one = ct(BATCH), cascade(BACKEND)
+    one.run(hu, SPACING)
+    own = Resources(open_device(0).__enter__())
+    stream, array, host = own.stream(), own.array((4,), np.int16), own.pinned((4,), np.int16)
+    upload(array, host, stream)
+    open_device(0).__exit__()
+    kept = one, own, stream, array, host
 
 
 case = sys.argv[1]

@@ -91,6 +91,14 @@ class Context:
         self._thread = threading.get_ident()
         self._valid = True
 
+    def __del__(
+        self, thread: Callable[[], int] = threading.get_ident, write: Callable[..., int] = os.write
+    ) -> None:
+        """As PyCUDA has it: the destructor calls what gives back a context of one's own, not a primary one."""
+        if self._valid and thread() == self._thread:
+            text = b"a clean-up operation failed (dead context maybe?)\ncuCtxDetach failed: invalid device context\n"
+            write(2, b"PyCUDA WARNING: " + text)
+
     def push(self) -> None:
         _stack.contexts.append(self)
 

@@ -1,10 +1,12 @@
 """Stands in for TensorRT-RTX's module where engines run: they are the nets on the CPU, in streams that are played.
 
-Built they are by the real one, so that files, sidecars and hashes are what they are.
+Built they are by the real one, so that files, sidecars and hashes are what they are. As there, nothing keeps alive what
+it was only shown, and an engine has no memory that it was not given. What would be undefined there is in `misused`.
 """
 
 import hashlib
 import types
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from trtseg.models import ModelFiles
 float16, float32 = "float16", "float32"
 ComputeCapability = types.SimpleNamespace(__members__={"SM86": 0, "SM89": 1})
 TensorIOMode = types.SimpleNamespace(INPUT=0, OUTPUT=1)
+ExecutionContextAllocationStrategy = types.SimpleNamespace(STATIC=0, ON_PROFILE_CHANGE=1, USER_MANAGED=2)
 _DTYPES = {"fp16": float16, "fp32": float32}
 
 #: What the engines run: of the model with that folder, in the cache with that folder. Set by the test.
@@ -30,6 +33,14 @@ black: set[tuple[str, str]] = set()
 runs: dict[tuple[str, str], int] = {}
 #: How many engines could not use what was compiled for them before, and how many could.
 compiled, reused = [], []
+#: Whether contexts say that they can be captured, and can.
+capturable = True
+#: Names of calls that return False or None.
+refused: set[str] = set()
+#: What was done that must not be.
+misused: list[str] = []
+#: Kind of each object of TensorRT's that has gone, in that order.
+gone: list[str] = []
 
 
 class ILogger:
@@ -38,8 +49,25 @@ class ILogger:
     INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
 
 
+class _Counted:
+    """What frees something of the GPU's when it goes, which it does where a context is current."""
+
+    needs: tuple[weakref.ref, ...] = ()
+
+    def __del__(self) -> None:
+        kind = type(self).__name__
+        gone.append(kind)
+        if not played._stack.contexts:
+            misused.append(f"{kind}: went where no context was current")
+        self.check("when it went")
+
+    def check(self, when: str) -> None:
+        if any(needed() is None for needed in self.needs):
+            misused.append(f"{type(self).__name__}: used what had gone, {when}")
+
+
 @dataclass
-class RuntimeCache:
+class RuntimeCache(_Counted):
     """What was compiled for the GPU."""
 
     content: bytes = b""
@@ -48,34 +76,46 @@ class RuntimeCache:
         self.content = content
         return content.startswith(b"compiled")
 
-    def serialize(self) -> bytes:
-        return self.content
+    def serialize(self) -> bytes | None:
+        return None if "serialize" in refused else self.content
 
 
-class RuntimeConfig:
+class RuntimeConfig(_Counted):
     """How contexts are made."""
 
-    def create_runtime_cache(self) -> RuntimeCache:
-        return RuntimeCache()
+    strategy = ExecutionContextAllocationStrategy.STATIC
 
-    def set_runtime_cache(self, cache: RuntimeCache) -> None:
-        self.cache = cache
+    def __init__(self, engine: "Engine") -> None:
+        self.needs = (weakref.ref(engine),)
 
-    def get_runtime_cache(self) -> RuntimeCache:
-        return self.cache
+    def set_execution_context_allocation_strategy(self, strategy: int) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> RuntimeCache | None:
+        return None if "create_runtime_cache" in refused else RuntimeCache()
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        if "set_runtime_cache" in refused:
+            return False
+        self.needs += (weakref.ref(cache),)
+        return True
+
+    def get_runtime_cache(self) -> None:
+        misused.append("get_runtime_cache: what it gives has two owners, and both free it")
 
 
-class Engine:
+class Engine(_Counted):
     """A deserialised engine."""
 
     num_io_tensors = 2
+    device_memory_size_v2 = 4096
 
-    def __init__(self, sidecar: Sidecar) -> None:
-        self.sidecar = sidecar
+    def __init__(self, sidecar: Sidecar, runtime: "Runtime") -> None:
+        self.sidecar, self.logger, self.needs = sidecar, runtime.logger, (weakref.ref(runtime),)
         self._tensors = {tensor["name"]: tensor for tensor in sidecar.tensors}
 
     def create_runtime_config(self) -> RuntimeConfig:
-        return RuntimeConfig()
+        return RuntimeConfig(self)
 
     def get_tensor_name(self, index: int) -> str:
         return list(self._tensors)[index]
@@ -89,25 +129,53 @@ class Engine:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._tensors[name]["shape"])
 
-    def create_execution_context(self, config: RuntimeConfig) -> "Context":
-        (reused if config.cache.content else compiled).append(self.sidecar.key.role)
-        config.cache.content = b"compiled for " + self.sidecar.key.role.encode()
-        return Context(self)
+    def create_execution_context(self, config: RuntimeConfig) -> "Context | None":
+        config.check("for a context")
+        managed = config.strategy == ExecutionContextAllocationStrategy.USER_MANAGED
+        if self.sidecar.settings["require_user_allocation"] and not managed:
+            self.logger.log(ILogger.ERROR, "Engine was built with kREQUIRE_USER_ALLOCATION")
+            return None
+        cache = config.needs[-1]() if len(config.needs) == 2 else RuntimeCache()
+        (reused if cache.content else compiled).append(self.sidecar.key.role)
+        cache.content = b"compiled for " + self.sidecar.key.role.encode()
+        return Context(self, config)
 
 
-class Context:
-    """An execution context."""
+class Context(_Counted):
+    """An execution context. It sets up at its first run what cannot be captured."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._sidecar, self._addresses = engine.sidecar, {}
+    def __init__(self, engine: Engine, config: RuntimeConfig) -> None:
+        self._sidecar, self._logger, self._addresses = engine.sidecar, engine.logger, {}
+        self._memory, self._has_run = (0, 0), False
+        self.needs = (weakref.ref(engine), weakref.ref(config), *config.needs)
         spec = engine.sidecar.spec
         self._net = OpenVinoEngine(files.read(spec.role), spec, "fp32")
 
+    def set_device_memory(self, memory: int, size: int) -> None:
+        self._memory = memory, size
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        assert self._has_run
+        return capturable
+
     def set_tensor_address(self, name: str, address: int) -> bool:
         self._addresses[name] = address
-        return True
+        return "set_tensor_address" not in refused
 
     def execute_async_v3(self, stream: int) -> bool:
+        self.check("to run")
+        memory, size = self._memory
+        if size < Engine.device_memory_size_v2 or "execute_async_v3" in refused:
+            self._logger.log(ILogger.ERROR, "setDeviceMemoryV2 should be called before enqueue")
+            return False
+        try:
+            if not (self._has_run and capturable):
+                played.mem_alloc(1).free()
+            played.memset_d8_async(memory, 0xFF, size, types.SimpleNamespace(handle=stream))
+        except played.LogicError as error:
+            self._logger.log(ILogger.ERROR, str(error))
+            return False
+        self._has_run = True
         key = self._sidecar.key
         arrays = {
             tensor["mode"]: (self._addresses[tensor["name"]], tuple(tensor["shape"]), _DTYPES[key.precision])
@@ -126,13 +194,13 @@ class Context:
         return True
 
 
-class Runtime:
+class Runtime(_Counted):
     """What loads engines."""
 
     def __init__(self, logger: Any) -> None:
-        self._logger = logger
+        self.logger = logger
 
     def deserialize_cuda_engine(self, data: bytes) -> Engine:
         sha256 = hashlib.sha256(data).hexdigest()
         sidecars = (Sidecar.from_json(path.read_bytes()) for path in engines.glob("*.engine.json"))
-        return Engine(next(sidecar for sidecar in sidecars if sidecar.sha256 == sha256))
+        return Engine(next(sidecar for sidecar in sidecars if sidecar.sha256 == sha256), self)

@@ -1,6 +1,7 @@
 """A whole `Segmenter` on the GPU that is played: whole.py MODEL CASE. The cache holds its engines for sm_89."""
 
 import functools
+import gc
 import logging
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ import numpy as np
 import played_pycuda
 import played_tensorrt as trt
 import pytest
+from cascade_cases import in_threads
 from producer import READ_ONLY, Producer
 
 played_pycuda.install()
@@ -175,4 +177,79 @@ def falls_back_to_fp32() -> None:
         segmenter()
 
 
+def tensorrt_goes_in_order() -> None:
+    """Contexts, what they were made with, engines, loaders: each before what it needs, where the GPU is current."""
+    for drop in (list.clear, lambda last: in_threads(last.clear)):
+        trt.gone.clear()
+        last = [segmenter()]
+        last[0].label(CT, spacing=SPACING[1:])
+        judging = trt.gone.count("Context")
+        drop(last)
+        of_two_nets = [*["Context"] * 4, *["RuntimeConfig", "RuntimeCache", "Engine", "Runtime"] * 2]
+        assert trt.gone[judging:] == of_two_nets, trt.gone
+    with open_device(0) as device:  # engines may be all that is left
+        engines = nvidia.open_nets(find(MODEL), device, 4, runtime="tensorrt-rtx").contexts()
+        trt.gone.clear()
+        del engines
+        assert trt.gone == ["Context", "RuntimeConfig", "RuntimeCache", "Engine", "Runtime"] * 2, trt.gone
+    trt.black |= {("tumour", "fp16"), ("tumour", "fp32")}
+    for path in engine_folder().glob("tumour*.json"):  # judge it again
+        path.write_text(path.read_text().replace('"driver": "580', '"driver": "570'))
+    with pytest.raises(DeviceError, match="no engine of the tumour net agrees"):
+        segmenter()
+    assert {"Context", "Engine"} <= set(trt.gone)
+
+
+def without_a_runtime_cache() -> None:
+    """What was compiled cannot be kept: all else works."""
+    for name in ("create_runtime_cache", "set_runtime_cache", "serialize"):
+        trt.refused = {name}
+        segmenter().label(CT, spacing=SPACING[1:])
+        assert not list(engine_folder().glob("compiled-*.blob")), name
+
+
+def what_tensorrt_refuses_is_an_error() -> None:
+    one = segmenter()
+    expected = one.label(CT, spacing=SPACING[1:])
+    other = np.ascontiguousarray(CT[:, 16:])  # another size: engines are run again
+    for name, what in (
+        ("set_tensor_address", "does not take the address of its tensor '"),
+        ("execute_async_v3", r"does not run on Played GPU; .*\(setDeviceMemoryV2 should be called"),
+    ):
+        trt.refused = {name}
+        with pytest.raises(DeviceError, match=f"the engine liver sm_89 fp16 batch 4 {what}"):
+            one.label(other, spacing=SPACING[1:])
+        trt.refused = set()
+        assert (one.label(CT, spacing=SPACING[1:]) == expected).all()
+
+
+def not_capturable() -> None:
+    """What cannot be recorded is launched step by step, and the report says so."""
+    recorded = segmenter().segment(CT, spacing=SPACING)
+    assert recorded.provenance["cuda_graphs"] is True
+    trt.capturable = False
+    one = segmenter()
+    plain = one.segment(CT, spacing=SPACING)
+    assert plain.provenance["cuda_graphs"] is False
+    assert (plain.labels == recorded.labels).all()
+
+
+def prepared() -> None:
+    """The first slice finds all that it needs, on the GPU and, with less to prepare, on the CPU."""
+    expected = segmenter(precision="fp32").label(CT, spacing=SPACING[1:])
+    for one in (segmenter(precision="fp32"), trtseg.Segmenter(MODEL, device="cpu", precision="fp32")):
+        one.prepare(CT.shape[1:], SPACING[1:])
+        made, runs = played_pycuda.made(), dict(trt.runs)
+        assert (one.label(CT, spacing=SPACING[1:]) == expected).all()
+        assert played_pycuda.made() == made
+        assert (trt.runs != runs) == (one.device != "cpu")
+        for shape in (96, (96,), (0, 96), (96, -1), (1, 96, 128), (96.0, 128.0)):
+            with pytest.raises(ArgumentError, match=r"shape: got .*; expected the numbers of rows and of"):
+                one.prepare(shape, SPACING[1:])
+        with pytest.raises(ArgumentError, match="spacing: got"):
+            one.prepare((96, 128), (0.0, 1.0))
+
+
 globals()[sys.argv[2]]()
+gc.collect()
+assert trt.misused == [], trt.misused

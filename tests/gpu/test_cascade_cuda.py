@@ -1,8 +1,11 @@
 """The CUDA cascade on a GPU: everything but TensorRT, with nets that PyTorch runs."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +28,9 @@ class TorchEngine:
     dtype: np.dtype = field(default_factory=lambda: np.dtype(np.float16))
     device: str = "cuda:0"
     precision: str = "fp16"
+
+    def capturable(self, stream: int) -> bool:
+        return True
 
     def run(self, src: CudaArray, dst: CudaArray, stream: int = 0) -> None:
         import torch
@@ -121,8 +127,8 @@ def test_repeated_runs_are_identical():
 
 
 def test_graphs_do_what_plain_launches_do():
-    """A lane's steps launched one by one, and its graphs."""
-    from trtseg.cuda_cascade import Lane
+    """A lane's steps, a lane without graphs, and one with them."""
+    from trtseg.cuda_lane import Lane
 
     hu, backend = ct(BATCH), TorchBackend()
     device = open_device(0)
@@ -138,11 +144,14 @@ def test_graphs_do_what_plain_launches_do():
         plain = lane._labels_host.copy()
         lane._labels_host[:] = 9
         out = np.empty_like(plain)
-        for _ in range(3):
-            lane.start(hu, out, ())
-            lane.go_on()
-            lane.finish(())
-            assert (out == plain).all()
+        for graphs in (False, True):
+            assert not graphs or lane.record()
+            for _ in range(3):
+                out[:] = 9
+                lane.start(hu, out, ())
+                lane.go_on()
+                lane.finish(())
+                assert (out == plain).all()
         lane.close()
     assert (plain == expected(hu)).all()
 
@@ -171,11 +180,30 @@ def test_too_little_memory_halves_the_batch_and_then_is_an_error(caplog):
     )  # 32 slices in two lanes are too much, 16 are not
     labels, _ = one.run(hu, SPACING)
     assert (labels == expected(hu)).all()
-    assert one.provenance == {"batch": 8}
+    assert one.provenance == {"batch": 8, "cuda_graphs": True}
     assert "going on with 8 slices a run instead of 16" in caplog.text
     del one
     with pytest.raises(OutOfMemoryError, match="too little free memory"):
         cascade(TorchBackend(), 2, context_bytes=free)
+
+
+def test_a_process_ends_quietly():
+    """With a context, streams, memory and a graph that nobody has given back, and work that nobody has waited for."""
+    code = """
+import numpy as np
+from trtseg import _core
+from trtseg.cuda import Resources, download, open_device, upload
+with open_device(0) as device:
+    own = Resources(device)
+    stream, event, array, host = own.stream(), own.event(), own.array((4,), np.int16), own.pinned((4,), np.int16)
+    graph = _core.Graph.capture(stream.handle, lambda: upload(array, host, stream))
+    graph.launch(stream.handle)
+    download(host, array, stream)
+    event.record(stream)
+"""
+    root, command = Path(__file__).resolve().parents[2], [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_memory_is_given_back():

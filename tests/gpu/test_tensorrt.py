@@ -24,6 +24,7 @@ from trtseg.engines.cache import adopt
 from trtseg.engines.nvidia import check_gpu, choose_runtime, on_host, open_nets
 from trtseg.engines.probe import RTX_CAPABILITIES, installed
 from trtseg.engines.runtime import MODULES, NAMES, TITLES, load_runtime
+from trtseg.engines.targets import runs_portable
 from trtseg.errors import DeviceError, OutOfMemoryError
 from trtseg.phantom import abdomen
 
@@ -148,6 +149,15 @@ def test_logits_are_those_of_the_reference(runtime):
 
 @pytest.mark.parametrize("batch", [1, 16])
 @tried
+def test_engines_are_launched_as_graphs(runtime, batch, ct):
+    """A context says that it can be captured, and all graphs are there before the first slice."""
+    segmenter = trtseg.Segmenter(device="cuda", runtime=runtime, batch=batch)
+    segmenter.prepare(ct.shape[1:], SPACING[1:])
+    assert segmenter.segment(ct, spacing=SPACING).provenance["cuda_graphs"] is True
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+@tried
 def test_segmentation_agrees_with_the_cpu(runtime, batch, ct, on_cpu):
     segmenter = trtseg.Segmenter(device="cuda", runtime=runtime, batch=batch)
     first = segmenter.segment(ct, spacing=SPACING)
@@ -184,8 +194,8 @@ def test_a_second_start_finds_the_engines(runtime, monkeypatch):
 
 @tried
 def test_engines_that_were_built_elsewhere(runtime, tmp_path, monkeypatch, ct):
-    """Built into a folder, portable where the runtime can, imported into an empty cache, and used from there."""
-    target = "portable" if runtime == "tensorrt-rtx" else "native"
+    """Built into a folder, portable where the GPU takes that, imported into an empty cache, and used from there."""
+    target = "portable" if runs_portable(load_runtime(runtime), check_gpu(0)[0]) else "native"
     with open_device(0):  # TensorRT builds in the context that is current
         built = trtseg.build_engines(runtime=runtime, target=target, batch=2, output=tmp_path / "built")
     monkeypatch.setenv("TRTSEG_CACHE", str(tmp_path / "another"))
@@ -193,6 +203,20 @@ def test_engines_that_were_built_elsewhere(runtime, tmp_path, monkeypatch, ct):
     segmenter = trtseg.Segmenter(device="cuda", runtime=runtime, batch=2)
     engines = segmenter.segment(ct, spacing=SPACING).provenance["engines"]
     assert {told["sha256"] for told in engines.values()} == {entry.sidecar.sha256 for entry in built}
+
+
+@tried
+def test_a_process_ends_quietly(runtime):
+    trtseg.Segmenter(device="cuda", runtime=runtime, batch=1)  # what is built and judged may be told of
+    code = """
+import sys
+import trtseg
+one = trtseg.Segmenter(device="cuda", runtime=sys.argv[1], batch=1)
+one.prepare((512, 512), (0.8, 0.8))
+"""
+    command = [sys.executable, "-c", code, runtime]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_gpu_that_is_not_there():

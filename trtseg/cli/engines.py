@@ -9,7 +9,8 @@ from trtseg.cli import text
 from trtseg.cli.exits import exit_code
 from trtseg.engines import cache
 from trtseg.engines.cache import Entry
-from trtseg.engines.probe import why_stale
+from trtseg.engines.probe import find_driver, why_stale
+from trtseg.engines.targets import why_unused
 from trtseg.engines.trust import engine_folder, is_own
 from trtseg.errors import ArgumentError
 
@@ -55,11 +56,16 @@ def verify(folder: Path | None) -> int:
 
 
 def adopt(folder: Path, *, allow_foreign: bool) -> None:
-    """Copy the engines of a folder into the cache, and say what they are."""
-    adopted = cache.adopt(folder, allow_foreign=allow_foreign)
-    text.show(
-        *(f"{entry.sidecar.key}\n" for entry in adopted if entry.sidecar), _count(len(adopted), _place(None))
-    )
+    """Copy the engines of a folder into the cache, and say what they are, and which of them are of no use here."""
+    adopted, driver = cache.adopt(folder, allow_foreign=allow_foreign), find_driver()
+    keys = [entry.sidecar.key for entry in adopted if entry.sidecar]
+    text.show(*(f"{key}\n" for key in keys), _count(len(adopted), _place(None)))
+    unused: dict[str, list[str]] = {}
+    for key in keys:
+        if (why := why_unused(key, driver)) is not None:
+            unused.setdefault(why, []).append(str(key))
+    for why, names in unused.items():
+        text.note(f"no GPU here will use {', '.join(names)}: {why}")
 
 
 def clear(folder: Path | None) -> None:

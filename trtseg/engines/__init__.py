@@ -57,7 +57,11 @@ def available_devices() -> list[tuple[str, bool, str]]:
     from trtseg.engines.nvidia import check_gpu, choose_runtime
     from trtseg.engines.openvino import describe_cpu
 
-    devices = [("cpu", True, describe_cpu())]
+    devices: list[tuple[str, bool, str]] = []
+    try:
+        devices.append(("cpu", True, describe_cpu()))
+    except DeviceError as error:
+        devices.append(("cpu", False, str(error)))
     try:
         gpu, _ = check_gpu(0)
         runtime = choose_runtime("auto", gpu)

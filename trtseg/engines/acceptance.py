@@ -45,6 +45,8 @@ def calibration(files: ModelFiles) -> dict[str, tuple[Array, Array]]:
     ------
     ModelError
         A net cannot be read or run, or gives NaN or infinity in FP32.
+    DeviceError
+        OpenVINO is not installed.
     """
     from trtseg.engines.openvino import OpenVinoEngine
 

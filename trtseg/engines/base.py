@@ -11,7 +11,8 @@ compiled and buffers of its own allocated. Then
   on a GPU, both owned by the caller, and not overlapping. Every element of ``dst`` is written, nothing else is. Slices
   are independent: the logits of a slice depend neither on its place nor on its neighbours. Equal input gives equal
   output, bit for bit. ``run`` allocates nothing that grows, and on a device with streams it only enqueues on
-  ``stream`` and does not synchronise. An engine is used by one thread at a time.
+  ``stream`` and does not synchronise. An engine is used by one thread at a time;
+- on a GPU ``capturable(stream)`` tells, after a first ``run`` there, whether ``run`` can be recorded in a CUDA graph.
 
 ``tests/test_engines.py`` holds every engine to this text.
 """
@@ -50,3 +51,10 @@ class Engine(Protocol):
 
     def run(self, src: Any, dst: Any, stream: int = 0) -> None:
         """Compute logits ``dst`` ``[n, channels, H, W]`` of slices ``src`` ``[n, 1, H, W]``."""
+
+
+class GpuEngine(Engine, Protocol):
+    """A net that is ready to run on a GPU."""
+
+    def capturable(self, stream: int) -> bool:
+        """Whether ``run`` on that stream can be recorded in a CUDA graph; asked after its first run there."""

@@ -14,11 +14,23 @@ from trtseg.errors import DeviceError, ModelError
 from trtseg.spec import ModelSpec
 
 
+def _openvino() -> Any:
+    """Import OpenVINO; a DeviceError says what is wrong with it."""
+    try:
+        import openvino
+    except ImportError as error:
+        absent = isinstance(error, ModuleNotFoundError) and error.name == "openvino"
+        raise DeviceError(
+            f"OpenVINO {'is not installed' if absent else f'does not load ({error})'}; it runs nets on the CPU, and "
+            "gives the FP32 reference with which engines for a GPU are compared before their first use: "
+            f"pip install {'' if absent else '--force-reinstall '}openvino"
+        ) from error
+    return openvino
+
+
 @functools.cache
 def _core() -> Any:
-    import openvino
-
-    return openvino.Core()
+    return _openvino().Core()
 
 
 def native_bf16() -> bool:
@@ -52,7 +64,7 @@ class OpenVinoEngine:
     ModelError
         OpenVINO cannot run the net, or it is not what ``spec`` says.
     DeviceError
-        This processor does not run the precision.
+        OpenVINO is not installed, or this processor does not run the precision.
     """
 
     device = "cpu"
@@ -60,8 +72,7 @@ class OpenVinoEngine:
     dtype = np.dtype(np.float32)
 
     def __init__(self, onnx: bytes, spec: ModelSpec, precision: str = "auto") -> None:
-        import openvino
-
+        openvino = _openvino()
         if precision == "auto":
             precision = "bf16" if native_bf16() else "fp32"
         self.spec = spec

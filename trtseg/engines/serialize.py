@@ -138,12 +138,18 @@ def _fix_shape(trt: Any, network: Any, spec: ModelSpec, key: EngineKey) -> list[
 def _configure(runtime: Runtime, config: Any, key: EngineKey) -> dict[str, Any]:
     """Set the builder; what was set, for the sidecar."""
     trt = runtime.module
-    config.clear_flag(
-        trt.BuilderFlag.TF32
-    )  # on by default: FP32 would be multiplied with 10 bits of mantissa
+    # on by default: FP32 would be multiplied with 10 bits of mantissa
+    config.clear_flag(trt.BuilderFlag.TF32)
+    # TensorRT-RTX: a run allocates nothing, which a CUDA graph could not hold; contexts are given their memory.
+    # TensorRT: all slots of a batch are computed alike, which the acceptance gate demands bit for bit.
+    flag = "DISTRIBUTIVE_INDEPENDENCE" if runtime.needs_gpu else "REQUIRE_USER_ALLOCATION"
+    known = flag in trt.BuilderFlag.__members__  # not in the oldest versions
+    if known:
+        config.set_flag(trt.BuilderFlag.__members__[flag])
     settings: dict[str, Any] = {
         "strongly_typed": True,
         "tf32": False,
+        flag.lower(): known,
         "optimization_level": config.builder_optimization_level,
     }
     if hasattr(config, "max_aux_streams"):

@@ -13,7 +13,7 @@ from trtseg.errors import ModelError
 from trtseg.spec import ModelSpec
 
 #: Raised when the layout of the sidecar or the way in which engines are built changes: older engines are built again.
-FORMAT = 1
+FORMAT = 2
 
 _KINDS: dict[str, Any] = {
     "sha256": str,

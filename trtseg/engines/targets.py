@@ -1,12 +1,13 @@
-"""For which GPU an engine is: what the user's word for it stands for, and whether it can be built here."""
+"""For which GPU an engine is: what the user's word for it stands for, and whether it can be built and used here."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-from trtseg.engines.probe import Driver, Gpu
-from trtseg.engines.runtime import TITLES, Runtime
+from trtseg.engines.probe import Driver, Gpu, why_stale
+from trtseg.engines.runtime import TITLES, Runtime, load_runtime
+from trtseg.engines.sidecar import EngineKey
 from trtseg.errors import ArgumentError, DeviceError
 
 
@@ -81,3 +82,20 @@ def runs_portable(runtime: Runtime, gpu: Gpu) -> bool:
 def place_of(runtime: Runtime, gpu: Gpu) -> tuple[str, str]:
     """A GPU as an `EngineKey` has it: its model counts where the runtime has no engine for all of that capability."""
     return gpu.sm, "" if gpu.sm in runtime.capabilities else gpu.name
+
+
+def why_unused(key: EngineKey, driver: Driver) -> str | None:
+    """Say why no GPU that is here will use an engine, or None: one of them will, if it asks for such an engine."""
+    problem = why_stale(key.runtime, key.runtime_version) or driver.problem
+    if problem is not None:
+        return problem
+    try:
+        runtime = load_runtime(key.runtime)
+    except DeviceError as error:
+        return str(error)
+    places = [place_of(runtime, gpu) for gpu in driver.gpus]
+    places += [("portable", "") for gpu in driver.gpus if runs_portable(runtime, gpu)]
+    if (key.target, key.gpu) in places:
+        return None
+    here = ", ".join(map(str, driver.gpus))
+    return f"here is {here}, for which {runtime.title} takes {' or '.join(sorted({t for t, _ in places}))}"

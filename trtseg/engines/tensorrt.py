@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from trtseg.cuda import CudaArray, Device, errors
+from trtseg.cuda import CudaArray, Device, Resources, errors
 from trtseg.engines import cache
 from trtseg.engines.runtime import Runtime, failure, logger, one_at_a_time
 from trtseg.engines.sidecar import Sidecar
@@ -36,49 +36,63 @@ class LoadedEngine:
 
     def __init__(self, runtime: Runtime, data: bytes, sidecar: Sidecar, device: Device) -> None:
         trt = runtime.module
+        # What TensorRT gives goes in this order, as the attributes of an object do: each needs those after it.
+        self._config: Any = None
+        self._cache: Any = None
+        self._engine: Any = None
+        self._loader: Any = None
         self.sidecar, self.device = sidecar, device
         self._runtime, self._log = runtime, logger(trt)
         with one_at_a_time, errors():
             self._log.take()
-            self._loader = trt.Runtime(self._log)  # the engine needs it as long as it lives
+            self._loader = trt.Runtime(self._log)
             self._engine = self._loader.deserialize_cuda_engine(data)
             if self._engine is None:
                 raise self._failed("does not load")
         self._compiled: bytes | None = None
-        self._config = self._runtime_config() if runtime.name == "tensorrt-rtx" else None
+        if runtime.name == "tensorrt-rtx":
+            self._configure()
         self._check_tensors()
 
     def context(self) -> TensorRTEngine:
         """An engine that one thread and one stream at a time can use, with activations of its own."""
-        arguments = () if self._config is None else (self._config,)
+        arguments, memory = () if self._config is None else (self._config,), Resources(self.device)
         with one_at_a_time:
             self._log.take()
             context = self._engine.create_execution_context(*arguments)
             if context is None:
                 raise self._failed("gives no execution context")
-        return TensorRTEngine(self, context)
+        if self._config is not None:
+            size = self._engine.device_memory_size_v2
+            context.set_device_memory(memory.array((size,), np.uint8).address, size)
+        return TensorRTEngine(self, context, memory)
 
     def keep_compiled(self) -> None:
         """Keep what TensorRT-RTX has compiled for this GPU, so that the next start is faster."""
-        if self._config is None:
+        blob = None if self._cache is None else self._cache.serialize()
+        if blob is None or bytes(blob) == self._compiled:
             return
-        compiled = bytes(self._config.get_runtime_cache().serialize())
-        if compiled == self._compiled:
-            return
-        self._compiled = compiled
+        self._compiled = bytes(blob)
         try:
-            cache.store_blob(self._blob_name(), compiled)
+            cache.store_blob(self._blob_name(), self._compiled)
         except TrtsegError as error:  # the next start takes longer, that is all
             self._log.log(self._runtime.module.ILogger.WARNING, str(error))
 
-    def _runtime_config(self) -> Any:
-        config = self._engine.create_runtime_config()
-        compiled = config.create_runtime_cache()
-        self._compiled = cache.load_blob(self._blob_name())
-        if self._compiled and not compiled.deserialize(self._compiled):
-            self._compiled = None  # of another driver or GPU
-        config.set_runtime_cache(compiled)
-        return config
+    def _configure(self) -> None:
+        """Set how TensorRT-RTX makes contexts: in memory that is ours, with the kernels that it has compiled before."""
+        self._config = config = self._engine.create_runtime_config()
+        strategies = self._runtime.module.ExecutionContextAllocationStrategy
+        # An engine that never allocates by itself takes no other one.
+        config.set_execution_context_allocation_strategy(strategies.USER_MANAGED)
+        kept = config.create_runtime_cache()
+        if kept is None:
+            return
+        compiled = cache.load_blob(self._blob_name())
+        if compiled and not kept.deserialize(compiled):
+            compiled = None  # of another driver or GPU
+        # The config does not keep it alive. To ask the config for it would give it a second owner, which frees it, too.
+        if config.set_runtime_cache(kept):
+            self._cache, self._compiled = kept, compiled
 
     def _blob_name(self) -> str:
         return f"compiled-{self.sidecar.key.stem}-{re.sub(r'[^A-Za-z0-9]+', '-', self.device.name)}"
@@ -111,14 +125,14 @@ class LoadedEngine:
 class TensorRTEngine:
     """A net on a GPU: one execution context. Made by `LoadedEngine.context`."""
 
-    def __init__(self, loaded: LoadedEngine, context: Any) -> None:
+    def __init__(self, loaded: LoadedEngine, context: Any, memory: Resources) -> None:
+        self._context, self._memory, self._loaded = context, memory, loaded  # they go in this order
         key = loaded.sidecar.key
         self.spec, self.precision, self.batch = loaded.sidecar.spec, key.precision, key.batch
         self.device = f"cuda:{loaded.device.index}"
         self.dtype = np.dtype({"fp16": np.float16, "fp32": np.float32}[key.precision])
         names = {tensor["mode"]: tensor["name"] for tensor in loaded.sidecar.tensors}
         self._input, self._output = names["input"], names["output"]
-        self._loaded, self._context = loaded, context
 
     def run(self, src: CudaArray, dst: CudaArray, stream: int = 0) -> None:
         """Enqueue logits ``dst`` ``[batch, channels, H, W]`` of slices ``src`` ``[batch, 1, H, W]`` on ``stream``."""
@@ -128,8 +142,14 @@ class TensorRTEngine:
                 raise ArgumentError(
                     f"{name}: got {array.dtype} {array.shape}; this engine takes {self.dtype} {expected}"
                 )
-        context = self._context
-        context.set_tensor_address(self._input, src.address)
-        context.set_tensor_address(self._output, dst.address)
-        if not context.execute_async_v3(stream):
+        for name, array in ((self._input, src), (self._output, dst)):
+            if not self._context.set_tensor_address(name, array.address):
+                raise self._loaded._failed(f"does not take the address of its tensor {name!r}")
+        if not self._context.execute_async_v3(stream):
             raise self._loaded._failed("does not run")
+
+    def capturable(self, stream: int) -> bool:
+        """Whether `run` on ``stream`` can be recorded in a CUDA graph; asked after its first run there."""
+        # TensorRT cannot be asked; but nothing that our nets do depends on their data, which is what would forbid it.
+        asked = getattr(self._context, "is_stream_capturable", None)
+        return asked is None or bool(asked(stream))
