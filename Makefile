@@ -11,7 +11,7 @@ BUILD_FILES := pyproject.toml setup.py $(wildcard csrc/*)
 DATA := ../shared/data
 RUNS := runs
 # The threshold was chosen on the validation patients, see the model card.
-ABOUT := --tumour-threshold 0.75 --version 0.4.0 --licence 'demonstration weights; see MODEL_CARD.md' \
+ABOUT := --tumour-threshold 0.75 --version 0.5.0 --licence 'demonstration weights; see MODEL_CARD.md' \
   --trained-on 'LiTS slices and CT slices without liver; see MODEL_CARD.md'
 PACKAGE_FILES := $(shell find trtseg -type f -not -name '*.py[co]' -not -name '*.so')
 PIP_INSTALL = bin/python -m pip install -qq --disable-pip-version-check
@@ -98,8 +98,18 @@ $(RUNS)/liver-1/done: $(RUNS)/store/manifest.json
 	$(TRAIN) liver --start $(RUNS)/teacher/last.pt --steps 3000 --out $(RUNS)/liver-1
 	@touch $@
 # Few lesions at the end: with many, a gallbladder passes for one.
-$(RUNS)/liver/done: $(RUNS)/liver-1/done
-	$(TRAIN) liver --start $(RUNS)/liver-1/last.pt --steps 1500 --lr 0.001 --lesions 0.1 --out $(RUNS)/liver
+$(RUNS)/liver-2/done: $(RUNS)/liver-1/done
+	$(TRAIN) liver --start $(RUNS)/liver-1/last.pt --steps 1500 --lr 0.001 --lesions 0.1 --out $(RUNS)/liver-2
+	@touch $@
+# Left lobes apart from the rest, which few patients show. Then more lesions again, at a low rate: with few of them for
+# long, tumours at the edge are left out.
+$(RUNS)/liver-3/done: $(RUNS)/liver-2/done
+	$(TRAIN) liver --start $(RUNS)/liver-2/last.pt --steps 3000 --lr 0.001 --lesions 0.1 --lobes 0.6 --seed 1 \
+	  --out $(RUNS)/liver-3
+	@touch $@
+$(RUNS)/liver/done: $(RUNS)/liver-3/done
+	$(TRAIN) liver --start $(RUNS)/liver-3/last.pt --steps 450 --lr 0.0005 --lesions 0.6 --lobes 0.5 --seed 2 \
+	  --out $(RUNS)/liver
 	@touch $@
 $(RUNS)/tumour-1/done: $(RUNS)/liver/done
 	$(TRAIN) tumour --liver $(RUNS)/liver/last.pt --steps 3000 --out $(RUNS)/tumour-1

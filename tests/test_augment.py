@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import label as components
 from torch.nn import functional as F
 
 from training.augment import _halved, augment, remove_liver
 from training.data import Slices
 from training.lesions import DARKEST_HU, add_gallbladder, add_lesions, paste_lesion
+from training.lobes import hang_lobe
 from training.sample import SHARES, Samples
 from trtseg.fit import AIR_HU
 from trtseg.phantom import abdomen
@@ -128,6 +130,51 @@ def test_nothing_is_pasted_from_a_slice_without_lesion_or_liver():
         assert label.max() == 1
 
 
+def test_a_lobe_hangs_down_apart_from_the_liver():
+    """A bar of 150 HU to the left of the liver, one slice up, becomes an island in front, of its HU and label."""
+    below = disc(50, 256).astype(np.uint8)
+    above_label = below.copy()
+    above_label[30:70, 100:200] = 1
+    above_label[40:45, 170:190] = 2
+    above = np.where(above_label > 0, 150, -100).astype(np.int16)
+    kept = above.copy(), above_label.copy()
+    sizes, rims = [], 0
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        hu, label = np.where(below > 0, 110, -90).astype(np.int16), below.copy()
+        before = hu.copy()
+        hang_lobe(hu, label, (above, above_label), rng)
+        assert (hu == before)[below > 0].all()
+        assert (label == below)[below > 0].all()
+        island = (label > 0) & (below == 0)
+        sizes.append(island.sum())
+        if not island.any():
+            assert (hu == before).all()
+            continue
+        assert components(label > 0)[1] == 2
+        rows, columns = np.nonzero(island)
+        assert rows.max() < 0.45 * 256
+        assert columns.min() > 70  # left of the middle of the liver
+        assert (label == 2).sum() <= 100
+        assert np.median(hu[island]) == 150
+        rims += (hu[~island & (below == 0)] < -95).any()
+    assert np.median(sizes) > 1000
+    assert 8 <= rims <= 28  # with and without fat around it
+    assert (above == kept[0]).all()
+    assert (above_label == kept[1]).all()
+
+
+def test_no_lobe_hangs_down_where_there_is_none():
+    hu, label = liver_slice(np.random.default_rng(0))
+    behind = np.zeros_like(label)
+    behind[200:, 100:200] = 1  # not in front
+    for above_label in (np.zeros_like(label), disc(5, 256).astype(np.uint8), behind):
+        before, mark = hu.copy(), label.copy()
+        hang_lobe(hu, label, (hu.copy(), above_label), np.random.default_rng(5))
+        assert (hu == before).all()
+        assert (label == mark).all()
+
+
 def test_a_gallbladder_lies_beside_the_liver_and_is_none_of_it():
     sizes = []
     for seed in range(20):
@@ -208,6 +255,29 @@ def test_lesions_are_pasted_from_slices_with_tumour_only(slices, monkeypatch):
     assert len(donors) / 400 == pytest.approx(0.25, abs=0.07)
     again = Samples(slices, "tumour", 0.0, 0, paste=0.0, gallbladders=0.0)
     assert all(torch.equal(a, b) for n in range(20) for a, b in zip(plain[n], again[n], strict=True))
+
+
+def test_lobes_come_from_further_up_in_the_same_scan(monkeypatch):
+    """And as often as there is a slice to hang them from."""
+    number = np.repeat(np.arange(60, dtype=np.int16), 64 * 64).reshape(60, 64, 64)
+    label = np.ones((60, 64, 64), np.uint8)
+    case = np.array(["p"] * 30 + ["q"] * 30)
+    slices = Slices(
+        number, label, np.arange(60), case, case, np.ones(60, bool), np.zeros(60, bool), np.ones(60, bool)
+    )
+    pairs = []
+    monkeypatch.setattr(
+        "training.sample.hang_lobe",
+        lambda hu, label, above, rng: pairs.append((int(hu[0, 0]), int(above[0][0, 0]))),
+    )
+    samples = Samples(slices, "liver", 0.0, 0, lobes=1.0)
+    for n in range(200):
+        samples[n]
+    below, above = np.array(pairs).T
+    assert (case[below] == case[above]).all()
+    assert 2 <= (above - below).min() <= 4
+    assert 18 <= (above - below).max() <= 24
+    assert 60 < len(pairs) < 160
 
 
 def test_a_tumour_net_gets_gallbladders_when_asked_for(slices, monkeypatch):

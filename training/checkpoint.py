@@ -43,6 +43,7 @@ class Settings:
     gallbladders: float = (
         0.0  # share of livers that get one beside them; tumour only, others always have some
     )
+    lobes: float = 0.0  # share of livers whose left lobe is let hang down into slices below it
     precision: str = "auto"  # of the nets; auto is BF16 where that is faster than FP32
     without: str = ""  # patient groups that are left out of training, besides those of the validation
     seed: int = 0

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from training import data
 from training.augment import augment, remove_liver
 from training.lesions import add_gallbladder, add_lesions, paste_lesion
+from training.lobes import hang_lobe
 from trtseg.errors import InputError
 
 #: Of each method's samples the share with a tumour, with liver but no tumour, and without liver. N2 sees nothing of
@@ -45,6 +46,8 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
         Probability that a lesion of another slice is put into a liver.
     gallbladders : float
         Probability that one is put beside a liver for a tumour net; for nets that find livers it is `GALLBLADDERS`.
+    lobes : float
+        Probability that the left lobe of a slice further up is let hang down.
     """
 
     def __init__(
@@ -56,10 +59,12 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
         *,
         paste: float = 0.0,
         gallbladders: float = 0.0,
+        lobes: float = 0.0,
     ) -> None:
         if method != "liver":
             slices = slices.where(slices.knows_tumour)
-        self.slices, self.lesions, self.seed, self.paste = slices, lesions, seed, paste
+        self.slices, self.seed = slices, seed
+        self.lesions, self.paste, self.lobes = lesions, paste, lobes
         finds_liver = method != "tumour"
         self.hide_liver, self.gallbladders = (HIDDEN, GALLBLADDERS) if finds_liver else (0.0, gallbladders)
         liver, tumour = slices.has_liver, slices.has_tumour
@@ -77,7 +82,8 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
         """The sample of that number."""
         rng = np.random.default_rng((self.seed, number))
         kind = int(rng.choice(3, p=self.share))
-        hu, label = self._drawn(kind, rng)
+        row = self._row(kind, rng)
+        hu, label = self.slices[row]
         if kind == 2:
             # slices without liver also come prone or mirrored: they have none either way
             axes = [axis for axis in (0, 1) if rng.random() < 0.3]
@@ -85,18 +91,27 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
         elif rng.random() < self.hide_liver:
             remove_liver(torch.from_numpy(hu), torch.from_numpy(label), rng)
         else:
+            if self.lobes and rng.random() < self.lobes and (above := self._above(row, rng)):
+                hang_lobe(hu, label, above, rng)
             if rng.random() < self.lesions:
                 add_lesions(hu, label, rng)
             if self.paste and rng.random() < self.paste:
-                paste_lesion(hu, label, self._drawn(0, rng), rng)
+                paste_lesion(hu, label, self.slices[self._row(0, rng)], rng)
             if rng.random() < self.gallbladders:
                 add_gallbladder(hu, label, rng)
         return augment(torch.from_numpy(hu), torch.from_numpy(label), rng)
 
-    def _drawn(self, kind: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """HU and label of a slice with tumour (0), with liver only (1), or without liver (2)."""
+    def _row(self, kind: int, rng: np.random.Generator) -> int:
+        """Draw a slice with tumour (0), with liver only (1), or without liver (2)."""
         pool, p = self.pools[kind]
-        return self.slices[int(pool[rng.choice(len(pool), p=p)])]
+        return int(pool[rng.choice(len(pool), p=p)])
+
+    def _above(self, row: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray] | None:
+        """HU and label of a slice of the same scan, some slices nearer to the head; None beyond its end."""
+        other = row + int(rng.integers(2, 25))
+        if other < len(self.slices) and self.slices.case[other] == self.slices.case[row]:
+            return self.slices[other]
+        return None
 
 
 def _by_group(group: np.ndarray) -> np.ndarray:

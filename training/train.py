@@ -154,6 +154,7 @@ def train(
         settings.seed,
         paste=settings.paste,
         gallbladders=settings.gallbladders,
+        lobes=settings.lobes,
     )
     loader = DataLoader(
         samples,
