@@ -30,7 +30,7 @@ def nets():
 def ct():
     """Two slices of a chest, two with liver, and one of the chest again."""
     phantom = gpu_measure.phantom(40, 512)
-    return Ct(phantom.hu[[36, 32, 20, 24, 36]], phantom.spacing)
+    return Ct(phantom.hu[[36, 39, 20, 24, 36]], phantom.spacing)
 
 
 def eager(nets):

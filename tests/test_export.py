@@ -106,7 +106,7 @@ def test_predictions_survive_storing(exported, tmp_path):
 
 def test_nets_that_do_not_belong_together_are_refused(tmp_path):
     liver, tumour = checkpoints("sequential", tmp_path)
-    with pytest.raises(SystemExit, match="behind another liver net"):
+    with pytest.raises(SystemExit, match="behind a liver net; name"):
         export.export([tumour], tmp_path / "m", {}, PROVENANCE)
     with pytest.raises(SystemExit, match=r"got nets \['liver'\].*expected those of liver and tumour"):
         export.export([liver], tmp_path / "m", {}, PROVENANCE)

@@ -28,10 +28,10 @@ from trtseg.spec import ModelSpec
 Array = npt.NDArray[Any]
 
 #: Raised when what is asked of an engine, or the slices, change: engines are judged again.
-CRITERIA = 1
+CRITERIA = 2
 
 _DTYPE: dict[str, np.dtype[Any]] = {"fp16": np.dtype(np.float16), "fp32": np.dtype(np.float32)}
-_SEED, _SLICES, _SLICE_MM = 2, 8, 24.0  # from below the liver to above it
+_SEED, _SLICES, _SLICE_MM = 2, 8, 26.0  # from below the liver to above it
 _FIELD_MM = (320.0, 400.0)
 
 
