@@ -31,7 +31,7 @@ Array = npt.NDArray[Any]
 CRITERIA = 2
 
 _DTYPE: dict[str, np.dtype[Any]] = {"fp16": np.dtype(np.float16), "fp32": np.dtype(np.float32)}
-_SEED, _SLICES, _SLICE_MM = 2, 8, 26.0  # from below the liver to above it
+_SEED, _SLICES, _SLICE_MM = 2, 8, 26.0  # from below the liver to well above it: one slice shall be empty
 _FIELD_MM = (320.0, 400.0)
 
 
