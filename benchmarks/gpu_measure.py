@@ -149,7 +149,7 @@ def flops(onnx_file: bytes) -> int:
 
 
 def rates(size: int = 8192, megabytes: int = 256, repeats: int = 20) -> dict[str, float]:
-    """The best that PyTorch gets out of the GPU: FP16 matrix products, and copies of pinned memory; per second."""
+    """The best that PyTorch gets out of the GPU, per second: FP16 matrix products, and copies within it and over the bus."""
     import torch
 
     cuda: Any = torch.cuda  # it has no types
@@ -170,8 +170,10 @@ def rates(size: int = 8192, megabytes: int = 256, repeats: int = 20) -> dict[str
     c = torch.empty_like(a)
     host = torch.empty(megabytes * 10**6, dtype=torch.uint8, pin_memory=True)
     gpu = torch.empty_like(host, device="cuda")
+    large, other = (torch.empty(4 * host.numel(), dtype=torch.uint8, device="cuda") for _ in range(2))
     return {
         "matmul_flops": 2 * size**3 / best(lambda: torch.mm(a, b, out=c)),
+        "memory_bytes": 2 * large.numel() / best(lambda: other.copy_(large)),  # read and written
         "to_gpu_bytes": host.numel() / best(lambda: gpu.copy_(host, non_blocking=True)),
         "from_gpu_bytes": host.numel() / best(lambda: host.copy_(gpu, non_blocking=True)),
     }

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "graph.h"
+#include "host_copy.h"
 #include "ops.h"
 
 namespace py = pybind11;
@@ -217,6 +218,29 @@ void py_label3(py::handle logits, py::handle fit, py::handle labels, py::handle 
   label3(p, {stream, threads});
 }
 
+constexpr Types kAll = {Type::u8, Type::i16, Type::i32, Type::f16, Type::f32};
+
+View host(View v) {
+  if (v.device == Device::cpu) return v;
+  throw ArgumentError(std::string(v.name) + ": got an array on a GPU, expected a NumPy array");
+}
+
+void py_copy(py::handle dst, py::handle src, int threads) {
+  const View to = host(output(dst, "dst", kAll)), from = host(input(src, "src", kAll));
+  if (to.bytes() != from.bytes() || to.type != from.type) {
+    throw ArgumentError("src: got " + std::to_string(from.bytes()) + " bytes, expected the " +
+                        std::to_string(to.bytes()) + " bytes of dst and its dtype; pass arrays of one shape");
+  }
+  const py::gil_scoped_release release;
+  host_copy(to.data, from.data, to.bytes(), threads);
+}
+
+void py_clear(py::handle dst, int threads) {
+  const View to = host(output(dst, "dst", kAll));
+  const py::gil_scoped_release release;
+  host_clear(to.data, to.bytes(), threads);
+}
+
 #ifdef TRTSEG_CUDA
 std::unique_ptr<Graph> py_capture(std::uintptr_t stream, const py::function& enqueue) {
   const py::gil_scoped_release release;
@@ -328,6 +352,15 @@ fit          trtseg.fit.Fit                        the same as for prepare
 labels       uint8 [n, Y, X]                       out, 0 background, 1 liver, 2 tumour; the lowest class on ties
 counts       int32 [n, 2]                          out, voxels labelled 1 and 2)";
 
+constexpr const char* kCopyDoc = R"(Copy one NumPy array over another of the same size and dtype, on several threads.
+
+dst          any [...]                             out
+src          any [...]                             in)";
+
+constexpr const char* kClearDoc = R"(Set a NumPy array to 0, on several threads.
+
+dst          any [...]                             out)";
+
 constexpr const char* kGraphDoc = R"(Work recorded from a stream, to be launched as often as one likes with one call.
 
 It works on the addresses that were recorded: keep the arrays as long as the graph, and change what is in them. Its
@@ -362,6 +395,8 @@ PYBIND11_MODULE(_core, m) {
         py::arg("labels"), py::arg("counts"), py::arg("stream") = 0, py::arg("threads") = 0);
   m.def("label3", &py_label3, kLabel3Doc, py::arg("logits"), py::arg("fit"), py::arg("labels"), py::arg("counts"),
         py::arg("stream") = 0, py::arg("threads") = 0);
+  m.def("copy", &py_copy, kCopyDoc, py::arg("dst"), py::arg("src"), py::arg("threads") = 0);
+  m.def("clear", &py_clear, kClearDoc, py::arg("dst"), py::arg("threads") = 0);
   py::class_<Graph>(m, "Graph", kGraphDoc)
       .def_static("capture", &py_capture, kCaptureDoc, py::arg("stream"), py::arg("enqueue"))
       .def("launch", &Graph::launch, "Enqueue all of it on a stream.", py::arg("stream"),

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cfenv>
+#include <cstddef>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -34,6 +35,13 @@ struct View {
 
   template <typename T>
   HOST_DEVICE T* as() const { return static_cast<T*>(data); }
+
+  std::size_t bytes() const {
+    constexpr std::size_t kSizes[] = {1, 2, 4, 2, 4};  // of each Type
+    std::size_t size = kSizes[static_cast<int>(type)];
+    for (int i = 0; i < ndim; ++i) size *= static_cast<std::size_t>(shape[i]);
+    return size;
+  }
 };
 
 // trtseg.fit.Fit, one Axis per dimension of a slice.

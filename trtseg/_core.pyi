@@ -1,6 +1,8 @@
 from collections.abc import Callable
 from typing import Any, TypedDict
 
+from numpy.typing import NDArray
+
 from trtseg.fit import Fit
 
 # A NumPy array, or any object with __cuda_array_interface__.
@@ -49,6 +51,8 @@ def label3(
     stream: int = 0,
     threads: int = 0,
 ) -> None: ...
+def copy(dst: NDArray[Any], src: NDArray[Any], threads: int = 0) -> None: ...
+def clear(dst: NDArray[Any], threads: int = 0) -> None: ...
 
 class Graph:
     @staticmethod

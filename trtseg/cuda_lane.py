@@ -61,6 +61,7 @@ class Lane:
             self._pixels_host = own.pinned((batch,), np.int32)
         self._graphs: dict[str, _core.Graph] = {}
         self._out: Labels | None = None
+        self._empty = False  # no slice of the chunk has liver: all its labels are 0
 
     def warm_up(self) -> None:
         """Run all once: what is set up at the first run cannot be captured; and all rows hold numbers from now on."""
@@ -104,7 +105,7 @@ class Lane:
             self._launch("net")
         else:
             self._done.synchronize()  # the last chunk may not have been copied yet
-            self._hu_host[: len(hu)] = hu
+            _core.copy(self._hu_host[: len(hu)], hu)
             self._launch("upload, net")
         self._done.record(self._stream)
 
@@ -112,16 +113,16 @@ class Lane:
         """Launch the rest; waits for the gate."""
         out = self._out
         assert out is not None
-        liver = False
-        if len(self._engines) == 2:
+        two = len(self._engines) == 2
+        if two:
             self._done.synchronize()
-            liver = bool(self._pixels_host[: len(out)].any())
-        if not isinstance(out, CudaArray):
-            self._launch("tumour net, labels" if liver else "labels")
-        else:
-            if liver:
+            self._empty = not self._pixels_host[: len(out)].any()
+        if isinstance(out, CudaArray):
+            if two and not self._empty:
                 self._launch("tumour net")
             self._label(out, len(out))
+        elif not self._empty:
+            self._launch("tumour net, labels" if two else "labels")
         self._done.record(self._stream)
 
     def finish(self, before: tuple[int, ...]) -> None:
@@ -132,8 +133,11 @@ class Lane:
             for other in before:
                 self._order.wait_for(other, self._stream.handle)
             return
+        if self._empty:
+            _core.clear(out)
+            return
         self._done.synchronize()
-        out[:] = self._labels_host[: len(out)]
+        _core.copy(out, self._labels_host[: len(out)])
 
     def close(self) -> None:
         """Wait for what is on its way, then give back graphs, what they run, and the memory that this works on."""
@@ -154,11 +158,12 @@ class Lane:
         pieces: dict[str, tuple[_Step, ...]] = {
             "net": (self._first_net,),
             "upload, net": (self._upload, self._first_net),
-            "labels": (self._download,),
         }
         if len(self._engines) == 2:
             pieces["tumour net"] = (self._tumour_net,)
             pieces["tumour net, labels"] = (self._tumour_net, self._download)
+        else:
+            pieces["labels"] = (self._download,)
         return pieces
 
     # ---- The steps; each enqueues on the lane's stream. ----

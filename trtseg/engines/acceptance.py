@@ -12,6 +12,7 @@ import importlib.metadata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy.typing as npt
 
 from trtseg import _core
 from trtseg.engines.agreement import LOGIT_BOUND, Agreement
+from trtseg.engines.base import Engine
 from trtseg.engines.sidecar import EngineKey
 from trtseg.errors import ArgumentError, ModelError
 from trtseg.models import ModelFiles
@@ -46,10 +48,8 @@ def calibration(files: ModelFiles) -> dict[str, tuple[Array, Array]]:
     ModelError
         A net cannot be read or run, or gives NaN or infinity in FP32.
     DeviceError
-        OpenVINO is not installed.
+        Nothing that runs a net on the CPU is installed.
     """
-    from trtseg.engines.openvino import OpenVinoEngine
-
     first = files.spec.nets[0]
     hu, images = _slices(first)
     found: dict[str, tuple[Array, Array]] = {}
@@ -58,7 +58,7 @@ def calibration(files: ModelFiles) -> dict[str, tuple[Array, Array]]:
             images, pixels = np.empty_like(images), np.empty(len(hu), np.int32)
             _core.gate(found["liver"][1], hu, first.logit_threshold, spec.window, images, pixels)
         logits = np.empty((len(hu), spec.channels, *spec.size), np.float32)
-        OpenVinoEngine(files.read(spec.role), spec, "fp32").run(images, logits)
+        open_reference(files.read(spec.role), spec).run(images, logits)
         if not np.isfinite(logits).all():
             raise ModelError(
                 f"{spec.role} net: gives NaN or infinity in FP32 on the calibration slices, so no engine can be "
@@ -66,6 +66,28 @@ def calibration(files: ModelFiles) -> dict[str, tuple[Array, Array]]:
             )
         found[spec.role] = images, logits
     return found
+
+
+def open_reference(onnx: bytes, spec: ModelSpec) -> Engine:
+    """The FP32 engine of the CPU with which others are compared: OpenVINO's, or ONNX Runtime's where that is not here.
+
+    Raises
+    ------
+    ModelError
+        The net cannot be run, or is not what ``spec`` says.
+    DeviceError
+        Neither is installed.
+    """
+    from trtseg.engines.onnxruntime import OnnxRuntimeEngine
+    from trtseg.engines.openvino import OpenVinoEngine
+
+    if _reference_package() == "onnxruntime":
+        return OnnxRuntimeEngine(onnx, spec)
+    return OpenVinoEngine(onnx, spec, "fp32")
+
+
+def _reference_package() -> str:
+    return "onnxruntime" if find_spec("openvino") is None and find_spec("onnxruntime") else "openvino"
 
 
 def _slices(spec: ModelSpec) -> tuple[Array, Array]:
@@ -216,7 +238,7 @@ def judge(
         batch=engine.batch,
         runs=2 * len(batches),
         **agreement.figures(),
-        reference=f"openvino {importlib.metadata.version('openvino')} fp32",
+        reference=f"{_reference_package()} {importlib.metadata.version(_reference_package())} fp32",
         gpu=gpu,
         driver=driver,
         at=datetime.now(UTC).isoformat(timespec="seconds"),

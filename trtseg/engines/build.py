@@ -48,6 +48,11 @@ class Net:
     precision: str
     onnx: bytes
 
+    @property
+    def sha256(self) -> str:
+        """Of the ONNX file, in hexadecimal."""
+        return hashlib.sha256(self.onnx).hexdigest()
+
     @classmethod
     def read(cls, files: ModelFiles, spec: ModelSpec, precision: str) -> Net:
         """Read a net; a ModelError if there is none in that precision, or it is not what the manifest says."""
@@ -64,7 +69,7 @@ class Net:
         """Key of the engine of this net; see `EngineKey`."""
         return EngineKey(
             role=self.spec.role,
-            onnx_sha256=hashlib.sha256(self.onnx).hexdigest(),
+            onnx_sha256=self.sha256,
             runtime=runtime.name,
             runtime_version=runtime.version,
             target=target,
@@ -140,8 +145,26 @@ def build_engines(
     return _build_all(loaded, jobs, engine_folder() if output is None else Path(output), progress)
 
 
+def places_to_try(runtime: Runtime, gpu: Gpu) -> list[tuple[str, str]]:
+    """Targets whose engines may run on a GPU that is here, the likeliest first; one for a GPU that is listed.
+
+    TensorRT-RTX engines hold no code for a GPU, all of that is compiled where they run. So a GPU that it does not list
+    may take those for others.
+    """
+    here = place_of(runtime, gpu)
+    if not here[1] or runtime.needs_gpu:
+        return [here]
+    return [("portable", ""), ("sm_80", ""), ("sm_89", ""), here]
+
+
 def engine_for(
-    net: Net, runtime: Runtime, gpu: Gpu, batch: int, *, progress: Progress | None = None
+    net: Net,
+    runtime: Runtime,
+    gpu: Gpu,
+    batch: int,
+    *,
+    place: tuple[str, str],
+    progress: Progress | None = None,
 ) -> tuple[bytes, Sidecar]:
     """The engine of a net for a GPU that is here, from this user's cache, built first where needed.
 
@@ -160,7 +183,7 @@ def engine_for(
     progress : callable, optional
         Called while it is built, or waited for, with a text and a fraction.
     """
-    key = net.key(runtime, *place_of(runtime, gpu), batch)
+    key = net.key(runtime, *place, batch)
     portable = [net.key(runtime, "portable", "", batch)] if runs_portable(runtime, gpu) else []
 
     def tell(fraction: float) -> None:

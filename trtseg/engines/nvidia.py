@@ -6,7 +6,9 @@ FP32 reference (`trtseg.engines.acceptance`); the verdict stays in its sidecar.
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +19,16 @@ from trtseg import _core
 from trtseg.cuda import Device, Resources, download, upload
 from trtseg.engines import cache
 from trtseg.engines.acceptance import Verdict, calibration, judge
-from trtseg.engines.build import Net, Progress, engine_for
+from trtseg.engines.build import Net, Progress, engine_for, places_to_try
 from trtseg.engines.probe import RTX_CAPABILITIES, Driver, Gpu, compiled_for, find_driver, installed
 from trtseg.engines.runtime import INSTALL, MODULES, NAMES, Runtime, check_batch, check_name, load_runtime
+from trtseg.engines.sidecar import EngineKey
 from trtseg.engines.tensorrt import LoadedEngine, TensorRTEngine
+from trtseg.engines.torch import TorchEngine, TorchNet
 from trtseg.engines.trust import engine_folder
 from trtseg.errors import ArgumentError, DeviceError
 from trtseg.models import ModelFiles
+from trtseg.spec import ModelSpec
 
 log = logging.getLogger("trtseg")
 
@@ -38,7 +43,7 @@ class GpuNets:
 
     Attributes
     ----------
-    loaded : tuple of LoadedEngine
+    loaded : tuple of LoadedEngine or LoadedTorch
         One of each net.
     batch : int
         Slices in each run.
@@ -46,11 +51,11 @@ class GpuNets:
         What a result tells of them.
     """
 
-    loaded: tuple[LoadedEngine, ...]
+    loaded: tuple[LoadedEngine | LoadedTorch, ...]
     batch: int
     provenance: dict[str, Any]
 
-    def contexts(self) -> tuple[TensorRTEngine, ...]:
+    def contexts(self) -> tuple[TensorRTEngine | TorchEngine, ...]:
         """One engine of each net, for one stream; the device must be current."""
         return tuple(net.context() for net in self.loaded)
 
@@ -58,6 +63,25 @@ class GpuNets:
         """Keep what was compiled at the first run."""
         for net in self.loaded:
             net.keep_compiled()
+
+
+@dataclass(frozen=True)
+class LoadedTorch:
+    """A net that PyTorch runs, from which engines are made; it has no engine file, so its key names it."""
+
+    net: TorchNet
+    key: EngineKey
+    spec: ModelSpec
+    device: Device
+
+    def context(self) -> TorchEngine:
+        """An engine that one thread and one stream at a time can use, with activations of its own."""
+        return TorchEngine(
+            self.net, self.spec, self.key.precision, self.key.batch, f"cuda:{self.device.index}"
+        )
+
+    def keep_compiled(self) -> None:
+        """Nothing is compiled."""
 
 
 def check_gpu(index: int, named: str | None = None) -> tuple[Gpu, Driver]:
@@ -98,7 +122,7 @@ def choose_runtime(name: str, gpu: Gpu) -> Runtime:
         check_name(name)
         return load_runtime(name)
     for candidate in NAMES:
-        fits = candidate == "tensorrt" or gpu.sm in RTX_CAPABILITIES
+        fits = candidate != "tensorrt-rtx" or gpu.sm in RTX_CAPABILITIES
         if fits and installed(MODULES[candidate]) is not None:
             return load_runtime(candidate)
     wanted = "tensorrt-rtx" if gpu.sm in RTX_CAPABILITIES else "tensorrt"
@@ -145,13 +169,18 @@ def open_nets(
     chosen = choose_runtime(runtime, gpu)
     wanted = ("fp16", "fp32") if precision == "auto" else (precision,)
     known: _Calibration = {}  # made once, when the first engine has to be judged
-    loaded, told = [], {}
+    loaded: list[LoadedEngine | LoadedTorch] = []
+    told = {}
     with device:
         for spec in files.spec.nets:
             refused: list[str] = []
             for one in wanted:
                 net = Net.read(files, spec, one)
-                engine, verdict = _open(net, chosen, gpu, driver, device, batch, known, progress)
+                engine: LoadedEngine | LoadedTorch
+                if chosen.name == "torch":
+                    engine, verdict = _open_torch(net, chosen, gpu, driver, device, batch, known)
+                else:
+                    engine, verdict = _open(net, chosen, gpu, driver, device, batch, known, progress)
                 if verdict.accepted:
                     break
                 refused.append(f"{one}: {'; '.join(verdict.reasons)}")
@@ -166,7 +195,8 @@ def open_nets(
             loaded.append(engine)
             told[spec.role] = {
                 "precision": one,
-                "sha256": engine.sidecar.sha256,
+                "sha256": net.sha256 if isinstance(engine, LoadedTorch) else engine.sidecar.sha256,
+                "target": engine.key.target if isinstance(engine, LoadedTorch) else engine.sidecar.key.target,
                 "acceptance": str(verdict),
                 "refused": refused,
             }
@@ -191,26 +221,68 @@ def _open(
     progress: Progress | None,
 ) -> tuple[LoadedEngine, Verdict]:
     """Load one engine, judged on this GPU with this driver."""
-    data, sidecar = engine_for(net, runtime, gpu, batch, progress=progress)
-    engine = LoadedEngine(runtime, data, sidecar, device)
+    engine: LoadedEngine | None = None
+    errors: list[DeviceError] = []
+    for place in places_to_try(runtime, gpu):
+        try:
+            data, sidecar = engine_for(net, runtime, gpu, batch, place=place, progress=progress)
+            engine = LoadedEngine(runtime, data, sidecar, device)
+            break
+        except DeviceError as error:
+            errors.append(error)
+    if engine is None:
+        raise errors[0]
     verdict = Verdict.from_json(sidecar.acceptance)
     if verdict is not None and verdict.holds_for(gpu.name, driver.version):
         return engine, verdict
-    if not known:
-        known.update(calibration(net.files))
-    images, reference = known[net.spec.role]
-    own = Resources(device)
-    run = on_host(engine.context(), own)
-    verdict = judge(
-        run, reference, images, engine=sidecar.key, spec=net.spec, gpu=gpu.name, driver=driver.version
-    )
-    own.free()
+    verdict = _judged(engine.context(), sidecar.key, net, gpu, driver, device, known)
     engine.keep_compiled()
     cache.accept(engine_folder() / sidecar.key.file_name, verdict.to_json(), sha256=sidecar.sha256)
     return engine, verdict
 
 
-def on_host(engine: TensorRTEngine, own: Resources) -> Callable[[NDArray[Any]], NDArray[Any]]:
+def _open_torch(
+    net: Net, runtime: Runtime, gpu: Gpu, driver: Driver, device: Device, batch: int, known: _Calibration
+) -> tuple[LoadedTorch, Verdict]:
+    """A net that PyTorch runs, judged on this GPU with this driver; the verdict is kept in this user's cache."""
+    key = net.key(runtime, gpu.sm, gpu.name, batch)
+    loaded = LoadedTorch(TorchNet(net.onnx, net.spec, f"cuda:{device.index}"), key, net.spec, device)
+    name = f"verdict-{key.stem}-{re.sub(r'[^A-Za-z0-9]+', '-', gpu.name)}"
+    kept = cache.load_blob(name)
+    verdict = None if kept is None else Verdict.from_json(json.loads(kept))
+    if verdict is None or not verdict.holds_for(gpu.name, driver.version):
+        verdict = _judged(loaded.context(), key, net, gpu, driver, device, known)
+        cache.store_blob(name, json.dumps(verdict.to_json()).encode())
+    return loaded, verdict
+
+
+def _judged(
+    engine: TensorRTEngine | TorchEngine,
+    key: EngineKey,
+    net: Net,
+    gpu: Gpu,
+    driver: Driver,
+    device: Device,
+    known: _Calibration,
+) -> Verdict:
+    if not known:
+        known.update(calibration(net.files))
+    images, reference = known[net.spec.role]
+    own = Resources(device)
+    verdict = judge(
+        on_host(engine, own),
+        reference,
+        images,
+        engine=key,
+        spec=net.spec,
+        gpu=gpu.name,
+        driver=driver.version,
+    )
+    own.free()
+    return verdict
+
+
+def on_host(engine: TensorRTEngine | TorchEngine, own: Resources) -> Callable[[NDArray[Any]], NDArray[Any]]:
     """A function that runs an engine on host arrays ``[batch, 1, H, W]``, with what it needs taken from ``own``."""
     shapes = [(engine.batch, channels, *engine.spec.size) for channels in (1, engine.spec.channels)]
     hosts = [own.pinned(shape, engine.dtype) for shape in shapes]

@@ -18,6 +18,7 @@ _DISTRIBUTIONS = {
     "openvino": ("openvino",),
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
     "tensorrt_rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
+    "torch": ("torch",),
     "pycuda": ("pycuda",),
 }
 # CUdevice_attribute and CUresult in cuda.h
@@ -189,6 +190,8 @@ def _missing(name: str, version: str | None) -> str | None:
 
 
 def _can_build(name: str, gpu: Gpu | None, driver: Driver) -> tuple[bool, str]:
+    if name == "torch":
+        return False, "it builds none: nets are run as they are"
     if name == "tensorrt-rtx":
         return True, f"for {', '.join(RTX_CAPABILITIES)} and portable; needs no GPU"
     if gpu is None:

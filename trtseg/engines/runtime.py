@@ -13,17 +13,23 @@ from typing import Any
 
 from trtseg.errors import ArgumentError, DeviceError, OutOfMemoryError
 
-#: The runtimes, as options and keys name them.
-NAMES = ("tensorrt", "tensorrt-rtx")
+#: The runtimes that build engines, as options and keys name them.
+BUILDERS = ("tensorrt", "tensorrt-rtx")
+#: All runtimes, in the order in which ``auto`` looks for them.
+NAMES = (*BUILDERS, "torch")
 #: Name for people.
-TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX", "torch": "PyTorch"}
 #: Module of each runtime.
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx", "torch": "torch"}
 #: What to type to get each.
-INSTALL = {"tensorrt": 'pip install "trtseg[tensorrt]"', "tensorrt-rtx": 'pip install "trtseg[rtx]"'}
+INSTALL = {
+    "tensorrt": 'pip install "trtseg[tensorrt]"',
+    "tensorrt-rtx": 'pip install "trtseg[rtx]"',
+    "torch": 'pip install "trtseg[torch]"',
+}
 #: The oldest version of each that is used: the first TensorRT that takes the types of a net from the ONNX file without
 #: being asked twice, and the first TensorRT-RTX that this was tested with.
-OLDEST = {"tensorrt": (10, 12), "tensorrt-rtx": (1, 7)}
+OLDEST = {"tensorrt": (10, 12), "tensorrt-rtx": (1, 7), "torch": (2, 7)}
 
 #: Most slices in one run. Far more than pays, and below what makes a builder take all memory of the machine.
 MAX_BATCH = 256
@@ -69,7 +75,7 @@ class Runtime:
 def check_name(name: str) -> None:
     """Refuse the name of a runtime that there is not, with an ArgumentError."""
     if name not in NAMES:
-        raise ArgumentError(f"runtime: got {name!r}; expected 'tensorrt' or 'tensorrt-rtx'")
+        raise ArgumentError(f"runtime: got {name!r}; expected 'tensorrt', 'tensorrt-rtx' or 'torch'")
 
 
 def check_batch(batch: object) -> int:

@@ -140,16 +140,19 @@ def _configure(runtime: Runtime, config: Any, key: EngineKey) -> dict[str, Any]:
     trt = runtime.module
     # on by default: FP32 would be multiplied with 10 bits of mantissa
     config.clear_flag(trt.BuilderFlag.TF32)
-    # TensorRT-RTX: a run allocates nothing, which a CUDA graph could not hold; contexts are given their memory.
-    # TensorRT: all slots of a batch are computed alike, which the acceptance gate demands bit for bit.
-    flag = "DISTRIBUTIVE_INDEPENDENCE" if runtime.needs_gpu else "REQUIRE_USER_ALLOCATION"
-    known = flag in trt.BuilderFlag.__members__  # not in the oldest versions
-    if known:
-        config.set_flag(trt.BuilderFlag.__members__[flag])
+    # All slots of a batch are computed alike, which the acceptance gate demands bit for bit. With TensorRT-RTX a run
+    # allocates nothing, which a CUDA graph could not hold; contexts are given their memory.
+    wanted = ["DISTRIBUTIVE_INDEPENDENCE", *([] if runtime.needs_gpu else ["REQUIRE_USER_ALLOCATION"])]
+    flags = {
+        flag.lower(): flag in trt.BuilderFlag.__members__ for flag in wanted
+    }  # not in the oldest versions
+    for flag in wanted:
+        if flags[flag.lower()]:
+            config.set_flag(trt.BuilderFlag.__members__[flag])
     settings: dict[str, Any] = {
         "strongly_typed": True,
         "tf32": False,
-        flag.lower(): known,
+        **flags,
         "optimization_level": config.builder_optimization_level,
     }
     if hasattr(config, "max_aux_streams"):
