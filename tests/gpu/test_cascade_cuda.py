@@ -133,7 +133,8 @@ def test_graphs_do_what_plain_launches_do():
     hu, backend = ct(BATCH), TorchBackend()
     device = open_device(0)
     with device:
-        engines = cascade(backend)._contexts[0]
+        one = cascade(backend)  # it gives the engines back when it goes
+        engines = one._contexts[0]
         fit = engines[0].spec.fit_slice(hu.shape[1:], SPACING)
         lane = Lane(device, engines, fit, BATCH)
         lane.warm_up()

@@ -30,7 +30,7 @@ class Chunk:
         self.stream = torch.cuda.Stream()
         self.hu = torch.zeros((2, *self.fit.native), dtype=torch.int16, device="cuda")
         self.d_l1 = torch.from_numpy(self.l1).cuda()
-        self.arrays = [torch.zeros_like(torch.from_numpy(a), device="cuda") for a in self.expected()]
+        self.arrays = [torch.from_numpy(np.zeros(a.shape, a.dtype)).cuda() for a in self.expected()]
         self.enqueue()  # kernels are loaded at their first launch, which a capture might not like
         torch.cuda.synchronize()
 

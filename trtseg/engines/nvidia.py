@@ -28,7 +28,6 @@ from trtseg.engines.torch import TorchEngine, TorchNet
 from trtseg.engines.trust import engine_folder
 from trtseg.errors import ArgumentError, DeviceError
 from trtseg.models import ModelFiles
-from trtseg.spec import ModelSpec
 
 log = logging.getLogger("trtseg")
 
@@ -71,14 +70,10 @@ class LoadedTorch:
 
     net: TorchNet
     key: EngineKey
-    spec: ModelSpec
-    device: Device
 
     def context(self) -> TorchEngine:
         """An engine that one thread and one stream at a time can use, with activations of its own."""
-        return TorchEngine(
-            self.net, self.spec, self.key.precision, self.key.batch, f"cuda:{self.device.index}"
-        )
+        return TorchEngine(self.net)
 
     def keep_compiled(self) -> None:
         """Nothing is compiled."""
@@ -200,6 +195,8 @@ def open_nets(
                 "acceptance": str(verdict),
                 "refused": refused,
             }
+            if isinstance(engine, LoadedTorch) and engine.net.parts:
+                told[spec.role]["parts of a batch"] = engine.net.parts
     provenance = {
         "gpu": device.name,
         "driver": driver.version,
@@ -246,7 +243,7 @@ def _open_torch(
 ) -> tuple[LoadedTorch, Verdict]:
     """A net that PyTorch runs, judged on this GPU with this driver; the verdict is kept in this user's cache."""
     key = net.key(runtime, gpu.sm, gpu.name, batch)
-    loaded = LoadedTorch(TorchNet(net.onnx, net.spec, f"cuda:{device.index}"), key, net.spec, device)
+    loaded = LoadedTorch(TorchNet(net.onnx, net.spec, net.precision, batch, f"cuda:{device.index}"), key)
     name = f"verdict-{key.stem}-{re.sub(r'[^A-Za-z0-9]+', '-', gpu.name)}"
     kept = cache.load_blob(name)
     verdict = None if kept is None else Verdict.from_json(json.loads(kept))
