@@ -33,7 +33,7 @@ from benchmarks.gpu_measure import Ct
 from benchmarks.gpu_race import BATCH, Benchmark
 from benchmarks.gpu_report import Report, goal_lines, goals, table
 from trtseg import __version__, _core, models
-from trtseg.engines.probe import find_driver
+from trtseg.engines.nvidia.probe import find_driver
 from trtseg.models import ModelFiles
 
 QUICK = (

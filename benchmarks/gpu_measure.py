@@ -149,7 +149,7 @@ def flops(onnx_file: bytes) -> int:
 
 
 def rates(size: int = 8192, megabytes: int = 256, repeats: int = 20) -> dict[str, float]:
-    """The best that PyTorch gets out of the GPU, per second: FP16 matrix products, and copies within it and over the bus."""
+    """Best FLOP/s of FP16 matrix products in PyTorch, and bytes/s of copies within the GPU and over the bus."""
     import torch
 
     cuda: Any = torch.cuda  # it has no types

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from trtseg import Segmenter, _core
-from trtseg.cuda import download, errors, upload
+from trtseg.cuda.device import download, errors, upload
 
 
 class Trtseg:

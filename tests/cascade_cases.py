@@ -14,8 +14,9 @@ import pytest
 import tiny
 
 from trtseg import reference
-from trtseg.cuda import CudaArray, Resources, open_device
-from trtseg.cuda_cascade import CudaCascade
+from trtseg.cascade.gpu import CudaCascade
+from trtseg.cuda.arrays import CudaArray
+from trtseg.cuda.device import Resources, open_device
 from trtseg.spec import ModelSpec
 
 SPACING = (1.1, 0.9)

@@ -12,7 +12,7 @@ import pytest
 import tiny
 from onnx import TensorProto, helper, numpy_helper
 
-from trtseg.engines.sidecar import EngineKey, Sidecar
+from trtseg.engines.nvidia.sidecar import EngineKey, Sidecar
 from trtseg.spec import METADATA_KEY, CascadeSpec
 
 needs_rtx = pytest.mark.skipif(

@@ -12,9 +12,9 @@ import tiny
 from engine_models import key, sidecar
 
 from trtseg import _core, models
-from trtseg.engines import cache
 from trtseg.engines.acceptance import CRITERIA, Verdict, calibration, judge
 from trtseg.engines.agreement import DICE, FLIP_SHARE, LOGIT_BOUND, MIN_PIXELS
+from trtseg.engines.nvidia import cache
 from trtseg.engines.openvino import OpenVinoEngine
 from trtseg.errors import ArgumentError, DeviceError, ModelError
 

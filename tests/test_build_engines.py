@@ -22,11 +22,12 @@ from engine_models import cascade_model, half, needs_rtx, nets, one_operator, wr
 
 import trtseg
 from trtseg import models
-from trtseg.engines import build, cache, probe, runtime, serialize
-from trtseg.engines.onnx_spec import check_spec
-from trtseg.engines.probe import Driver, Gpu
-from trtseg.engines.trust import engine_folder
+from trtseg.engines.nvidia import build, cache, probe
+from trtseg.engines.nvidia.nets import runtime, serialize
+from trtseg.engines.nvidia.probe import Driver, Gpu
+from trtseg.engines.nvidia.trust import engine_folder
 from trtseg.errors import ArgumentError, DeviceError, ModelError, OutputError, TrtsegError
+from trtseg.models.onnx_spec import check_spec
 from trtseg.spec import METADATA_KEY
 
 NO_DRIVER = Driver(None, None, (), "there is no NVIDIA driver (libcuda.so.1 is not found)")
@@ -215,9 +216,9 @@ class TestRealBuilds:
     def test_two_processes_want_an_engine_at_a_time(self, tmp_path):
         want = """
             from trtseg import models
-            from trtseg.engines.build import Net, engine_for
-            from trtseg.engines.probe import Gpu
-            from trtseg.engines.runtime import load_runtime
+            from trtseg.engines.nvidia.build import Net, engine_for
+            from trtseg.engines.nvidia.probe import Gpu
+            from trtseg.engines.nvidia.runtime import load_runtime
             import sys
             files = models.find("default")
             net = Net.read(files, files.spec.nets[0], "fp16")
@@ -457,7 +458,7 @@ class TestTensorRT:
         module.__version__ = "11.4.0.1"
         monkeypatch.setitem(sys.modules, "tensorrt", module)
         # One logger for both, as the library behind them is one.
-        monkeypatch.setattr("trtseg.engines.serialize.logger", lambda _: runtime.logger(tensorrt_rtx))
+        monkeypatch.setattr("trtseg.engines.nvidia.serialize.logger", lambda _: runtime.logger(tensorrt_rtx))
         monkeypatch.setattr(build, "find_driver", lambda: Driver("580.65.06", "13.0", (H100,), None))
 
     def test_builds_for_the_gpu_that_is_here_and_keeps_its_timings(self, model):

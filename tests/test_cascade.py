@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from trtseg import reference
-from trtseg.cascade import CHUNK, Cascade
+from trtseg.cascade.cpu import CHUNK, Cascade
 from trtseg.engines import open_engine
 from trtseg.io import load
 from trtseg.phantom import abdomen

@@ -14,8 +14,8 @@ import tiny
 from cuda_shim.producer import COPIED, READ_ONLY, OldProducer, Producer
 
 import trtseg
-from trtseg import dlpack
-from trtseg.cuda import CudaArray
+from trtseg.cuda import dlpack
+from trtseg.cuda.arrays import CudaArray
 from trtseg.errors import ArgumentError
 
 ADDRESS, STREAM = 1 << 20, 77

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 from engine_models import key, sidecar
 
-from trtseg.engines import cache
-from trtseg.engines.sidecar import Sidecar
-from trtseg.engines.trust import engine_folder, locked
+from trtseg.engines.nvidia import cache
+from trtseg.engines.nvidia.sidecar import Sidecar
+from trtseg.engines.nvidia.trust import engine_folder, locked
 from trtseg.errors import ModelError, OutputError
 
 ENGINE = bytes(range(256)) * 20
@@ -191,8 +191,8 @@ class TestProcesses:
     WANT = """
         import hashlib, os, sys, time
         from trtseg import models
-        from trtseg.engines import cache
-        from trtseg.engines.sidecar import EngineKey, Sidecar
+        from trtseg.engines.nvidia import cache
+        from trtseg.engines.nvidia.sidecar import EngineKey, Sidecar
 
         key = EngineKey("liver", "0" * 64, "tensorrt-rtx", "1.7.1.116", "sm_86", "", "fp16", 1)
         spec = models.find("default").spec.nets[0]

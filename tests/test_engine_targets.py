@@ -5,9 +5,9 @@ import types
 import pytest
 from engine_models import key
 
-from trtseg.engines import targets
-from trtseg.engines.probe import Driver, Gpu
-from trtseg.engines.runtime import Runtime
+from trtseg.engines.nvidia.nets import targets
+from trtseg.engines.nvidia.probe import Driver, Gpu
+from trtseg.engines.nvidia.runtime import Runtime
 from trtseg.errors import DeviceError
 
 TURING, ADA = Gpu(0, "RTX 2080", "sm_75", 8 << 30), Gpu(0, "NVIDIA L4", "sm_89", 24 << 30)

@@ -8,12 +8,12 @@ import pytest
 from scipy import ndimage
 
 from trtseg.errors import ArgumentError
-from trtseg.evaluate import CONVENTIONS, Mean, evaluate_case, evaluate_set
 from trtseg.io.labels import read_labels
-from trtseg.metrics.lesions import score_lesions
+from trtseg.metrics.cases import CONVENTIONS, Mean, evaluate_case, evaluate_set
+from trtseg.metrics.detection import score_lesions
 from trtseg.metrics.overlap import Overlap, overlap
 from trtseg.metrics.surface import surface_distances
-from trtseg.preview import disagreement_png, most_disagreement
+from trtseg.report.pictures import disagreement_png, most_disagreement
 from trtseg.volume import Geometry, Volume, spacing_mm
 
 SPACING = (5.0, 2.0, 1.0)

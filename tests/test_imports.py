@@ -17,11 +17,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # where it belongs; a package's name stands for everything in it.
 LAYERS = [
     ["errors", "notice", "_core"],
-    ["volume", "fit", "spec", "phantom", "cuda", "dlpack"],
-    ["reference", "io", "engines", "models"],
-    ["cascade", "cuda_lane", "cuda_cascade", "components"],
-    ["postprocess", "lesions", "metrics"],
-    ["result", "preview", "sample", "evaluate"],
+    ["volume", "fit", "spec", "phantom", "cuda", "labels"],
+    ["reference", "io", "models"],
+    ["metrics", "report"],
+    ["engines"],
+    ["cascade"],
+    ["result", "sample"],
     ["api"],
     ["cli", "__main__"],
 ]

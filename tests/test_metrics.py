@@ -15,7 +15,7 @@ from scipy.spatial.distance import cdist
 
 from trtseg.errors import ArgumentError, TrtsegError
 from trtseg.metrics.checks import needs
-from trtseg.metrics.lesions import LesionScores, burden_errors, score_lesions, tumour_burden
+from trtseg.metrics.detection import LesionScores, burden_errors, score_lesions, tumour_burden
 from trtseg.metrics.overlap import Overlap, global_dice, overlap
 from trtseg.metrics.ranking import PAPER_BAND, roc
 from trtseg.metrics.surface import SurfaceDistances, surface_distances

@@ -2,9 +2,10 @@
 
 import pytest
 
-from trtseg.engines import available_devices, nvidia, resolve_device
-from trtseg.engines.probe import Driver, Gpu
-from trtseg.engines.runtime import Runtime
+from trtseg.engines import available_devices, resolve_device
+from trtseg.engines.nvidia import nets as nvidia
+from trtseg.engines.nvidia.probe import Driver, Gpu
+from trtseg.engines.nvidia.runtime import Runtime
 from trtseg.errors import ArgumentError, DeviceError
 
 ADA, HOPPER = Gpu(0, "RTX 4090", "sm_89", 24 << 30), Gpu(0, "H100", "sm_90", 80 << 30)

@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from trtseg import components as module
-from trtseg.components import bounding_box, count_voxels
 from trtseg.errors import ArgumentError
-from trtseg.lesions import Lesion, lesions
-from trtseg.postprocess import PostProcess, postprocess
+from trtseg.labels import components as module
+from trtseg.labels.components import bounding_box, count_voxels
+from trtseg.labels.lesions import Lesion, lesions
+from trtseg.labels.postprocess import PostProcess, postprocess
 
 OFF = PostProcess(median_mm=0, largest_liver=False, fill_holes=False, min_tumour_ml=0)
 LARGEST = replace(OFF, largest_liver=True)

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from trtseg.errors import ArgumentError
 from trtseg.notice import NOTICE
-from trtseg.preview import LIVER, TUMOUR, choose_slices, preview_png
+from trtseg.report.pictures import LIVER, TUMOUR, choose_slices, preview_png
 from trtseg.volume import Geometry, Volume
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from trtseg.engines import probe
-from trtseg.engines.probe import RTX_CAPABILITIES, Driver, Gpu, abilities, why_stale
-from trtseg.engines.runtime import INSTALL
+from trtseg.engines.nvidia import probe
+from trtseg.engines.nvidia.probe import RTX_CAPABILITIES, Driver, Gpu, abilities, why_stale
+from trtseg.engines.nvidia.runtime import INSTALL
 
 COMPILER = shutil.which(os.environ.get("CC", "cc"))
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C compiler (cc; or set CC)")
@@ -52,9 +52,7 @@ def make(folder: Path, name: str, code: str, **defines: int) -> None:
 
 def found(folder: Path) -> dict:
     """What `find_driver` says in a process that finds these libraries first."""
-    code = (
-        "import json; from dataclasses import asdict; from trtseg.engines.probe import find_driver as find; "
-    )
+    code = "import json; from dataclasses import asdict; from trtseg.engines.nvidia.probe import find_driver as find; "
     code += "print(json.dumps(asdict(find())))"
     environment = {**os.environ, "LD_LIBRARY_PATH": str(folder), "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
@@ -191,7 +189,7 @@ def test_stale_engines(monkeypatch):
 
 def test_the_capabilities_named_here_are_those_of_the_library():
     pytest.importorskip("tensorrt_rtx", reason='TensorRT-RTX is not installed: pip install "trtseg[rtx]"')
-    from trtseg.engines.runtime import load_runtime
+    from trtseg.engines.nvidia.runtime import load_runtime
 
     assert load_runtime("tensorrt-rtx").capabilities == RTX_CAPABILITIES
     assert load_runtime("tensorrt-rtx").version == probe.installed("tensorrt_rtx")

@@ -28,10 +28,10 @@ from training.split import VALIDATION_GROUPS
 from trtseg import models
 from trtseg.cli import tables
 from trtseg.errors import InputError, TrtsegError
-from trtseg.evaluate import CaseScores, evaluate_case, evaluate_set
+from trtseg.metrics.cases import CaseScores, evaluate_case, evaluate_set
 from trtseg.metrics.ranking import PAPER_BAND, roc
 from trtseg.notice import NOTICE
-from trtseg.preview import disagreement_png
+from trtseg.report.pictures import disagreement_png
 
 #: mm where nobody knows: slices without liver stand alone, and 8-bit slices have lost their spacing.
 ASSUMED = (5.0, 0.75, 0.75)

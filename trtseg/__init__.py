@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trtseg.api import Segmenter, segment
-    from trtseg.engines.build import build_engines
+    from trtseg.engines.nvidia.build import build_engines
     from trtseg.errors import TrtsegError
     from trtseg.io import load
-    from trtseg.postprocess import PostProcess
+    from trtseg.labels.postprocess import PostProcess
     from trtseg.result import Segmentation
     from trtseg.volume import Volume
 
@@ -23,12 +23,12 @@ __version__ = "0.1.0"
 
 # Names are imported on first use, so that `import trtseg` costs next to nothing.
 _WHERE = {
-    "PostProcess": "trtseg.postprocess",
+    "PostProcess": "trtseg.labels.postprocess",
     "Segmentation": "trtseg.result",
     "Segmenter": "trtseg.api",
     "TrtsegError": "trtseg.errors",
     "Volume": "trtseg.volume",
-    "build_engines": "trtseg.engines.build",
+    "build_engines": "trtseg.engines.nvidia.build",
     "load": "trtseg.io",
     "segment": "trtseg.api",
 }

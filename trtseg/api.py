@@ -13,20 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtseg import __version__, dlpack, models
-from trtseg.cascade import Cascade
+from trtseg import __version__, models
+from trtseg.cascade.cpu import Cascade
+from trtseg.cuda import dlpack
 from trtseg.engines import open_engine, resolve_device
-from trtseg.engines.runtime import check_batch, check_name
+from trtseg.engines.nvidia.runtime import check_batch, check_name
 from trtseg.errors import ArgumentError
 from trtseg.fit import AIR_HU
 from trtseg.io import load
-from trtseg.postprocess import PostProcess, postprocess
+from trtseg.labels.postprocess import PostProcess, postprocess
 from trtseg.result import Segmentation
 from trtseg.spec import CascadeSpec
 
 if TYPE_CHECKING:
-    from trtseg.cuda_cascade import CudaCascade
-    from trtseg.engines.nvidia import GpuNets
+    from trtseg.cascade.gpu import CudaCascade
+    from trtseg.engines.nvidia.nets import GpuNets
 
 
 class Segmenter:
@@ -252,9 +253,9 @@ def _cuda_cascade(
     progress: Callable[[str, float], None] | None,
 ) -> CudaCascade:
     """The cascade on a GPU; what that needs is imported here, to cost nothing on the CPU."""
-    from trtseg.cuda import open_device
-    from trtseg.cuda_cascade import CudaCascade
-    from trtseg.engines.nvidia import open_nets
+    from trtseg.cascade.gpu import CudaCascade
+    from trtseg.cuda.device import open_device
+    from trtseg.engines.nvidia.nets import open_nets
 
     gpu = open_device(int(device.removeprefix("cuda:")))
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trtseg.components import Array, bounding_box, count_voxels
 from trtseg.errors import ArgumentError
 from trtseg.io import atomic, write_nifti
 from trtseg.io.nifti import check_ending
-from trtseg.lesions import Lesion, lesions
+from trtseg.labels.components import Array, bounding_box, count_voxels
+from trtseg.labels.lesions import Lesion, lesions
 from trtseg.notice import NOTICE
 from trtseg.volume import Geometry, Volume, spacing_mm
 
@@ -77,7 +77,7 @@ class Segmentation:
         volume : Volume
             The CT that was segmented; it is not kept.
         steps : dict, optional
-            What `trtseg.postprocess.postprocess` returned.
+            What `trtseg.labels.postprocess.postprocess` returned.
         timings, provenance : dict, optional
             See the attributes. The time for measuring is added to the timings, as ``measure``.
 
@@ -230,6 +230,6 @@ class Segmentation:
         path.write_text(text + "\n", encoding="utf-8", errors="replace")  # a file name may not be Unicode
 
     def _write_preview(self, path: Path, volume: Volume) -> None:
-        from trtseg.preview import preview_png
+        from trtseg.report.pictures import preview_png
 
         path.write_bytes(preview_png(volume, self.canonical, self.summary()))

@@ -11,8 +11,8 @@ import pytest
 from commands import run, run_alone, run_without_privileges
 from engine_models import cascade_model, key, needs_rtx, sidecar
 
-from trtseg.engines import cache, probe
-from trtseg.engines.probe import Driver, Gpu
+from trtseg.engines.nvidia import cache, probe
+from trtseg.engines.nvidia.probe import Driver, Gpu
 
 ENGINE = b"an engine"
 
@@ -106,7 +106,7 @@ class TestBuild:
 
     def test_native_needs_a_gpu(self, here, both_precisions, monkeypatch):
         driver = Driver(None, None, (), "there is no NVIDIA driver (libcuda.so.1 is not found)")
-        monkeypatch.setattr("trtseg.engines.build.find_driver", lambda: driver)
+        monkeypatch.setattr("trtseg.engines.nvidia.build.find_driver", lambda: driver)
         assert error_of(run("build", "--model", both_precisions, "-o", "out")) == (
             "error: target: got 'native', but there is no NVIDIA driver (libcuda.so.1 is not found); name what to "
             "build for: sm_75, sm_80, sm_86, sm_89, sm_120, sm_121, portable"
@@ -236,9 +236,9 @@ class TestInfo:
     def test_runs_nothing_that_trtseg_has_no_device_for(self, monkeypatch):
         from trtseg.cli import facts
 
-        monkeypatch.setattr("trtseg.engines.probe.installed", lambda module: "99.0")
+        monkeypatch.setattr("trtseg.engines.nvidia.probe.installed", lambda module: "99.0")
         monkeypatch.setattr(
-            "trtseg.engines.probe.find_driver",
+            "trtseg.engines.nvidia.probe.find_driver",
             lambda: Driver("580.65.06", "13.0", (Gpu(0, "NVIDIA L4", "sm_89", 24 << 30),), None),
         )
         monkeypatch.setattr(

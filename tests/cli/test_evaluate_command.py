@@ -12,8 +12,8 @@ import pytest
 from commands import run
 from PIL import Image
 
-from trtseg.evaluate import CONVENTIONS, evaluate_case
-from trtseg.preview import PREDICTED_LIVER, TRUE_LIVER
+from trtseg.metrics.cases import CONVENTIONS, evaluate_case
+from trtseg.report.pictures import PREDICTED_LIVER, TRUE_LIVER
 
 SPACING = (5.0, 0.9, 0.8)
 AFFINE = np.diag([-0.8, -0.9, 5.0, 1.0])

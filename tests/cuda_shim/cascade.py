@@ -34,8 +34,9 @@ from cascade_cases import (  # noqa: E402
 from producer import Producer  # noqa: E402
 
 from trtseg import _core  # noqa: E402
-from trtseg.cuda import CudaArray, Resources, open_device, upload  # noqa: E402
-from trtseg.cuda_cascade import CudaCascade  # noqa: E402
+from trtseg.cascade.gpu import CudaCascade  # noqa: E402
+from trtseg.cuda.arrays import CudaArray  # noqa: E402
+from trtseg.cuda.device import Resources, open_device, upload  # noqa: E402
 from trtseg.errors import DeviceError, OutOfMemoryError  # noqa: E402
 from trtseg.spec import ModelSpec  # noqa: E402
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import played_pycuda as played
 
+from trtseg.engines.nvidia.sidecar import Sidecar
 from trtseg.engines.openvino import OpenVinoEngine
-from trtseg.engines.sidecar import Sidecar
 from trtseg.models import ModelFiles
 
 float16, float32 = "float16", "float32"

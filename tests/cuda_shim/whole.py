@@ -18,11 +18,12 @@ from producer import READ_ONLY, Producer
 played_pycuda.install()
 import trtseg  # noqa: E402
 from trtseg import _core  # noqa: E402
-from trtseg.cuda import CudaArray, Resources, open_device  # noqa: E402
-from trtseg.engines import nvidia  # noqa: E402
-from trtseg.engines.probe import Driver, Gpu, installed  # noqa: E402
-from trtseg.engines.runtime import Runtime  # noqa: E402
-from trtseg.engines.trust import engine_folder  # noqa: E402
+from trtseg.cuda.arrays import CudaArray  # noqa: E402
+from trtseg.cuda.device import Resources, open_device  # noqa: E402
+from trtseg.engines.nvidia import nets as nvidia  # noqa: E402
+from trtseg.engines.nvidia.probe import Driver, Gpu, installed  # noqa: E402
+from trtseg.engines.nvidia.runtime import Runtime  # noqa: E402
+from trtseg.engines.nvidia.trust import engine_folder  # noqa: E402
 from trtseg.errors import ArgumentError, DeviceError  # noqa: E402
 from trtseg.models import find  # noqa: E402
 from trtseg.phantom import abdomen  # noqa: E402

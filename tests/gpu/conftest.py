@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 import pytest
 
 from trtseg import _core
-from trtseg.engines.probe import abilities, find_driver
-from trtseg.engines.runtime import TITLES
+from trtseg.engines.nvidia.probe import abilities, find_driver
+from trtseg.engines.nvidia.runtime import TITLES
 
 
 def leave_out(reason: str, *, optional: bool = False) -> NoReturn:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from cascade_cases import BATCH, CASES, NETS, SPACING, cascade, ct, expected
 
-from trtseg.cuda import CudaArray, Resources, open_device
+from trtseg.cuda.arrays import CudaArray
+from trtseg.cuda.device import Resources, open_device
 from trtseg.errors import ArgumentError, OutOfMemoryError
 from trtseg.spec import ModelSpec
 
@@ -128,7 +129,7 @@ def test_repeated_runs_are_identical():
 
 def test_graphs_do_what_plain_launches_do():
     """A lane's steps, a lane without graphs, and one with them."""
-    from trtseg.cuda_lane import Lane
+    from trtseg.cascade.lane import Lane
 
     hu, backend = ct(BATCH), TorchBackend()
     device = open_device(0)
@@ -193,7 +194,7 @@ def test_a_process_ends_quietly():
     code = """
 import numpy as np
 from trtseg import _core
-from trtseg.cuda import Resources, download, open_device, upload
+from trtseg.cuda.device import Resources, download, open_device, upload
 with open_device(0) as device:
     own = Resources(device)
     stream, event, array, host = own.stream(), own.event(), own.array((4,), np.int16), own.pinned((4,), np.int16)

@@ -17,14 +17,14 @@ import pytest
 
 import trtseg
 from trtseg import models
-from trtseg.cascade import Cascade
-from trtseg.cuda import Resources, open_device
-from trtseg.engines import nvidia
+from trtseg.cascade.cpu import Cascade
+from trtseg.cuda.device import Resources, open_device
 from trtseg.engines.acceptance import calibration, open_reference
-from trtseg.engines.cache import adopt
-from trtseg.engines.nvidia import check_gpu, choose_runtime, on_host, open_nets
-from trtseg.engines.probe import RTX_CAPABILITIES, installed
-from trtseg.engines.runtime import MODULES, NAMES, TITLES, load_runtime
+from trtseg.engines.nvidia import nets as nvidia
+from trtseg.engines.nvidia.cache import adopt
+from trtseg.engines.nvidia.nets import check_gpu, choose_runtime, on_host, open_nets
+from trtseg.engines.nvidia.probe import RTX_CAPABILITIES, installed
+from trtseg.engines.nvidia.runtime import MODULES, NAMES, TITLES, load_runtime
 from trtseg.errors import DeviceError, OutOfMemoryError
 from trtseg.phantom import abdomen
 

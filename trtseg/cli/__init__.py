@@ -132,7 +132,7 @@ def segment(
         with batch.plan(inputs, output, report=report, preview=preview) as cases:
             from trtseg.api import Segmenter
             from trtseg.cli import progress
-            from trtseg.postprocess import PostProcess
+            from trtseg.labels.postprocess import PostProcess
 
             steps = PostProcess(
                 median_mm=median_mm,
@@ -323,7 +323,7 @@ def build(
     with errors_as_exit_codes():
         from trtseg.cli import engines as command
         from trtseg.cli import progress
-        from trtseg.engines.build import build_engines
+        from trtseg.engines.nvidia.build import build_engines
 
         sizes = command.sizes(batch)
         with progress.bar(quiet) as bar:

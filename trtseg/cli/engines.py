@@ -7,11 +7,11 @@ from pathlib import Path
 
 from trtseg.cli import text
 from trtseg.cli.exits import exit_code
-from trtseg.engines import cache
-from trtseg.engines.cache import Entry
-from trtseg.engines.probe import find_driver, why_stale
-from trtseg.engines.targets import why_unused
-from trtseg.engines.trust import engine_folder, is_own
+from trtseg.engines.nvidia import cache
+from trtseg.engines.nvidia.cache import Entry
+from trtseg.engines.nvidia.probe import find_driver, why_stale
+from trtseg.engines.nvidia.targets import why_unused
+from trtseg.engines.nvidia.trust import engine_folder, is_own
 from trtseg.errors import ArgumentError
 
 

@@ -16,13 +16,13 @@ from trtseg import __version__
 from trtseg.cli import tables, text
 from trtseg.cli.exits import Failures
 from trtseg.cli.pairs import Matched, Pair
-from trtseg.components import Array
 from trtseg.errors import ArgumentError, InputError
-from trtseg.evaluate import CaseScores, SetScores, evaluate_case, evaluate_set
 from trtseg.io import load
 from trtseg.io.atomic import atomic, resolve_target
 from trtseg.io.folders import check_writable, made_folder
 from trtseg.io.labels import check_same_grid, read_labels
+from trtseg.labels.components import Array
+from trtseg.metrics.cases import CaseScores, SetScores, evaluate_case, evaluate_set
 from trtseg.metrics.checks import needs
 from trtseg.notice import NOTICE
 from trtseg.volume import Geometry, spacing_mm
@@ -152,7 +152,7 @@ def _write(scores: SetScores, matched: Matched, done: _Done, outputs: Outputs, n
 
 def _draw_worst(done: _Done, folder: Path, count: int, *, liver_only: bool) -> None:
     """Draw the cases with the lowest Dice, of the liver or of the tumours."""
-    from trtseg.preview import disagreement_png
+    from trtseg.report.pictures import disagreement_png
 
     for pair, case in sorted(done.scored, key=lambda scored: _dices(scored[1]))[:count]:
         try:

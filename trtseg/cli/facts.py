@@ -11,7 +11,7 @@ from typing import Any
 
 from trtseg import __version__
 from trtseg.cli import text
-from trtseg.engines import probe
+from trtseg.engines.nvidia import probe
 
 _RUNTIMES = ("openvino", "tensorrt", "tensorrt_rtx", "pycuda")
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16")
@@ -90,7 +90,7 @@ def _abilities(
 
 def _engines() -> list[dict[str, Any]]:
     """Name each engine in this user's cache, and what is known to be wrong with it."""
-    from trtseg.engines import cache
+    from trtseg.engines.nvidia import cache
     from trtseg.errors import TrtsegError
 
     try:

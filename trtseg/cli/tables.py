@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from trtseg.cli import text
-from trtseg.evaluate import CONVENTIONS, CaseScores, Mean, RegionScores, SetScores
+from trtseg.metrics.cases import CONVENTIONS, CaseScores, Mean, RegionScores, SetScores
 
 UNDEFINED = "–"
 

@@ -26,7 +26,7 @@ def resolve_device(device: str) -> str:
     named = re.fullmatch(r"cuda(?::(\d{1,3}))?", device) if isinstance(device, str) else None
     if named is None:
         raise DeviceError(f"device: got {device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
-    from trtseg.engines.nvidia import check_gpu
+    from trtseg.engines.nvidia.nets import check_gpu
 
     index = int(named[1] or 0)
     check_gpu(index, device)
@@ -54,7 +54,7 @@ def open_engine(onnx: bytes, spec: ModelSpec, *, precision: str) -> Engine:
 
 def available_devices() -> list[tuple[str, bool, str]]:
     """Each device, whether it works here, and what it is or why it does not work."""
-    from trtseg.engines.nvidia import check_gpu, choose_runtime
+    from trtseg.engines.nvidia.nets import check_gpu, choose_runtime
     from trtseg.engines.openvino import describe_cpu
 
     devices: list[tuple[str, bool, str]] = []

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from trtseg import _core
 from trtseg.engines.agreement import LOGIT_BOUND, Agreement
 from trtseg.engines.base import Engine
-from trtseg.engines.sidecar import EngineKey
+from trtseg.engines.nvidia.sidecar import EngineKey
 from trtseg.errors import ArgumentError, ModelError
 from trtseg.models import ModelFiles
 from trtseg.phantom import abdomen

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtseg.engines.onnx_spec import check_spec
 from trtseg.errors import DeviceError, ModelError
+from trtseg.models.onnx_spec import check_spec
 from trtseg.spec import ModelSpec
 
 

@@ -27,8 +27,8 @@ from typing import Literal
 
 import numpy as np
 
-from trtseg.components import bounding_box
 from trtseg.errors import ArgumentError
+from trtseg.labels.components import bounding_box
 from trtseg.metrics.checks import Array, check_masks, check_spacing, needs
 
 

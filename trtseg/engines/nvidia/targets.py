@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from trtseg.engines.probe import Driver, Gpu, why_stale
-from trtseg.engines.runtime import TITLES, Runtime, load_runtime
-from trtseg.engines.sidecar import EngineKey
+from trtseg.engines.nvidia.probe import Driver, Gpu, why_stale
+from trtseg.engines.nvidia.runtime import TITLES, Runtime, load_runtime
+from trtseg.engines.nvidia.sidecar import EngineKey
 from trtseg.errors import ArgumentError, DeviceError
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from trtseg.components import (
+from trtseg.errors import ArgumentError
+from trtseg.labels.components import (
     Array,
     Components,
     bounding_box,
@@ -20,7 +21,6 @@ from trtseg.components import (
     is_liver,
     is_tumour,
 )
-from trtseg.errors import ArgumentError
 
 
 @dataclass(frozen=True)

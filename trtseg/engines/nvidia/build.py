@@ -19,18 +19,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from trtseg import __version__
-from trtseg.engines import cache
-from trtseg.engines.onnx_spec import check_spec
-from trtseg.engines.probe import Gpu, find_driver
-from trtseg.engines.runtime import Runtime, check_batch, check_name, load_runtime
-from trtseg.engines.serialize import serialize
-from trtseg.engines.sidecar import EngineKey, Sidecar, sidecar_path
-from trtseg.engines.targets import place_of, resolve_targets, runs_portable
-from trtseg.engines.trust import engine_folder, is_own, locked
+from trtseg.engines.nvidia import cache
+from trtseg.engines.nvidia.probe import Gpu, find_driver
+from trtseg.engines.nvidia.runtime import Runtime, check_batch, check_name, load_runtime
+from trtseg.engines.nvidia.serialize import serialize
+from trtseg.engines.nvidia.sidecar import EngineKey, Sidecar, sidecar_path
+from trtseg.engines.nvidia.targets import place_of, resolve_targets, runs_portable
+from trtseg.engines.nvidia.trust import engine_folder, is_own, locked
 from trtseg.errors import ArgumentError, ModelError, TrtsegError
 from trtseg.io.atomic import atomic
 from trtseg.io.folders import made_folder
 from trtseg.models import ModelFiles, find
+from trtseg.models.onnx_spec import check_spec
 from trtseg.spec import ModelSpec
 
 log = logging.getLogger("trtseg")

@@ -1,8 +1,8 @@
 """Engines on disk: found by key, built once, and loaded only if they are what this user's own trtseg built.
 
-A serialised engine can run anything. What may be read at all is decided in `trtseg.engines.trust`; here the SHA-256 is
-compared with the sidecar's, and the sidecar with the key, before an engine is handed on: as the bytes that were hashed,
-never as a path. An engine from elsewhere is refused unless its file is named and allowed.
+A serialised engine can run anything. What may be read at all is decided in `trtseg.engines.nvidia.trust`; here the
+SHA-256 is compared with the sidecar's, and the sidecar with the key, before an engine is handed on: as the bytes that
+were hashed, never as a path. An engine from elsewhere is refused unless its file is named and allowed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trtseg.engines.sidecar import EngineKey, Sidecar, sidecar_path
-from trtseg.engines.trust import engine_folder, is_own, locked, opened, prepared, read
+from trtseg.engines.nvidia.sidecar import EngineKey, Sidecar, sidecar_path
+from trtseg.engines.nvidia.trust import engine_folder, is_own, locked, opened, prepared, read
 from trtseg.errors import ModelError, OutputError
 from trtseg.io.atomic import atomic
 

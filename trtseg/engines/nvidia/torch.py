@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from trtseg.cuda import CudaArray
+from trtseg.cuda.arrays import CudaArray
 from trtseg.errors import ArgumentError, DeviceError, ModelError
 from trtseg.spec import ModelSpec
 
 log = logging.getLogger("trtseg")
 
-_NUMPY = {"fp16": np.dtype(np.float16), "fp32": np.dtype(np.float32)}
+_NUMPY: dict[str, np.dtype[Any]] = {"fp16": np.dtype(np.float16), "fp32": np.dtype(np.float32)}
 
 # An operator with its weights: activations in, activations out.
 _Operator = Callable[..., Any]
@@ -91,10 +91,10 @@ class TorchNet:
             own = [weights[name] for name in node.input if name in weights]
             ways, result = [_operator(torch, node.op_type, arguments, own, spec)], node.output[0]
             following = nodes[0] if nodes else None
-            if following is not None and (node.op_type, following.op_type) == ("Conv", "Relu"):
-                if readers.count(result) == 1 and following.input[0] == result:
-                    result = nodes.pop(0).output[0]
-                    ways = _with_relu(torch, ways[0], arguments, own, device)
+            alone = readers.count(result) == 1
+            if alone and following is not None and (node.op_type, following.op_type) == ("Conv", "Relu"):
+                result = nodes.pop(0).output[0]
+                ways = _with_relu(torch, ways[0], arguments, own, device)
             steps.append((result, tuple(name for name in node.input if name not in weights), ways))
         self._last_use = {name: i for i, (_, inputs, _) in enumerate(steps) for name in inputs}
         #: How many parts of the batch each operator takes one after the other, where that is not one.
@@ -136,14 +136,10 @@ class TorchNet:
                 counts = [2**k for k in range(1, self.batch.bit_length()) if self.batch % 2**k == 0]
                 tries = [(1, way) for way in ways]
                 tries += [(n, _in_parts(torch, ways[-1], n)) for n in dict.fromkeys([*counts, self.batch])]
-                for n, operator in tries:
-                    self._poison(given, operator)
-                    value = operator(*given)
-                    if bool((value == value[:1]).all()):  # NaN is not equal
-                        break
-                if n > 1:
-                    self.parts[result] = n
-                    log.info("%s net: %s is computed in %d parts of a batch", self.spec.role, result, n)
+                parts, operator, value = self._first_sound(tries, given)
+                if parts > 1:
+                    self.parts[result] = parts
+                    log.info("%s net: %s is computed in %d parts of a batch", self.spec.role, result, parts)
                 chosen.append((result, inputs, operator))
                 values[result] = value
                 for name in inputs:
@@ -151,10 +147,20 @@ class TorchNet:
                         values.pop(name, None)
         return chosen
 
-    def _poison(self, given: list[Any], operator: _Operator) -> None:
-        """Leave NaN where the next result goes: a kernel must not read its output."""
-        like = operator(*given)
-        like.fill_(float("nan"))
+    def _first_sound(
+        self, tries: list[tuple[int, _Operator]], given: list[Any]
+    ) -> tuple[int, _Operator, Any]:
+        """The first of the ways whose rows are equal, with its number of parts and its result."""
+        for parts, operator in tries:
+            # NaN is left where the next result goes: a kernel must not read its output.
+            operator(*given).fill_(float("nan"))
+            value = operator(*given)
+            if bool((value == value[:1]).all()):  # NaN is not equal
+                return parts, operator, value
+        raise DeviceError(
+            f"runtime: got 'torch', but the {self.spec.role} net gives other logits for equal slices on "
+            f"{self.device}; use another runtime, or device='cpu'"
+        )
 
 
 class _Contexts:

@@ -8,7 +8,7 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
-from trtseg.engines.runtime import INSTALL, MODULES, NAMES, TITLES, too_old
+from trtseg.engines.nvidia.runtime import INSTALL, MODULES, NAMES, TITLES, too_old
 
 #: Compute capabilities that TensorRT-RTX 1.7 names, for a look without importing it.
 RTX_CAPABILITIES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from trtseg.cuda import CudaArray, check_layout
+from trtseg.cuda.arrays import CudaArray, check_layout
 from trtseg.errors import ArgumentError
 
 _CUDA = 2  # kDLCUDA

@@ -16,16 +16,24 @@ from typing import Any
 from numpy.typing import NDArray
 
 from trtseg import _core
-from trtseg.cuda import Device, Resources, download, upload
-from trtseg.engines import cache
+from trtseg.cuda.device import Device, Resources, download, upload
 from trtseg.engines.acceptance import Verdict, calibration, judge
-from trtseg.engines.build import Net, Progress, engine_for, places_to_try
-from trtseg.engines.probe import RTX_CAPABILITIES, Driver, Gpu, compiled_for, find_driver, installed
-from trtseg.engines.runtime import INSTALL, MODULES, NAMES, Runtime, check_batch, check_name, load_runtime
-from trtseg.engines.sidecar import EngineKey
-from trtseg.engines.tensorrt import LoadedEngine, TensorRTEngine
-from trtseg.engines.torch import TorchEngine, TorchNet
-from trtseg.engines.trust import engine_folder
+from trtseg.engines.nvidia import cache
+from trtseg.engines.nvidia.build import Net, Progress, engine_for, places_to_try
+from trtseg.engines.nvidia.probe import RTX_CAPABILITIES, Driver, Gpu, compiled_for, find_driver, installed
+from trtseg.engines.nvidia.runtime import (
+    INSTALL,
+    MODULES,
+    NAMES,
+    Runtime,
+    check_batch,
+    check_name,
+    load_runtime,
+)
+from trtseg.engines.nvidia.sidecar import EngineKey
+from trtseg.engines.nvidia.tensorrt import LoadedEngine, TensorRTEngine
+from trtseg.engines.nvidia.torch import TorchEngine, TorchNet
+from trtseg.engines.nvidia.trust import engine_folder
 from trtseg.errors import ArgumentError, DeviceError
 from trtseg.models import ModelFiles
 
@@ -165,7 +173,7 @@ def open_nets(
     wanted = ("fp16", "fp32") if precision == "auto" else (precision,)
     known: _Calibration = {}  # made once, when the first engine has to be judged
     loaded: list[LoadedEngine | LoadedTorch] = []
-    told = {}
+    told: dict[str, dict[str, Any]] = {}
     with device:
         for spec in files.spec.nets:
             refused: list[str] = []

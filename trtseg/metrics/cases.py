@@ -12,10 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from trtseg.components import Array, Components, bounding_box, check_labels, count_voxels, is_liver, is_tumour
 from trtseg.errors import ArgumentError
+from trtseg.labels.components import (
+    Array,
+    Components,
+    bounding_box,
+    check_labels,
+    count_voxels,
+    is_liver,
+    is_tumour,
+)
 from trtseg.metrics.checks import check_same_shape, check_spacing
-from trtseg.metrics.lesions import LesionScores, burden_errors, score_lesions, tumour_burden
+from trtseg.metrics.detection import LesionScores, burden_errors, score_lesions, tumour_burden
 from trtseg.metrics.overlap import Overlap, global_dice, overlap
 from trtseg.metrics.surface import SurfaceDistances, surface_distances
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from trtseg.cuda import CudaArray, Device, Resources, errors
-from trtseg.engines import cache
-from trtseg.engines.runtime import Runtime, failure, logger, one_at_a_time
-from trtseg.engines.sidecar import Sidecar
+from trtseg.cuda.arrays import CudaArray
+from trtseg.cuda.device import Device, Resources, errors
+from trtseg.engines.nvidia import cache
+from trtseg.engines.nvidia.runtime import Runtime, failure, logger, one_at_a_time
+from trtseg.engines.nvidia.sidecar import Sidecar
 from trtseg.errors import ArgumentError, DeviceError, TrtsegError
 
 
@@ -22,7 +23,7 @@ class LoadedEngine:
     runtime : Runtime
         What runs it; of the version that built it.
     data : bytes
-        The engine, from `trtseg.engines.cache`: it can run any code.
+        The engine, from `trtseg.engines.nvidia.cache`: it can run any code.
     sidecar : Sidecar
         What is known of it.
     device : Device

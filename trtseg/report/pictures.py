@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtseg.components import Array, bounding_box
 from trtseg.errors import ArgumentError
+from trtseg.labels.components import Array, bounding_box
 from trtseg.notice import NOTICE
 from trtseg.volume import Volume
 

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from trtseg.engines.runtime import Runtime, failure, logger, one_at_a_time
-from trtseg.engines.sidecar import EngineKey
+from trtseg.engines.nvidia.runtime import Runtime, failure, logger, one_at_a_time
+from trtseg.engines.nvidia.sidecar import EngineKey
 from trtseg.errors import DeviceError, ModelError
 from trtseg.spec import ModelSpec
 
 
 @dataclass(frozen=True)
 class Serialized:
-    """An engine and what is to be known about it: see `trtseg.engines.sidecar.Sidecar`."""
+    """An engine and what is to be known about it: see `trtseg.engines.nvidia.sidecar.Sidecar`."""
 
     data: bytes
     tensors: list[dict[str, Any]]

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trtseg.components import Components, bounding_box, check_labels, count_voxels, is_liver
+from trtseg.labels.components import Components, bounding_box, check_labels, count_voxels, is_liver
 from trtseg.metrics.checks import Array, check_masks, check_spacing
 from trtseg.metrics.overlap import Overlap
 from trtseg.metrics.surface import SurfaceDistances, surface_distances

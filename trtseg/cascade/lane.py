@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtseg import _core
-from trtseg.cuda import CudaArray, Device, Resources, download, upload
+from trtseg.cuda.arrays import CudaArray
+from trtseg.cuda.device import Device, Resources, download, upload
 from trtseg.engines.base import GpuEngine
 from trtseg.fit import Fit
 

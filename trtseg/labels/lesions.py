@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trtseg.components import Array, Components, Runs, bounding_box, check_labels, is_tumour, stretches
 from trtseg.errors import ArgumentError
+from trtseg.labels.components import Array, Components, Runs, bounding_box, check_labels, is_tumour, stretches
 from trtseg.volume import voxel_ml
 
 

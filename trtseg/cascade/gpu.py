@@ -1,6 +1,6 @@
 """The pipeline on a GPU: chunks of slices in lanes that work side by side, each launched as CUDA graphs.
 
-A lane (`trtseg.cuda_lane`) is a stream with buffers and engine contexts of its own, so lanes share nothing that is
+A lane (`trtseg.cascade.lane`) is a stream with buffers and engine contexts of its own, so lanes share nothing that is
 written and need no order among them: while one copies, the other computes. The nets of the shipped model run in two
 graphs a chunk, cut at the gate: the first ends with the number of liver pixels, and the host reads it and launches the
 second with the tumour net or without. Until then the other lane has work, so that nobody waits for the answer.
@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from trtseg import dlpack
-from trtseg.cuda import CudaArray, Device, Resources, errors
-from trtseg.cuda_lane import Hu, Labels, Lane
+from trtseg.cascade.lane import Hu, Labels, Lane
+from trtseg.cuda import dlpack
+from trtseg.cuda.arrays import CudaArray
+from trtseg.cuda.device import Device, Resources, errors
 from trtseg.engines.base import GpuEngine
 from trtseg.errors import DeviceError, OutOfMemoryError, TrtsegError
 from trtseg.fit import Fit
 
 if TYPE_CHECKING:
-    from trtseg.engines.nvidia import GpuNets
+    from trtseg.engines.nvidia.nets import GpuNets
 
 log = logging.getLogger("trtseg")
 
@@ -87,7 +88,7 @@ class CudaCascade:
         stream: int = 0,
         progress: Callable[[float], None] | None = None,
     ) -> tuple[Labels, dict[str, float]]:
-        """Label slices; see `trtseg.cascade.Cascade.run`.
+        """Label slices; see `trtseg.cascade.cpu.Cascade.run`.
 
         Parameters
         ----------

@@ -1,0 +1,1 @@
+"""GPUs: their memory, streams and events, and arrays on them."""

@@ -1,0 +1,1 @@
+"""Engines for NVIDIA GPUs: build them, keep them, load them, and run them."""

@@ -1,0 +1,1 @@
+"""What a label map is: its connected components, how it is cleaned, and its lesions."""
