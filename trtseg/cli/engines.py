@@ -9,8 +9,8 @@ from trtseg.cli import text
 from trtseg.cli.exits import exit_code
 from trtseg.engines.nvidia import cache
 from trtseg.engines.nvidia.cache import Entry
-from trtseg.engines.nvidia.probe import find_driver, why_stale
-from trtseg.engines.nvidia.targets import why_unused
+from trtseg.engines.nvidia.driver import find_driver
+from trtseg.engines.nvidia.machine import why_stale, why_unused
 from trtseg.engines.nvidia.trust import engine_folder, is_own
 from trtseg.errors import ArgumentError
 
