@@ -19,12 +19,12 @@ import onnx
 import pytest
 import tiny
 from engine_models import cascade_model, half, needs_rtx, nets, one_operator, write_model
+from trtseg.engines.nvidia.probe import Driver, Gpu
 
 import trtseg
 from trtseg import models
 from trtseg.engines.nvidia import build, cache, probe
 from trtseg.engines.nvidia.nets import runtime, serialize
-from trtseg.engines.nvidia.probe import Driver, Gpu
 from trtseg.engines.nvidia.trust import engine_folder
 from trtseg.errors import ArgumentError, DeviceError, ModelError, OutputError, TrtsegError
 from trtseg.models.onnx_spec import check_spec

@@ -192,7 +192,7 @@ def read_slices(files: ModelFiles) -> Slices:
                 about=str(stored["about"]),
                 logits={spec.role: _unpacked(logits[spec.role], spec) for spec in files.spec.nets},
             )
-    except (ValueError, KeyError, IndexError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, IndexError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ModelError(
             f"{files.folder / FILE}: cannot be read ({error}); export or install the model again"
         ) from error

@@ -23,7 +23,7 @@ from trtseg.engines.base import Net
 from trtseg.engines.nvidia import cache
 from trtseg.engines.nvidia.driver import Gpu, find_driver
 from trtseg.engines.nvidia.machine import place_of, resolve_targets, runs_portable
-from trtseg.engines.nvidia.runtime import BUILDERS, TITLES, Runtime, check_batch, check_name, load_runtime
+from trtseg.engines.nvidia.runtime import BUILDERS, NAMES, TITLES, Runtime, check_batch, load_runtime
 from trtseg.engines.nvidia.serialize import serialize
 from trtseg.engines.nvidia.sidecar import EngineKey, Sidecar, sidecar_path
 from trtseg.engines.nvidia.trust import engine_folder, is_own, locked
@@ -104,12 +104,9 @@ def build_engines(
     --------
     >>> build_engines(target=["sm_86", "sm_89"], output="engines")  # doctest: +SKIP
     """
-    check_name(runtime)
     if runtime not in BUILDERS:
-        raise ArgumentError(
-            f"runtime: got {runtime!r}, which builds no engines: {TITLES[runtime]} runs the ONNX files; expected "
-            f"{' or '.join(map(repr, BUILDERS))}"
-        )
+        why = f", but {TITLES[runtime]} builds no engines: it runs the ONNX files" if runtime in NAMES else ""
+        raise ArgumentError(f"runtime: got {runtime!r}{why}; expected {' or '.join(map(repr, BUILDERS))}")
     row = candidates(precision, "cuda")[0]
     targets = [target] if isinstance(target, str) or not isinstance(target, Sequence) else target
     batches = list(dict.fromkeys(map(check_batch, batch if isinstance(batch, Sequence) else [batch])))
