@@ -23,7 +23,7 @@ from trtseg.engines.nvidia.cache import adopt
 from trtseg.engines.nvidia.machine import RTX_CAPABILITIES, check_gpu, choose_runtime, installed
 from trtseg.engines.nvidia.nets import on_host, open_nets
 from trtseg.engines.nvidia.runtime import MODULES, NAMES, TITLES, load_runtime
-from trtseg.errors import DeviceError, OutOfMemoryError
+from trtseg.errors import DeviceError
 from trtseg.phantom import abdomen
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("pycuda")]
@@ -46,9 +46,8 @@ def tried(test: Callable[..., None]) -> Callable[..., None]:
         try:
             test(**given)
         except DeviceError as error:
-            if not unlisted(given["runtime"]) or isinstance(error, OutOfMemoryError):
+            if not unlisted(given["runtime"]) or "is invalid on" not in str(error):
                 raise
-            assert "is invalid on" in str(error)
             pytest.xfail(str(error))
 
     return run
