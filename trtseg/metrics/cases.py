@@ -22,10 +22,11 @@ from trtseg.labels.components import (
     is_liver,
     is_tumour,
 )
-from trtseg.metrics.checks import check_same_shape, check_spacing
+from trtseg.metrics.checks import check_same_shape
 from trtseg.metrics.detection import LesionScores, burden_errors, score_lesions, tumour_burden
 from trtseg.metrics.overlap import Overlap, global_dice, overlap
 from trtseg.metrics.surface import SurfaceDistances, surface_distances
+from trtseg.volume import check_spacing
 
 #: What the numbers mean, in one line each, to be stored with them.
 CONVENTIONS = {
@@ -274,7 +275,7 @@ def _region(
     prediction: Array,
     truth: Array,
     mask_of: Callable[[Array], Array],
-    spacing: tuple[float, float, float],
+    spacing: Sequence[float],
     around: Overlap,
 ) -> RegionScores:
     ours, theirs = mask_of(prediction), mask_of(truth)

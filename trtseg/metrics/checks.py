@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -32,17 +30,6 @@ def check_same_shape(prediction: Array, truth: Array) -> None:
             f"prediction, truth: got shapes {prediction.shape} and {truth.shape}; expected the same grid, "
             "resample one onto the other's"
         )
-
-
-def check_spacing(spacing: Sequence[float]) -> tuple[float, float, float]:
-    """Return the spacing as floats; ArgumentError unless it is three positive numbers."""
-    try:
-        z, y, x = (float(mm) for mm in spacing)
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(f"spacing: got {spacing!r}; expected three numbers (sz, sy, sx) in mm") from error
-    if not all(math.isfinite(mm) and mm > 0 for mm in (z, y, x)):
-        raise ArgumentError(f"spacing: got {spacing!r}; expected three positive numbers (sz, sy, sx) in mm")
-    return z, y, x
 
 
 def needs(module: str) -> ModuleType:

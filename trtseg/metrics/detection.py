@@ -23,9 +23,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from trtseg.labels.components import Components, bounding_box, check_labels, count_voxels, is_liver
-from trtseg.metrics.checks import Array, check_masks, check_spacing
+from trtseg.metrics.checks import Array, check_masks
 from trtseg.metrics.overlap import Overlap
 from trtseg.metrics.surface import SurfaceDistances, surface_distances
+from trtseg.volume import check_spacing
 
 # What is averaged over the detected lesions. Accuracy and Rand index count the background, and a lesion has none.
 _OVERLAP = ("dice", "iou", "voe", "rvd")

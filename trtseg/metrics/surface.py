@@ -29,7 +29,8 @@ import numpy as np
 
 from trtseg.errors import ArgumentError
 from trtseg.labels.components import bounding_box
-from trtseg.metrics.checks import Array, check_masks, check_spacing, needs
+from trtseg.metrics.checks import Array, check_masks, needs
+from trtseg.volume import check_spacing
 
 
 @dataclass(frozen=True, eq=False)
