@@ -81,8 +81,7 @@ def save_dicom(
 ) -> None:
     """Write a slice as stored values, ``pixels`` less ``intercept``; without ``z`` it has no place.
 
-    Without ``series`` each file has a series id of its own and no frame of reference, as in careless anonymous
-    copies.
+    Without ``series`` each file has a series id of its own, as in careless anonymous copies.
     """
     stored = (pixels.astype(np.int32) - intercept).astype(np.uint16 if intercept else np.int16)
     dataset = pydicom.Dataset()
@@ -91,8 +90,6 @@ def save_dicom(
     dataset.SOPClassUID = CTImageStorage
     dataset.SOPInstanceUID = pydicom.uid.generate_uid()
     dataset.SeriesInstanceUID = series or pydicom.uid.generate_uid()
-    if series:
-        dataset.FrameOfReferenceUID = series
     dataset.Modality = "CT"
     if z is not None:
         dataset.ImagePositionPatient = [-180, -150, z]

@@ -44,8 +44,8 @@ def read_dicom_series(files: Sequence[str | os.PathLike[str]], *, ignore_ids: bo
     files : sequence of path
         All files of the series, in any order.
     ignore_ids : bool
-        Take the files as one series although their series ids differ or are missing: anonymised copies have
-        lost the ids.
+        Take the files as one series although their ids differ: each file of an anonymised copy may have been
+        given ids of its own.
 
     Returns
     -------
@@ -69,14 +69,16 @@ def read_dicom_series(files: Sequence[str | os.PathLike[str]], *, ignore_ids: bo
     try:
         datasets = [pydicom.dcmread(path) for path in paths]
         ids = {str(dataset.get("SeriesInstanceUID", "")) for dataset in datasets}
-        if ignore_ids:
-            uid = pydicom.uid.generate_uid()
-            for dataset in datasets:
-                dataset.SeriesInstanceUID = dataset.FrameOfReferenceUID = uid
-        elif len(ids) > 1:
+        if len(ids) > 1 and not ignore_ids:
             raise InputError(
                 f"{name}: got files of {len(ids)} series; expected one, put each series into a folder of its own"
             )
+        own = pydicom.uid.generate_uid()
+        for dataset in datasets:  # highdicom asks for both ids, and anonymised copies may have lost them
+            if ignore_ids or "SeriesInstanceUID" not in dataset:
+                dataset.SeriesInstanceUID = own
+            if ignore_ids or "FrameOfReferenceUID" not in dataset:
+                dataset.FrameOfReferenceUID = own
         position = np.array([dataset.ImagePositionPatient for dataset in datasets], float)
         image = highdicom.get_volume_from_series(datasets, dtype=np.float32)
         index = np.rint(image.map_reference_to_indices(position)[:, 0]).astype(int)
