@@ -163,7 +163,7 @@ def with_nan(n):
         (with_nan(4), "array: 5 of 2880 voxels are NaN or infinite"),
         (ct()[0], "2-D image of 20 x 24; expected a volume"),
         (ct()[..., None], "expected .Z,Y,X. when spacing is given"),
-        (ct()[:0], "array: shape: got 0 x 20 x 24; expected at least one voxel"),
+        (ct()[:0], "array: got shape 0 x 20 x 24; expected at least one voxel"),
         (ct((6, 20, 24, 3)), "3 channels"),
         (ct((6, 20, 24, 7)), "7 frames; expected one: choose it"),
         (ct((1, 1, 1)), "axial slices of 1 x 1 pixels; expected at least 16"),

@@ -9,7 +9,8 @@ from scipy import ndimage
 
 from trtseg.errors import ArgumentError
 from trtseg.io import read_labels
-from trtseg.metrics.cases import CONVENTIONS, Mean, evaluate_case, evaluate_set
+from trtseg.metrics import evaluate_case, evaluate_set
+from trtseg.metrics.cases import CONVENTIONS, Mean
 from trtseg.metrics.detection import score_lesions
 from trtseg.metrics.overlap import Overlap, overlap
 from trtseg.metrics.surface import surface_distances

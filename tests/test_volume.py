@@ -127,12 +127,12 @@ def test_tiny_voxels_are_not_singular():
     ("shape", "message"),
     [
         ((4, 4), "2-D image of 4 x 4; expected a volume"),
-        ((4, 4, 0), "got 4 x 4 x 0; expected at least one voxel"),
+        ((4, 4, 0), "got shape 4 x 4 x 0; expected at least one voxel"),
         ((4, 4, 4, 2), "2 frames; expected one"),
     ],
 )
 def test_bad_shape(shape, message):
-    with pytest.raises(InputError, match=f"shape: .*{message}"):
+    with pytest.raises(InputError, match=message):
         Geometry.from_affine(shape, np.eye(4))
 
 

@@ -76,7 +76,7 @@ class Geometry:
         ArgumentError
             If the affine is no 4x4 array of numbers.
         InputError
-            If the affine is not finite or is singular, or the shape is not that of one volume.
+            If the affine is not finite or is singular, or no single 3-D volume has this shape.
         """
         from nibabel.orientations import io_orientation  # arrays with a spacing work without nibabel
 
@@ -108,11 +108,11 @@ class Geometry:
         ArgumentError
             If the spacing is not three positive numbers.
         InputError
-            If the shape is not that of one 3-D volume.
+            If no single 3-D volume has this shape.
         """
         _check_shape(shape)
         if len(shape) != 3:
-            raise InputError(f"shape: got {tuple(shape)}; expected [Z,Y,X] when spacing is given")
+            raise InputError(f"got shape {tuple(shape)}; expected [Z,Y,X] when spacing is given")
         z, y, x = check_spacing(spacing)
         affine = np.zeros((4, 4))
         affine[2, 0], affine[1, 1], affine[0, 2], affine[3, 3] = z, -y, -x, 1
@@ -320,24 +320,22 @@ def voxel_ml(affine: np.ndarray) -> float:
 
 
 def _check_shape(shape: Sequence[int]) -> None:
-    """Raise an InputError unless ``shape`` is that of one 3-D volume, perhaps with trailing ones."""
+    """Raise an InputError unless a single 3-D volume can have ``shape``, perhaps with trailing ones."""
     text = " x ".join(str(n) for n in shape)
     if any(n < 1 for n in shape):
-        raise InputError(f"shape: got {text}; expected at least one voxel an axis, it is empty or corrupt")
+        raise InputError(f"got shape {text}; expected at least one voxel an axis, it is empty or corrupt")
     if len(shape) < 3:
-        raise InputError(
-            f"shape: got a {len(shape)}-D image of {text}; expected a volume, stack the slices to 3-D"
-        )
+        raise InputError(f"got a {len(shape)}-D image of {text}; expected a volume, stack the slices to 3-D")
     frames = [n for n in shape[3:] if n != 1]
     if frames == [3]:
         raise InputError(
-            f"shape: got {text}, 3 channels (colour or vectors) or frames; expected one number in HU a voxel, "
+            f"got shape {text}, 3 channels (colour or vectors) or frames; expected one number in HU a voxel, "
             "convert from the original CT or choose one frame"
         )
     if frames:
         count = math.prod(frames)
         raise InputError(
-            f"shape: got {text}, {count} frames; expected one: choose it (nibabel: img.slicer[...,:1])"
+            f"got shape {text}, {count} frames; expected one: choose it (nibabel: img.slicer[...,:1])"
         )
 
 

@@ -126,7 +126,7 @@ def _binary(mask: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files of a folder, in the order of their names but for leading zeros; not what file managers leave."""
+    """The files of a folder, in the order of their names but for leading zeros, without hidden files."""
     files = [path for path in folder.glob("*") if path.is_file() and not path.name.startswith(".")]
     if not files and (folder / folder.name).is_dir():  # unpacked into a folder of the archive's name
         return _files(folder / folder.name)

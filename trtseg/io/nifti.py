@@ -19,7 +19,7 @@ from trtseg.volume import Geometry, Volume, ct_geometry, ct_volume
 
 log = logging.getLogger("trtseg")
 
-#: Endings of the names of NIfTI files, the longer one first. Upper and lower case are the same.
+#: Endings of the names of NIfTI files, the longer first. Upper and lower case are the same.
 ENDINGS = (".nii.gz", ".nii")
 _GZIP_MAGIC = b"\x1f\x8b"
 # Deflate codes at most 258 bytes in 2 bits.
@@ -133,7 +133,7 @@ def _open(name: str) -> IO[bytes]:
 
 
 def _parse_header(name: str, stream: IO[bytes], compressed: bool) -> tuple[Any, int]:
-    """Read the header, not the extensions, which may hold patient data; return it and its version."""
+    """Read the header and its version; its extensions, which may hold patient data, are not read."""
     from nibabel.nifti1 import Nifti1Header
     from nibabel.nifti2 import Nifti2Header
 
@@ -147,8 +147,7 @@ def _parse_header(name: str, stream: IO[bytes], compressed: bool) -> tuple[Any, 
             block += stream.read(_SIZES[version] - len(block))
             if len(block) < _SIZES[version]:
                 raise InputError(f"{name}: the header is cut off after {len(block)} bytes; {_FETCH}")
-            # Unchecked: nibabel's checks repair fields in place, and results must carry the geometry byte for
-            # byte.
+            # Without nibabel's checks, which repair fields: results carry the geometry of the input byte for byte.
             header = cls(block, endianness=order, check=False)
             magic = header["magic"].item()
             if magic in _PAIR_MAGICS:
