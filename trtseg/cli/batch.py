@@ -149,13 +149,13 @@ def _segment(case: Case, segmenter: Segmenter, tell: Callable[[str, float], None
 
     tell("reading", 0)
     start = time.perf_counter()
-    volume = load(case.source)  # here, not by the segmenter: the preview shows it too
+    volume = load(case.source)
     read = time.perf_counter() - start
     result = segmenter.segment(volume, progress=lambda fraction: tell("segmenting", fraction))
     result = dataclasses.replace(result, timings={**result.timings, "read": read})
     tell("writing", 1)
-    result.save(case.labels, report=case.report, preview=case.preview, volume=volume)
-    return result
+    result.save(case.labels, report=case.report, preview=case.preview)
+    return dataclasses.replace(result, volume=None)  # the summary needs no CT
 
 
 def _print(done: Sequence[Done], *, details: bool) -> None:

@@ -17,15 +17,14 @@ from trtseg.cli import tables, text
 from trtseg.cli.exits import Failures
 from trtseg.cli.pairs import Matched, Pair
 from trtseg.errors import ArgumentError, InputError
-from trtseg.io import load
+from trtseg.io import load, read_labels
 from trtseg.io.atomic import atomic, resolve_target
 from trtseg.io.folders import check_writable, made_folder
-from trtseg.io.labels import check_same_grid, read_labels
 from trtseg.labels.components import Array
 from trtseg.metrics.cases import CaseScores, SetScores, evaluate_case, evaluate_set
 from trtseg.metrics.checks import needs
 from trtseg.notice import NOTICE
-from trtseg.volume import Geometry, spacing_mm
+from trtseg.volume import Geometry, check_same_grid, spacing_mm
 
 #: Version of the JSON file's layout; raised when a key changes its meaning or goes away.
 SCHEMA = 1
