@@ -1,4 +1,4 @@
-"""``trtseg evaluate``: what it prints and writes, which files it pairs, and what it refuses."""
+"""``trtseg evaluate``: what it prints and writes, and what it refuses."""
 
 import io
 import json
@@ -157,55 +157,6 @@ def test_the_order_in_which_axes_are_stored_does_not_matter(here):
     assert json.loads(Path("o.json").read_text())["cases"][0]["liver"]["dice"] == 1
 
 
-@pytest.mark.parametrize(
-    ("prediction", "truth"),
-    [
-        ("a", "a"),
-        ("volume-12_seg", "segmentation-12"),  # `trtseg segment` on LiTS
-        ("volume-12", "segmentation-12"),
-        ("12", "segmentation-12"),
-        ("liver_1_0000_seg", "liver_1"),  # `trtseg segment` on nnU-Net's images
-        ("liver_1", "liver_1"),
-        ("phantom_seg", "phantom_labels"),
-        ("volume-x", "volume-x"),
-    ],
-)
-def test_folders_are_matched_by_name(here, prediction, truth):
-    write(f"p/{prediction}.nii.gz", GOOD)
-    write(f"t/{truth}.nii", TRUTH)
-    done = run("evaluate", "p", "t", "--json", "o.json")
-    assert done.exit_code == 0, done.output
-    assert done.stderr == ""
-    assert [case["name"] for case in json.loads(Path("o.json").read_text())["cases"]] == [prediction]
-
-
-@pytest.mark.parametrize(
-    ("prediction", "truth"),
-    [("volume-1", "segmentation-11"), ("volume-1", "volume-01"), ("a", "A"), ("a", "a_1")],
-)
-def test_other_names_are_not_matched(here, prediction, truth):
-    write(f"p/{prediction}.nii.gz", GOOD)
-    write(f"t/{truth}.nii.gz", TRUTH)
-    refused("none of its 1 label maps", "p", "t")
-
-
-def test_a_ct_beside_its_labels_is_passed_over(here):
-    write("p/volume-3_seg.nii.gz", GOOD)
-    write("t/segmentation-3.nii", TRUTH)
-    write_ct("t/volume-3.nii")
-    Path("t/._segmentation-3.nii").write_bytes(b"a Mac was here")
-    done = run("evaluate", "p", "t", "--ct", "t", "--overlays", "o")
-    assert done.exit_code == 0, done.output
-    assert os.listdir("o") == ["volume-3_seg.png"]
-
-
-def test_two_files_that_might_be_one_case_are_refused(here):
-    write("p/a.nii", GOOD)
-    write("t/a.nii", TRUTH)
-    write("t/a.nii.gz", TRUTH)
-    refused(r"t: a\.nii and a\.nii\.gz might be the same case", "p", "t")
-
-
 def test_files_without_partner_are_named_and_not_counted(here):
     for name in ("both", "mine"):
         write(f"p/{name}.nii.gz", GOOD)
@@ -259,7 +210,7 @@ def test_a_bug_in_one_case_is_shown_and_the_others_go_on(here, monkeypatch):
             raise ZeroDivisionError("oops")
         return evaluate_case(*arguments, name=name, **options)
 
-    monkeypatch.setattr("trtseg.cli.evaluate.evaluate_case", buggy)
+    monkeypatch.setattr("trtseg.pairs.evaluate_case", buggy)
     done = run("evaluate", "p", "t", "--json", "o.json")
     assert done.exit_code == 1
     assert "p/a.nii.gz: unexpected, please report this" in done.stderr
@@ -340,13 +291,6 @@ def test_a_case_that_cannot_be_drawn_is_reported_and_its_scores_stay(here):
     assert missing.startswith("error: p/c.nii.gz: --ct has no CT of that name")
     assert os.listdir("o") == ["a.png"]
     assert len(json.loads(Path("o.json").read_text())["cases"]) == 3
-
-
-def test_help_says_what_it_is_not_for():
-    done = run("evaluate", "--help")
-    assert done.exit_code == 0
-    assert "Not for clinical use" in done.stdout
-    assert "Exit codes" in done.stdout
 
 
 def test_segment_and_evaluate_go_together(here, model, phantom_ct):
