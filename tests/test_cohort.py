@@ -108,7 +108,12 @@ def test_what_is_done_already_is_known():
         (["a.nii"], "file/out.nii.gz", OutputError, "cannot be written"),
         (["a.nii"], "out", OutputError, "out/a_seg.nii.gz: is a folder"),
         (["a.nii"], "loop/out.nii.gz", OutputError, "Too many levels of symbolic links"),
-        (["a.nii"], "n" * 249 + ".nii.gz", OutputError, "the name is too long"),
+        (
+            ["a.nii"],
+            "n" * 249 + ".nii.gz",
+            OutputError,
+            "the name is too long to write it; choose a shorter one",
+        ),
         (["n" * 248 + ".nii.gz", "b.nii"], "new/out", OutputError, "the name is too long"),
         (["a.nii", "b.nii"], "file", OutputError, "output: file cannot be created"),
         (["a.nii", "b.nii"], "file/out", OutputError, "cannot be created"),

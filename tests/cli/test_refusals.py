@@ -115,16 +115,6 @@ def test_an_input_that_may_not_be_read_does_not_stop_the_others(here, model, pha
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_names_that_are_too_long(here, model, phantom_ct):
-    longest = "n" * 248 + ".nii.gz"  # 255 bytes; with _seg it is too much
-    shutil.copy(phantom_ct, longest)
-    for name in (longest, "n" * 249 + ".nii.gz"):
-        assert "choose a shorter one" in refused("the name is too long", name, "--model", model)
-    assert os.listdir() == [longest]
-    refused("File name too long", "n" * 300 + ".nii.gz", "--model", model, "-o", "out.nii.gz")
-    assert run("segment", longest, "--model", model, "-o", "out.nii.gz").exit_code == 0
-
-
 # --- outputs (tests/test_cohort.py has every way in which they can be wrong)
 
 
