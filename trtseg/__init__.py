@@ -33,7 +33,20 @@ _NAMES = {
     "segment": "trtseg.api",
 }
 # The modules that the documents name, as `trtseg.metrics.evaluate_case`, are imported in the same way.
-_MODULES = ("cohort", "errors", "fit", "io", "labels", "metrics", "models", "phantom", "report", "sample", "volume")
+_MODULES = (
+    "cohort",
+    "errors",
+    "fit",
+    "io",
+    "labels",
+    "metrics",
+    "models",
+    "pairs",
+    "phantom",
+    "report",
+    "sample",
+    "volume",
+)
 
 __all__ = [
     "PostProcess",
