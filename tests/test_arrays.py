@@ -134,8 +134,8 @@ def test_spacing_users_do_not_pay_for_nibabel():
     [
         ({}, "got neither; expected exactly one"),
         ({"affine": LPS, "spacing": SPACING}, "got both; expected exactly one"),
-        ({"spacing": 1.0}, "expected three numbers"),
-        ({"spacing": (1, 2)}, "expected three numbers"),
+        ({"spacing": 1.0}, "expected three positive numbers"),
+        ({"spacing": (1, 2)}, "expected three positive numbers"),
         ({"spacing": (1, 0, 1)}, "expected three positive numbers"),
         ({"spacing": (1, np.nan, 1)}, "expected three positive numbers"),
         ({"affine": np.eye(3)}, "expected a 4x4 matrix"),
@@ -163,7 +163,7 @@ def with_nan(n):
         (with_nan(4), "array: 5 of 2880 voxels are NaN or infinite"),
         (ct()[0], "2-D image of 20 x 24; expected a volume"),
         (ct()[..., None], "expected .Z,Y,X. when spacing is given"),
-        (ct()[:0], "shape 0 x 20 x 24; expected at least one voxel"),
+        (ct()[:0], "array: got shape 0 x 20 x 24; expected at least one voxel"),
         (ct((6, 20, 24, 3)), "3 channels"),
         (ct((6, 20, 24, 7)), "7 frames; expected one: choose it"),
         (ct((1, 1, 1)), "axial slices of 1 x 1 pixels; expected at least 16"),
@@ -224,7 +224,7 @@ def test_geometry_belongs_with_arrays_only(tmp_path):
 def test_images_in_memory(cls):
     volume = load(cls(np.flip(ct().T, 1), np.diag([-0.7, 0.8, 5.0, 1.0])))
     assert np.array_equal(volume.array, ct())
-    assert (volume.geometry.header is not None) == cls.__name__.startswith("Nifti")
+    assert (volume.geometry.source is not None) == cls.__name__.startswith("Nifti")
     assert isinstance(volume, Volume)
 
 
@@ -257,7 +257,7 @@ def test_image_with_an_affine_of_its_own(tmp_path):
     image.affine[2, 3] = 77  # nibabel allows it, and uses it when it saves
     volume = load(image)
     assert volume.affine[2, 3] == 77
-    assert volume.geometry.header.get_best_affine()[2, 3] == 77
+    assert volume.geometry.source.get_best_affine()[2, 3] == 77
     assert image.header.get_best_affine()[2, 3] == 0
 
 

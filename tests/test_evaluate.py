@@ -8,8 +8,9 @@ import pytest
 from scipy import ndimage
 
 from trtseg.errors import ArgumentError
-from trtseg.io.labels import read_labels
-from trtseg.metrics.cases import CONVENTIONS, Mean, evaluate_case, evaluate_set
+from trtseg.io import read_labels
+from trtseg.metrics import evaluate_case, evaluate_set
+from trtseg.metrics.cases import CONVENTIONS, Mean
 from trtseg.metrics.detection import score_lesions
 from trtseg.metrics.overlap import Overlap, overlap
 from trtseg.metrics.surface import surface_distances

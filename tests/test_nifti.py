@@ -1,50 +1,21 @@
-"""NIfTI files: what is read, what is refused and why, and what is written."""
+"""CT in NIfTI files: which files are read and how, and which are refused and why."""
 
 import gzip
 import itertools
 import os
 import stat
-import struct
 import tracemalloc
 
 import nibabel as nib
 import numpy as np
 import pytest
 from isal import igzip
+from nifti_files import LPS, ct, image, raw_header, save
 
-from trtseg.errors import ArgumentError, InputError, OutputError
+from trtseg.errors import InputError
 from trtseg.io import load, read_nifti, write_nifti
-from trtseg.volume import Geometry
 
-LPS = np.diag([-0.7, -0.8, 5.0, 1.0])
 ORIENTATIONS = list(itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)))
-
-
-def ct(shape=(24, 20, 18)):
-    """Make noise from air to bone in index order ``(i, j, k)``."""
-    return np.random.default_rng(2).integers(-1000, 1000, shape).astype(np.int16)
-
-
-def image(array=None, affine=LPS, cls=nib.Nifti1Image, order="<"):
-    array = ct() if array is None else array
-    header = cls.header_class(endianness=order)
-    header.set_data_dtype(array.dtype)
-    return cls(array, affine, header)
-
-
-def save(folder, img=None, name="ct.nii.gz", **fields):
-    """Save an image, and then set fields of the header in the file, exactly as given."""
-    img = image() if img is None else img
-    nib.save(img, folder / "saved.nii")
-    data = bytearray((folder / "saved.nii").read_bytes())
-    template = type(img.header).template_dtype.newbyteorder(img.header.endianness)
-    header = np.frombuffer(data, template, 1).copy()
-    for field, value in fields.items():
-        header[0][field] = value
-    data[: template.itemsize] = header.tobytes()
-    path = folder / name
-    path.write_bytes(gzip.compress(data, 1) if name.endswith("gz") else data)
-    return path
 
 
 @pytest.mark.parametrize("order", "<>")
@@ -59,7 +30,7 @@ def test_versions_orders_endings(tmp_path, cls, order, name):
     assert np.array_equal(volume.array, ct().T)
     assert volume.name == name
     assert volume.spacing == pytest.approx((5.0, 0.8, 0.7))
-    assert isinstance(volume.geometry.header, cls.header_class)
+    assert isinstance(volume.geometry.source, cls.header_class)
     assert np.array_equal(read_nifti(str(path)).array, volume.array)
 
 
@@ -308,153 +279,6 @@ def test_nan_voxels_are_counted(tmp_path):
     array[5, 5, 5] = -np.inf
     with pytest.raises(InputError, match=r"ct\.nii\.gz: 5 of 8640 voxels are NaN or infinite"):
         load(save(tmp_path, image(array)))
-
-
-# ---- labels ----
-
-
-def raw_header(path):
-    """Read a header as bytes, without any of nibabel's repairs."""
-    data = path.read_bytes()
-    data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    for cls in (nib.Nifti1Header, nib.Nifti2Header):
-        for order in "<>":
-            template = cls.template_dtype.newbyteorder(order)
-            header = np.frombuffer(data[: template.itemsize], template, 1)[0]
-            if header["sizeof_hdr"] == template.itemsize:
-                return header
-    raise AssertionError("no header")
-
-
-CHANGED = {
-    "datatype": 2,
-    "bitpix": 8,
-    "scl_slope": 1,
-    "scl_inter": 0,
-    "cal_min": 0,
-    "cal_max": 2,
-    "descrip": b"trtseg, not for clinical use",
-    "intent_code": 1002,
-    "intent_name": b"",
-    "aux_file": b"",
-    "db_name": b"",
-    "data_type": b"",
-    "intent_p1": 0,
-    "intent_p2": 0,
-    "intent_p3": 0,
-    "glmax": 0,
-    "glmin": 0,
-    "unused_str": b"",
-}
-
-
-@pytest.mark.parametrize("order", "<>")
-@pytest.mark.parametrize("cls", [nib.Nifti1Image, nib.Nifti2Image])
-def test_header_field_by_field(tmp_path, cls, order):
-    affine = LPS @ np.array([[0.96, 0.28, 0, 3], [-0.28, 0.96, 0, 5], [0, 0, 1, 7], [0, 0, 0, 1.0]])
-    img = image(affine=affine, cls=cls, order=order)
-    img.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Jane Doe, born 1970"))
-    img.set_qform(affine, code=1)
-    img.set_sform(affine + 0.125, code=3)
-    img.header["xyzt_units"] = 10
-    img.header["aux_file"] = b"Jane Doe"
-    img.header["descrip"] = b"Jane Doe"
-    img.header["intent_name"] = b"Jane Doe"
-    img.header["toffset"] = 2.5
-    if cls is nib.Nifti1Image:
-        img.header["db_name"] = b"Jane Doe"
-        img.header["glmax"] = 9
-    img.header["dim_info"] = 57
-    path = save(tmp_path, img, pixdim=[-1, 0.7, 0.8, 5, 2.5, 0, 0, 0], cal_max=500)
-    volume = load(path)
-    labels = (volume.array % 3).astype(np.uint8)
-    for name in ("labels.nii", "labels.nii.gz"):
-        write_nifti(tmp_path / name, labels, volume.geometry)
-        before, after = raw_header(path), raw_header(tmp_path / name)
-        assert after.dtype == before.dtype  # the byte order too
-        for field in before.dtype.names:
-            if field == "vox_offset":
-                assert after[field] == before["sizeof_hdr"] + 4
-            elif field in CHANGED:
-                assert after[field] == CHANGED[field], field
-            else:
-                assert after[field].tobytes() == before[field].tobytes(), field
-        written = nib.load(tmp_path / name)
-        assert not written.header.extensions
-        assert written.get_data_dtype() == np.uint8
-        assert np.array_equal(written.affine, nib.load(path).affine)
-        assert np.array_equal(np.asanyarray(written.dataobj), ct() % 3)
-        data = (tmp_path / name).read_bytes()
-        data = gzip.decompress(data) if name.endswith("gz") else data
-        assert b"Jane" not in data
-        assert len(data) == before["sizeof_hdr"] + 4 + labels.size
-    assert volume.geometry.header["datatype"] == 4  # the geometry's own header stays as it was
-
-
-def test_same_labels_same_bytes(tmp_path):
-    volume = load(save(tmp_path))
-    labels = (volume.array % 3).astype(np.uint8)
-    write_nifti(tmp_path / "a.nii.gz", labels, volume.geometry)
-    write_nifti(tmp_path / "b.nii.gz", labels, volume.geometry)
-    data = (tmp_path / "a.nii.gz").read_bytes()
-    assert data == (tmp_path / "b.nii.gz").read_bytes()
-    assert data[3] == 0  # no flags: no file name
-    assert struct.unpack("<L", data[4:8]) == (0,)  # no time
-
-
-@pytest.mark.parametrize("steps", ["straight", "oblique", "sheared"])
-def test_labels_of_arrays_get_a_header(tmp_path, steps):
-    affine = LPS.copy()
-    if steps == "oblique":
-        affine[:3, :3] = np.array([[0.96, 0.28, 0], [-0.28, 0.96, 0], [0, 0, 1]]) @ LPS[:3, :3]
-    if steps == "sheared":
-        affine[1, 2] = 2.0
-    affine[:3, 3] = (-10, 20, 30)
-    volume = load(ct(), affine=affine)
-    write_nifti(tmp_path / "labels.nii.gz", (volume.array % 3).astype(np.uint8), volume.geometry)
-    written = nib.load(tmp_path / "labels.nii.gz")
-    assert np.allclose(written.affine, affine, atol=1e-5)
-    assert written.header["sform_code"] == 1
-    assert written.header["qform_code"] == (0 if steps == "sheared" else 1)
-    assert written.header.get_xyzt_units()[0] == "mm"
-    assert np.allclose(written.header.get_zooms(), np.sqrt(np.square(affine[:3, :3]).sum(axis=0)))
-    assert np.array_equal(np.asanyarray(written.dataobj), ct() % 3)
-
-
-def test_labels_of_arrays_with_spacing(tmp_path):
-    hu = ct().T.copy()
-    volume = load(hu, spacing=(5.0, 0.8, 0.7))
-    write_nifti(tmp_path / "labels.nii.gz", (hu % 3).astype(np.uint8), volume.geometry)
-    written = nib.load(tmp_path / "labels.nii.gz")
-    assert np.array_equal(np.asanyarray(written.dataobj), hu % 3)
-    assert nib.aff2axcodes(written.affine) == ("S", "P", "L")
-
-
-def test_long_axis_needs_nifti2(tmp_path):
-    geometry = Geometry.from_affine((16, 16, 33000), np.diag([-1.0, -1, 1, 1]))
-    write_nifti(tmp_path / "labels.nii.gz", np.zeros((33000, 16, 16), np.uint8), geometry)
-    assert nib.load(tmp_path / "labels.nii.gz").shape == (16, 16, 33000)
-
-
-def test_labels_of_a_pair_become_one_file(tmp_path):
-    nib.save(nib.Nifti1Pair(ct(), LPS), tmp_path / "ct.img")
-    volume = load(nib.load(tmp_path / "ct.img"))
-    write_nifti(tmp_path / "labels.nii", (volume.array % 3).astype(np.uint8), volume.geometry)
-    assert np.array_equal(np.asanyarray(nib.load(tmp_path / "labels.nii").dataobj), ct() % 3)
-
-
-def test_bad_outputs(tmp_path):
-    volume = load(save(tmp_path))
-    labels = np.zeros(volume.array.shape, np.uint8)
-    with pytest.raises(
-        OutputError, match=r"labels\.mha: cannot write this file type; expected \.nii or \.nii\.gz"
-    ):
-        write_nifti(tmp_path / "labels.mha", labels, volume.geometry)
-    with pytest.raises(ArgumentError, match="labels: got int16"):
-        write_nifti(tmp_path / "labels.nii", labels.astype(np.int16), volume.geometry)
-    with pytest.raises(ArgumentError, match="labels: got uint8"):
-        write_nifti(tmp_path / "labels.nii", labels.T, volume.geometry)
-    assert not list(tmp_path.glob("labels*"))
 
 
 # ---- memory ----

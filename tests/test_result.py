@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 from trtseg.errors import ArgumentError, OutputError
+from trtseg.report.pictures import preview_png
 from trtseg.result import Segmentation
 from trtseg.volume import Geometry, Volume
 
@@ -93,7 +96,7 @@ def test_labels_of_another_grid_are_refused() -> None:
 
 def test_save_round_trip(result: Segmentation, tmp_path: Path) -> None:
     path, report, preview = tmp_path / "seg.nii.gz", tmp_path / "seg.json", tmp_path / "seg.png"
-    result.save(path, report=report, preview=preview, volume=make_volume())
+    result.save(path, report=report, preview=preview)
     image: Any = nib.load(path)
     assert np.array_equal(np.asarray(image.dataobj), result.labels)
     assert np.array_equal(image.affine, AFFINE)
@@ -104,9 +107,26 @@ def test_save_round_trip(result: Segmentation, tmp_path: Path) -> None:
 
 def test_single_files(result: Segmentation, tmp_path: Path) -> None:
     result.save_report(tmp_path / "r.json")
-    result.save_preview(tmp_path / "p.png", make_volume())
+    result.save_preview(tmp_path / "p.png")
     assert json.loads((tmp_path / "r.json").read_text("utf-8"))["liver_ml"] == 0.16
-    assert (tmp_path / "p.png").stat().st_size > 1000
+    expected = preview_png(make_volume(), result.canonical, "liver 0.2 mL, tumour 0.0 mL (25.0%), 1 lesion")
+    assert (tmp_path / "p.png").read_bytes() == expected
+
+
+def test_a_result_keeps_its_ct_by_reference_and_can_let_go_of_it(tmp_path: Path) -> None:
+    volume = make_volume()
+    result = Segmentation.measure(np.zeros((2, 3, 4), np.uint8), volume)
+    assert result.volume is volume
+    kept = weakref.ref(volume)
+    result = dataclasses.replace(result, volume=None)
+    del volume
+    assert kept() is None
+    result.save(tmp_path / "seg.nii.gz", report=tmp_path / "r.json")
+    with pytest.raises(
+        ArgumentError, match=r"preview: got a result without its CT; .*replace\(result, volume="
+    ):
+        result.save_preview(tmp_path / "p.png")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["r.json", "seg.nii.gz"]
 
 
 def test_the_report_keeps_letters(tmp_path: Path) -> None:
@@ -124,20 +144,22 @@ def test_the_report_of_a_name_that_is_not_unicode(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "volume"),
     [
-        {"report": "missing/r.json"},
-        {"report": "seg.nii.gz"},
-        {"preview": "p.png"},  # without the volume
-        {"preview": "p.png", "volume": make_volume((5, 3, 2))},  # of another CT
+        ({"report": "missing/r.json"}, make_volume()),
+        ({"report": "seg.nii.gz"}, make_volume()),
+        ({"preview": "p.png"}, None),
+        ({"preview": "p.png"}, make_volume((5, 3, 2))),  # of another CT
     ],
     ids=["no folder", "twice the same path", "no volume", "another volume"],
 )
-def test_all_files_or_none(result: Segmentation, tmp_path: Path, arguments: dict[str, Any]) -> None:
+def test_all_files_or_none(
+    result: Segmentation, tmp_path: Path, arguments: dict[str, str], volume: Volume | None
+) -> None:
     (tmp_path / "seg.nii.gz").write_bytes(b"earlier")
-    paths = {k: tmp_path / v if isinstance(v, str) else v for k, v in arguments.items()}
+    result = dataclasses.replace(result, volume=volume)
     with pytest.raises((OutputError, ArgumentError)):
-        result.save(tmp_path / "seg.nii.gz", **paths)
+        result.save(tmp_path / "seg.nii.gz", **{name: tmp_path / path for name, path in arguments.items()})
     assert [p.name for p in tmp_path.iterdir()] == ["seg.nii.gz"]
     assert (tmp_path / "seg.nii.gz").read_bytes() == b"earlier"
 

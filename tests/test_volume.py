@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trtseg.errors import ArgumentError, InputError
-from trtseg.volume import Geometry, Volume, spacing_mm, voxel_ml
+from trtseg.fit import Fit
+from trtseg.volume import Geometry, Volume, check_same_grid, check_spacing, spacing_mm, voxel_ml
 
 ORIENTATIONS = list(itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)))
 SHAPE = (5, 4, 3)  # of the input; all axes differ
@@ -122,9 +123,16 @@ def test_tiny_voxels_are_not_singular():
     assert Geometry.from_affine(SHAPE, np.diag([1e-6, 1e-6, 1e-6, 1])).axes == (2, 1, 0)
 
 
-@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 0), (4, 4, 4, 2)])
-def test_bad_shape(shape):
-    with pytest.raises(InputError, match="expected three axes"):
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((4, 4), "2-D image of 4 x 4; expected a volume"),
+        ((4, 4, 0), "got shape 4 x 4 x 0; expected at least one voxel"),
+        ((4, 4, 4, 2), "2 frames; expected one"),
+    ],
+)
+def test_bad_shape(shape, message):
+    with pytest.raises(InputError, match=message):
         Geometry.from_affine(shape, np.eye(4))
 
 
@@ -171,6 +179,39 @@ def test_volume_refuses_other_arrays():
     ):
         with pytest.raises(ArgumentError, match="expected C-contiguous int16"):
             Volume(array, affine, geometry)
+
+
+def test_grids_are_compared_by_where_their_voxels_lie():
+    def geometry(shape=(16, 17, 4), shift=0.0, scale=1.0):
+        affine = np.diag([-0.8, -0.9, 5.0, 1.0]) * [scale, 1, 1, 1]
+        affine[0, 3] = shift
+        return Geometry.from_affine(shape, affine)
+
+    check_same_grid("a", geometry(), "b", geometry(shift=0.05))  # 0.08 mm is a tenth of a voxel
+    with pytest.raises(InputError, match=r"a: its affine is not that of b: .* up to 0\.4 mm apart"):
+        check_same_grid("a", geometry(shift=0.4), "b", geometry())
+    with pytest.raises(InputError, match=r"up to 0\.12 mm apart"):  # 1 % of 0.8 mm, 15 voxels on
+        check_same_grid("a", geometry(scale=1.01), "b", geometry())
+    with pytest.raises(
+        InputError, match=r"a: its grid of 16 x 17 x 5 voxels .* is not that of b, 16 x 17 x 4"
+    ):
+        check_same_grid("a", geometry((16, 17, 5)), "b", geometry())
+    turned = Geometry.from_affine((4, 16, 17), geometry().affine[:, [2, 0, 1, 3]])
+    check_same_grid("a", turned, "b", geometry())  # the same voxels in another index order
+
+
+@pytest.mark.parametrize(
+    "spacing", [1.0, None, "ab", (1,), (1, 2, 3, 4), (1, 0), (1, -2), (1, np.nan), (1, np.inf)]
+)
+def test_a_spacing_is_positive_for_every_axis(spacing):
+    message = "spacing: got .*; expected {} positive numbers .*{} in mm"
+    with pytest.raises(ArgumentError, match=message.format("two", r"\(sy, sx\)")):
+        check_spacing(spacing, "yx")
+    with pytest.raises(ArgumentError, match=message.format("three", r"\(sz, sy, sx\)")):
+        check_spacing(spacing)
+    with pytest.raises(ArgumentError, match=message.format("two", r"\(sy, sx\)")):
+        Fit.whole_field_of_view((4, 4), spacing, (8, 8))
+    assert check_spacing(np.array([1, 2, 3])) == (1.0, 2.0, 3.0)
 
 
 def test_import_is_light():

@@ -76,15 +76,20 @@ def msd(root: Path, numbers: range | list[int], order: str = "LPS") -> Path:
     return root
 
 
-def save_dicom(path: Path, pixels: np.ndarray, z: float | None, intercept: int = 0) -> None:
-    """Write a slice as stored values, ``pixels`` less ``intercept``; without ``z`` it has no place."""
+def save_dicom(
+    path: Path, pixels: np.ndarray, z: float | None, intercept: int = 0, series: str | None = None
+) -> None:
+    """Write a slice as stored values, ``pixels`` less ``intercept``; without ``z`` it has no place.
+
+    Without ``series`` each file has a series id of its own, as in careless anonymous copies.
+    """
     stored = (pixels.astype(np.int32) - intercept).astype(np.uint16 if intercept else np.int16)
     dataset = pydicom.Dataset()
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.SOPClassUID = CTImageStorage
     dataset.SOPInstanceUID = pydicom.uid.generate_uid()
-    dataset.SeriesInstanceUID = pydicom.uid.generate_uid()  # one a file, as in careless anonymous copies
+    dataset.SeriesInstanceUID = series or pydicom.uid.generate_uid()
     dataset.Modality = "CT"
     if z is not None:
         dataset.ImagePositionPatient = [-180, -150, z]

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Names are imported on first use, so that `import trtseg` costs next to nothing.
-_WHERE = {
+# A public name is imported when it is first used, so that `import trtseg` costs next to nothing.
+_NAMES = {
     "PostProcess": "trtseg.labels.postprocess",
     "Segmentation": "trtseg.result",
     "Segmenter": "trtseg.api",
@@ -32,6 +32,21 @@ _WHERE = {
     "load": "trtseg.io",
     "segment": "trtseg.api",
 }
+# The modules that the documents name, as `trtseg.metrics.evaluate_case`, are imported in the same way.
+_MODULES = (
+    "cohort",
+    "errors",
+    "fit",
+    "io",
+    "labels",
+    "metrics",
+    "models",
+    "pairs",
+    "phantom",
+    "report",
+    "sample",
+    "volume",
+)
 
 __all__ = [
     "PostProcess",
@@ -47,10 +62,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'trtseg' has no attribute {name!r}")
-    return getattr(importlib.import_module(_WHERE[name]), name)
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"trtseg.{name}")
+    raise AttributeError(f"module 'trtseg' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_WHERE])
+    return sorted({*globals(), *_NAMES, *_MODULES})

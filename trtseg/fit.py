@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from trtseg.errors import ArgumentError
+from trtseg.volume import check_spacing
 
 #: What lies outside the field of view, in Hounsfield units.
 AIR_HU = -1000
@@ -53,8 +54,7 @@ class Fit:
             raise ArgumentError(
                 f"native and net: got {native} and {net}; expected at least one pixel an axis"
             )
-        if not all(math.isfinite(s) and s > 0 for s in spacing):
-            raise ArgumentError(f"spacing: got {spacing}; expected two positive numbers of millimetres")
+        check_spacing(spacing, "yx")
         mm_per_pixel = max(n * s / m for n, s, m in zip(native, spacing, net, strict=True))
         step, offset, extent = [], [], []
         for n, s, m in zip(native, spacing, net, strict=True):

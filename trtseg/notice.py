@@ -1,3 +1,3 @@
-"""The one sentence that goes with every result."""
+"""The notice that stands on every result."""
 
 NOTICE = "not for clinical use"

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trtseg.errors import ArgumentError
+from trtseg.volume import check_spacing
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Point = tuple[float, float, float]  # (z, y, x) in mm
@@ -76,10 +77,7 @@ def abdomen(
     """
     if len(shape) != 3 or min(shape) < 1:
         raise ArgumentError(f"shape: got {shape}; expected three positive numbers of voxels (Z, Y, X)")
-    if len(spacing) != 3 or not all(np.isfinite(s) and s > 0 for s in spacing):
-        raise ArgumentError(
-            f"spacing: got {spacing}; expected three positive numbers of millimetres (sz, sy, sx)"
-        )
+    check_spacing(spacing)
     if lesions < 0:
         raise ArgumentError(f"lesions: got {lesions}; expected 0 or more")
     rng = np.random.default_rng(seed)

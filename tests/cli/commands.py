@@ -1,5 +1,6 @@
 """How the tests of the command line run it: in this process, or in one of its own."""
 
+import contextlib
 import functools
 import os
 import subprocess
@@ -35,6 +36,21 @@ def run_alone(*arguments, **options):
     """Run a command in a process of its own; the result has ``returncode``, ``stdout`` and ``stderr``."""
     options = {"capture_output": True, "text": True, "check": False, **options}
     return subprocess.run([*TRTSEG, *arguments], **options)
+
+
+def stderr_on_a_terminal(*arguments):
+    """Run a command that must succeed with stderr on a terminal, and return the text that is shown there."""
+    pty = pytest.importorskip("pty")
+    leader, follower = pty.openpty()
+    shown = b""
+    with subprocess.Popen([*TRTSEG, *arguments], stdout=subprocess.DEVNULL, stderr=follower) as process:
+        os.close(follower)
+        with contextlib.suppress(OSError):  # raised at the end
+            while part := os.read(leader, 1 << 16):  # at once: a terminal that nobody reads stops who writes
+                shown += part
+    os.close(leader)
+    assert process.returncode == 0
+    return shown.decode()
 
 
 def run_without_privileges(*arguments, **options):

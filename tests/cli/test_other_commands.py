@@ -16,11 +16,14 @@ from trtseg.errors import InputError
 from trtseg.phantom import abdomen
 
 
-def test_help_says_what_it_is_not_for():
-    for command in ([], ["segment"], ["info"], ["sample"]):
+def test_help_says_what_it_is_not_for_and_exit_codes():
+    commands = [[], ["segment"], ["evaluate"], ["info"], ["sample"], ["build"], ["engines"]]
+    commands += [["engines", name] for name in ("list", "verify", "import", "clear")]
+    for command in commands:
         done = run(*command, "--help")
         assert done.exit_code == 0
         assert "Not for clinical use" in done.stdout
+        assert ("Exit codes" in done.stdout) == (command[-1:] in (["segment"], ["evaluate"], ["verify"]))
 
 
 def test_help_and_version_are_fast():
@@ -58,7 +61,7 @@ def test_info_says_what_works_here():
 
 
 def test_info_does_not_import_what_it_reports():
-    code = "import sys; from trtseg.cli import facts; facts.collect(); print(*sys.modules)"
+    code = "import sys; from trtseg.cli import info; info.collect(); print(*sys.modules)"
     names = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()

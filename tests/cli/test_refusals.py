@@ -1,5 +1,6 @@
-"""``trtseg segment`` where output, model, device or usage are wrong, and where it is stopped."""
+"""``trtseg segment`` on what is no CT, with wrong outputs, models, devices or usage, and stopped by a signal."""
 
+import gzip
 import os
 import resource
 import shutil
@@ -8,79 +9,135 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from commands import refused, run, run_alone, run_without_privileges
 
 import trtseg.api
 
-
-def no_segmentation(*args, **kwargs):
-    pytest.fail("outputs are checked before the work")
-
-
-@pytest.fixture
-def idle(monkeypatch):
-    monkeypatch.setattr(trtseg.api.Segmenter, "__init__", no_segmentation)
+RAS = np.diag([-6.0, -6.0, 20.0, 1.0])
+WITH_ALL = ("--report", "--preview")
 
 
-@pytest.mark.usefixtures("idle")
-def test_outputs_are_checked_before_the_work(here, phantom_ct):
-    (here / "file").write_text("")
-    (here / "out" / "ct_seg.nii.gz").mkdir(parents=True)
-    refused("does not exist", phantom_ct, "-o", "missing/out.nii.gz")
-    refused("cannot be written", phantom_ct, "-o", "file/out.nii.gz")
-    refused(".nii.gz or .nii", phantom_ct, "-o", "out.mha")
-    refused(".nii.gz or .nii", phantom_ct, "-o", "no_such_folder")
-    refused("cannot be created", phantom_ct, "other.nii.gz", "-o", "file")
-    refused("expected a folder", phantom_ct, "other.nii.gz", "-o", "both.nii.gz")
-    refused("cannot be created", phantom_ct, "other.nii.gz", "-o", "file/out")
-    refused("is a folder", phantom_ct, "-o", "out")
-    os.symlink("loop", "loop")
-    refused("cannot be created", phantom_ct, "other.nii.gz", "-o", "loop")
-    refused("Too many levels of symbolic links", phantom_ct, "-o", "loop/out.nii.gz")
-    refused("the name is too long", phantom_ct, "-o", "n" * 249 + ".nii.gz")
-    refused("File name too long", phantom_ct, "other.nii.gz", "-o", "new/" + "n" * 256)
-    refused("the name is too long", "n" * 248 + ".nii.gz", "other.nii.gz", "-o", "new/out")
-    assert sorted(os.listdir()) == ["file", "loop", "out"]
+# --- inputs (tests/test_nifti.py has every way in which a file can be bad)
 
 
-@pytest.mark.usefixtures("idle")
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder where even root cannot write")
-def test_a_folder_that_nobody_can_write_is_refused(phantom_ct):
-    refused("cannot be written", phantom_ct, "-o", "/proc/out.nii.gz")
+def image_of(array):
+    return lambda path: nib.save(nib.Nifti1Image(array, RAS), path)
 
 
-@pytest.mark.usefixtures("idle")
-def test_inputs_are_never_overwritten(here, phantom_ct):
-    shutil.copy(phantom_ct, "ct.nii.gz")
-    os.symlink("ct.nii.gz", "link.nii.gz")
-    for name in ("ct.nii.gz", "./ct.nii.gz", here / "ct.nii.gz", "link.nii.gz"):
-        refused("is the input ct.nii.gz", "ct.nii.gz", "-o", name)
-    shutil.copy(phantom_ct, "a_seg.nii.gz")
-    refused("is the input a_seg.nii.gz", "a.nii.gz", "a_seg.nii.gz")
-    shutil.copy(phantom_ct, "ct_seg.json")  # named oddly, but an input
-    refused("is the input ct_seg.json", "ct.nii.gz", "ct_seg.json", "--report")
-    assert Path("ct.nii.gz").read_bytes() == phantom_ct.read_bytes()
+def truncated(path):
+    image_of(np.random.default_rng(0).integers(-1000, 1000, (32, 32, 8), np.int16))(path)
+    path.write_bytes(path.read_bytes()[:5000])
 
 
-@pytest.mark.usefixtures("idle")
-@pytest.mark.parametrize(
-    "pair", [("a/ct.nii.gz", "b/ct.nii.gz"), ("ct.nii", "ct.nii.gz"), ("ct.nii", "ct.nii")]
-)
-def test_two_inputs_for_one_output_are_refused(here, pair):
-    line = refused("would both be written to out/ct_seg.nii.gz", *pair, "-o", "out")
-    assert all(name in line for name in pair)
+BAD = {
+    "missing": (lambda path: None, "no such file; check the path"),
+    "folder": (lambda path: path.mkdir(), "is a folder; expected a .nii or .nii.gz file"),
+    "text": (lambda path: path.write_text("this is no image\n" * 50), "it starts with b'this is ')"),
+    "gzipped text": (
+        lambda path: path.write_bytes(gzip.compress(b"text" * 500)),
+        "gzip, but what is inside is not NIfTI",
+    ),
+    "truncated": (truncated, "ended before the end-of-stream marker was reached); the file is truncated"),
+    "NaN": (image_of(np.full((32, 32, 8), np.nan)), "8192 of 8192 voxels are NaN or infinite"),
+    "MR": (
+        image_of(np.random.default_rng(0).gamma(2, 150, (64, 64, 12)).astype(np.int16)),
+        "not in Hounsfield units: values run from 0 to 2217 and 0 of 49152 voxels are at or below -50",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_input_is_one_clear_line_and_no_file(here, model, name):
+    write, message = BAD[name]
+    write(here / "bad.nii.gz")
+    before = sorted(os.listdir())
+    line = refused(message, "bad.nii.gz", "--model", model, "-o", "out.nii.gz", *WITH_ALL)
+    assert line.startswith("error: bad.nii.gz: ")
+    assert sorted(os.listdir()) == before
+
+
+def test_one_bad_case_of_several_is_3_and_the_others_are_written(here, model, phantom_ct):
+    shutil.copy(phantom_ct, "good.nii.gz")
+    Path("bad.nii.gz").write_text("text")
+    done = run("segment", "bad.nii.gz", "good.nii.gz", "missing.nii.gz", "--model", model, "-o", "out")
+    assert done.exit_code == 3, done.output
+    assert os.listdir("out") == ["good_seg.nii.gz"]
+    bad, missing = done.stderr.splitlines()
+    assert "bad.nii.gz" in bad
+    assert "missing.nii.gz" in missing
+    assert "good.nii.gz" in done.stdout
+
+
+def test_all_of_several_bad_is_2_and_leaves_no_folder(here, model):
+    done = run("segment", "a.nii.gz", "b.nii.gz", "--model", model, "-o", "new/out")
+    assert done.exit_code == 2
+    assert len(done.stderr.splitlines()) == 2
     assert os.listdir() == []
+
+
+def test_a_bug_shows_its_traceback_and_the_others_go_on(here, model, phantom_ct, monkeypatch):
+    for name in ("one.nii.gz", "two.nii.gz"):
+        shutil.copy(phantom_ct, name)
+    original = trtseg.api.Segmenter.segment
+
+    def broken(self, volume, **kwargs):
+        if volume.name == "one.nii.gz":
+            raise ZeroDivisionError("a bug")
+        return original(self, volume, **kwargs)
+
+    monkeypatch.setattr(trtseg.api.Segmenter, "segment", broken)
+    done = run("segment", "one.nii.gz", "two.nii.gz", "--model", model, "-o", "out")
+    assert done.exit_code == 1
+    assert "ZeroDivisionError: a bug" in done.stderr
+    assert "one.nii.gz: unexpected, please report this" in done.stderr
+    assert os.listdir("out") == ["two_seg.nii.gz"]
+
+
+def test_an_input_that_may_not_be_read_does_not_stop_the_others(here, model, phantom_ct):
+    for name in ("good.nii.gz", "mine.nii.gz"):
+        shutil.copy(phantom_ct, name)
+    (here / "mine.nii.gz").chmod(0)
+    (here / "locked").mkdir()
+    shutil.copy(phantom_ct, "locked/in.nii.gz")
+    (here / "locked").chmod(0o600)
+    inputs = ("mine.nii.gz", "locked/in.nii.gz", "good.nii.gz")
+    done = run_without_privileges("segment", *inputs, "--model", model, "-o", "out")
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.splitlines() == [
+        f"error: {name}: no permission to read it; change the file's mode or owner" for name in inputs[:2]
+    ]
+    assert os.listdir("out") == ["good_seg.nii.gz"]
+    done = run_without_privileges("segment", "locked/in.nii.gz", "--model", model)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
+# --- outputs (tests/test_cohort.py has every way in which they can be wrong)
+
+
+def test_outputs_are_checked_before_the_work(here, phantom_ct, monkeypatch):
+    def no_segmenter(*arguments, **options):
+        pytest.fail("the model is loaded before outputs are checked")
+
+    monkeypatch.setattr(trtseg.api.Segmenter, "__init__", no_segmenter)
+    refused("--output: got out.mha; expected a name ending in .nii.gz or .nii", phantom_ct, "-o", "out.mha")
+    refused("missing does not exist; create it first", phantom_ct, "-o", "missing/out.nii.gz")
+    refused("--output: got the file o.nii for 2 inputs", phantom_ct, "b.nii", "-o", "o.nii")
+    shutil.copy(phantom_ct, "ct.nii.gz")
+    refused("--output: ct.nii.gz is the input ct.nii.gz", "ct.nii.gz", "-o", "ct.nii.gz")
+    refused("a/ct.nii and b/ct.nii would both be written to new/ct_seg", "a/ct.nii", "b/ct.nii", "-o", "new")
+    assert os.listdir() == ["ct.nii.gz"]
+    assert Path("ct.nii.gz").read_bytes() == phantom_ct.read_bytes()
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o400, 0o500, 0o600], ids=oct)
 def test_a_folder_that_may_not_be_written_or_searched_is_refused(here, model, phantom_ct, mode):
     (here / "locked").mkdir(mode=mode)
     for rest in (
-        [phantom_ct, "-o", "locked"],
-        [phantom_ct, "-o", "locked/out.nii.gz"],
         [phantom_ct, "-o", "locked/out.nii.gz", "--report"],
-        [phantom_ct, "other.nii.gz", "-o", "locked"],
         [phantom_ct, "other.nii.gz", "-o", "locked/new"],
     ):
         done = run_without_privileges("segment", *rest, "--model", model)
@@ -121,24 +178,18 @@ def test_an_existing_output_is_replaced_only_by_a_complete_one(here, model, phan
 
 
 def test_an_unknown_model_is_refused(here, phantom_ct):
-    refused("'nonsense'", phantom_ct, "--model", "nonsense")
     refused("'nonsense'", phantom_ct, "other.nii.gz", "-o", "new/out", "--model", "nonsense")
     assert os.listdir() == []
 
 
-def test_a_tampered_net_is_refused(here, model, phantom_ct):
-    shutil.copytree(model, "tampered")
-    net = Path("tampered/tumour.onnx")
-    net.write_bytes(net.read_bytes().replace(b"logits", b"logitz"))
-    line = refused("SHA-256", phantom_ct, "--model", "tampered", "-o", "out.nii.gz")
-    assert "tumour.onnx" in line
-    assert os.listdir() == ["tampered"]
-
-
-def test_a_damaged_manifest_is_refused(here, model, phantom_ct):
+def test_a_damaged_model_is_refused(here, model, phantom_ct):
     shutil.copytree(model, "damaged")
+    net = Path("damaged/tumour.onnx")
+    net.write_bytes(net.read_bytes().replace(b"logits", b"logitz"))
+    assert "tumour.onnx" in refused("SHA-256", phantom_ct, "--model", "damaged", "-o", "out.nii.gz")
     Path("damaged/model.json").write_text("{")
     refused("not JSON", phantom_ct, "--model", "damaged")
+    assert os.listdir() == ["damaged"]
 
 
 @pytest.mark.parametrize(
@@ -169,28 +220,43 @@ def test_wrong_usage_is_2_and_the_last_line_says_what(arguments, message):
     assert message in done.stderr.splitlines()[-1]
 
 
-# --- interrupted
+# --- signals
 
-
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_nothing_half_written(here, model, phantom_ct, sent, code):
-    script = """
-import sys, time
-from trtseg import cli, result
-def stuck(path, *rest):
-    path.write_bytes(b"half of the labels")
-    print("writing", flush=True)
-    time.sleep(60)
-result.write_nifti = stuck
+STUCK = """
+import os, sys, time
+from trtseg import api, cli
+def stuck(*arguments, progress=lambda fraction: None):
+    print("stuck", flush=True)
+    for _ in range(600):
+        time.sleep(0.1)
+        progress(0.5)
+if sys.argv.pop(1) == "writing":
+    os.fsync = stuck
+else:
+    api.Segmenter.segment = stuck
 sys.argv[0] = "trtseg"
 cli.main()
 """
-    command = [sys.executable, "-c", script, "segment", phantom_ct, "--model", model, "-o", "out.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "while_"),
+    [
+        (signal.SIGINT, 130, "writing"),
+        (signal.SIGINT, 130, "segmenting"),
+        (signal.SIGTERM, 143, "writing"),
+        (signal.SIGTERM, 143, "segmenting"),
+    ],
+)
+def test_a_signal_leaves_nothing_half_written(here, model, phantom_ct, sent, code, while_):
+    shutil.copy(phantom_ct, "b.nii.gz")
+    arguments = ["segment", phantom_ct, "b.nii.gz", "--model", model, "-o", "out"]
+    command = [sys.executable, "-c", STUCK, while_, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "writing\n"
-        assert len(os.listdir()) == 1, "the temporary file"
+        assert process.stdout.readline() == "stuck\n"
+        assert len(os.listdir("out")) == (while_ == "writing"), "the temporary file"
         process.send_signal(sent)
         _, stderr = process.communicate(timeout=30)
     assert process.returncode == code
-    assert "Traceback" not in stderr
-    assert os.listdir() == []
+    assert stderr == ("error: interrupted; nothing is left half-written\n" if code == 130 else "")
+    assert os.listdir() == ["b.nii.gz"]

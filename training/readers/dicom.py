@@ -5,19 +5,16 @@ from __future__ import annotations
 import re
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from training.cases import Case, Scan
-from trtseg import load
 from trtseg.errors import InputError
+from trtseg.io.dicom import DicomSeries, check_installed, read_dicom_series
 from trtseg.volume import Volume
 
-#: Coordinates of DICOM point to the left and to the back, those of trtseg to the right and to the front.
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-# What IRCADb calls the folders. Cysts ("liverkyst" there) are part of the liver and no tumours.
+# IRCADb's names of the folders. Cysts ("liverkyst" there) are part of the liver and no tumours.
 _LIVER = re.compile(r"liver|liver[ck]yst.*")
 _TUMOUR = re.compile(r"livertumo.*")
 _MAX_OFF_MM = 0.01
@@ -25,7 +22,7 @@ _MAX_OFF_MM = 0.01
 
 def ircadb(root: Path) -> list[Case]:
     """3D-IRCADb-01: ``3Dircadb1.N/PATIENT_DICOM/*`` and ``3Dircadb1.N/MASKS_DICOM/{liver,livertumor*,...}/*``."""
-    _check_installed()
+    check_installed()
     folders = _numbered(root, "PATIENT_DICOM", r"3Dircadb1\.(\d+)")
     if not folders:
         raise InputError(
@@ -41,7 +38,7 @@ def ircadb(root: Path) -> list[Case]:
 
 def chaos(root: Path) -> list[Case]:
     """The CT of CHAOS: ``N/DICOM_anon/*.dcm`` and ``N/Ground/*.png``; the truth knows the liver only."""
-    _check_installed()
+    check_installed()
     folders = _numbered(root, "DICOM_anon", r"(\d+)")
     if not folders:
         raise InputError(f"{root}: no N/DICOM_anon in it; expected the folder CT of CHAOS's Train_Sets")
@@ -54,38 +51,22 @@ def chaos(root: Path) -> list[Case]:
     ]  # fmt: skip
 
 
-class _Series(NamedTuple):
-    ct: Volume  # its own grid is that of the stored slices, [slice, row, column]
-    index: list[int]  # of each file, its slice on that grid
-    position: np.ndarray  # of each file, LPS mm
-
-    def scan(self, label: np.ndarray) -> Scan:
-        """Put labels on the grid of the stored slices beside the image."""
-        label = np.ascontiguousarray(self.ct.geometry.canonical(label))
-        return Scan(self.ct.array, label, self.ct.spacing, range(len(label)))
+def _read_series(files: list[Path]) -> tuple[Volume, DicomSeries]:
+    """Read the files of one folder as one series: anonymised copies have ids that differ, or none at all."""
+    ct = read_dicom_series(files, ignore_ids=True)
+    return ct, ct.geometry.source
 
 
-def read_series(files: list[Path]) -> _Series:
-    """Read the files of one series; spacing, order and rescale are as DICOM says, whatever the files are called."""
-    import highdicom
-    import pydicom
-
-    datasets = [pydicom.dcmread(path) for path in files]
-    uid = pydicom.uid.generate_uid()
-    for dataset in datasets:
-        # The folder says what belongs together: copies without names have ids that differ, or none at all.
-        dataset.SeriesInstanceUID = dataset.FrameOfReferenceUID = uid
-    position = np.array([dataset.ImagePositionPatient for dataset in datasets], float)
-    volume = highdicom.get_volume_from_series(datasets, dtype=np.float32)
-    index = np.rint(volume.map_reference_to_indices(position)[:, 0]).astype(int)
-    ct = load(volume.array, affine=_LPS_TO_RAS @ volume.affine)
-    return _Series(ct, index.tolist(), position)
+def _scan(ct: Volume, label: np.ndarray) -> Scan:
+    """Put labels ``[slice, row, column]`` beside the CT whose stored slices they belong to."""
+    label = np.ascontiguousarray(ct.geometry.canonical(label))
+    return Scan(ct.array, label, ct.spacing, range(len(label)))
 
 
 def _read_ircadb(folder: Path) -> Scan:
     files = _files(folder / "PATIENT_DICOM")
-    series = read_series(files)
-    label = np.zeros(series.ct.geometry.shape, np.uint8)
+    ct, series = _read_series(files)
+    label = np.zeros(ct.geometry.shape, np.uint8)
     masks = {path.name.lower(): path for path in sorted((folder / "MASKS_DICOM").glob("*")) if path.is_dir()}
     if list(masks) == ["masks_dicom"]:  # unpacked into a folder of the archive's name
         masks = {path.name.lower(): path for path in sorted(masks["masks_dicom"].glob("*")) if path.is_dir()}
@@ -94,20 +75,20 @@ def _read_ircadb(folder: Path) -> Scan:
     for value, pattern in ((1, _LIVER), (2, _TUMOUR)):
         for name, mask in masks.items():
             if pattern.fullmatch(name):
-                _draw(label, value, mask, files, series)
-    return series.scan(label)
+                _draw(label, value, mask, series)
+    return _scan(ct, label)
 
 
-def _draw(label: np.ndarray, value: int, folder: Path, files: list[Path], series: _Series) -> None:
+def _draw(label: np.ndarray, value: int, folder: Path, series: DicomSeries) -> None:
     """Write ``value`` into ``label`` where the masks of a folder are set: one mask a slice, of the same file name."""
     import pydicom
 
     masks = {path.name: path for path in _files(folder)}
-    if set(masks) != {path.name for path in files}:
+    if set(masks) != {path.name for path in series.files}:
         raise InputError(
             f"MASKS_DICOM/{folder.name} has other file names than PATIENT_DICOM; which slice is which?"
         )
-    for path, index, position in zip(files, series.index, series.position, strict=True):
+    for path, index, position in zip(series.files, series.index, series.position, strict=True):
         dataset = pydicom.dcmread(masks[path.name])
         own = dataset.get("ImagePositionPatient")
         if own is not None and np.abs(np.array(own, float) - position).max() > _MAX_OFF_MM:
@@ -124,16 +105,16 @@ def _read_chaos(folder: Path) -> Scan:
         raise InputError(
             f"{len(files)} slices in DICOM_anon and {len(masks)} masks in Ground; expected as many"
         )
-    series = read_series(files)
-    # Masks and slices belong together in the order of their names. That is sure only if it is an order in space.
-    if series.index not in (sorted(series.index), sorted(series.index, reverse=True)):
+    ct, series = _read_series(files)
+    # Masks and slices belong together in the order of their names, if that order is an order in space too.
+    if list(series.index) not in (sorted(series.index), sorted(series.index, reverse=True)):
         raise InputError(
             "the names in DICOM_anon are not in the order of the slices; which mask belongs to which?"
         )
-    label = np.zeros(series.ct.geometry.shape, np.uint8)
+    label = np.zeros(ct.geometry.shape, np.uint8)
     for mask, index in zip(masks, series.index, strict=True):
         label[index] = _binary(np.asarray(Image.open(mask)), label.shape[1:], mask.name)
-    return series.scan(label)
+    return _scan(ct, label)
 
 
 def _binary(mask: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray:
@@ -145,7 +126,7 @@ def _binary(mask: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files of a folder, in the order of their names but for leading zeros; not what file managers leave."""
+    """The files of a folder, in the order of their names but for leading zeros, without hidden files."""
     files = [path for path in folder.glob("*") if path.is_file() and not path.name.startswith(".")]
     if not files and (folder / folder.name).is_dir():  # unpacked into a folder of the archive's name
         return _files(folder / folder.name)
@@ -162,10 +143,3 @@ def _numbered(root: Path, below: str, pattern: str) -> list[tuple[int, Path]]:
     parents = {path.parent for path in root.rglob(below) if path.is_dir()}
     found = [(int(m[1]), folder) for folder in parents if (m := re.fullmatch(pattern, folder.name))]
     return sorted(found)
-
-
-def _check_installed() -> None:
-    try:
-        import highdicom  # noqa: F401
-    except ImportError as error:
-        raise InputError(f"reading DICOM needs highdicom ({error}); pip install 'trtseg[dicom]'") from error

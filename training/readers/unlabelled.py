@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from training.readers.dicom import read_series
+from trtseg.io.dicom import read_dicom_series
 
 
 class Unlabelled(NamedTuple):
@@ -40,5 +40,6 @@ def unlabelled(shared: Path) -> Iterator[Unlabelled]:
         tarfile.open(shared / "crlm1006" / "image.tar.xz") as archive,
     ):
         archive.extractall(folder, filter="data")
-        ct = read_series([path for path in Path(folder).rglob("*") if path.is_file()]).ct
+        files = [path for path in Path(folder).rglob("*") if path.is_file()]
+        ct = read_dicom_series(files, ignore_ids=True)
         yield Unlabelled("crlm1006", "CRLM-CT-1006", ct.array, ct.spacing[1:], list(range(len(ct.array))))

@@ -1,95 +1,107 @@
-"""``trtseg build`` and ``trtseg engines``: engines for NVIDIA GPUs, made ahead of time and looked after."""
+"""``trtseg engines``: what is done with built engines."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from trtseg.cli import text
-from trtseg.cli.exits import exit_code
-from trtseg.engines.nvidia import cache
-from trtseg.engines.nvidia.cache import Entry
-from trtseg.engines.nvidia.driver import find_driver
-from trtseg.engines.nvidia.machine import why_stale, why_unused
-from trtseg.engines.nvidia.trust import engine_folder, is_own
-from trtseg.errors import ArgumentError
+from trtseg.cli.exits import errors_as_exit_codes, exit_code
+
+if TYPE_CHECKING:
+    from trtseg.engines.nvidia.cache import Entry
+
+_Folder = Annotated[
+    Path | None,
+    typer.Argument(metavar="DIR", help="Folder of engines.", show_default="your cache", readable=False),
+]
 
 
-def sizes(batch: str) -> list[int]:
-    """Numbers of slices, from the text of ``--batch``."""
-    return [_number(part) for part in batch.split(",")]
+def list_engines(folder: _Folder = None) -> None:
+    """Say which engines there are; read only what lies beside them."""
+    with errors_as_exit_codes():
+        from trtseg.engines.nvidia import cache
+        from trtseg.engines.nvidia.trust import is_own
+
+        place = _place(folder)
+        found = cache.entries(place)
+        headings = ("engine", "runtime", "MB", "built", "accepted", "state")
+        ready = "ready" if is_own(place) else "to be imported"
+        tables = (
+            [text.table(headings, [_row(entry, ready) for entry in found], right=["MB"])] if found else []
+        )
+        text.show(*tables, text.count_engines(len(found), place), text.NOT_CLINICAL)
 
 
-def show_built(built: Sequence[Entry]) -> None:
-    """Print a table of the engines that were built."""
-    rows = []
-    for entry in built:
-        if entry.sidecar is not None:
-            made = entry.sidecar
-            numbers = f"{made.size / 1e6:.1f}", f"{made.built['seconds']:.1f}", str(len(made.warnings))
-            rows.append((str(made.key), *numbers, entry.path.name))
-    headings = ("engine", "MB", "seconds", "warnings", "file")
-    table = text.table(headings, rows, right=headings[1:4])
-    text.show(table, _count(len(built), built[0].path.parent), text.NOT_CLINICAL)
+def verify(folder: _Folder = None) -> None:
+    """Check engines as loading them does: hash, sidecar and, in your cache, owner and mode.
+
+    Exit codes: 0 all are intact, 3 some are not, 2 none is.
+    """
+    with errors_as_exit_codes():
+        from trtseg.engines.nvidia import cache
+
+        place = _place(folder)
+        found = cache.entries(place, verify=True)
+        broken = [entry.problem for entry in found if entry.problem is not None]
+        for problem in broken:
+            text.fail(problem)
+        intact = len(found) - len(broken)
+        text.out(f"{intact} of {text.count_engines(len(found), place)} intact\n")
+        raise typer.Exit(exit_code(intact, len(broken)))
 
 
-def show(folder: Path | None) -> None:
-    """Print a table of the engines in a folder, by default the cache, as their sidecars have it."""
-    place = _place(folder)
-    found = cache.entries(place)
-    headings = ("engine", "runtime", "MB", "built", "accepted", "state")
-    ready = "ready" if is_own(place) else "to be imported"
-    tables = [text.table(headings, [_row(entry, ready) for entry in found], right=["MB"])] if found else []
-    text.show(*tables, _count(len(found), place), text.NOT_CLINICAL)
+def import_engines(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="What 'trtseg build -o DIR' wrote.", readable=False)
+    ],
+    allow_foreign: Annotated[
+        bool,
+        typer.Option(
+            "--allow-foreign", help="I trust where they are from: an engine can run any code as me."
+        ),
+    ] = False,
+) -> None:
+    """Copy engines that were built elsewhere into your cache, where they are found; this GPU checks them anew."""
+    with errors_as_exit_codes():
+        from trtseg.engines.nvidia import cache
+        from trtseg.engines.nvidia.driver import find_driver
+        from trtseg.engines.nvidia.machine import why_unused
+
+        adopted, driver = cache.adopt(folder, allow_foreign=allow_foreign), find_driver()
+        keys = [entry.sidecar.key for entry in adopted if entry.sidecar]
+        text.show(*(f"{key}\n" for key in keys), text.count_engines(len(adopted), _place(None)))
+        unused: dict[str, list[str]] = {}
+        for key in keys:
+            if (why := why_unused(key, driver)) is not None:
+                unused.setdefault(why, []).append(str(key))
+        for why, names in unused.items():
+            text.note(f"no GPU here will use {', '.join(names)}: {why}")
 
 
-def verify(folder: Path | None) -> int:
-    """Check the engines in a folder, report what is wrong on stderr; return the exit code."""
-    place = _place(folder)
-    found = cache.entries(place, verify=True)
-    broken = [entry.problem for entry in found if entry.problem is not None]
-    for problem in broken:
-        text.fail(problem)
-    intact = len(found) - len(broken)
-    text.out(f"{intact} of {_count(len(found), place)} intact\n")
-    return exit_code(intact, len(broken))
+def clear(folder: _Folder = None) -> None:
+    """Delete built engines; those in your cache are built again when they are needed."""
+    with errors_as_exit_codes():
+        from trtseg.engines.nvidia import cache
 
-
-def adopt(folder: Path, *, allow_foreign: bool) -> None:
-    """Copy the engines of a folder into the cache, and say what they are, and which of them are of no use here."""
-    adopted, driver = cache.adopt(folder, allow_foreign=allow_foreign), find_driver()
-    keys = [entry.sidecar.key for entry in adopted if entry.sidecar]
-    text.show(*(f"{key}\n" for key in keys), _count(len(adopted), _place(None)))
-    unused: dict[str, list[str]] = {}
-    for key in keys:
-        if (why := why_unused(key, driver)) is not None:
-            unused.setdefault(why, []).append(str(key))
-    for why, names in unused.items():
-        text.note(f"no GPU here will use {', '.join(names)}: {why}")
-
-
-def clear(folder: Path | None) -> None:
-    """Delete the engines in a folder, and say how much that was."""
-    place = _place(folder)
-    files, size = cache.clear(place)
-    text.out(f"deleted {files} files, {size / 1e6:.1f} MB, in {place}\n")
+        place = _place(folder)
+        files, size = cache.clear(place)
+        text.out(f"deleted {files} files, {size / 1e6:.1f} MB, in {place}\n")
 
 
 def _place(folder: Path | None) -> Path:
+    """Folder of engines: the named one, or the user's cache."""
+    from trtseg.engines.nvidia.trust import engine_folder
+
     return engine_folder() if folder is None else folder
 
 
-def _number(part: str) -> int:
-    if not part.strip().isdecimal():
-        raise ArgumentError(f"--batch: got {part!r}; expected numbers of slices with commas between them")
-    return int(part)
-
-
-def _count(number: int, folder: Path) -> str:
-    return f"{number} engine{'s' * (number != 1)} in {folder}"
-
-
 def _row(entry: Entry, ready: str) -> tuple[str, ...]:
+    """Lay out an engine as its sidecar describes it; its state is ``ready`` if nothing speaks against it."""
+    from trtseg.engines.nvidia.machine import why_stale
+
     made = entry.sidecar
     if made is None:
         return entry.path.name, "", "", "", "", entry.problem or ""

@@ -1,8 +1,8 @@
-"""How a command ends: what goes wrong becomes a line on stderr and an exit code.
+"""How a command ends: an error becomes a line on stderr and an exit code.
 
 Exit codes: 0 all done; 1 a bug (with a traceback); 2 bad usage, input, output, model or device, and nothing
-was written; 3 some of several cases failed and the others were written; 130 interrupted; 143 terminated. That
-the table of results cannot be printed changes none of them.
+was written; 3 some of several cases failed and the others were written; 130 interrupted; 143 terminated. A table
+of results that cannot be printed does not change the exit code.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trtseg.errors import TrtsegError
 
 @contextmanager
 def errors_as_exit_codes() -> Iterator[None]:
-    """End the command with a line on stderr if the user can do something about what is raised in the body."""
+    """End the command with a line on stderr, and no traceback, on an error that the user can do something about."""
     try:
         yield
     except TrtsegError as error:
@@ -33,28 +33,28 @@ def errors_as_exit_codes() -> Iterator[None]:
 
 
 def exit_code(done: int, failed: int) -> int:
-    """Exit code of a command with so many cases done and failed."""
+    """Exit code of a command with ``done`` cases that went well and ``failed`` cases that did not."""
     return 0 if not failed else 3 if done else 2
 
 
 @dataclass
 class Failures:
-    """What went wrong so far, in a command whose other cases go on."""
+    """Counts the cases of a command that failed, and reports each on stderr, while the other cases go on."""
 
     count: int = 0
     bugs: int = 0
 
     def add(self, error: Exception, *paths: Path, alone: bool = False) -> str:
-        """Say on stderr what went wrong with a case, and return it.
+        """Say on stderr why a case failed, and return the reason.
 
         Parameters
         ----------
         error : Exception
-            What was raised: a TrtsegError, or a bug, to be seen in full.
+            The reason. If it is no TrtsegError it is a bug, and its traceback is printed.
         *paths : Path
-            Files of the case; the first is put before a message that names none of them.
+            Files of the case. The first is put before a message that names none of them.
         alone : bool
-            There is no other case, and the message need not name it.
+            There is no other case, so the message need not name the case.
         """
         self.count += 1
         if isinstance(error, TrtsegError):
@@ -68,5 +68,5 @@ class Failures:
         return f"unexpected {type(error).__name__}"
 
     def exit_code(self, done: int) -> int:
-        """Exit code with so many cases done."""
+        """Exit code of the command, if ``done`` other cases went well."""
         return 1 if self.bugs else exit_code(done, self.count)

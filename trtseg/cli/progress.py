@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def bar(quiet: bool) -> AbstractContextManager[Progress | None]:
-    """Make a progress bar on stderr for people, and none for files and scripts."""
+    """Make a progress bar on stderr if stderr is a terminal and the user does not want quiet; else None."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -30,24 +30,24 @@ def bar(quiet: bool) -> AbstractContextManager[Progress | None]:
 
 
 def follow(shown: Progress | None, label: str = "") -> Callable[[str, float], None]:
-    """Start the bar (None: there is none) again, and make the function that moves it.
+    """Start a progress bar at zero, and make the function that moves it.
 
     Parameters
     ----------
     shown : Progress or None
-        What `bar` made.
+        The bar that `bar` made; for None the function does nothing.
     label : str
-        Stands before what the function is told.
+        Stands before each text that the function is given.
 
     Returns
     -------
     callable
-        To be called with what is being done, and the fraction of it that is done.
+        To be called with a text, and the fraction of the work that is done.
     """
     if shown is None:
-        return lambda what, fraction: None
+        return lambda doing, fraction: None
     for old in shown.task_ids:
         shown.remove_task(old)
     task = shown.add_task(label, total=1.0)
     start = f"{label}: " if label else ""
-    return lambda what, fraction: shown.update(task, completed=fraction, description=f"{start}{what}")
+    return lambda doing, fraction: shown.update(task, completed=fraction, description=f"{start}{doing}")

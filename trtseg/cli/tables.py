@@ -11,7 +11,7 @@ from trtseg.metrics.cases import CONVENTIONS, CaseScores, Mean, RegionScores, Se
 UNDEFINED = "–"
 
 Row = tuple[str, ...]
-# Metric -> how it is called, and its format.
+# Metric -> its heading and its format.
 _METRICS = {
     "dice": ("Dice", ".3f"),
     "iou": ("IoU", ".3f"),
@@ -35,7 +35,8 @@ def liver_rows(scores: SetScores) -> list[Row]:
 def tumour_rows(scores: SetScores) -> list[Row]:
     """Lay out the tumours of each case in a row, below a row of headings.
 
-    What was predicted stands there for every case; how right that is, only where a truth knows tumours.
+    The predicted tumours are in the table for every case. The comparison with the truth is there only if the truth
+    of a case knows tumours.
     """
     headings: Row = ("case", "mL called tumour", "in lesions")
     if scores.tumour is not None:
@@ -56,7 +57,7 @@ def summary_rows(scores: SetScores) -> list[Row]:
 
 
 def lesion_rows(scores: SetScores) -> list[Row]:
-    """Lay out how lesions were found and the tumour burden met, one row each, below a row of headings."""
+    """Lay out how many lesions were found and the error of the tumour burden, below a row of headings."""
     lesions = scores.lesions
     if lesions is None:
         return []
@@ -84,13 +85,14 @@ def detected_rows(scores: SetScores) -> list[Row]:
 
 
 def number(value: float, style: str = ".3f") -> str:
-    """Write a number; a dash if it is undefined."""
+    """Write a number, or a dash for NaN, which is undefined."""
     return UNDEFINED if math.isnan(value) else format(value, style)
 
 
 def show(scores: SetScores) -> None:
     """Print the tables to stdout."""
-    several = len(scores.cases) > 1  # of one case the other tables say all, if its truth knows tumours
+    several = len(scores.cases) > 1
+    # The rows of single cases repeat the summary if there is one case and its truth knows tumours.
     parts = [liver_rows(scores)] if several else []
     parts += [tumour_rows(scores)] if several or scores.tumour is None else []
     parts += [summary_rows(scores), lesion_rows(scores), detected_rows(scores)]
@@ -99,7 +101,7 @@ def show(scores: SetScores) -> None:
 
 
 def markdown(scores: SetScores, notes: Iterable[str] = ()) -> str:
-    """Write all tables, the conventions and ``notes`` as a Markdown document."""
+    """Write all tables, the ``notes`` and the conventions as a Markdown document."""
     remarks = "\n".join(f"- {note}" for note in notes)
     tables = [rows(scores) for rows in (summary_rows, lesion_rows, detected_rows, liver_rows, tumour_rows)]
     parts = [

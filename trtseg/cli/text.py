@@ -1,10 +1,11 @@
-"""What the commands say, and to whom: results on stdout, the rest on stderr."""
+"""How the commands speak: results go to stdout, notes and errors to stderr."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -19,12 +20,12 @@ NOT_CLINICAL = f"{NOTICE.capitalize()}."
 
 
 def fail(message: str) -> None:
-    """Write one line about what went wrong to stderr; if that cannot be written, there is nobody to tell."""
+    """Write one line about an error to stderr. If stderr cannot be written, there is nobody to tell."""
     _tell(f"error: {message}")
 
 
 def note(message: str) -> None:
-    """Write one line to stderr about what is no error, but should be known."""
+    """Write one line to stderr about something that is no error, but should be known."""
     _tell(f"note: {message}")
 
 
@@ -34,26 +35,26 @@ def _tell(line: str) -> None:
 
 
 def out(text: str | bytes) -> None:
-    """Write to stdout; an OutputError if that fails."""
+    """Write to stdout; an OutputError says that stdout cannot be written."""
     with _written(1, "standard output"):
         typer.echo(text, nl=False)
 
 
 def show(*parts: Any) -> None:
-    """Write what rich can draw to stdout: as wide as a terminal is, or so wide that a file has whole paths."""
+    """Write tables and texts to stdout, as wide as the terminal; in a file, so wide that paths are not broken."""
     from rich.console import Console
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)
-    # Captured: rich itself would end the program where a pipe is closed.
+    # rich draws into a string, since it would end the program where stdout is a closed pipe.
     with _written(1, "standard output"), console.capture() as drawn:
         console.print(*parts, sep="\n")
     out(drawn.get())
 
 
 def show_results(*parts: Any) -> None:
-    """Show what the files hold that are written anyway: if it cannot be shown, only stderr says so."""
+    """Show results that are in files as well: if stdout cannot be written, a line on stderr says so, and no more."""
     try:
         show(*parts)
     except OutputError as error:
@@ -67,7 +68,7 @@ def table(
     right: Collection[str] = (),
     caption: str | None = None,
 ) -> Table:
-    """Make a table for `show`; ``right`` are the headings of columns that are aligned to the right."""
+    """Make a table for `show`; the columns whose headings are in ``right`` are aligned to the right."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -80,8 +81,8 @@ def table(
     return made
 
 
-def listing(rows: Iterable[tuple[str, str]], *, caption: str | None = None, indent: bool = False) -> Table:
-    """Make a table for `show` of one line for each heading and its text."""
+def listing(rows: Iterable[Sequence[str]], *, caption: str | None = None, indent: bool = False) -> Table:
+    """Make a table for `show` without headings above: each row is a heading and its text."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -100,12 +101,17 @@ def listing(rows: Iterable[tuple[str, str]], *, caption: str | None = None, inde
     return made
 
 
+def count_engines(number: int, folder: Path) -> str:
+    """Say how many engines there are in a folder."""
+    return f"{number} engine{'s' * (number != 1)} in {folder}"
+
+
 @contextlib.contextmanager
 def _written(descriptor: int, name: str) -> Iterator[None]:
     """Turn the failure of a standard stream into an OutputError."""
     try:
         yield
     except OSError as error:
-        # What is left in the buffer would fail once more when Python exits, and decide the exit code.
+        # Text is left in Python's buffer. Writing it would fail again when Python exits, and change the exit code.
         os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
         raise OutputError(f"{name}: cannot be written ({error.strerror})") from error

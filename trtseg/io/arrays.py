@@ -8,23 +8,16 @@ from typing import Any
 import numpy as np
 
 from trtseg.errors import ArgumentError, InputError
-from trtseg.io.checks import (
-    check_dtype,
-    check_geometry,
-    check_hounsfield,
-    check_shape,
-    make_geometry,
-    make_volume,
-    slabs,
-)
-from trtseg.volume import Geometry, Volume
+from trtseg.io.nifti import header_of
+from trtseg.io.voxels import check_dtype, slabs, to_hu
+from trtseg.volume import Volume, ct_geometry, ct_volume
 
 
 def from_array(array: Any, *, affine: Any = None, spacing: Any = None) -> Volume:
     """Take a CT in Hounsfield units from an array.
 
-    The array is never modified. One that is int16, C-contiguous and in canonical order already is used
-    without a copy, so do not change it while the volume is in use; anything else is copied once.
+    The array is never modified. An array that is int16, C-contiguous and in canonical order already is used
+    without a copy, so do not change it while the volume is in use; any other array is copied once.
 
     Parameters
     ----------
@@ -58,7 +51,7 @@ def from_array(array: Any, *, affine: Any = None, spacing: Any = None) -> Volume
         got = "neither" if affine is None else "both"
         raise ArgumentError(
             f"affine, spacing: got {got}; expected exactly one: spacing=(sz, sy, sx) in mm for an array "
-            "[Z,Y,X] in canonical order, or affine= for one in nibabel's index order"
+            "[Z,Y,X] in canonical order, or affine= for an array in nibabel's index order"
         )
     try:
         array = np.asarray(array)
@@ -67,26 +60,17 @@ def from_array(array: Any, *, affine: Any = None, spacing: Any = None) -> Volume
             f"array: got a {type(array).__name__} that NumPy cannot read ({error}); copy it to the CPU first"
         ) from error
     check_dtype("array", array.dtype)
-    if spacing is None:
-        geometry = make_geometry("array", array.shape, affine)
-    else:
-        check_shape("array", array.shape)
-        if array.ndim != 3:
-            raise InputError(f"array: got shape {array.shape}; expected [Z,Y,X] when spacing is given")
-        geometry = _canonical_grid(array.shape, spacing)
-        check_geometry("array", geometry)
+    geometry = ct_geometry("array", array.shape, affine=affine, spacing=spacing)
     hu = geometry.canonical(array)
-    if hu.dtype == np.int16 and hu.dtype.isnative and hu.flags.c_contiguous:
-        check_hounsfield("array", hu)
-        return Volume(hu, geometry.canonical_affine(), geometry)
-    return make_volume("array", geometry, slabs(array[(slice(None),) * 3 + (0,) * (array.ndim - 3)]))
+    if not (hu.dtype == np.int16 and hu.dtype.isnative and hu.flags.c_contiguous):
+        hu = to_hu("array", geometry, slabs(array))
+    return ct_volume("array", hu, geometry)
 
 
 def from_image(image: Any) -> Volume:
     """Take a CT in Hounsfield units from a nibabel image of any format, by its affine.
 
-    The header is kept to write results with if it is a NIfTI header. What ``get_fdata`` cached is not looked
-    at.
+    A NIfTI header is kept to write results with. Values that ``get_fdata`` has cached are not looked at.
 
     Raises
     ------
@@ -94,20 +78,12 @@ def from_image(image: Any) -> Volume:
         If the file behind the image cannot be read, or is not one CT volume in HU.
     """
     from nibabel.arrayproxy import ArrayProxy
-    from nibabel.nifti1 import Nifti1Header
 
     name = image.get_filename() or "image"
     if image.affine is None:
         raise InputError(f"{name}: got an image without an affine; give its array and its spacing instead")
     check_dtype(name, image.get_data_dtype())
-    header = None
-    if isinstance(image.header, Nifti1Header):  # also the base of those of NIfTI-2 and of pairs
-        header = image.header.copy()
-        if not np.allclose(header.get_best_affine(), image.affine):
-            # Here the image's affine is the truth, as it is when nibabel saves the image.
-            header.set_sform(image.affine, code="aligned")
-            header.set_qform(image.affine, code="unknown")
-    geometry = make_geometry(name, image.shape, image.affine, header)
+    geometry = ct_geometry(name, image.shape, affine=image.affine, source=header_of(image))
     slope, inter = 1.0, 0.0
     try:
         if isinstance(image.dataobj, ArrayProxy):
@@ -122,18 +98,4 @@ def from_image(image: Any) -> Volume:
             f"{name}: cannot be read ({reason}), truncated or corrupt; fetch it again"
         ) from error
     check_dtype(name, stored.dtype)
-    stored = stored[(slice(None),) * 3 + (0,) * (stored.ndim - 3)]
-    return make_volume(name, geometry, slabs(stored), slope=slope, inter=inter)
-
-
-def _canonical_grid(shape: tuple[int, ...], spacing: Any) -> Geometry:
-    """Make the geometry of an array ``[Z, Y, X]`` that is in canonical order already; spacing in mm."""
-    try:
-        z, y, x = (float(s) for s in spacing)
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(f"spacing: got {spacing!r}; expected three numbers (sz, sy, sx) in mm") from error
-    if not all(np.isfinite(s) and s > 0 for s in (z, y, x)):
-        raise ArgumentError(f"spacing: got {spacing!r}; expected three positive numbers (sz, sy, sx) in mm")
-    affine = np.zeros((4, 4))
-    affine[2, 0], affine[1, 1], affine[0, 2], affine[3, 3] = z, -y, -x, 1
-    return Geometry(shape, affine, (0, 1, 2), (False, False, False))
+    return ct_volume(name, to_hu(name, geometry, slabs(stored), slope, inter), geometry)

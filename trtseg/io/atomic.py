@@ -19,24 +19,25 @@ _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 @contextmanager
 def atomic(*paths: str | os.PathLike[str]) -> Iterator[tuple[Path, ...]]:
-    """Write one or several files so that either all of them appear, complete, or none does.
+    """Write files so that either all of them appear, complete, or none does.
 
     Temporary files are made at once, hidden, beside their targets and with the same ending (``.nii.gz``), so
-    an unwritable folder fails before any work is done. When the body ends they are renamed onto the targets;
-    on any exception, ``KeyboardInterrupt`` too, they are removed, and targets that existed are as they were.
+    an unwritable folder fails before any work is done. When the body ends, the temporary files are renamed onto
+    the targets. On any exception, ``KeyboardInterrupt`` too, they are removed, and targets that existed stay as
+    they were.
 
-    Data are flushed to the disk before the renames: results are small, and without it a power cut just after
-    could leave an empty file under the final name. The folder itself is not flushed, so a power cut may undo
-    the renames.
+    Data are flushed to the disk before the renames. Results are small, and without the flush a power cut just
+    after could leave an empty file under the final name. The folder itself is not flushed, so a power cut may
+    undo the renames.
 
-    Several renames cannot be one step. If a later one fails, the earlier targets are put back as they were;
-    an earlier target that existed on a file system without hard links cannot be, and keeps its new, complete
-    content. The same holds if the process is killed between two renames.
+    Several renames cannot be a single step. If a later rename fails, the earlier targets are put back as they
+    were. That needs hard links: on a file system without them, a target that existed keeps its new, complete
+    content. A process that is killed between two renames leaves some targets new and some as they were.
 
     Parameters
     ----------
     *paths : path
-        Targets. A symbolic link is followed, and stays.
+        Targets. A symbolic link stays, and the file that it points to is replaced.
 
     Yields
     ------
@@ -77,15 +78,15 @@ def atomic(*paths: str | os.PathLike[str]) -> Iterator[tuple[Path, ...]]:
 
 
 def resolve_target(path: str | os.PathLike[str]) -> Path:
-    """Find the file that writing to ``path`` makes or replaces, behind all links; it need not exist.
+    """Find the file that writing to ``path`` makes or replaces, behind all links; the file need not exist.
 
     Raises
     ------
     OutputError
-        If it is no regular file, its folder does not exist, or there can be no such file.
+        If the file exists and is not regular, its folder does not exist, or the path is impossible.
     """
     name = os.fspath(path)
-    mode = stat.S_IFREG  # if it does not exist
+    mode = stat.S_IFREG  # stays if there is no file
     try:
         target = Path(os.path.realpath(path))
         target.parent.stat()
@@ -103,7 +104,7 @@ def resolve_target(path: str | os.PathLike[str]) -> Path:
 
 
 def _hidden(target: Path) -> Path:
-    """Make up an unused name beside a target, with the end of its name: all of it might be too long."""
+    """Make up an unused name beside a target, from the end of its name: the whole name might become too long."""
     return target.with_name(f".{secrets.token_hex(8)}-{target.name[-40:]}")
 
 
@@ -116,11 +117,13 @@ def _flush(path: Path) -> None:
 
 
 def _rename_all(temporary: Sequence[Path], targets: Sequence[Path]) -> None:
-    """Rename each file onto its target; if one fails, put the earlier targets back."""
+    """Rename each file onto its target; if a rename fails, put the earlier targets back."""
     if len(targets) == 1:
         temporary[0].replace(targets[0])
         return
-    undo: list[tuple[Path, bool, Path | None]] = []  # target, whether it existed, a second name of that file
+    undo: list[
+        tuple[Path, bool, Path | None]
+    ] = []  # target, whether it existed, a second name of the old file
     done = 0
     try:
         for target in targets:
@@ -150,12 +153,12 @@ def _rename_all(temporary: Sequence[Path], targets: Sequence[Path]) -> None:
 
 
 def _hit(error: OSError, paths: Sequence[Any], temporary: Sequence[Path]) -> str:
-    """Name the targets that an error is about; all of them if it does not say."""
+    """Name the targets that an error is about: all targets if the error names no file."""
     names = [os.fspath(p) for p in paths]
     involved = {os.fspath(n) for n in (error.filename, error.filename2) if isinstance(n, (str, os.PathLike))}
     hit = [name for name, path in zip(names, temporary, strict=False) if os.fspath(path) in involved]
     if not hit and len(temporary) < len(names):
-        hit = [names[len(temporary)]]  # the one that could not be created
+        hit = [names[len(temporary)]]  # its temporary file could not be created
     return ", ".join(hit or names)
 
 

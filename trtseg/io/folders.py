@@ -1,4 +1,4 @@
-"""Folders to write to: the cache of this user, and those that the user names."""
+"""Folders to write to: this user's cache, and folders that the user names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trtseg.errors import OutputError
 
 
 def cache_folder() -> Path:
-    """Return the folder of what trtseg keeps: ``$TRTSEG_CACHE``, or the user's cache folder of this system."""
+    """Return the folder for files that trtseg keeps: ``$TRTSEG_CACHE``, or this system's cache folder of the user."""
     chosen = os.environ.get("TRTSEG_CACHE")
     if chosen:
         return Path(chosen)
@@ -24,19 +24,19 @@ def cache_folder() -> Path:
 
 @contextmanager
 def made_folder(folder: Path, name: str) -> Iterator[None]:
-    """Create a folder where needed; what was created and has stayed empty is removed at the end.
+    """Create a folder and the folders above it; at the end, remove the created folders that have stayed empty.
 
     Parameters
     ----------
     folder : Path
-        The folder; folders above it are created too.
+        The folder; it may exist.
     name : str
-        Argument or option that it was given by, for the message.
+        Argument or option that named the folder, for the message.
 
     Raises
     ------
     OutputError
-        If it cannot be created.
+        If the folder cannot be created.
     """
     missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     try:
@@ -54,19 +54,19 @@ def made_folder(folder: Path, name: str) -> Iterator[None]:
 
 
 def check_writable(folder: Path, name: str) -> None:
-    """Find out now, not after the work, that a folder cannot be written; only trying tells.
+    """Find out before the work whether a folder can be written, by writing a file there.
 
     Parameters
     ----------
     folder : Path
         A folder that exists.
     name : str
-        Argument or option that it was given by, for the message.
+        Argument or option that named the folder, for the message.
 
     Raises
     ------
     OutputError
-        If no file can be made in it.
+        If no file can be made in the folder.
     """
     try:
         with tempfile.TemporaryFile(dir=folder):

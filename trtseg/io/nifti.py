@@ -1,4 +1,4 @@
-"""NIfTI-1 and NIfTI-2 files: a CT in, labels out."""
+"""NIfTI-1 and NIfTI-2 files: a CT or labels in, labels out."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import logging
 import math
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from trtseg.errors import ArgumentError, InputError, OutputError
-from trtseg.io.checks import SLAB_VOXELS, Where, check_dtype, check_shape, make_geometry, make_volume
+from trtseg.errors import ArgumentError, InputError
+from trtseg.io.voxels import SLAB_VOXELS, Where, check_dtype, to_hu, to_labels
 from trtseg.notice import NOTICE
-from trtseg.volume import Geometry, Volume
+from trtseg.volume import Geometry, Volume, ct_geometry, ct_volume
 
 log = logging.getLogger("trtseg")
 
-#: Of the names of NIfTI files, the longer one first; in any case.
+#: Endings of the names of NIfTI files, the longer first. Upper and lower case are the same.
 ENDINGS = (".nii.gz", ".nii")
 _GZIP_MAGIC = b"\x1f\x8b"
 # Deflate codes at most 258 bytes in 2 bits.
@@ -38,16 +38,90 @@ def read_nifti(path: str | os.PathLike[str]) -> Volume:
 
     NIfTI-1 and NIfTI-2, either byte order, any integer or float type of up to 64 bits, with or without a
     scale. The orientation is nibabel's: the sform if its code is set, else the qform, else (with a logged
-    warning) the spacing alone. Beside the int16 volume only a few megabytes are in memory at any time.
+    warning) the spacing alone. Whether a file is compressed is told by its content, not by its name, and
+    gzip's checksum is looked at. Beside the int16 volume only a few megabytes are in memory at any time.
 
     Raises
     ------
     InputError
         If there is no such file, it is truncated or corrupt, or it is not one CT volume in HU.
     """
-    name = os.fspath(path)
+    hu, geometry = _read(os.fspath(path), to_hu)
+    return ct_volume(os.fspath(path), hu, geometry)
+
+
+def read_labels(path: str | os.PathLike[str]) -> tuple[np.ndarray, Geometry]:
+    """Read a label map (0 background, 1 liver, 2 tumour) from a ``.nii`` or ``.nii.gz`` file, see `read_nifti`.
+
+    Returns
+    -------
+    labels : ndarray of uint8, [Z, Y, X]
+        In canonical order, like every `trtseg.volume.Volume`.
+    geometry : Geometry
+        The file's own grid.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, it is truncated or corrupt, or it holds anything but these labels.
+    """
+    return _read(os.fspath(path), to_labels)
+
+
+def header_of(image: Any) -> Any:
+    """Copy the NIfTI header of a nibabel image, to write results with; None if the image has no such header.
+
+    The image's affine counts, not the header's, where the two differ. nibabel saves images likewise.
+    """
+    from nibabel.nifti1 import Nifti1Header
+
+    if not isinstance(image.header, Nifti1Header):  # the base of the headers of NIfTI-2 and of pairs too
+        return None
+    header: Any = image.header.copy()
+    if not np.allclose(header.get_best_affine(), image.affine):
+        header.set_sform(image.affine, code="aligned")
+        header.set_qform(image.affine, code="unknown")
+    return header
+
+
+def _read(name: str, convert: Callable[..., np.ndarray]) -> tuple[np.ndarray, Geometry]:
+    """Read the voxels of a file through `to_hu` or `to_labels`, and its grid."""
+    from isal import igzip, isal_zlib
+
+    with _open(name) as file:
+        if not name.lower().endswith(ENDINGS):
+            raise InputError(
+                f"{name}: unknown file type; expected .nii or .nii.gz, convert other formats to NIfTI"
+            )
+        try:
+            compressed = file.read(2) == _GZIP_MAGIC  # by content: misnamed files are common and harmless
+            file.seek(0)
+            size = os.fstat(file.fileno()).st_size
+            stream: IO[bytes] = igzip.open(file, "rb") if compressed else file
+            header, version = _parse_header(name, stream, compressed)
+            shape = _shape(name, header)
+            dtype = _dtype(name, header)
+            offset = _offset(name, header, version)
+            slope, inter = _scale(name, header)
+            geometry = ct_geometry(name, shape, affine=_affine(name, header), source=header)
+            wanted = offset + math.prod(shape) * dtype.itemsize
+            if wanted > (size * _MAX_DEFLATE_RATIO if compressed else size):  # before anything is allocated
+                grid = " x ".join(map(str, shape))
+                raise InputError(
+                    f"{name}: the header promises {wanted} bytes ({grid} voxels of {dtype.name}), but the file "
+                    f"has {size}{' compressed' if compressed else ''}; {_FETCH}"
+                )
+            _skip(name, stream, offset - _SIZES[version])
+            return convert(name, geometry, _pieces(name, stream, shape, dtype), slope, inter), geometry
+        except isal_zlib.IsalError as error:  # type: ignore[misc]  # a class, which its stub does not say
+            raise InputError(f"{name}: cannot be decompressed ({error}); {_FETCH}") from error
+        except (OSError, EOFError, zlib.error) as error:  # gzip's errors are of these kinds
+            raise InputError(f"{name}: cannot be read ({error}); {_FETCH}") from error
+
+
+def _open(name: str) -> IO[bytes]:
     try:
-        file = Path(name).open("rb")  # noqa: SIM115 - closed below, where errors mean something else
+        return Path(name).open("rb")
     except IsADirectoryError as error:
         raise InputError(f"{name}: is a folder; expected a .nii or .nii.gz file") from error
     except FileNotFoundError as error:
@@ -56,46 +130,10 @@ def read_nifti(path: str | os.PathLike[str]) -> Volume:
         raise InputError(f"{name}: no permission to read it; change the file's mode or owner") from error
     except (OSError, ValueError) as error:  # ValueError: a null character
         raise InputError(f"{name}: cannot be opened ({error}); check the path") from error
-    with file:
-        if not name.lower().endswith(ENDINGS):
-            raise InputError(
-                f"{name}: unknown file type; expected .nii or .nii.gz, convert other formats to NIfTI"
-            )
-        try:
-            return _read(name, file)
-        except (OSError, EOFError, zlib.error) as error:  # gzip's errors are of these kinds
-            raise InputError(f"{name}: cannot be read ({error}); {_FETCH}") from error
-
-
-def _read(name: str, file: IO[bytes]) -> Volume:
-    from isal import igzip, isal_zlib
-
-    compressed = file.read(2) == _GZIP_MAGIC  # by content: misnamed files are common and harmless
-    file.seek(0)
-    size = os.fstat(file.fileno()).st_size
-    stream: IO[bytes] = igzip.open(file, "rb") if compressed else file
-    try:
-        header, version = _parse_header(name, stream, compressed)
-        shape = _shape(name, header)
-        dtype = _dtype(name, header)
-        offset = _offset(name, header, version)
-        slope, inter = _scale(name, header)
-        wanted = offset + math.prod(shape) * dtype.itemsize
-        if wanted > (size * _MAX_DEFLATE_RATIO if compressed else size):  # before anything is allocated
-            grid = " x ".join(map(str, shape))
-            raise InputError(
-                f"{name}: the header promises {wanted} bytes ({grid} voxels of {dtype.name}), but the file "
-                f"has {size}{' compressed' if compressed else ''}; {_FETCH}"
-            )
-        geometry = make_geometry(name, shape, _affine(name, header), header)
-        _skip(name, stream, offset - _SIZES[version])
-        return make_volume(name, geometry, _pieces(name, stream, shape, dtype), slope=slope, inter=inter)
-    except isal_zlib.IsalError as error:  # type: ignore[misc]  # a class, which its stub does not say
-        raise InputError(f"{name}: cannot be decompressed ({error}); {_FETCH}") from error
 
 
 def _parse_header(name: str, stream: IO[bytes], compressed: bool) -> tuple[Any, int]:
-    """Read the header, not the extensions, which may hold patient data; return it and its version."""
+    """Read the header and its version; its extensions, which may hold patient data, are not read."""
     from nibabel.nifti1 import Nifti1Header
     from nibabel.nifti2 import Nifti2Header
 
@@ -109,8 +147,7 @@ def _parse_header(name: str, stream: IO[bytes], compressed: bool) -> tuple[Any, 
             block += stream.read(_SIZES[version] - len(block))
             if len(block) < _SIZES[version]:
                 raise InputError(f"{name}: the header is cut off after {len(block)} bytes; {_FETCH}")
-            # Unchecked: nibabel's checks repair fields in place, and results must carry the geometry byte for
-            # byte.
+            # Without nibabel's checks, which repair fields: results carry the geometry of the input byte for byte.
             header = cls(block, endianness=order, check=False)
             magic = header["magic"].item()
             if magic in _PAIR_MAGICS:
@@ -129,9 +166,7 @@ def _shape(name: str, header: Any) -> tuple[int, ...]:
     dim = [int(n) for n in header["dim"]]
     if not 1 <= dim[0] <= 7:
         raise InputError(f"{name}: the header promises {dim[0]} dimensions; expected 3; {_FETCH}")
-    shape = tuple(dim[1 : dim[0] + 1])
-    check_shape(name, shape)
-    return shape
+    return tuple(dim[1 : dim[0] + 1])
 
 
 def _dtype(name: str, header: Any) -> np.dtype[Any]:
@@ -146,7 +181,7 @@ def _dtype(name: str, header: Any) -> np.dtype[Any]:
 
 
 def _offset(name: str, header: Any, version: int) -> int:
-    """Return where the voxels start; 0 is written by tools that mean right behind the header."""
+    """Return the byte at which the voxels start; some tools write 0 for "right behind the header"."""
     offset = float(header["vox_offset"])
     if offset == 0:
         return _SIZES[version] + 4
@@ -158,14 +193,14 @@ def _offset(name: str, header: Any, version: int) -> int:
 def _scale(name: str, header: Any) -> tuple[float, float]:
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or not math.isfinite(slope):
-        return 1.0, 0.0  # the standard's and nibabel's way to say: stored values are meant
+        return 1.0, 0.0  # the standard and nibabel take such a slope for "no scale"
     if not math.isfinite(inter):
         raise InputError(f"{name}: the rescale intercept is {inter}; repair scl_inter in the header")
     return slope, inter
 
 
 def _affine(name: str, header: Any) -> np.ndarray:
-    """Return index to RAS mm, from a copy in which the usual slips of the pixdim field are put right."""
+    """Return index to RAS mm, with the usual slips of the pixdim field put right in a copy of the header."""
     from nibabel.spatialimages import HeaderDataError
 
     fixed = header.copy()
@@ -209,45 +244,38 @@ def _pieces(
             raise InputError(f"{name}: ends after {complete} of {k} slices; {_FETCH}")
         slab = np.frombuffer(block, dtype).reshape(n, j, i).transpose(2, 1, 0)
         yield (slice(None), slice(None), slice(start, start + n)), slab
-    while stream.read(1 << 20):  # gzip's checksum comes last, and is looked at before the values are
+    while stream.read(1 << 20):  # gzip compares its checksum at the end of the stream: read up to there
         pass
-
-
-def check_ending(path: str | os.PathLike[str]) -> None:
-    """Raise an OutputError unless the name is that of a file which `write_nifti` can write."""
-    name = os.fspath(path)
-    if not name.lower().endswith(ENDINGS):
-        raise OutputError(f"{name}: cannot write this file type; expected .nii or .nii.gz")
 
 
 def write_nifti(path: str | os.PathLike[str], labels: np.ndarray, geometry: Geometry) -> None:
     """Write labels as uint8 on exactly the grid of the input.
 
-    The header is the input's, with every geometry field unchanged, when the input was NIfTI. Descriptions,
-    names and extensions, which can hold patient data, are left out. The same labels give the same bytes.
+    If the input was NIfTI, so that the geometry's source is its header, the geometry fields of that header are
+    written unchanged; else a new header is made. Descriptions, names and extensions, which can hold patient
+    data, are left out. The same labels give the same bytes.
 
     The file is written in place: call this with a temporary path of `trtseg.io.atomic.atomic`.
 
     Parameters
     ----------
     path : path
-        ``.nii`` or ``.nii.gz``.
+        The file is compressed if the name ends in ``.gz``.
     labels : ndarray
         uint8, canonical ``[Z, Y, X]``: 0 background, 1 liver, 2 tumour.
     geometry : Geometry
-        Of the input.
+        The grid of the input.
 
     Raises
     ------
-    OutputError
-        If the ending is another one.
+    ArgumentError
+        If the labels do not lie on that grid.
     OSError
         If writing fails; `atomic` turns it into an OutputError that names the target.
     """
     from isal import igzip
 
     name = os.fspath(path)
-    check_ending(path)
     if labels.dtype != np.uint8 or labels.shape != geometry.canonical_shape:
         raise ArgumentError(
             f"labels: got {labels.dtype} {labels.shape}; expected uint8 [Z,Y,X] = {geometry.canonical_shape}"
@@ -274,7 +302,10 @@ def _write(stream: Any, labels: np.ndarray, geometry: Geometry) -> None:
 
 def _label_header(geometry: Geometry) -> Any:
     """Make the header of a label map on the input's grid."""
-    header = geometry.header.copy() if geometry.header is not None else _new_header(geometry)
+    from nibabel.nifti1 import Nifti1Header
+
+    source = geometry.source
+    header: Any = source.copy() if isinstance(source, Nifti1Header) else _new_header(geometry)
     version = 2 if int(header["sizeof_hdr"]) == _SIZES[2] else 1
     header["magic"] = _MAGICS[version]
     header["vox_offset"] = _SIZES[version] + 4
@@ -293,7 +324,7 @@ def _label_header(geometry: Geometry) -> Any:
 
 
 def _new_header(geometry: Geometry) -> Any:
-    """Make a header for a grid that came without one: NIfTI-1 unless an axis is too long for it."""
+    """Make a header for a grid that came without a NIfTI header: NIfTI-1 unless an axis is too long for it."""
     from nibabel.nifti1 import Nifti1Header
     from nibabel.nifti2 import Nifti2Header
 

@@ -1,4 +1,4 @@
-"""Compare segmentations with the truth: every metric of one case, and what it comes to over a set of cases.
+"""Compare segmentations with the truth: every metric of a case, and the summary over a set of cases.
 
 Liver is label >= 1, since a tumour is part of the liver, and tumour is label 2.
 """
@@ -22,12 +22,13 @@ from trtseg.labels.components import (
     is_liver,
     is_tumour,
 )
-from trtseg.metrics.checks import check_same_shape, check_spacing
+from trtseg.metrics.checks import check_same_shape
 from trtseg.metrics.detection import LesionScores, burden_errors, score_lesions, tumour_burden
 from trtseg.metrics.overlap import Overlap, global_dice, overlap
 from trtseg.metrics.surface import SurfaceDistances, surface_distances
+from trtseg.volume import check_spacing
 
-#: What the numbers mean, in one line each, to be stored with them.
+#: The meaning of each number in a line, to be stored beside the numbers.
 CONVENTIONS = {
     "regions": "liver is label >= 1, tumour is label 2",
     "empty": "Dice and IoU are 1 if both masks are empty; what is undefined is null, left out of means and counted",
@@ -75,19 +76,19 @@ class CaseScores:
     Attributes
     ----------
     name : str
-        Of the case.
+        Name of the case.
     liver : RegionScores
-        Labels 1 and 2.
+        Scores of labels 1 and 2 together.
     predicted_ml : float
-        Volume of the predicted tumours, label 2, in mL; known whatever the truth knows, as the next.
+        Volume of the predicted tumours, label 2, in mL, right or wrong.
     predicted_lesions : int
-        Their connected components.
+        Number of connected components of the predicted tumours.
     tumour : RegionScores or None
-        Label 2; None if the truth does not know tumours, as the next two.
+        Scores of label 2; None if the truth does not know tumours.
     lesions : LesionScores or None
-        Which tumours were found.
+        Which tumours were found; None if the truth does not know tumours.
     burden : (float, float) or None
-        Predicted and true tumour burden.
+        Predicted and true tumour burden; None if the truth does not know tumours.
     """
 
     name: str
@@ -99,7 +100,7 @@ class CaseScores:
     burden: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON has it; what is undefined is None."""
+        """Return all scores in the types of JSON; undefined numbers are None."""
         result: dict[str, Any] = {
             "name": self.name,
             "liver": _region_dict(self.liver),
@@ -121,9 +122,9 @@ class Mean:
     Attributes
     ----------
     value : float
-        The mean; NaN if there is no such case.
+        The mean; NaN if the metric is undefined in every case.
     cases, undefined : int
-        How many it is over, and in how many the metric is undefined.
+        Number of cases in which the metric is defined, and of cases in which it is not.
     """
 
     value: float
@@ -150,14 +151,14 @@ class SetScores:
     liver : RegionSummary
         Over all cases.
     tumour : RegionSummary or None
-        Over the cases whose truth knows tumours; None if there is none, as the next two.
+        Over the cases whose truth knows tumours; None without such a case.
     lesions : LesionScores or None
-        Of those cases together.
+        The lesions of the same cases together; None without such a case.
     burden_rmse, burden_max : float
-        Root mean square and largest error of the tumour burden, over the cases in which it is defined; NaN if
-        there is none.
+        Root mean square and largest error of the tumour burden, over the cases in which the burden is defined;
+        NaN without such a case.
     burden_cases : int
-        How many these are.
+        Number of cases in which the burden is defined.
     """
 
     cases: tuple[CaseScores, ...]
@@ -169,7 +170,7 @@ class SetScores:
     burden_cases: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON has it; what is undefined is None."""
+        """Return all scores in the types of JSON; undefined numbers are None."""
         summary: dict[str, Any] = {"cases": len(self.cases), "liver": _summary_dict(self.liver)}
         if self.tumour is not None and self.lesions is not None:
             summary["tumour"] = _summary_dict(self.tumour)
@@ -198,15 +199,15 @@ def evaluate_case(
     spacing : (float, float, float)
         mm from voxel to voxel ``(sz, sy, sx)``.
     name : str
-        Of the case.
+        Name of the case.
     liver_only : bool
-        The truth does not know tumours: that it has no label 2 says nothing, and only the liver is scored.
-        What is predicted as tumour is measured all the same.
+        The truth does not know tumours, so that its lack of label 2 says nothing: only the liver is scored.
+        Predicted tumours are measured all the same.
 
     Raises
     ------
     ArgumentError
-        If the labels are no uint8 volumes of one shape, hold another label, or the spacing is not positive.
+        If the labels are no uint8 volumes of the same shape, hold another label, or the spacing is not positive.
     TrtsegError
         If SciPy is not installed.
 
@@ -245,7 +246,7 @@ def evaluate_case(
 
 
 def evaluate_set(cases: Iterable[CaseScores]) -> SetScores:
-    """Sum up cases: means over cases, Dice over all voxels, pooled lesions, errors of the tumour burden.
+    """Summarise cases: means over cases, Dice over all voxels, pooled lesions, errors of the tumour burden.
 
     Raises
     ------
@@ -274,7 +275,7 @@ def _region(
     prediction: Array,
     truth: Array,
     mask_of: Callable[[Array], Array],
-    spacing: tuple[float, float, float],
+    spacing: Sequence[float],
     around: Overlap,
 ) -> RegionScores:
     ours, theirs = mask_of(prediction), mask_of(truth)

@@ -1,9 +1,7 @@
-"""What the metrics ask of their arguments."""
+"""Checks of the arguments of metrics, and the import of the packages that metrics need."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +13,7 @@ Array = np.ndarray[Any, Any]
 
 
 def check_masks(prediction: Array, truth: Array, *, volumes: bool = False) -> None:
-    """Raise an ArgumentError unless both are boolean masks of one shape; with ``volumes``, ``[Z, Y, X]``."""
+    """Raise an ArgumentError unless both are boolean masks of the same shape; with ``volumes``, ``[Z, Y, X]``."""
     for name, mask in (("prediction", prediction), ("truth", truth)):
         if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
             got = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
@@ -26,7 +24,7 @@ def check_masks(prediction: Array, truth: Array, *, volumes: bool = False) -> No
 
 
 def check_same_shape(prediction: Array, truth: Array) -> None:
-    """Raise an ArgumentError unless both have one shape."""
+    """Raise an ArgumentError unless both arrays have the same shape."""
     if prediction.shape != truth.shape:
         raise ArgumentError(
             f"prediction, truth: got shapes {prediction.shape} and {truth.shape}; expected the same grid, "
@@ -34,19 +32,8 @@ def check_same_shape(prediction: Array, truth: Array) -> None:
         )
 
 
-def check_spacing(spacing: Sequence[float]) -> tuple[float, float, float]:
-    """Return the spacing as floats; ArgumentError unless it is three positive numbers."""
-    try:
-        z, y, x = (float(mm) for mm in spacing)
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(f"spacing: got {spacing!r}; expected three numbers (sz, sy, sx) in mm") from error
-    if not all(math.isfinite(mm) and mm > 0 for mm in (z, y, x)):
-        raise ArgumentError(f"spacing: got {spacing!r}; expected three positive numbers (sz, sy, sx) in mm")
-    return z, y, x
-
-
 def needs(module: str) -> ModuleType:
-    """Import a package of the ``evaluate`` extra; a TrtsegError says what to install if it is not there."""
+    """Import a module of the ``evaluate`` extra; a TrtsegError says how to install it if it is missing."""
     import importlib
 
     try:

@@ -4,14 +4,15 @@ A lesion is a 26-connected component of label 2, as everywhere in trtseg. A lesi
 predicted lesion has an IoU above 0.5 with it. Two lesions that overlap so much are each other's only such partner,
 because each has more than half of the union: the matching is one to one, and there is nothing to choose.
 
-LiTS's script differs. Its components are 6-connected; and before it asks for an IoU above 0.5 it merges: lesions of the
-truth that one prediction spans become one, and so do predicted lesions that touch one lesion of the truth. All parts of
-a merged lesion share its fate. A lesion predicted in two halves is thus found there and missed here, and two lesions
-predicted as one are two found there and two missed here, unless one of them is most of it.
+LiTS's script differs. Its components are 6-connected, and it merges lesions before it asks for an IoU above 0.5: all
+lesions of the truth that the same prediction spans, and all predicted lesions that touch the same lesion of the truth.
+All parts of a merged lesion count as found or as missed together. So LiTS finds a lesion that was predicted in two
+halves, and trtseg misses it. Of two lesions predicted as a single lesion, LiTS finds both; trtseg finds neither, or
+the larger if it has most of the prediction.
 
-How well the detected lesions were segmented is a mean over the matched pairs, as in LiTS, and of several cases over the
-pairs of all of them: a case with many lesions has more weight. Each pair is compared alone, without the lesions around
-it. RVD keeps its sign, so lesions drawn too large and too small cancel out in its mean.
+How well the detected lesions were segmented is a mean over the matched pairs, as in LiTS. The mean over a set of cases
+takes the pairs of all cases, so that a case with many lesions has more weight. Each pair is compared alone, without the
+lesions around it. RVD keeps its sign, so lesions drawn too large and too small cancel out in its mean.
 """
 
 from __future__ import annotations
@@ -23,31 +24,32 @@ from dataclasses import dataclass
 import numpy as np
 
 from trtseg.labels.components import Components, bounding_box, check_labels, count_voxels, is_liver
-from trtseg.metrics.checks import Array, check_masks, check_spacing
+from trtseg.metrics.checks import Array, check_masks
 from trtseg.metrics.overlap import Overlap
 from trtseg.metrics.surface import SurfaceDistances, surface_distances
+from trtseg.volume import check_spacing
 
-# What is averaged over the detected lesions. Accuracy and Rand index count the background, and a lesion has none.
+# Metrics averaged over the detected lesions. Accuracy and Rand index count the background, and a lesion has none.
 _OVERLAP = ("dice", "iou", "voe", "rvd")
 _SURFACE = ("assd", "rmsd", "msd", "hd95")
 
 
 @dataclass(frozen=True)
 class LesionScores:
-    """Lesions of one case, or of several: counts add up, as LiTS pools them.
+    """Lesions of a case, or of several cases: counts add up, as in LiTS.
 
     Attributes
     ----------
     true, predicted : int
         Lesions of the truth and of the prediction.
     detected : int
-        Lesions of the truth that a predicted one matches; as many predicted lesions are right.
+        Lesions of the truth that match a predicted lesion. The number of predicted lesions that match is equal.
     touched : int
         Lesions of the truth that share at least one voxel with the prediction.
     overlaps : tuple of Overlap
-        Of each detected lesion with its match; ``tn`` is 0, since nothing around the two is looked at.
+        Overlap of each detected lesion with its match; ``tn`` is 0, since voxels around the two do not count.
     surfaces : tuple of SurfaceDistances
-        Of the same pairs in the same order.
+        Distances of the same pairs in the same order.
     """
 
     true: int
@@ -69,12 +71,12 @@ class LesionScores:
 
     @property
     def precision(self) -> float:
-        """Fraction of the predicted lesions that match one of the truth; NaN if none is predicted."""
+        """Fraction of the predicted lesions that match a lesion of the truth; NaN if no lesion is predicted."""
         return _ratio(self.detected, self.predicted)
 
     @property
     def recall(self) -> float:
-        """Fraction of the lesions of the truth that are detected; NaN if there is none."""
+        """Fraction of the lesions of the truth that are detected; NaN if the truth has no lesion."""
         return _ratio(self.detected, self.true)
 
     @property
@@ -84,11 +86,11 @@ class LesionScores:
 
     @property
     def recall_any(self) -> float:
-        """Recall if one voxel in common is enough; NaN if the truth has no lesion."""
+        """Recall if a single voxel in common is enough; NaN if the truth has no lesion."""
         return _ratio(self.touched, self.true)
 
     def means(self) -> dict[str, float]:
-        """Return the mean of each metric over the detected lesions; distances in mm, NaN if there is none."""
+        """Return the mean of each metric over the detected lesions, distances in mm; NaN if none is detected."""
         values = {name: [getattr(pair, name) for pair in self.overlaps] for name in _OVERLAP}
         values |= {name: [getattr(pair, name) for pair in self.surfaces] for name in _SURFACE}
         return {name: _ratio(math.fsum(each), len(each)) for name, each in values.items()}
@@ -100,26 +102,26 @@ def score_lesions(prediction: Array, truth: Array, spacing: Sequence[float]) -> 
     Parameters
     ----------
     prediction, truth : ndarray of bool, [Z, Y, X]
-        Masks of the tumours on one grid.
+        Masks of the tumours on the same grid.
     spacing : (float, float, float)
         mm from voxel to voxel ``(sz, sy, sx)``.
 
     Returns
     -------
     LesionScores
-        The detected lesions in the order in which the truth has them, feet to head.
+        The detected lesions come in the order of the truth, feet to head.
 
     Raises
     ------
     ArgumentError
-        If the masks are no volumes of one shape, or the spacing is not positive.
+        If the masks are no volumes of the same shape, or the spacing is not positive.
     """
     check_masks(prediction, truth, volumes=True)
     mm = check_spacing(spacing)
     box = bounding_box((prediction | truth).view(np.uint8))
     prediction, truth = prediction[box], truth[box]
     ours, theirs = _Lesions(prediction), _Lesions(truth)
-    # The component of each voxel that both masks have, in either.
+    # For each voxel in both masks: its lesion in the truth, and its lesion in the prediction.
     pairs = np.stack([theirs.number[prediction[truth]], ours.number[truth[prediction]]])
     pairs, common = np.unique(pairs, axis=1, return_counts=True)
     overlaps, surfaces = [], []
@@ -157,14 +159,14 @@ def burden_errors(burdens: Iterable[tuple[float, float]]) -> tuple[float, float]
     Parameters
     ----------
     burdens : iterable of (float, float)
-        Predicted and true burden of each case. Cases in which one is NaN are left out: LiTS's script takes 9001
-        for a burden without a liver. Its largest error is signed, the truth less the prediction; here it is the
-        largest absolute one.
+        Predicted and true burden of each case. A case is left out if either is NaN; LiTS's script takes 9001
+        for the burden without a liver instead.
 
     Returns
     -------
     (float, float)
-        RMSE and maximum, as fractions of the liver; NaN if no case is left.
+        RMSE and largest absolute error, as fractions of the liver; NaN if no case is left. (The largest error of
+        LiTS's script is signed, the truth less the prediction.)
     """
     errors = [predicted - true for predicted, true in burdens if not math.isnan(predicted - true)]
     if not errors:
@@ -173,16 +175,16 @@ def burden_errors(burdens: Iterable[tuple[float, float]]) -> tuple[float, float]
 
 
 class _Lesions:
-    """Components of a mask: ``number`` is that of each voxel of the mask in raster order, from 1."""
+    """Components of a mask; ``number`` has the component of each voxel of the mask, in raster order, from 1."""
 
     def __init__(self, mask: Array) -> None:
-        components = Components(mask, is_liver, 26)  # is_liver: all that is not 0
+        components = Components(mask, is_liver, 26)  # is_liver: every voxel that is not 0
         self._mask = mask
         self.count, self.sizes = components.count, components.sizes()
-        # Runs come in raster order too.
+        # `Components` gives runs in raster order too.
         runs = [np.repeat(r.component, r.last - r.first + 1) for r in components.runs()]
         self.number: Array = np.concatenate([np.zeros(0, np.int64), *runs])
-        self._by_component: tuple[Array, Array] | None = None  # only a few cases need it
+        self._by_component: tuple[Array, Array] | None = None  # made on first use: few cases need it
 
     def voxels(self, component: int) -> Array:
         """Indices ``[n, 3]`` of the voxels of a component."""
@@ -195,7 +197,7 @@ class _Lesions:
 
 
 def _boxed(a: Array, b: Array) -> tuple[Array, Array]:
-    """Paint two sets of voxels ``[n, 3]`` as masks of the box that holds both."""
+    """Paint two sets of voxels ``[n, 3]`` as masks on the smallest box that holds both."""
     low = np.minimum(a.min(axis=0), b.min(axis=0))
     shape = np.maximum(a.max(axis=0), b.max(axis=0)) - low + 1
     masks = np.zeros((2, *shape), bool)

@@ -1,4 +1,4 @@
-"""Metrics that follow from counting voxels: Dice, IoU, volume differences, accuracy, Rand index."""
+"""Metrics that follow from counts of voxels: Dice, IoU, volume differences, accuracy, Rand index."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from trtseg.metrics.checks import Array, check_masks
 
 @dataclass(frozen=True)
 class Overlap:
-    """The 2x2 table of a mask against the truth, and what follows from it; tables of several cases add up.
+    """The 2x2 table of a mask against the truth, and the metrics that follow from it; tables of cases add up.
 
     Attributes
     ----------
     tp, fp, fn, tn : int
-        Voxels that are in both masks, in the prediction only, in the truth only, and in neither.
+        Voxels that are in both masks, in the prediction only, in the truth only, and in neither mask.
     """
 
     tp: int
@@ -31,12 +31,12 @@ class Overlap:
 
     @property
     def predicted(self) -> int:
-        """Voxels of the prediction."""
+        """Number of voxels of the prediction."""
         return self.tp + self.fp
 
     @property
     def true(self) -> int:
-        """Voxels of the truth."""
+        """Number of voxels of the truth."""
         return self.tp + self.fn
 
     @property
@@ -60,8 +60,8 @@ class Overlap:
     def rvd(self) -> float:
         """Relative volume difference, (predicted - true) / true: positive where too much was segmented.
 
-        0 if both masks are empty; NaN if only the truth is. LiTS's script has the two masks the other way
-        round: (true - predicted) / predicted.
+        0 if both masks are empty; NaN if only the truth is empty. LiTS's script has the two masks the other
+        way round: (true - predicted) / predicted.
         """
         if not self.true:
             return math.nan if self.predicted else 0.0
@@ -69,7 +69,7 @@ class Overlap:
 
     @property
     def accuracy(self) -> float:
-        """Pixel accuracy, (TP + TN) / all; it counts the background, and so it is high for small objects."""
+        """Pixel accuracy, (TP + TN) / all; the background counts, so that small objects give high values."""
         n = self.tp + self.fp + self.fn + self.tn
         return (self.tp + self.tn) / n if n else 1.0
 
@@ -77,14 +77,14 @@ class Overlap:
     def rand_index(self) -> float:
         """Rand index over pairs of pixels: the fraction of pairs on which prediction and truth agree.
 
-        The masks are seen as partitions of the pixels into two classes. They agree on a pair if both put its
-        pixels into one class, or both into different ones. So they disagree exactly if one pixel of the pair is
-        labelled rightly and the other is not: of n pixels with e = FP + FN errors, on e (n - e) pairs of
-        n (n - 1) / 2. No pair is ever looked at, and the integers are exact.
+        Each mask divides the pixels into two classes. The masks agree on a pair if both put its pixels into
+        the same class, or both into different classes. So they disagree exactly on pairs of a pixel that is
+        labelled rightly and a pixel that is labelled wrongly: with e = FP + FN errors among n pixels, on
+        e (n - e) of the n (n - 1) / 2 pairs. The pairs need not be visited, and the integers are exact.
 
-        It does not matter which class is called the object: the index is the same for a mask and its inverse,
-        and a prediction that is wrong everywhere scores 1. No class is left out, the background counts; with
-        fewer than two pixels it is 1.
+        Which class is called the object does not matter: the index is the same for a mask and its inverse,
+        and a prediction that is wrong everywhere scores 1. The background counts as a class. With fewer than
+        two pixels the index is 1.
         """
         n = self.tp + self.fp + self.fn + self.tn
         errors = self.fp + self.fn
@@ -98,12 +98,12 @@ def overlap(prediction: Array, truth: Array) -> Overlap:
     Parameters
     ----------
     prediction, truth : ndarray of bool
-        Masks of one shape, of any number of axes.
+        Masks of the same shape, of any number of axes.
 
     Raises
     ------
     ArgumentError
-        If they are no masks of one shape.
+        If the arguments are no masks of the same shape.
 
     Examples
     --------
@@ -118,8 +118,8 @@ def overlap(prediction: Array, truth: Array) -> Overlap:
 
 
 def global_dice(cases: Iterable[Overlap]) -> float:
-    """Dice over all cases as if they were one: twice the sum of intersections over the sum of sizes.
+    """Dice of all cases taken as a single case: twice the sum of intersections over the sum of sizes.
 
-    Large objects weigh more in it than in the mean over cases. 1 if nothing is anywhere.
+    Large objects weigh more here than in the mean over cases. 1 if all masks are empty.
     """
     return sum(cases, Overlap(0, 0, 0, 0)).dice

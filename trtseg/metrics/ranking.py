@@ -1,9 +1,9 @@
 """How well probabilities rank pixels, before any threshold: ROC curve, AUC, and the threshold that a curve suggests.
 
 The paper restricts the ROC of the tumour net to pixels whose probability lies in [0.01, 0.99]: nearly all pixels are
-far from any tumour and get a probability near 0, and with them every AUC is close to 1. But the restricted AUC of two
-models is over different pixels, and of a sure model over few; so the share of the pixels that remain belongs to the
-number, and the full AUC beside it. Take FP32 probabilities: in FP16 many are equal or 0.
+far from any tumour and get a probability near 0, and with these pixels every AUC is close to 1. But the restricted AUCs
+of two models are taken over different pixels, and the AUC of a sure model over few. So a restricted AUC needs the share
+of the pixels that remain and the full AUC beside it. Take FP32 probabilities: in FP16 many are equal or 0.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ PAPER_BAND = (0.01, 0.99)
 
 @dataclass(frozen=True, eq=False)
 class Roc:
-    """A ROC curve and what follows from it.
+    """A ROC curve, its area, and the threshold that it suggests.
 
     Attributes
     ----------
     auc : float
-        Area under the curve: the probability that a random tumour pixel has a higher probability than a random
-        other one, ties counted as half. NaN if the pixels are all of one class, or there is none.
+        Area under the curve: how likely a random tumour pixel has a higher probability than a random other
+        pixel, ties counted as half. NaN unless there are pixels of both classes.
     share : float
-        Fraction of all pixels that the curve is over: 1 without a band. NaN if there was no pixel at all.
+        Fraction of all pixels that the curve counts: 1 without a band. NaN if there was no pixel at all.
     threshold : float
         The t in [0, 1] for which ``probability > t`` has the largest Youden index J = true positive rate - false
-        positive rate: the middle between the two probabilities that it parts, and of several the one nearest to
-        0.5. NaN where the AUC is.
+        positive rate: the middle between the two probabilities that t parts. If several have the largest J, t is
+        the threshold nearest to 0.5. NaN if the AUC is NaN.
     youden : float
-        J there. NaN where the AUC is.
+        J at the threshold. NaN if the AUC is NaN.
     false_positive_rate, true_positive_rate : ndarray of float64
-        The corners of the curve, from (0, 0) to (1, 1); empty where the AUC is NaN.
+        The corners of the curve, from (0, 0) to (1, 1); empty if the AUC is NaN.
     """
 
     auc: float
@@ -59,14 +59,14 @@ def roc(probability: Array, truth: Array, band: tuple[float, float] | None = Non
     probability : ndarray of float
         In [0, 1], any shape.
     truth : ndarray of bool
-        The same shape: whether it is a tumour.
+        Whether the pixel is tumour; the same shape.
     band : (float, float), optional
         Only pixels with a probability in this range, both ends included, count: `PAPER_BAND`.
 
     Returns
     -------
     Roc
-        Undefined numbers are NaN: without both a tumour and another pixel there is no curve.
+        Undefined numbers are NaN: a curve needs a tumour pixel and another pixel.
 
     Raises
     ------
@@ -85,13 +85,13 @@ def roc(probability: Array, truth: Array, band: tuple[float, float] | None = Non
     if not tumour or not other:
         return Roc(math.nan, share, math.nan, math.nan, np.zeros(0), np.zeros(0))
     metrics = needs("sklearn.metrics")
-    # All points: thresholds lie in the middle between neighbours.
+    # All points are kept, since thresholds lie in the middle between neighbours.
     fpr, tpr, scores = metrics.roc_curve(positive, scores, drop_intermediate=False)
     auc = float(metrics.auc(fpr, tpr))
     # Counts instead of rates: equal indices must compare as equal. Exact below 3e9 pixels.
     found, wrong = np.rint(tpr * tumour).astype(np.int64), np.rint(fpr * other).astype(np.int64)
     youden = found * other - wrong * tumour
-    # Point i has the pixels of at least scores[i]; they are above any t from scores[i + 1] on.
+    # Point i counts the pixels of at least scores[i]. They are above any t from scores[i + 1] to below scores[i].
     middles = (np.append(1.0, scores[1:]) + np.append(scores[1:], 0.0)) / 2
     best = middles[youden == youden.max()]
     threshold = float(best[np.argmin(np.abs(best - 0.5))])

@@ -2,19 +2,20 @@
 
 Conventions, because tools differ in each of them:
 
-- A voxel is on the surface if it is in the mask and one of its six face neighbours is not; beyond the volume nothing is
-  in the mask. So do MedPy and MONAI. LiTS's script asks for the 18 neighbours that share a face or an edge, which makes
-  surfaces thicker and averages lower: ``neighbours=18`` gives its numbers.
+- A voxel of a mask lies on its surface if at least one of the six face neighbours is outside the mask; beyond the
+  volume every voxel is outside. MedPy and MONAI do the same. LiTS's script asks for the 18 neighbours that share a face
+  or an edge, which makes surfaces thicker and averages lower: ``neighbours=18`` gives the numbers of LiTS.
 - Distances are Euclidean, from voxel centre to voxel centre, with the voxel spacing; every surface voxel counts once.
   The library surface-distance weighs surface elements between the voxels by their area instead: an average of 1.7 mm
   and not 2.2 mm for a liver dilated by two voxels.
-- ASSD, RMSD and MSD pool the distances from the prediction to the truth with those from the truth to the prediction, as
-  LiTS does. The larger surface has more weight.
-- HD95 is the larger of the two directed 95th percentiles, as in MONAI and surface-distance, because it is the Hausdorff
-  distance with percentiles for maxima, and because a small surface that is far off cannot hide behind a large one.
-  MedPy takes one percentile of all distances pooled, mostly a smaller one. Percentiles are interpolated linearly.
-- With an empty mask there is no distance: NaN, also if both are empty. LiTS's script writes 9001 instead (in earlier
-  versions infinity) and averages that, so one missed liver decides the mean; here means leave NaN out and say how many.
+- ASSD, RMSD and MSD pool the distances of both directions, from the prediction to the truth and back, as LiTS does. The
+  larger surface has more weight.
+- HD95 is the larger of the two directed 95th percentiles, as in MONAI and surface-distance: it is the Hausdorff
+  distance with percentiles in place of maxima, and a small surface that is far off cannot hide behind a large surface.
+  MedPy takes the percentile of all distances pooled, which is mostly smaller. Percentiles are interpolated linearly.
+- With an empty mask there is no distance: NaN, also if both masks are empty. LiTS's script writes 9001 instead (in
+  earlier versions infinity) and averages it, so that a single missed liver decides the mean. Means of trtseg leave NaN
+  out and say how often they did.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ import numpy as np
 
 from trtseg.errors import ArgumentError
 from trtseg.labels.components import bounding_box
-from trtseg.metrics.checks import Array, check_masks, check_spacing, needs
+from trtseg.metrics.checks import Array, check_masks, needs
+from trtseg.volume import check_spacing
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +41,10 @@ class SurfaceDistances:
     Attributes
     ----------
     to_truth : ndarray of float64
-        From each surface voxel of the prediction to the nearest one of the truth, in no particular order. Empty
-        if either mask is.
+        From each surface voxel of the prediction to the nearest surface voxel of the truth, in no particular
+        order. Empty if either mask is empty.
     to_prediction : ndarray of float64
-        From each surface voxel of the truth to the nearest one of the prediction.
+        From each surface voxel of the truth to the nearest surface voxel of the prediction. Empty likewise.
     """
 
     to_truth: Array
@@ -87,17 +89,17 @@ def surface_distances(
     Parameters
     ----------
     prediction, truth : ndarray of bool, [Z, Y, X]
-        Masks on one grid.
+        Masks on the same grid.
     spacing : (float, float, float)
         mm from voxel to voxel ``(sz, sy, sx)``. The axes are taken to be at right angles; on a sheared grid
         (gantry tilt) distances are not exact.
     neighbours : 6 or 18
-        Which neighbours must be in the mask too for a voxel not to be on the surface.
+        A voxel lies inside the surface if all these neighbours are in the mask.
 
     Raises
     ------
     ArgumentError
-        If the masks are no volumes of one shape, or the spacing is not positive.
+        If the masks are no volumes of the same shape, or the spacing is not positive.
     """
     check_masks(prediction, truth, volumes=True)
     mm = np.array(check_spacing(spacing))
@@ -111,12 +113,11 @@ def surface_distances(
     trees = needs("scipy.spatial")
     directed = []
     for start, end in ((ours, theirs), (theirs, ours)):
-        points = (
-            np.argwhere(start & ~end) * mm
-        )  # elsewhere it is 0; in a good segmentation that is most of it
+        # Voxels on both surfaces have distance 0: most voxels of a good segmentation.
+        points = np.argwhere(start & ~end) * mm
         distances = np.zeros(int(np.count_nonzero(start)))
         if len(points):
-            # Plain splits: a tree of grid points is balanced enough, and built in a fraction of the time.
+            # Plain splits: a tree of grid points is balanced enough, and takes a fraction of the time to build.
             tree = trees.KDTree(np.argwhere(end) * mm, balanced_tree=False, compact_nodes=False)
             distances[: len(points)] = tree.query(points)[0]
         directed.append(distances)
@@ -124,7 +125,7 @@ def surface_distances(
 
 
 def _surface(mask: Array, neighbours: int) -> Array:
-    """Voxels of ``mask`` that have a neighbour outside it; beyond the array all is outside."""
+    """Mask of the voxels of ``mask`` with a neighbour outside the mask; beyond the array every voxel is outside."""
     padded = np.pad(mask, 1)
     inside = mask.copy()
     reach = 1 if neighbours == 6 else 2  # the largest sum of steps: faces, or faces and edges

@@ -1,1 +1,1 @@
-"""What people look at: pictures of a segmentation."""
+"""Reports for people to look at: pictures of a segmentation."""

@@ -1,4 +1,4 @@
-"""Pictures to check a segmentation at a glance: outlines on axial slices, its own or against those of the truth."""
+"""Pictures to check a segmentation at a glance: its outlines on axial slices, alone or beside those of the truth."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ Colour = tuple[int, int, int]
 #: Abdominal soft tissue: level 40 HU, width 400 HU.
 WINDOW = (-160, 240)
 LIVER, TUMOUR = (60, 230, 200), (255, 70, 120)
-#: Cold for the truth, warm for a prediction.
+#: Cold colours for the truth, warm colours for a prediction.
 TRUE_LIVER, TRUE_TUMOUR, PREDICTED_LIVER, PREDICTED_TUMOUR = LIVER, (110, 150, 255), (255, 195, 60), TUMOUR
 
 _BACKGROUND, _TEXT, _FAINT = (16, 16, 18), (235, 235, 235), (150, 150, 155)
 _GAP, _HEADER, _FOOTER = 4, 40, 26
 _BODY_HU = -300  # between air and fat
-_FINE = 3  # outlines are drawn on a grid finer by this, and then averaged
-_LINE = 4  # width of an outline on that grid
-_EDGE = 100  # of 255: a little below one half, or specks of a single voxel would be lost
-_MAX_ASPECT = 1.25  # of a tile: height over width, and the other way round
+_FINE = 3  # outlines are drawn on a grid finer by this factor, and then averaged
+_LINE = 4  # width of an outline on the fine grid
+_EDGE = 100  # grey, of 255, at which a blurred mask ends: below one half, or single voxels would be lost
+_MAX_ASPECT = 1.25  # largest height of a tile over its width; the smallest is 1 / _MAX_ASPECT**2
 
 
 def preview_png(
@@ -40,8 +40,8 @@ def preview_png(
 ) -> bytes:
     """Draw the outlines of liver and tumour on slices of a CT.
 
-    Slices are spread evenly over the liver, head first, and always include the one with the most tumour;
-    without a liver, a few are spread over the volume. They are shown as radiologists look at them (the
+    Slices are spread evenly over the liver, head first, and always include the slice with the most tumour;
+    without a liver, four slices are spread over the volume. They are shown as radiologists look at them (the
     patient's right on the left), with square pixels.
 
     Parameters
@@ -53,7 +53,7 @@ def preview_png(
     summary : str
         Measurements, for the line at the top.
     columns, rows : int
-        Most tiles along a row, and most rows.
+        Largest number of tiles along a row, and of rows.
     tile : int
         Width of a tile in pixels.
 
@@ -91,7 +91,7 @@ def preview_png(
 def disagreement_png(
     volume: Volume, prediction: Array, truth: Array, summary: str, *, tile: int = 560
 ) -> bytes:
-    """Draw the slice of a CT on which a prediction and the truth disagree most, plain and with the outlines of both.
+    """Draw the slice of a CT on which prediction and truth disagree most: plain, and with the outlines of both.
 
     Parameters
     ----------
@@ -145,7 +145,7 @@ def disagreement_png(
 
 
 def most_disagreement(prediction: Array, truth: Array) -> int:
-    """Choose the slice with most voxels labelled otherwise than in the truth; without any, that with most liver."""
+    """Choose the slice with most wrong voxels; if no voxel is wrong, the slice with most liver."""
     wrong = [int(np.count_nonzero(p != t)) for p, t in zip(prediction, truth, strict=True)]
     return int(np.argmax(wrong if any(wrong) else [int(np.count_nonzero(plane)) for plane in truth]))
 
@@ -173,7 +173,7 @@ def _body_box(hu: Array, labels: Array, chosen: list[int]) -> Box2D:
     body = np.zeros((hu.shape[1] + 1, hu.shape[2] + 1), np.uint8)
     for z in chosen:
         parts, n = connected_components(hu[z] > _BODY_HU, connectivity=4, binary_image=True, return_N=True)
-        if n:  # the largest part, and so not the table
+        if n:  # the largest part is the body; the table is a smaller part
             body[:-1, :-1] |= parts == np.bincount(parts.reshape(-1))[1:].argmax() + 1
         body[:-1, :-1] |= labels[z]
     _, y, x = bounding_box(body[None])
@@ -198,7 +198,7 @@ def _tile_size(box: Box2D, spacing: tuple[float, float, float], tile: int) -> tu
 def _draw_slice(
     volume: Volume, outlines: Sequence[tuple[Array, Colour]], z: int, box: Box2D, size: tuple[int, int]
 ) -> Image.Image:
-    """Draw one tile: the slice in grey, scaled uniformly in mm and centred, with outlines of masks and marks."""
+    """Draw a tile: the slice in grey, scaled uniformly in mm and centred, with outlines of masks and with marks."""
     from PIL import Image, ImageDraw
 
     top, left, bottom, right = box
@@ -229,16 +229,16 @@ def _draw_slice(
 
 
 def _outline(mask: Array, size: tuple[int, int]) -> Image.Image:
-    """Outline ``mask`` [Y, X] on its inside, ``_LINE / _FINE`` pixels wide: opacity on a grid of ``size``."""
+    """Outline ``mask`` [Y, X] on its inside, ``_LINE / _FINE`` pixels wide, as opacity on a grid of ``size``."""
     from PIL import Image, ImageFilter
 
     fine = (size[0] * _FINE, size[1] * _FINE)
     smooth = Image.fromarray(mask.astype(np.uint8) * 255).resize(fine, Image.Resampling.BICUBIC)
     pixels = max(fine[0] / mask.shape[1], fine[1] / mask.shape[0])  # fine pixels to one voxel
-    smooth = smooth.filter(ImageFilter.GaussianBlur(pixels / 3))  # rounds the steps of the voxels off
+    smooth = smooth.filter(ImageFilter.GaussianBlur(pixels / 3))  # rounds off the steps between voxels
     shape = np.asarray(smooth) > _EDGE
-    core = np.pad(shape, 1)  # a mask at the border is closed there
-    for square in (True, False) * (_LINE // 2):  # erosion by an octagon: as wide in every direction
+    core = np.pad(shape, 1)  # so that the outline of a mask at the border is closed there
+    for square in (True, False) * (_LINE // 2):  # erosion by an octagon is as wide in every direction
         vertical = core[1:-1] & core[:-2] & core[2:]
         centre = vertical if square else core[1:-1]
         core[1:-1, 1:-1] = centre[:, 1:-1] & centre[:, :-2] & centre[:, 2:] & vertical[:, 1:-1]

@@ -1,25 +1,41 @@
-"""What is installed and what works on this machine."""
+"""``trtseg info``: which packages are installed, and which devices, runtimes, engines and models work here."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import platform
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from trtseg import __version__
 from trtseg.cli import text
-from trtseg.engines.nvidia import driver as nvidia
-from trtseg.engines.nvidia import machine
+from trtseg.cli.exits import errors_as_exit_codes
+from trtseg.errors import TrtsegError
 
 _RUNTIMES = ("openvino", "tensorrt", "tensorrt_rtx", "torch", "pycuda")
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 
 
+def info(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False) -> None:
+    """Say what is installed, which devices and runtimes work here, and which models there are."""
+    with errors_as_exit_codes():
+        found = collect()
+        if as_json:
+            text.out(json.dumps(found, indent=2) + "\n")
+        else:
+            _show(found)
+
+
 def collect() -> dict[str, Any]:
-    """Gather everything that `show` prints, as JSON has it."""
+    """Find out everything that the command prints, as JSON has it."""
+    from trtseg.engines.nvidia import driver as nvidia
+    from trtseg.engines.nvidia import machine
+
     driver = nvidia.find_driver()
     return {
         "trtseg": __version__,
@@ -38,6 +54,7 @@ def collect() -> dict[str, Any]:
 
 
 def _cpu() -> dict[str, Any]:
+    """Name of the processor, cores that this process may use, and features that the nets profit from."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     name, flags = platform.processor() or platform.machine(), set()
     try:
@@ -50,11 +67,12 @@ def _cpu() -> dict[str, Any]:
                     flags = set(value.split())
                     break
     except OSError:
-        pass  # no Linux: the name must do
+        pass  # not on Linux: the features stay unknown
     return {"name": name, "cores": cores, "features": [flag for flag in _CPU_FLAGS if flag in flags]}
 
 
 def _extension() -> dict[str, Any]:
+    """How the C++ extension was built, or why it does not load."""
     try:
         from trtseg import _core
     except ImportError as error:
@@ -63,6 +81,7 @@ def _extension() -> dict[str, Any]:
 
 
 def _devices() -> list[dict[str, Any]]:
+    """Which devices the nets can run on."""
     try:
         from trtseg.engines import available_devices
 
@@ -74,9 +93,8 @@ def _devices() -> list[dict[str, Any]]:
 
 
 def _engines() -> list[dict[str, Any]]:
-    """Name each engine in this user's cache, and what is known to be wrong with it."""
-    from trtseg.engines.nvidia import cache
-    from trtseg.errors import TrtsegError
+    """Name each engine in this user's cache, and say why it will not be used, if that is known."""
+    from trtseg.engines.nvidia import cache, machine
 
     try:
         entries = cache.entries()
@@ -92,8 +110,8 @@ def _engines() -> list[dict[str, Any]]:
 
 
 def _models() -> list[dict[str, Any]]:
+    """Name each shipped model, and say whether its files are intact."""
     from trtseg import models
-    from trtseg.errors import TrtsegError
 
     found = []
     for name in models.available():
@@ -109,8 +127,7 @@ def _models() -> list[dict[str, Any]]:
     return found
 
 
-def show(found: dict[str, Any]) -> None:
-    """Print what `collect` found."""
+def _show(found: dict[str, Any]) -> None:
     rows: list[tuple[str, str]] = []
 
     def row(heading: str, content: str) -> None:
@@ -147,7 +164,7 @@ def show(found: dict[str, Any]) -> None:
 
 
 def _can(able: dict[str, Any]) -> tuple[str, ...]:
-    """Lay out what a runtime for GPUs can do here and why not."""
+    """Lay out whether a GPU runtime can build, or run, and why not."""
     answer = {True: "yes", False: "no", None: "not known"}[able["works"]]
     return able["runtime"], able["version"] or "–", able["where"], able["task"], answer, able["detail"]
 

@@ -1,0 +1,54 @@
+"""``trtseg sample``: a CT to try."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trtseg.cli.exits import errors_as_exit_codes
+from trtseg.cli.text import out
+
+
+def sample(
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="File to write (.nii.gz, .nii), or an existing folder.",
+            show_default="the cache; for a phantom the current folder",
+            readable=False,
+        ),
+    ] = None,
+    phantom: Annotated[
+        bool,
+        typer.Option("--phantom", help="Make a procedural phantom and its truth instead; needs no network."),
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Which phantom.")] = 0,
+) -> None:
+    """Get a CT to try: a public one, fetched through pip once and cached, or a phantom.
+
+    Prints the path of the CT on stdout, so that it can be used in scripts, and where it comes from on stderr.
+    """
+    with errors_as_exit_codes():
+        from trtseg import sample as public
+        from trtseg.cohort import file_in, stem
+
+        if phantom:
+            from trtseg.phantom import abdomen
+
+            path = file_in(output if output is not None else Path(), "phantom.nii.gz", name="--output")
+            labels = path.with_name(f"{stem(path)}_labels.nii.gz")
+            public.write_phantom(abdomen(seed=seed), path, labels)
+            typer.echo(f"procedural phantom of seed {seed}, no patient; its truth: {labels}", err=True)
+        else:
+            if public.cached() is None:
+                typer.echo("downloading the sample CT through pip (38 MB, once) ...", err=True)
+            path = public.fetch()
+            if output is not None:
+                path = public.copy(path, file_in(output, public.FILE_NAME, name="--output"))
+            typer.echo(public.SOURCE, err=True)
+        out(os.fsencode(path) + b"\n")  # the very bytes of its name, whatever the locale

@@ -1,0 +1,179 @@
+"""``trtseg segment``: labels for one or several CTs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trtseg.cli import progress, text
+from trtseg.cli.exits import Failures, errors_as_exit_codes
+
+if TYPE_CHECKING:
+    from trtseg.api import Segmenter
+    from trtseg.cohort import Case, Outcome
+    from trtseg.result import Segmentation
+
+_LISTED = 10  # lesions printed one by one; the report has all
+
+
+def segment(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="INPUTS",
+            help="CT volumes in Hounsfield units (.nii, .nii.gz).",
+            readable=False,  # not checked here, where it would stop all for one
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="One input: a .nii or .nii.gz file, or an existing folder. Several: a folder, created where "
+            "needed. Names in a folder are <input>_seg.nii.gz.",
+            show_default="the current folder",
+            readable=False,
+        ),
+    ] = None,
+    report: Annotated[
+        bool,
+        typer.Option("--report", help="Write volumes, lesions, timings and provenance to <output>.json."),
+    ] = False,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Write a montage of slices with outlines too: <output>.png.")
+    ] = False,
+    model: Annotated[
+        str,
+        typer.Option(metavar="NAME|DIR", help="Model to run (see 'trtseg info'), or a folder with one."),
+    ] = "default",
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|cpu|cuda|cuda:N", help="Where to run. A device that is named is never replaced."
+        ),
+    ] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(metavar="auto|fp32|bf16|fp16", help="Arithmetic of the nets; auto: the fastest here."),
+    ] = "auto",
+    runtime: Annotated[
+        str,
+        typer.Option(metavar="auto|tensorrt|tensorrt-rtx|torch", help="What runs the nets on a GPU."),
+    ] = "auto",
+    median_mm: Annotated[
+        float,
+        typer.Option(metavar="MM", help="Median over the slices within this distance; 0 leaves them alone."),
+    ] = 4.0,
+    no_largest_liver: Annotated[
+        bool, typer.Option("--no-largest-liver", help="Keep all parts of the liver, not the largest only.")
+    ] = False,
+    no_fill_holes: Annotated[
+        bool, typer.Option("--no-fill-holes", help="Leave holes that the liver encloses.")
+    ] = False,
+    min_tumour_ml: Annotated[
+        float, typer.Option(metavar="ML", help="Tumours below this volume become liver; 0 keeps all.")
+    ] = 0.1,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Label liver (1) and tumour (2) in one or several CT volumes, each on its own grid.
+
+    The files of a case appear together, complete, or not at all. Of several cases, one that fails is reported
+    and the others go on.
+
+    Exit codes: 0 all done, 2 error and nothing written, 3 some cases failed, 130 interrupted.
+    """
+    with errors_as_exit_codes():
+        from trtseg import cohort
+
+        with cohort.plan(inputs, output, report=report, preview=preview, name="--output") as cases:
+            from trtseg.api import Segmenter
+            from trtseg.labels.postprocess import PostProcess
+
+            steps = PostProcess(
+                median_mm=median_mm,
+                largest_liver=not no_largest_liver,
+                fill_holes=not no_fill_holes,
+                min_tumour_ml=min_tumour_ml,
+            )
+            with progress.bar(quiet) as bar:
+                segmenter = Segmenter(
+                    model,
+                    device=device,
+                    precision=precision,
+                    postprocess=steps,
+                    runtime=runtime,
+                    progress=progress.follow(bar, "building"),
+                )
+            raise typer.Exit(_run(cases, segmenter, quiet=quiet))
+
+
+def _run(cases: Sequence[Case], segmenter: Segmenter, *, quiet: bool) -> int:
+    """Segment all cases, report each failure on stderr, print a table on stdout; return the exit code."""
+    from trtseg import cohort
+
+    alone = len(cases) == 1
+    failures = Failures()
+    rows: list[tuple[str, ...]] = []  # what the table shows of each case; a result is too large to be kept
+    done = 0
+    try:
+        with (
+            progress.bar(quiet) as bar,
+            closing(cohort.run(cases, segmenter, progress=progress.follow(bar))) as outcomes,
+        ):
+            for outcome in outcomes:
+                if outcome.error is not None:
+                    failures.add(outcome.error, outcome.case.source, alone=alone)
+                elif outcome.result is not None:
+                    done += 1
+                    rows += _details(outcome, outcome.result) if alone else [_row(outcome, outcome.result)]
+    finally:
+        if rows and not quiet and alone:
+            text.show_results(text.listing(rows, caption=text.NOT_CLINICAL, indent=True))
+        elif rows and not quiet:
+            headings = ("case", "liver mL", "tumour mL", "lesions", "seconds", "labels")
+            table = text.table(headings, rows, right=headings[1:5], caption=text.NOT_CLINICAL)
+            text.show_results(table)
+    return failures.exit_code(done)
+
+
+def _row(outcome: Outcome, result: Segmentation) -> tuple[str, ...]:
+    """Lay out one case of several in a row."""
+    return (
+        outcome.case.source.name,
+        f"{result.liver_ml:.1f}",
+        f"{result.tumour_ml:.1f}",
+        str(len(result.lesions)),
+        f"{outcome.seconds:.1f}",
+        str(outcome.case.labels),
+    )
+
+
+def _details(outcome: Outcome, result: Segmentation) -> list[tuple[str, ...]]:
+    """Lay out the only case as headings and texts."""
+    case, made = outcome.case, result.provenance
+    rows: list[tuple[str, ...]] = [
+        ("case", case.source.name),
+        ("liver", f"{result.liver_ml:.1f} mL"),
+        ("tumour", f"{result.tumour_ml:.1f} mL, {result.burden:.1%} of the liver"),
+        ("lesions", str(len(result.lesions))),
+    ]
+    for number, lesion in enumerate(result.lesions[:_LISTED], 1):
+        first, last = lesion.slices
+        size = f"{lesion.volume_ml:.1f} mL, {lesion.diameter_mm:.0f} mm across, slices {first} to {last}"
+        rows.append((f"  {number}", size))
+    if len(result.lesions) > _LISTED:
+        rows.append(("", f"and {len(result.lesions) - _LISTED} smaller ones"))
+    stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in result.timings.items())
+    rows.append(("seconds", f"{outcome.seconds:.1f}: {stages}"))
+    rows.append(
+        ("made by", f"model {made['model']} {made['model_version']}, {made['device']}, {made['precision']}")
+    )
+    rows.append(("labels", str(case.labels)))
+    rows += [("report", str(case.report))] if case.report else []
+    rows += [("preview", str(case.preview))] if case.preview else []
+    return rows

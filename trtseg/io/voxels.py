@@ -1,0 +1,156 @@
+"""Stored voxels of any type, layout and scale -> a CT in HU or a label map, in canonical order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from trtseg.errors import InputError
+from trtseg.volume import Geometry
+
+#: Voxels converted at a time: few enough that every temporary array stays in the cache, or close to it.
+SLAB_VOXELS = 1 << 19
+Where = tuple[slice, slice, slice]
+#: Pieces of an input, each with its place on the input's grid ``(i, j, k)``; together they cover the grid once.
+Pieces = Iterable[tuple[Where, np.ndarray]]
+
+_INT16 = np.iinfo(np.int16)
+_SHOWN = 5  # labels listed in a message
+
+
+def check_dtype(name: str, dtype: np.dtype[Any]) -> None:
+    """Raise an InputError unless voxels are real numbers of at most 64 bits."""
+    if dtype.names is not None:
+        raise InputError(f"{name}: got colour (RGB) voxels; expected HU, convert from the original CT")
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise InputError(
+            f"{name}: got voxels of type {dtype}; expected integers or floats of 8 to 64 bits, convert it"
+        )
+
+
+def slabs(array: np.ndarray) -> Iterator[tuple[Where, np.ndarray]]:
+    """Cut an array, 3-D or with trailing ones, into pieces that are contiguous in its own memory layout."""
+    array = array[(slice(None),) * 3 + (0,) * (array.ndim - 3)]
+    slowest = int(np.argmax(np.abs(array.strides)))
+    n = array.shape[slowest]
+    step = max(1, SLAB_VOXELS * n // array.size)
+    for start in range(0, n, step):
+        where = [slice(None)] * 3
+        where[slowest] = slice(start, min(n, start + step))
+        i, j, k = where
+        yield (i, j, k), array[i, j, k]
+
+
+def to_hu(
+    name: str, geometry: Geometry, pieces: Pieces, slope: float = 1.0, inter: float = 0.0
+) -> np.ndarray:
+    """Put the pieces of a CT together.
+
+    Parameters
+    ----------
+    name : str
+        The input, for messages.
+    geometry : Geometry
+        The grid of the input.
+    pieces : iterable of (slices, ndarray)
+        Stored values, integer or float, see `Pieces`.
+    slope, inter : float
+        HU = stored value * slope + inter, computed in float64, rounded half to even and saturated to int16.
+
+    Returns
+    -------
+    ndarray
+        int16, C-contiguous, canonical ``[Z, Y, X]``.
+
+    Raises
+    ------
+    InputError
+        If a voxel is NaN or infinite, or the memory does not suffice.
+    """
+    hu, grid = _allocate(name, geometry, np.int16)
+    bad = 0
+    for where, stored in pieces:
+        bad += _convert(stored, grid[where], slope, inter)
+    if bad:
+        raise InputError(
+            f"{name}: {bad} of {hu.size} voxels are NaN or infinite; replace them by HU (air is -1000)"
+        )
+    return hu
+
+
+def to_labels(
+    name: str, geometry: Geometry, pieces: Pieces, slope: float = 1.0, inter: float = 0.0
+) -> np.ndarray:
+    """Put the pieces of a label map together: 0 background, 1 liver, 2 tumour.
+
+    Parameters
+    ----------
+    name, geometry, pieces, slope, inter
+        See `to_hu`.
+
+    Returns
+    -------
+    ndarray
+        uint8, C-contiguous, canonical ``[Z, Y, X]``.
+
+    Raises
+    ------
+    InputError
+        If there is another value than 0, 1 and 2, or the memory does not suffice.
+    """
+    labels, grid = _allocate(name, geometry, np.uint8)
+    foreign: set[float] = set()
+    for where, stored in pieces:
+        values = stored if (slope, inter) == (1.0, 0.0) else stored.astype(np.float64) * slope + inter
+        bad = (values != 0) & (values != 1) & (values != 2)  # NaN is bad too
+        if bad.any():
+            foreign.update(np.unique(values[bad]).tolist())
+        else:
+            grid[where] = values
+    if foreign:
+        shown = ", ".join(f"{value:g}" for value in sorted(foreign)[:_SHOWN])
+        more = ", ..." if len(foreign) > _SHOWN else ""
+        raise InputError(
+            f"{name}: got the label{'s' * (len(foreign) > 1)} {shown}{more}; expected 0 (background), 1 (liver) "
+            "and 2 (tumour) only, map the others to one of these"
+        )
+    return labels
+
+
+def _allocate(name: str, geometry: Geometry, dtype: type[np.generic]) -> tuple[np.ndarray, np.ndarray]:
+    """Make a canonical array, and the 3-D view of it on the input's grid."""
+    try:
+        array = np.empty(geometry.canonical_shape, dtype)
+    except (MemoryError, ValueError) as error:
+        raise InputError(
+            f"{name}: a volume of {geometry.shape} needs more memory than there is; crop or resample it"
+        ) from error
+    grid = geometry.restore(array)
+    return array, grid[(slice(None),) * 3 + (0,) * (grid.ndim - 3)]
+
+
+def _convert(stored: np.ndarray, out: np.ndarray, slope: float, inter: float) -> int:
+    """Write stored values as HU into ``out`` (int16, a view); return how many are NaN or infinite."""
+    dtype = stored.dtype
+    if dtype.kind != "f" and (slope, inter) == (1.0, 0.0):
+        if not np.can_cast(dtype, np.int16):
+            info = np.iinfo(dtype)
+            stored = np.clip(stored, max(info.min, _INT16.min), min(info.max, _INT16.max))
+        np.copyto(out, stored, casting="unsafe")
+        return 0
+    values = stored.astype(np.float64)
+    bad = 0
+    if dtype.kind == "f":
+        finite = np.isfinite(values)
+        bad = finite.size - int(np.count_nonzero(finite))
+        if bad:
+            values[~finite] = 0
+    if (slope, inter) != (1.0, 0.0):
+        values *= slope
+        values += inter
+    np.rint(values, out=values)
+    np.clip(values, _INT16.min, _INT16.max, out=values)
+    np.copyto(out, values, casting="unsafe")
+    return bad

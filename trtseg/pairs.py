@@ -1,0 +1,187 @@
+"""Label maps to be judged and the true ones: which belong together by their file names, and how well they agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from trtseg.cohort import is_folder, stem
+from trtseg.errors import ArgumentError, InputError
+from trtseg.io import atomic, load, read_labels
+from trtseg.io.nifti import ENDINGS
+from trtseg.labels.components import Array
+from trtseg.metrics.cases import CaseScores, evaluate_case
+from trtseg.volume import Geometry, check_same_grid, spacing_mm
+
+# What tools add to the name of a case: `trtseg segment`, `trtseg sample --phantom`, nnU-Net (its first channel).
+_LABEL_ENDS, _CT_ENDS = ("_seg", "_labels"), ("_0000",)
+# LiTS numbers a CT and its labels alike.
+_LABEL_START, _CT_START = "segmentation-", "volume-"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two label maps of one case, and its CT if it was looked for and found."""
+
+    name: str
+    prediction: Path
+    truth: Path
+    ct: Path | None = None
+
+
+@dataclass(frozen=True)
+class Matched:
+    """All pairs in the order of their names, and the predictions and truths that have no partner."""
+
+    pairs: tuple[Pair, ...]
+    predictions: tuple[Path, ...] = ()
+    truths: tuple[Path, ...] = ()
+
+
+def match(
+    prediction: Path,
+    truth: Path,
+    ct: Path | None = None,
+    *,
+    names: tuple[str, str, str] = ("prediction", "truth", "ct"),
+) -> Matched:
+    """Pair two files, or the files of two folders.
+
+    Files of one name belong together. So do files whose names differ only in what tools add to the name of a case:
+    ``volume-3_seg`` and ``segmentation-3``, ``case_0000_seg`` and ``case``. If a folder holds a CT and its labels,
+    the labels are taken.
+
+    Parameters
+    ----------
+    prediction, truth : Path
+        Two NIfTI files, or two folders with such files.
+    ct : Path, optional
+        The CT, or a folder of CTs that are paired likewise; there, labels beside a CT are passed over.
+    names : (str, str, str)
+        How messages call the other arguments.
+
+    Raises
+    ------
+    ArgumentError
+        If one is a file and the other a folder, or the CT is one file for several cases.
+    InputError
+        If a folder cannot be read, nothing belongs together, or two files of a folder might be the same case.
+    """
+    if is_folder(prediction) != is_folder(truth):
+        folder, file = (prediction, truth) if is_folder(prediction) else (truth, prediction)
+        raise ArgumentError(
+            f"{names[0]}, {names[1]}: got the folder {folder} and the file {file}; "
+            "expected two files or two folders"
+        )
+    if not is_folder(prediction):
+        return Matched((Pair(stem(prediction), prediction, truth, _ct_of(prediction, truth, ct)),))
+    if ct is not None and not is_folder(ct):
+        raise ArgumentError(f"{names[2]}: got {ct}; expected a folder, as the predictions are in one")
+    predictions, truths = _files(prediction, labels=True), _files(truth, labels=True)
+    cts = {} if ct is None else _files(ct, labels=False)
+    common = sorted(predictions.keys() & truths.keys(), key=lambda case: predictions[case].name)
+    if not common:
+        raise InputError(
+            f"{prediction}: none of its {len(predictions)} label maps (.nii, .nii.gz) has the name of one of "
+            f"the {len(truths)} in {truth}; name a prediction like its truth"
+        )
+    return Matched(
+        tuple(Pair(stem(predictions[c]), predictions[c], truths[c], cts.get(c)) for c in common),
+        tuple(path for case, path in sorted(predictions.items()) if case not in truths),
+        tuple(path for case, path in sorted(truths.items()) if case not in predictions),
+    )
+
+
+def score(pair: Pair, *, liver_only: bool = False) -> CaseScores:
+    """Read both label maps of a pair and compare them, see `trtseg.metrics.cases.evaluate_case`.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read, holds other labels than 0, 1 and 2, or the grids are not the same.
+    """
+    prediction, truth, grid = _read(pair)
+    spacing = spacing_mm(grid.canonical_affine())[::-1]
+    return evaluate_case(prediction, truth, spacing, name=pair.name, liver_only=liver_only)
+
+
+def draw(pair: Pair, scores: CaseScores, path: Path) -> None:
+    """Draw both label maps on the CT, on the slice where they differ most, as a PNG file.
+
+    Tumours are drawn as liver if ``scores`` do not judge tumours.
+
+    Raises
+    ------
+    InputError
+        If the pair has no CT, a file cannot be read, or the grids are not the same.
+    OutputError
+        If the picture cannot be written.
+    """
+    from trtseg.report.pictures import disagreement_png
+
+    if pair.ct is None:
+        raise InputError(f"{pair.prediction}: --ct has no CT of that name to draw; name it like the case")
+    prediction, truth, grid = _read(pair)
+    volume = load(pair.ct)
+    check_same_grid(str(pair.ct), volume.geometry, str(pair.truth), grid)
+    summary = f"liver Dice {scores.liver.overlap.dice:.3f}"
+    if scores.tumour is None:
+        prediction, truth = np.minimum(prediction, 1), np.minimum(truth, 1)
+    else:
+        summary += f", tumour Dice {scores.tumour.overlap.dice:.3f}"
+    with atomic(path) as (part,):
+        part.write_bytes(disagreement_png(volume, prediction, truth, summary))
+
+
+def _read(pair: Pair) -> tuple[Array, Array, Geometry]:
+    """Read prediction and truth, uint8 ``[Z, Y, X]``, and the grid that they share."""
+    prediction, grid = read_labels(pair.prediction)
+    truth, true_grid = read_labels(pair.truth)
+    check_same_grid(str(pair.prediction), grid, str(pair.truth), true_grid)
+    return prediction, truth, true_grid
+
+
+def _ct_of(prediction: Path, truth: Path, ct: Path | None) -> Path | None:
+    if ct is None or not is_folder(ct):
+        return ct
+    cts = _files(ct, labels=False)
+    return cts.get(_case_of(truth), cts.get(_case_of(prediction)))
+
+
+def _files(folder: Path, *, labels: bool) -> dict[str, Path]:
+    """Find the label maps, or the CTs, of a folder by the names of their cases."""
+    try:
+        # Hidden files are not for users, and some (._name) only look like images.
+        paths = [p for p in sorted(folder.iterdir()) if p.name[0] != "." and p.name.lower().endswith(ENDINGS)]
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror}); check its mode") from error
+    groups: dict[str, list[Path]] = {}
+    for path in paths:
+        groups.setdefault(_case_of(path), []).append(path)
+    chosen = {}
+    for case, group in groups.items():
+        wanted = [path for path in group if _is_label(path) == labels] if len(group) > 1 else group
+        if len(wanted) != 1:
+            names = " and ".join(path.name for path in group)
+            raise InputError(f"{folder}: {names} might be the same case; rename them or move one away")
+        chosen[case] = wanted[0]
+    return chosen
+
+
+def _case_of(path: Path) -> str:
+    """Name of the case: the file name without what tools add to it."""
+    name = stem(path)
+    for end in (*_LABEL_ENDS, *_CT_ENDS):  # in this order: labels of x_0000 are x_0000_seg
+        name = name.removesuffix(end)
+    for start in (_LABEL_START, _CT_START):
+        if name.startswith(start) and name.removeprefix(start).isdigit():
+            return name.removeprefix(start)
+    return name
+
+
+def _is_label(path: Path) -> bool:
+    """Whether the name says that the file is no CT."""
+    name = stem(path)
+    return name.startswith(_LABEL_START) or name.endswith(_LABEL_ENDS)
