@@ -76,7 +76,7 @@ def test_flops_are_those_that_torch_counts(nets):
     for spec, net in zip(FILES.spec.nets, nets, strict=True):
         with FlopCounterMode(display=False) as counter:
             copy.deepcopy(net).to("meta")(torch.zeros(1, 1, *spec.size, device="meta"))
-        assert gpu_measure.flops(FILES.read(spec.role)) == counter.get_total_flops()
+        assert gpu_measure.flops(FILES.read(f"{spec.role}.onnx")) == counter.get_total_flops()
 
 
 def test_summary():

@@ -27,7 +27,7 @@ from trtseg.engines.nvidia.runtime import BUILDERS, NAMES, TITLES, Runtime, chec
 from trtseg.engines.nvidia.serialize import serialize
 from trtseg.engines.nvidia.sidecar import EngineKey, Sidecar, sidecar_path
 from trtseg.engines.nvidia.trust import engine_folder, is_own, locked
-from trtseg.engines.precision import candidates
+from trtseg.engines.precision import FP16, candidates
 from trtseg.errors import ArgumentError, TrtsegError
 from trtseg.io.atomic import atomic
 from trtseg.io.folders import made_folder
@@ -58,7 +58,7 @@ def build_engines(
     *,
     runtime: str = "tensorrt-rtx",
     target: str | Sequence[str] = "native",
-    precision: str = "fp16",
+    precision: str = FP16.name,
     batch: int | Sequence[int] = (1, 16),
     output: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
