@@ -86,7 +86,7 @@ def main() -> None:
     rest = times["total"] - nets - times["read"]
 
     files = models.find(args.model)
-    torch_nets = [torch_net(files.read(net.role)) for net in files.spec.nets]
+    torch_nets = [torch_net(files.read(f"{net.role}.onnx")) for net in files.spec.nets]
     volume = trtseg.load(args.ct)
     naive_times = []
     with torch.inference_mode():

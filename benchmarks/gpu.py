@@ -33,7 +33,7 @@ from benchmarks.gpu_measure import Ct
 from benchmarks.gpu_race import BATCH, Benchmark
 from benchmarks.gpu_report import Report, goal_lines, goals, table
 from trtseg import __version__, _core, models
-from trtseg.engines.nvidia.probe import find_driver
+from trtseg.engines.nvidia.driver import find_driver
 from trtseg.models import ModelFiles
 
 QUICK = (
@@ -149,7 +149,7 @@ def volumes(slices: int) -> list[Ct]:
 def floors(files: ModelFiles, cts: Sequence[Ct], labels: dict[str, np.ndarray]) -> dict[str, Any]:
     """What this GPU can do, and how long a volume takes at that."""
     rate = measure.rates()
-    work = [measure.flops(files.read(net.role)) for net in files.spec.nets]
+    work = [measure.flops(files.read(f"{net.role}.onnx")) for net in files.spec.nets]
     return {
         "rates": rate,
         "flops_a_slice": work,

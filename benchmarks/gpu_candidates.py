@@ -54,7 +54,7 @@ def candidates(files: ModelFiles, model: str, runtime: str) -> dict[str, Open]:
         return theirs(open_nets, torch.float32, device="cpu")
 
     def onnxruntime(stream: Any) -> list[Any]:
-        return [OnnxRuntimeNet(files.read(role, fp16=True), stream) for role in roles]
+        return [OnnxRuntimeNet(files.read(f"{role}.fp16.onnx"), stream) for role in roles]
 
     return {
         "trtseg": ours,
@@ -76,7 +76,9 @@ def torch_nets(files: ModelFiles, device: str, dtype: torch.dtype) -> list[Any]:
     with torch.inference_mode(
         False
     ):  # called in it, weights would stay tensors that torch.compile may not take
-        nets: list[Any] = [torch_net(files.read(net.role)).requires_grad_(False) for net in files.spec.nets]
+        nets: list[Any] = [
+            torch_net(files.read(f"{net.role}.onnx")).requires_grad_(False) for net in files.spec.nets
+        ]
         return [net.to(device, dtype).to(memory_format=torch.channels_last) for net in nets]
 
 

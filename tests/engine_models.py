@@ -13,6 +13,7 @@ import tiny
 from onnx import TensorProto, helper, numpy_helper
 
 from trtseg.engines.nvidia.sidecar import EngineKey, Sidecar
+from trtseg.models import manifest
 from trtseg.spec import METADATA_KEY, CascadeSpec
 
 needs_rtx = pytest.mark.skipif(
@@ -39,8 +40,8 @@ def write_model(folder: Path, files: dict[str, bytes], roles=("liver", "tumour")
     for name, data in files.items():
         (folder / name).write_bytes(data)
     sha256 = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    manifest = CascadeSpec("tiny", "0", tuple(tiny.spec(role) for role in roles), sha256)
-    (folder / "model.json").write_text(manifest.to_json())
+    model = CascadeSpec("tiny", "0", tuple(tiny.spec(role) for role in roles), sha256, "none", "tests")
+    (folder / "model.json").write_text(manifest.to_json(model))
     return folder
 
 

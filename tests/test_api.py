@@ -10,7 +10,6 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import onnx
 import pytest
 import tiny
 
@@ -156,19 +155,11 @@ def test_shipped_models_are_what_their_manifests_say():
     for name in models.available():
         files = models.find(name)
         assert files.spec.name == name
+        for file in files.spec.sha256:
+            files.read(file)
         for net in files.spec.nets:
-            for half in (False, True):
-                files.read(net.role, fp16=half)
             assert "not for clinical use" in net.intended_use.lower()
         assert (files.folder / "MODEL_CARD.md").is_file()
-
-
-def test_specs_in_onnx_metadata_equal_the_manifest():
-    files = models.find("default")
-    for net in files.spec.nets:
-        for half in (False, True):
-            metadata = onnx.load_from_string(files.read(net.role, fp16=half)).metadata_props
-            assert {p.key: p.value for p in metadata} == {"trtseg": net.to_json()}
 
 
 def test_public_names():

@@ -50,7 +50,7 @@ def test_the_torch_nets_are_the_models(nets, ct, index):
     hu = gpu_measure.halved(ct).hu[2:3, None].astype(np.float32)
     x = np.clip((hu - spec.window[0]) / (spec.window[1] - spec.window[0]), 0, 1)
     expected = np.empty_like(x)
-    open_engine(FILES.read(spec.role), spec, precision="fp32").run(x, expected)
+    open_engine(FILES, spec, precision="fp32").run(x, expected)
     with torch.inference_mode():
         got = nets[index](channels_last(torch.from_numpy(x))).numpy()
     assert np.abs(got - expected).max() < 1e-3
@@ -76,7 +76,7 @@ def test_flops_are_those_that_torch_counts(nets):
     for spec, net in zip(FILES.spec.nets, nets, strict=True):
         with FlopCounterMode(display=False) as counter:
             copy.deepcopy(net).to("meta")(torch.zeros(1, 1, *spec.size, device="meta"))
-        assert gpu_measure.flops(FILES.read(spec.role)) == counter.get_total_flops()
+        assert gpu_measure.flops(FILES.read(f"{spec.role}.onnx")) == counter.get_total_flops()
 
 
 def test_summary():

@@ -8,7 +8,9 @@ import tiny
 
 from trtseg import reference
 from trtseg.cascade.cpu import CHUNK, Cascade
-from trtseg.engines import open_engine
+from trtseg.engines.base import Net
+from trtseg.engines.openvino import OpenVinoEngine
+from trtseg.engines.precision import FP32
 from trtseg.io import load
 from trtseg.phantom import abdomen
 
@@ -21,7 +23,7 @@ def volume():
 
 
 def engine(spec, onnx):
-    return open_engine(onnx, spec, precision="fp32")
+    return OpenVinoEngine(Net(spec, FP32, onnx))
 
 
 def logits(net, x):

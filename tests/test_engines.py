@@ -1,4 +1,4 @@
-"""The text of engines/base.py, held against the engine of the CPU; tests/gpu holds it against those of GPUs."""
+"""The text of engines/base.py, held against the engines of the CPU; tests/gpu holds it against those of GPUs."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ import tiny
 
 from trtseg import models
 from trtseg.engines import available_devices, open_engine, openvino, resolve_device
-from trtseg.engines.openvino import native_bf16
+from trtseg.engines.base import Net, check_arrays
+from trtseg.engines.openvino import OpenVinoEngine, native_bf16
+from trtseg.engines.precision import BF16, FP16, FP32, PRECISIONS, candidates
 from trtseg.errors import ArgumentError, DeviceError, ModelError
 
 GUARD = 12345.0
 
 
-PRECISIONS = ["fp32", "bf16"] if native_bf16() else ["fp32"]  # BF16 is an error where the processor lacks it
+CPU = [FP32, BF16] if native_bf16() else [FP32]  # BF16 is an error where the processor lacks it
 
 
-@pytest.fixture(scope="module", params=PRECISIONS)
+@pytest.fixture(scope="module", params=CPU, ids=lambda p: p.name)
 def liver(request):
     """The shipped liver net."""
     files = models.find("default")
-    return open_engine(files.read("liver"), files.spec.nets[0], precision=request.param)
+    return open_engine(files, files.spec.nets[0], precision=request.param.name)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def run(engine, src):
 
 def test_says_what_it_is(liver):
     assert liver.device == resolve_device("cpu") == "cpu"
-    assert liver.precision in PRECISIONS
+    assert liver.precision in [row.name for row in CPU]
     assert liver.dtype == np.float32
     assert liver.batch is None
     assert liver.spec == models.find("default").spec.nets[0]
@@ -83,7 +85,7 @@ def test_input_is_left_alone(liver, images):
 def test_logits_of_a_convolution():
     spec = tiny.spec("one-step")
     weight = np.random.default_rng(1).normal(size=(3, 1, 3, 3)).astype(np.float32)
-    engine = open_engine(tiny.convolution(weight, np.array([1.0, 2, 3]), spec), spec, precision="fp32")
+    engine = OpenVinoEngine(Net(spec, FP32, tiny.convolution(weight, np.array([1.0, 2, 3]), spec)))
     src = np.random.default_rng(2).random((2, 1, *spec.size), np.float32)
     padded = np.pad(src[:, 0], ((0, 0), (1, 1), (1, 1))).astype(np.float64)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
@@ -91,34 +93,91 @@ def test_logits_of_a_convolution():
     assert np.abs(run(engine, src) - expected).max() < 1e-5
 
 
-@pytest.mark.skipif("bf16" not in PRECISIONS, reason="this processor has no BF16")
+@pytest.mark.skipif(BF16 not in CPU, reason="this processor has no BF16")
 def test_bf16_is_close_to_fp32(images):
     files = models.find("default")
-    answers = [
-        run(open_engine(files.read("liver"), files.spec.nets[0], precision=p), images)
-        for p in ("fp32", "bf16")
-    ]
+    answers = [run(open_engine(files, files.spec.nets[0], precision=row.name), images) for row in CPU]
     difference = np.abs(answers[0] - answers[1])
     assert difference.max() > 0  # else BF16 was not what ran
     assert difference.mean() < 0.2
 
 
-def test_refusals():
-    spec = tiny.spec("liver")
-    net = tiny.threshold_at(60, spec)
-    with pytest.raises(ArgumentError, match="precision: got 'fp8'"):
-        open_engine(net, spec, precision="fp8")
+def test_refusals(tmp_path):
+    files = models.find(tiny.cascade_model(tmp_path))
+    spec = files.spec.nets[0]
+    for name in ("fp8", "fp16"):
+        with pytest.raises(
+            ArgumentError, match=f"precision: got '{name}'; on the CPU it is 'auto', 'bf16' or 'fp32'"
+        ):
+            open_engine(files, spec, precision=name)
     with pytest.raises(ModelError, match="cannot run it"):
-        open_engine(b"no onnx", spec, precision="fp32")
-    wrong = tiny.convolution(np.zeros((3, 1, 1, 1)), np.zeros(3), tiny.spec("one-step"))
-    with pytest.raises(ModelError, match=r"model\.json differs from the spec in the ONNX file"):
-        open_engine(wrong, spec, precision="fp32")
+        OpenVinoEngine(Net(spec, FP32, b"no onnx"))
     three = tiny.spec("one-step")
     lying = tiny.convolution(np.zeros((1, 1, 1, 1)), np.zeros(1), three)
     with pytest.raises(
         ModelError, match=r"gives logits of shape \[1, 1, 64, 64\], but its spec says \[1, 3, 64, 64\]"
     ):
-        open_engine(lying, three, precision="fp32")
+        OpenVinoEngine(Net(three, FP32, lying))
+
+
+class TestNet:
+    def test_read(self):
+        files = models.find("default")
+        for spec in files.spec.nets:
+            for row in (FP16, FP32):
+                net = Net.read(files, spec, row)
+                assert net.sha256 == files.spec.sha256[row.file(spec.role)]
+                assert net.model == {"name": "default", "version": files.spec.version}
+
+    def test_a_precision_that_the_model_lacks(self, tmp_path):
+        files = models.find(tiny.cascade_model(tmp_path))
+        with pytest.raises(
+            ModelError, match=r"got 'fp16', but the model 'tiny' has no liver\.fp16\.onnx; use"
+        ):
+            Net.read(files, files.spec.nets[0], FP16)
+
+    def test_a_file_with_another_spec(self, tmp_path):
+        """As an older manifest, or the file of another precision, could hold it."""
+        files = models.find(tiny.cascade_model(tmp_path))
+        with pytest.raises(
+            ModelError, match=r"liver net: the spec .* differs from the model's \(threshold\); ex"
+        ):
+            Net.read(files, tiny.spec("liver", threshold=0.4), FP32)
+
+    def test_arrays_of_another_batch_or_type(self):
+        engine = types.SimpleNamespace(spec=tiny.spec("one-step"), batch=2, dtype=np.dtype(np.float16))
+        src, dst = np.zeros((2, 1, 64, 64), np.float16), np.zeros((2, 3, 64, 64), np.float16)
+        check_arrays(engine, src, dst)
+        for wrong, message in (
+            (
+                (src[:1], dst),
+                r"src: got float16 \(1, 1, 64, 64\); this engine takes float16 \(2, 1, 64, 64\)",
+            ),
+            (
+                (src, dst.astype(np.float32)),
+                r"dst: got float32 .*; this engine takes float16 \(2, 3, 64, 64\)",
+            ),
+        ):
+            with pytest.raises(ArgumentError, match=message):
+                check_arrays(engine, *wrong)
+
+
+class TestPrecisions:
+    def test_names_and_files(self):
+        assert len({row.name for row in PRECISIONS}) == len(PRECISIONS)
+        assert [row.file("liver") for row in (FP16, BF16, FP32)] == [
+            "liver.fp16.onnx",
+            "liver.onnx",
+            "liver.onnx",
+        ]
+
+    def test_candidates(self):
+        assert candidates("auto", "cuda") == (FP16, FP32)
+        assert candidates("auto", "cpu") == (BF16, FP32)
+        assert candidates("fp32", "cuda") == candidates("fp32", "cpu") == (FP32,)
+        with pytest.raises(ArgumentError, match="got 'bf16'; on a GPU it is 'auto', 'fp16' or 'fp32'"):
+            candidates("bf16", "cuda")
+        assert all(row.openvino for row in PRECISIONS if "cpu" in row.devices)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "tpu", ""])
@@ -151,7 +210,7 @@ def test_without_openvino(code, message, monkeypatch, tmp_path):
     monkeypatch.setattr(openvino, "_core", functools.cache(openvino._core.__wrapped__))
     files = models.find("default")
     with pytest.raises(DeviceError, match=message):
-        open_engine(files.read("liver"), files.spec.nets[0], precision="fp32")
+        open_engine(files, files.spec.nets[0], precision="fp32")
     (cpu, works, why), (cuda, _, _) = available_devices()
     assert (cpu, works, cuda) == ("cpu", False, "cuda")
     assert re.search(message, why)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import tiny
 import torch
 
+from training import calibration, evaluate, export
 from training import checkpoint as runs
-from training import evaluate, export
 from training.cases import Case, Scan
 from training.methods import WINDOW
 from training.predict import Predictions, checkpoint, predict
 from training.rank import curve_png, probabilities
 from training.unet import UNet
 from trtseg import Segmenter, build_engines, models, reference
+from trtseg.engines.calibration import FILE, read_slices, references
+from trtseg.errors import InputError
 from trtseg.metrics.ranking import roc
 from trtseg.phantom import abdomen
 
@@ -86,6 +90,57 @@ def test_fp16_files_build_as_engines_without_a_gpu(exported, tmp_path):
     built = build_engines(folder, target="sm_86", batch=1, output=tmp_path)
     assert len(built) == len(spec.nets)
     assert all(entry.path.stat().st_size > 10_000 for entry in built)
+
+
+def slices_of(group, *, source="lits_png", spacing=(np.nan,) * 3, **options):
+    """A case of eight slices, of which every other has lesions."""
+
+    def read():
+        phantom = abdomen(shape=(8, 64, 64), spacing=(20.0, 6.0, 6.0), seed=ord(group), lesions=4)
+        label = np.where(np.arange(8)[:, None, None] % 2, phantom.labels, phantom.labels > 0).astype(np.uint8)
+        return Scan(phantom.ct, label, spacing, range(8))
+
+    return Case(f"case{group}", source, group, read, **options)
+
+
+class TestCalibration:
+    """Slices that go into the model's folder."""
+
+    def test_are_of_training_patients_whose_licence_allows_it(self):
+        cases = [slices_of(group) for group in "ABC"]  # A validates
+        cases += [
+            slices_of("D", trainable=False),
+            slices_of("E", source="chaos"),
+            slices_of("F", held_out=True),
+        ]
+        chosen = calibration.choose(cases)
+        assert sorted(name.split()[0] for name, _ in chosen) == ["caseB", "caseB", "caseC", "caseC"]
+        for group in "BC":
+            scan = next(case for case in cases if case.group == group).read()
+            tumour, liver = ((scan.label >= label).sum((1, 2)) for label in (2, 1))
+            most, well = int(tumour.argmax()), int(np.where(tumour == 0, liver, 0).argmax())
+            names = {name for name, _ in chosen if group in name}
+            assert names == {f"case{group} slice {most}", f"case{group} slice {well}"}
+        with pytest.raises(InputError, match="no slices with liver of training patients"):
+            calibration.choose(cases[:1])
+
+    def test_are_stored_with_the_references_logits(self, exported, tmp_path):
+        *_, spec, folder = exported
+        copy = shutil.copytree(folder, tmp_path / "model")
+        assert "4 slices" in calibration.add(copy, [slices_of(group) for group in "BC"])
+        files = models.find(copy)
+        assert files.spec.nets == spec.nets
+        assert {k: v for k, v in files.spec.sha256.items() if k != FILE} == spec.sha256
+        slices, first = read_slices(files), spec.nets[0]
+        scan = slices_of("B").read()
+        at = int((scan.label == 2).sum((1, 2)).argmax())
+        grid, _ = reference.prepare(scan.hu[at : at + 1], first.fit_slice((64, 64), (1.0, 1.0)), first.window)
+        assert (slices.hu == grid).all((1, 2)).any()
+        assert "caseB slice" in slices.about
+        for role, found in references(files).items():
+            shown = np.broadcast_to(found.images > 0, found.logits.shape)
+            difference = found.logits.clip(-5, 5) - slices.logits[role].clip(-5, 5)
+            assert np.abs(difference[shown]).max() < 0.01
 
 
 def test_predictions_survive_storing(exported, tmp_path):

@@ -49,9 +49,7 @@ def test_skipping_is_exact_for_the_shipped_nets(segmenter, shared_data):
     off = trtseg.PostProcess(median_mm=0, largest_liver=False, fill_holes=False, min_tumour_ml=0)
     got = trtseg.Segmenter(postprocess=off).segment(volume).canonical
     files = models.find("default")
-    liver, tumour = (
-        open_engine(files.read(s.role), s, precision=segmenter.precision) for s in files.spec.nets
-    )
+    liver, tumour = (open_engine(files, s, precision=segmenter.precision) for s in files.spec.nets)
     ends = np.r_[0:8, 70:78]
     fit = liver.spec.fit_slice(volume.array.shape[1:], volume.spacing[1:])
     hu, x1 = reference.prepare(volume.array[ends], fit, liver.spec.window)

@@ -1,23 +1,36 @@
-"""ModelSpec and CascadeSpec: JSON and back, and what they refuse."""
+"""The specs of nets and models: JSON and back, what they refuse, and where they lie in a model's folder."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 
+import onnx
 import pytest
 import tiny
 
+from trtseg import models
+from trtseg.engines.base import Net
+from trtseg.engines.precision import FP16, FP32
 from trtseg.errors import ArgumentError, ModelError
 from trtseg.fit import Fit
-from trtseg.spec import CascadeSpec, ModelSpec
+from trtseg.models import manifest
+from trtseg.models.onnx_spec import check_spec
+from trtseg.spec import METADATA_KEY, CascadeSpec, ModelSpec
+
+
+def model(*nets, **changes) -> CascadeSpec:
+    values = {"name": "m", "version": "1", "sha256": {}, "licence": "l", "intended_use": "u"}
+    return CascadeSpec(nets=nets, **{**values, **changes})
 
 
 def test_json_round_trip():
     liver, tumour = tiny.spec("liver"), tiny.spec("tumour", threshold=0.3)
-    cascade = CascadeSpec("m", "1", (liver, tumour), {"liver.onnx": "00"})
+    cascade = model(liver, tumour, sha256={"liver.onnx": "00"})
     assert ModelSpec.from_json(liver.to_json()) == liver
-    assert CascadeSpec.from_json(cascade.to_json()) == cascade
+    nets = {"liver": liver, "tumour": tumour}
+    assert manifest.from_json(manifest.to_json(cascade), lambda role, _: nets[role]) == cascade
 
 
 def test_frozen():
@@ -51,26 +64,29 @@ def test_refuses(changes, message):
 
 def test_cascade_needs_its_two_nets_or_one():
     liver, tumour = tiny.spec("liver"), tiny.spec("tumour")
-    with pytest.raises(ModelError, match="roles"):
-        CascadeSpec("m", "1", (tumour, liver), {})
+    for nets in ((tumour, liver), (liver,), ()):
+        with pytest.raises(ModelError, match="roles"):
+            model(*nets)
     with pytest.raises(ModelError, match="share size"):
-        CascadeSpec("m", "1", (liver, tiny.spec("tumour", size=(32, 32))), {})
+        model(liver, tiny.spec("tumour", size=(32, 32)))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"nets": 3}, "nets: got 3"),
-        ({"nets": [{}]}, "missing"),
-        ({"nets": [7]}, "missing"),
+        ({"nets": 3}, "nets: got roles 3"),
+        ({"nets": [7]}, r"nets: got roles \[7\]"),
+        ({"nets": ["../liver", "tumour"]}, "nets: got roles"),
         ({"sha256": []}, "sha256"),
-        ({"name": 5}, "name"),
+        ({"sha256": {"liver.onnx": 5}}, "sha256"),
+        ({"name": 5}, "name: got 5; expected text"),
+        ({"colour": "red"}, r"model.json: missing \[\], unknown \['colour'\]"),
     ],
 )
 def test_a_malformed_manifest(changes, message):
-    text = CascadeSpec("m", "1", (tiny.spec("liver"), tiny.spec("tumour")), {}).to_json()
+    text = manifest.to_json(model(tiny.spec("liver"), tiny.spec("tumour")))
     with pytest.raises(ModelError, match=message):
-        CascadeSpec.from_json(json.dumps({**json.loads(text), **changes}))
+        manifest.from_json(json.dumps({**json.loads(text), **changes}), lambda role, _: tiny.spec(role))
 
 
 def test_unknown_and_missing_fields():
@@ -79,8 +95,98 @@ def test_unknown_and_missing_fields():
     values["colour"] = "red"
     with pytest.raises(ModelError, match=r"missing \['window'\], unknown \['colour'\]"):
         ModelSpec.from_json(json.dumps(values))
-    with pytest.raises(ModelError, match="not JSON"):
-        CascadeSpec.from_json("{")
+    with pytest.raises(ModelError, match=r"model\.json: not JSON"):
+        manifest.from_json("{", tiny.spec)
+
+
+class TestFolder:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        return tiny.cascade_model(tmp_path / "model")
+
+    def test_specs_are_read_from_the_onnx_files(self, folder):
+        files = models.find(folder)
+        assert files.spec.nets == (tiny.spec("liver"), tiny.spec("tumour"))
+        assert json.loads((folder / "model.json").read_text())["nets"] == ["liver", "tumour"]
+        assert "window" not in (folder / "model.json").read_text()
+
+    def test_of_the_shipped_model_too(self):
+        """In every file of a net, as the onnx package reads it."""
+        files = models.find("default")
+        for spec in files.spec.nets:
+            for row in (FP16, FP32):
+                data = files.read(row.file(spec.role))
+                metadata = onnx.load_from_string(data).metadata_props
+                assert {p.key: p.value for p in metadata} == {METADATA_KEY: spec.to_json()}
+                check_spec(data, spec)
+
+    def older(self, folder, **changes):
+        """The manifest as trtseg 0.5 wrote it."""
+        said = json.loads((folder / "model.json").read_text())
+        specs = [dataclasses.asdict(tiny.spec("liver", **changes)), dataclasses.asdict(tiny.spec("tumour"))]
+        older = {"name": said["name"], "version": said["version"], "nets": specs, "sha256": said["sha256"]}
+        (folder / "model.json").write_text(json.dumps(older))
+
+    def test_a_folder_of_an_older_version(self, folder):
+        before = models.find(folder)
+        self.older(folder)
+        after = models.find(folder)
+        assert after.spec.nets == before.spec.nets
+        assert after.spec.sha256 == before.spec.sha256
+        assert (after.spec.licence, after.spec.intended_use) == ("none", "tests; not for clinical use")
+        assert Net.read(after, after.spec.nets[0], FP32).onnx == (folder / "liver.onnx").read_bytes()
+
+    def test_an_older_manifest_that_was_edited(self, folder):
+        self.older(folder, window=(-160.0, 241.0))
+        files = models.find(folder)
+        with pytest.raises(ModelError, match=r"liver net: the spec .* differs from the model's \(window\)"):
+            Net.read(files, files.spec.nets[0], FP32)
+
+    def test_a_folder_without_a_readable_spec(self, folder):
+        path = folder / "tumour.onnx"
+        good = path.read_bytes()
+        bare = onnx.load_from_string(good)
+        del bare.metadata_props[:]
+
+        def put(data: bytes, *, known: bool) -> None:
+            path.write_bytes(data)
+            if known:
+                said = json.loads((folder / "model.json").read_text())
+                said["sha256"]["tumour.onnx"] = hashlib.sha256(data).hexdigest()
+                (folder / "model.json").write_text(json.dumps(said))
+
+        for data, message in (
+            (bare.SerializeToString(), "the ONNX file holds no spec; export the model again"),
+            (b"", "the ONNX file holds no spec"),
+            (b"no onnx", "not an ONNX file"),
+            (b"\xff" * 30, "not an ONNX file"),
+            (tiny.threshold_at(60, tiny.spec("liver")), "holds a liver net"),
+        ):
+            put(data, known=True)
+            with pytest.raises(ModelError, match=rf"tumour\.onnx: {message}"):
+                models.find(folder)
+        put(b"changed", known=False)
+        with pytest.raises(ModelError, match=r"tumour\.onnx: its SHA-256 is .*; the file was changed"):
+            models.find(folder)
+        path.unlink()
+        with pytest.raises(ModelError, match=r"tumour\.onnx: cannot be read \(No such file"):
+            models.find(folder)
+
+
+class TestSpecInTheFile:
+    def test_a_file_that_is_cut_off(self):
+        spec = tiny.spec("liver")
+        good = tiny.threshold_at(60, spec)
+        check_spec(good, spec)
+        for data in (good[:-1], good[:9], b"\x80"):
+            with pytest.raises(ModelError, match="liver net: not an ONNX file"):
+                check_spec(data, spec)
+
+    def test_fields_of_all_kinds_before_it(self):
+        spec = tiny.spec("liver")
+        # 30: varint 300, 31: eight bytes, 32: four bytes, 33: two bytes
+        others = b"\xf0\x01\xac\x02" + b"\xf9\x01" + b"8" * 8 + b"\x85\x02" + b"4444" + b"\x8a\x02\x02ab"
+        check_spec(others + tiny.threshold_at(60, spec), spec)
 
 
 @pytest.mark.parametrize(

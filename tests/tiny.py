@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trtseg.models import manifest
 from trtseg.spec import METADATA_KEY, CascadeSpec, ModelSpec
 
 SIZE = (64, 64)
@@ -64,8 +65,8 @@ def write_model(folder: Path, nets: dict[str, tuple[ModelSpec, bytes]], name: st
     for role, (_, data) in nets.items():
         (folder / f"{role}.onnx").write_bytes(data)
         sha256[f"{role}.onnx"] = hashlib.sha256(data).hexdigest()
-    manifest = CascadeSpec(name, "0", tuple(s for s, _ in nets.values()), sha256)
-    (folder / "model.json").write_text(manifest.to_json())
+    model = CascadeSpec(name, "0", tuple(s for s, _ in nets.values()), sha256, "none", "tests")
+    (folder / "model.json").write_text(manifest.to_json(model))
     return folder
 
 
@@ -74,3 +75,12 @@ def cascade_model(folder: Path) -> Path:
     liver, tumour = spec("liver"), spec("tumour")
     below = threshold_at(85, tumour, steepness=-40.0)
     return write_model(folder, {"liver": (liver, threshold_at(60, liver)), "tumour": (tumour, below)})
+
+
+def one_step_model(folder: Path, **changes) -> Path:
+    """Background up to 40 HU, tumour up to 85 HU, liver above; ``changes`` are of the spec."""
+    of = spec("one-step", **changes)
+    low, high = ((hu - of.window[0]) / (of.window[1] - of.window[0]) for hu in (40, 85))
+    slopes = np.array([0.0, 80.0, 40.0])
+    bias = np.array([0.0, -40 * (low + high), -40 * low])
+    return write_model(folder, {"one-step": (of, convolution(slopes.reshape(3, 1, 1, 1), bias, of))})

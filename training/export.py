@@ -1,6 +1,7 @@
-"""Write trained nets as a model folder that trtseg runs: ONNX in FP32 and FP16, and ``model.json``.
+"""Write trained nets as a model's folder that trtseg runs: ONNX files, ``model.json``, and slices to accept engines.
 
-    python -m training.export runs/liver/last.pt runs/tumour/last.pt --out trtseg/models/default
+    python -m training.export runs/liver/last.pt runs/tumour/last.pt --out trtseg/models/default \
+        --calibration ../shared/data/lits_slices
     python -m training.export runs/joint/last.pt --out runs/joint/model
     python -m training.export runs/one-step/last.pt --out runs/one-step/model
 
@@ -21,13 +22,19 @@ import onnx
 import openvino
 import torch
 
+from training import calibration
 from training.checkpoint import load
 from training.methods import WINDOW
+from training.readers import png_slices
 from training.unet import UNet, folded
-from trtseg import reference
+from trtseg.engines.calibration import show
+from trtseg.engines.precision import FP16, FP32
+from trtseg.errors import TrtsegError
+from trtseg.models import manifest
 from trtseg.phantom import abdomen
 from trtseg.spec import METADATA_KEY, CascadeSpec, ModelSpec
 
+INTENDED_USE = "Demonstration and research. Not for clinical use."
 FP32_TOLERANCE = 1e-3  # largest difference of a logit
 FP16_TOLERANCE = 0.05  # labels may flip only where the logit is nearer to the threshold than this
 
@@ -109,18 +116,14 @@ def check_parity(net: UNet, onnx_path: Path, x: np.ndarray, spec: ModelSpec, *, 
 
 
 def parity_inputs(nets: dict[str, UNet], specs: dict[str, ModelSpec]) -> dict[str, np.ndarray]:
-    """What each net sees of a phantom, ``[n, 1, H, W]`` by role, computed by the oracle of the ops."""
+    """Input ``[n, 1, H, W]`` of each net, by role, for slices of a phantom."""
     middle = abdomen().ct[16::6]
-    first = next(iter(nets))
-    hu, x = reference.prepare(
-        middle, specs[first].fit_slice(middle.shape[1:], (1.5, 1.5)), specs[first].window
-    )
-    if first == "one-step":
-        return {first: x}
-    with torch.no_grad():
-        logits = nets["liver"](torch.from_numpy(x)).numpy()
-    spec = specs["tumour"]
-    return {"liver": x, "tumour": reference.gate(logits, hu, specs["liver"].logit_threshold, spec.window)[0]}
+
+    @torch.no_grad()
+    def run(spec: ModelSpec, x: np.ndarray) -> np.ndarray:
+        return nets[spec.role](torch.from_numpy(x)).numpy()
+
+    return {role: x for role, (x, _) in show(middle, (1.5, 1.5), tuple(specs.values()), run).items()}
 
 
 def nets_of(checkpoints: Sequence[Path]) -> tuple[dict[str, UNet], int]:
@@ -165,7 +168,7 @@ def export(
             window=WINDOW[role],
             threshold=thresholds.get(role, 0.5),
             classes=("background", "liver", "tumour") if role == "one-step" else (role,),
-            intended_use="Demonstration and research. Not for clinical use.",
+            intended_use=INTENDED_USE,
             **provenance,
         )
         for role in nets
@@ -175,15 +178,23 @@ def export(
     sha256 = {}
     with tempfile.TemporaryDirectory(dir=out) as folder:
         for role, net in nets.items():
-            for half in (False, True):
-                path = Path(folder) / (f"{role}.fp16.onnx" if half else f"{role}.onnx")
+            for precision in (FP32, FP16):
+                path, half = Path(folder) / precision.file(role), precision is FP16
                 export_onnx(net, specs[role], path, half=half)
                 print(check_parity(net, path, inputs[role], specs[role], half=half))
                 sha256[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        spec = CascadeSpec(out.name, provenance["version"], tuple(specs.values()), sha256)
+        spec = CascadeSpec(
+            out.name,
+            provenance["version"],
+            tuple(specs.values()),
+            sha256,
+            licence=provenance["licence"],
+            intended_use=INTENDED_USE,
+        )
         for name in sha256:
             (Path(folder) / name).replace(out / name)
-        (out / "model.json").write_text(spec.to_json(), encoding="utf-8")
+        (out / calibration.FILE).unlink(missing_ok=True)
+        (out / "model.json").write_text(manifest.to_json(spec), encoding="utf-8")
     return spec
 
 
@@ -206,6 +217,12 @@ def main() -> None:
     parser.add_argument("--version", default="0.0.0", help="of the model (0.0.0)")
     parser.add_argument("--trained-on", default="not stated", help="what the weights have seen, a sentence")
     parser.add_argument("--licence", default="not stated", help="under which the weights are")
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="DIR",
+        help="folder lits_slices: some of its slices go into the model, see training.calibration",
+    )
     args = parser.parse_args()
     export(
         args.checkpoints,
@@ -213,6 +230,11 @@ def main() -> None:
         {role: t for role in ("liver", "tumour") if (t := getattr(args, f"{role}_threshold")) is not None},
         {"version": args.version, "trained_on": args.trained_on, "licence": args.licence},
     )
+    if args.calibration is not None:
+        try:
+            print(calibration.add(args.out, png_slices(args.calibration)))
+        except TrtsegError as error:
+            raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

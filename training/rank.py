@@ -1,4 +1,4 @@
-"""Tumour probabilities of an exported model, for ROC curves, and the picture of one."""
+"""Tumour probabilities of an exported model, for ROC curves, and a picture of such curves."""
 
 from __future__ import annotations
 
@@ -8,37 +8,31 @@ import numpy as np
 
 from training.cases import Scan
 from training.store import place_labels
-from trtseg import _core
 from trtseg.engines import open_engine
+from trtseg.engines.base import logits_of
+from trtseg.engines.calibration import show
+from trtseg.engines.precision import FP32
 from trtseg.metrics.ranking import Roc
 from trtseg.models import ModelFiles
 
 
 def probabilities(files: ModelFiles, scan: Scan) -> tuple[np.ndarray, np.ndarray]:
-    """Probability of tumour, FP32, and whether it is one, for the pixels of a scan on the net's grid; both flat.
+    """Probability of tumour, FP32, and whether it is tumour, for the pixels of a scan on the net's grid; both flat.
 
     Without post-processing; outside the liver net's mask the probability is 0, as `label` has it.
     """
     nets = files.spec.nets
     spacing = (1.0, 1.0) if np.isnan(scan.spacing[1]) else scan.spacing[1:]
-    fit = nets[0].fit_slice(scan.hu.shape[1:], spacing)
-    n, (rows, columns) = len(scan.hu), nets[0].size
-    hu = np.empty((n, rows, columns), np.int16)
-    x = np.empty((n, 1, rows, columns), np.float32)
-    _core.prepare(np.ascontiguousarray(scan.hu), fit, nets[0].window, hu, x)
-    engines = [open_engine(files.read(net.role), net, precision="fp32") for net in nets]
-    logits = np.empty((n, nets[0].channels, rows, columns), np.float32)
-    engines[0].run(x, logits)
-    if len(engines) == 1:
+    engines = {net.role: open_engine(files, net, precision=FP32.name) for net in nets}
+    shown = show(scan.hu, spacing, nets, lambda net, x: logits_of(engines[net.role], x))
+    logits = shown[nets[-1].role][1]
+    if len(nets) == 1:
         odds = np.exp(logits - logits.max(1, keepdims=True))
         p = odds[:, 2] / odds.sum(1)
     else:
-        tumour = np.empty_like(logits)
-        threshold = nets[0].logit_threshold
-        _core.gate(logits, hu, threshold, nets[1].window, x, np.empty(n, np.int32))
-        engines[1].run(x, tumour)
-        p = np.where(logits > threshold, 1 / (1 + np.exp(-tumour)), 0)[:, 0]
-    truth = place_labels(scan.label, fit) == 2
+        liver = shown[nets[0].role][1] > nets[0].logit_threshold
+        p = np.where(liver, 1 / (1 + np.exp(-logits)), 0)[:, 0]
+    truth = place_labels(scan.label, nets[0].fit_slice(scan.hu.shape[1:], spacing)) == 2
     return p.astype(np.float32).ravel(), truth.ravel()
 
 

@@ -5,7 +5,7 @@
 
 An exported net has its batch norms folded into its convolutions, and would not train without them. They are put back
 with the statistics of training samples of ``STORE`` and the scale and shift that undo them, so that in evaluation the
-net says what it said before.
+net gives the same logits as before.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from training.methods import WINDOW
 from training.sample import Samples
 from training.unet import UNet, folded
 from trtseg import models
+from trtseg.engines.precision import FP32
 from trtseg.errors import ModelError, TrtsegError
 
-#: Training samples that the statistics are of.
+#: Number of training samples for the statistics.
 SAMPLES = 96
 EPS = nn.BatchNorm2d(1).eps
 
@@ -52,14 +53,14 @@ def folded_net(tensors: dict[str, Tensor]) -> UNet:
 
 @torch.no_grad()
 def unfold(net: UNet, run: Callable[[], object]) -> dict[str, Tensor]:
-    """State of the `UNet` with batch norms that says what ``net``, one without, says.
+    """State of a `UNet` with batch norms that gives the logits of ``net``, which has none.
 
     Parameters
     ----------
     net : UNet
         As `training.unet.folded` makes it.
     run : callable
-        Runs ``net`` on samples: the statistics are those of its convolutions in these calls.
+        Runs ``net`` on samples. The statistics are of its convolutions' outputs in these calls.
     """
     state = {name: value for name, value in net.state_dict().items() if name.startswith(("up.", "head."))}
     convolutions = {
@@ -93,7 +94,7 @@ def unfold(net: UNet, run: Callable[[], object]) -> dict[str, Tensor]:
         norm = f"{block}.{int(place) + 1}"
         state |= {
             f"{name}.weight": conv.weight,
-            # the convolution that is trained has no bias: its part of the mean goes
+            # the convolution in training has no bias, so its part of the mean is taken off
             f"{norm}.running_mean": (mean - conv.bias.double()).float(),
             f"{norm}.running_var": variance.float(),
             f"{norm}.weight": (variance + EPS).sqrt().float(),
@@ -112,7 +113,7 @@ def unfold_model(model: str | Path, store: Path, out: Path) -> list[Path]:
             raise ModelError(
                 f"model: its {spec.role} net has the window {spec.window}; here it is trained with {WINDOW[spec.role]}"
             )
-        net = folded_net(weights(files.read(spec.role)))
+        net = folded_net(weights(files.read(FP32.file(spec.role))))
         settings = Settings(
             spec.role, size=spec.size[0], width=net.head.in_channels, depth=len(net.up), precision="fp32"
         )

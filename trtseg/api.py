@@ -87,9 +87,7 @@ class Segmenter:
         self.postprocess = PostProcess() if postprocess is None else postprocess
         self._cascade: Cascade | CudaCascade
         if self.device == "cpu":
-            self._cascade = Cascade(
-                *(open_engine(files.read(net.role), net, precision=precision) for net in self.spec.nets)
-            )
+            self._cascade = Cascade(*(open_engine(files, net, precision=precision) for net in self.spec.nets))
         else:
             self._cascade = _cuda_cascade(files, self.device, precision, runtime, batch, progress)
         self._lock = threading.Lock()

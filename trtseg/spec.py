@@ -1,4 +1,7 @@
-"""What a net expects and what its numbers mean: frozen, and stored as JSON with the weights."""
+"""The spec of a net and of a model: what goes in, what the logits mean, and where the weights come from.
+
+A net's spec is stored once, as JSON in the metadata of each of its ONNX files. The hash of the file covers it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ _CHANNELS = {"liver": 1, "tumour": 1, "one-step": 3}
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One net: its input, its output and where it comes from.
+    """One net: its input, the meaning of its output, and its origin.
 
     Attributes
     ----------
@@ -36,7 +39,7 @@ class ModelSpec:
     threshold : float
         Probability above which a pixel belongs to the class; not used by ``one-step``, where the largest logit wins.
     classes : tuple of str
-        What each output channel stands for.
+        Meaning of each output channel.
     version, trained_on, licence, intended_use : str
         Provenance.
     """
@@ -107,72 +110,68 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, text: str) -> ModelSpec:
-        """Read what `to_json` wrote."""
-        return cls(**_fields(cls, _decode(text)))
+        """Read the text that `to_json` wrote."""
+        return cls(**checked_fields("spec", decoded("spec", text), {f.name for f in dataclasses.fields(cls)}))
 
 
 @dataclass(frozen=True)
 class CascadeSpec:
-    """A model that can be shipped: one or two nets and the SHA-256 of each of their files.
+    """A model: one or two nets, and the SHA-256 of each file of its folder.
 
     Attributes
     ----------
     name, version : str
-        What it is called in reports.
+        Name and version in reports.
     nets : tuple of ModelSpec
         ``(liver, tumour)`` for the cascade, or a single ``one-step`` net.
     sha256 : dict
-        File name (``<role>.onnx``, ``<role>.fp16.onnx``) to the hexadecimal SHA-256 of that file.
+        File name (``<role>.onnx``, ``<role>.fp16.onnx``, ...) to the hexadecimal SHA-256 of that file.
+    licence, intended_use : str
+        Terms and purpose of the model as a whole.
     """
 
     name: str
     version: str
     nets: tuple[ModelSpec, ...]
     sha256: dict[str, str]
+    licence: str
+    intended_use: str
 
     def __post_init__(self) -> None:
-        if not isinstance(self.nets, list | tuple):
-            raise ModelError(f"nets: got {self.nets!r}; expected a list of specs")
-        nets = tuple(n if isinstance(n, ModelSpec) else ModelSpec(**_fields(ModelSpec, n)) for n in self.nets)
-        object.__setattr__(self, "nets", nets)
-        if not isinstance(self.name, str) or not isinstance(self.version, str):
-            raise ModelError(f"name, version: got {self.name!r}, {self.version!r}; expected text")
+        for field in ("name", "version", "licence", "intended_use"):
+            if not isinstance(getattr(self, field), str):
+                raise ModelError(f"{field}: got {getattr(self, field)!r}; expected text")
         if not isinstance(self.sha256, dict) or not all(isinstance(v, str) for v in self.sha256.values()):
             raise ModelError(f"sha256: got {self.sha256!r}; expected a hash for each file name")
-        roles = tuple(n.role for n in nets)
-        if roles not in (("liver", "tumour"), ("one-step",)):
-            raise ModelError(f"nets: got roles {roles}; expected liver and tumour, or one-step")
-        if len({(n.size, n.fit) for n in nets}) != 1:
+        check_roles([net.role for net in self.nets])
+        if len({(net.size, net.fit) for net in self.nets}) != 1:
             raise ModelError("nets: the nets of a cascade must share size and fit")
 
-    def to_json(self) -> str:
-        """Serialise, readable, as the text of ``model.json``; the inverse of `from_json`."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
-    @classmethod
-    def from_json(cls, text: str) -> CascadeSpec:
-        """Read what `to_json` wrote."""
-        return cls(**_fields(cls, _decode(text)))
+def check_roles(roles: object) -> None:
+    """Refuse roles that are not those of a model: ``[liver, tumour]`` or ``[one-step]``, in this order."""
+    if roles not in (["liver", "tumour"], ["one-step"]):
+        raise ModelError(f"nets: got roles {roles}; expected liver and tumour, or one-step")
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _decode(text: str) -> Any:
+def decoded(name: str, text: str) -> Any:
+    """Parse JSON; a ModelError with ``name`` if the text is none."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ModelError(f"spec: not JSON ({error}); export the model again") from error
+        raise ModelError(f"{name}: not JSON ({error}); export the model again") from error
 
 
-def _fields(cls: type, values: Any) -> dict[str, Any]:
-    """``values``, if it is an object with exactly the fields of the dataclass ``cls``."""
-    expected = {f.name for f in dataclasses.fields(cls)}
+def checked_fields(name: str, values: Any, expected: set[str]) -> dict[str, Any]:
+    """Return ``values``, if it is a JSON object with exactly the ``expected`` keys; ``name`` is for the message."""
     got = set(values) if isinstance(values, dict) else set()
     if got != expected:
         raise ModelError(
-            f"{cls.__name__}: missing {sorted(expected - got)}, unknown {sorted(got - expected)}; "
+            f"{name}: missing {sorted(expected - got)}, unknown {sorted(got - expected)}; "
             "the file was written by another version: export the model again"
         )
     fields: dict[str, Any] = values

@@ -10,8 +10,8 @@ import pytest
 from commands import run, run_without_privileges, stderr_on_a_terminal
 from engine_models import cascade_model, key, needs_rtx, sidecar
 
-from trtseg.engines.nvidia import cache, probe
-from trtseg.engines.nvidia.probe import Driver, Gpu
+from trtseg.engines.nvidia import cache, machine
+from trtseg.engines.nvidia.driver import Driver, Gpu
 
 ENGINE = b"an engine"
 
@@ -75,7 +75,7 @@ class TestBuild:
             (["--batch", "0"], "batch: got 0; expected a number of slices from 1 to 256"),
             (["--target", "sm_86,turing"], "target: got 'turing'; expected 'native', 'portable', or compute"),
             (["--target", "sm_86,sm_70"], "target: got 'sm_70', but TensorRT-RTX"),
-            (["--precision", "int8"], "precision: got 'int8'; expected 'fp16' or 'fp32'"),
+            (["--precision", "int8"], "precision: got 'int8'; on a GPU it is 'auto', 'fp16' or 'fp32'"),
             (["--runtime", "onnx"], "runtime: got 'onnx'; expected 'tensorrt'"),
             (["--runtime", "torch"], "runtime: got 'torch'"),  # which builds no engines
             (
@@ -124,9 +124,11 @@ class TestEngines:
             assert "none: no folder that can be read" in error_of(run("engines", command, "none"))
 
     def test_list(self, engines):
-        path = put(runtime_version="0.0.1")
+        put(runtime_version="0.0.1")
         put(batch=16)
-        cache.accept(path, {"accepted": True}, sha256=hashlib.sha256(ENGINE).hexdigest())
+        cache.keep_acceptance(
+            key(runtime_version="0.0.1"), {"accepted": True}, sha256=hashlib.sha256(ENGINE).hexdigest()
+        )
         (engines / "other.engine").write_bytes(b"")
         done = run("engines", "list")
         assert done.exit_code == 0
@@ -174,8 +176,8 @@ class TestEngines:
     @needs_rtx
     def test_import_says_what_is_of_no_use_here(self, engines, here, monkeypatch):
         here_is = Driver("580", "13.0", (Gpu(0, "NVIDIA L4", "sm_89", 24 << 30),), None)
-        monkeypatch.setattr("trtseg.engines.nvidia.probe.find_driver", lambda: here_is)
-        version = probe.installed("tensorrt_rtx")
+        monkeypatch.setattr("trtseg.engines.nvidia.driver.find_driver", lambda: here_is)
+        version = machine.installed("tensorrt_rtx")
         for target in ("sm_80", "sm_86", "sm_89", "portable"):
             put(target=target, runtime_version=version)
         put(target="sm_89", runtime_version="0.0.1")
@@ -222,24 +224,9 @@ class TestInfo:
         ):
             assert words in " ".join(text.split())
 
-    def test_runs_nothing_that_trtseg_has_no_device_for(self, monkeypatch):
-        from trtseg.cli import info
-
-        monkeypatch.setattr("trtseg.engines.nvidia.probe.installed", lambda module: "99.0")
-        monkeypatch.setattr(
-            "trtseg.engines.nvidia.probe.find_driver",
-            lambda: Driver("580.65.06", "13.0", (Gpu(0, "NVIDIA L4", "sm_89", 24 << 30),), None),
-        )
-        monkeypatch.setattr(
-            info, "_extension", lambda: {"cuda": True, "cuda_version": "", "cuda_archs": "", "compiler": ""}
-        )
-        for works, detail in ((False, "no such engine yet"), (True, "a GPU")):
-            devices = [{"name": "cuda", "works": works, "detail": detail}]
-            monkeypatch.setattr(info, "_devices", lambda devices=devices: devices)
-            found = info.collect()
-            runs = [a for a in found["abilities"] if a["task"] == "run"]
-            assert [a["works"] for a in runs] == [works] * 3
-            assert (runs[0]["detail"] == detail) is not works
+    def test_names_the_gpu(self, monkeypatch):
+        driver = Driver("580.65.06", "13.0", (Gpu(0, "NVIDIA L4", "sm_89", 24 << 30),), None)
+        monkeypatch.setattr("trtseg.engines.nvidia.driver.find_driver", lambda: driver)
         text = run("info").stdout
         assert "580.65.06, for CUDA up to 13.0" in text
         assert "NVIDIA L4, sm_89, 24 GiB" in text

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import played_pycuda as played
 
+from trtseg.engines.base import Net
 from trtseg.engines.nvidia.sidecar import Sidecar
 from trtseg.engines.openvino import OpenVinoEngine
+from trtseg.engines.precision import FP32
 from trtseg.models import ModelFiles
 
 float16, float32 = "float16", "float32"
@@ -149,7 +151,7 @@ class Context(_Counted):
         self._memory, self._has_run = (0, 0), False
         self.needs = (weakref.ref(engine), weakref.ref(config), *config.needs)
         spec = engine.sidecar.spec
-        self._net = OpenVinoEngine(files.read(spec.role), spec, "fp32")
+        self._net = OpenVinoEngine(Net.read(files, spec, FP32))
 
     def set_device_memory(self, memory: int, size: int) -> None:
         self._memory = memory, size

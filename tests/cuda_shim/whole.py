@@ -20,8 +20,9 @@ import trtseg  # noqa: E402
 from trtseg import _core  # noqa: E402
 from trtseg.cuda.arrays import CudaArray  # noqa: E402
 from trtseg.cuda.device import Resources, open_device  # noqa: E402
+from trtseg.engines.nvidia import machine  # noqa: E402
 from trtseg.engines.nvidia import nets as nvidia  # noqa: E402
-from trtseg.engines.nvidia.probe import Driver, Gpu, installed  # noqa: E402
+from trtseg.engines.nvidia.driver import Driver, Gpu  # noqa: E402
 from trtseg.engines.nvidia.runtime import Runtime  # noqa: E402
 from trtseg.engines.nvidia.trust import engine_folder  # noqa: E402
 from trtseg.errors import ArgumentError, DeviceError  # noqa: E402
@@ -35,8 +36,8 @@ DRIVER = Driver("580.65.06", "13.0", (GPU,), None)
 
 played_pycuda.Device.capability = (8, 9)
 trt.files, trt.engines = find(MODEL), engine_folder()
-nvidia.check_gpu = lambda *_: (GPU, DRIVER)  # type: ignore[assignment]
-nvidia.load_runtime = lambda name: Runtime(name, trt, str(installed("tensorrt_rtx")))  # type: ignore[assignment]
+machine.check_gpu = nvidia.check_gpu = lambda *_: (GPU, DRIVER)  # type: ignore[assignment]
+nvidia.load_runtime = lambda name: Runtime(name, trt, str(machine.installed("tensorrt_rtx")))  # type: ignore[assignment]
 
 CT = abdomen(shape=(22, 96, 128), spacing=SPACING).ct
 

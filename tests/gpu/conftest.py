@@ -1,7 +1,7 @@
 """What these tests need. What is missing is a skip that says so, or with TRTSEG_REQUIRE_CUDA=1 a failure.
 
-Needed are a GPU, trtseg built with CUDA, PyTorch with CUDA, PyCUDA, what the CPU takes for a CT, and TensorRT or
-TensorRT-RTX. CuPy, a second GPU and the other of these two are optional: without them a test is skipped all the same.
+Needed are a GPU, trtseg built with CUDA, PyTorch with CUDA, PyCUDA, onnx, and what the CPU takes for a CT. TensorRT,
+TensorRT-RTX, CuPy and a second GPU are optional: without them a test is skipped all the same.
 """
 
 import importlib
@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 import pytest
 
 from trtseg import _core
-from trtseg.engines.nvidia.probe import abilities, find_driver
+from trtseg.engines.nvidia.driver import find_driver
+from trtseg.engines.nvidia.machine import abilities
 from trtseg.engines.nvidia.runtime import TITLES
 
 
@@ -92,7 +93,7 @@ def pytest_report_header() -> list[str]:
     driver, built = find_driver(), _core.build_info()
     ours = f"trtseg for CUDA {built['cuda_version']}, sm_{built['cuda_archs']}"
     lines = [f"driver {driver.version}, CUDA {driver.cuda}; {ours}"]
-    for one in abilities(driver, ops_on_cuda=built["cuda"]):
+    for one in abilities(driver):
         if one.task == "run":
             what = " ".join([TITLES[one.runtime], one.version or "", "on", one.where])
             lines.append(f"{' '.join(what.split())}: {one.detail}")

@@ -64,11 +64,11 @@ def import_engines(
         ),
     ] = False,
 ) -> None:
-    """Copy engines that were built elsewhere into your cache, where they are found; this GPU judges them anew."""
+    """Copy engines that were built elsewhere into your cache, where they are found; this GPU checks them anew."""
     with errors_as_exit_codes():
         from trtseg.engines.nvidia import cache
-        from trtseg.engines.nvidia.probe import find_driver
-        from trtseg.engines.nvidia.targets import why_unused
+        from trtseg.engines.nvidia.driver import find_driver
+        from trtseg.engines.nvidia.machine import why_unused
 
         adopted, driver = cache.adopt(folder, allow_foreign=allow_foreign), find_driver()
         keys = [entry.sidecar.key for entry in adopted if entry.sidecar]
@@ -100,7 +100,7 @@ def _place(folder: Path | None) -> Path:
 
 def _row(entry: Entry, ready: str) -> tuple[str, ...]:
     """Lay out an engine as its sidecar describes it; its state is ``ready`` if nothing speaks against it."""
-    from trtseg.engines.nvidia.probe import why_stale
+    from trtseg.engines.nvidia.machine import why_stale
 
     made = entry.sidecar
     if made is None:

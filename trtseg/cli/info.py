@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -16,9 +16,6 @@ from trtseg import __version__
 from trtseg.cli import text
 from trtseg.cli.exits import errors_as_exit_codes
 from trtseg.errors import TrtsegError
-
-if TYPE_CHECKING:
-    from trtseg.engines.nvidia.probe import Driver
 
 _RUNTIMES = ("openvino", "tensorrt", "tensorrt_rtx", "torch", "pycuda")
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16")
@@ -36,19 +33,20 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.
 
 def collect() -> dict[str, Any]:
     """Find out everything that the command prints, as JSON has it."""
-    from trtseg.engines.nvidia import probe
+    from trtseg.engines.nvidia import driver as nvidia
+    from trtseg.engines.nvidia import machine
 
-    driver, extension, devices = probe.find_driver(), _extension(), _devices()
+    driver = nvidia.find_driver()
     return {
         "trtseg": __version__,
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "cpu": _cpu(),
-        "extension": extension,
+        "extension": _extension(),
         "driver": dataclasses.asdict(driver),
-        "runtimes": {module: probe.installed(module) for module in _RUNTIMES},
-        "devices": devices,
-        "abilities": _abilities(driver, extension, devices),
+        "runtimes": {module: machine.installed(module) for module in _RUNTIMES},
+        "devices": _devices(),
+        "abilities": [dataclasses.asdict(ability) for ability in machine.abilities(driver)],
         "engines": _engines(),
         "models": _models(),
         "intended_use": text.NOT_CLINICAL,
@@ -94,27 +92,9 @@ def _devices() -> list[dict[str, Any]]:
         return [{"name": "cpu", "works": False, "detail": f"{error}; install trtseg again"}]
 
 
-def _abilities(
-    driver: Driver, extension: dict[str, Any], devices: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Say what each GPU runtime can do here; none can run engines where trtseg cannot use the GPU."""
-    from trtseg.engines.nvidia import probe
-
-    found = [
-        dataclasses.asdict(ability)
-        for ability in probe.abilities(driver, ops_on_cuda=bool(extension.get("cuda")))
-    ]
-    for device in devices:
-        if device["name"] == "cuda" and not device["works"]:
-            for ability in found:
-                if ability["task"] == "run" and ability["works"]:
-                    ability.update(works=False, detail=device["detail"])
-    return found
-
-
 def _engines() -> list[dict[str, Any]]:
     """Name each engine in this user's cache, and say why it will not be used, if that is known."""
-    from trtseg.engines.nvidia import cache, probe
+    from trtseg.engines.nvidia import cache, machine
 
     try:
         entries = cache.entries()
@@ -124,7 +104,7 @@ def _engines() -> list[dict[str, Any]]:
     for entry in entries:
         problem = entry.problem
         if entry.sidecar is not None and problem is None:
-            problem = probe.why_stale(entry.sidecar.key.runtime, entry.sidecar.key.runtime_version)
+            problem = machine.why_stale(entry.sidecar.key.runtime, entry.sidecar.key.runtime_version)
         found.append({"file": entry.path.name, "problem": problem})
     return found
 
@@ -139,10 +119,8 @@ def _models() -> list[dict[str, Any]]:
         try:
             files = models.find(name)
             entry["version"] = files.spec.version
-            for net in files.spec.nets:
-                files.read(net.role)
-                if f"{net.role}.fp16.onnx" in files.spec.sha256:
-                    files.read(net.role, fp16=True)
+            for file in files.spec.sha256:
+                files.read(file)
         except TrtsegError as error:
             entry["files"] = str(error)
         found.append(entry)

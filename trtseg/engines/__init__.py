@@ -1,11 +1,12 @@
-"""Engines: nets that are ready to run. On which device they run is decided here, in sight."""
+"""Engines: nets that are ready to run. This module decides, in sight, on which device and by which runtime they run."""
 
 from __future__ import annotations
 
 import re
 
-from trtseg.engines.base import Engine
-from trtseg.errors import ArgumentError, DeviceError
+from trtseg.engines.base import Engine, Net
+from trtseg.errors import DeviceError
+from trtseg.models import ModelFiles
 from trtseg.spec import ModelSpec
 
 __all__ = ["Engine", "available_devices", "open_engine", "resolve_device"]
@@ -19,42 +20,50 @@ def resolve_device(device: str) -> str:
     Raises
     ------
     DeviceError
-        The device was named and does not work here. There is no silent fall back to another one.
+        The device was named and does not work here. There is no silent fall back to another device.
     """
     if device in ("auto", "cpu"):
         return "cpu"
     named = re.fullmatch(r"cuda(?::(\d{1,3}))?", device) if isinstance(device, str) else None
     if named is None:
         raise DeviceError(f"device: got {device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
-    from trtseg.engines.nvidia.nets import check_gpu
+    from trtseg.engines.nvidia.machine import check_gpu
 
     index = int(named[1] or 0)
     check_gpu(index, device)
     return f"cuda:{index}"
 
 
-def open_engine(onnx: bytes, spec: ModelSpec, *, precision: str) -> Engine:
-    """Open the CPU engine for a net; those for GPUs are opened together, by `trtseg.engines.nvidia.open_nets`.
+def open_engine(files: ModelFiles, spec: ModelSpec, *, precision: str = "auto") -> Engine:
+    """Open the CPU engine of a net. `trtseg.engines.nvidia.nets.open_nets` opens all nets of a model on a GPU.
 
     Parameters
     ----------
-    onnx : bytes
-        The net, with FP32 weights; the caller has checked where it comes from.
+    files : ModelFiles
+        The model.
     spec : ModelSpec
-        What the net expects and means.
+        The spec of one of its nets.
     precision : str
-        ``auto``, ``fp32`` or ``bf16``.
-    """
-    if precision not in ("auto", "fp32", "bf16"):
-        raise ArgumentError(f"precision: got {precision!r}; on the CPU it is 'auto', 'fp32' or 'bf16'")
-    from trtseg.engines.openvino import OpenVinoEngine
+        A precision that CPUs run, or ``auto``: the fastest that this processor has arithmetic for.
 
-    return OpenVinoEngine(onnx, spec, precision)
+    Raises
+    ------
+    ArgumentError
+        No CPU runs that precision.
+    ModelError
+        The net's file is missing, damaged, or cannot be run.
+    DeviceError
+        OpenVINO is not installed, or this processor does not run the precision.
+    """
+    from trtseg.engines.openvino import OpenVinoEngine, choose_precision
+
+    return OpenVinoEngine(Net.read(files, spec, choose_precision(precision)))
 
 
 def available_devices() -> list[tuple[str, bool, str]]:
     """Each device, whether it works here, and what it is or why it does not work."""
-    from trtseg.engines.nvidia.nets import check_gpu, choose_runtime
+    from trtseg.engines.nvidia.driver import find_driver
+    from trtseg.engines.nvidia.machine import choose_runtime, describe_runtime, why_no_gpu
     from trtseg.engines.openvino import describe_cpu
 
     devices: list[tuple[str, bool, str]] = []
@@ -62,10 +71,13 @@ def available_devices() -> list[tuple[str, bool, str]]:
         devices.append(("cpu", True, describe_cpu()))
     except DeviceError as error:
         devices.append(("cpu", False, str(error)))
+    driver = find_driver()
+    problem = why_no_gpu(0, driver)
+    if problem is not None:
+        return [*devices, ("cuda", False, problem)]
     try:
-        gpu, _ = check_gpu(0)
-        runtime = choose_runtime("auto", gpu)
-        devices.append(("cuda", True, f"{gpu}, {runtime.title}"))
+        name, why = choose_runtime("auto", driver.gpus[0])
+        devices.append(("cuda", True, f"{driver.gpus[0]}, {describe_runtime(name)}: {why}"))
     except DeviceError as error:
-        devices.append(("cuda", False, str(error).partition("but ")[2] or str(error)))
+        devices.append(("cuda", False, str(error)))
     return devices

@@ -1,4 +1,4 @@
-"""The engine contract: what the cascade needs of a net, and all that it may ask for.
+"""The engine contract: all that the cascade may ask of a net.
 
 An engine is one net, ready to run on one device. Constructed means ready: files are read, hashes checked, kernels
 compiled and buffers of its own allocated. Then
@@ -12,18 +12,72 @@ compiled and buffers of its own allocated. Then
   are independent: the logits of a slice depend neither on its place nor on its neighbours. Equal input gives equal
   output, bit for bit. ``run`` allocates nothing that grows, and on a device with streams it only enqueues on
   ``stream`` and does not synchronise. An engine is used by one thread at a time;
-- on a GPU ``capturable(stream)`` tells, after a first ``run`` there, whether ``run`` can be recorded in a CUDA graph.
+- on a GPU ``capturable(stream)`` tells, after a first ``run`` there, whether ``run`` can be recorded in a CUDA graph,
+  and ``close()`` gives back what the engine holds there.
 
 ``tests/test_engines.py`` holds every engine to this text.
 """
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
+from trtseg.engines.precision import Precision
+from trtseg.errors import ArgumentError, ModelError
+from trtseg.models import ModelFiles
+from trtseg.models.onnx_spec import check_spec
 from trtseg.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Net:
+    """The source of an engine: a net's spec, and its ONNX file in one precision.
+
+    Attributes
+    ----------
+    spec : ModelSpec
+        What the net expects and what its logits mean.
+    precision : Precision
+        Arithmetic of the engine.
+    onnx : bytes
+        The ONNX file for that precision. `Net.read` has checked its hash and its spec.
+    model : dict
+        ``name`` and ``version`` of the model, for reports.
+    """
+
+    spec: ModelSpec
+    precision: Precision
+    onnx: bytes
+    model: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the ONNX file, in hexadecimal."""
+        return hashlib.sha256(self.onnx).hexdigest()
+
+    @classmethod
+    def read(cls, files: ModelFiles, spec: ModelSpec, precision: Precision) -> Net:
+        """Read a net of a model.
+
+        Raises
+        ------
+        ModelError
+            The model has no file for that precision, the file was changed, or its spec is not ``spec``.
+        """
+        name = precision.file(spec.role)
+        if name not in files.spec.sha256:
+            raise ModelError(
+                f"precision: got {precision.name!r}, but the model {files.spec.name!r} has no {name}; use another "
+                "precision, or export the model again"
+            )
+        onnx = files.read(name)
+        check_spec(onnx, spec)
+        return cls(spec, precision, onnx, {"name": files.spec.name, "version": files.spec.version})
 
 
 class Engine(Protocol):
@@ -39,7 +93,7 @@ class Engine(Protocol):
 
     @property
     def precision(self) -> str:
-        """Arithmetic of the convolutions: ``fp32``, ``bf16`` or ``fp16``."""
+        """Arithmetic of the convolutions: the name of a `Precision`."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -58,3 +112,23 @@ class GpuEngine(Engine, Protocol):
 
     def capturable(self, stream: int) -> bool:
         """Whether ``run`` on that stream can be recorded in a CUDA graph; asked after its first run there."""
+
+    def close(self) -> None:
+        """Give back what the engine holds on the GPU; nobody runs it afterwards, and the device must be current."""
+
+
+def logits_of(engine: Engine, images: NDArray[Any]) -> NDArray[Any]:
+    """Run a CPU engine on slices ``[n, 1, H, W]`` in its type; return new logits ``[n, channels, H, W]``."""
+    logits = np.empty((len(images), engine.spec.channels, *engine.spec.size), engine.dtype)
+    engine.run(images, logits)
+    return logits
+
+
+def check_arrays(engine: Engine, src: Any, dst: Any) -> None:
+    """Refuse arrays of another shape or type than an engine with a fixed batch takes, with an ArgumentError."""
+    for name, array, channels in (("src", src, 1), ("dst", dst, engine.spec.channels)):
+        expected = (engine.batch, channels, *engine.spec.size)
+        if array.shape != expected or array.dtype != engine.dtype:
+            raise ArgumentError(
+                f"{name}: got {array.dtype} {array.shape}; this engine takes {engine.dtype} {expected}"
+            )

@@ -6,16 +6,15 @@ import functools
 import io
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from trtseg.engines.base import Net
+from trtseg.engines.precision import BF16, FP32, Precision, candidates
 from trtseg.errors import DeviceError, ModelError
-from trtseg.models.onnx_spec import check_spec
-from trtseg.spec import ModelSpec
 
 
 def _openvino() -> Any:
-    """Import OpenVINO; a DeviceError says what is wrong with it."""
+    """Import OpenVINO; a DeviceError says why that fails and what to do."""
     try:
         import openvino
     except ImportError as error:
@@ -38,10 +37,18 @@ def native_bf16() -> bool:
     return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
+def choose_precision(name: str) -> Precision:
+    """The precision that an option stands for here; ``auto`` is the first one that the processor has arithmetic for."""
+    rows = candidates(name, "cpu")
+    if len(rows) == 1:
+        return rows[0]
+    return next(row for row in rows if row.openvino != BF16.openvino or native_bf16())
+
+
 def describe_cpu() -> str:
     """The processor and the precision that ``auto`` takes on it."""
     name = _core().get_property("CPU", "FULL_DEVICE_NAME")
-    return f"{name}, {'BF16' if native_bf16() else 'FP32'} by default"
+    return f"{name}, {choose_precision('auto').name.upper()} by default"
 
 
 class OpenVinoEngine:
@@ -52,50 +59,41 @@ class OpenVinoEngine:
 
     Parameters
     ----------
-    onnx : bytes
-        The ONNX file with FP32 weights.
-    spec : ModelSpec
-        What the net expects and means.
-    precision : str
-        ``fp32``, ``bf16``, or ``auto``: BF16 where the processor has it.
+    net : Net
+        The net in a precision that CPUs run.
 
     Raises
     ------
     ModelError
-        OpenVINO cannot run the net, or it is not what ``spec`` says.
+        OpenVINO cannot run the net, or the net gives logits of another shape than its spec says.
     DeviceError
         OpenVINO is not installed, or this processor does not run the precision.
     """
 
     device = "cpu"
     batch = None
-    dtype = np.dtype(np.float32)
 
-    def __init__(self, onnx: bytes, spec: ModelSpec, precision: str = "auto") -> None:
+    def __init__(self, net: Net) -> None:
         openvino = _openvino()
-        if precision == "auto":
-            precision = "bf16" if native_bf16() else "fp32"
-        self.spec = spec
-        self.precision = precision
+        spec = self.spec = net.spec
+        self.precision, self.dtype = net.precision.name, net.precision.dtype
         self._tensor = functools.partial(openvino.Tensor, shared_memory=True)
-        shape = [1, 1, *spec.size]
-        wanted = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}[precision]
+        wanted = getattr(openvino.Type, net.precision.openvino)
+        options = {
+            "INFERENCE_PRECISION_HINT": wanted,
+            "NUM_STREAMS": 1,  # a slice gets all cores: the lowest latency, at little loss in total
+        }
         try:
-            model = _core().read_model(io.BytesIO(onnx))
-            check_spec(onnx, spec)
-            model.reshape(shape)
-            options = {
-                "INFERENCE_PRECISION_HINT": wanted,
-                "NUM_STREAMS": 1,  # a slice gets all cores: the lowest latency, at little loss in total
-            }
+            model = _core().read_model(io.BytesIO(net.onnx))
+            model.reshape([1, 1, *spec.size])
             compiled = _core().compile_model(model, "CPU", options)
         except RuntimeError as error:
             raise ModelError(
                 f"{spec.role} net: OpenVINO cannot run it ({error}); export the model again"
             ) from error
-        if compiled.get_property("INFERENCE_PRECISION_HINT") != wanted:  # it is a hint, and may not be taken
+        if compiled.get_property("INFERENCE_PRECISION_HINT") != wanted:  # OpenVINO may ignore the hint
             raise DeviceError(
-                f"precision: got {precision!r}, which this processor does not run; use 'fp32' or 'auto'"
+                f"precision: got {net.precision.name!r}, which this processor does not run; use {FP32.name!r} or 'auto'"
             )
         if list(compiled.output(0).shape) != [1, spec.channels, *spec.size]:
             raise ModelError(

@@ -1,12 +1,13 @@
-"""Build engines for NVIDIA GPUs ahead of time: which nets, by what, for which GPUs, in what precision and batch sizes.
+"""Build engines for NVIDIA GPUs: of the nets of a model, for some GPUs, in a precision and in some batch sizes.
 
 An engine is for one target, although TensorRT-RTX can put several compute capabilities into one file at little cost
-(the shipped liver net, FP16, batch 1: 4.9 MB for one or three of them). So the engine for a GPU is found by its key
-alone and not by a search among sets of capabilities. One file for many GPUs is what the target ``portable`` is for.
+(the shipped liver net, FP16, batch 1: 4.9 MB for one or three of them). So the key alone finds the engine for a GPU,
+without a search among sets of capabilities. The target ``portable`` gives one file for many GPUs.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import os
@@ -14,69 +15,42 @@ import platform
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from trtseg import __version__
+from trtseg.engines.base import Net
 from trtseg.engines.nvidia import cache
-from trtseg.engines.nvidia.probe import Gpu, find_driver
-from trtseg.engines.nvidia.runtime import Runtime, check_batch, check_name, load_runtime
+from trtseg.engines.nvidia.driver import Gpu, find_driver
+from trtseg.engines.nvidia.machine import place_of, resolve_targets, runs_portable
+from trtseg.engines.nvidia.runtime import BUILDERS, NAMES, TITLES, Runtime, check_batch, load_runtime
 from trtseg.engines.nvidia.serialize import serialize
 from trtseg.engines.nvidia.sidecar import EngineKey, Sidecar, sidecar_path
-from trtseg.engines.nvidia.targets import place_of, resolve_targets, runs_portable
 from trtseg.engines.nvidia.trust import engine_folder, is_own, locked
-from trtseg.errors import ArgumentError, ModelError, TrtsegError
+from trtseg.engines.precision import FP16, candidates
+from trtseg.errors import ArgumentError, TrtsegError
 from trtseg.io.atomic import atomic
 from trtseg.io.folders import made_folder
-from trtseg.models import ModelFiles, find
-from trtseg.models.onnx_spec import check_spec
-from trtseg.spec import ModelSpec
+from trtseg.models import find
 
 log = logging.getLogger("trtseg")
 
-#: Called with what is being built and the fraction of all that is done.
+#: Called with the engine that is being built, as text, and the fraction of all the work that is done.
 Progress = Callable[[str, float], None]
 
 
-@dataclass(frozen=True)
-class Net:
-    """One net of a model in one precision: the model, the spec, and the ONNX file, its hash and its spec checked."""
-
-    files: ModelFiles
-    spec: ModelSpec
-    precision: str
-    onnx: bytes
-
-    @property
-    def sha256(self) -> str:
-        """Of the ONNX file, in hexadecimal."""
-        return hashlib.sha256(self.onnx).hexdigest()
-
-    @classmethod
-    def read(cls, files: ModelFiles, spec: ModelSpec, precision: str) -> Net:
-        """Read a net; a ModelError if there is none in that precision, or it is not what the manifest says."""
-        if precision == "fp16" and f"{spec.role}.fp16.onnx" not in files.spec.sha256:
-            raise ModelError(
-                f"precision: got 'fp16', but the model {files.spec.name!r} has no FP16 file of its {spec.role} net; "
-                "use 'fp32', or export the model again"
-            )
-        onnx = files.read(spec.role, fp16=precision == "fp16")
-        check_spec(onnx, spec)
-        return cls(files, spec, precision, onnx)
-
-    def key(self, runtime: Runtime, target: str, gpu: str, batch: int) -> EngineKey:
-        """Key of the engine of this net; see `EngineKey`."""
-        return EngineKey(
-            role=self.spec.role,
-            onnx_sha256=self.sha256,
-            runtime=runtime.name,
-            runtime_version=runtime.version,
-            target=target,
-            gpu=gpu,
-            precision=self.precision,
-            batch=batch,
-        )
+def engine_key(net: Net, runtime: Runtime, place: tuple[str, str], batch: int) -> EngineKey:
+    """Key of the engine of a net; ``place`` is its ``target`` and ``gpu``, as `place_of` gives them."""
+    return EngineKey(
+        role=net.spec.role,
+        onnx_sha256=net.sha256,
+        runtime=runtime.name,
+        runtime_version=runtime.version,
+        target=place[0],
+        gpu=place[1],
+        precision=net.precision.name,
+        batch=batch,
+    )
 
 
 def build_engines(
@@ -84,7 +58,7 @@ def build_engines(
     *,
     runtime: str = "tensorrt-rtx",
     target: str | Sequence[str] = "native",
-    precision: str = "fp16",
+    precision: str = FP16.name,
     batch: int | Sequence[int] = (1, 16),
     output: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -101,14 +75,14 @@ def build_engines(
         ``native``, the GPU here; compute capabilities as ``sm_86``; or ``portable``, any GPU from Ampere on
         (TensorRT-RTX only).
     precision : str
-        ``fp16`` or ``fp32``; FP32 is without TF32.
+        ``fp16``, or ``fp32`` without TF32; ``auto`` is FP16.
     batch : int or sequence of int
         Slices in one run. Each size is an engine of its own with a fixed shape.
     output : path, optional
-        Folder to write to, created where needed; by default this user's cache of engines. What is there of the same
-        keys is replaced.
+        Folder to write to, created where needed; by default this user's cache of engines. Engines of the same keys in
+        it are replaced.
     progress : callable, optional
-        Called with what is being built and the fraction of all that is done.
+        See `Progress`.
 
     Returns
     -------
@@ -118,7 +92,7 @@ def build_engines(
     Raises
     ------
     ArgumentError
-        An argument is none of those.
+        An argument is none of the values above, or the runtime builds no engines.
     ModelError
         The model is not there, damaged, or has no such precision.
     DeviceError
@@ -130,61 +104,44 @@ def build_engines(
     --------
     >>> build_engines(target=["sm_86", "sm_89"], output="engines")  # doctest: +SKIP
     """
-    check_name(runtime)
-    if precision not in ("fp16", "fp32"):
-        raise ArgumentError(f"precision: got {precision!r}; expected 'fp16' or 'fp32'")
-    named = [target] if isinstance(target, str) or not isinstance(target, Sequence) else target
+    if runtime not in BUILDERS:
+        why = f", but {TITLES[runtime]} builds no engines: it runs the ONNX files" if runtime in NAMES else ""
+        raise ArgumentError(f"runtime: got {runtime!r}{why}; expected {' or '.join(map(repr, BUILDERS))}")
+    row = candidates(precision, "cuda")[0]
+    targets = [target] if isinstance(target, str) or not isinstance(target, Sequence) else target
     batches = list(dict.fromkeys(map(check_batch, batch if isinstance(batch, Sequence) else [batch])))
     if not batches:
         raise ArgumentError("batch: got none; expected numbers of slices")
     files = find(model if isinstance(model, str) else Path(model))
-    nets = [Net.read(files, spec, precision) for spec in files.spec.nets]
+    nets = [Net.read(files, spec, row) for spec in files.spec.nets]
     loaded = load_runtime(runtime)
-    places = resolve_targets(named, loaded, find_driver())
-    jobs = [(net, net.key(loaded, *place, n)) for net in nets for place in places for n in batches]
+    places = resolve_targets(targets, loaded, find_driver())
+    jobs = [(net, engine_key(net, loaded, place, n)) for net in nets for place in places for n in batches]
     return _build_all(loaded, jobs, engine_folder() if output is None else Path(output), progress)
 
 
-def places_to_try(runtime: Runtime, gpu: Gpu) -> list[tuple[str, str]]:
-    """Targets whose engines may run on a GPU that is here, the likeliest first; one for a GPU that is listed.
-
-    TensorRT-RTX engines hold no code for a GPU, all of that is compiled where they run. So a GPU that it does not list
-    may take those for others.
-    """
-    here = place_of(runtime, gpu)
-    if not here[1] or runtime.needs_gpu:
-        return [here]
-    return [("portable", ""), ("sm_80", ""), ("sm_89", ""), here]
-
-
 def engine_for(
-    net: Net,
-    runtime: Runtime,
-    gpu: Gpu,
-    batch: int,
-    *,
-    place: tuple[str, str],
-    progress: Progress | None = None,
+    net: Net, runtime: Runtime, gpu: Gpu, batch: int, *, progress: Progress | None = None
 ) -> tuple[bytes, Sidecar]:
-    """The engine of a net for a GPU that is here, from this user's cache, built first where needed.
+    """Return the engine of a net for a GPU that is here, from this user's cache, built first where needed.
 
-    A portable one will do where there is none for that very GPU.
+    A portable engine will do where the cache has none for that very GPU.
 
     Parameters
     ----------
     net : Net
-        Which net.
+        The net.
     runtime : Runtime
-        What will run it.
+        The runtime that will run the engine.
     gpu : Gpu
-        Where; TensorRT needs its CUDA context to be current.
+        The GPU. For TensorRT its CUDA context must be current.
     batch : int
         Slices in one run.
     progress : callable, optional
-        Called while it is built, or waited for, with a text and a fraction.
+        Called with a text and a fraction while the engine is built, or while another process builds it.
     """
-    key = net.key(runtime, *place, batch)
-    portable = [net.key(runtime, "portable", "", batch)] if runs_portable(runtime, gpu) else []
+    key = engine_key(net, runtime, place_of(runtime, gpu), batch)
+    portable = [dataclasses.replace(key, target="portable", gpu="")] if runs_portable(runtime, gpu) else []
 
     def tell(fraction: float) -> None:
         if progress is not None:
@@ -200,22 +157,22 @@ def engine_for(
 def build_engine(
     net: Net, runtime: Runtime, key: EngineKey, progress: Callable[[float], None] | None = None
 ) -> tuple[bytes, Sidecar]:
-    """Build one engine, whatever is in the cache; the engine and its sidecar."""
+    """Build one engine, whether or not the cache has it; return the engine and its sidecar."""
     start = time.perf_counter()
     name = "-".join(["timing", key.runtime, key.runtime_version, re.sub(r"\W+", "-", key.gpu)])
     known = cache.load_blob(name) if runtime.needs_gpu else None
-    made = serialize(runtime, net.onnx, net.spec, key, progress=progress, timing_cache=known)
+    made = serialize(runtime, net, key, progress=progress, timing_cache=known)
     if made.timing_cache is not None:
         try:
             cache.store_blob(name, made.timing_cache)
-        except TrtsegError as error:  # the next build takes longer, that is all
+        except TrtsegError as error:  # only that the next build takes longer
             log.warning("%s", error)
     sidecar = Sidecar(
         key=key,
         sha256=hashlib.sha256(made.data).hexdigest(),
         size=len(made.data),
         spec=net.spec,
-        model={"name": net.files.spec.name, "version": net.files.spec.version},
+        model=net.model,
         tensors=made.tensors,
         settings=made.settings,
         warnings=made.warnings,

@@ -1,8 +1,8 @@
-"""Engines on disk: found by key, built once, and loaded only if they are what this user's own trtseg built.
+"""Engines on disk: found by key, built once, and loaded only if this user's own trtseg built them.
 
-A serialised engine can run anything. What may be read at all is decided in `trtseg.engines.nvidia.trust`; here the
-SHA-256 is compared with the sidecar's, and the sidecar with the key, before an engine is handed on: as the bytes that
-were hashed, never as a path. An engine from elsewhere is refused unless its file is named and allowed.
+A serialised engine can run any code. `trtseg.engines.nvidia.trust` decides which files may be read. This module
+compares the SHA-256 with the sidecar's and the sidecar with the key, and hands on the bytes that were hashed, never a
+path. An engine from elsewhere is refused unless the user names and allows it.
 """
 
 from __future__ import annotations
@@ -25,45 +25,34 @@ from trtseg.io.atomic import atomic
 
 log = logging.getLogger("trtseg")
 
-# All that is ever written here, whole, or under `atomic`'s hidden name where a process was killed.
+# Names of all files that trtseg writes here, also `atomic`'s hidden names, which a killed process leaves.
 _OURS = re.compile(r"(\.[0-9a-f]{16}-)?[^.].*\.(engine|engine\.json|blob)")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An engine file, what its sidecar says, and what is wrong with them (None: nothing was found)."""
+    """An engine file, its sidecar, and the fault that was found in either (None: no fault)."""
 
     path: Path
     sidecar: Sidecar | None
     problem: str | None
 
 
-def load(key: EngineKey) -> bytes:
-    """The engine of that key in this user's cache, as bytes that passed every check.
-
-    Raises
-    ------
-    ModelError
-        It is not there, is damaged or of another key, or somebody else may have written it.
-    """
-    return _load(key)[0]
-
-
 def load_file(path: str | os.PathLike[str], *, allow_foreign: bool = False) -> tuple[bytes, Sidecar]:
-    """An engine by its path, as bytes whose SHA-256 is the one in its sidecar, and the sidecar.
+    """Read an engine by its path: bytes whose SHA-256 is the one in the sidecar, and the sidecar.
 
     Parameters
     ----------
     path : path
         The ``.engine`` file, with its sidecar beside it.
     allow_foreign : bool
-        Take it from outside this user's cache too, whoever it belongs to. An engine can run any code: allow what you
-        would run as a program.
+        Take it from outside this user's cache too, whoever it belongs to. An engine can run any code: allow only
+        engines that you would run as a program.
 
     Raises
     ------
     ModelError
-        It is refused, or it fails a check.
+        The engine is refused, or fails a check.
     """
     path = Path(path)
     own = is_own(path.parent)
@@ -78,24 +67,24 @@ def load_file(path: str | os.PathLike[str], *, allow_foreign: bool = False) -> t
 def adopt(folder: Path, *, allow_foreign: bool = False) -> list[Entry]:
     """Copy the engines of a folder into this user's cache, where they are found by key, all of them or none.
 
-    Their hashes are checked first. Whether they were accepted is forgotten: this machine judges them anew.
+    Their hashes are checked first. Their acceptance is dropped: this machine checks them anew.
 
     Parameters
     ----------
     folder : Path
-        With ``.engine`` files and their sidecars, as `trtseg.build_engines` writes them.
+        Folder of ``.engine`` files and their sidecars, as `trtseg.build_engines` writes them.
     allow_foreign : bool
         Must be true; see `load_file`.
 
     Returns
     -------
     list of Entry
-        The engines, where they are now.
+        The engines in the cache.
 
     Raises
     ------
     ModelError
-        It was not allowed, there is none, or one of them fails a check.
+        Foreign engines were not allowed, there is none, or one of them fails a check.
     """
     if is_own(folder):
         raise ModelError(f"{folder}: is your own cache; name a folder that 'trtseg build -o' wrote")
@@ -104,8 +93,8 @@ def adopt(folder: Path, *, allow_foreign: bool = False) -> list[Entry]:
         raise ModelError(f"{folder}: holds no engines; expected what 'trtseg build -o' wrote")
     adopted = {}
     for data, sidecar in pairs:
-        unjudged = dataclasses.replace(sidecar, acceptance=None)
-        adopted[engine_folder() / sidecar.key.file_name] = data, unjudged
+        unchecked = dataclasses.replace(sidecar, acceptance=None)
+        adopted[engine_folder() / sidecar.key.file_name] = data, unchecked
     with locked(), atomic(*(file for path in adopted for file in (path, sidecar_path(path)))) as parts:
         for number, (data, sidecar) in enumerate(adopted.values()):
             write(parts[2 * number : 2 * number + 2], data, sidecar)
@@ -119,18 +108,18 @@ def obtain(
     others: Sequence[EngineKey] = (),
     waiting: Callable[[], None] | None = None,
 ) -> tuple[bytes, Sidecar]:
-    """The engine of that key from this user's cache; built first where it is missing or not as it should be.
+    """Return the engine of that key from this user's cache; it is built first where it is missing or fails a check.
 
     Of several processes that want the same engine one builds it, and the others wait.
 
     Parameters
     ----------
     key : EngineKey
-        Which engine.
+        Key of the engine.
     build : callable
-        Makes the engine and its sidecar; not called if there is a good one.
+        Makes the engine and its sidecar; not called if the cache has a good one.
     others : sequence of EngineKey
-        Engines that will do where that one is not there.
+        Keys of engines that will do where the cache has none of ``key``.
     waiting : callable, optional
         Called before waiting for another process.
     """
@@ -138,7 +127,7 @@ def obtain(
         try:
             return _load(wanted)
         except ModelError:
-            pass  # it may be on its way: the lock tells
+            pass  # another process may be building it: the lock tells
     with locked(waiting):
         path = engine_folder() / key.file_name
         try:
@@ -159,33 +148,33 @@ def write(parts: tuple[Path, ...], data: bytes, sidecar: Sidecar) -> None:
         part.chmod(part.stat().st_mode & 0o755)
 
 
-def accept(path: Path, verdict: dict[str, Any] | None, *, sha256: str) -> Sidecar:
-    """Write the verdict on an engine into its sidecar, all or nothing, and return the new sidecar.
+def keep_acceptance(key: EngineKey, acceptance: dict[str, Any], *, sha256: str) -> Sidecar:
+    """Write the acceptance of an engine in this user's cache into its sidecar, all or nothing; return the new sidecar.
 
     Parameters
     ----------
-    path : Path
-        The engine file.
-    verdict : dict or None
-        What JSON can hold. ``accepted`` is true or false; the rest is up to whoever judges.
+    key : EngineKey
+        Key of the engine.
+    acceptance : dict
+        As `trtseg.engines.acceptance.Acceptance.to_json` makes it.
     sha256 : str
-        Of the engine that was judged: a ModelError if the file is another by now.
+        SHA-256 of the engine that was checked: a ModelError if another engine is in the cache by now.
     """
-    own = is_own(path.parent)
-    with locked() if own else nullcontext():
-        _, sidecar = _read_pair(path, own=own)
+    path = engine_folder() / key.file_name
+    with locked():
+        _, sidecar = _read_pair(path, own=True)
         if sidecar.sha256 != sha256:
-            raise ModelError(f"{path}: is another engine than the one that was judged; judge this one")
-        judged = dataclasses.replace(sidecar, acceptance=verdict)
-        text = judged.to_json()
+            raise ModelError(f"{path}: is another engine than the one that was checked; check this one")
+        checked = dataclasses.replace(sidecar, acceptance=acceptance)
+        text = checked.to_json()
         with atomic(sidecar_path(path)) as (part,):
             part.write_text(text, encoding="utf-8")
             part.chmod(part.stat().st_mode & 0o755)
-    return judged
+    return checked
 
 
 def load_blob(name: str) -> bytes | None:
-    """What `store_blob` kept; None if it is missing, damaged, or not this user's alone."""
+    """Read the bytes that `store_blob` kept; None if they are missing, damaged, or not this user's alone."""
     path = engine_folder() / f"{name}.blob"
     try:
         content = read(path, own=True)
@@ -196,17 +185,17 @@ def load_blob(name: str) -> bytes | None:
 
 
 def store_blob(name: str, data: bytes) -> None:
-    """Keep what makes a runtime faster next time (a timing cache, compiled kernels), under the rules for engines."""
+    """Keep bytes that save work next time (a timing cache, compiled kernels), under the rules for engines."""
     with prepared(), atomic(engine_folder() / f"{name}.blob") as (part,):
         part.write_bytes(hashlib.sha256(data).digest() + data)
         part.chmod(part.stat().st_mode & 0o755)
 
 
 def entries(folder: Path | None = None, *, verify: bool = False) -> list[Entry]:
-    """The engines in a folder, by default this user's cache, by name.
+    """List the engines in a folder, by default this user's cache, by name.
 
-    With ``verify`` every check of loading is made; without it only the sidecars are read. What is wrong with an engine
-    is in its entry; a ModelError says what is wrong with the folder.
+    With ``verify`` every check of loading is made; without it only the sidecars are read. The entry of an engine holds
+    its fault; a ModelError says why the folder cannot be read.
     """
     chosen = engine_folder() if folder is None else folder
     own = is_own(chosen)
@@ -225,9 +214,9 @@ def entries(folder: Path | None = None, *, verify: bool = False) -> list[Entry]:
 
 
 def clear(folder: Path | None = None) -> tuple[int, int]:
-    """Delete engines and what belongs to them; return the number of files and of bytes.
+    """Delete engines and the files that belong to them; return the number of files and of bytes.
 
-    From this user's cache all goes; from another folder only engines that have a sidecar.
+    From this user's cache all of trtseg's files go; from another folder only engines that have a sidecar.
     """
     chosen = engine_folder() if folder is None else folder
     own = is_own(chosen)

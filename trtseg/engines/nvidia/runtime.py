@@ -1,4 +1,7 @@
-"""TensorRT and TensorRT-RTX: one API under two module names. Here the module is imported, and its messages caught."""
+"""The runtimes that run nets on a GPU: their names and versions, how they are imported, and where their messages go.
+
+TensorRT and TensorRT-RTX are one API under two module names: whoever uses them is given the module.
+"""
 
 from __future__ import annotations
 
@@ -17,30 +20,31 @@ from trtseg.errors import ArgumentError, DeviceError, OutOfMemoryError
 BUILDERS = ("tensorrt", "tensorrt-rtx")
 #: All runtimes, in the order in which ``auto`` looks for them.
 NAMES = (*BUILDERS, "torch")
-#: Name for people.
+#: Name of each for people.
 TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX", "torch": "PyTorch"}
 #: Module of each runtime.
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx", "torch": "torch"}
-#: What to type to get each.
+#: Command that installs each.
 INSTALL = {
     "tensorrt": 'pip install "trtseg[tensorrt]"',
     "tensorrt-rtx": 'pip install "trtseg[rtx]"',
     "torch": 'pip install "trtseg[torch]"',
 }
 #: The oldest version of each that is used: the first TensorRT that takes the types of a net from the ONNX file without
-#: being asked twice, and the first TensorRT-RTX that this was tested with.
+#: being asked twice, the first TensorRT-RTX that was tried, and PyTorch as pyproject.toml asks for it.
 OLDEST = {"tensorrt": (10, 12), "tensorrt-rtx": (1, 7), "torch": (2, 7)}
 
-#: Most slices in one run. Far more than pays, and below what makes a builder take all memory of the machine.
+#: Most slices in one run: more never pays, and a builder could take all memory of the machine.
 MAX_BATCH = 256
 
-#: Held while engines are built or loaded: a runtime has one logger a process, so messages could not be told apart.
+#: Held while engines are built or loaded. A runtime has one logger in a process, so the messages of two threads could
+#: not be told apart.
 one_at_a_time = threading.Lock()
 
-# Messages that are kept, of each kind: an engine may warn at every run.
+# Messages of each kind that are kept: an engine may warn at every run.
 _MOST_MESSAGES = 100
 
-# Of its own, so that messages of a build do not reach stderr where nobody has set up logging.
+# A logger of its own with a null handler: messages of a build must not reach stderr where nobody has set up logging.
 log = logging.getLogger("trtseg.tensorrt")
 log.addHandler(logging.NullHandler())
 
@@ -60,33 +64,34 @@ class Runtime:
 
     @property
     def needs_gpu(self) -> bool:
-        """Whether it builds on the GPU, and for that GPU only, as TensorRT does; TensorRT-RTX needs none."""
+        """Whether the runtime builds on a GPU, and for that GPU only, as TensorRT does; TensorRT-RTX needs none."""
         return self.name == "tensorrt"
 
     @property
     def capabilities(self) -> tuple[str, ...]:
-        """Compute capabilities that it builds for without a GPU: ``("sm_75", ..., "sm_120")``; none for TensorRT."""
-        if self.needs_gpu:
+        """Compute capabilities that the runtime builds for without a GPU, as ``("sm_75", ..., "sm_120")``."""
+        if self.name != "tensorrt-rtx":
             return ()
         numbers = (re.fullmatch(r"SM(\d+)", name) for name in self.module.ComputeCapability.__members__)
         return tuple(f"sm_{n}" for n in sorted(int(match[1]) for match in numbers if match))
 
 
 def check_name(name: str) -> None:
-    """Refuse the name of a runtime that there is not, with an ArgumentError."""
+    """Refuse an unknown name of a runtime with an ArgumentError."""
     if name not in NAMES:
-        raise ArgumentError(f"runtime: got {name!r}; expected 'tensorrt', 'tensorrt-rtx' or 'torch'")
+        *names, last = map(repr, NAMES)
+        raise ArgumentError(f"runtime: got {name!r}; expected {', '.join(names)} or {last}")
 
 
 def check_batch(batch: object) -> int:
-    """A number of slices in one run, if it is one; else an ArgumentError."""
+    """Return a number of slices in one run; an ArgumentError if ``batch`` is none."""
     if type(batch) is not int or not 1 <= batch <= MAX_BATCH:
         raise ArgumentError(f"batch: got {batch!r}; expected a number of slices from 1 to {MAX_BATCH}")
     return batch
 
 
 def failure(message: str, said: str) -> DeviceError:
-    """An error for what a runtime did not do; ``said`` is what it said, which tells whether memory was short."""
+    """Make the error for a failed call of a runtime; its own words, ``said``, tell whether memory was short."""
     said = " ".join(said.split()) or "it gave no reason"
     if re.search(r"out ?of ?memory", said, re.IGNORECASE):
         return OutOfMemoryError(f"the GPU has too little free memory: {message} ({said})")
@@ -94,7 +99,7 @@ def failure(message: str, said: str) -> DeviceError:
 
 
 def too_old(name: str, version: str) -> str | None:
-    """Say what is wrong with a version of a runtime and what to do, or None."""
+    """Say that a version of a runtime is too old and what to do, or None."""
     numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
     if numbers >= OLDEST[name]:
         return None
@@ -108,26 +113,26 @@ def load_runtime(name: str) -> Runtime:
     Parameters
     ----------
     name : str
-        ``tensorrt`` or ``tensorrt-rtx``.
+        One of `NAMES`.
 
     Raises
     ------
     ArgumentError
         There is no such runtime.
     DeviceError
-        It is not installed, does not load, or is too old.
+        The runtime is not installed, does not load, or is too old.
     """
     check_name(name)
     try:
         module = importlib.import_module(MODULES[name])
         version = str(module.__version__)
     except ModuleNotFoundError as error:
-        if error.name != MODULES[name]:  # its own parts are missing
+        if error.name != MODULES[name]:  # a part of the package is missing
             raise _broken(name, error) from error
         raise DeviceError(
             f"runtime: got {name!r}, which is not installed; install it with {INSTALL[name]}"
         ) from error
-    except Exception as error:  # libraries that do not load: what is raised depends on the package
+    except Exception as error:  # a library does not load: the class of the exception depends on the package
         raise _broken(name, error) from error
     problem = too_old(name, version)
     if problem is not None:
@@ -146,7 +151,7 @@ def _broken(name: str, error: Exception) -> DeviceError:
 def logger(module: Any) -> Any:
     """The one logger of a runtime's module, which the runtime keeps for the whole process.
 
-    What the runtime says goes to the logger ``trtseg.tensorrt`` of `logging`. Warnings and errors are also collected,
+    The runtime's messages go to the logger ``trtseg.tensorrt`` of `logging`. Warnings and errors are also collected,
     for a sidecar or an exception, until ``take()`` hands them over as two lists of strings.
     """
     levels = {

@@ -1,4 +1,4 @@
-"""A net in, the bytes of an engine out: the one path for TensorRT and TensorRT-RTX, whose module is passed in."""
+"""From a net to the bytes of its engine: one path for TensorRT and TensorRT-RTX, whose module is passed in."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from trtseg.engines.base import Net
 from trtseg.engines.nvidia.runtime import Runtime, failure, logger, one_at_a_time
 from trtseg.engines.nvidia.sidecar import EngineKey
 from trtseg.errors import DeviceError, ModelError
-from trtseg.spec import ModelSpec
 
 
 @dataclass(frozen=True)
 class Serialized:
-    """An engine and what is to be known about it: see `trtseg.engines.nvidia.sidecar.Sidecar`."""
+    """The bytes of an engine and facts about its build: see `trtseg.engines.nvidia.sidecar.Sidecar`."""
 
     data: bytes
     tensors: list[dict[str, Any]]
@@ -25,8 +25,7 @@ class Serialized:
 
 def serialize(
     runtime: Runtime,
-    onnx: bytes,
-    spec: ModelSpec,
+    net: Net,
     key: EngineKey,
     *,
     progress: Callable[[float], None] | None = None,
@@ -34,38 +33,37 @@ def serialize(
 ) -> Serialized:
     """Build the engine ``key`` of a net.
 
-    The types are those of the ONNX file (strong typing), the shape is fixed, TF32 is off, and one stream does all.
+    The types are those of the ONNX file (strong typing), the shape is fixed, TF32 is off, and all work of a run is in
+    one stream.
 
     Parameters
     ----------
     runtime : Runtime
-        What builds it. Where ``key.gpu`` is not empty it builds on, and for, the GPU of the current CUDA context.
-    onnx : bytes
+        The runtime that builds. Where ``key.gpu`` is not empty it builds on, and for, the GPU of the current CUDA
+        context.
+    net : Net
         The net in the precision of the key, ``[n, 1, H, W]`` to ``[n, channels, H, W]`` with any ``n``.
-    spec : ModelSpec
-        What the net expects and means.
     key : EngineKey
-        What to build.
+        Key of the engine.
     progress : callable, optional
-        Called with the fraction that is done, now and then. An exception in it ends the build.
+        Called now and then with the fraction that is done. An exception in it ends the build.
     timing_cache : bytes, optional
-        What TensorRT measured in earlier builds on this GPU; TensorRT-RTX has none.
+        Measurements of TensorRT from earlier builds on this GPU; TensorRT-RTX makes none.
 
     Raises
     ------
     ModelError
-        The runtime cannot read the net, or it is not what ``spec`` and ``key`` say.
+        The runtime cannot read the net, or its tensors are not those that the key needs.
     DeviceError
         The runtime cannot build it; `OutOfMemoryError` where the GPU has too little memory for that.
     """
     with one_at_a_time:
-        return _serialize(runtime, onnx, spec, key, progress, timing_cache)
+        return _serialize(runtime, net, key, progress, timing_cache)
 
 
 def _serialize(
     runtime: Runtime,
-    onnx: bytes,
-    spec: ModelSpec,
+    net: Net,
     key: EngineKey,
     progress: Callable[[float], None] | None,
     timing_cache: bytes | None,
@@ -75,22 +73,23 @@ def _serialize(
     log.take()
     try:
         builder = trt.Builder(log)
-    except Exception as error:  # pybind11 has a TypeError for it, whatever the cause
+    except Exception as error:  # pybind11 raises a TypeError, whatever the cause
         raise _failed(runtime, key, log, error) from error
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse(onnx):
+    spec, parser = net.spec, trt.OnnxParser(network, log)
+    if not parser.parse(net.onnx):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
         said = "; ".join(f"{error.node_operator()}: {error.desc()}".lstrip(": ") for error in errors)
         raise ModelError(
             f"{spec.role} net: {runtime.title} cannot read it ({' '.join(said.split())}); export the model again"
         )
-    tensors = _fix_shape(trt, network, spec, key)
+    tensors = _fix_shape(trt, network, net, key)
     config = builder.create_builder_config()
     settings = _configure(runtime, config, key)
     if runtime.needs_gpu:
+        # A timing cache of another version or GPU is refused, and replaced by an empty one.
         known = config.create_timing_cache(timing_cache or b"")
-        if known is None or not config.set_timing_cache(known, False):  # of another version or GPU
+        if known is None or not config.set_timing_cache(known, False):
             config.set_timing_cache(config.create_timing_cache(b""), False)
     monitor = _monitor(trt, progress)
     config.progress_monitor = monitor
@@ -113,8 +112,9 @@ def _failed(runtime: Runtime, key: EngineKey, log: Any, error: Exception | None)
     return failure(f"{runtime.title} could not build the engine {key}", said)
 
 
-def _fix_shape(trt: Any, network: Any, spec: ModelSpec, key: EngineKey) -> list[dict[str, Any]]:
-    """Fix the batch size, and check that the net is what spec and key say; its tensors, for the sidecar."""
+def _fix_shape(trt: Any, network: Any, net: Net, key: EngineKey) -> list[dict[str, Any]]:
+    """Fix the batch size, check the tensors against the net's spec and precision, and return them for the sidecar."""
+    spec = net.spec
     if (network.num_inputs, network.num_outputs) != (1, 1):
         raise ModelError(
             f"{spec.role} net: has {network.num_inputs} inputs and {network.num_outputs} outputs; expected one each"
@@ -122,7 +122,7 @@ def _fix_shape(trt: Any, network: Any, spec: ModelSpec, key: EngineKey) -> list[
     source, logits = network.get_input(0), network.get_output(0)
     if tuple(source.shape)[1:] == (1, *spec.size) and source.shape[0] in (-1, key.batch):
         source.shape = (key.batch, 1, *spec.size)
-    dtype = {"fp16": trt.float16, "fp32": trt.float32}[key.precision]
+    dtype = getattr(trt, net.precision.dtype.name)
     tensors = []
     for tensor, mode, channels in ((source, "input", 1), (logits, "output", spec.channels)):
         expected = (key.batch, channels, *spec.size)
@@ -136,16 +136,16 @@ def _fix_shape(trt: Any, network: Any, spec: ModelSpec, key: EngineKey) -> list[
 
 
 def _configure(runtime: Runtime, config: Any, key: EngineKey) -> dict[str, Any]:
-    """Set the builder; what was set, for the sidecar."""
+    """Set the builder, and return the settings for the sidecar."""
     trt = runtime.module
-    # on by default: FP32 would be multiplied with 10 bits of mantissa
+    # TF32 is on by default and would multiply FP32 with 10 bits of mantissa.
     config.clear_flag(trt.BuilderFlag.TF32)
-    # All slots of a batch are computed alike, which the acceptance gate demands bit for bit. With TensorRT-RTX a run
-    # allocates nothing, which a CUDA graph could not hold; contexts are given their memory.
+    # With DISTRIBUTIVE_INDEPENDENCE all slots of a batch are computed alike: the acceptance gate compares their bits.
+    # With REQUIRE_USER_ALLOCATION a run of TensorRT-RTX allocates nothing, since a CUDA graph cannot hold an
+    # allocation; `LoadedEngine` gives each context its memory.
     wanted = ["DISTRIBUTIVE_INDEPENDENCE", *([] if runtime.needs_gpu else ["REQUIRE_USER_ALLOCATION"])]
-    flags = {
-        flag.lower(): flag in trt.BuilderFlag.__members__ for flag in wanted
-    }  # not in the oldest versions
+    # The oldest versions lack some of these flags.
+    flags = {flag.lower(): flag in trt.BuilderFlag.__members__ for flag in wanted}
     for flag in wanted:
         if flags[flag.lower()]:
             config.set_flag(trt.BuilderFlag.__members__[flag])
@@ -165,7 +165,7 @@ def _configure(runtime: Runtime, config: Any, key: EngineKey) -> dict[str, Any]:
         settings["compute_capability"] = "default"
         return settings
     config.num_compute_capabilities = 1
-    # It returns False where another library raises.
+    # TensorRT-RTX returns False for a capability that it does not know.
     if not config.set_compute_capability(trt.ComputeCapability.__members__[capability], 0):
         raise DeviceError(f"{runtime.title} does not take the compute capability {capability}")
     settings["compute_capability"] = capability
@@ -173,10 +173,10 @@ def _configure(runtime: Runtime, config: Any, key: EngineKey) -> dict[str, Any]:
 
 
 def _monitor(trt: Any, progress: Callable[[float], None] | None) -> Any:
-    """Make the object that a build tells how far it is."""
+    """Make the object to which the builder reports its progress."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """Phases lie in one another: a step of a phase counts for a part of its parent's current step."""
+        """Phases are nested: a step of a phase counts for a part of its parent's current step."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -188,7 +188,7 @@ def _monitor(trt: Any, progress: Callable[[float], None] | None) -> Any:
             self._phases[phase] = (parent, max(steps, 1), 0)
 
         def step_complete(self, phase: str, step: int) -> bool:
-            # An exception must not leave this function: the runtime would print it and go on.
+            # The runtime would print an exception that leaves this function, and go on.
             try:
                 self._tell(phase, step)
             except BaseException as error:

@@ -1,4 +1,4 @@
-"""What lies beside an engine: a JSON file that says what the engine was made from, how, and whether it was accepted."""
+"""The sidecar of an engine: a JSON file beside it, with the engine's source, its build and its acceptance."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ _KINDS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class EngineKey:
-    """What an engine depends on: two engines with one key are interchangeable.
+    """All that an engine depends on: two engines with one key are interchangeable.
 
     Attributes
     ----------
     role : str
-        Of the net; for people, the hash says it too.
+        Role of the net, for people: the hash implies it.
     onnx_sha256 : str
         Hexadecimal SHA-256 of the ONNX file.
     runtime, runtime_version : str
-        ``tensorrt`` or ``tensorrt-rtx``, and its full version.
+        Name of the runtime, ``tensorrt`` for example, and its full version.
     target : str
         Compute capability, ``sm_86``, or ``portable``.
     gpu : str
         Name of the GPU if the engine is good for that model only, else empty.
     precision : str
-        ``fp16`` or ``fp32``.
+        Name of a `trtseg.engines.precision.Precision`.
     batch : int
         Slices in one run.
     """
@@ -60,7 +60,7 @@ class EngineKey:
 
     @property
     def stem(self) -> str:
-        """File name of the engine without its ending: the whole key, readable, of the hash the first 16 digits."""
+        """File name of the engine without its ending: the whole key, readable, with 16 digits of the hash."""
         parts = [self.role, self.runtime, self.runtime_version, self.target, self.gpu, self.precision]
         parts += [f"b{self.batch}", self.onnx_sha256[:16]]
         return "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", part) for part in parts if part)
@@ -77,28 +77,29 @@ class EngineKey:
 
 @dataclass(frozen=True)
 class Sidecar:
-    """The content of a sidecar.
+    """Content of a sidecar.
 
     Attributes
     ----------
     key : EngineKey
-        What the engine depends on.
+        Key of the engine.
     sha256, size : str, int
         Of the engine file, in hexadecimal and in bytes.
     spec : ModelSpec
         What the net expects and what its logits mean.
     model : dict
-        ``name`` and ``version`` of the model that the net is from.
+        ``name`` and ``version`` of the net's model.
     tensors : list of dict
         ``name``, ``mode`` (``input``, ``output``), ``dtype`` and ``shape`` of the engine's tensors.
     settings : dict
         How the builder was set.
     warnings : list of str
-        What the runtime warned of.
+        Warnings of the runtime.
     built : dict
         ``at`` (UTC), ``seconds``, ``trtseg`` (version) and ``platform``.
     acceptance : dict or None
-        The verdict of comparing the engine with the FP32 reference; None before.
+        Result of comparing the engine with the FP32 reference, as `trtseg.engines.acceptance.Acceptance.to_json` makes
+        it; None before.
     """
 
     key: EngineKey
@@ -118,7 +119,7 @@ class Sidecar:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Sidecar:
-        """Read what `to_json` wrote; a ModelError says what is wrong with anything else."""
+        """Read the text that `to_json` wrote; a ModelError says why another text is refused."""
         try:
             values = json.loads(text)
         except ValueError as error:
@@ -138,5 +139,5 @@ class Sidecar:
 
 
 def sidecar_path(engine: Path) -> Path:
-    """Where the sidecar of an engine file lies."""
+    """Path of an engine file's sidecar."""
     return engine.with_name(f"{engine.name}.json")

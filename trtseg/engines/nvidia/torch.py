@@ -4,32 +4,37 @@ It runs on every GPU that PyTorch knows, also where TensorRT cannot be installed
 when this engine is opened.
 
 The acceptance gate demands that a slice has the same logits in every slot of a batch, bit for bit. Some of cuDNN's
-kernels compute the last rows of a batch in another order of sums than the rest. So each operator is tried once, when
-the net is loaded, on a batch of equal slices: one that gives unequal rows is run on parts of the batch.
+kernels compute the last rows of a batch in another order of sums than the rest. So `TorchNet` tries each operator once
+on a batch of equal slices. An operator that gives unequal rows is run on parts of the batch, one after the other.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
-
 from trtseg.cuda.arrays import CudaArray
-from trtseg.errors import ArgumentError, DeviceError, ModelError
+from trtseg.engines.base import Net, check_arrays
+from trtseg.engines.nvidia import cache
+from trtseg.engines.nvidia.sidecar import EngineKey
+from trtseg.errors import DeviceError, ModelError, OutOfMemoryError
 from trtseg.spec import ModelSpec
 
 log = logging.getLogger("trtseg")
 
-_NUMPY: dict[str, np.dtype[Any]] = {"fp16": np.dtype(np.float16), "fp32": np.dtype(np.float32)}
-
 # An operator with its weights: activations in, activations out.
 _Operator = Callable[..., Any]
 
+# One step of a net: the name of its result, the names of its inputs, and the operator.
+_Step = tuple[str, tuple[str, ...], _Operator]
+
 
 def import_torch() -> Any:
-    """PyTorch; a DeviceError says what to install."""
+    """Import PyTorch; a DeviceError says what to install."""
     try:
         import torch
     except ImportError as error:
@@ -44,144 +49,150 @@ class TorchNet:
 
     Parameters
     ----------
-    onnx_file : bytes
+    net : Net
         The net, of the operators Conv, ConvTranspose, Relu, MaxPool and Concat.
-    spec : ModelSpec
-        What the net expects and means.
-    precision : str
-        ``fp16`` or ``fp32``, as the weights are.
     batch : int
         Slices in each call.
     device : str
         ``cpu``, or ``cuda:0``.
 
+    Attributes
+    ----------
+    parts : dict
+        Name of an operator's result to the number of parts of the batch that the operator takes one after the other.
+        Operators that take the whole batch at once are left out.
+
     Raises
     ------
     ModelError
-        The file has an operator that is not among these.
+        The file has another operator than these.
     DeviceError
         PyTorch or onnx is not installed, or PyTorch fails.
     """
 
-    def __init__(self, onnx_file: bytes, spec: ModelSpec, precision: str, batch: int, device: str) -> None:
+    def __init__(self, net: Net, batch: int, device: str) -> None:
         torch = self._torch = import_torch()
         try:
             import onnx
-            from onnx import numpy_helper
         except ImportError as error:
             raise DeviceError(
                 f"runtime: got 'torch', but onnx does not load ({error}); install it with pip install \"trtseg[torch]\""
             ) from error
-        self.spec, self.precision, self.batch, self.device = spec, precision, batch, device
-        graph = onnx.load_from_string(onnx_file).graph
+        self.net, self.spec, self.batch, self.device = net, net.spec, batch, device
+        self.parts: dict[str, int] = {}
+        graph = onnx.load_from_string(net.onnx).graph
         self._input, self._output = graph.input[0].name, graph.output[0].name
-        weights = {}
-        for tensor in graph.initializer:
-            weight = torch.from_numpy(numpy_helper.to_array(tensor).copy()).to(device)
-            weights[tensor.name] = (
-                weight.to(memory_format=torch.channels_last) if weight.ndim == 4 else weight
-            )
+        with self.failures():
+            weights = {}
+            for tensor in graph.initializer:
+                weight = torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy()).to(device)
+                if weight.ndim == 4:
+                    weight = weight.to(memory_format=torch.channels_last)
+                weights[tensor.name] = weight
+            self._steps = self._chosen(self._ways(onnx, graph, weights))
+
+    def _ways(
+        self, onnx: Any, graph: Any, weights: dict[str, Any]
+    ) -> Iterator[tuple[_Step, list[_Operator]]]:
+        """For each step of the graph, in order: the step with its plainest operator, and faster operators for it."""
+        torch = self._torch
         readers = [name for node in graph.node for name in node.input]
-        # Of each step: the name of its result, those of its inputs, and ways to compute it, the fastest first.
-        steps: list[tuple[str, tuple[str, ...], list[_Operator]]] = []
         nodes = list(graph.node)
         while nodes:
             node = nodes.pop(0)
             arguments = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
             own = [weights[name] for name in node.input if name in weights]
-            ways, result = [_operator(torch, node.op_type, arguments, own, spec)], node.output[0]
-            following = nodes[0] if nodes else None
-            alone = readers.count(result) == 1
-            if alone and following is not None and (node.op_type, following.op_type) == ("Conv", "Relu"):
+            operator, result = _operator(torch, node.op_type, arguments, own, self.spec), node.output[0]
+            faster: list[_Operator] = []
+            following = nodes[0] if nodes and readers.count(result) == 1 else None
+            if following is not None and (node.op_type, following.op_type) == ("Conv", "Relu"):
                 result = nodes.pop(0).output[0]
-                ways = _with_relu(torch, ways[0], arguments, own, device)
-            steps.append((result, tuple(name for name in node.input if name not in weights), ways))
-        self._last_use = {name: i for i, (_, inputs, _) in enumerate(steps) for name in inputs}
-        #: How many parts of the batch each operator takes one after the other, where that is not one.
-        self.parts: dict[str, int] = {}
-        self._steps = self._choose(steps)
+                operator, faster = _with_relu(torch, operator, arguments, own, self.device)
+            inputs = tuple(name for name in node.input if name not in weights)
+            yield (result, inputs, operator), faster
 
     def __call__(self, x: Any) -> Any:
         """Enqueue the net on the current stream; ``x`` ``[batch, 1, H, W]`` is channels last."""
         values = {self._input: x}
-        for i, (result, inputs, operator) in enumerate(self._steps):
-            values[result] = operator(*(values[name] for name in inputs))
-            for name in inputs:
-                if self._last_use[name] == i:
-                    values.pop(name, None)
+        for number, step in enumerate(self._steps):
+            self._compute(number, step, values)
         return values[self._output]
 
-    def settings(self) -> Any:
-        """Context in which a call computes: no gradients, no TF32, kernels that are chosen by rules."""
-        # Kernels that are chosen by a measurement would be others in another thread or process.
-        return _Contexts(
-            self._torch.inference_mode(),
-            self._torch.backends.cudnn.flags(
-                enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-            ),
-        )
+    def _compute(self, number: int, step: _Step, values: dict[str, Any]) -> None:
+        """Add the result of a step to ``values``, and drop the values that no later step reads."""
+        result, inputs, operator = step
+        values[result] = operator(*(values[name] for name in inputs))
+        for name in inputs:
+            if self._last_use.get(name, number) == number:
+                values.pop(name, None)
 
-    def _choose(
-        self, steps: list[tuple[str, tuple[str, ...], list[_Operator]]]
-    ) -> list[tuple[str, tuple[str, ...], _Operator]]:
-        """Take of each step the first way that gives equal rows for equal slices, with whatever lies in memory."""
-        torch, chosen = self._torch, []
+    @contextmanager
+    def settings(self) -> Iterator[None]:
+        """Context in which a call computes: no gradients, no TF32, kernels chosen by rules.
+
+        Kernels chosen by a measurement could be others in another thread or process.
+        """
+        flags = self._torch.backends.cudnn.flags
+        with (
+            self._torch.inference_mode(),
+            flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+        ):
+            yield
+
+    @contextmanager
+    def failures(self) -> Iterator[None]:
+        """Context that raises PyTorch's errors as trtseg's."""
+        try:
+            yield
+        except self._torch.OutOfMemoryError as error:
+            raise OutOfMemoryError(f"the GPU has too little free memory ({error})") from error
+        except RuntimeError as error:
+            raise DeviceError(
+                f"runtime: got 'torch', but the {self.spec.role} net fails on {self.device} ({error}); use another "
+                "runtime, or device='cpu'"
+            ) from error
+
+    def _chosen(self, steps: Iterator[tuple[_Step, list[_Operator]]]) -> list[_Step]:
+        """Take for each step the first operator that gives equal rows for equal slices, whatever lies in memory."""
+        torch, found = self._torch, list(steps)
+        self._last_use = {name: i for i, ((_, inputs, _), _) in enumerate(found) for name in inputs}
         generator = torch.Generator().manual_seed(0)
         slice_ = torch.rand((1, *self.spec.size, 1), generator=generator)
         same = slice_.expand(self.batch, *self.spec.size, 1).contiguous().permute(0, 3, 1, 2)
-        values = {self._input: same.to(self.device, getattr(torch, _NUMPY[self.precision].name))}
+        values = {self._input: same.to(self.device, getattr(torch, self.net.precision.dtype.name))}
+        halves = [2**k for k in range(1, self.batch.bit_length()) if self.batch % 2**k == 0]
+        numbers = dict.fromkeys([*halves, self.batch])  # of parts
+        chosen = []
         with self.settings():
-            for i, (result, inputs, ways) in enumerate(steps):
-                given = [values[name] for name in inputs]
-                counts = [2**k for k in range(1, self.batch.bit_length()) if self.batch % 2**k == 0]
-                tries = [(1, way) for way in ways]
-                tries += [(n, _in_parts(torch, ways[-1], n)) for n in dict.fromkeys([*counts, self.batch])]
-                parts, operator, value = self._first_sound(tries, given)
+            for number, ((result, inputs, plain), faster) in enumerate(found):
+                tries = [(1, operator) for operator in (*faster, plain)]
+                tries += [(n, _in_parts(torch, plain, n)) for n in numbers]
+                parts, operator = self._first_sound(tries, [values[name] for name in inputs])
                 if parts > 1:
                     self.parts[result] = parts
                     log.info("%s net: %s is computed in %d parts of a batch", self.spec.role, result, parts)
                 chosen.append((result, inputs, operator))
-                values[result] = value
-                for name in inputs:
-                    if self._last_use[name] == i:
-                        values.pop(name, None)
+                self._compute(number, chosen[-1], values)
         return chosen
 
-    def _first_sound(
-        self, tries: list[tuple[int, _Operator]], given: list[Any]
-    ) -> tuple[int, _Operator, Any]:
-        """The first of the ways whose rows are equal, with its number of parts and its result."""
+    def _first_sound(self, tries: list[tuple[int, _Operator]], given: list[Any]) -> tuple[int, _Operator]:
+        """Return the first operator whose rows are equal for equal slices, with its number of parts."""
         for parts, operator in tries:
-            # NaN is left where the next result goes: a kernel must not read its output.
+            # The next result goes where NaN is left now: a kernel must not read its output.
             operator(*given).fill_(float("nan"))
             value = operator(*given)
-            if bool((value == value[:1]).all()):  # NaN is not equal
-                return parts, operator, value
+            if bool((value == value[:1]).all()):  # NaN is not equal to NaN
+                return parts, operator
         raise DeviceError(
             f"runtime: got 'torch', but the {self.spec.role} net gives other logits for equal slices on "
             f"{self.device}; use another runtime, or device='cpu'"
         )
 
 
-class _Contexts:
-    """Some context managers as one."""
-
-    def __init__(self, *contexts: Any) -> None:
-        self._contexts = contexts
-
-    def __enter__(self) -> None:
-        for context in self._contexts:
-            context.__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        for context in reversed(self._contexts):
-            context.__exit__(*error)
-
-
 def _operator(
     torch: Any, op: str, arguments: dict[str, Any], weights: list[Any], spec: ModelSpec
 ) -> _Operator:
-    """One operator with its weights."""
+    """Make the function of an ONNX operator with its weights; a ModelError for operators that trtseg's nets lack."""
     functional = torch.nn.functional
     strides, pads = arguments.get("strides", [1, 1]), arguments.get("pads", [0, 0, 0, 0])
     plain = (
@@ -207,17 +218,17 @@ def _operator(
 
 def _with_relu(
     torch: Any, convolution: _Operator, arguments: dict[str, Any], weights: list[Any], device: str
-) -> list[_Operator]:
-    """Ways to compute a convolution with bias and ReLU: in one kernel, on a GPU, and one after the other."""
+) -> tuple[_Operator, list[_Operator]]:
+    """Operators for a convolution with bias and ReLU: one after the other, and on a GPU both in one kernel."""
     strides, pads = arguments.get("strides", [1, 1]), arguments.get("pads", [0, 0, 0, 0])
-    ways: list[_Operator] = [lambda x: torch.relu_(convolution(x))]
+    faster: list[_Operator] = []
     if device.startswith("cuda"):
-        ways.insert(0, lambda x: torch.cudnn_convolution_relu(x, *weights, strides, pads[:2], [1, 1], 1))
-    return ways
+        faster = [lambda x: torch.cudnn_convolution_relu(x, *weights, strides, pads[:2], [1, 1], 1)]
+    return (lambda x: torch.relu_(convolution(x))), faster
 
 
 def _in_parts(torch: Any, operator: _Operator, n: int) -> _Operator:
-    """The operator on ``n`` parts of the batch, one after the other."""
+    """Make an operator that takes ``n`` parts of the batch, one after the other."""
 
     def run(*given: Any) -> Any:
         parts = zip(*(x.chunk(n) for x in given), strict=True)
@@ -226,35 +237,81 @@ def _in_parts(torch: Any, operator: _Operator, n: int) -> _Operator:
     return run
 
 
+class LoadedTorch:
+    """A net that PyTorch runs on a GPU, from which engines are made; there is no engine file.
+
+    Parameters
+    ----------
+    net : Net
+        The net.
+    key : EngineKey
+        Its key; ``key.batch`` slices are in each run.
+    device : str
+        ``cuda:0``.
+    """
+
+    def __init__(self, net: Net, key: EngineKey, device: str) -> None:
+        self.key = key
+        self._net = TorchNet(net, key.batch, device)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a result tells of the engine; the hash is the ONNX file's."""
+        told = {"precision": self.key.precision, "sha256": self.key.onnx_sha256, "target": self.key.target}
+        return told | ({"parts of a batch": self._net.parts} if self._net.parts else {})
+
+    def context(self) -> TorchEngine:
+        """Make an engine that one thread and one stream at a time can use, with activations of its own."""
+        return TorchEngine(self._net)
+
+    def keep_compiled(self) -> None:
+        """Do nothing: PyTorch compiles nothing here."""
+
+    def kept_acceptance(self) -> dict[str, Any] | None:
+        """Acceptance in this user's cache, None before the first."""
+        kept = cache.load_blob(self._blob_name())
+        found: dict[str, Any] | None = None if kept is None else json.loads(kept)
+        return found
+
+    def keep_acceptance(self, acceptance: dict[str, Any]) -> None:
+        """Keep the acceptance in this user's cache."""
+        cache.store_blob(self._blob_name(), json.dumps(acceptance).encode())
+
+    def close(self) -> None:
+        """Do nothing: the weights go with the last reference."""
+
+    def _blob_name(self) -> str:
+        return f"acceptance-{self.key.stem}-{re.sub(r'[^A-Za-z0-9]+', '-', self.key.gpu)}"
+
+
 class TorchEngine:
     """A net on a GPU, for one stream at a time; its activations are in a memory pool of its own."""
 
     def __init__(self, net: TorchNet) -> None:
-        self.spec, self.precision, self.batch, self.device = net.spec, net.precision, net.batch, net.device
-        self.dtype = _NUMPY[net.precision]
+        self.spec, self.batch, self.device = net.spec, net.batch, net.device
+        self.precision, self.dtype = net.net.precision.name, net.net.precision.dtype
         self._net, self._torch = net, import_torch()
-        # A graph keeps the addresses of its activations, so nobody else may get this memory while the engine lives.
+        # A graph keeps the addresses of its activations, so no other code may get this memory while the engine lives.
         self._pool = self._torch.cuda.MemPool()
 
     def run(self, src: CudaArray, dst: CudaArray, stream: int = 0) -> None:
         """Enqueue logits ``dst`` ``[batch, channels, H, W]`` of slices ``src`` ``[batch, 1, H, W]`` on ``stream``."""
+        check_arrays(self, src, dst)
         torch = self._torch
-        for name, array, channels in (("src", src, 1), ("dst", dst, self.spec.channels)):
-            expected = (self.batch, channels, *self.spec.size)
-            if array.shape != expected or array.dtype != self.dtype:
-                raise ArgumentError(
-                    f"{name}: got {array.dtype} {array.shape}; this engine takes {self.dtype} {expected}"
-                )
-        with (
-            torch.cuda.stream(torch.cuda.ExternalStream(stream, device=self.device)),
-            torch.cuda.use_mem_pool(self._pool, device=self.device),
-            self._net.settings(),
-        ):
+        with ExitStack() as contexts:
+            contexts.enter_context(self._net.failures())
+            contexts.enter_context(torch.cuda.stream(torch.cuda.ExternalStream(stream, device=self.device)))
+            contexts.enter_context(torch.cuda.use_mem_pool(self._pool, device=self.device))
+            contexts.enter_context(self._net.settings())
             x, logits = torch.as_tensor(src, device=self.device), torch.as_tensor(dst, device=self.device)
-            # one channel: the same memory with the strides of channels last, by which PyTorch goes
+            # The slices have one channel, so their memory is channels last, too; PyTorch goes by the strides.
             x = x.reshape(self.batch, *self.spec.size, 1).permute(0, 3, 1, 2)
             logits.copy_(self._net(x))
 
     def capturable(self, stream: int) -> bool:
         """Whether `run` on ``stream`` can be recorded in a CUDA graph: after a first run nothing is allocated."""
         return True
+
+    def close(self) -> None:
+        """Give the memory pool back."""
+        self._pool = None

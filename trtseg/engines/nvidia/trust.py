@@ -1,8 +1,8 @@
-"""Which files may be run: those in this user's own cache, that nobody else can have written.
+"""Which engine files may be read: files in this user's own cache that nobody else can have written.
 
-A serialised engine can run anything, so it is read as carefully as a program. The folder must be this user's and closed
-to everybody else, and stays open while a file in it is read, so that it cannot be exchanged in between. The file must
-be a regular one, this user's, and writable by nobody else.
+A serialised engine can run any code, so it is read as carefully as a program. The folder must belong to this user and
+be closed to everybody else. It stays open while a file in it is read, so that nobody can exchange it in between. The
+file must be a regular file, belong to this user, and be writable by nobody else.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ def is_own(folder: Path) -> bool:
 
 
 def read(path: Path, *, own: bool) -> bytes:
-    """Read a file of engines.
+    """Read a file of a folder of engines.
 
     Parameters
     ----------
     path : Path
         The file.
     own : bool
-        It is in this user's cache and must be as the module's docstring says. Else anything goes: that the file is
-        allowed is the caller's business.
+        Whether the file is in this user's cache and must be as the module's docstring says. Other files are read as
+        they are: whether to allow them is the caller's decision.
 
     Raises
     ------
     ModelError
-        It cannot be read, or is refused.
+        The file cannot be read, or is refused.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | (os.O_NOFOLLOW if own else 0)  # a pipe would block
     with opened(path.parent, own=own) as folder:
@@ -61,7 +61,7 @@ def read(path: Path, *, own: bool) -> bytes:
 
 @contextmanager
 def locked(waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold the one lock of this user's cache, which ends with the process at the latest.
+    """Hold the one lock of this user's cache; it is released with the process at the latest.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def _unusable(how: str, error: OSError) -> OutputError:
 
 @contextmanager
 def opened(folder: Path, *, own: bool) -> Iterator[int]:
-    """Open a folder, so that what is read from it is from that very folder; this user's own must be private."""
+    """Open a folder, so that files are read from that very folder; this user's own must be private."""
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
@@ -128,7 +128,7 @@ def opened(folder: Path, *, own: bool) -> Iterator[int]:
 
 
 def _check_mine(path: Path, status: os.stat_result, forbidden: int) -> None:
-    """Refuse what is another user's, or has one of the ``forbidden`` bits in its mode."""
+    """Refuse a path that is another user's, or has one of the ``forbidden`` bits in its mode."""
     mode, mine = stat.S_IMODE(status.st_mode), os.getuid()
     if status.st_uid == mine and not mode & forbidden:
         return

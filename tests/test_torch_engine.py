@@ -1,0 +1,149 @@
+"""The net on PyTorch, whose code is the same on the CPU and on a GPU: here it runs on the CPU."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import onnx
+import pytest
+import tiny
+import torch
+from engine_models import one_operator
+
+from trtseg import models
+from trtseg.engines.base import Net, logits_of
+from trtseg.engines.calibration import open_reference, references
+from trtseg.engines.nvidia.sidecar import EngineKey
+from trtseg.engines.nvidia.torch import LoadedTorch, TorchNet
+from trtseg.engines.precision import FP16, FP32
+from trtseg.errors import DeviceError, ModelError, OutOfMemoryError
+
+
+def run(net: TorchNet, images: np.ndarray) -> np.ndarray:
+    """As `TorchEngine.run` does, without its streams."""
+    x = torch.from_numpy(images).reshape(net.batch, *net.spec.size, 1).permute(0, 3, 1, 2)
+    with net.settings():
+        return net(x).contiguous().numpy().copy()
+
+
+@pytest.mark.parametrize("role", ["liver", "tumour"])
+def test_the_shipped_nets(role):
+    """Equal to the reference, and a row depends neither on its place nor on its neighbours."""
+    files = models.find("default")
+    spec = next(net for net in files.spec.nets if net.role == role)
+    images = references(files)[role].images[:4]
+    net = TorchNet(Net.read(files, spec, FP32), 4, "cpu")
+    assert net.parts == {}
+    logits = run(net, images)
+    assert np.abs(logits - logits_of(open_reference(files, spec), images)).max() < 1e-4
+    assert (run(net, images) == logits).all()
+    assert (run(net, images[::-1].copy()) == logits[::-1]).all()
+
+
+def test_weights_and_logits_of_fp16():
+    files = models.find("default")
+    spec = files.spec.nets[0]
+    images = references(files)["liver"].images[:1]
+    got = run(TorchNet(Net.read(files, spec, FP16), 1, "cpu"), images.astype(np.float16))
+    assert got.dtype == np.float16
+    expected = logits_of(open_reference(files, spec), images)
+    assert np.abs(got - expected)[np.abs(expected) < 8].max() < 0.2
+
+
+def test_three_classes(tmp_path):
+    files = models.find(tiny.one_step_model(tmp_path))
+    spec, images = files.spec.nets[0], references(files)["one-step"].images[:2]
+    got = run(TorchNet(Net.read(files, spec, FP32), 2, "cpu"), images)
+    assert np.abs(got - logits_of(open_reference(files, spec), images)).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"op_type": "Sigmoid"}, "has the operator Sigmoid {}"),
+        ({"op_type": "Conv", "group": 2}, "has the operator Conv .*'group': 2"),
+        ({"op_type": "Conv", "dilations": [2, 2]}, r"has the operator Conv .*'dilations': \[2, 2\]"),
+        ({"op_type": "Conv", "pads": [0, 0, 1, 1]}, r"has the operator Conv .*'pads': \[0, 0, 1, 1\]"),
+    ],
+)
+def test_operators_that_no_net_of_trtseg_has_are_refused(change, message):
+    model = onnx.load_from_string(one_operator("Relu"))
+    change = dict(change)
+    model.graph.node[0].op_type = change.pop("op_type")
+    model.graph.node[0].attribute.extend(onnx.helper.make_attribute(*pair) for pair in change.items())
+    net = Net(tiny.spec("liver"), FP32, model.SerializeToString())
+    with pytest.raises(ModelError, match=rf"liver net: {message}.*, which the runtime 'torch' does not run"):
+        TorchNet(net, 1, "cpu")
+
+
+class TestParts:
+    """Operators that give other rows for equal slices, as kernels of cuDNN do."""
+
+    @pytest.fixture
+    def net(self, tmp_path):
+        files = models.find("default")
+        return Net.read(files, files.spec.nets[0], FP32)
+
+    def convolution(self, monkeypatch, bad):
+        """PyTorch's convolution, but that the last row is another where ``bad`` says so of the number of rows."""
+        right = torch.nn.functional.conv2d
+
+        def wrong(x, *weights, **options):
+            out = right(x, *weights, **options)
+            if bad(len(x)):
+                out[-1] += 1e-3
+            return out
+
+        monkeypatch.setattr(torch.nn.functional, "conv2d", wrong)
+
+    def test_are_run_in_parts_of_the_batch(self, net, monkeypatch):
+        images = np.random.default_rng(0).random((4, 1, *net.spec.size), np.float32)
+        expected = run(TorchNet(net, 4, "cpu"), images)
+        self.convolution(monkeypatch, lambda rows: rows == 4)
+        made = TorchNet(net, 4, "cpu")
+        convolutions = sum(node.op_type == "Conv" for node in onnx.load_from_string(net.onnx).graph.node)
+        assert list(made.parts.values()) == [2] * convolutions
+        assert np.abs(run(made, images) - expected).max() < 1e-4
+
+    def test_down_to_single_slices(self, net, monkeypatch):
+        self.convolution(monkeypatch, lambda rows: rows > 1)
+        assert set(TorchNet(net, 6, "cpu").parts.values()) == {6}
+
+    def test_nothing_is_read_of_what_is_written(self, net, monkeypatch):
+        """An operator that adds to the memory that it is given: NaN lies there."""
+        right, kept = torch.nn.functional.max_pool2d, []
+
+        def wrong(x, *options):
+            out = right(x, *options)
+            kept.append(out)
+            return kept[0].add_(out) if len(kept) > 1 else out
+
+        monkeypatch.setattr(torch.nn.functional, "max_pool2d", wrong)
+        with pytest.raises(
+            DeviceError, match="gives other logits for equal slices on cpu; use another runtime"
+        ):
+            TorchNet(net, 2, "cpu")
+
+
+def test_what_pytorch_raises():
+    spec = tiny.spec("liver")
+    net = TorchNet(Net(spec, FP32, tiny.threshold_at(60, spec)), 1, "cpu")
+    for error, kind in (
+        (torch.OutOfMemoryError("9 GiB"), OutOfMemoryError),
+        (RuntimeError("no"), DeviceError),
+    ):
+        with pytest.raises(kind, match=re.escape(str(error))), net.failures():
+            raise error
+
+
+def test_acceptance_is_kept_and_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRTSEG_CACHE", str(tmp_path))
+    spec = tiny.spec("liver")
+    net = Net(spec, FP32, tiny.threshold_at(60, spec))
+    key = EngineKey("liver", net.sha256, "torch", torch.__version__, "sm_90", "NVIDIA H100 80GB", "fp32", 2)
+    loaded = LoadedTorch(net, key, "cpu")
+    assert loaded.kept_acceptance() is None
+    loaded.keep_acceptance({"accepted": True})
+    assert LoadedTorch(net, key, "cpu").kept_acceptance() == {"accepted": True}
+    assert loaded.provenance == {"precision": "fp32", "sha256": net.sha256, "target": "sm_90"}
