@@ -151,7 +151,7 @@ def _segment(case: Case, segmenter: Segmenter, tell: Callable[[str, float], None
     start = time.perf_counter()
     volume = load(case.source)  # here, not by the segmenter: the preview shows it too
     read = time.perf_counter() - start
-    result = segmenter.segment(volume, progress=lambda fraction: tell("segmenting", fraction))
+    result = segmenter.segment(volume, progress=tell)
     result = dataclasses.replace(result, timings={**result.timings, "read": read})
     tell("writing", 1)
     result.save(case.labels, report=case.report, preview=case.preview, volume=volume)

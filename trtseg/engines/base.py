@@ -12,7 +12,8 @@ compiled and buffers of its own allocated. Then
   are independent: the logits of a slice depend neither on its place nor on its neighbours. Equal input gives equal
   output, bit for bit. ``run`` allocates nothing that grows, and on a device with streams it only enqueues on
   ``stream`` and does not synchronise. An engine is used by one thread at a time;
-- on a GPU ``capturable(stream)`` tells, after a first ``run`` there, whether ``run`` can be recorded in a CUDA graph.
+- on a GPU ``capturable(stream)`` tells, after a first ``run`` there, whether ``run`` can be recorded in a CUDA graph,
+  and ``close()`` gives the memory of the engine back.
 
 ``tests/test_engines.py`` holds every engine to this text.
 """
@@ -58,3 +59,6 @@ class GpuEngine(Engine, Protocol):
 
     def capturable(self, stream: int) -> bool:
         """Whether ``run`` on that stream can be recorded in a CUDA graph; asked after its first run there."""
+
+    def close(self) -> None:
+        """Give back the memory of this engine; its device is current, and its runs have ended."""

@@ -10,6 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,13 +64,24 @@ class GpuNets:
     provenance: dict[str, Any]
 
     def contexts(self) -> tuple[TensorRTEngine | TorchEngine, ...]:
-        """One engine of each net, for one stream; the device must be current."""
-        return tuple(net.context() for net in self.loaded)
+        """One engine of each net, for one stream; the device is current. The caller closes them before the nets."""
+        with ExitStack() as made:
+            engines = []
+            for net in self.loaded:
+                engines.append(net.context())
+                made.callback(engines[-1].close)
+            made.pop_all()
+        return tuple(engines)
 
     def keep_compiled(self) -> None:
         """Keep what was compiled at the first run."""
         for net in self.loaded:
             net.keep_compiled()
+
+    def close(self) -> None:
+        """Give the weights back; the device is current, and the engines of these nets are closed."""
+        for net in self.loaded:
+            net.close()
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,10 @@ class LoadedTorch:
 
     def keep_compiled(self) -> None:
         """Nothing is compiled."""
+
+    def close(self) -> None:
+        """Let the weights go."""
+        self.net.close()
 
 
 def check_gpu(index: int, named: str | None = None) -> tuple[Gpu, Driver]:
@@ -174,7 +190,7 @@ def open_nets(
     known: _Calibration = {}  # made once, when the first engine has to be judged
     loaded: list[LoadedEngine | LoadedTorch] = []
     told: dict[str, dict[str, Any]] = {}
-    with device:
+    with device, ExitStack() as opened:
         for spec in files.spec.nets:
             refused: list[str] = []
             for one in wanted:
@@ -185,7 +201,9 @@ def open_nets(
                 else:
                     engine, verdict = _open(net, chosen, gpu, driver, device, batch, known, progress)
                 if verdict.accepted:
+                    opened.callback(engine.close)
                     break
+                engine.close()
                 refused.append(f"{one}: {'; '.join(verdict.reasons)}")
                 log.warning("the %s engine of the %s net is not used: %s", one, spec.role, refused[-1])
             else:
@@ -205,6 +223,7 @@ def open_nets(
             }
             if isinstance(engine, LoadedTorch) and engine.net.parts:
                 told[spec.role]["parts of a batch"] = engine.net.parts
+        opened.pop_all()
     provenance = {
         "gpu": device.name,
         "driver": driver.version,
@@ -240,9 +259,12 @@ def _open(
     verdict = Verdict.from_json(sidecar.acceptance)
     if verdict is not None and verdict.holds_for(gpu.name, driver.version):
         return engine, verdict
-    verdict = _judged(engine.context(), sidecar.key, net, gpu, driver, device, known)
-    engine.keep_compiled()
-    cache.accept(engine_folder() / sidecar.key.file_name, verdict.to_json(), sha256=sidecar.sha256)
+    with ExitStack() as stack:
+        stack.callback(engine.close)
+        verdict = _judged(engine.context(), sidecar.key, net, gpu, driver, device, known)
+        engine.keep_compiled()
+        cache.accept(engine_folder() / sidecar.key.file_name, verdict.to_json(), sha256=sidecar.sha256)
+        stack.pop_all()
     return engine, verdict
 
 
@@ -270,21 +292,20 @@ def _judged(
     device: Device,
     known: _Calibration,
 ) -> Verdict:
-    if not known:
-        known.update(calibration(net.files))
-    images, reference = known[net.spec.role]
-    own = Resources(device)
-    verdict = judge(
-        on_host(engine, own),
-        reference,
-        images,
-        engine=key,
-        spec=net.spec,
-        gpu=gpu.name,
-        driver=driver.version,
-    )
-    own.free()
-    return verdict
+    with ExitStack() as stack:
+        stack.callback(engine.close)
+        if not known:
+            known.update(calibration(net.files))
+        images, reference = known[net.spec.role]
+        return judge(
+            on_host(engine, stack.enter_context(Resources(device))),
+            reference,
+            images,
+            engine=key,
+            spec=net.spec,
+            gpu=gpu.name,
+            driver=driver.version,
+        )
 
 
 def on_host(engine: TensorRTEngine | TorchEngine, own: Resources) -> Callable[[NDArray[Any]], NDArray[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -37,36 +38,47 @@ class LoadedEngine:
 
     def __init__(self, runtime: Runtime, data: bytes, sidecar: Sidecar, device: Device) -> None:
         trt = runtime.module
-        # What TensorRT gives goes in this order, as the attributes of an object do: each needs those after it.
         self._config: Any = None
         self._cache: Any = None
         self._engine: Any = None
         self._loader: Any = None
         self.sidecar, self.device = sidecar, device
         self._runtime, self._log = runtime, logger(trt)
-        with one_at_a_time, errors():
-            self._log.take()
-            self._loader = trt.Runtime(self._log)
-            self._engine = self._loader.deserialize_cuda_engine(data)
-            if self._engine is None:
-                raise self._failed("does not load")
         self._compiled: bytes | None = None
-        if runtime.name == "tensorrt-rtx":
-            self._configure()
-        self._check_tensors()
+        with ExitStack() as stack:
+            stack.callback(self.close)
+            with one_at_a_time, errors():
+                self._log.take()
+                self._loader = trt.Runtime(self._log)
+                self._engine = self._loader.deserialize_cuda_engine(data)
+                if self._engine is None:
+                    raise self._failed("does not load")
+            if runtime.name == "tensorrt-rtx":
+                self._configure()
+            self._check_tensors()
+            stack.pop_all()
+
+    def close(self) -> None:
+        """Give the weights back; the device is current, and the contexts of this engine are closed."""
+        # Closed in this order: config, cache and engine must go before the runtime that made them.
+        self._config = self._cache = self._engine = self._loader = None
 
     def context(self) -> TensorRTEngine:
         """An engine that one thread and one stream at a time can use, with activations of its own."""
-        arguments, memory = () if self._config is None else (self._config,), Resources(self.device)
-        with one_at_a_time:
-            self._log.take()
-            context = self._engine.create_execution_context(*arguments)
-            if context is None:
-                raise self._failed("gives no execution context")
-        if self._config is not None:
-            size = self._engine.device_memory_size_v2
-            context.set_device_memory(memory.array((size,), np.uint8).address, size)
-        return TensorRTEngine(self, context, memory)
+        arguments = () if self._config is None else (self._config,)
+        with ExitStack() as stack:
+            memory = stack.enter_context(Resources(self.device))
+            with one_at_a_time:
+                self._log.take()
+                engine = TensorRTEngine(self, self._engine.create_execution_context(*arguments), memory)
+                stack.callback(engine.close)
+                if engine._context is None:
+                    raise self._failed("gives no execution context")
+            if self._config is not None:
+                size = self._engine.device_memory_size_v2
+                engine._context.set_device_memory(memory.array((size,), np.uint8).address, size)
+            stack.pop_all()
+        return engine
 
     def keep_compiled(self) -> None:
         """Keep what TensorRT-RTX has compiled for this GPU, so that the next start is faster."""
@@ -127,7 +139,7 @@ class TensorRTEngine:
     """A net on a GPU: one execution context. Made by `LoadedEngine.context`."""
 
     def __init__(self, loaded: LoadedEngine, context: Any, memory: Resources) -> None:
-        self._context, self._memory, self._loaded = context, memory, loaded  # they go in this order
+        self._context, self._memory, self._loaded = context, memory, loaded
         key = loaded.sidecar.key
         self.spec, self.precision, self.batch = loaded.sidecar.spec, key.precision, key.batch
         self.device = f"cuda:{loaded.device.index}"
@@ -154,3 +166,8 @@ class TensorRTEngine:
         # TensorRT cannot be asked; but nothing that our nets do depends on their data, which is what would forbid it.
         asked = getattr(self._context, "is_stream_capturable", None)
         return asked is None or bool(asked(stream))
+
+    def close(self) -> None:
+        """Give back the context, and then the memory of its activations; the device is current."""
+        self._context = None
+        self._memory.close()

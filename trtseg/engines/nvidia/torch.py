@@ -111,6 +111,10 @@ class TorchNet:
                     values.pop(name, None)
         return values[self._output]
 
+    def close(self) -> None:
+        """Let the weights go."""
+        self._steps = []
+
     def settings(self) -> Any:
         """Context in which a call computes: no gradients, no TF32, kernels that are chosen by rules."""
         # Kernels that are chosen by a measurement would be others in another thread or process.
@@ -234,7 +238,7 @@ class TorchEngine:
         self.dtype = _NUMPY[net.precision]
         self._net, self._torch = net, import_torch()
         # A graph keeps the addresses of its activations, so nobody else may get this memory while the engine lives.
-        self._pool = self._torch.cuda.MemPool()
+        self._pool: Any = self._torch.cuda.MemPool()
 
     def run(self, src: CudaArray, dst: CudaArray, stream: int = 0) -> None:
         """Enqueue logits ``dst`` ``[batch, channels, H, W]`` of slices ``src`` ``[batch, 1, H, W]`` on ``stream``."""
@@ -258,3 +262,7 @@ class TorchEngine:
     def capturable(self, stream: int) -> bool:
         """Whether `run` on ``stream`` can be recorded in a CUDA graph: after a first run nothing is allocated."""
         return True
+
+    def close(self) -> None:
+        """Let the activations go; no graph uses them any more."""
+        self._pool = None
