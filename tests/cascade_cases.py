@@ -292,7 +292,9 @@ def both_a_feed_ends(backend: Any) -> None:
             one.begin(hu.shape[1:], (0.0, 1.0))
         feed = begun()
     for call in (lambda: feed.push(hu), lambda: one.run(hu, SPACING)):
-        with pytest.raises((ArgumentError, DeviceError), match=r"a feed that has ended|cascade that is closed"):
+        with pytest.raises(
+            (ArgumentError, DeviceError), match=r"a feed that has ended|cascade that is closed"
+        ):
             call()
     one.close()
 
@@ -329,7 +331,7 @@ def case_push_device_arrays(backend: Any) -> None:
                     outs.append(stream.made_late(nines(hu[z : z + 3])))
                     feed.push(stream.made_late(hu[z : z + 3]), outs[-1])
                 with pytest.raises(ArgumentError, match="hu, out: got arrays on another device than in the"):
-                    feed.push(hu[:1], outs[-1])
+                    feed.push(hu[:2], outs[-1])
                 feed.finish()
                 labels = np.concatenate([stream.read(out) for out in outs])
                 assert (labels == expected(hu)).all(), order
@@ -441,9 +443,7 @@ def case_one_cascade_in_two_threads(backend: Any) -> None:
                 assert (stream.read(out) == wanted).all()
 
     with opened(backend) as one:
-        in_threads(
-            lambda: work(one, ct(14, 1)), lambda: work(one, np.ascontiguousarray(ct(9, 2)[:, ::2]))
-        )
+        in_threads(lambda: work(one, ct(14, 1)), lambda: work(one, np.ascontiguousarray(ct(9, 2)[:, ::2])))
 
 
 def _named(prefix: str) -> dict[str, Callable[[Any], None]]:

@@ -55,7 +55,5 @@ WHOLE = [
 @pytest.mark.parametrize("cases", WHOLE, ids=lambda cases: cases[0])
 def test_whole(unwatched_shim, built, tmp_path, cases):
     cache = shutil.copytree(built / "cache", tmp_path / "cache")  # copies modes, too
-    done = unwatched_shim.run_script(
-        SHIM / "whole.py", str(built / "model"), *cases, TRTSEG_CACHE=str(cache)
-    )
+    done = unwatched_shim.run_script(SHIM / "whole.py", str(built / "model"), *cases, TRTSEG_CACHE=str(cache))
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr

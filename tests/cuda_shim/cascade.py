@@ -4,6 +4,7 @@ import gc
 import logging
 import sys
 import threading
+import traceback
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -220,10 +221,17 @@ def errors() -> None:
                 played.reset()
                 played.fail_call(n, 1)
                 try:
-                    assert (used.run(hu, SPACING)[0] == expected(hu)).all()  # some calls may fail and do no harm
+                    assert (
+                        used.run(hu, SPACING)[0] == expected(hu)
+                    ).all()  # some calls may fail and do no harm
                 except DeviceError as error:
                     assert "cudaErrorInvalidValue" in str(error)  # noqa: PT017
                     failed += 1
+                    with open_device(
+                        0
+                    ):  # frames of the stand-in hold its streams; PyCUDA's methods have no frames
+                        for one_of_them in (error, error.__cause__ or error):
+                            traceback.clear_frames(one_of_them.__traceback__)
                 played.reset()
                 assert (used.run(hu, SPACING)[0] == expected(hu)).all(), n
                 if one is None:
@@ -400,6 +408,6 @@ for name in sys.argv[1:]:
     CASES[name](BACKEND) if name in CASES else globals()[name]()
     if name != "lost":
         assert set(played.live().values()) == {0}, played.live()
-        assert played.misused == []
+        assert not played.misused, Counter(played.misused)
     played.reset()
     SAID.clear()

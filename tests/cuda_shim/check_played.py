@@ -15,7 +15,10 @@ class Copier:
 
     def __init__(self) -> None:
         self.stream, self.gpu = cuda.Stream(1), cuda.mem_alloc(4)
-        self.source, self.result = cuda.pagelocked_empty((1,), np.int32), cuda.pagelocked_empty((1,), np.int32)
+        self.source, self.result = (
+            cuda.pagelocked_empty((1,), np.int32),
+            cuda.pagelocked_empty((1,), np.int32),
+        )
         self.source[0] = self.result[0] = 0
 
     def upload(self, number: int) -> None:
@@ -85,7 +88,9 @@ def memory_that_is_freed_too_early_or_nowhere() -> None:
     cuda.reset()
     context.pop()
     del c
-    assert cuda.misused == [f"{k}: went where no context was current" for k in ("Stream", *2 * ["PagelockedHostAllocation"])]
+    assert cuda.misused == [
+        f"{k}: went where no context was current" for k in ("Stream", *2 * ["PagelockedHostAllocation"])
+    ]
     context.push()
 
 

@@ -316,6 +316,4 @@ def live() -> dict[str, int]:
 
 def device_array(address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Memory of the GPU as NumPy sees it: for functions in streams only."""
-    return np.asarray(
-        types.SimpleNamespace(__array_interface__=_interface(address, shape, np.dtype(dtype)))
-    )
+    return np.asarray(types.SimpleNamespace(__array_interface__=_interface(address, shape, np.dtype(dtype))))

@@ -242,7 +242,9 @@ def chunk() -> None:
         runs.append("rest")
         labels[:] = hu % 100
 
-    graphs = [_core.Graph.capture(stream.handle, lambda w=w: cuda.enqueue(stream.handle, w)) for w in (first, rest)]
+    graphs = [
+        _core.Graph.capture(stream.handle, lambda w=w: cuda.enqueue(stream.handle, w)) for w in (first, rest)
+    ]
     for counts in (pixels, None):
         one = _core.Chunk(stream.handle, hu, graphs[0], counts, graphs[1], labels)
         for given in (np.array([[1, 2, 3], [0, 0, 107]], np.int16), np.zeros((2, 3), np.int16)):

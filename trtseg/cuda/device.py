@@ -162,14 +162,12 @@ class Resources:
 
     def close(self) -> None:
         """Give everything back, on whatever thread; where the context is lost, a log message says so."""
+        streams, self._streams = self._streams, []
         try:
-            with self._device, errors():
-                self.synchronize()
-                self._streams.clear()
-                self._held.close()
+            with self._device, errors(), self._held:  # everything goes, also where a stream has failed
+                for stream in streams:
+                    stream.synchronize()
         except TrtsegError as error:
-            self._streams.clear()
-            self._held.pop_all()  # went with the context
             log.warning("GPU memory could not be given back (%s)", error)
 
 
