@@ -1,4 +1,4 @@
-"""The test bodies of both cascades: on the CPU, on a GPU that is played (tests/cuda_shim) and on a real one (tests/gpu).
+"""The test bodies of both cascades: on the CPU, on a played GPU (tests/cuda_shim) and on a real GPU (tests/gpu).
 
 The nets are elementwise, so that NumPy, PyTorch and the oracle agree bit for bit. A backend runs them.
 """
@@ -338,7 +338,7 @@ def case_push_device_arrays(backend: Any) -> None:
 
 
 def case_ends_while_labels_are_on_their_way(backend: Any) -> None:
-    """Slices of another size come, or the cascade is closed, here or on another thread: the labels come all the same."""
+    """Slices of another size come, or the cascade is closed, also on another thread: the labels come all the same."""
     hu, other = ct(2 * BATCH + 3), np.ascontiguousarray(ct(3)[:, ::2])
 
     def another_size(one: Any) -> None:

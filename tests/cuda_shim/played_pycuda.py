@@ -273,7 +273,7 @@ def enqueue(stream: int, function: Callable[[], None]) -> None:
 
 
 def schedule(name: str) -> None:
-    """Choose an order of work that nobody has ordered: 'lazy' (the default), 'eager', 'others-first'; see played.cpp."""
+    """Choose an order for work that nobody has ordered: 'lazy' (the default), 'eager' or 'others-first'."""
     _cuda.played_schedule(("lazy", "eager", "others-first").index(name))
 
 
