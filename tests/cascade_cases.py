@@ -24,7 +24,9 @@ from trtseg.spec import ModelSpec
 
 SPACING = (1.1, 0.9)
 BATCH = 4
-LIVER, TUMOUR, ONE_STEP = tiny.spec("liver", threshold=0.6), tiny.spec("tumour"), tiny.spec("one-step")
+SHAPE, SIZE = (40, 52), (32, 32)  # of slices, and of the nets: small, since kernels are slow on a played GPU
+LIVER = tiny.spec("liver", threshold=0.6, size=SIZE)
+TUMOUR, ONE_STEP = tiny.spec("tumour", size=SIZE), tiny.spec("one-step", size=SIZE)
 
 #: Of each net, for each of its channels: the logit is ``a * x + b``. The tumour net calls blanked pixels tumour: the
 #: liver mask must keep them out of the labels.
@@ -116,13 +118,13 @@ def opened(*arguments: Any, **options: Any) -> Any:
 
 
 def ct(slices: int, seed: int = 0) -> np.ndarray:
-    """Blobs in air: int16 [slices, 70, 90], every third slice, and a run of eight, without any."""
+    """Blobs in air: int16 [slices, 40, 52], every third slice, and a run of eight, without any."""
     rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:70, :90]
-    hu = np.full((slices, 70, 90), -1000, np.int16)
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    hu = np.full((slices, *SHAPE), -1000, np.int16)
     for z in range(slices):
         if z % 3 != 2 and not 8 <= z < 16:
-            cy, cx, r = rng.uniform(20, 50), rng.uniform(30, 60), rng.uniform(10, 25)
+            cy, cx, r = rng.uniform(12, 28), rng.uniform(18, 34), rng.uniform(6, 14)
             inside = np.hypot(y - cy, x - cx) < r
             hu[z][inside] = rng.integers(20, 160, np.count_nonzero(inside))
     return hu
@@ -239,7 +241,7 @@ def both_one_step(backend: Any) -> None:
 def both_buffers_carry_nothing_over(backend: Any) -> None:
     """Other sizes in between, and inputs that change as soon as the call is over."""
     with opened(backend) as one:
-        for shape in ((9, 70, 90), (5, 90, 40), (9, 70, 90)):
+        for shape in ((9, 40, 52), (5, 52, 24), (9, 40, 52)):
             hu = np.ascontiguousarray(np.resize(ct(9), shape))
             given = hu.copy()
             labels, _ = one.run(given, SPACING)
@@ -276,9 +278,9 @@ def both_a_feed_ends(backend: Any) -> None:
             feed.close()
             assert (one.run(hu, SPACING)[0] == expected(hu, backend.dtype)).all()
         feed = begun()
-        with pytest.raises(ArgumentError, match=r"hu: got shape \(2, 70, 80\); expected \[n, 70, 90\]"):
-            feed.push(hu[:2, :, :80])
-        with pytest.raises(ArgumentError, match=r"out: got shape \(1, 70, 90\); expected the shape of hu"):
+        with pytest.raises(ArgumentError, match=r"hu: got shape \(2, 40, 42\); expected \[n, 40, 52\]"):
+            feed.push(hu[:2, :, :42])
+        with pytest.raises(ArgumentError, match=r"out: got shape \(1, 40, 52\); expected the shape of hu"):
             feed.push(hu[:2], nines(hu[:1]))
         feed.push(hu[2 * BATCH + 1 :])  # a wrong argument ends nothing
         fail = True

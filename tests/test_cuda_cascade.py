@@ -39,7 +39,7 @@ def built(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRTSEG_CACHE", str(folder / "cache"))
         for precision in ("fp16", "fp32"):
-            trtseg.build_engines(model, target="sm_89", precision=precision, batch=4)
+            trtseg.build_engines(model, target="sm_89", precision=precision, batch=(1, 4))
     return folder
 
 
