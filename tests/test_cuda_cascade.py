@@ -4,7 +4,9 @@ The ops are the real kernels (tests/cuda_shim), the nets are NumPy, PyCUDA is a 
 as it may, as late as it may, so that missing waits show. tests/gpu runs the same cases on a real GPU.
 """
 
+import gc
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import engine_models
 import pytest
@@ -12,13 +14,13 @@ from cascade_cases import CASES
 from cuda_shim.build import SHIM
 
 import trtseg
+from trtseg.cascade import lane
 
 # Cases that need the played GPU, in cuda_shim/cascade.py; each group of cases is a process.
 HERE = [
     ("skipping", "the_host_copies_while_the_gpu_works", "stages", "ready_after_the_first_slice"),
-    ("without_graphs", "closed_in_order", "out_of_memory"),
+    ("closed_in_order", "out_of_memory", "beside_a_recording"),
     ("errors",),
-    ("beside_a_recording", "recordings_overlap"),
     ("lost",),
 ]
 names = list(CASES)
@@ -29,6 +31,20 @@ GROUPS = [tuple(names[first::3]) for first in range(3)] + HERE
 def test_played(unwatched_shim, cases):
     done = unwatched_shim.run_script(SHIM / "cascade.py", *cases)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_garbage_collector_is_off_while_any_thread_records():
+    with lane._no_garbage_collection, ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: lane._no_garbage_collection.__enter__()).result()
+        assert not gc.isenabled()
+    assert not gc.isenabled()  # the other thread still records
+    lane._no_garbage_collection.__exit__()
+    assert gc.isenabled()
+    gc.disable()
+    with lane._no_garbage_collection:
+        pass
+    assert not gc.isenabled()  # it was off before
+    gc.enable()
 
 
 @pytest.fixture(scope="module")

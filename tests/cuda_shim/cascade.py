@@ -3,7 +3,6 @@
 import gc
 import logging
 import sys
-import threading
 import traceback
 import weakref
 from collections import Counter
@@ -273,28 +272,6 @@ def ready_after_the_first_slice() -> None:
     assert asked == []
 
 
-def without_graphs() -> None:
-    """An engine that cannot be recorded: its steps are launched one by one, with the same labels."""
-
-    class Unrecordable(Backend):
-        def engine(self, spec: ModelSpec, batch: int) -> NumPyEngine:
-            engine = super().engine(spec, batch)
-            engine.capturable = lambda stream: spec.role != "tumour"
-            return engine
-
-    hu = ct(2 * BATCH + 3)
-    with opened(Unrecordable()) as one, BACKEND.stream() as stream:
-        for order in BACKEND.orders():
-            for volume in (hu, np.ascontiguousarray(hu[:, ::2])):
-                assert (one.run(volume, SPACING)[0] == expected(volume)).all(), order
-            source, out = stream.made_late(hu), stream.made_late(nines(hu))
-            one.run(source, SPACING, out, stream=stream.handle)
-            assert (stream.read(out) == expected(hu)).all(), order
-        assert played.live()["launchable"] == 0
-        assert one.provenance == {"batch": BATCH, "cuda_graphs": False}
-    assert SAID == ["an engine cannot be recorded in a CUDA graph: each step is launched by itself, slower"]
-
-
 def closed_in_order() -> None:
     """Graphs go first, then the engines that they run, then the nets; also before smaller nets are opened."""
     seen: list[tuple[str, int, int]] = []
@@ -372,35 +349,6 @@ def beside_a_recording() -> None:
             assert (stream.read(out) == expected(hu)).all()
         gc.collect()
         assert set(played.live().values()) == {0}, played.live()
-
-
-def recordings_overlap() -> None:
-    """One thread begins to record while another does, and still records when that is done."""
-    hu, begun, done = ct(BATCH), threading.Event(), threading.Event()
-    calls, collected = Counter[str](), []
-    first_runs = 4  # of two nets in two lanes: later runs are recorded
-
-    def first() -> None:
-        calls["first"] += 1
-        if calls["first"] == first_runs + 1:
-            second.start()
-            assert begun.wait(60)
-
-    def other() -> None:
-        calls["other"] += 1
-        if calls["other"] == first_runs + 1:
-            begun.set()
-            assert done.wait(60)
-            collected.append(gc.isenabled())
-
-    with opened(Hooked(BACKEND, first)) as one, opened(Hooked(BACKEND, other)) as two:
-        second = threading.Thread(target=lambda: two.run(hu, SPACING))
-        assert gc.isenabled()
-        one.run(hu, SPACING)
-        done.set()
-        second.join()
-    assert collected == [False]
-    assert gc.isenabled()
 
 
 for name in sys.argv[1:]:

@@ -26,7 +26,7 @@ from trtseg.models import find  # noqa: E402
 from trtseg.phantom import abdomen  # noqa: E402
 
 MODEL = Path(sys.argv[1])
-SPACING = (5.0, 2.5, 2.5)
+SPACING = (8.0, 4.0, 4.0)
 GPU = Gpu(0, "Played GPU", "sm_89", 8 << 30)
 DRIVER = Driver("580.65.06", "13.0", (GPU,), None)
 
@@ -40,7 +40,7 @@ _handler = logging.Handler()
 _handler.emit = lambda record: SAID.append(record.getMessage())  # type: ignore[method-assign]
 logging.getLogger("trtseg").addHandler(_handler)
 
-CT = abdomen(shape=(22, 96, 128), spacing=SPACING).ct
+CT = abdomen(shape=(13, 64, 80), spacing=SPACING).ct
 
 
 def segmenter(**options: Any) -> trtseg.Segmenter:
@@ -181,7 +181,7 @@ def closed_by_hand_or_not() -> None:
     for call in (
         lambda: kept.segment(CT, spacing=SPACING),
         lambda: kept.label(CT, spacing=SPACING[1:]),
-        lambda: kept.warm_up((96, 128), SPACING[1:]),
+        lambda: kept.warm_up((64, 80), SPACING[1:]),
     ):
         with pytest.raises(ArgumentError, match=r"Segmenter: got a call after close\(\); make another"):
             call()
