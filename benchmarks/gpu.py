@@ -1,26 +1,33 @@
-"""How fast trtseg is on a GPU, beside PyTorch and ONNX Runtime in the same process, and beside what the GPU can do.
+"""How fast trtseg is on a GPU, beside PyTorch and ONNX Runtime in the same process, and beside the floor of the GPU.
 
     python -m benchmarks.gpu [--json FILE] [--model default] [--runtime auto] [--slices 200] [--runs 2000]
-                             [--without torch-compile,onnxruntime]
+                             [--only trtseg,torch-graphs] [--compile]
 
-A phantom of 200 slices of 512x512, and the same at the size of the nets, is segmented by each candidate, from host
-memory to host memory and from GPU memory to GPU memory, and slices with liver one by one. Candidates take turns. Those
-that compile for minutes come last, beside trtseg and eager FP16 once more. Every candidate's labels are compared.
+A phantom of 200 slices of 512x512 is segmented by each candidate, from host memory to host memory and from GPU memory
+to GPU memory, and slices with liver one by one. Candidates take turns. Their labels are compared.
 
-Candidates: trtseg; eager-*: PyTorch, channels last, its ops on the GPU; eager-*-host: those on the host, as with NumPy
-between the nets; torch-graphs: eager FP16 in CUDA graphs; onnxruntime: FP16; torch-compile, torch-compile-graphs: FP16.
-Other parts: slice, stages, floor, cold-start. Clocks are not locked: look at the shortest time, too.
+Candidates: trtseg; eager-fp16-host: PyTorch, with NumPy between the nets; eager-fp16: PyTorch, its ops on the GPU;
+torch-graphs: the same in CUDA graphs; onnxruntime: its CUDA provider; torch-compile (with --compile; takes minutes).
+All run FP16 nets, channels last. Clocks are not locked: look at the shortest time, too.
 
-The exit code is 2 without a GPU or what drives it, and 1 if a part failed: the others went on.
+The exit code is 2 without a GPU, and 1 if a part failed: the others went on.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import gc
+import itertools
+import json
 import platform
+import statistics
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -28,157 +35,272 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import gpu_measure as measure
-from benchmarks.gpu_measure import Ct
-from benchmarks.gpu_race import BATCH, Benchmark
-from benchmarks.gpu_report import Report, goal_lines, goals, table
-from trtseg import __version__, _core, models
+from benchmarks import gpu_floor
+from trtseg import Segmenter, __version__, _core, models
 from trtseg.engines.nvidia.driver import find_driver
-from trtseg.models import ModelFiles
+from trtseg.metrics.overlap import overlap
+from trtseg.phantom import abdomen
 
-QUICK = (
-    "trtseg",
-    "eager-fp32-host",
-    "eager-fp16-host",
-    "eager-fp32",
-    "eager-fp16",
-    "torch-graphs",
-    "onnxruntime",
-)
-SLOW = ("torch-compile", "torch-compile-graphs")
-BESIDE = ("trtseg", "eager-fp16")
-OTHERS = ("slice", "floor", "stages", "cold-start")
-PACKAGES = ["numpy", "torch", "triton", "tensorrt", "tensorrt-rtx-cu13", "pycuda", "openvino"]
-PACKAGES += ["onnxruntime", "onnxruntime-gpu"]
+BATCH = 16
+CANDIDATES = ("trtseg", "eager-fp16-host", "eager-fp16", "torch-graphs", "onnxruntime", "torch-compile")
+PACKAGES = ("numpy", "torch", "triton", "tensorrt", "tensorrt-rtx-cu13", "pycuda", "onnxruntime-gpu")
+SIZE, FIELD_MM, LENGTH_MM = 512, 384.0, 400.0
+SPACING = (FIELD_MM / SIZE, FIELD_MM / SIZE)
+LEAST_DICE = 0.99  # of the liver: a candidate with other labels runs another net
+
+# Opens a candidate for a batch; it has `run(hu, out)`.
+Open = Callable[[int], Any]
 
 
-def missing(*, trtseg: bool) -> str | None:
-    """What is not here without which nothing can be measured, or None."""
-    try:
-        import torch
-    except ModuleNotFoundError:
-        return "PyTorch is not installed; install one with CUDA"
-    if torch.version.cuda is None:
-        return f"PyTorch {torch.__version__} was built without CUDA; install one with CUDA"
-    if not torch.cuda.is_available():
-        return "PyTorch sees no GPU; run this where there is one"
-    if trtseg and not _core.build_info()["cuda"]:
-        return "trtseg was built without CUDA; build it where nvcc is, or leave it out with --without trtseg"
-    return None
+class Trtseg:
+    """A Segmenter as a candidate; on the GPU in the order of the default stream, which is PyTorch's, too."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        self.segmenter = segmenter
+
+    def run(self, hu: Any, out: Any) -> None:
+        """Label slices ``hu`` into ``out``."""
+        self.segmenter.label(hu, spacing=SPACING, out=out)
 
 
-def run(args: argparse.Namespace, report: Report, files: ModelFiles) -> None:
-    """All parts; those that take longest last, in case somebody ends this."""
-    data = report.data
-    quick, slow = ([name for name in names if name not in args.without] for names in (QUICK, SLOW))
-    for name in args.without:
-        report.note(name, "left out: --without")
-    cts = report.part("phantom", lambda: volumes(args.slices))
-    opened = report.part("nets", lambda: open_candidates(args, files))
-    if cts is None or opened is None:
-        return
-    large = cts[0]
-    data["volume"] = {"slices": len(large.hu), "batch": BATCH}
-    benchmark = Benchmark(report, opened, device="cuda", repeats=args.repeats)
-    for ct in cts:
-        report.part(f"volume {ct.name}", functools.partial(benchmark.volume, ct, quick))
-    if large.name in benchmark.labels:
-        labels = benchmark.labels[large.name]
-        data["volume"]["share of slices in which liver is found"] = float((labels > 0).any((1, 2)).mean())
-        data["volume"]["slices in chunks with liver"] = measure.slices_with_net(labels, BATCH)
-        other_parts(args, benchmark, files, cts)
-    if slow:
-        names = [*(name for name in BESIDE if name in quick), *slow]
-        for ct in cts:
-            report.part(f"volume {ct.name}, compiled", functools.partial(benchmark.volume, ct, names))
-        if "slice" not in args.without and large.name in benchmark.labels:
-            report.part("slice, compiled", lambda: benchmark.slices(large, names, args.runs))
+# ---- Measuring -----------------------------------------------------------------------------------------------------
 
 
-def other_parts(
-    args: argparse.Namespace,
-    benchmark: Benchmark,
-    files: ModelFiles,
-    cts: Sequence[Ct],
-) -> None:
-    """All but the volumes."""
-    from benchmarks import gpu_trtseg
-
-    report, ct, labels = benchmark.report, cts[0], benchmark.labels
-    liver = (labels[ct.name] > 0).sum((1, 2))
-    most = int(liver.argmax())
-    first = min(most // BATCH * BATCH, len(liver) - BATCH)
-    chunk, one = ct.hu[first : first + BATCH], ct.hu[most : most + 1]
-    if "slice" not in args.without:
-        names = [name for name in QUICK if name not in args.without]
-        report.part("slice", lambda: benchmark.slices(ct, names, args.runs))
-
-    def keep(key: str, name: str, work: Callable[[], Any]) -> None:
-        if name not in args.without and (result := report.part(name, work)) is not None:
-            report.data[key] = result
-
-    def stages() -> Any:
-        return gpu_trtseg.stages(benchmark.open("trtseg", ct).segmenter, chunk, ct.spacing)
-
-    keep("floor", "floor", lambda: floors(files, cts, labels))
-    if report.status("trtseg") == "ok":
-        keep("stages", "stages", stages)
-        keep(
-            "cold_start",
-            "cold-start",
-            lambda: gpu_trtseg.cold_start(args.model, args.runtime, one, ct.spacing),
-        )
+def rounds(calls: Mapping[str, Callable[[], object]], repeats: int, turn: int = 1) -> dict[str, list[int]]:
+    """Nanoseconds of each call; candidates take turns of ``turn`` calls, so that what drifts drifts for all."""
+    times: dict[str, list[int]] = {name: [] for name in calls}
+    gc.collect()
+    gc.freeze()  # objects of all the libraries are not to be searched while something is timed
+    for number in range(0, repeats, turn):
+        for name, call in calls.items():
+            for _ in range(min(turn, repeats - number)):
+                start = time.perf_counter_ns()
+                call()
+                times[name].append(time.perf_counter_ns() - start)
+    gc.unfreeze()
+    return times
 
 
-def open_candidates(args: argparse.Namespace, files: ModelFiles) -> dict[str, Any]:
-    """What `gpu_candidates.candidates` gives, with PyTorch set up."""
+def summary(nanoseconds: Sequence[float]) -> dict[str, float]:
+    """Milliseconds; a percentile is a time that was measured, the next above."""
+    ms = np.asarray(nanoseconds, np.float64) / 1e6
+    p50, p99 = (float(np.percentile(ms, q, method="higher")) for q in (50, 99))
+    return {
+        "runs": len(ms),
+        "min_ms": float(ms.min()),
+        "median_ms": float(np.median(ms)),
+        "p50_ms": p50,
+        "p99_ms": p99,
+        "max_ms": float(ms.max()),
+    }
+
+
+class Benchmark:
+    """Measures candidates on a volume; ``data`` has everything found, and goes to a file after every part."""
+
+    def __init__(self, opened: dict[str, Open], hu: np.ndarray, path: Path | None = None) -> None:
+        self._opened, self.hu, self._path = opened, hu, path
+        self.data: dict[str, Any] = {"parts": {}, "agreement": {}}
+        self.labels: np.ndarray | None = None  # of the first candidate
+
+    def part(self, name: str, work: Callable[[], Any]) -> Any:
+        """Do a part; what it returns, or None where it failed or was left out."""
+        start, result, status = time.perf_counter(), None, "ok"
+        try:
+            result = work()
+        except Exception as error:
+            if type(error).__name__ == "LeftOutError":
+                status = f"left out: {error}"
+            else:
+                traceback.print_exc()
+                status = f"failed: {type(error).__name__}: {' '.join(str(error).split())}"[:200]
+        self.data["parts"][name] = {"status": status, "seconds": round(time.perf_counter() - start, 3)}
+        print(f"{name}: {status}", file=sys.stderr, flush=True)
+        if self._path is not None:
+            new = self._path.with_name(self._path.name + ".new")
+            new.write_text(json.dumps(self.data, indent=2) + "\n", encoding="utf-8")
+            new.replace(self._path)
+        return result
+
+    def volume(self, names: Sequence[str], repeats: int, device: str = "cuda") -> None:
+        """Time the volume, host to host and, on a GPU, from GPU memory to GPU memory."""
+        out = np.empty(self.hu.shape, np.uint8)
+        runners = {name: self.part(name, lambda name=name: self._warm(name, out)) for name in names}
+        runners = {name: runner for name, runner in runners.items() if runner is not None}
+        calls = {name: functools.partial(runner.run, self.hu, out) for name, runner in runners.items()}
+        self.data["host"] = _summaries(rounds(calls, repeats))
+        if device == "cuda":
+            import torch
+
+            hu = torch.from_numpy(self.hu).cuda()
+            labels = torch.zeros(hu.shape, dtype=torch.uint8, device="cuda")
+            on_gpu = {name: r for name, r in runners.items() if not name.endswith("-host")}
+            for name, runner in on_gpu.items():
+                runner.run(hu, labels)
+                self._check(f"{name}, GPU to GPU", labels.cpu().numpy())
+            calls = {name: functools.partial(_run_on_gpu, r, hu, labels) for name, r in on_gpu.items()}
+            self.data["device"] = _summaries(rounds(calls, repeats))
+
+    def slices(self, names: Sequence[str], runs: int) -> None:
+        """Time slices with liver one by one, host to host: both nets run."""
+        assert self.labels is not None
+        liver = np.flatnonzero((self.labels > 0).any((1, 2)))
+        out, calls = np.empty((1, *self.hu.shape[1:]), np.uint8), {}
+        for name in names:
+            if self.data["parts"].get(name, {}).get("status") != "ok":
+                continue
+            runner = self._opened[name](1)
+            turns = itertools.cycle([self.hu[z : z + 1] for z in liver])
+            calls[name] = lambda r=runner, t=turns: r.run(next(t), out)
+            for _ in range(3):
+                calls[name]()
+        self.data["slice"] = _summaries(rounds(calls, runs, turn=100))
+
+    def _warm(self, name: str, out: np.ndarray) -> Any:
+        runner = self._opened[name](BATCH)
+        for _ in range(2):
+            out.fill(255)
+            runner.run(self.hu, out)
+        self._check(name, out)
+        return runner
+
+    def _check(self, name: str, labels: np.ndarray) -> None:
+        """Compare labels with those of the first candidate: the time of another net is worth nothing."""
+        if self.labels is None:
+            self.labels = labels.copy()
+        dice = {
+            "liver": overlap(labels > 0, self.labels > 0).dice,
+            "tumour": overlap(labels == 2, self.labels == 2).dice,
+        }
+        self.data["agreement"][name] = dice
+        if labels.max() > 2 or dice["liver"] < LEAST_DICE:
+            raise RuntimeError(f"other labels than the first candidate: Dice {dice}")
+
+
+def _run_on_gpu(runner: Any, hu: Any, out: Any) -> None:
     import torch
 
-    from benchmarks.gpu_candidates import candidates
-
-    torch.backends.cudnn.benchmark = True
-    return candidates(files, args.model, args.runtime)
+    runner.run(hu, out)
+    torch.cuda.synchronize()
 
 
-def volumes(slices: int) -> list[Ct]:
-    """The two volumes."""
-    large = measure.phantom(slices, 512)
-    return [large, measure.halved(large)]
+def _summaries(times: Mapping[str, Sequence[int]]) -> dict[str, dict[str, float]]:
+    """A summary of each candidate, and its median in medians of trtseg."""
+    found = {name: summary(samples) for name, samples in times.items()}
+    for one in found.values():
+        one["times_trtseg"] = one["median_ms"] / found.get("trtseg", one)["median_ms"]
+    return found
 
 
-def floors(files: ModelFiles, cts: Sequence[Ct], labels: dict[str, np.ndarray]) -> dict[str, Any]:
-    """What this GPU can do, and how long a volume takes at that."""
-    rate = measure.rates()
-    work = [measure.flops(files.read(f"{net.role}.onnx")) for net in files.spec.nets]
-    return {
-        "rates": rate,
-        "flops_a_slice": work,
-        "volumes": {
-            ct.name: measure.floor(ct, labels[ct.name], BATCH, work, rate) for ct in cts if ct.name in labels
-        },
-    }
+_COLD = """
+import json, sys, time
+start = time.perf_counter()
+import numpy as np
+from trtseg import Segmenter
+imported = time.perf_counter()
+model, device, runtime, file, y, x = sys.argv[1:]
+segmenter = Segmenter(model, device=device, batch=1, runtime=runtime)
+opened = time.perf_counter()
+hu, spacing = np.load(file), (float(y), float(x))
+loaded = time.perf_counter()
+segmenter.warm_up(hu.shape[1:], spacing)
+warm = time.perf_counter()
+segmenter.label(hu, spacing=spacing)
+end = time.perf_counter()
+times = {"import": imported - start, "Segmenter()": opened - imported, "warm_up()": warm - loaded}
+print(json.dumps({**times, "first label()": end - warm}))
+"""
+
+
+def cold_start(
+    model: str, runtime: str, hu: np.ndarray, device: str = "cuda", repeats: int = 3
+) -> dict[str, float]:
+    """Median seconds from nothing to the first labels of a slice ``hu`` [1, Y, X], with engines in the cache."""
+    runs = []
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "slice.npy"
+        np.save(file, hu)
+        command = [sys.executable, "-c", _COLD, model, device, runtime, str(file), *map(str, SPACING)]
+        for _ in range(repeats):
+            start = time.perf_counter()
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            whole = time.perf_counter() - start
+            if done.returncode != 0:
+                raise RuntimeError(f"the process ended with {done.returncode}: {done.stderr[-500:]}")
+            runs.append({**json.loads(done.stdout.splitlines()[-1]), "whole process": whole})
+    return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+
+
+# ---- Results -------------------------------------------------------------------------------------------------------
+
+
+def goals(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """The goals for an H100: met, not met, or not measured."""
+    host = data.get("host", {})
+    ours, floor = host.get("trtseg", {}).get("median_ms"), data.get("floor", {}).get("host_ms")
+    over = None if ours is None or floor is None else ours / floor
+    eager, graphs = (host.get(name, {}).get("times_trtseg") for name in ("eager-fp16-host", "torch-graphs"))
+    p99 = data.get("slice", {}).get("trtseg", {}).get("p99_ms")
+    rows = (
+        ("host to host, in floors: at most 2", over, lambda value: value <= 2),
+        ("times faster than eager-fp16-host: at least 5", eager, lambda value: value >= 5),
+        ("times faster than torch-graphs: at least 1.5", graphs, lambda value: value >= 1.5),
+        ("ms, p99 of a slice through both nets: under 1.0", p99, lambda value: value < 1),
+    )
+    return [
+        {
+            "goal": goal,
+            "value": value,
+            "status": "not measured" if value is None else "met" if met(value) else "not met",
+        }
+        for goal, value, met in rows
+    ]
+
+
+def table(data: dict[str, Any]) -> str:
+    """The times of all candidates as a table, and the rest below it."""
+    lines = [
+        "| candidate | host, ms | x trtseg | GPU, ms | slice p50 | p99 | Dice liver | tumour |",
+        "|---" * 8 + "|",
+    ]
+    for name in CANDIDATES:
+        status = data["parts"].get(name, {}).get("status", "not asked for")
+        if status != "ok":
+            lines.append(f"| {name} | {status} |")
+            continue
+        host, device, one = (data.get(part, {}).get(name) for part in ("host", "device", "slice"))
+        cells = [f"{t['median_ms']:.2f} ({t['min_ms']:.2f})" if t else "-" for t in (host, device)]
+        cells.insert(1, f"{host['times_trtseg']:.2f}" if host else "-")
+        cells += [f"{one[key]:.3f}" if one else "-" for key in ("p50_ms", "p99_ms")]
+        cells += [f"{dice:.4f}" for dice in data["agreement"][name].values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines.append(
+        "\nVolumes: median (shortest). Slices: host to host, one by one. Dice: with the first candidate."
+    )
+    for part, unit in (("stages", "ms"), ("floor", ""), ("cold_start", "s")):
+        if part in data:
+            lines.append(
+                f"{part}: " + ", ".join(f"{k} {v:.3g} {unit}".rstrip() for k, v in data[part].items())
+            )
+    return "\n".join(lines + [f"{goal['goal']}: {goal['value']}, {goal['status']}" for goal in goals(data)])
 
 
 def machine() -> dict[str, Any]:
     """Where and with what this ran."""
     import torch
 
-    driver = find_driver()
-    versions = {"python": platform.python_version(), "CUDA of PyTorch": torch.version.cuda}
-    versions |= {"CUDA of trtseg": _core.build_info()["cuda_version"], "trtseg": __version__}
-    versions |= {name: _version(name) for name in PACKAGES}
+    driver, versions = find_driver(), {"python": platform.python_version(), "trtseg": __version__}
+    versions |= {"CUDA of PyTorch": torch.version.cuda, "CUDA of trtseg": _core.build_info()["cuda_version"]}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
     return {
         "device": {"name": torch.cuda.get_device_name(0), "driver": driver.version, "CUDA": driver.cuda},
-        "versions": {name: version for name, version in versions.items() if version is not None},
+        "versions": versions,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -188,54 +310,73 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="all that was found; written after every part"
-    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="all results; written after every part")
     parser.add_argument("--model", default="default")
-    parser.add_argument("--runtime", default="auto", help="of trtseg: tensorrt, tensorrt-rtx, auto")
+    parser.add_argument("--runtime", default="auto", help="of trtseg: tensorrt, tensorrt-rtx, torch, auto")
     parser.add_argument("--slices", type=int, default=200, help=f"of the volume, {BATCH} or more")
     parser.add_argument("--runs", type=int, default=2000, help="slices that each candidate labels one by one")
-    parser.add_argument("--repeats", type=int, default=10, help="of a volume")
-    parser.add_argument("--limit", type=float, default=540, help="seconds after which no further part begins")
-    parser.add_argument("--without", default="", metavar="PARTS", help="names with commas between them")
+    parser.add_argument("--repeats", type=int, default=10, help="of the volume")
+    parser.add_argument("--only", default=",".join(CANDIDATES[:-1]), help="candidates, with commas between")
+    parser.add_argument("--compile", action="store_true", help="torch-compile, too")
     args = parser.parse_args(argv)
-    args.without = [name for name in args.without.split(",") if name]
-    if unknown := set(args.without) - {*QUICK, *SLOW, *OTHERS}:
-        parser.error(
-            f"--without: got {', '.join(sorted(unknown))}; expected {', '.join((*QUICK, *SLOW, *OTHERS))}"
-        )
-    for name, least in (("slices", BATCH), ("runs", 1), ("repeats", 1)):
-        if getattr(args, name) < least:
-            parser.error(f"--{name}: got {getattr(args, name)}; expected {least} or more")
+    args.only = [*args.only.split(","), *(["torch-compile"] if args.compile else [])]
+    if unknown := set(args.only) - set(CANDIDATES):
+        parser.error(f"--only: got {', '.join(sorted(unknown))}; expected {', '.join(CANDIDATES)}")
+    if args.slices < BATCH:
+        parser.error(f"--slices: got {args.slices}; expected {BATCH} or more")
     return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print, and say whether all of it worked."""
+    """Measure, print, and say by the exit code whether every part worked."""
     args = arguments(argv)
-    problem = missing(trtseg="trtseg" not in args.without)
-    if problem is not None:
-        print(f"benchmarks.gpu: {problem}", file=sys.stderr)
+    import torch
+
+    if not torch.cuda.is_available() or not _core.build_info()["cuda"]:
+        print("benchmarks.gpu: needs a GPU, PyTorch with CUDA and trtseg built with CUDA", file=sys.stderr)
         return 2
-    files = models.find(args.model)
-    if len(files.spec.nets) != 2:
-        print(
-            f"benchmarks.gpu: the model {args.model} has one net; this compares models of two",
-            file=sys.stderr,
-        )
-        return 2
-    report = Report(args.json, args.limit)
-    report.data |= machine() | {"candidates": [*QUICK, *SLOW], "volume": {}}
-    report.data["arguments"] = {name: str(value) for name, value in vars(args).items()}
-    run(args, report, files)
-    report.data["goals"] = goals(report.data, "512x512")
-    report.save()
-    device, volume = report.data["device"], report.data["volume"]
-    print(f"{device['name']}, driver {device['driver']}; {report.data['date']}")
-    print(", ".join(f"{name} {version}" for name, version in report.data["versions"].items()))
-    print(", ".join(f"{name}: {value}" for name, value in volume.items()), end="\n\n")
-    print(table(report.data), *goal_lines(report.data), sep="\n")
-    return 1 if report.failed else 0
+    torch.backends.cudnn.benchmark = True
+    files, drawn = models.find(args.model), -(-args.slices // 4)
+    # A slice is drawn once for four in a row: drawing takes long.
+    ct = abdomen((drawn, SIZE, SIZE), (LENGTH_MM / drawn, *SPACING)).ct
+    hu = np.repeat(ct, 4, axis=0)[: args.slices]
+    from benchmarks.gpu_torch import comparisons
+
+    @functools.cache
+    def ours(batch: int) -> Trtseg:
+        return Trtseg(Segmenter(args.model, device="cuda", batch=batch, runtime=args.runtime))
+
+    fit = files.spec.nets[0].fit_slice((SIZE, SIZE), SPACING)
+    benchmark = Benchmark({"trtseg": ours, **comparisons(files, fit)}, hu, args.json)
+    data = benchmark.data
+    data |= machine() | {"arguments": {name: str(value) for name, value in vars(args).items()}}
+    benchmark.part("volume", lambda: benchmark.volume(args.only, args.repeats))
+    if benchmark.labels is not None:
+        labels = benchmark.labels
+        benchmark.part("slice", lambda: benchmark.slices(args.only, args.runs))
+        nets = [gpu_floor.layers(files.read(f"{net.role}.onnx")) for net in files.spec.nets]
+        data["rates"] = benchmark.part("rates", gpu_floor.rates)
+        if data["rates"] is not None:
+            data["floor"] = gpu_floor.floor(labels, BATCH, nets, data["rates"])
+        most = int((labels > 0).sum((1, 2)).argmax())
+        if "trtseg" in data.get("host", {}):
+            first = min(most, len(hu) - BATCH)
+            with Segmenter(args.model, device="cuda", runtime=args.runtime, batch=BATCH) as segmenter:
+                found = benchmark.part(
+                    "stages", lambda: segmenter.stages(hu[first : first + BATCH], spacing=SPACING)
+                )
+                if found is not None:
+                    data["stages"] = {stage: 1e3 * seconds for stage, seconds in found.items()}
+                data["provenance"] = segmenter.provenance
+            cold = benchmark.part(
+                "cold start", lambda: cold_start(args.model, args.runtime, hu[most : most + 1])
+            )
+            if cold is not None:
+                data["cold_start"] = cold
+    data["goals"] = goals(data)
+    benchmark.part("goals", lambda: None)  # writes the file
+    print(f"{data['device']}; {data['date']}\n{data['versions']}\n\n{table(data)}")
+    return 1 if any(part["status"].startswith("failed") for part in data["parts"].values()) else 0
 
 
 if __name__ == "__main__":

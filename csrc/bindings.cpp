@@ -1,9 +1,11 @@
-// Python bindings: what kind of array an argument is, dtype and layout, docstrings, and the GIL. Shapes and numbers are
-// checked in ops.cpp. Nothing is copied or converted: an array that does not fit is an error.
+// Python bindings: the kind, dtype and layout of array arguments, docstrings, and the GIL. ops.cpp checks shapes and
+// numbers. No array is copied or converted: an array that does not fit is an error.
 #include <pybind11/gil_safe_call_once.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
+#include <array>
 #include <initializer_list>
 #include <memory>
 #include <string>
@@ -79,19 +81,6 @@ View numpy_view(const py::array& a, const char* name, Types allowed, bool output
   return v;
 }
 
-void check_cuda_strides(const View& v, const py::dict& interface, py::ssize_t bytes) {
-  if (!interface.contains("strides") || interface["strides"].is_none()) return;
-  const py::tuple strides = interface["strides"];
-  std::int64_t expected = bytes, elements = 1;
-  for (int i = 0; i < v.ndim; ++i) elements *= v.shape[i];
-  for (int i = v.ndim - 1; i >= 0 && elements > 0; --i) {
-    if (v.shape[i] != 1 && strides[static_cast<std::size_t>(i)].cast<std::int64_t>() != expected) {
-      not_contiguous(v, "make it contiguous (PyTorch: .contiguous(), CuPy: cupy.ascontiguousarray)");
-    }
-    expected *= v.shape[i];
-  }
-}
-
 // https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html, versions 2 and 3
 View cuda_view(const py::dict& interface, const char* name, Types allowed, bool output) {
   const auto typestr = interface["typestr"].cast<std::string>();
@@ -100,14 +89,12 @@ View cuda_view(const py::dict& interface, const char* name, Types allowed, bool 
   View v{name, nullptr, find_type(name, native ? typestr[1] : '?', bytes, allowed, "'" + typestr + "'"),
          Device::cuda, 0, {0, 0, 0, 0}};
   set_shape(v, interface["shape"]);
-  check_cuda_strides(v, interface, bytes);
+  // Every library gives None for a C-contiguous array; trtseg/cuda/arrays.py looks at strides that are there.
+  if (interface.contains("strides") && !interface["strides"].is_none()) {
+    not_contiguous(v, "make it contiguous (PyTorch: .contiguous(), CuPy: cupy.ascontiguousarray)");
+  }
   const py::tuple data = interface["data"];
   v.data = reinterpret_cast<void*>(data[0].cast<std::uintptr_t>());
-  std::int64_t elements = 1;
-  for (int i = 0; i < v.ndim; ++i) elements *= v.shape[i];
-  if (elements > 0 && !v.data) {
-    throw ArgumentError(std::string(name) + ": got a null pointer, expected the address of GPU memory; allocate it");
-  }
   if (reinterpret_cast<std::uintptr_t>(v.data) % static_cast<std::uintptr_t>(bytes) != 0) {
     not_contiguous(v, "copy it to newly allocated memory");
   }
@@ -224,22 +211,65 @@ View host(View v) {
   if (v.device == Device::cpu) return v;
   throw ArgumentError(std::string(v.name) + ": got an array on a GPU, expected a NumPy array");
 }
+View host_input(py::handle array, const char* name) { return host(input(array, name, kAll)); }
+View host_output(py::handle array, const char* name) { return host(output(array, name, kAll)); }
+
+// Two arrays of one size and dtype; the error is about the first one.
+void check_same(const View& given, const View& expected) {
+  if (given.bytes() == expected.bytes() && given.type == expected.type) return;
+  throw ArgumentError(std::string(given.name) + ": got " + std::to_string(given.bytes()) + " bytes, expected the " +
+                      std::to_string(expected.bytes()) + " bytes of " + expected.name + " and its dtype; pass arrays " +
+                      "of one shape");
+}
 
 void py_copy(py::handle dst, py::handle src, int threads) {
-  const View to = host(output(dst, "dst", kAll)), from = host(input(src, "src", kAll));
-  if (to.bytes() != from.bytes() || to.type != from.type) {
-    throw ArgumentError("src: got " + std::to_string(from.bytes()) + " bytes, expected the " +
-                        std::to_string(to.bytes()) + " bytes of dst and its dtype; pass arrays of one shape");
-  }
+  const View to = host_output(dst, "dst"), from = host_input(src, "src");
+  check_same(from, to);
   const py::gil_scoped_release release;
   host_copy(to.data, from.data, to.bytes(), threads);
 }
 
 void py_clear(py::handle dst, int threads) {
-  const View to = host(output(dst, "dst", kAll));
+  const View to = host_output(dst, "dst");
   const py::gil_scoped_release release;
   host_clear(to.data, to.bytes(), threads);
 }
+
+// A chunk of slices from host memory to host memory in one call, see kChunkDoc. It keeps its arrays and graphs alive.
+class Chunk {
+ public:
+  Chunk(std::uintptr_t stream, py::object hu, py::object first, py::object pixels, py::object rest, py::object labels)
+      : kept_{hu, first, pixels, rest, labels}, stream_(stream), hu_(host_output(hu, "hu")),
+        labels_(host_input(labels, "labels")), first_(first.cast<Graph&>()), rest_(rest.cast<Graph&>()) {
+    if (pixels.is_none()) return;
+    const View view = host(input(pixels, "pixels", {Type::i32}));
+    pixels_ = static_cast<const std::int32_t*>(view.data);
+    slices_ = view.bytes() / sizeof(std::int32_t);
+  }
+
+  void run(py::handle hu, py::handle out) {
+    const View from = host_input(hu, "hu"), to = host_output(out, "out");
+    check_same(from, hu_);
+    check_same(to, labels_);
+    const py::gil_scoped_release release;
+    host_copy(hu_.data, from.data, from.bytes(), 0);
+    first_.run(stream_);
+    if (pixels_ && std::all_of(pixels_, pixels_ + slices_, [](std::int32_t n) { return n == 0; })) {
+      host_clear(to.data, to.bytes(), 0);
+      return;
+    }
+    rest_.run(stream_);
+    host_copy(to.data, labels_.data, to.bytes(), 0);
+  }
+
+ private:
+  std::array<py::object, 5> kept_;
+  std::uintptr_t stream_;
+  View hu_, labels_;
+  Graph &first_, &rest_;
+  const std::int32_t* pixels_ = nullptr;
+  std::size_t slices_ = 0;
+};
 
 #ifdef TRTSEG_CUDA
 std::unique_ptr<Graph> py_capture(std::uintptr_t stream, const py::function& enqueue) {
@@ -255,10 +285,6 @@ std::unique_ptr<Event> py_event() {
   return cuda::make_event();
 }
 
-void py_wait_for(std::uintptr_t stream, std::uintptr_t other) {
-  const py::gil_scoped_release release;
-  cuda::wait_for(stream, other);
-}
 #else
 [[noreturn]] void no_streams() {
   throw DeviceError(
@@ -267,7 +293,6 @@ void py_wait_for(std::uintptr_t stream, std::uintptr_t other) {
 }
 std::unique_ptr<Graph> py_capture(std::uintptr_t, const py::function&) { no_streams(); }
 std::unique_ptr<Event> py_event() { no_streams(); }
-void py_wait_for(std::uintptr_t, std::uintptr_t) { no_streams(); }
 #endif
 
 py::dict build_info() {
@@ -361,26 +386,42 @@ constexpr const char* kClearDoc = R"(Set a NumPy array to 0, on several threads.
 
 dst          any [...]                             out)";
 
-constexpr const char* kGraphDoc = R"(Work recorded from a stream, to be launched as often as one likes with one call.
+constexpr const char* kGraphDoc = R"(Work recorded from a stream, to be launched any number of times with one call.
 
-It works on the addresses that were recorded: keep the arrays as long as the graph, and change what is in them. Its
+A graph uses the addresses that were recorded: keep the arrays as long as the graph, and change their contents. Its
 launches must have ended before it is deleted.)";
 
-constexpr const char* kCaptureDoc = R"(Record what `enqueue` puts on a stream, instead of running it.
+constexpr const char* kCaptureDoc = R"(Record the work that `enqueue` puts on a stream, instead of running it.
 
 stream       int                                   handle of a stream of the current GPU, not a default one
 enqueue      callable                              called once, without arguments; it must not wait for the GPU
 
-What other streams do that were made to wait for this one meanwhile, and for which it waits again, is recorded too.
-An exception of `enqueue` is passed on; then nothing is left over, and the stream can be used again.)";
+Streams that `enqueue` makes wait for this one, and for which this one waits again, are recorded too. An exception of
+`enqueue` is passed on; then nothing is left over, and the stream can be used again.)";
 
 constexpr const char* kEventDoc = R"(Lets streams of the current GPU wait for one another, and allocates nothing for it.
 
-One thread at a time may use it.)";
+One thread at a time may use an event.)";
 
-constexpr const char* kWaitForDoc = R"(Make `stream` wait, from now on, for all that was enqueued on `other` so far.
+constexpr const char* kWaitForDoc = R"(Make `stream` wait, from now on, for all work enqueued on `other` so far.
 
 stream, other  int                                 handles of streams of the current GPU)";
+
+constexpr const char* kChunkDoc = R"(A chunk of slices from host memory to host memory in one call, without the GIL.
+
+stream       int                                   handle of the stream on which the graphs run
+hu           any [...]                             pinned memory from which `first` takes the slices
+first        Graph                                 from `hu` to `pixels`
+pixels       int32 [n] or None                     pinned memory: liver pixels of each slice after `first`
+rest         Graph                                 to `labels`; not launched where all `pixels` are 0
+labels       any [...]                             pinned memory in which `rest` leaves the labels
+
+The arrays and graphs live as long as the chunk.)";
+
+constexpr const char* kChunkRunDoc = R"(Copy slices in, run the graphs, copy their labels out; 0 where no slice has liver.
+
+hu           any [...]                             in, of the size and dtype of the chunk's `hu`
+out          any [...]                             out, of the size and dtype of the chunk's `labels`)";
 
 }  // namespace
 
@@ -399,14 +440,17 @@ PYBIND11_MODULE(_core, m) {
   m.def("clear", &py_clear, kClearDoc, py::arg("dst"), py::arg("threads") = 0);
   py::class_<Graph>(m, "Graph", kGraphDoc)
       .def_static("capture", &py_capture, kCaptureDoc, py::arg("stream"), py::arg("enqueue"))
-      .def("launch", &Graph::launch, "Enqueue all of it on a stream.", py::arg("stream"),
+      .def("launch", &Graph::launch, "Enqueue the recorded work on a stream.", py::arg("stream"),
            py::call_guard<py::gil_scoped_release>())
-      .def_property_readonly("nodes", &Graph::nodes, "How many pieces of work there are in it.");
+      .def_property_readonly("nodes", &Graph::nodes, "How many pieces of work the graph has.");
   py::class_<Event>(m, "Event", kEventDoc)
       .def(py::init(&py_event))
       .def("wait_for", &Event::wait_for, kWaitForDoc, py::arg("stream"), py::arg("other"),
            py::call_guard<py::gil_scoped_release>());
-  m.def("wait_for", &py_wait_for, kWaitForDoc, py::arg("stream"), py::arg("other"));
+  py::class_<Chunk>(m, "Chunk", kChunkDoc)
+      .def(py::init<std::uintptr_t, py::object, py::object, py::object, py::object, py::object>(), py::arg("stream"),
+           py::arg("hu"), py::arg("first"), py::arg("pixels"), py::arg("rest"), py::arg("labels"))
+      .def("run", &Chunk::run, kChunkRunDoc, py::arg("hu"), py::arg("out"));
   m.def("build_info", &build_info,
         "How this extension was built: {'cuda': bool, 'cuda_version', 'cuda_archs': str or None, 'compiler': str}.");
 }

@@ -12,7 +12,7 @@ namespace trtseg {
 
 inline void cuda_check(cudaError_t status, const char* call) {
   if (status == cudaSuccess) return;
-  (void)cudaGetLastError();  // a sticky error stays; any other must not surface in the next call
+  (void)cudaGetLastError();  // a sticky error stays; other errors must not surface in the next call
   const std::string what = std::string(call) + ": " + cudaGetErrorName(status) + ", " + cudaGetErrorString(status);
   if (status == cudaErrorMemoryAllocation) {
     throw OutOfMemory(what + "; free GPU memory (nvidia-smi shows who holds it), or process fewer slices at a time");
@@ -57,7 +57,7 @@ class Owned {
   }
 
   T get() const { return handle_; }
-  T* out() {  // for a call that makes one
+  T* out() {  // for a call that makes a handle
     reset();
     return &handle_;
   }

@@ -16,7 +16,7 @@ int current_device() {
 // A stream that records from construction to end(), or to destruction, which drops the record.
 class Capture {
  public:
-  // Thread-local: what other threads do with CUDA meanwhile is their business.
+  // Thread-local: other threads may use CUDA as they like meanwhile.
   explicit Capture(cudaStream_t stream) : stream_(stream) {
     CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
   }
@@ -61,6 +61,12 @@ class CudaGraph final : public Graph {
     CUDA_CHECK(cudaGraphLaunch(exec_.get(), stream_of(stream)));
   }
 
+  void run(std::uintptr_t stream) override {
+    const OnDevice device(device_);
+    CUDA_CHECK(cudaGraphLaunch(exec_.get(), stream_of(stream)));
+    CUDA_CHECK(cudaStreamSynchronize(stream_of(stream)));
+  }
+
   std::size_t nodes() const override { return nodes_; }
 
  private:
@@ -84,7 +90,8 @@ class CudaEvent final : public Event {
     }
   }
 
-  // A wait is for what was recorded when it was enqueued: recording anew changes nothing for those before.
+  // A stream waits for the point that was recorded when the wait was enqueued: recording the event anew leaves earlier
+  // waits as they are.
   void wait_for(std::uintptr_t stream, std::uintptr_t other) override {
     CUDA_CHECK(cudaEventRecord(event_.get(), stream_of(other)));
     CUDA_CHECK(cudaStreamWaitEvent(stream_of(stream), event_.get(), 0));
@@ -100,7 +107,7 @@ class CudaEvent final : public Event {
 std::unique_ptr<Graph> capture(std::uintptr_t stream, const std::function<void()>& enqueue) {
   const cudaStream_t handle = stream_of(stream);
   if (!handle || handle == cudaStreamLegacy || handle == cudaStreamPerThread) {
-    throw ArgumentError("stream: got the default stream, expected one of your own: only such a one can be recorded");
+    throw ArgumentError("stream: got the default stream, expected one of your own: a default stream cannot be recorded");
   }
   Capture recording(handle);
   enqueue();
@@ -108,7 +115,5 @@ std::unique_ptr<Graph> capture(std::uintptr_t stream, const std::function<void()
 }
 
 std::unique_ptr<Event> make_event() { return std::make_unique<CudaEvent>(); }
-
-void wait_for(std::uintptr_t stream, std::uintptr_t other) { CudaEvent().wait_for(stream, other); }
 
 }  // namespace trtseg::cuda

@@ -1,5 +1,5 @@
-// Host memory moved by several threads: one core copies some 10 GB/s, less than a GPU takes in. New memory is mapped by
-// the threads that write to it first, so its page faults are shared, too.
+// Host memory copied and cleared by several threads. One core copies some 10 GB/s, less than a GPU takes in. The threads
+// also share the page faults of new memory, which each page costs at its first write.
 #pragma once
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// The four fused ops: what they take, and one entry point each. See README.md for the formulas.
+// The four fused ops: their parameters, and an entry point for each. README.md has the formulas.
 #pragma once
 
 #include <cfenv>
@@ -50,7 +50,8 @@ struct Fit {
 };
 
 // While it lives, this thread rounds to nearest and keeps subnormals, whatever the process has set (libraries built with
-// fast-math change it for everybody). New threads take it over on Linux; elsewhere they start with the default.
+// fast-math change the mode of a whole process). New threads inherit the mode on Linux; elsewhere they start with the
+// default.
 class DefaultFloats {
  public:
   DefaultFloats() {
@@ -113,8 +114,8 @@ Window make_window(double lo, double hi);
 // Check and convert a logit threshold called `name`. Throws ArgumentError.
 float make_threshold(const char* name, double value);
 
-// Check everything, then run on the device that the arrays are on. They throw ArgumentError before anything is
-// written, DeviceError when the device fails. On CUDA they only enqueue work on the stream.
+// Each checks its parameters, then runs on the device of the arrays. Each throws ArgumentError before any output is
+// written, and DeviceError when the device fails. On CUDA an op only enqueues work on the stream.
 void prepare(const Prepare& p, const Run& run);
 void gate(const Gate& p, const Run& run);
 void label(const Label& p, const Run& run);
@@ -127,7 +128,7 @@ void label(const Label& p, int threads);
 void label3(const Label3& p, int threads);
 }  // namespace cpu
 
-namespace cuda {  // ops_cuda.cu; arguments are checked already, but for the GPU that they are on
+namespace cuda {  // ops_cuda.cu; arguments are checked already, but not on which GPU the arrays are
 void prepare(const Prepare& p, std::uintptr_t stream);
 void gate(const Gate& p, std::uintptr_t stream);
 void label(const Label& p, std::uintptr_t stream);

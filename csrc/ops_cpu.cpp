@@ -73,7 +73,7 @@ class MarginRows {
  public:
   struct Row {
     int index = -1;
-    int first = 0, last = -1;  // the positive ones lie between these
+    int first = 0, last = -1;  // the positive margins lie between these pixels
     std::vector<float> d;
   };
 

@@ -1,6 +1,6 @@
-// The ops on CUDA: kernels that find their voxel and write it, and launchers. The arithmetic is in voxel.h.
-// One thread per voxel of the output; slices along z. The maps of an axis need doubles, of which many GPUs compute few,
-// so a block computes those of its 32 columns and 8 rows once.
+// The ops on CUDA: kernels, in which each thread finds its voxel and writes it, and launchers. The arithmetic is in
+// voxel.h. One thread per voxel of the output; slices along z. The maps of an axis need doubles, which many GPUs compute
+// slowly, so a block computes the maps of its 32 columns and 8 rows once.
 #include <algorithm>
 #include <initializer_list>
 

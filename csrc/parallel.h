@@ -53,7 +53,7 @@ void parallel_for(std::int64_t units, int threads, std::int64_t work, Fn fn) {
   try {
     for (std::int64_t t = 1; t < count; ++t) others.emplace_back(worker);
   } catch (const std::system_error&) {
-    // No more threads to be had: those that run, this one included, do all of it.
+    // The system gives no more threads: the running threads, this one included, do the work.
   }
   worker();
   for (std::thread& t : others) t.join();

@@ -3,8 +3,8 @@
 
 #include "voxel.h"
 
-// target_clones needs ifunc, a thing of glibc, and these names of levels, which g++ knows from 12 on; sanitizers cannot
-// run while ifuncs are resolved.
+// target_clones needs ifunc, which glibc has, and the names of the levels below, which g++ knows from version 12 on.
+// Sanitizers cannot run while ifuncs are resolved.
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__) && \
     !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define ROW_LOOP __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4"), noinline)) void
@@ -46,7 +46,8 @@ ROW_LOOP row_collect(float* RESTRICT sum, const float* RESTRICT row, const std::
   }
 }
 
-// The same for pixels that begin every `stride` native ones (an exact reduction, or none): loads instead of gathers.
+// row_collect for net pixels that begin every 1 or 2 native pixels (an exact reduction, or none): loads instead of
+// gathers.
 ROW_LOOP row_collect1(float* RESTRICT sum, const float* RESTRICT row, const float* RESTRICT weight, int taps, int n) {
   for (int x = 0; x < n; ++x) sum[x] = weight[x] * row[x];
   for (int k = 1; k < taps; ++k) {
@@ -107,7 +108,7 @@ ROW_LOOP row_lerp(float* RESTRICT value, const float* RESTRICT column, const std
   for (int x = 0; x < n; ++x) value[x] = mix(g[x], column[i[x]], f[x], column[i[x] + 1]);
 }
 
-// The same for native pixels that come in pairs between two net pixels (an exact doubling): loads instead of gathers.
+// row_lerp for native pixels that come in pairs between two net pixels (an exact doubling): loads instead of gathers.
 ROW_LOOP row_lerp2(float* RESTRICT value, const float* RESTRICT column, const float* RESTRICT g,
                    const float* RESTRICT f, int pairs) {
   for (int k = 0; k < pairs; ++k) {

@@ -1,12 +1,13 @@
-"""The test bodies of the CUDA cascade, for a GPU that is played (tests/cuda_shim) and a real one (tests/gpu).
+"""The test bodies of both cascades: on the CPU, on a played GPU (tests/cuda_shim) and on a real GPU (tests/gpu).
 
-The nets are elementwise, so that NumPy, PyTorch and the oracle agree bit for bit in FP16. A backend runs them.
+The nets are elementwise, so that NumPy, PyTorch and the oracle agree bit for bit. A backend runs them.
 """
 
-import gc
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,21 @@ import pytest
 import tiny
 
 from trtseg import reference
-from trtseg.cascade.gpu import CudaCascade
+from trtseg.cascade.cpu import Cascade
+from trtseg.cascade.gpu import LANES, CudaCascade
 from trtseg.cuda.arrays import CudaArray
 from trtseg.cuda.device import Resources, open_device
+from trtseg.errors import ArgumentError, DeviceError
 from trtseg.spec import ModelSpec
 
 SPACING = (1.1, 0.9)
 BATCH = 4
-LIVER, TUMOUR, ONE_STEP = tiny.spec("liver", threshold=0.6), tiny.spec("tumour"), tiny.spec("one-step")
+SHAPE, SIZE = (40, 52), (32, 32)  # of slices, and of the nets: small, since kernels are slow on a played GPU
+LIVER = tiny.spec("liver", threshold=0.6, size=SIZE)
+TUMOUR, ONE_STEP = tiny.spec("tumour", size=SIZE), tiny.spec("one-step", size=SIZE)
 
-#: Of each net, for each of its channels: the logit is ``a * x + b``. What was blanked is tumour for the tumour net: the
-#: mask must keep it out.
+#: Of each net, for each of its channels: the logit is ``a * x + b``. The tumour net calls blanked pixels tumour: the
+#: liver mask must keep them out of the labels.
 NETS = {
     "liver": ((40.0, -22.0),),
     "tumour": ((-40.0, 25.0),),
@@ -32,30 +37,62 @@ NETS = {
 }
 
 
-class Nets:
-    """What `trtseg.engines.nvidia.open_nets` gives. ``context_bytes`` of GPU memory go with each slice of a batch."""
+def logits(role: str, x: np.ndarray) -> np.ndarray:
+    a, b = (np.array(column, x.dtype).reshape(-1, 1, 1) for column in zip(*NETS[role], strict=True))
+    return x * a + b
 
-    def __init__(
-        self, backend: Any, batch: int, specs: tuple[ModelSpec, ...], context_bytes: int = 0
-    ) -> None:
-        self.batch, self.provenance = batch, {"batch": batch}
-        self._backend, self._specs, self._bytes = backend, specs, context_bytes
+
+class CpuEngine:
+    """A net in NumPy."""
+
+    device, precision, batch, dtype = "cpu", "fp32", None, np.dtype(np.float32)
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+
+    def run(self, src: np.ndarray, dst: np.ndarray, stream: int = 0) -> None:
+        dst[:] = logits(self.spec.role, src)
+
+
+class CpuBackend:
+    """Runs the nets on the CPU."""
+
+    dtype = np.float32
+
+    def engine(self, spec: ModelSpec, batch: int) -> Any:
+        return CpuEngine(spec)
+
+    def orders(self) -> Iterator[str]:
+        yield "the only order"
+
+
+class Nets:
+    """Stands for `trtseg.engines.nvidia.nets.GpuNets`. ``context_bytes`` of GPU memory go with a slice of a batch."""
+
+    def __init__(self, backend: Any, batch: int, specs: tuple[ModelSpec, ...], context_bytes: int) -> None:
+        self.provenance = {"batch": batch}
+        self._engine = lambda spec: backend.engine(spec, batch)
+        self._specs, self._bytes = specs, context_bytes * batch
 
     def contexts(self) -> tuple[Any, ...]:
-        engines = tuple(self._backend.engine(spec, self.batch) for spec in self._specs)
+        engines = tuple(map(self._engine, self._specs))
+        memory = Resources(open_device(0))
         if self._bytes:
-            engines[0].keeps = Resources(open_device(0)).array((self._bytes * self.batch,), np.uint8)
+            memory.array((self._bytes,), np.uint8)
+        for engine in engines:
+            engine.close = memory.close
         return engines
 
-    def keep_compiled(self) -> None:
-        pass
+    def keep_compiled(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Hooked:
-    """A backend with engines that call ``hook`` before they run."""
+    """A backend whose engines call ``hook`` before they run."""
 
     def __init__(self, backend: Any, hook: Callable[[], None]) -> None:
-        self._backend, self._hook = backend, hook
+        self._backend, self._hook, self.dtype = backend, hook, backend.dtype
 
     def engine(self, spec: ModelSpec, batch: int) -> Any:
         engine, hook = self._backend.engine(spec, batch), self._hook
@@ -68,46 +105,49 @@ class Hooked:
         return engine
 
 
-def cascade(backend: Any, batch: int = BATCH, specs: Any = (LIVER, TUMOUR), **options: Any) -> CudaCascade:
-    return CudaCascade(open_device(0), lambda n: Nets(backend, n, specs, **options), batch)
+def cascade(backend: Any, batch: int = BATCH, specs: Any = (LIVER, TUMOUR), context_bytes: int = 0) -> Any:
+    """A cascade of nets that a backend runs, to be closed."""
+    if backend.dtype == np.float32:
+        return Cascade(*(backend.engine(spec, batch) for spec in specs))
+    return CudaCascade(open_device(0), lambda n: Nets(backend, n, specs, context_bytes), batch)
+
+
+def opened(*arguments: Any, **options: Any) -> Any:
+    """The same, closed at the end of ``with``."""
+    return closing(cascade(*arguments, **options))
 
 
 def ct(slices: int, seed: int = 0) -> np.ndarray:
-    """Blobs in air: int16 [slices, 70, 90], every third slice, and a run of eight, without any."""
+    """Blobs in air: int16 [slices, 40, 52], every third slice, and a run of eight, without any."""
     rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:70, :90]
-    hu = np.full((slices, 70, 90), -1000, np.int16)
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    hu = np.full((slices, *SHAPE), -1000, np.int16)
     for z in range(slices):
         if z % 3 != 2 and not 8 <= z < 16:
-            cy, cx, r = rng.uniform(20, 50), rng.uniform(30, 60), rng.uniform(10, 25)
+            cy, cx, r = rng.uniform(12, 28), rng.uniform(18, 34), rng.uniform(6, 14)
             inside = np.hypot(y - cy, x - cx) < r
             hu[z][inside] = rng.integers(20, 160, np.count_nonzero(inside))
     return hu
 
 
-def logits(role: str, x: np.ndarray) -> np.ndarray:
-    a, b = (np.array(column, x.dtype).reshape(-1, 1, 1) for column in zip(*NETS[role], strict=True))
-    return x * a + b
-
-
-def expected(hu: np.ndarray) -> np.ndarray:
+def expected(hu: np.ndarray, dtype: Any = np.float16) -> np.ndarray:
     """Labels of the two nets, by the oracle."""
     fit = LIVER.fit_slice(hu.shape[1:], SPACING)
     thresholds = LIVER.logit_threshold, TUMOUR.logit_threshold
-    hu_net, x1 = reference.prepare(hu, fit, LIVER.window, np.float16)
+    hu_net, x1 = reference.prepare(hu, fit, LIVER.window, dtype)
     l1 = logits("liver", x1)
-    x2, _ = reference.gate(l1, hu_net, thresholds[0], TUMOUR.window, np.float16)
+    x2, _ = reference.gate(l1, hu_net, thresholds[0], TUMOUR.window, dtype)
     return reference.label(l1, logits("tumour", x2), thresholds, fit)[0]
 
 
-def expected_of_one_step(hu: np.ndarray) -> np.ndarray:
+def expected_of_one_step(hu: np.ndarray, dtype: Any = np.float16) -> np.ndarray:
     fit = ONE_STEP.fit_slice(hu.shape[1:], SPACING)
-    _, x1 = reference.prepare(hu, fit, ONE_STEP.window, np.float16)
+    _, x1 = reference.prepare(hu, fit, ONE_STEP.window, dtype)
     return reference.label3(logits("one-step", x1), fit)[0]
 
 
 def in_threads(*calls: Callable[[], None]) -> None:
-    """Call each in a thread of its own; an error in one is an error here."""
+    """Call each in a thread of its own; an error in one of them is an error here."""
     failed: list[BaseException] = []
 
     def work(call: Callable[[], None]) -> None:
@@ -126,96 +166,193 @@ def in_threads(*calls: Callable[[], None]) -> None:
 
 
 def nines(hu: np.ndarray) -> np.ndarray:
-    """What labels are before they are made."""
+    """Labels before they are made."""
     return np.full(hu.shape, 9, np.uint8)
 
 
-# ---- The cases. ----------------------------------------------------------------------------------------------------
+class Broken(Exception):
+    """Raised by an engine here."""
 
 
-def case_equals_oracle(backend: Any) -> None:
+# ---- The cases that both cascades must pass. -----------------------------------------------------------------------
+
+
+def both_run_equals_oracle(backend: Any) -> None:
     """One chunk, an exact number of chunks, a rest, many."""
-    one = cascade(backend)
-    for order in backend.orders():
-        for slices in (1, BATCH - 1, BATCH, 2 * BATCH, 5 * BATCH + 3):
-            hu = ct(slices)
-            told: list[float] = []
-            labels, _ = one.run(hu, SPACING, progress=told.append)
-            assert (labels == expected(hu)).all(), (order, slices)
-            assert told == sorted(told), told
-            assert told[-1] == 1.0
-            assert min(told) > 0
-    assert set(np.unique(expected(ct(23)))) == {0, 1, 2}
+    with opened(backend) as one:
+        for order in backend.orders():
+            for slices in (1, BATCH - 1, BATCH, 2 * BATCH, 5 * BATCH + 3):
+                hu, told = ct(slices), []
+                labels, timings = one.run(hu, SPACING, progress=lambda _, done, told=told: told.append(done))
+                assert (labels == expected(hu, backend.dtype)).all(), (order, slices)
+                assert told == sorted(told), told
+                assert told[-1] == 1.0
+                assert min(told) > 0
+                assert min(timings.values()) >= 0
+    assert set(np.unique(expected(ct(23), backend.dtype))) == {0, 1, 2}
 
 
-def case_buffers_carry_nothing_over(backend: Any) -> None:
-    """Other sizes in between, and inputs that change as soon as the call is over."""
-    one = cascade(backend)
-    for shape in ((9, 70, 90), (5, 90, 40), (9, 70, 90)):
-        hu = np.ascontiguousarray(np.resize(ct(9), shape))
-        given = hu.copy()
-        labels, _ = one.run(given, SPACING)
-        given[:] = 3000
-        assert (labels == expected(hu)).all(), shape
+def both_push(backend: Any) -> None:
+    """Slices one by one, several or none at a time: each label comes once, in order, as soon as it must."""
+    for batch, behind in ((1, 0), (BATCH, LANES * BATCH if backend.dtype == np.float16 else 0)):
+        with opened(backend, batch) as one:
+            for _ in backend.orders():
+                for sizes in ([1] * 13, [3, 5, 0, 1], [BATCH] * 3, [22]):
+                    hu = ct(sum(sizes))
+                    feed, pieces = one.begin(hu.shape[1:], SPACING), []
+                    for n, last in zip(sizes, accumulate(sizes), strict=True):
+                        given = hu[last - n : last].copy()
+                        pieces += feed.push(given)
+                        given[:] = 3000
+                        assert last - sum(len(piece) for _, piece in pieces) <= behind
+                    pieces += feed.finish()
+                    assert [first for first, _ in pieces] == [0, *accumulate(len(p) for _, p in pieces)][:-1]
+                    labels = np.concatenate([piece for _, piece in pieces])
+                    assert (labels == expected(hu, backend.dtype)).all()
 
 
-def case_one_step(backend: Any) -> None:
-    one, hu = cascade(backend, specs=(ONE_STEP,)), ct(2 * BATCH + 1)
-    wanted = expected_of_one_step(hu)
+def both_push_into_memory_of_the_caller(backend: Any) -> None:
+    with opened(backend) as one:
+        hu = ct(2 * BATCH + 3)
+        out, pieces = nines(hu), []
+        feed = one.begin(hu.shape[1:], SPACING)
+        for z in range(0, len(hu), 3):
+            pieces += feed.push(hu[z : z + 3], out[z : z + 3])
+        pieces += feed.finish()
+        assert (out == expected(hu, backend.dtype)).all()
+        for first, piece in pieces:
+            assert np.shares_memory(piece, out[first : first + len(piece)])
+
+
+def both_one_step(backend: Any) -> None:
+    hu = ct(2 * BATCH + 1)
+    wanted = expected_of_one_step(hu, backend.dtype)
     assert set(np.unique(wanted)) == {0, 1, 2}
-    for order in backend.orders():
-        labels, _ = one.run(hu, SPACING)
-        assert (labels == wanted).all(), order
-    _device_arrays(backend, one, hu, wanted)
+    with opened(backend, specs=(ONE_STEP,)) as one:
+        for order in backend.orders():
+            assert (one.run(hu, SPACING)[0] == wanted).all(), order
+        assert [name for name in one.stages(hu[:2], SPACING) if "copy" not in name] == [
+            "prepare",
+            "one-step net",
+            "label",
+        ]
+
+
+def both_buffers_carry_nothing_over(backend: Any) -> None:
+    """Other sizes in between, and inputs that change as soon as the call is over."""
+    with opened(backend) as one:
+        for shape in ((9, 40, 52), (5, 52, 24), (9, 40, 52)):
+            hu = np.ascontiguousarray(np.resize(ct(9), shape))
+            given = hu.copy()
+            labels, _ = one.run(given, SPACING)
+            given[:] = 3000
+            assert (labels == expected(hu, backend.dtype)).all(), shape
+
+
+def both_a_feed_ends(backend: Any) -> None:
+    """By `finish`, `close`, another feed, an error or the cascade's end; then it takes no slices, and others do."""
+    hu, fail = ct(3 * BATCH + 1), False
+
+    def hook() -> None:
+        if fail:
+            raise Broken
+
+    class Unrecorded(Hooked):  # so that each run calls the hook
+        def engine(self, spec: ModelSpec, batch: int) -> Any:
+            engine = super().engine(spec, batch)
+            engine.capturable = lambda stream: False
+            return engine
+
+    def begun() -> Any:
+        feed = one.begin(hu.shape[1:], SPACING)
+        feed.push(hu[: 2 * BATCH + 1])
+        return feed
+
+    with opened(Unrecorded(backend, hook)) as one:
+        for end in (lambda feed: feed.finish(), lambda feed: feed.close(), lambda _: begun()):
+            feed = begun()
+            end(feed)
+            for call in (lambda feed=feed: feed.push(hu[:1]), feed.finish):
+                with pytest.raises(ArgumentError, match="push: got slices for a feed that has ended; begin"):
+                    call()
+            feed.close()
+            assert (one.run(hu, SPACING)[0] == expected(hu, backend.dtype)).all()
+        feed = begun()
+        with pytest.raises(ArgumentError, match=r"hu: got shape \(2, 40, 42\); expected \[n, 40, 52\]"):
+            feed.push(hu[:2, :, :42])
+        with pytest.raises(ArgumentError, match=r"out: got shape \(1, 40, 52\); expected the shape of hu"):
+            feed.push(hu[:2], nines(hu[:1]))
+        feed.push(hu[2 * BATCH + 1 :])  # a wrong argument ends nothing
+        fail = True
+        with pytest.raises(Broken):
+            feed.push(hu)
+        fail = False
+        with pytest.raises(ArgumentError, match="a feed that has ended"):
+            feed.push(hu)
+        assert (one.run(hu, SPACING)[0] == expected(hu, backend.dtype)).all()
+        with pytest.raises(ArgumentError, match="spacing: got"):
+            one.begin(hu.shape[1:], (0.0, 1.0))
+        feed = begun()
+    for call in (lambda: feed.push(hu), lambda: one.run(hu, SPACING)):
+        with pytest.raises(
+            (ArgumentError, DeviceError), match=r"a feed that has ended|cascade that is closed"
+        ):
+            call()
+    one.close()
+
+
+# ---- The cases of a GPU. -------------------------------------------------------------------------------------------
 
 
 def case_device_arrays(backend: Any) -> None:
-    hu = ct(2 * BATCH + 3)
-    _device_arrays(backend, cascade(backend), hu, expected(hu))
-
-
-def _device_arrays(backend: Any, one: CudaCascade, hu: np.ndarray, wanted: np.ndarray) -> None:
     """A stream of the caller makes the slices, late, and uses the labels; nobody else waits for it."""
-    for order in backend.orders():
-        with backend.stream() as stream:
-            source, out = stream.made_late(hu), stream.made_late(nines(hu))
-            got, _ = one.run(source, SPACING, out, stream=stream.handle)
-            assert got is out
-            assert (stream.read(out) == wanted).all(), order
-            on_host, _ = one.run(source, SPACING, stream=stream.handle)
-            assert (on_host == wanted).all(), order
-            out = stream.made_late(nines(hu))
-            one.run(hu, SPACING, out, stream=stream.handle)
-            assert (stream.read(out) == wanted).all(), order
-
-
-def case_other_size_while_labels_are_on_their_way(backend: Any) -> None:
-    """Labels that stay on the GPU, and a slice of another size at once."""
-    one, hu, other = cascade(backend), ct(BATCH + 1), np.ascontiguousarray(ct(3)[:, ::2])
-    for order in backend.orders():
-        with backend.stream() as stream:
-            out = stream.made_late(nines(hu))
-            one.run(hu, SPACING, out, stream=stream.handle)
-            labels, _ = one.run(other, SPACING)
-            assert (labels == expected(other)).all(), order
-            assert (stream.read(out) == expected(hu)).all(), order
-
-
-def case_goes_while_labels_are_on_their_way(backend: Any) -> None:
-    """Nobody refers to the cascade any more, on this thread or on another one; the labels come all the same."""
     hu = ct(2 * BATCH + 3)
-    open_device(0)  # here
-    for order in backend.orders():
-        for elsewhere in (False, True):
+    for specs, wanted in (((LIVER, TUMOUR), expected(hu)), ((ONE_STEP,), expected_of_one_step(hu))):
+        with opened(backend, specs=specs) as one:
+            for order in backend.orders():
+                with backend.stream() as stream:
+                    source, out = stream.made_late(hu), stream.made_late(nines(hu))
+                    got, _ = one.run(source, SPACING, out, stream=stream.handle)
+                    assert got is out
+                    assert (stream.read(out) == wanted).all(), order
+                    on_host, _ = one.run(source, SPACING, stream=stream.handle)
+                    assert (on_host == wanted).all(), order
+                    out = stream.made_late(nines(hu))
+                    one.run(hu, SPACING, out, stream=stream.handle)
+                    assert (stream.read(out) == wanted).all(), order
+
+
+def case_push_device_arrays(backend: Any) -> None:
+    """Fewer slices at a time than a batch, each in arrays of its own; a feed keeps to one place."""
+    with opened(backend) as one:
+        hu = ct(2 * BATCH + 3)
+        for order in backend.orders():
             with backend.stream() as stream:
+                feed, outs = one.begin(hu.shape[1:], SPACING, stream=stream.handle), []
+                for z in range(0, len(hu), 3):
+                    outs.append(stream.made_late(nines(hu[z : z + 3])))
+                    feed.push(stream.made_late(hu[z : z + 3]), outs[-1])
+                with pytest.raises(ArgumentError, match="hu, out: got arrays on another device than in the"):
+                    feed.push(hu[:2], outs[-1])
+                feed.finish()
+                labels = np.concatenate([stream.read(out) for out in outs])
+                assert (labels == expected(hu)).all(), order
+
+
+def case_ends_while_labels_are_on_their_way(backend: Any) -> None:
+    """Slices of another size come, or the cascade is closed, also on another thread: the labels come all the same."""
+    hu, other = ct(2 * BATCH + 3), np.ascontiguousarray(ct(3)[:, ::2])
+
+    def another_size(one: Any) -> None:
+        assert (one.run(other, SPACING)[0] == expected(other)).all()
+
+    for order in backend.orders():
+        for end in (another_size, CudaCascade.close, lambda one: in_threads(one.close)):
+            with backend.stream() as stream, opened(backend) as one:
                 source, out = stream.made_late(hu), stream.made_late(nines(hu))
-                last = [cascade(backend)]
-                last[0].run(source, SPACING, out, stream=stream.handle)
-                if elsewhere:
-                    in_threads(last.clear)
-                else:
-                    last.clear()
-                assert (stream.read(out) == expected(hu)).all(), (order, elsewhere)
+                one.run(source, SPACING, out, stream=stream.handle)
+                end(one)
+                assert (stream.read(out) == expected(hu)).all(), order
 
 
 def case_arrays_name_their_stream(backend: Any) -> None:
@@ -229,28 +366,25 @@ def case_arrays_name_their_stream(backend: Any) -> None:
         )
 
     for order in backend.orders():
-        with backend.stream() as maker, backend.stream() as user:
+        with backend.stream() as maker, backend.stream() as user, opened(backend) as one:
             source = named(maker.made_late(hu), maker.handle)
             out = named(maker.made_late(nines(hu)), maker.handle)
-            cascade(backend).run(source, SPACING, out, stream=user.handle)
+            one.run(source, SPACING, out, stream=user.handle)
             maker.fill(source, 3000)
             assert (user.read(out) == expected(hu)).all(), order
 
 
 def case_dlpack(backend: Any) -> None:
     """Arrays that have nothing but DLPack, made late on a stream of which only their library knows."""
-    one, hu = cascade(backend), ct(2 * BATCH + 3)
-    for order in backend.orders():
-        with backend.stream() as maker, backend.stream() as user:
-            source = one.view(maker.offered(hu), "hu", np.int16)
-            out = one.view(maker.offered(nines(hu)), "out", np.uint8)
-            assert not out.read_only
-            one.run(source, SPACING, out, stream=user.handle)
-            assert (user.read(out) == expected(hu)).all(), order
-
-
-class Broken(Exception):
-    """What an engine raises here."""
+    hu = ct(2 * BATCH + 3)
+    with opened(backend) as one:
+        for order in backend.orders():
+            with backend.stream() as maker, backend.stream() as user:
+                source = one.view(maker.offered(hu), "hu", np.int16)
+                out = one.view(maker.offered(nines(hu)), "out", np.uint8)
+                assert not out.read_only
+                one.run(source, SPACING, out, stream=user.handle)
+                assert (user.read(out) == expected(hu)).all(), order
 
 
 def case_error_in_set_up(backend: Any) -> None:
@@ -268,21 +402,15 @@ def case_error_in_set_up(backend: Any) -> None:
 
     def work(n: int) -> None:
         nonlocal left
-        one = cascade(Hooked(backend, hook))
-        left = n
-        with pytest.raises(Broken):
-            one.run(hu, SPACING)
-        assert (one.run(hu, SPACING)[0] == wanted).all(), n
-        one = cascade(Hooked(backend, hook))
-        left = n
-        with backend.stream() as stream:
+        with backend.stream() as stream, opened(Hooked(backend, hook)) as one:
+            left = n
             source, out = stream.made_late(hu), stream.made_late(nines(hu))
             with pytest.raises(Broken):
                 one.run(source, SPACING, out, stream=stream.handle)
             one.run(source, SPACING, out, stream=stream.handle)
             assert (stream.read(out) == wanted).all(), n
+            assert (one.run(hu, SPACING)[0] == wanted).all(), n
 
-    open_device(0)  # PyCUDA forgives the thread that does this what it forgives no other
     for _ in backend.orders():
         for n in range(1, first_runs + recorded + 1):
             in_threads(lambda n=n: work(n))
@@ -292,20 +420,19 @@ def case_threads(backend: Any) -> None:
     """Two cascades in two threads."""
 
     def work(seed: int) -> None:
-        hu, one = ct(14, seed), cascade(backend)
-        for _ in range(5):
-            labels, _ = one.run(hu, SPACING)
-            assert (labels == expected(hu)).all()
+        hu = ct(14, seed)
+        with opened(backend) as one:
+            for _ in range(5):
+                assert (one.run(hu, SPACING)[0] == expected(hu)).all()
 
     in_threads(lambda: work(1), lambda: work(2))
-    gc.collect()
 
 
 def case_one_cascade_in_two_threads(backend: Any) -> None:
-    """One at a time, as a `Segmenter` lets them; of two sizes, so that each closes what the other one made."""
-    one, lock = cascade(backend), threading.Lock()
+    """One thread at a time, as a `Segmenter` has it; with two sizes, so that each closes the lanes of the other."""
+    lock = threading.Lock()
 
-    def work(hu: np.ndarray) -> None:
+    def work(one: Any, hu: np.ndarray) -> None:
         wanted = expected(hu)
         for _ in range(4):
             with lock:
@@ -317,9 +444,13 @@ def case_one_cascade_in_two_threads(backend: Any) -> None:
                     one.run(source, SPACING, out, stream=stream.handle)
                 assert (stream.read(out) == wanted).all()
 
-    in_threads(lambda: work(ct(14, 1)), lambda: work(np.ascontiguousarray(ct(9, 2)[:, ::2])))
+    with opened(backend) as one:
+        in_threads(lambda: work(one, ct(14, 1)), lambda: work(one, np.ascontiguousarray(ct(9, 2)[:, ::2])))
 
 
-CASES: dict[str, Callable[[Any], None]] = {
-    name.removeprefix("case_"): case for name, case in list(globals().items()) if name.startswith("case_")
-}
+def _named(prefix: str) -> dict[str, Callable[[Any], None]]:
+    return {name.removeprefix(prefix): case for name, case in globals().items() if name.startswith(prefix)}
+
+
+BOTH = _named("both_")
+CASES = BOTH | _named("case_")

@@ -96,6 +96,7 @@ def test_report_says_what_made_it(segmenter, phantom, model):
     assert made["thresholds"] == {"liver": 0.5, "tumour": 0.5}
     assert made["device"] == "cpu"
     assert made["precision"] == segmenter.precision
+    assert made == segmenter.provenance
     assert made["versions"]["trtseg"] == trtseg.__version__
     assert {"read", "prepare", "liver net", "gate", "tumour net", "label", "postprocess"} <= set(
         report["timings_s"]
@@ -180,6 +181,44 @@ def test_label_is_the_nets_alone(segmenter, model, phantom):
     assert (out == expected).all()
     one = segmenter.label(phantom.ct[20:21], spacing=SPACING[1:])
     assert (one == expected[20:21]).all()
+
+
+def test_warm_up_and_stages(segmenter, phantom):
+    segmenter.warm_up(phantom.ct.shape[1:], SPACING[1:])
+    for shape in (96, (96,), (0, 96), (96, -1), (1, 96, 128), (96.0, 128.0)):
+        with pytest.raises(ArgumentError, match=r"shape: got .*; expected the numbers of rows and of"):
+            segmenter.warm_up(shape, SPACING[1:])
+    with pytest.raises(ArgumentError, match="spacing: got"):
+        segmenter.warm_up((96, 128), (0.0, 1.0))
+    stages = segmenter.stages(phantom.ct[:4], spacing=SPACING[1:])
+    assert list(stages) == ["prepare", "liver net", "gate", "tumour net", "label"]
+    with pytest.raises(ArgumentError, match="hu: got list; expected a NumPy array"):
+        segmenter.stages([1], spacing=SPACING[1:])
+
+
+def test_progress_tells_a_text_and_a_fraction(model, phantom):
+    told = []
+    result = trtseg.segment(
+        phantom.ct, spacing=SPACING, model=model, batch=1, progress=lambda *what: told.append(what)
+    )
+    assert result.liver_ml > 0
+    assert [text for text, _ in told] == ["segmenting"] * 3  # 40 slices
+    assert [fraction for _, fraction in told] == [0.4, 0.8, 1.0]
+
+
+def test_a_closed_segmenter_says_so(model, phantom):
+    with trtseg.Segmenter(model) as closed:
+        assert closed.label(phantom.ct[:1], spacing=SPACING[1:]).shape == (1, 128, 160)
+    closed.close()
+    assert closed.provenance["model"] == "tiny"
+    for call in (
+        lambda: closed.segment(phantom.ct, spacing=SPACING),
+        lambda: closed.label(phantom.ct, spacing=SPACING[1:]),
+        lambda: closed.warm_up((128, 160), SPACING[1:]),
+        lambda: closed.stages(phantom.ct[:1], spacing=SPACING[1:]),
+    ):
+        with pytest.raises(ArgumentError, match=r"Segmenter: got a call after close\(\); make another"):
+            call()
 
 
 def test_label_refuses(segmenter, phantom):

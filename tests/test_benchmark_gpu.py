@@ -1,4 +1,4 @@
-"""benchmarks.gpu without a GPU: that it times the same nets and the same cascade, and what it makes of the times."""
+"""benchmarks.gpu without a GPU: it times the same nets and the same cascade, and its floor and goals are right."""
 
 from __future__ import annotations
 
@@ -9,14 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_measure, gpu_report
-from benchmarks.gpu_candidates import torch_nets
-from benchmarks.gpu_measure import Ct
-from benchmarks.gpu_race import Benchmark
-from benchmarks.gpu_torch import TorchCascade, channels_last
-from benchmarks.gpu_trtseg import Trtseg
+from benchmarks import gpu, gpu_floor
+from benchmarks.gpu_torch import LeftOutError, TorchCascade, torch_nets
 from trtseg import Segmenter, models
-from trtseg.engines import open_engine
+from trtseg.phantom import abdomen
 
 FILES = models.find("default")
 
@@ -27,105 +23,74 @@ def nets():
 
 
 @pytest.fixture(scope="module")
-def ct():
+def hu():
     """Two slices of a chest, two with liver, and one of the chest again."""
-    phantom = gpu_measure.phantom(40, 512)
-    return Ct(phantom.hu[[36, 39, 20, 24, 36]], phantom.spacing)
+    ct = abdomen((10, gpu.SIZE, gpu.SIZE), (40.0, *gpu.SPACING)).ct
+    return ct[[9, 9, 5, 6, 9]]
 
 
-def eager(nets):
-    return lambda ct, batch: TorchCascade(
-        FILES.spec, lambda _: nets, ct.hu.shape[1:], ct.spacing, batch, device="cpu", dtype=torch.float32
-    )
+def test_the_torch_cascade_gives_the_same_labels(nets, hu):
+    fit = FILES.spec.nets[0].fit_slice(hu.shape[1:], gpu.SPACING)
+    theirs = TorchCascade(FILES.spec, fit, lambda _: nets, 2, device="cpu", dtype=torch.float32)
+    with Segmenter(device="cpu", precision="fp32") as segmenter:
+        opened = {"trtseg": lambda batch: gpu.Trtseg(segmenter), "eager-fp16": lambda batch: theirs}
+        benchmark = gpu.Benchmark(opened, hu)
+        benchmark.volume(list(opened), 1, device="cpu")
+        benchmark.slices(list(opened), 2)
+    found = [bool(part.any()) for part in np.split(benchmark.labels, [2, 4])]
+    assert found == [False, True, False]
+    assert min(benchmark.data["agreement"]["eager-fp16"].values()) > 0.999
+    assert benchmark.data["slice"]["eager-fp16"]["runs"] == 2
 
 
-def ours():
-    segmenter = Segmenter("default", device="cpu", precision="fp32")
-    return lambda ct, batch: Trtseg(segmenter, ct.spacing)
-
-
-@pytest.mark.parametrize("index", [0, 1])
-def test_the_torch_nets_are_the_models(nets, ct, index):
-    spec = FILES.spec.nets[index]
-    hu = gpu_measure.halved(ct).hu[2:3, None].astype(np.float32)
-    x = np.clip((hu - spec.window[0]) / (spec.window[1] - spec.window[0]), 0, 1)
-    expected = np.empty_like(x)
-    open_engine(FILES, spec, precision="fp32").run(x, expected)
-    with torch.inference_mode():
-        got = nets[index](channels_last(torch.from_numpy(x))).numpy()
-    assert np.abs(got - expected).max() < 1e-3
-
-
-def test_the_torch_cascade_gives_the_same_labels(nets, ct):
-    for volume in (ct, gpu_measure.halved(ct)):
-        labels, expected = np.full(volume.hu.shape, 9, np.uint8), np.zeros(volume.hu.shape, np.uint8)
-        ours()(volume, 2).run(volume.hu, expected)
-        assert [bool(one.any()) for one in (expected[:2], expected[2:4], expected[4:])] == [
-            False,
-            True,
-            False,
-        ]
-        eager(nets)(volume, 2).run(volume.hu, labels)
-        assert labels.max() == 2
-        assert min(gpu_measure.agreement(labels, expected).values()) > 0.999
-
-
-def test_flops_are_those_that_torch_counts(nets):
+def test_layers_have_the_flops_that_torch_counts_and_the_bytes_of_their_shapes(nets):
     from torch.utils.flop_counter import FlopCounterMode
 
     for spec, net in zip(FILES.spec.nets, nets, strict=True):
+        layers = gpu_floor.layers(FILES.read(f"{spec.role}.onnx"))
         with FlopCounterMode(display=False) as counter:
             copy.deepcopy(net).to("meta")(torch.zeros(1, 1, *spec.size, device="meta"))
-        assert gpu_measure.flops(FILES.read(f"{spec.role}.onnx")) == counter.get_total_flops()
+        assert sum(layer.flops for layer in layers) == counter.get_total_flops()
+        parameters = sum(weight.numel() for weight in net.parameters())
+        assert sum(layer.weights for layer in layers) == 2 * parameters
+        pixels, width = spec.size[0] * spec.size[1], len(net.state_dict()["down.0.0.weight"])
+        assert layers[0].bytes == 2 * pixels * (1 + width)
+        pool = next(layer for layer in layers if layer.flops == 0)
+        assert (pool.bytes, pool.weights) == (2 * pixels * width * 5 // 4, 0)
 
 
-def test_summary():
-    found = gpu_measure.summary([1e6 * n for n in range(1, 1001)])
+def test_floor():
+    labels = np.zeros((40, 2, 2), np.uint8)
+    labels[[3, 35]] = 1
+    assert gpu_floor.slices_with_net(labels, 16) == 24  # the first chunk, and the rest of 8
+    rate = {
+        "matmul_flops": 1e6,
+        "memory_bytes": 1e5,
+        "to_gpu_bytes": 320.0,
+        "from_gpu_bytes": 80.0,
+    }
+    computes, moves = gpu_floor.Layer(500, 1, 1), gpu_floor.Layer(1, 100, 400)
+    terms = gpu_floor.floor(labels, 16, ([computes], [computes, moves]), rate)
+    # 40 x 500 FLOPs; 24 x 500 FLOPs; 24 x 100 + 2 x 400 bytes
+    assert terms["nets_ms"] == pytest.approx(20 + 12 + 32)
+    assert [terms[name] for name in ("to_gpu_ms", "from_gpu_ms")] == [1000, 2000]
+    assert [terms[name] for name in ("device_ms", "host_ms", "longest_ms")] == pytest.approx([64, 3064, 2000])
+
+
+def test_summary_and_turns():
+    found = gpu.summary([1e6 * n for n in range(1, 1001)])
     assert found == {
         "runs": 1000,
         "min_ms": 1,
         "median_ms": 500.5,
         "p50_ms": 501,
         "p99_ms": 991,
-        "p99.9_ms": 1000,
         "max_ms": 1000,
     }
-
-
-def test_rounds_take_turns_and_go_on_without_who_fails(capsys):
-    order, failed = [], []
-
-    def breaks():
-        order.append("b")
-        if order.count("b") == 3:
-            raise ValueError("broken")
-
-    times = gpu_measure.rounds(
-        {"a": lambda: order.append("a"), "b": breaks},
-        5,
-        turn=2,
-        failed=lambda name, error: failed.append((name, str(error))),
-    )
-    assert "".join(order) == "aabbaaba"
-    assert {name: len(t) for name, t in times.items()} == {"a": 5}
-    assert failed == [("b", "broken")]
-    assert "Traceback" in capsys.readouterr().err
-
-
-def test_floor():
-    labels = np.zeros((40, 2, 2), np.uint8)
-    labels[[3, 35]] = 1
-    assert gpu_measure.slices_with_net(labels, 16) == 24  # the first chunk, and the rest of 8
-    rate = {"matmul_flops": 1e6, "to_gpu_bytes": 320.0, "from_gpu_bytes": 80.0}
-    terms = gpu_measure.floor(Ct(np.zeros((40, 2, 2), np.int16), (1, 1)), labels, 16, (100, 500), rate)
-    assert terms == {
-        "nets_ms": 16,
-        "to_gpu_ms": 1000,
-        "from_gpu_ms": 2000,
-        "host_ms": 2000,
-        "device_ms": 16,
-        "sum_ms": 3016,
-    }
+    order: list[str] = []
+    times = gpu.rounds({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 5, turn=2)
+    assert "".join(order) == "aabbaabbab"
+    assert {name: len(samples) for name, samples in times.items()} == {"a": 5, "b": 5}
 
 
 class Threshold:
@@ -138,70 +103,65 @@ class Threshold:
         np.add(hu > self._hu, hu > 150, out=out, dtype=np.uint8)
 
 
-def test_report(ct, tmp_path, capsys):
+def test_report(hu, tmp_path, capsys):
     """Candidates that work, that have other labels, that break and that are not there; one table, one JSON."""
 
-    def missing(ct, batch):
-        raise gpu_report.LeftOutError("not installed")
+    def missing(batch):
+        raise LeftOutError("not installed")
 
-    opened = {
-        "trtseg": lambda ct, batch: Threshold(100),
-        "eager-fp16": lambda ct, batch: Threshold(100),
-        "wrong": lambda ct, batch: Threshold(50),
-        "broken": lambda ct, batch: 1 / 0,
-        "absent": missing,
-    }
     file = tmp_path / "gpu.json"
-    report = gpu_report.Report(file, 600)
-    report.data |= {"candidates": list(opened), "device": {"name": "a CPU"}}
-    benchmark = Benchmark(report, opened, device="cpu", repeats=2)
-    few = Ct(ct.hu[2:4], ct.spacing)
-    benchmark.volume(few, list(opened))
-    benchmark.volume(few, ["trtseg"])
-    benchmark.slices(few, ["trtseg", "eager-fp16"], 4)
-    rate = {"matmul_flops": 1e12, "to_gpu_bytes": 1e8, "from_gpu_bytes": 1e10}  # the copy takes longest
-    floor = gpu_measure.floor(few, benchmark.labels[few.name], 16, (10**9, 10**9), rate)
-    report.data["floor"] = {"volumes": {few.name: floor}}
-    report.data["goals"] = gpu_report.goals(report.data, few.name)
-    report.save()
-
-    assert json.loads(file.read_text()) == report.data
-    assert report.failed
-    assert set(report.data["volumes"]["512x512"]["host"]) == {"trtseg", "eager-fp16", "trtseg (again)"}
-    assert report.data["slice"]["trtseg"]["runs"] == 4
-    text = gpu_report.table(report.data)
+    opened = {
+        "trtseg": lambda batch: Threshold(100),
+        "eager-fp16-host": lambda batch: Threshold(100),
+        "eager-fp16": lambda batch: Threshold(50),
+        "torch-graphs": lambda batch: 1 / 0,
+        "onnxruntime": missing,
+    }
+    benchmark = gpu.Benchmark(opened, hu, file)
+    benchmark.part("volume", lambda: benchmark.volume(list(opened), 2, device="cpu"))
+    assert json.loads(file.read_text()) == benchmark.data
+    benchmark.data["stages"] = {"prepare": 0.5}
+    assert set(benchmark.data["host"]) == {"trtseg", "eager-fp16-host"}
+    text = gpu.table(benchmark.data)
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     assert "1.00" in rows["trtseg"]
-    assert "1.0000" in rows["eager-fp16"]
-    assert "failed: other labels than trtseg" in rows["wrong"]
-    assert "failed: ZeroDivisionError: division by zero" in rows["broken"]
-    assert "left out: not installed" in rows["absent"]
-    assert "it is the longest, 10.49 ms" in text
-    assert "From GPU memory to GPU memory: the nets alone, 4.00 ms" in text
-    assert report.data["floor"]["volumes"]["512x512"]["device_ms"] == 4
+    assert "1.0000" in rows["eager-fp16-host"]
+    assert "failed: RuntimeError: other labels than the first candidate" in rows["eager-fp16"]
+    assert "failed: ZeroDivisionError: division by zero" in rows["torch-graphs"]
+    assert "left out: not installed" in rows["onnxruntime"]
+    assert "not asked for" in rows["torch-compile"]
+    assert "stages: prepare 0.5 ms" in text
     assert "Traceback" in capsys.readouterr().err
-    assert all(line.endswith("on a CPU)") for line in gpu_report.goal_lines(report.data))
 
 
 def test_goals():
-    volume = {"host": {"trtseg": {"median_ms": 3.0}, "eager-fp16": {"times_trtseg": 5.0}}}
     data = {
-        "volumes": {"512x512": volume},
-        "floor": {"volumes": {"512x512": {"host_ms": 1.0}}},
-        "slice": {"trtseg": {"p99_ms": 1.4}},
+        "host": {
+            "trtseg": {"median_ms": 3.0},
+            "eager-fp16-host": {"times_trtseg": 5.0},
+            "torch-graphs": {"times_trtseg": 1.4},
+        },
+        "floor": {"host_ms": 1.0},
+        "slice": {"trtseg": {"p99_ms": 0.9}},
     }
-    assert [goal["status"] for goal in gpu_report.goals(data, "512x512")] == ["not met", "met", "met"]
-    assert {goal["status"] for goal in gpu_report.goals({}, "512x512")} == {"not measured"}
+    assert [goal["status"] for goal in gpu.goals(data)] == ["not met", "met", "not met", "met"]
+    assert {goal["status"] for goal in gpu.goals({})} == {"not measured"}
+
+
+def test_a_cold_start_is_timed_in_a_process_of_its_own(hu):
+    times = gpu.cold_start("default", "auto", hu[2:3], device="cpu", repeats=1)
+    assert list(times) == ["import", "Segmenter()", "warm_up()", "first label()", "whole process"]
+    assert times["whole process"] > times["Segmenter()"] > 0
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys):
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu.main([]) == 2
-    assert capsys.readouterr().err == "benchmarks.gpu: PyTorch sees no GPU; run this where there is one\n"
+    assert "benchmarks.gpu: needs a GPU" in capsys.readouterr().err
 
 
-def test_unknown_parts_are_refused(capsys):
+def test_unknown_candidates_are_refused(capsys):
     with pytest.raises(SystemExit):
-        gpu.main(["--without", "torch-compile,trt"])
-    assert "--without: got trt; expected trtseg, " in capsys.readouterr().err
+        gpu.main(["--only", "trtseg,trt"])
+    assert "--only: got trt; expected trtseg, " in capsys.readouterr().err
+    assert gpu.arguments(["--compile"]).only[-1] == "torch-compile"

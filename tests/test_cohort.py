@@ -53,9 +53,9 @@ class Bright:
     """Plays a Segmenter: liver is what lies above 60 HU."""
 
     def segment(self, volume, *, progress):
-        progress(0.5)
+        progress("segmenting", 0.5)
         result = Segmentation.measure((volume.array > 60).astype(np.uint8), volume)
-        progress(1.0)
+        progress("segmenting", 1.0)
         return result
 
 
@@ -300,7 +300,7 @@ def test_closing_stops_the_nets_and_ends_the_threads(cases):
                     chunks.append(chunk)
                     begun.set()
                     threading.Event().wait(0.05)
-                    progress(chunk / 1000)
+                    progress("segmenting", chunk / 1000)
             return super().segment(volume, progress=progress)
 
     outcomes = cohort.run(cases, Slow())

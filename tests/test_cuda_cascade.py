@@ -1,48 +1,50 @@
-"""The CUDA cascade without a GPU: buffers, chunks, lanes, graphs and errors on one that is played on the CPU.
+"""The CUDA cascade without a GPU: chunks, lanes, graphs, order and errors on a GPU that is played on the CPU.
 
-The ops are the real kernels (tests/cuda_shim), the nets are NumPy, PyCUDA is a stand-in. The GPU that is played does as
-little as it may, as late as it may, so that what nobody waits for is found missing. What a GPU, its driver, PyCUDA and
-TensorRT make of the same calls is for tests/gpu.
+The ops are the real kernels (tests/cuda_shim), the nets are NumPy, PyCUDA is a stand-in. The played GPU does as little
+as it may, as late as it may, so that missing waits show. tests/gpu runs the same cases on a real GPU.
 """
 
+import gc
 import shutil
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import engine_models
 import pytest
 from cascade_cases import CASES
+from cuda_shim.build import SHIM
 
 import trtseg
+from trtseg.cascade import lane
 
-SHIM = Path(__file__).parent / "cuda_shim"
-
-
+# Cases that need the played GPU, in cuda_shim/cascade.py; each group of cases is a process.
 HERE = [
-    "skipping",
-    "out_of_memory",
-    "errors",
-    "lost",
-    "nothing_is_left",
-    "memory_outlives_its_work",
-    "in_order",
-    "beside_a_recording",
-    "no_memory_for_contexts",
-    "recordings_overlap",
-    "all_is_ready_after_the_first_slice",
-    "without_graphs",
-    "nets_go_where_the_device_is_current",
-]  # in the script, as they need the stand-in
+    ("skipping", "the_host_copies_while_the_gpu_works", "stages", "ready_after_the_first_slice"),
+    ("closed_in_order", "out_of_memory", "beside_a_recording"),
+    ("errors",),
+    ("lost",),
+]
+names = list(CASES)
+GROUPS = [tuple(names[first::3]) for first in range(3)] + HERE
 
 
-@pytest.mark.parametrize("case", [*CASES, *HERE])
-def test_played(shim, case):
-    done = shim.run_script(SHIM / "cascade.py", case)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("cases", GROUPS, ids=lambda cases: cases[0])
+def test_played(unwatched_shim, cases):
+    done = unwatched_shim.run_script(SHIM / "cascade.py", *cases)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_nothing_is_said_when_the_process_ends(unwatched_shim):
-    done = unwatched_shim.run_script(SHIM / "cascade.py", "ends_in_mid_use")
-    assert (done.returncode, done.stderr) == (0, "")
+def test_the_garbage_collector_is_off_while_any_thread_records():
+    with lane._no_garbage_collection, ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: lane._no_garbage_collection.__enter__()).result()
+        assert not gc.isenabled()
+    assert not gc.isenabled()  # the other thread still records
+    lane._no_garbage_collection.__exit__()
+    assert gc.isenabled()
+    gc.disable()
+    with lane._no_garbage_collection:
+        pass
+    assert not gc.isenabled()  # it was off before
+    gc.enable()
 
 
 @pytest.fixture(scope="module")
@@ -53,24 +55,21 @@ def built(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRTSEG_CACHE", str(folder / "cache"))
         for precision in ("fp16", "fp32"):
-            trtseg.build_engines(model, target="sm_89", precision=precision, batch=4)
+            trtseg.build_engines(model, target="sm_89", precision=precision, batch=(1, 4))
     return folder
 
 
-WHOLE = ["equals_the_cpu", "label_in_place", "label_through_dlpack", "two_threads", "judged_once"]
-WHOLE += [
-    "falls_back_to_fp32",
-    "tensorrt_goes_in_order",
-    "without_a_runtime_cache",
-    "not_capturable",
-    "prepared",
+WHOLE = [
+    ("equals_the_cpu", "label_in_place", "two_threads", "warmed_up", "not_capturable"),
+    ("judged_once", "falls_back_to_fp32"),
+    ("closed_by_hand_or_not", "what_tensorrt_refuses_is_an_error"),
+    ("left_open",),
 ]
-WHOLE += ["what_tensorrt_refuses_is_an_error"]
 
 
 @engine_models.needs_rtx
-@pytest.mark.parametrize("case", WHOLE)
-def test_whole(unwatched_shim, built, tmp_path, case):
+@pytest.mark.parametrize("cases", WHOLE, ids=lambda cases: cases[0])
+def test_whole(unwatched_shim, built, tmp_path, cases):
     cache = shutil.copytree(built / "cache", tmp_path / "cache")  # copies modes, too
-    done = unwatched_shim.run_script(SHIM / "whole.py", str(built / "model"), case, TRTSEG_CACHE=str(cache))
-    assert done.returncode == 0, done.stderr
+    done = unwatched_shim.run_script(SHIM / "whole.py", str(built / "model"), *cases, TRTSEG_CACHE=str(cache))
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr

@@ -7,13 +7,17 @@ import operator
 import platform
 import threading
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trtseg import __version__, models
+from trtseg.cascade.base import Progress
 from trtseg.cascade.cpu import Cascade
 from trtseg.cuda import dlpack
 from trtseg.engines import open_engine, resolve_device
@@ -33,27 +37,28 @@ if TYPE_CHECKING:
 class Segmenter:
     """A model that is loaded once and segments many CTs.
 
-    Safe to use from several threads: reading and post-processing run side by side, the nets (which use all cores, or a
-    GPU) take one CT after the other.
+    Several threads may use a Segmenter: reading and post-processing run side by side, the nets (which use all cores, or
+    a GPU) take one CT after the other. `close`, or the end of ``with``, gives its memory back; a Segmenter that nobody
+    closes does so when nobody refers to it any more.
 
     Parameters
     ----------
     model : str or Path
         Name of a shipped model, or a folder as ``training.export`` writes it.
     device : str
-        ``auto``, ``cpu``, ``cuda`` or ``cuda:1``; a device that was named and does not work is an error, and never
-        replaced.
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:1``; a named device that does not work is an error, and never replaced.
     precision : str
         ``auto``; on the CPU ``fp32`` or ``bf16``, and ``auto`` is BF16 where the processor has it; on a GPU ``fp32`` or
         ``fp16``, and ``auto`` is FP16, but FP32 for a net whose FP16 engine does not agree with the FP32 reference.
     postprocess : PostProcess
         Which steps follow the nets.
     batch : int
-        Slices that a GPU takes at a time: 16 for volumes, 1 for slices that come one by one. The CPU takes one.
+        Slices in each run of an engine on a GPU: 16 for volumes, 1 for slices that come one by one. The CPU has no
+        fixed batch.
     runtime : str
-        ``tensorrt``, ``tensorrt-rtx``, or ``auto``: what runs the nets on a GPU.
+        What runs the nets on a GPU: ``tensorrt``, ``tensorrt-rtx``, ``torch``, or ``auto``.
     progress : callable, optional
-        Called while engines are built for a GPU, at their first use, with a text and the fraction that is done.
+        Called as ``progress(text, fraction)`` while engines are built for a GPU, at their first use.
 
     Raises
     ------
@@ -62,9 +67,9 @@ class Segmenter:
 
     Examples
     --------
-    >>> segmenter = trtseg.Segmenter()                     # doctest: +SKIP
-    >>> for path in paths:                                 # doctest: +SKIP
-    ...     segmenter.segment(path).save(path.with_name("seg_" + path.name))
+    >>> with trtseg.Segmenter() as segmenter:              # doctest: +SKIP
+    ...     for path in paths:
+    ...         segmenter.segment(path).save(path.with_name("seg_" + path.name))
     """
 
     def __init__(
@@ -76,7 +81,7 @@ class Segmenter:
         postprocess: PostProcess | None = None,
         batch: int = 16,
         runtime: str = "auto",
-        progress: Callable[[str, float], None] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.device = resolve_device(device)
         check_batch(batch)
@@ -90,12 +95,47 @@ class Segmenter:
             self._cascade = Cascade(*(open_engine(files, net, precision=precision) for net in self.spec.nets))
         else:
             self._cascade = _cuda_cascade(files, self.device, precision, runtime, batch, progress)
+        # Also runs when the process ends, while the GPU can still be reached.
+        self._close = weakref.finalize(self, self._cascade.close)
         self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Give memory and engines back, after the calls that other threads have begun; closing twice does nothing."""
+        with self._lock:
+            self._close()
+
+    def __enter__(self) -> Segmenter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def precision(self) -> str:
-        """Arithmetic of the nets, of each if they differ."""
+        """Arithmetic of the nets, of each net if they differ."""
         return self._cascade.precision
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a result tells of the model, the device, the engines and the versions, so that it can be made again."""
+        packages = ["numpy"]
+        if self.device == "cpu":  # on a GPU the cascade names the runtime, and OpenVINO need not be installed
+            packages.append("openvino")
+        return {
+            "model": self.spec.name,
+            "model_version": self.spec.version,
+            "sha256": {f"{net.role}.onnx": self.spec.sha256[f"{net.role}.onnx"] for net in self.spec.nets},
+            "thresholds": {net.role: net.threshold for net in self.spec.nets},
+            "device": self.device,
+            "precision": self.precision,
+            **self._cascade.provenance,
+            "versions": {
+                "trtseg": __version__,
+                "python": platform.python_version(),
+                **{name: importlib.metadata.version(name) for name in packages},
+            },
+            "intended_use": self.spec.nets[0].intended_use,
+        }
 
     def segment(
         self,
@@ -103,7 +143,7 @@ class Segmenter:
         *,
         affine: Any = None,
         spacing: Any = None,
-        progress: Callable[[float], None] | None = None,
+        progress: Progress | None = None,
     ) -> Segmentation:
         """Segment one CT.
 
@@ -115,9 +155,9 @@ class Segmenter:
             For an array in index order ``[i, j, k]``: index to RAS millimetres, as nibabel has it.
         spacing : (float, float, float), optional
             For an array in canonical order ``[Z, Y, X]`` (feet to head, front to back, the patient's right to left):
-            millimetres between neighbours along each axis.
+            millimetres along the axes, ``(sz, sy, sx)``.
         progress : callable, optional
-            Is told the fraction that is done, from 0 to 1.
+            Called as ``progress(text, fraction)``, with a fraction from 0 to 1.
 
         Returns
         -------
@@ -129,14 +169,14 @@ class Segmenter:
         InputError
             The source cannot be read, or is not a CT that can be segmented.
         ArgumentError
-            An argument is wrong.
+            An argument is wrong, or the Segmenter is closed.
         """
         start = time.perf_counter()
         volume = load(source, affine=affine, spacing=spacing)
         read = time.perf_counter() - start
-        with self._lock:
-            labels, stages = self._cascade.run(volume.array, volume.spacing[1:], progress=progress)
-            provenance = _provenance(self.spec, self.device, self._cascade)
+        with self._opened() as cascade:
+            labels, stages = cascade.run(volume.array, volume.spacing[1:], progress=progress)
+            provenance = self.provenance
         start = time.perf_counter()
         steps = postprocess(labels, volume.voxel_ml, volume.spacing[0], self.postprocess)
         stages["postprocess"] = time.perf_counter() - start
@@ -144,18 +184,18 @@ class Segmenter:
             labels, volume, steps=steps, timings={"read": read, **stages}, provenance=provenance
         )
 
-    def prepare(self, shape: tuple[int, int], spacing: tuple[float, float]) -> None:
-        """Make ready for slices of one size, so that the first of them takes no longer than those after it.
+    def warm_up(self, shape: tuple[int, int], spacing: tuple[float, float]) -> None:
+        """Make ready for slices of one size, so that the first of them takes no longer than the others.
 
-        On a GPU this takes the memory, runs the nets for the first time and makes the CUDA graphs, all of which lasts
-        until slices of another size or spacing come. It labels a slice of air, which is all that happens on the CPU.
+        A GPU takes the memory, runs the nets for the first time and makes the CUDA graphs; they stay until slices of
+        another size or spacing come. The CPU only labels a slice of air.
 
         Parameters
         ----------
         shape : (int, int)
             Rows and columns, ``[Y, X]``.
         spacing : (float, float)
-            Millimetres between rows and between columns.
+            Millimetres along the axes of a slice, ``(sy, sx)``.
 
         Raises
         ------
@@ -167,7 +207,7 @@ class Segmenter:
         Examples
         --------
         >>> segmenter = trtseg.Segmenter(device="cuda", batch=1)   # doctest: +SKIP
-        >>> segmenter.prepare((512, 512), (0.8, 0.8))              # doctest: +SKIP
+        >>> segmenter.warm_up((512, 512), (0.8, 0.8))              # doctest: +SKIP
         """
         try:
             rows, columns = map(operator.index, shape)
@@ -180,18 +220,18 @@ class Segmenter:
         self.label(np.full((1, rows, columns), AIR_HU, np.int16), spacing=spacing)
 
     def label(self, hu: Any, *, spacing: tuple[float, float], out: Any = None, stream: int = 0) -> Any:
-        """Label slices that are in memory, and nothing else: for a pipeline beside a scanner.
+        """Label slices that are in memory, by the nets alone: for a pipeline beside a scanner.
 
-        Slices are labelled one by one by the nets alone, without `postprocess`, measurements and provenance. With a
-        CUDA device, ``hu`` and ``out`` may be arrays on that GPU of any library that has ``__cuda_array_interface__``
-        or DLPack (PyTorch, CuPy, PyCUDA, JAX, ...); they are used where they are, without a copy.
+        There is no post-processing, no measurement and no provenance. With a CUDA device, ``hu`` and ``out`` may be
+        arrays on that GPU of any library that has ``__cuda_array_interface__`` or DLPack (PyTorch, CuPy, PyCUDA, JAX,
+        ...); they are used where they are, without a copy.
 
         Parameters
         ----------
         hu : int16 [Z, Y, X]
             Slices in Hounsfield units, C-contiguous: rows front to back, columns from the patient's right to left.
         spacing : (float, float)
-            Millimetres between rows and between columns.
+            Millimetres along the axes of a slice, ``(sy, sx)``.
         out : uint8 [Z, Y, X], optional
             Where the labels go, C-contiguous; by default a new array on the host.
         stream : int
@@ -206,7 +246,7 @@ class Segmenter:
         Raises
         ------
         ArgumentError
-            An array is not what was said, or not where the device can use it.
+            An array has the wrong type or layout, or is not where the device can use it; or the Segmenter is closed.
         DeviceError
             The device fails.
         """
@@ -214,12 +254,37 @@ class Segmenter:
         labels = None if out is None else self._array(out, "out", np.uint8)
         if labels is not None and labels.shape != slices.shape:
             raise ArgumentError(f"out: got shape {labels.shape}; expected that of hu, {slices.shape}")
-        with self._lock:
-            made, _ = self._cascade.run(slices, spacing, labels, stream=stream)
+        with self._opened() as cascade:
+            made, _ = cascade.run(slices, spacing, labels, stream=stream)
         return made if out is None else out
 
+    def stages(self, hu: Any, *, spacing: tuple[float, float]) -> dict[str, float]:
+        """Seconds that each stage of the cascade takes for a chunk of slices, in order.
+
+        On a GPU the stages are launched one by one between events, so nothing overlaps and the tumour net runs in any
+        case; each time is a median of repeated runs.
+
+        Parameters
+        ----------
+        hu : int16 [n, Y, X]
+            Slices on the host, on a GPU at most a batch.
+        spacing : (float, float)
+            Millimetres along the axes of a slice, ``(sy, sx)``.
+        """
+        slices = self._host_array(hu, "hu", np.int16)
+        with self._opened() as cascade:
+            return cascade.stages(slices, spacing)
+
+    @contextmanager
+    def _opened(self) -> Iterator[Cascade | CudaCascade]:
+        """The cascade, for one thread at a time, unless it is closed."""
+        with self._lock:
+            if not self._close.alive:
+                raise ArgumentError("Segmenter: got a call after close(); make another Segmenter")
+            yield self._cascade
+
     def _array(self, array: Any, name: str, dtype: Any) -> Any:
-        """A host array, checked, or a view of one on the GPU."""
+        """A checked host array, or a view of an array on the GPU."""
         if hasattr(array, "__cuda_array_interface__") or dlpack.on_gpu(array):
             if isinstance(self._cascade, Cascade):
                 raise ArgumentError(
@@ -229,6 +294,9 @@ class Segmenter:
             if name == "out" and view.read_only:
                 raise ArgumentError("out: got a read-only array; expected one that may be overwritten")
             return view
+        return self._host_array(array, name, dtype)
+
+    def _host_array(self, array: Any, name: str, dtype: Any) -> NDArray[Any]:
         if not isinstance(array, np.ndarray):
             kinds = "a NumPy array" if self.device == "cpu" else "a NumPy array or one on the GPU"
             raise ArgumentError(f"{name}: got {type(array).__name__}; expected {kinds}")
@@ -248,9 +316,9 @@ def _cuda_cascade(
     precision: str,
     runtime: str,
     batch: int,
-    progress: Callable[[str, float], None] | None,
+    progress: Progress | None,
 ) -> CudaCascade:
-    """The cascade on a GPU; what that needs is imported here, to cost nothing on the CPU."""
+    """The cascade on a GPU; its modules are imported here, so that they cost nothing on the CPU."""
     from trtseg.cascade.gpu import CudaCascade
     from trtseg.cuda.device import open_device
     from trtseg.engines.nvidia.nets import open_nets
@@ -263,48 +331,24 @@ def _cuda_cascade(
     return CudaCascade(gpu, opened, batch)
 
 
-def _provenance(spec: CascadeSpec, device: str, cascade: Cascade | CudaCascade) -> dict[str, Any]:
-    """What makes a result, so that it can be made again."""
-    packages = ["numpy"]
-    if device == "cpu":  # a GPU's runtime is named by its cascade, and OpenVINO need not be there
-        packages.append("openvino")
-    return {
-        "model": spec.name,
-        "model_version": spec.version,
-        "sha256": {name: spec.sha256[name] for name in (f"{net.role}.onnx" for net in spec.nets)},
-        "thresholds": {net.role: net.threshold for net in spec.nets},
-        "device": device,
-        "precision": cascade.precision,
-        **cascade.provenance,
-        "versions": {
-            "trtseg": __version__,
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in packages},
-        },
-        "intended_use": spec.nets[0].intended_use,
-    }
-
-
 def segment(
-    source: Any,
-    *,
-    model: str | Path = "default",
-    device: str = "auto",
-    precision: str = "auto",
-    affine: Any = None,
-    spacing: Any = None,
-    postprocess: PostProcess | None = None,
-    progress: Callable[[float], None] | None = None,
+    source: Any, *, affine: Any = None, spacing: Any = None, progress: Progress | None = None, **options: Any
 ) -> Segmentation:
     """Segment one CT; `Segmenter` loads the model once for many.
 
-    See `Segmenter` for ``model``, ``device``, ``precision`` and ``postprocess``, and `Segmenter.segment` for the rest.
-    The runtime on a GPU, slices in a run, and the progress of building engines are for a `Segmenter` only.
+    Parameters
+    ----------
+    source, affine, spacing
+        As for `Segmenter.segment`.
+    progress : callable, optional
+        Called as ``progress(text, fraction)``, while engines are built and while the CT is segmented.
+    **options
+        ``model``, ``device`` and all other parameters of `Segmenter`.
 
     Examples
     --------
     >>> result = trtseg.segment("ct.nii.gz")               # doctest: +SKIP
     >>> result.liver_ml, result.tumour_ml, result.save("seg.nii.gz")  # doctest: +SKIP
     """
-    segmenter = Segmenter(model, device=device, precision=precision, postprocess=postprocess)
-    return segmenter.segment(source, affine=affine, spacing=spacing, progress=progress)
+    with Segmenter(**options, progress=progress) as segmenter:
+        return segmenter.segment(source, affine=affine, spacing=spacing, progress=progress)

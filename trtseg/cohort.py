@@ -174,7 +174,7 @@ def run(
         if stopped.is_set():
             raise CancelledError
 
-    def tell(case: Case, index: int, doing: str, fraction: float) -> None:
+    def tell(index: int, case: Case, doing: str, fraction: float) -> None:
         check_stopped()
         if progress is not None:
             which = f"{index + 1}/{len(cases)} " if len(cases) > 1 else ""
@@ -191,11 +191,11 @@ def run(
 
     def segment(works: Iterator[_Work]) -> Iterator[_Work]:
         for index, case in enumerate(cases):
-            tell(case, index, "reading", 0.0)
+            tell(index, case, "reading", 0.0)
             work = next(works)
             if work.volume is not None:
                 with work.attempt():
-                    told = partial(tell, case, index, "segmenting")
+                    told = partial(tell, index, case)
                     work.result = segmenter.segment(work.volume, progress=told)
             yield work
 
@@ -204,7 +204,7 @@ def run(
             for index, work in enumerate(segmented):
                 if work.result is not None:
                     with work.attempt():
-                        tell(work.case, index, "writing", 1.0)
+                        tell(index, work.case, "writing", 1.0)
                         work.result = _written(work.case, work.result, work.read_seconds)
                 yield work.outcome()
         finally:

@@ -1,13 +1,12 @@
 // Stands in for CUDA's own header, so that g++ compiles csrc/*.cu for the CPU: kernels, launchers and graphs run where
-// there is no GPU, and under AddressSanitizer and UBSan. build.py builds it, tests/test_cuda_kernels.py uses it.
+// there is no GPU, also under AddressSanitizer and UBSan. build.py builds it, tests/test_cuda_kernels.py uses it.
 //
 // Kernels: the blocks of a grid run one after the other. The threads of a block take turns: each runs until it ends or
-// comes to a barrier, then the next one does. So each needs a stack of its own to stop on: a coroutine of <ucontext.h>,
-// which needs no change in the kernels, as those of C++20 would. What takes real parallelism to go wrong (blocks or
-// threads that race, atomics that are none) goes unseen, and so does whatever nvcc, the driver and a GPU make of the
-// code.
+// comes to a barrier. So each thread has a stack of its own to stop on: a coroutine of <ucontext.h>, which needs no
+// change in the kernels. Faults that need real parallelism (races, atomics that are none) go unseen, and so do faults of
+// nvcc, the driver and a GPU.
 //
-// Streams, events, graphs and memory: a GPU that is lazy and forgives nothing, see played.cpp.
+// Streams, events, graphs and memory: a lazy GPU, see played.cpp.
 #pragma once
 
 #include <ucontext.h>
@@ -158,22 +157,11 @@ enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
   cudaErrorMemoryAllocation = 2,
-  cudaErrorInvalidDevice = 101,
   cudaErrorInvalidResourceHandle = 400,
-  cudaErrorIllegalState = 401,
-  cudaErrorNotReady = 600,
   cudaErrorIllegalAddress = 700,
   cudaErrorLaunchFailure = 719,
   cudaErrorStreamCaptureUnsupported = 900,
   cudaErrorStreamCaptureInvalidated = 901,
-  cudaErrorStreamCaptureMerge = 902,
-  cudaErrorStreamCaptureUnmatched = 903,
-  cudaErrorStreamCaptureUnjoined = 904,
-  cudaErrorStreamCaptureIsolation = 905,
-  cudaErrorStreamCaptureImplicit = 906,
-  cudaErrorCapturedEvent = 907,
-  cudaErrorStreamCaptureWrongThread = 908,
-  cudaErrorUnknown = 999,
 };
 enum cudaMemoryType {
   cudaMemoryTypeUnregistered = 0,
@@ -205,7 +193,6 @@ const char* cudaGetErrorString(cudaError_t);
 cudaError_t cudaGetLastError();
 cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaSetDevice(int device);
-cudaError_t cudaDeviceSynchronize();
 
 cudaError_t cudaMalloc(void** address, std::size_t bytes);
 cudaError_t cudaFree(void* address);
@@ -213,14 +200,12 @@ cudaError_t cudaMallocHost(void** address, std::size_t bytes);
 cudaError_t cudaFreeHost(void* address);
 cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total);
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* address);
-cudaError_t cudaMemset(void* address, int value, std::size_t bytes);
 cudaError_t cudaMemsetAsync(void* address, int value, std::size_t bytes, cudaStream_t);
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t);
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t*, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t);
 cudaError_t cudaStreamSynchronize(cudaStream_t);
-cudaError_t cudaStreamQuery(cudaStream_t);
 cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned flags);
 cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode);
 cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t*);
@@ -229,7 +214,6 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t*, unsigned flags);
 cudaError_t cudaEventDestroy(cudaEvent_t);
 cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t);
 cudaError_t cudaEventSynchronize(cudaEvent_t);
-cudaError_t cudaEventQuery(cudaEvent_t);
 cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t start, cudaEvent_t end);
 
 cudaError_t cudaGraphGetNodes(cudaGraph_t, cudaGraphNode_t*, std::size_t* count);

@@ -1,19 +1,17 @@
-"""Stands in for ``pycuda.driver``: as much of it as trtseg uses, on the GPU that played.cpp plays.
+"""Stands in for ``pycuda.driver``: the part that trtseg uses, on the GPU that played.cpp plays.
 
-`install` makes it what ``import pycuda.driver`` finds. Stricter than PyCUDA: no default stream, no copy from or to
-memory of the host that is not page-locked, no copy that leaves its allocation. The functions at the end rule the game.
+`install` makes this module the one that ``import pycuda.driver`` finds. It is stricter than PyCUDA: no default stream,
+no copy from or to pageable memory, and whatever goes where no context is current is noted in `misused`. The functions
+at the end rule the game.
 """
 
-import atexit
 import ctypes
 import importlib.machinery
 import itertools
-import os
 import sys
 import threading
 import traceback
 import types
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -37,148 +35,53 @@ class LogicError(Error):
     """A call that makes no sense, or a broken context."""
 
 
-class LaunchError(Error):
-    """A kernel failed."""
-
-
-class RuntimeError(Error):
-    """What is asked for is not there, or not ready."""
-
-
-_CLASSES = {2: MemoryError, 100: RuntimeError, 600: RuntimeError, 701: LaunchError, 702: LaunchError}
-_CLASSES |= {703: LaunchError, 719: LaunchError, 999: Error}
-_NOT_READY = 600
-
-
-def _fail(name: str, code: int, message: str = "") -> Error:
-    text = f"{name} failed: {_cuda.cudaGetErrorString(code).decode()}"
-    return _CLASSES.get(code, LogicError)(f"{text} - {message}" if message else text)
-
-
-def _call(name: str, code: int) -> None:
+def _call(name: str, *arguments: Any) -> None:
+    code = getattr(_cuda, name)(*arguments)
     if code != 0:
-        raise _fail(name, code) from (_raised[0] if code == _LAUNCH_FAILED and _raised else None)
+        text = f"{name} failed: {_cuda.cudaGetErrorString(code).decode()}"
+        raise (MemoryError if code == 2 else LogicError)(text)
 
 
-# ---- Contexts ----------------------------------------------------------------------------------------------------
+# ---- Contexts, memory, streams and events --------------------------------------------------------------------------
 
+_stack = threading.local()
 
-class _Stack(threading.local):
-    """The contexts of a thread. PyCUDA aborts the process when a thread ends with one of them current."""
-
-    def __init__(self) -> None:
-        self.contexts: list[Context] = []
-        self.end = _End(self.contexts)
-
-
-class _End:
-    def __init__(self, contexts: list["Context"]) -> None:
-        self.contexts = contexts
-        if threading.current_thread() is threading.main_thread():
-            atexit.register(self.__del__)
-
-    def __del__(self) -> None:
-        if not self.contexts:
-            return
-        os.write(2, b"played PyCUDA: a thread ended with a current context; use Context.pop()\n")
-        os.abort()
+#: What was freed, dropped or used where it must not be.
+misused: list[str] = []
 
 
 class Context:
-    """The primary context, as retained once."""
-
-    def __init__(self) -> None:
-        self._thread = threading.get_ident()
-        self._valid = True
-
-    def __del__(
-        self, thread: Callable[[], int] = threading.get_ident, write: Callable[..., int] = os.write
-    ) -> None:
-        """As PyCUDA has it: the destructor calls what gives back a context of one's own, not a primary one."""
-        if self._valid and thread() == self._thread:
-            text = b"a clean-up operation failed (dead context maybe?)\ncuCtxDetach failed: invalid device context\n"
-            write(2, b"PyCUDA WARNING: " + text)
+    """The primary context."""
 
     def push(self) -> None:
-        _stack.contexts.append(self)
-
-    def detach(self) -> None:
-        if not self._valid:
-            raise LogicError(
-                "context::detach failed: invalid device context - cannot detach from invalid context"
-            )
-        self._valid = False
-        if self in _stack.contexts:
-            _stack.contexts.remove(self)
+        _stack.depth = depth() + 1
 
     @staticmethod
     def pop() -> None:
-        if not _stack.contexts:
-            raise LogicError("context::pop failed: invalid device context - cannot pop non-current context")
-        _stack.contexts.pop()
-
-    @staticmethod
-    def synchronize() -> None:
-        _current("cuCtxSynchronize")
-        _call("cuCtxSynchronize", _cuda.cudaDeviceSynchronize())
+        _current("Context.pop")
+        _stack.depth -= 1
 
 
-def _current(name: str) -> Context:
-    """Return the context that is current in this thread."""
-    while _stack.contexts and not _stack.contexts[-1]._valid:
-        _stack.contexts.pop()
-    if not _stack.contexts:
-        raise LogicError(f"{name} failed: invalid device context")
-    return _stack.contexts[-1]
+def depth() -> int:
+    """How often this thread has made the context current."""
+    return getattr(_stack, "depth", 0)
 
 
-class _Owned:
-    """What belongs to a context: it can be cleaned up where that is current, or in the thread that retained it."""
-
-    _destroy: tuple[str, str]  # the driver's name of the function, and ours
-    handle: int | None = None
-
-    def __init__(self) -> None:
-        self._context = _current(type(self).__name__)
-
-    def _clean_up(self) -> None:
-        handle, self.handle = self.handle, None
-        kind = type(self).__name__
-        if handle is None or not self._context._valid:
-            return
-        here = bool(_stack.contexts) and _stack.contexts[-1] is self._context
-        if not here and threading.get_ident() != self._context._thread:
-            warnings.warn(
-                f"{kind} in out-of-thread context could not be cleaned up", UserWarning, stacklevel=3
-            )
-            return
-        name, function = self._destroy
-        code = getattr(_cuda, function)(ctypes.c_void_p(handle))
-        if code:
-            message = (
-                f"PyCUDA WARNING: a clean-up operation failed (dead context maybe?)\n{_fail(name, code)}\n"
-            )
-            sys.stderr.write(message)
-
-    def __del__(self) -> None:
-        self._clean_up()
+def _current(name: str) -> None:
+    if not depth():
+        raise LogicError(f"{name} failed: no context is current")
 
 
 class Device:
-    """The one GPU there is."""
+    """The only GPU."""
 
     capability = (9, 0)  # tests may change it
 
     def __init__(self, index: int) -> None:
-        if not _initialized:
-            raise LogicError("cuDeviceGet failed: initialization error")
-        if index != 0:
-            raise LogicError("cuDeviceGet failed: invalid device ordinal")
+        assert index == 0
 
     @staticmethod
     def count() -> int:
-        if not _initialized:
-            raise LogicError("cuDeviceGetCount failed: initialization error")
         return 1
 
     def name(self) -> str:
@@ -191,223 +94,151 @@ class Device:
         return Context()
 
 
-def init(flags: int = 0) -> None:
-    _initialized.append(True)
+def init() -> None: ...
 
 
-# ---- Memory ------------------------------------------------------------------------------------------------------
+class _Owned:
+    """A handle that is destroyed once, where the context is current."""
+
+    _destroy: str
+    handle: int | None = None
+
+    def _make(self, function: str, *arguments: Any) -> None:
+        _current(function)
+        handle = ctypes.c_void_p()
+        _call(function, ctypes.byref(handle), *arguments)
+        self.handle = handle.value
+
+    def free(self) -> None:
+        handle, self.handle = self.handle, None
+        if handle is None:
+            return
+        if not depth():
+            misused.append(f"{type(self).__name__}: went where no context was current")
+        getattr(_cuda, self._destroy)(ctypes.c_void_p(handle))
+
+    __del__ = free
 
 
 class DeviceAllocation(_Owned):
     """Memory of the GPU."""
 
-    _destroy = ("cuMemFree", "cudaFree")
+    _destroy = "cudaFree"
 
     def __init__(self, nbytes: int) -> None:
-        super().__init__()
-        address = ctypes.c_void_p()
-        _call("cuMemAlloc", _cuda.cudaMalloc(ctypes.byref(address), ctypes.c_size_t(nbytes)))
-        self.handle, self._address = address.value, address.value
+        self._make("cudaMalloc", ctypes.c_size_t(nbytes))
+        self._address = self.handle
 
     def __int__(self) -> int:
         return self._address
 
     __index__ = __int__
 
-    def free(self) -> None:
-        if self.handle is None:
-            raise LogicError("device_allocation::free failed: invalid resource handle")
-        self._clean_up()
-
 
 class PagelockedHostAllocation(_Owned):
-    """Memory of the host that a GPU can copy from and to while the host goes on."""
+    """Memory of the host that a GPU can copy while the host goes on."""
 
-    _destroy = ("cuMemFreeHost", "cudaFreeHost")
+    _destroy = "cudaFreeHost"
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        super().__init__()
-        address = ctypes.c_void_p()
         nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        _call("cuMemHostAlloc", _cuda.cudaMallocHost(ctypes.byref(address), ctypes.c_size_t(nbytes)))
-        self.handle = address.value
-        self.__array_interface__ = {
-            "data": (address.value, False),
-            "shape": shape,
-            "typestr": dtype.str,
-            "version": 3,
-        }
-
-    def free(self) -> None:
-        if self.handle is None:
-            raise LogicError("pagelocked_host_allocation::free failed: invalid resource handle")
-        self._clean_up()
+        self._make("cudaMallocHost", ctypes.c_size_t(nbytes))
+        self.__array_interface__ = _interface(self.handle, shape, dtype)
 
 
-def mem_alloc(nbytes: int) -> DeviceAllocation:
-    return DeviceAllocation(nbytes)
+def _interface(address: int, shape: tuple[int, ...], dtype: np.dtype) -> dict[str, Any]:
+    return {"data": (address, False), "shape": shape, "typestr": dtype.str, "version": 3}
+
+
+mem_alloc = DeviceAllocation
 
 
 def mem_get_info() -> tuple[int, int]:
-    _current("cuMemGetInfo")
+    _current("mem_get_info")
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
-    _call("cuMemGetInfo", _cuda.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)))
+    _call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
     return free.value, total.value
 
 
-def pagelocked_empty(
-    shape: int | tuple[int, ...], dtype: Any, order: str = "C", mem_flags: int = 0
-) -> np.ndarray:
-    if order != "C" or mem_flags != 0:
-        raise NotImplementedError("only order C and no flags are played")
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+def pagelocked_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return np.asarray(PagelockedHostAllocation(shape, np.dtype(dtype)))
-
-
-# ---- Streams and events ------------------------------------------------------------------------------------------
 
 
 class Stream(_Owned):
     """A queue of work."""
 
-    _destroy = ("cuStreamDestroy", "cudaStreamDestroy")
+    _destroy = "cudaStreamDestroy"
 
     def __init__(self, flags: int = 0) -> None:
-        super().__init__()
-        handle = ctypes.c_void_p()
-        _call("cuStreamCreate", _cuda.cudaStreamCreateWithFlags(ctypes.byref(handle), flags))
-        self.handle = handle.value
+        self._make("cudaStreamCreateWithFlags", flags)
 
     def synchronize(self) -> None:
-        _current("cuStreamSynchronize")
-        _call("cuStreamSynchronize", _cuda.cudaStreamSynchronize(ctypes.c_void_p(self.handle)))
-
-    def is_done(self) -> bool:
-        _current("cuStreamQuery")
-        return _is_ready("cuStreamQuery", _cuda.cudaStreamQuery(ctypes.c_void_p(self.handle)))
-
-    def wait_for_event(self, event: "Event") -> None:
-        _current("cuStreamWaitEvent")
-        code = _cuda.cudaStreamWaitEvent(_handle(self), ctypes.c_void_p(event.handle), 0)
-        _call("cuStreamWaitEvent", code)
+        _current("Stream.synchronize")
+        _call("cudaStreamSynchronize", ctypes.c_void_p(self.handle))
 
 
 class event_flags:
     """Flags of `Event`."""
 
-    DEFAULT = 0
-    BLOCKING_SYNC = 1
-    DISABLE_TIMING = 2
+    DEFAULT, DISABLE_TIMING = 0, 2
 
 
 class Event(_Owned):
     """A place in a stream."""
 
-    _destroy = ("cuEventDestroy", "cudaEventDestroy")
+    _destroy = "cudaEventDestroy"
 
     def __init__(self, flags: int = 0) -> None:
-        super().__init__()
-        handle = ctypes.c_void_p()
-        _call("cuEventCreate", _cuda.cudaEventCreateWithFlags(ctypes.byref(handle), flags))
-        self.handle = handle.value
+        self._make("cudaEventCreateWithFlags", flags)
 
-    def record(self, stream: Stream | None = None) -> "Event":
-        _current("cuEventRecord")
-        _call("cuEventRecord", _cuda.cudaEventRecord(ctypes.c_void_p(self.handle), _handle(stream)))
+    def record(self, stream: Stream) -> "Event":
+        _current("Event.record")
+        _call("cudaEventRecord", ctypes.c_void_p(self.handle), ctypes.c_void_p(stream.handle))
         return self
 
     def synchronize(self) -> "Event":
-        _current("cuEventSynchronize")
-        _call("cuEventSynchronize", _cuda.cudaEventSynchronize(ctypes.c_void_p(self.handle)))
+        _current("Event.synchronize")
+        _call("cudaEventSynchronize", ctypes.c_void_p(self.handle))
         return self
 
-    def query(self) -> bool:
-        _current("cuEventQuery")
-        return _is_ready("cuEventQuery", _cuda.cudaEventQuery(ctypes.c_void_p(self.handle)))
-
     def time_since(self, start: "Event") -> float:
-        _current("cuEventElapsedTime")
-        ms, handles = ctypes.c_float(), (ctypes.c_void_p(start.handle), ctypes.c_void_p(self.handle))
-        _call("cuEventElapsedTime", _cuda.cudaEventElapsedTime(ctypes.byref(ms), *handles))
+        ms = ctypes.c_float()
+        _call(
+            "cudaEventElapsedTime",
+            ctypes.byref(ms),
+            ctypes.c_void_p(start.handle),
+            ctypes.c_void_p(self.handle),
+        )
         return ms.value
 
 
-def _is_ready(name: str, code: int) -> bool:
-    if code != _NOT_READY:
-        _call(name, code)
-    return code == 0
+def _copy(to: int, source: int, nbytes: int, kind: int, stream: Stream) -> None:
+    _current("a copy")
+    addresses = ctypes.c_void_p(to), ctypes.c_void_p(source)
+    _call("cudaMemcpyAsync", *addresses, ctypes.c_size_t(nbytes), kind, ctypes.c_void_p(stream.handle))
 
 
-def _handle(stream: Stream | None) -> ctypes.c_void_p:
-    if stream is None:
-        raise LogicError("got no stream, which is the default stream; pass one")
-    return ctypes.c_void_p(stream.handle)
+def memcpy_htod_async(dest: Any, src: np.ndarray, stream: Stream) -> None:
+    assert src.flags.c_contiguous
+    _copy(int(dest), src.ctypes.data, src.nbytes, 1, stream)
 
 
-def _host(name: str, array: np.ndarray) -> tuple[ctypes.c_void_p, ctypes.c_size_t]:
-    """Return address and size of an array in page-locked memory."""
-    if not (array.flags.c_contiguous or array.flags.f_contiguous):
-        raise ValueError(f"{name}: ndarray is not contiguous")
-    attributes = (ctypes.c_int * 2)()
-    address = ctypes.c_void_p(array.ctypes.data)
-    _call(name, _cuda.cudaPointerGetAttributes(attributes, address))
-    if array.nbytes and attributes[0] != 1:
-        raise LogicError(
-            f"{name}: got pageable memory: that copy would not be asynchronous; pagelocked_empty"
-        )
-    return address, ctypes.c_size_t(array.nbytes)
+def memcpy_dtoh_async(dest: np.ndarray, src: Any, stream: Stream) -> None:
+    assert dest.flags.c_contiguous
+    _copy(dest.ctypes.data, int(src), dest.nbytes, 2, stream)
 
 
-def _copy(name: str, to: Any, source: Any, nbytes: ctypes.c_size_t, kind: int, stream: Stream | None) -> None:
-    _current(name)
-    _call(name, _cuda.cudaMemcpyAsync(to, source, nbytes, kind, _handle(stream)))
+# ---- The game ------------------------------------------------------------------------------------------------------
 
-
-def memset_d8(dest: Any, data: int, size: int) -> None:
-    """Enqueue in the legacy default stream, as the driver does: streams that do not block run past it."""
-    _current("cuMemsetD8")
-    _call("cuMemsetD8", _cuda.cudaMemset(ctypes.c_void_p(int(dest)), data, ctypes.c_size_t(size)))
-
-
-def memset_d8_async(dest: Any, data: int, size: int, stream: Stream | None = None) -> None:
-    _current("cuMemsetD8Async")
-    arguments = ctypes.c_void_p(int(dest)), data, ctypes.c_size_t(size), _handle(stream)
-    _call("cuMemsetD8Async", _cuda.cudaMemsetAsync(*arguments))
-
-
-def memcpy_htod_async(dest: Any, src: np.ndarray, stream: Stream | None = None) -> None:
-    address, nbytes = _host("cuMemcpyHtoDAsync", src)
-    _copy("cuMemcpyHtoDAsync", ctypes.c_void_p(int(dest)), address, nbytes, 1, stream)
-
-
-def memcpy_dtoh_async(dest: np.ndarray, src: Any, stream: Stream | None = None) -> None:
-    if not dest.flags.writeable:
-        raise ValueError("cuMemcpyDtoHAsync: buffer source array is read-only")
-    address, nbytes = _host("cuMemcpyDtoHAsync", dest)
-    _copy("cuMemcpyDtoHAsync", address, ctypes.c_void_p(int(src)), nbytes, 2, stream)
-
-
-def memcpy_dtod_async(dest: Any, src: Any, size: int, stream: Stream | None = None) -> None:
-    addresses = ctypes.c_void_p(int(dest)), ctypes.c_void_p(int(src))
-    _copy("cuMemcpyDtoDAsync", *addresses, ctypes.c_size_t(size), 3, stream)
-
-
-# ---- The game ----------------------------------------------------------------------------------------------------
-
-_LAUNCH_FAILED = 719
-_initialized: list[bool] = []
-_stack = _Stack()
 _keys = itertools.count(1)
 _functions: dict[int, Callable[[], None]] = {}
-_raised: list[BaseException] = []
 
 
 def _call_function(key: int) -> int:
     try:
         _functions[key]()
-    except BaseException as error:
+    except BaseException:
         traceback.print_exc()
-        _raised.append(error)
         return 1
     return 0
 
@@ -420,16 +251,16 @@ _callbacks = (
     ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_long)(_call_function),
     ctypes.CFUNCTYPE(None, ctypes.c_long)(_release_function),
 )
-ctypes.pythonapi.Py_IncRef(ctypes.py_object(_callbacks))  # what is still enqueued when Python ends needs them
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(_callbacks))  # work that is enqueued when Python ends needs them
 _cuda.played_python(*_callbacks)
 
 
 def install() -> types.ModuleType:
-    """Make this module what ``import pycuda.driver`` finds; return it."""
+    """Make this module the one that ``import pycuda.driver`` finds; return it."""
     driver = sys.modules[__name__]
     package = types.ModuleType("pycuda")
     package.__spec__ = importlib.machinery.ModuleSpec("pycuda", None, is_package=True)  # for find_spec
-    package.driver, package.VERSION_TEXT, package.__path__ = driver, "2026.1", []
+    package.driver, package.__path__ = driver, []
     sys.modules["pycuda"], sys.modules["pycuda.driver"] = package, driver
     return driver
 
@@ -438,11 +269,11 @@ def enqueue(stream: int, function: Callable[[], None]) -> None:
     """Put a function into the stream with that handle: called when the GPU gets there; if it raises, the GPU fails."""
     key = next(_keys)
     _functions[key] = function
-    _call("enqueue", _cuda.played_enqueue(ctypes.c_void_p(stream), ctypes.c_long(key)))
+    _call("played_enqueue", ctypes.c_void_p(stream), ctypes.c_long(key))
 
 
 def schedule(name: str) -> None:
-    """Choose an order of what nobody has ordered: 'lazy' (the default), 'eager' or 'others-first'; see played.cpp."""
+    """Choose an order for work that nobody has ordered: 'lazy' (the default), 'eager' or 'others-first'."""
     _cuda.played_schedule(("lazy", "eager", "others-first").index(name))
 
 
@@ -461,19 +292,18 @@ def made() -> int:
     return _cuda.played_made()
 
 
-def fail_call(n: int, code: int = 700) -> None:
-    """Let the n-th call of the runtime from now on fail; with 700, an illegal address, all calls after it, too."""
+def fail_call(n: int, code: int) -> None:
+    """Let the n-th call of the runtime from now on fail."""
     _cuda.played_fail_call(ctypes.c_long(n), code)
 
 
-def fail_work(n: int, code: int = 700) -> None:
-    """Let the n-th piece of work that the GPU runs from now on fail: the host hears of it when it waits."""
-    _cuda.played_fail_work(ctypes.c_long(n), code)
+def fail_work(n: int) -> None:
+    """Let the n-th piece of work from now on read an illegal address: the host hears of it when it waits."""
+    _cuda.played_fail_work(ctypes.c_long(n), 700)
 
 
 def reset() -> None:
-    """Forget errors, limits and work that has not run; what is allocated stays."""
-    _raised.clear()
+    """Forget errors, limits and work that has not run; allocations stay."""
     _cuda.played_reset()
 
 
@@ -486,6 +316,4 @@ def live() -> dict[str, int]:
 
 def device_array(address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Memory of the GPU as NumPy sees it: for functions in streams only."""
-    dtype = np.dtype(dtype)
-    interface = {"data": (address, False), "shape": shape, "typestr": dtype.str, "version": 3}
-    return np.asarray(types.SimpleNamespace(__array_interface__=interface))
+    return np.asarray(types.SimpleNamespace(__array_interface__=_interface(address, shape, np.dtype(dtype))))

@@ -1,13 +1,13 @@
-"""Stands in for TensorRT-RTX's module where engines run: they are the nets on the CPU, in streams that are played.
+"""Stands in for TensorRT-RTX's module: its engines are nets on the CPU, whose work waits in streams of the played GPU.
 
-Built they are by the real one, so that files, sidecars and hashes are what they are. As there, nothing keeps alive what
-it was only shown, and an engine has no memory that it was not given. What would be undefined there is in `misused`.
+TensorRT-RTX itself has built the files, so sidecars and hashes are real. Nothing keeps alive what it was only shown, as
+there. Uses that would be undefined there are noted in `misused`.
 """
 
+import ctypes
 import hashlib
 import types
 import weakref
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +26,20 @@ TensorIOMode = types.SimpleNamespace(INPUT=0, OUTPUT=1)
 ExecutionContextAllocationStrategy = types.SimpleNamespace(STATIC=0, ON_PROFILE_CHANGE=1, USER_MANAGED=2)
 _DTYPES = {"fp16": float16, "fp32": float32}
 
-#: What the engines run: of the model with that folder, in the cache with that folder. Set by the test.
+#: The model whose nets the engines run, and the cache that has the engines. Set by the test.
 files: ModelFiles | None = None
 engines = Path()
 #: Role and precision of engines that come out black.
 black: set[tuple[str, str]] = set()
 #: How often each (role, precision) was run.
 runs: dict[tuple[str, str], int] = {}
-#: How many engines could not use what was compiled for them before, and how many could.
-compiled, reused = [], []
 #: Whether contexts say that they can be captured, and can.
 capturable = True
 #: Names of calls that return False or None.
 refused: set[str] = set()
-#: What was done that must not be.
+#: Faults of the caller.
 misused: list[str] = []
-#: Kind of each object of TensorRT's that has gone, in that order.
+#: Kind of each object that has gone, in order.
 gone: list[str] = []
 
 
@@ -52,27 +50,25 @@ class ILogger:
 
 
 class _Counted:
-    """What frees something of the GPU's when it goes, which it does where a context is current."""
+    """An object that must go where a context is current, and before the objects that it needs."""
 
     needs: tuple[weakref.ref, ...] = ()
 
     def __del__(self) -> None:
-        kind = type(self).__name__
-        gone.append(kind)
-        if not played._stack.contexts:
-            misused.append(f"{kind}: went where no context was current")
+        gone.append(type(self).__name__)
+        if not played.depth():
+            misused.append(f"{gone[-1]}: went where no context was current")
         self.check("when it went")
 
     def check(self, when: str) -> None:
         if any(needed() is None for needed in self.needs):
-            misused.append(f"{type(self).__name__}: used what had gone, {when}")
+            misused.append(f"{type(self).__name__}: used an object that had gone, {when}")
 
 
-@dataclass
 class RuntimeCache(_Counted):
-    """What was compiled for the GPU."""
+    """Kernels that were compiled for the GPU."""
 
-    content: bytes = b""
+    content = b""
 
     def deserialize(self, content: bytes) -> bool:
         self.content = content
@@ -101,9 +97,6 @@ class RuntimeConfig(_Counted):
             return False
         self.needs += (weakref.ref(cache),)
         return True
-
-    def get_runtime_cache(self) -> None:
-        misused.append("get_runtime_cache: what it gives has two owners, and both free it")
 
 
 class Engine(_Counted):
@@ -137,9 +130,8 @@ class Engine(_Counted):
         if self.sidecar.settings["require_user_allocation"] and not managed:
             self.logger.log(ILogger.ERROR, "Engine was built with kREQUIRE_USER_ALLOCATION")
             return None
-        cache = config.needs[-1]() if len(config.needs) == 2 else RuntimeCache()
-        (reused if cache.content else compiled).append(self.sidecar.key.role)
-        cache.content = b"compiled for " + self.sidecar.key.role.encode()
+        if len(config.needs) == 2:
+            config.needs[1]().content = b"compiled for " + self.sidecar.key.role.encode()
         return Context(self, config)
 
 
@@ -173,7 +165,8 @@ class Context(_Counted):
         try:
             if not (self._has_run and capturable):
                 played.mem_alloc(1).free()
-            played.memset_d8_async(memory, 0xFF, size, types.SimpleNamespace(handle=stream))
+            where = ctypes.c_void_p(memory), 0xFF, ctypes.c_size_t(size), ctypes.c_void_p(stream)
+            played._call("cudaMemsetAsync", *where)
         except played.LogicError as error:
             self._logger.log(ILogger.ERROR, str(error))
             return False
@@ -197,7 +190,7 @@ class Context(_Counted):
 
 
 class Runtime(_Counted):
-    """What loads engines."""
+    """Loads engines."""
 
     def __init__(self, logger: Any) -> None:
         self.logger = logger

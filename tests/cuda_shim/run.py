@@ -1,12 +1,10 @@
-"""Cases of op_cases.py, and of graphs and streams, on a module that was built with the shim: run.py CASE."""
+"""Cases of op_cases.py, and of graphs and events, on a module that was built with the shim: run.py CASE..."""
 
 import sys
 import threading
-import weakref
-from collections.abc import Callable
-from contextlib import suppress
+import types
 from dataclasses import dataclass, field
-from itertools import pairwise, product
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,7 @@ import played_pycuda as cuda
 import pytest
 
 from trtseg import _core, reference
-from trtseg.errors import ArgumentError, DeviceError, OutOfMemoryError
+from trtseg.errors import ArgumentError, DeviceError
 from trtseg.fit import Fit
 
 DTYPES = (np.float32, np.float16)
@@ -37,7 +35,7 @@ class GpuArray:
 
 
 def on_gpu(array: np.ndarray) -> GpuArray:
-    """Copy to an allocation of its own, so that AddressSanitizer sees what is read or written beside it."""
+    """Copy to an allocation of its own, so that AddressSanitizer sees reads and writes beside it."""
     if array.size == 0:
         return GpuArray(array, None)
     owner = cuda.mem_alloc(array.nbytes)
@@ -74,7 +72,7 @@ class ShimBackend:
         return np.array(array.array)
 
 
-# ---- The ops -----------------------------------------------------------------------------------------------------
+# ---- The ops -------------------------------------------------------------------------------------------------------
 
 
 def equals_oracle(op: str) -> None:
@@ -98,20 +96,13 @@ def half() -> None:
     op_cases.case_from_half(ShimBackend())
 
 
-class TooShort(GpuArray):
-    """15 elements that claim to be 16."""
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {**super().__cuda_array_interface__, "shape": (1, 4, 4)}
-
-
 def read_behind_the_end() -> None:
-    """AddressSanitizer must end this process."""
+    """15 elements that claim to be 16: AddressSanitizer must end this process."""
     backend = ShimBackend()
     short = backend.put(np.zeros(15, np.int16))
+    interface = {**short.__cuda_array_interface__, "shape": (1, 4, 4)}
+    hu = types.SimpleNamespace(__cuda_array_interface__=interface, owner=short)
     hu_net, x1 = on_gpu(np.zeros((1, 4, 4), np.int16)), on_gpu(np.zeros((1, 1, 4, 4), np.float32))
-    hu = TooShort(short.array, short.owner)
     _core.prepare(hu, Fit.identity((4, 4)), op_cases.WINDOW, hu_net, x1, **backend.options)
     backend.get(x1)
 
@@ -123,39 +114,35 @@ def memory_of_the_host() -> None:
         _core.prepare(hu, Fit.identity((4, 4)), op_cases.WINDOW, host, x1, **ShimBackend().options)
 
 
-# ---- Graphs ------------------------------------------------------------------------------------------------------
+# ---- Graphs and events ---------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Chunk:
-    """Two slices through copy in, prepare, gate, label, copy out: what a cascade with the nets left out enqueues."""
+class Work:
+    """Two slices through copy in, prepare, gate, label, copy out: a cascade without nets."""
 
     fit = op_cases.fit_of("anisotropic-odd")
     l1 = op_cases.logits((2, 1, *fit.net), np.float32)
-    names = ("hu_net", "x1", "x2", "liver_voxels", "labels", "counts")
 
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
         self.stream = cuda.Stream(1)
         self.source = cuda.pagelocked_empty((2, *self.fit.native), np.int16)
+        self.fill(0)
         self.arrays = [on_gpu(np.zeros_like(a)) for a in self.expected()]
         self.results = [cuda.pagelocked_empty(a.array.shape, a.array.dtype) for a in self.arrays]
         self.d_hu, self.d_l1 = on_gpu(np.zeros_like(self.source)), on_gpu(self.l1)
 
     def enqueue(self) -> None:
-        self.upload(self.stream)
-        self.compute()
-
-    def upload(self, stream: cuda.Stream) -> None:
-        cuda.memcpy_htod_async(int(self.d_hu.owner), self.source, stream)
-
-    def compute(self) -> None:
         stream = self.stream.handle
         hu_net, x1, x2, liver_voxels, labels, counts = self.arrays
+        cuda.memcpy_htod_async(int(self.d_hu.owner), self.source, self.stream)
         _core.prepare(self.d_hu, self.fit, op_cases.WINDOW, hu_net, x1, stream=stream)
         _core.gate(self.d_l1, hu_net, 0.0, op_cases.WINDOW2, x2, liver_voxels, stream=stream)
         _core.label(self.d_l1, self.d_l1, (0.0, 1.0), self.fit, labels, counts, stream=stream)
         for result, array in zip(self.results, self.arrays, strict=True):
             cuda.memcpy_dtoh_async(result, int(array.owner), self.stream)
+
+    def capture(self) -> _core.Graph:
+        return _core.Graph.capture(self.stream.handle, self.enqueue)
 
     def expected(self) -> tuple[np.ndarray, ...]:
         hu_net, x1 = reference.prepare(self.source, self.fit, op_cases.WINDOW, np.float32)
@@ -165,264 +152,122 @@ class Chunk:
     def fill(self, seed: int) -> None:
         self.source[...] = op_cases.slices(2, self.fit.native, seed)
 
-    def check(self) -> None:
-        for name, result, expected in zip(self.names, self.results, self.expected(), strict=True):
-            assert result.tobytes() == expected.tobytes(), name
+    def right(self) -> bool:
+        return all(r.tobytes() == e.tobytes() for r, e in zip(self.results, self.expected(), strict=True))
 
 
 def replay() -> None:
-    chunk = Chunk()
-    graph = _core.Graph.capture(chunk.stream.handle, chunk.enqueue)
+    """A graph is launched on new data, on its stream and on another, from several threads, and then is gone."""
+    work = Work()
+    there = cuda.live()
+    graph = work.capture()
     assert graph.nodes == 1 + 1 + 2 + 2 + 6  # gate and label clear their counters
-    for seed in (1, 2):
-        chunk.fill(seed)
-        graph.launch(chunk.stream.handle)
-        before = [r.tobytes() for r in chunk.results]
-        assert before != [e.tobytes() for e in chunk.expected()]  # nothing has run
-        chunk.stream.synchronize()
-        chunk.check()
-    other = cuda.Stream(1)
-    chunk.fill(3)
-    graph.launch(other.handle)
-    other.synchronize()
-    chunk.check()
+    for seed, stream in ((1, work.stream), (2, work.stream), (3, cuda.Stream(1))):
+        work.fill(seed)
+        graph.launch(stream.handle)
+        assert not work.right()  # it has not run
+        stream.synchronize()
+        assert work.right()
+    del graph, stream
+    assert cuda.live() == there
+    failed: list[BaseException] = []
 
+    def in_thread(seed: int) -> None:
+        context.push()
+        try:
+            own = Work()
+            own.fill(seed)
+            graph = own.capture()
+            graph.launch(own.stream.handle)
+            own.stream.synchronize()
+            assert own.right()
+        except BaseException as error:
+            failed.append(error)
+        context.pop()
 
-def empty() -> None:
-    stream = cuda.Stream(1)
-    graph = _core.Graph.capture(stream.handle, lambda: None)
-    assert graph.nodes == 0
-    graph.launch(stream.handle)
-    stream.synchronize()
+    threads = [threading.Thread(target=in_thread, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed, failed
 
 
 def raising() -> None:
-    """An exception of the callable leaves as it is, and nothing behind."""
-    chunk, thrown = Chunk(), RuntimeError("mine")
+    """An exception of the callable leaves as it is, and nothing stays behind; default streams are refused."""
+    work, thrown = Work(), RuntimeError("mine")
 
     def enqueue() -> None:
-        chunk.enqueue()
+        work.enqueue()
         raise thrown
 
     there = cuda.live()
     for _ in range(2):
         with pytest.raises(RuntimeError) as caught:
-            _core.Graph.capture(chunk.stream.handle, enqueue)
+            _core.Graph.capture(work.stream.handle, enqueue)
         assert caught.value is thrown
         assert cuda.live() == there
-    chunk.fill(1)
-    chunk.enqueue()
-    chunk.stream.synchronize()
-    chunk.check()
-
-
-def blocking() -> None:
-    """What waits for the GPU cannot be recorded, even if nobody looks at the error."""
-    chunk, event = Chunk(), cuda.Event()
-    event.record(chunk.stream)
-    calls = {
-        "cuStreamSynchronize": chunk.stream.synchronize,
-        "cuStreamQuery": chunk.stream.is_done,
-        "cuCtxSynchronize": cuda.Context.synchronize,
-        "cuEventSynchronize": event.synchronize,
-        "cuMemAlloc": lambda: cuda.mem_alloc(16),
-        "cuMemHostAlloc": lambda: cuda.pagelocked_empty(16, np.uint8),
-    }
-    for name, call in calls.items():
-        not_permitted = f"{name} failed: operation not permitted when stream is capturing"
-        with pytest.raises(cuda.LogicError, match=not_permitted):
-            _core.Graph.capture(chunk.stream.handle, call)
-
-        def unseen(call: Callable[[], Any] = call) -> None:
-            with suppress(cuda.LogicError):
-                call()
-
-        with pytest.raises(DeviceError, match="cudaErrorStreamCaptureInvalidated"):
-            _core.Graph.capture(chunk.stream.handle, unseen)
-    chunk.fill(1)
-    graph = _core.Graph.capture(chunk.stream.handle, chunk.enqueue)
-    graph.launch(chunk.stream.handle)
-    chunk.stream.synchronize()
-    chunk.check()
-
-
-def default_streams() -> None:
+    work.enqueue()
+    work.stream.synchronize()
+    assert work.right()
     for stream in (0, 1, 2):
         with pytest.raises(ArgumentError, match="stream: got the default stream, expected one of your own: "):
             _core.Graph.capture(stream, lambda: None)
 
 
-def forked() -> None:
-    """A second stream that waits for the first one is recorded too; it must be waited for."""
-    first, second, order = cuda.Stream(1), cuda.Stream(1), []
-
-    def enqueue(*, join: bool = True) -> None:
-        cuda.enqueue(first.handle, lambda: order.append("before"))
-        _core.wait_for(second.handle, first.handle)
-        cuda.enqueue(second.handle, lambda: order.append("beside"))
-        if join:
-            _core.wait_for(first.handle, second.handle)
-        cuda.enqueue(first.handle, lambda: order.append("after"))
-
-    graph = _core.Graph.capture(first.handle, enqueue)
-    assert graph.nodes == 3
-    for _ in range(2):
-        graph.launch(second.handle)
-    second.synchronize()
-    assert order == ["before", "beside", "after"] * 2
-    there = cuda.live()
-    with pytest.raises(DeviceError, match="cudaErrorStreamCaptureUnjoined"):
-        _core.Graph.capture(first.handle, lambda: enqueue(join=False))
-    assert cuda.live() == there
-    enqueue()
-    first.synchronize()
-    assert len(order) == 9
-
-
-def waiting() -> None:
-    """wait_for orders two streams, with an event of its own or a used one; without it the order is wrong."""
-    event = _core.Event()
-    ways = (_core.wait_for, event.wait_for, event.wait_for, None)
-    for schedule, wait in product(("lazy", "eager", "others-first"), ways):
-        cuda.schedule(schedule)
-        chunk, uploads = Chunk(), cuda.Stream(1)
-        chunk.fill(1)
-        chunk.upload(uploads)
-        if wait:
-            wait(chunk.stream.handle, uploads.handle)
-        chunk.compute()
-        chunk.stream.synchronize()
-        right = chunk.results[0].tobytes() == chunk.expected()[0].tobytes()
-        assert right == (wait is not None or schedule != "lazy"), (schedule, wait)
-        uploads.synchronize()
-
-
 def one_event() -> None:
-    """A wait is for what was enqueued by then, also where the event is used again before it is over."""
+    """A stream waits for the work that was enqueued by then, also where the event is used again meanwhile."""
     event, streams, order = _core.Event(), [cuda.Stream(1) for _ in range(4)], []
     before = cuda.made()
     for number, stream in enumerate(streams):
+        if number:
+            event.wait_for(stream.handle, streams[number - 1].handle)
         cuda.enqueue(stream.handle, lambda number=number: order.append(number))
-    for first, second in pairwise(streams):
-        event.wait_for(second.handle, first.handle)
     streams[-1].synchronize()
-    assert order == [3, 2, 1, 0]  # as late as it may be
-    event.wait_for(streams[0].handle, streams[0].handle)
+    assert order == [0, 1, 2, 3]
     assert cuda.made() == before
 
 
-def freeing() -> None:
-    chunk = Chunk()
-    there = cuda.live()
-    function = lambda: None  # noqa: E731
-    alive = weakref.ref(function)
+def chunk() -> None:
+    """A chunk from host to host in one call: copied, launched, waited for; without liver the rest is not launched."""
+    stream, runs = cuda.Stream(1), []
+    hu, labels = cuda.pagelocked_empty((2, 3), np.int16), cuda.pagelocked_empty((2, 3), np.uint8)
+    pixels = cuda.pagelocked_empty((2,), np.int32)
 
-    def enqueue(function: Callable[[], None] = function) -> None:
-        chunk.enqueue()
-        cuda.enqueue(chunk.stream.handle, function)
+    def first() -> None:
+        runs.append("first")
+        pixels[:] = (hu > 0).sum(1)
 
-    graphs = [_core.Graph.capture(chunk.stream.handle, enqueue) for _ in range(3)]
-    del function, enqueue
-    assert cuda.live() == {**there, "launchable": 3}
-    for graph in graphs:
-        graph.launch(chunk.stream.handle)
-    del graph
-    chunk.stream.synchronize()
-    assert alive() is not None
-    graphs.clear()
-    assert cuda.live() == there
-    assert alive() is None
+    def rest() -> None:
+        runs.append("rest")
+        labels[:] = hu % 100
 
-
-def failing_calls() -> None:
-    """Each call of the runtime may fail: the right error, nothing left over, and it works the next time."""
-    chunk = Chunk()
-    kinds = {2: (OutOfMemoryError, cuda.MemoryError), 400: (DeviceError, cuda.LogicError)}
-    there = cuda.live()
-
-    def graph_and_launch() -> None:
-        graph = _core.Graph.capture(chunk.stream.handle, lambda: None)
-        graph.launch(chunk.stream.handle)
-        _core.wait_for(chunk.stream.handle, chunk.stream.handle)
-        _core.Event().wait_for(chunk.stream.handle, chunk.stream.handle)
-        cuda.Context.synchronize()
-
-    cuda.reset()
-    graph_and_launch()
-    calls, told = cuda.calls(), 0
-    for code, n in product(kinds, range(1, calls + 1)):
-        cuda.fail_call(n, code)
-        error = None
-        try:
-            graph_and_launch()
-        except (DeviceError, cuda.Error) as caught:
-            error = type(caught)
-        assert error is None or error in kinds[code], (n, error)
-        told += error is not None
-        cuda.reset()
-        cuda.Context.synchronize()
-        assert cuda.live() == there, n
-        graph_and_launch()
-    clean_ups = 7  # a graph, two events, and what is launchable; these three on their GPU
-    assert told == 2 * (calls - clean_ups)
-
-
-def illegal_address() -> None:
-    """After that error all calls fail, and what is left can still be let go."""
-    chunk, event = Chunk(), _core.Event()
-    graph = _core.Graph.capture(chunk.stream.handle, chunk.enqueue)
-    cuda.fail_work(3)
-    graph.launch(chunk.stream.handle)
-    with pytest.raises(cuda.LogicError, match="cuStreamSynchronize failed: an illegal memory access"):
-        chunk.stream.synchronize()
+    graphs = [
+        _core.Graph.capture(stream.handle, lambda w=w: cuda.enqueue(stream.handle, w)) for w in (first, rest)
+    ]
+    for counts in (pixels, None):
+        one = _core.Chunk(stream.handle, hu, graphs[0], counts, graphs[1], labels)
+        for given in (np.array([[1, 2, 3], [0, 0, 107]], np.int16), np.zeros((2, 3), np.int16)):
+            out = np.full((2, 3), 9, np.uint8)
+            given.flags.writeable = False
+            one.run(given, out)
+            assert (out == given % 100).all()
+            empty = counts is not None and not given.any()
+            assert runs == ["first"] + ([] if empty else ["rest"])
+            runs.clear()
+    for wrong in ((given[:1], out), (given.astype(np.int32), out), (given, out[:1]), (given, given)):
+        with pytest.raises(ArgumentError, match=r"^(hu|out): got "):
+            one.run(*wrong)
+    assert runs == []
+    cuda.fail_work(2)
     with pytest.raises(DeviceError, match="cudaErrorIllegalAddress"):
-        graph.launch(chunk.stream.handle)
-    with pytest.raises(DeviceError, match="cudaErrorIllegalAddress"):
-        _core.wait_for(chunk.stream.handle, chunk.stream.handle)
-    with pytest.raises(DeviceError, match="cudaErrorIllegalAddress"):
-        event.wait_for(chunk.stream.handle, chunk.stream.handle)
-    with pytest.raises(DeviceError, match="cudaErrorIllegalAddress"):
-        _core.Graph.capture(chunk.stream.handle, chunk.enqueue)
-    del graph, event
-    assert cuda.live()["launchable"] == 0
+        one.run(given, out)
 
 
-def threads() -> None:
-    """Several threads record, launch and wait at a time."""
-    failures = []
-
-    def work(seed: int) -> None:
-        context.push()
-        try:
-            chunk = Chunk()
-            graph = _core.Graph.capture(chunk.stream.handle, chunk.enqueue)
-            for i in range(3):
-                chunk.fill(10 * seed + i)
-                cuda.enqueue(chunk.stream.handle, lambda: None)
-                graph.launch(chunk.stream.handle)
-                chunk.stream.synchronize()
-                chunk.check()
-            del graph, chunk
-        except BaseException as error:
-            failures.append(error)
-        cuda.Context.pop()
-
-    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not failures, failures
-
-
-OTHERS = [skipping, half, read_behind_the_end, memory_of_the_host, replay, empty, raising, blocking, forked]
-OTHERS += [default_streams, waiting, one_event, freeing, failing_calls, illegal_address, threads]
-CASES = {f.__name__.replace("_", "-"): f for f in OTHERS}
-cuda.init()
 context = cuda.Device(0).retain_primary_context()
 context.push()
-case = sys.argv[1]
-try:
-    CASES[case]() if case in CASES else equals_oracle(case)
-finally:
-    cuda.Context.pop()
+for name in sys.argv[1:]:
+    print(name, flush=True)
+    cuda.reset()
+    case = globals().get(name)
+    case() if case else equals_oracle(name)

@@ -1,16 +1,13 @@
-"""The CUDA cascade on a GPU: everything but TensorRT, with nets that PyTorch runs."""
+"""The CUDA cascade on a GPU with nets that PyTorch runs: everything but the engines."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from cascade_cases import BATCH, CASES, NETS, SPACING, cascade, ct, expected
+from cascade_cases import BATCH, CASES, NETS, SPACING, ct, expected, in_threads, opened
 
 from trtseg.cuda.arrays import CudaArray
 from trtseg.cuda.device import Resources, open_device
@@ -100,7 +97,9 @@ class TorchStream:
 
 
 class TorchBackend:
-    """What cascade_cases.py asks for."""
+    """Runs the nets in PyTorch, see cascade_cases.py."""
+
+    dtype = np.float16
 
     def engine(self, spec: ModelSpec, batch: int) -> TorchEngine:
         return TorchEngine(spec, batch)
@@ -121,53 +120,58 @@ def test_cascade(case):
 
 
 def test_repeated_runs_are_identical():
-    one, hu = cascade(TorchBackend()), ct(7 * BATCH)
-    first, _ = one.run(hu, SPACING)
-    for _ in range(50):
-        assert (one.run(hu, SPACING)[0] == first).all()
+    hu = ct(7 * BATCH)
+    with opened(TorchBackend()) as one:
+        first, _ = one.run(hu, SPACING)
+        for _ in range(50):
+            assert (one.run(hu, SPACING)[0] == first).all()
 
 
-def test_graphs_do_what_plain_launches_do():
-    """A lane's steps, a lane without graphs, and one with them."""
+def test_graphs_do_the_same_as_plain_launches():
+    """A lane without graphs, a lane with them, and a chunk in one call."""
     from trtseg.cascade.lane import Lane
 
-    hu, backend = ct(BATCH), TorchBackend()
-    device = open_device(0)
-    with device:
-        one = cascade(backend)  # it gives the engines back when it goes
+    hu, wanted = ct(BATCH), expected(ct(BATCH))
+    device, backend = open_device(0), TorchBackend()
+    with opened(backend) as one, device:
+        one.run(hu, SPACING)
         engines = one._contexts[0]
-        fit = engines[0].spec.fit_slice(hu.shape[1:], SPACING)
-        lane = Lane(device, engines, fit, BATCH)
+        lane = Lane(device, engines, engines[0].spec.fit_slice(hu.shape[1:], SPACING), BATCH)
         lane.warm_up()
-        lane._hu_host[:] = hu
-        for step in (lane._upload, lane._first_net, lane._tumour_net, lane._download):
-            step()
-        device.synchronize()
-        plain = lane._labels_host.copy()
-        lane._labels_host[:] = 9
-        out = np.empty_like(plain)
         for graphs in (False, True):
             assert not graphs or lane.record()
             for _ in range(3):
-                out[:] = 9
-                lane.start(hu, out, ())
+                out = np.full(hu.shape, 9, np.uint8)
+                lane.take(hu, out, 0, ())
+                lane.start()
                 lane.go_on()
-                lane.finish(())
-                assert (out == plain).all()
+                ((_, labels),) = lane.finish()
+                assert labels is out
+                assert (out == wanted).all()
+                out[:] = 9
+                assert lane.run(hu, out) == graphs
+                assert (out == (wanted if graphs else 9)).all()
         lane.close()
-    assert (plain == expected(hu)).all()
+
+
+def test_stages_are_measured():
+    with opened(TorchBackend()) as one:
+        seconds = one.stages(ct(BATCH), SPACING)
+    assert {"prepare", "liver net", "gate", "tumour net", "label"} < set(seconds)
+    assert 0 < min(seconds.values()) <= max(seconds.values()) < 1
 
 
 def test_arrays_of_other_libraries_go_in_as_they_are():
     import torch
 
-    one, hu = cascade(TorchBackend()), ct(BATCH + 1)
+    hu = ct(BATCH + 1)
     tensor = torch.from_numpy(hu).cuda()  # on the default stream
     labels = torch.empty(hu.shape, dtype=torch.uint8, device="cuda")
     source = CudaArray.of(tensor, "hu", np.int16, 3)
     assert source.address == tensor.data_ptr()
-    one.run(source, SPACING, CudaArray.of(labels, "out", np.uint8, 3))
-    assert (labels.cpu().numpy() == expected(hu)).all()
+    with opened(TorchBackend()) as one:
+        one.run(source, SPACING, CudaArray.of(labels, "out", np.uint8, 3))
+        assert (labels.cpu().numpy() == expected(hu)).all()
     with pytest.raises(ArgumentError, match="hu: got an array that is not C-contiguous"):
         CudaArray.of(tensor[:, :, ::2], "hu", np.int16, 3)
 
@@ -177,63 +181,37 @@ def test_too_little_memory_halves_the_batch_and_then_is_an_error(caplog):
 
     hu = ct(9)
     free, _ = torch.cuda.mem_get_info()
-    one = cascade(
-        TorchBackend(), 16, context_bytes=free // 20
-    )  # 32 slices in two lanes are too much, 16 are not
-    labels, _ = one.run(hu, SPACING)
-    assert (labels == expected(hu)).all()
-    assert one.provenance == {"batch": 8, "cuda_graphs": True}
+    # 32 slices in two lanes are too much, 16 are not
+    with opened(TorchBackend(), 16, context_bytes=free // 20) as one:
+        assert (one.run(hu, SPACING)[0] == expected(hu)).all()
+        assert one.provenance == {"batch": 8, "cuda_graphs": True}
     assert "going on with 8 slices a run instead of 16" in caplog.text
-    del one
     with pytest.raises(OutOfMemoryError, match="too little free memory"):
-        cascade(TorchBackend(), 2, context_bytes=free)
-
-
-def test_a_process_ends_quietly():
-    """With a context, streams, memory and a graph that nobody has given back, and work that nobody has waited for."""
-    code = """
-import numpy as np
-from trtseg import _core
-from trtseg.cuda.device import Resources, download, open_device, upload
-with open_device(0) as device:
-    own = Resources(device)
-    stream, event, array, host = own.stream(), own.event(), own.array((4,), np.int16), own.pinned((4,), np.int16)
-    graph = _core.Graph.capture(stream.handle, lambda: upload(array, host, stream))
-    graph.launch(stream.handle)
-    download(host, array, stream)
-    event.record(stream)
-"""
-    root, command = Path(__file__).resolve().parents[2], [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+        opened(TorchBackend(), 2, context_bytes=free)
 
 
 def test_memory_is_given_back():
-    import gc
-
+    """Also by another thread than the one that took it."""
     import torch
 
-    cascade(TorchBackend()).run(ct(3), SPACING)  # what is loaded once
-    gc.collect()
+    def run() -> None:
+        with opened(TorchBackend()) as one:
+            one.run(ct(3), SPACING)
+
+    run()  # loads kernels
     before, _ = torch.cuda.mem_get_info()
     for _ in range(5):
-        cascade(TorchBackend()).run(ct(3), SPACING)
-    gc.collect()
+        run()
+        in_threads(run)
     assert torch.cuda.mem_get_info()[0] >= before - 2**21  # the driver keeps pages of 2 MiB
+    made: list[Resources] = []
 
+    def make() -> None:
+        with open_device(0) as device:
+            made.append(Resources(device))
+            made[0].stream()
+            made[0].array((1 << 26,), np.uint8)
 
-def test_pinned_memory_and_streams_work_on_another_thread():
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(1) as pool:
-        own = pool.submit(_make).result()
-    assert own.free() is None
-
-
-def _make() -> Resources:
-    with open_device(0) as device:
-        own = Resources(device)
-        own.pinned((4,), np.int16)
-        own.array((4,), np.int16)
-        own.stream()
-    return own
+    in_threads(make)
+    made[0].close()
+    assert torch.cuda.mem_get_info()[0] >= before - 2**21

@@ -1,4 +1,4 @@
-"""CUDA graphs, and streams that wait for one another: with PyTorch what tests/cuda_shim/run.py does without a GPU."""
+"""CUDA graphs, and streams that wait for one another: with PyTorch the cases of tests/cuda_shim/run.py."""
 
 import contextlib
 import threading
@@ -176,24 +176,18 @@ def late_copy(source: Any, target: Any, wait: Callable[[int, int], None] | None)
 
 
 @pytest.mark.parametrize("wait", [True, False])
-def test_wait_for_orders_two_streams(wait):
-    import torch
-
-    source, target = (torch.zeros(1000, dtype=torch.int32, device="cuda") for _ in range(2))
-    late_copy(source.clone(), target.clone(), _core.wait_for)  # loads the kernels
-    late_copy(source, target, _core.wait_for if wait else None)
-    assert bool(target.all()) == wait  # without it the copy would come too early: the test can fail
-
-
-def test_an_event_orders_streams_as_often_as_one_likes():
+def test_an_event_orders_two_streams_any_number_of_times(wait):
     import torch
 
     event = _core.Event()
+    late_copy(
+        *(torch.zeros(1000, dtype=torch.int32, device="cuda") for _ in range(2)), event.wait_for
+    )  # loads kernels
     for _ in range(3):
         source, target = (torch.zeros(1000, dtype=torch.int32, device="cuda") for _ in range(2))
         torch.cuda.synchronize()
-        late_copy(source, target, event.wait_for)
-        assert target.all()
+        late_copy(source, target, event.wait_for if wait else None)
+        assert bool(target.all()) == wait  # without it the copy comes too early: the test can fail
 
 
 def test_an_event_may_be_used_again_before_a_wait_is_over():
@@ -214,14 +208,14 @@ def test_an_event_may_be_used_again_before_a_wait_is_over():
     assert arrays.all()
 
 
-def test_wait_for_takes_the_default_stream():
+def test_an_event_takes_the_default_stream():
     import torch
 
     source, target = (torch.zeros(1000, dtype=torch.int32, device="cuda") for _ in range(2))
     reader = torch.cuda.Stream()
     torch.cuda._sleep(LONG)
     source.fill_(1)
-    _core.wait_for(reader.cuda_stream, torch.cuda.current_stream().cuda_stream)
+    _core.Event().wait_for(reader.cuda_stream, torch.cuda.current_stream().cuda_stream)
     with torch.cuda.stream(reader):
         target.copy_(source)
     torch.cuda.synchronize()
@@ -238,11 +232,11 @@ def test_a_second_stream_is_recorded_too_and_must_be_waited_for(chunk, join):
     def enqueue() -> None:
         with torch.cuda.stream(first):
             x.add_(1)
-        _core.wait_for(second.cuda_stream, first.cuda_stream)
+        _core.Event().wait_for(second.cuda_stream, first.cuda_stream)
         with torch.cuda.stream(second):
             y.add_(x)
         if join:
-            _core.wait_for(first.cuda_stream, second.cuda_stream)
+            _core.Event().wait_for(first.cuda_stream, second.cuda_stream)
         with torch.cuda.stream(first):
             x.add_(x if join else 1)
 

@@ -7,6 +7,7 @@ import functools
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -103,15 +104,15 @@ def test_engines_are_accepted(runtime, precision, batch):
 def test_logits_are_those_of_the_reference(runtime):
     files, device = models.find("default"), open_device(0)
     wanted = references(files)
-    nets = open_nets(files, device, 1, precision="fp32", runtime=runtime)
-    with device:
+    with device, ExitStack() as stack:
+        nets = open_nets(files, device, 1, precision="fp32", runtime=runtime)
+        stack.callback(nets.close)
         for engine in nets.contexts():
-            own = Resources(device)
-            run = on_host(engine, own)
+            stack.callback(engine.close)
+            run = on_host(engine, stack.enter_context(Resources(device)))
             images, logits = wanted[engine.spec.role].images, wanted[engine.spec.role].logits
             got = np.concatenate([run(images[i : i + 1]) for i in range(len(images))])
             assert np.abs(got - logits).max() < 1e-2  # another order of sums
-            own.free()
 
 
 @pytest.mark.parametrize("batch", [1, 16])
@@ -119,7 +120,7 @@ def test_logits_are_those_of_the_reference(runtime):
 def test_engines_are_launched_as_graphs(runtime, batch, ct):
     """A context says that it can be captured, and all graphs are there before the first slice."""
     segmenter = trtseg.Segmenter(device="cuda", runtime=runtime, batch=batch)
-    segmenter.prepare(ct.shape[1:], SPACING[1:])
+    segmenter.warm_up(ct.shape[1:], SPACING[1:])
     assert segmenter.segment(ct, spacing=SPACING).provenance["cuda_graphs"] is True
 
 
@@ -184,7 +185,7 @@ def test_a_process_ends_quietly(runtime):
 import sys
 import trtseg
 one = trtseg.Segmenter(device="cuda", runtime=sys.argv[1], batch=1)
-one.prepare((512, 512), (0.8, 0.8))
+one.warm_up((512, 512), (0.8, 0.8))
 """
     command = [sys.executable, "-c", code, runtime]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)

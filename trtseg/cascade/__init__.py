@@ -1,1 +1,1 @@
-"""The cascade: operations and nets, slice by slice, on the CPU and on a GPU."""
+"""The cascade: operations and nets, chunk by chunk, on the CPU and on a GPU. `trtseg.cascade.base` has the contract."""

@@ -1,9 +1,9 @@
-"""The pipeline on the CPU: ops and engines, chunk by chunk, in buffers that are allocated once."""
+"""The cascade on the CPU: ops and engines, chunk by chunk, in buffers that are allocated once."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,28 +11,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtseg import _core
+from trtseg.cascade.base import CHUNK, Progress, Timings, check_slices, ended, run_volume
 from trtseg.engines import Engine
+from trtseg.errors import DeviceError
 from trtseg.fit import Fit
-
-#: Slices a chunk: enough to keep every core busy in the fused ops, few enough to stay in the cache.
-CHUNK = 16
-
-Timings = dict[str, float]
 
 
 class Cascade:
-    """The nets of a model with their buffers; one thread at a time may run it.
+    """The nets of a model with their buffers; see `trtseg.cascade.base` for its methods.
 
     Parameters
     ----------
     engines : sequence of Engine
-        ``(liver, tumour)``, or one ``one-step`` engine.
+        ``(liver, tumour)``, or a single ``one-step`` engine.
     """
 
     def __init__(self, *engines: Engine) -> None:
         first, last = engines[0], engines[-1]
         height, width = first.spec.size
+        self.precision = first.precision
+        self.provenance: dict[str, Any] = {}
         self._engines = engines
+        self._feed: _Feed | None = None
         self._hu = np.empty((CHUNK, height, width), np.int16)
         self._x1 = np.empty((CHUNK, 1, height, width), first.dtype)
         self._l1 = np.empty((CHUNK, first.spec.channels, height, width), first.dtype)
@@ -42,15 +42,12 @@ class Cascade:
             self._x2 = np.empty((CHUNK, 1, height, width), last.dtype)
             self._l2 = np.zeros((CHUNK, 1, height, width), last.dtype)
 
-    @property
-    def precision(self) -> str:
-        """Arithmetic of the nets."""
-        return self._engines[0].precision
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """What else a result tells of the engines: on the CPU nothing."""
-        return {}
+    def begin(self, shape: tuple[int, int], spacing: tuple[float, float], *, stream: int = 0) -> _Feed:
+        """Begin a feed of slices ``[Y, X]``; the CPU has no streams."""
+        if not self._engines:
+            raise DeviceError("cascade: got slices for a cascade that is closed; open another")
+        self._feed = _Feed(self, self._engines[0].spec.fit_slice(shape, spacing))
+        return self._feed
 
     def run(
         self,
@@ -59,47 +56,31 @@ class Cascade:
         out: NDArray[np.uint8] | None = None,
         *,
         stream: int = 0,
-        progress: Callable[[float], None] | None = None,
+        progress: Progress | None = None,
     ) -> tuple[NDArray[np.uint8], Timings]:
-        """Label slices.
+        """Label a volume ``[Z, Y, X]``."""
+        feed = self.begin((hu.shape[1], hu.shape[2]), spacing)
+        return run_volume(feed, hu, out, progress), feed.timings
 
-        Parameters
-        ----------
-        hu : int16 [Z, Y, X]
-            The CT in HU, in canonical order.
-        spacing : (float, float)
-            Millimetres between rows and between columns.
-        out : uint8 [Z, Y, X], optional
-            Where the labels go; made if it is not given.
-        stream : int
-            Not used: the CPU has none.
-        progress : callable, optional
-            Is told the fraction that is done, after each chunk.
+    def stages(self, hu: NDArray[np.int16], spacing: tuple[float, float]) -> Timings:
+        """Seconds in each stage of a chunk."""
+        return self.run(hu, spacing)[1]
 
-        Returns
-        -------
-        labels : uint8 [Z, Y, X]
-            0 background, 1 liver, 2 tumour.
-        timings : dict
-            Seconds in each stage.
-        """
-        slices = len(hu)
-        fit = self._engines[0].spec.fit_slice(hu.shape[1:], spacing)
-        labels = np.empty(hu.shape, np.uint8) if out is None else out
-        timings: Timings = {}
-        for start in range(0, slices, CHUNK):
-            stop = min(start + CHUNK, slices)
-            chunk = hu[start:stop], labels[start:stop]
-            if len(self._engines) == 2:
-                self._two_nets(*chunk, fit, timings)
-            else:
-                self._one_net(*chunk, fit, timings)
-            if progress is not None:
-                progress(stop / slices)
-        return labels, timings
+    def close(self) -> None:
+        """Let engines and buffers go."""
+        self._feed, self._engines = None, ()
+        for name in ("_hu", "_x1", "_l1", "_x2", "_l2"):
+            self.__dict__.pop(name, None)
+
+    def _label(self, hu: NDArray[np.int16], labels: NDArray[np.uint8], fit: Fit, timings: Timings) -> None:
+        """Label at most `CHUNK` slices ``[n, Y, X]``."""
+        if len(self._engines) == 2:
+            self._two_nets(hu, labels, fit, timings)
+        else:
+            self._one_net(hu, labels, fit, timings)
 
     def _two_nets(self, hu: NDArray[np.int16], labels: NDArray[np.uint8], fit: Fit, timings: Timings) -> None:
-        """``prepare``, liver net, ``gate``, tumour net, ``label`` for at most `CHUNK` slices ``[n, Y, X]``."""
+        """``prepare``, liver net, ``gate``, tumour net, ``label``."""
         liver, tumour = self._engines
         n = len(hu)
         hu_net, x1, l1, x2, l2 = (b[:n] for b in (self._hu, self._x1, self._l1, self._x2, self._l2))
@@ -111,14 +92,14 @@ class Cascade:
         with _timed(timings, "gate"):
             _core.gate(l1, hu_net, t1, tumour.spec.window, x2, self._liver_pixels[:n])
         with _timed(timings, "tumour net"):
-            # `label` never looks at the tumour logits of a slice without liver: leaving them out changes nothing
+            # `label` never looks at the tumour logits of a slice without liver, so skipping such slices is exact
             for first, last in _runs(self._liver_pixels[:n] > 0):
                 tumour.run(x2[first:last], l2[first:last])
         with _timed(timings, "label"):
             _core.label(l1, l2, (t1, t2), fit, labels, self._counts[:n])
 
     def _one_net(self, hu: NDArray[np.int16], labels: NDArray[np.uint8], fit: Fit, timings: Timings) -> None:
-        """``prepare``, net, ``label3`` for at most `CHUNK` slices ``[n, Y, X]``."""
+        """``prepare``, net, ``label3``."""
         (net,) = self._engines
         n = len(hu)
         with _timed(timings, "prepare"):
@@ -127,6 +108,44 @@ class Cascade:
             net.run(self._x1[:n], self._l1[:n])
         with _timed(timings, "label"):
             _core.label3(self._l1[:n], fit, labels, self._counts[:n])
+
+
+class _Feed:
+    """A feed of `Cascade`: every push returns the labels of its slices."""
+
+    def __init__(self, cascade: Cascade, fit: Fit) -> None:
+        self._cascade, self._fit, self._first = cascade, fit, 0
+        self.timings: Timings = {}
+
+    def push(self, hu: Any, out: Any = None) -> list[tuple[int, NDArray[np.uint8]]]:
+        """Label the next slices."""
+        if self._cascade._feed is not self:
+            raise ended()
+        check_slices(hu, out, self._fit.native)
+        labels = np.empty(hu.shape, np.uint8) if out is None else out
+        pieces = []
+        try:
+            for first in range(0, len(hu), CHUNK):
+                piece = labels[first : first + CHUNK]
+                self._cascade._label(hu[first : first + CHUNK], piece, self._fit, self.timings)
+                pieces.append((self._first, piece))
+                self._first += len(piece)
+        except BaseException:
+            self.close()
+            raise
+        return pieces
+
+    def finish(self) -> list[tuple[int, NDArray[np.uint8]]]:
+        """End the feed; no labels are left."""
+        if self._cascade._feed is not self:
+            raise ended()
+        self.close()
+        return []
+
+    def close(self) -> None:
+        """End the feed."""
+        if self._cascade._feed is self:
+            self._cascade._feed = None
 
 
 def _runs(flags: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:

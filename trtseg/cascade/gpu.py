@@ -1,29 +1,30 @@
-"""The pipeline on a GPU: chunks of slices in lanes that work side by side, each launched as CUDA graphs.
+"""The cascade on a GPU: chunks of slices in lanes that work side by side, each launched as CUDA graphs.
 
-A lane (`trtseg.cascade.lane`) is a stream with buffers and engine contexts of its own, so lanes share nothing that is
-written and need no order among them: while one copies, the other computes. The nets of the shipped model run in two
-graphs a chunk, cut at the gate: the first ends with the number of liver pixels, and the host reads it and launches the
-second with the tumour net or without. Until then the other lane has work, so that nobody waits for the answer.
+A lane (`trtseg.cascade.lane`) has a stream, buffers and engine contexts of its own. Lanes share nothing that is
+written, so they need no order among them: while the host copies for one lane, the GPU computes in the other. A chunk of
+the shipped model is two graphs, cut at the gate. The first graph ends with the number of liver pixels; the host reads
+it and launches the second graph, with the tumour net or without.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-import traceback
-import weakref
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
-from trtseg.cascade.lane import Hu, Labels, Lane
+from trtseg.cascade.base import Hu, Labels, Progress, Timings, check_slices, ended, run_volume
+from trtseg.cascade.lane import Lane
 from trtseg.cuda import dlpack
 from trtseg.cuda.arrays import CudaArray
 from trtseg.cuda.device import Device, Resources, errors
 from trtseg.engines.base import GpuEngine
-from trtseg.errors import DeviceError, OutOfMemoryError, TrtsegError
+from trtseg.errors import ArgumentError, DeviceError, OutOfMemoryError, TrtsegError
 from trtseg.fit import Fit
 
 if TYPE_CHECKING:
@@ -35,24 +36,24 @@ LANES = 2
 
 
 class CudaCascade:
-    """The nets of a model on a GPU with their lanes; one thread at a time may run it.
+    """The nets of a model on a GPU with their lanes; see `trtseg.cascade.base` for its methods.
 
     Parameters
     ----------
     device : Device
         Where.
     open_nets : callable
-        Gives the nets for a number of slices a run: `trtseg.engines.nvidia.open_nets` but for that number.
+        Opens the nets for a batch: `trtseg.engines.nvidia.nets.open_nets` with its other arguments given.
     batch : int
-        Slices in each run. Where the GPU has too little memory for it, half of it is tried, and so on down to 1.
+        Slices in each run of an engine. Where the GPU has too little memory, half of it is tried, and so on down to 1.
 
     Attributes
     ----------
     precision : str
-        Arithmetic of the nets, of each if they differ.
+        Arithmetic of the nets, of each net if they differ.
     provenance : dict
-        What a result tells of the GPU and the engines: of those that ran last, where there is no memory for any. Once
-        slices have run, ``cuda_graphs`` tells whether these or single steps were launched.
+        What a result tells of the GPU and the engines that ran last. Once slices have run, ``cuda_graphs`` tells
+        whether graphs or single steps were launched.
     """
 
     precision: str
@@ -60,24 +61,49 @@ class CudaCascade:
 
     def __init__(self, device: Device, open_nets: Callable[[int], GpuNets], batch: int) -> None:
         self._device, self._open = device, open_nets
-        self._fit: Fit | None = None
-        self._nets: list[GpuNets] = []  # one, or none
-        self._contexts: list[tuple[GpuEngine, ...]] = []
+        self._nets: GpuNets | None = None
+        self._contexts: list[tuple[GpuEngine, ...]] = []  # of each lane
+        self._opened = ExitStack()  # closes contexts and nets
         self._lanes: list[Lane] = []
-        self._lost: str | None = None
+        self._slices: tuple[tuple[int, int], tuple[float, float]] | None = (
+            None  # shape and spacing of the lanes
+        )
+        self._fit: Fit | None = None  # of the lanes
+        self._feed: CudaFeed | None = None
+        self._unusable: str | None = None
         self._told = False  # that there are no graphs
-        weakref.finalize(self, _release, device, self._nets, self._contexts, self._lanes)
-        with device:
-            self._own = Resources(device)
-            self._handover = self._own.stream().handle
-        self._use(batch)
+        self._own = Resources(device)
+        with ExitStack() as stack:
+            stack.callback(self._own.close)
+            with device:
+                self._handover = self._own.stream().handle
+            self._open_nets(batch)
+            stack.pop_all()
 
     def view(self, array: Any, name: str, dtype: DTypeLike) -> CudaArray:
-        """Another library's slices ``[Z, Y, X]`` on this GPU, as they are: no copy, no conversion."""
+        """Another library's slices ``[Z, Y, X]`` on this GPU, where they are: no copy, no conversion."""
         if hasattr(array, "__cuda_array_interface__"):
             return CudaArray.of(array, name, dtype, 3)
         with self._device:
             return dlpack.view(array, name, dtype, 3, device=self._device.index, stream=self._handover)
+
+    def begin(self, shape: tuple[int, int], spacing: tuple[float, float], *, stream: int = 0) -> CudaFeed:
+        """Begin a feed of slices ``[Y, X]``; makes lanes where the last feed had other slices."""
+        if self._unusable is not None:
+            raise DeviceError(self._unusable)
+        if self._feed is not None:
+            self._feed.close()
+        slices = (shape[0], shape[1]), (spacing[0], spacing[1])
+        if slices != self._slices or not self._lanes:
+            if not self._contexts:  # there was no memory for them
+                self._open_nets(self._batch)
+            fit = self._contexts[0][0].spec.fit_slice(*slices)
+            if fit != self._fit or not self._lanes:
+                with self._working():
+                    self._make_lanes(fit)
+            self._slices = slices
+        self._feed = CudaFeed(self, self._lanes, slices[0], self._batch, stream)
+        return self._feed
 
     def run(
         self,
@@ -86,158 +112,224 @@ class CudaCascade:
         out: Labels | None = None,
         *,
         stream: int = 0,
-        progress: Callable[[float], None] | None = None,
-    ) -> tuple[Labels, dict[str, float]]:
-        """Label slices; see `trtseg.cascade.cpu.Cascade.run`.
+        progress: Progress | None = None,
+    ) -> tuple[Labels, Timings]:
+        """Label a volume ``[Z, Y, X]``."""
+        feed = self.begin((hu.shape[1], hu.shape[2]), spacing, stream=stream)
+        labels = run_volume(feed, hu, out, progress)
+        return labels, {"cascade on the GPU": feed.seconds}
 
-        Parameters
-        ----------
-        hu : int16 [Z, Y, X]
-            The CT in HU, on the host or on the GPU.
-        spacing : (float, float)
-            Millimetres between rows and between columns.
-        out : uint8 [Z, Y, X], optional
-            Where the labels go, on the host (the default) or on the GPU.
-        stream : int
-            Stream on which arrays on the GPU are made and will be used, beside those that they name themselves.
-        progress : callable, optional
-            Is told the fraction that is done, after each chunk.
-        """
-        labels = np.empty(hu.shape, np.uint8) if out is None else out
-        if self._lost is not None:
-            raise DeviceError(
-                f"CUDA failed in an earlier call and its context is lost ({self._lost}); start a new process"
-            )
-        start = time.perf_counter()
-        if not self._contexts:  # there was no memory for them
-            self._use(self._batch)
-        fit = self._contexts[0][0].spec.fit_slice((hu.shape[1], hu.shape[2]), spacing)
-        named = (array.stream for array in (hu, labels) if isinstance(array, CudaArray))
-        streams = tuple(dict.fromkeys((stream, *(other for other in named if other is not None))))
+    def stages(self, hu: NDArray[np.int16], spacing: tuple[float, float]) -> Timings:
+        """Seconds in each stage of a chunk, launched step by step without graphs; its tumour net runs in any case."""
+        if not 1 <= len(hu) <= self._batch:
+            raise ArgumentError(f"hu: got {len(hu)} slices; expected from 1 to {self._batch}, the batch")
+        self.begin((hu.shape[1], hu.shape[2]), spacing).close()
+        with self._working():
+            return self._lanes[0].stages(hu)
+
+    def close(self) -> None:
+        """Give back lanes, engines and nets, on whatever thread; labels that are on their way to the GPU get there."""
+        self._feed = None
+        self._unusable = self._unusable or "cascade: got slices for a cascade that is closed; open another"
+        try:
+            with self._device, ExitStack() as stack:
+                for close in (self._own.close, self._close_nets, self._close_lanes):  # the last one first
+                    stack.callback(close)
+        except TrtsegError as error:  # the context is lost, and everything in it
+            log.warning("GPU memory could not be given back (%s)", error)
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """The GPU is current; after an error the feed has ended, and the next one gets new lanes."""
         try:
             with self._device, errors():
-                self._run(hu, labels, fit, streams, progress)
+                yield
         except BaseException:
             self._recover()
             raise
-        return labels, {"cascade on the GPU": time.perf_counter() - start}
 
-    def _run(
-        self,
-        hu: Hu,
-        labels: Labels,
-        fit: Fit,
-        streams: tuple[int, ...],
-        progress: Callable[[float], None] | None,
-    ) -> None:
+    def _make_lanes(self, fit: Fit) -> None:
+        """Make lanes for slices, with half the batch where there is too little memory."""
         while True:
+            self._close_lanes()
             try:
-                self._prepare_lanes(fit)
-                return self._drive(hu, labels, streams, progress)
+                for engines in self._contexts:
+                    self._lanes.append(Lane(self._device, engines, fit, self._batch))
+                    self._lanes[-1].warm_up()
+                graphs = all(lane.record() for lane in self._lanes)
+                break
             except OutOfMemoryError as error:
-                self._close_lanes()
                 if self._batch == 1:
                     raise
                 why = str(error)
-            # Here the error is gone, and with it all memory that it referred to.
-            self._use(self._halved(self._batch, why))
-
-    def _drive(
-        self,
-        hu: Hu,
-        labels: Labels,
-        streams: tuple[int, ...],
-        progress: Callable[[float], None] | None,
-    ) -> None:
-        """Keep every lane busy: a chunk starts, then the one before it, whose gate is open by now, goes on."""
-        batch, slices = self._batch, len(hu)
-        started: list[Lane] = []
-        for number, first in enumerate(range(0, slices, batch)):
-            lane = self._lanes[number % LANES]
-            if lane.busy:
-                lane.finish(streams)
-                if progress is not None:
-                    progress((first - (LANES - 1) * batch) / slices)
-            lane.start(hu[first : first + batch], labels[first : first + batch], streams)
-            started.append(lane)
-            if len(started) == LANES:
-                started.pop(0).go_on()
-        for lane in started:
-            lane.go_on()
-        chunks = -(-slices // batch)
-        for number in range(chunks, chunks + LANES):  # the oldest first
-            if self._lanes[number % LANES].busy:
-                self._lanes[number % LANES].finish(streams)
-        if progress is not None:
-            progress(1.0)
-
-    def _prepare_lanes(self, fit: Fit) -> None:
-        if self._fit == fit and self._lanes:
-            return
-        self._close_lanes()
-        for engines in self._contexts:
-            self._lanes.append(Lane(self._device, engines, fit, self._batch))
-            self._lanes[-1].warm_up()
-        graphs = all(lane.record() for lane in self._lanes)
+            self._close_lanes()
+            self._open_nets(self._halved(self._batch, why))
         if not graphs and not self._told:
             self._told = True
             log.warning(
                 "an engine cannot be recorded in a CUDA graph: each step is launched by itself, slower"
             )
-        self.provenance = {**self._nets[0].provenance, "cuda_graphs": graphs}
+        assert self._nets is not None
+        self.provenance = {**self._nets.provenance, "cuda_graphs": graphs}
         self._fit = fit
-        self._nets[0].keep_compiled()
+        self._nets.keep_compiled()
 
     def _close_lanes(self) -> None:
-        self._fit = None
+        self._slices = self._fit = None
         while self._lanes:
             self._lanes.pop(0).close()
 
-    def _use(self, batch: int) -> None:
-        """Open the nets for a batch size, or for the largest one below it for which there is memory."""
-        with self._device:  # what TensorRT frees, it frees where it is current
+    def _open_nets(self, batch: int) -> None:
+        """Open the nets for a batch, or for the largest half of a half of it for which there is memory."""
+        with self._device:
             while True:
-                self._contexts.clear()
-                self._nets.clear()  # before there are others
+                self._close_nets()  # before there are others
                 try:
-                    self._nets.append(self._open(batch))
-                    self._contexts.extend([self._nets[0].contexts() for _ in range(LANES)])
+                    with ExitStack() as stack:
+                        nets = self._open(batch)
+                        stack.callback(nets.close)
+                        contexts: list[tuple[GpuEngine, ...]] = []
+                        for _ in range(LANES):
+                            contexts.append(nets.contexts())
+                            for engine in contexts[-1]:
+                                stack.callback(engine.close)
+                        self._opened = stack.pop_all()
                     break
-                except BaseException as error:
-                    traceback.clear_frames(error.__traceback__)  # they hold engines, too
-                    self._nets.clear()
-                    if batch == 1 or not isinstance(error, OutOfMemoryError):
+                except OutOfMemoryError as error:
+                    if batch == 1:
                         raise
                     why = str(error)
                 batch = self._halved(batch, why)
-        self._batch = batch
-        self.precision = ", ".join(dict.fromkeys(engine.precision for engine in self._contexts[0]))
-        self.provenance = self._nets[0].provenance
+        self._nets, self._contexts, self._batch = nets, contexts, batch
+        self.precision = ", ".join(dict.fromkeys(engine.precision for engine in contexts[0]))
+        self.provenance = nets.provenance
+
+    def _close_nets(self) -> None:
+        self._nets, self._contexts = None, []
+        self._opened.close()
 
     def _halved(self, batch: int, why: str) -> int:
         log.warning("%s; going on with %d slices a run instead of %d", why, batch // 2, batch)
         return batch // 2
 
     def _recover(self) -> None:
-        """After an error: give back what the lanes hold, and find out whether the context is still good."""
+        """After an error: give back the lanes, and find out whether the context is still good."""
+        self._feed = None
         try:
             with self._device:
                 self._close_lanes()
                 self._own.synchronize()
         except TrtsegError as error:
-            self._lost = str(error)
+            self._unusable = (
+                f"CUDA failed in an earlier call and its context is lost ({error}); start a new process"
+            )
             self._lanes.clear()
 
 
-def _release(
-    device: Device, nets: list[GpuNets], contexts: list[tuple[GpuEngine, ...]], lanes: list[Lane]
-) -> None:
-    """Give back what a cascade holds to which nobody refers any more, on whatever thread that is."""
-    try:
-        with device:
-            contexts.clear()  # lanes have theirs still
-            while lanes:
-                lanes.pop(0).close()
-            nets.clear()
-    except TrtsegError as error:  # the context is lost, and all that is in it
-        log.warning("GPU memory could not be given back (%s)", error)
+class CudaFeed:
+    """A feed of `CudaCascade`.
+
+    The order of calls keeps the GPU busy: before a chunk is filled, the chunk before it goes on to its second half. So
+    the host copies the labels of the oldest chunk out, and the new chunk in, while the GPU runs the tumour net.
+
+    Attributes
+    ----------
+    seconds : float
+        Time that the caller has spent in the feed.
+    """
+
+    def __init__(
+        self, cascade: CudaCascade, lanes: list[Lane], shape: tuple[int, int], batch: int, stream: int
+    ) -> None:
+        self._cascade, self._shape, self._batch, self._stream = cascade, shape, batch, stream
+        self._free, self._running = deque(lanes), deque[Lane]()  # the oldest first
+        self._filling: Lane | None = None
+        self._at_gate: Lane | None = None  # the newest that runs, while its second half is not launched
+        self._first = 0  # number of the next slice
+        self._places: tuple[bool, bool] | None = None  # whether slices and labels are on the GPU
+        self.seconds = 0.0
+
+    def push(self, hu: Hu, out: Labels | None = None) -> list[tuple[int, Labels]]:
+        """Take the next slices; labels on the GPU are there for the streams that the feed and the arrays name."""
+        if self._cascade._feed is not self:
+            raise ended()
+        check_slices(hu, out, self._shape)
+        places = isinstance(hu, CudaArray), isinstance(out, CudaArray)
+        if self._places not in (None, places):
+            raise ArgumentError(
+                "hu, out: got arrays on another device than in the last push; use one in a feed"
+            )
+        self._places = places
+        with self._working() as pieces:
+            if self._batch == len(hu) == 1 and isinstance(hu, np.ndarray) and not places[1]:
+                labels = np.empty(hu.shape, np.uint8) if out is None else out
+                if self._free[0].run(hu, labels):
+                    pieces.append((self._first, labels))
+                    self._first += 1
+                    return pieces
+            named = (array.stream for array in (hu, out) if isinstance(array, CudaArray))
+            streams = tuple(dict.fromkeys((self._stream, *(s for s in named if s is not None))))
+            taken = 0
+            while taken < len(hu):
+                lane = self._filling = self._filling or self._next_lane(pieces)
+                rows = slice(taken, min(taken + lane.free, len(hu)))
+                lane.take(hu[rows], None if out is None else out[rows], self._first, streams)
+                self._first += rows.stop - taken
+                taken = rows.stop
+                if lane.free == 0:
+                    self._start(lane)
+            if self._batch == 1:
+                self._drain(pieces)
+        return pieces
+
+    def finish(self) -> list[tuple[int, Labels]]:
+        """End the feed, with a last chunk that may be smaller than a batch."""
+        if self._cascade._feed is not self:
+            raise ended()
+        with self._working() as pieces:
+            if self._filling is not None:
+                self._start(self._filling)
+            self._drain(pieces)
+        self._cascade._feed = None
+        return pieces
+
+    def close(self) -> None:
+        """End the feed; waits for the chunks that are on their way and forgets them."""
+        if self._cascade._feed is not self:
+            return
+        self._cascade._feed = None
+        with self._working():
+            for lane in (*self._running, *([] if self._filling is None else [self._filling])):
+                lane.drop()
+
+    @contextmanager
+    def _working(self) -> Iterator[list[tuple[int, Labels]]]:
+        start = time.perf_counter()
+        with self._cascade._working():
+            yield []
+        self.seconds += time.perf_counter() - start
+
+    def _next_lane(self, pieces: list[tuple[int, Labels]]) -> Lane:
+        self._go_on()
+        if not self._free:
+            self._finish_oldest(pieces)
+        return self._free.popleft()
+
+    def _start(self, lane: Lane) -> None:
+        lane.start()
+        self._filling, self._at_gate = None, lane
+        self._running.append(lane)
+
+    def _go_on(self) -> None:
+        if self._at_gate is not None:
+            self._at_gate.go_on()
+            self._at_gate = None
+
+    def _finish_oldest(self, pieces: list[tuple[int, Labels]]) -> None:
+        pieces += self._running[0].finish()
+        self._free.append(self._running.popleft())
+
+    def _drain(self, pieces: list[tuple[int, Labels]]) -> None:
+        self._go_on()
+        while self._running:
+            self._finish_oldest(pieces)

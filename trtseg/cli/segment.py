@@ -109,7 +109,9 @@ def segment(
                     runtime=runtime,
                     progress=progress.follow(bar, "building"),
                 )
-            raise typer.Exit(_run(cases, segmenter, quiet=quiet))
+            with segmenter:
+                code = _run(cases, segmenter, quiet=quiet)
+            raise typer.Exit(code)
 
 
 def _run(cases: Sequence[Case], segmenter: Segmenter, *, quiet: bool) -> int:

@@ -19,7 +19,7 @@ class CudaArray:
     Attributes
     ----------
     address : int
-        Of the first element.
+        Address of the first element.
     shape : tuple of int
         Extent of each axis.
     dtype : numpy.dtype
@@ -27,9 +27,9 @@ class CudaArray:
     owner : object
         Keeps the memory alive.
     stream : int or None
-        Whoever uses the array waits for this stream, where others may still be making it.
+        A user of the array waits for this stream, on which another library may still be writing it.
     read_only : bool
-        Nobody may write into it.
+        Whether nobody may write into the array.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class CudaArray:
         return self.shape[0]
 
     def __getitem__(self, rows: slice) -> CudaArray:
-        """Some neighbours along the first axis, without a copy."""
+        """A range of neighbours along the first axis, without a copy."""
         first, last, step = rows.indices(len(self))
         if step != 1:
             raise ArgumentError(f"step: got {step}; only neighbours can be taken from a CudaArray, use 1")
@@ -81,16 +81,16 @@ class CudaArray:
 
     @classmethod
     def of(cls, array: Any, name: str, dtype: DTypeLike, ndim: int) -> CudaArray:
-        """Another library's array, as it is: no copy, no conversion.
+        """View another library's array: no copy, no conversion.
 
         Parameters
         ----------
         array : object with ``__cuda_array_interface__``
             PyTorch, CuPy, PyCUDA, JAX, ...; kept alive by the result.
         name : str
-            Of the argument, for messages.
+            Name of the argument, for messages.
         dtype, ndim : dtype, int
-            What it must have. It must also be C-contiguous.
+            Element type and number of axes that the array must have. It must also be C-contiguous.
         """
         try:
             interface = array.__cuda_array_interface__
@@ -119,7 +119,7 @@ def check_layout(
     dtype: DTypeLike,
     ndim: int,
 ) -> None:
-    """Raise an ArgumentError unless that is a C-contiguous array of ``ndim`` axes, and ``got`` names ``dtype``.
+    """Raise an ArgumentError unless the array is C-contiguous, has ``ndim`` axes, and ``got`` names ``dtype``.
 
     ``strides`` are in bytes, or None for a C-contiguous array.
     """

@@ -1,7 +1,7 @@
-"""GPUs: contexts, memory, streams and events, on PyCUDA. Launches and graphs are in the extension.
+"""GPUs: contexts, memory, streams and events, by PyCUDA. Launches and graphs are in the extension.
 
-The context is the GPU's primary one, which PyTorch, CuPy and the CUDA runtime use too: their arrays go in as they are.
-All that needs a context is called inside ``with device:``, on any thread.
+The context is the GPU's primary one, which PyTorch, CuPy and the CUDA runtime use too: trtseg uses their arrays without
+a copy. Functions that need a context are called inside ``with device:``, on any thread.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import ctypes
 import functools
 import logging
 import math
-import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -26,24 +26,111 @@ log = logging.getLogger("trtseg")
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: not ordered with the legacy default stream of other libraries
 
 
-class Resources:
-    """Memory, streams and events of a GPU that are given back together: by `free`, or when nobody refers to this.
+class _Errors:
+    """Turns PyCUDA's errors into trtseg's; without state, so that threads may share it."""
 
-    All is made inside ``with device:``. PyCUDA leaks what it releases without a current context, so this sees to it
-    that there is one, on whatever thread that happens; and that the work on these streams has ended.
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if kind is None or issubclass(kind, TrtsegError):
+            return
+        import pycuda.driver as driver
+
+        if issubclass(kind, driver.MemoryError):
+            raise OutOfMemoryError(f"the GPU has too little free memory ({error})") from error
+        if issubclass(kind, driver.Error):
+            raise DeviceError(f"CUDA: {error}; check the GPU with nvidia-smi") from error
+
+
+_ERRORS = _Errors()
+
+
+def errors() -> _Errors:
+    """Context in which PyCUDA's errors become a DeviceError or an OutOfMemoryError."""
+    return _ERRORS
+
+
+class Stream:
+    """A queue of work that neither waits for the default stream nor makes the default stream wait.
+
+    Attributes
+    ----------
+    handle : int
+        The stream as the extension and other libraries know it.
+    """
+
+    def __init__(self) -> None:
+        import pycuda.driver as driver
+
+        with errors():
+            self._stream: Any = driver.Stream(_NON_BLOCKING)
+        self.handle = int(self._stream.handle)
+
+    def synchronize(self) -> None:
+        """Wait for the work on this stream, and for no other: another thread may be recording a graph."""
+        with errors():
+            self._stream.synchronize()
+
+    def close(self) -> None:
+        """Destroy the stream; its device is current."""
+        self._stream = None  # PyCUDA destroys a stream with the last reference to it
+
+
+class Event:
+    """A point in a stream. ``timed`` events can be subtracted; the others are cheaper."""
+
+    def __init__(self, *, timed: bool = False) -> None:
+        import pycuda.driver as driver
+
+        with errors():
+            flags = driver.event_flags.DEFAULT if timed else driver.event_flags.DISABLE_TIMING
+            self._event: Any = driver.Event(flags)
+
+    def record(self, stream: Stream) -> None:
+        """Move the event to the end of the work that is on a stream now."""
+        with errors():
+            self._event.record(stream._stream)
+
+    def synchronize(self) -> None:
+        """Wait until the stream has come to this point."""
+        with errors():
+            self._event.synchronize()
+
+    def seconds_since(self, start: Event) -> float:
+        """GPU time between two timed events that the stream has passed."""
+        with errors():
+            return float(self._event.time_since(start._event)) / 1e3
+
+    def close(self) -> None:
+        """Destroy the event; its device is current."""
+        self._event = None  # PyCUDA destroys an event with the last reference to it
+
+
+class Resources:
+    """Memory, streams and events of a GPU that are given back together, by `close` or at the end of ``with``.
+
+    They are made inside ``with device:``. `close` may be called anywhere, also twice, and waits for the streams first.
+    Whoever makes a Resources closes it: PyCUDA leaks memory that it releases where the device is not current.
     """
 
     def __init__(self, device: Device) -> None:
-        self._held: list[Any] = []
-        self.free = weakref.finalize(self, _release, device, self._held)
+        self._device = device
+        self._held = ExitStack()
+        self._streams: list[Stream] = []
+
+    def __enter__(self) -> Resources:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def array(self, shape: Sequence[int], dtype: DTypeLike) -> CudaArray:
-        """GPU memory, with anything in it."""
+        """GPU memory, with any contents."""
         import pycuda.driver as driver
 
         with errors():
             allocation = driver.mem_alloc(max(math.prod(shape) * np.dtype(dtype).itemsize, 1))
-        self._held.append(allocation)
+        self._held.callback(allocation.free)
         return CudaArray(int(allocation), shape, dtype, self)
 
     def pinned(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
@@ -52,51 +139,36 @@ class Resources:
 
         with errors():
             array: NDArray[Any] = driver.pagelocked_empty(tuple(shape), np.dtype(dtype))
+        self._held.callback(array.base.free)  # type: ignore[union-attr]
         array.fill(0)
-        self._held.append(array.base)
         return array
 
-    def stream(self) -> Any:
-        """A PyCUDA stream, that neither waits for the default stream nor makes it wait."""
-        import pycuda.driver as driver
+    def stream(self) -> Stream:
+        """A new stream."""
+        self._streams.append(Stream())
+        self._held.callback(self._streams[-1].close)
+        return self._streams[-1]
 
-        with errors():
-            self._held.append(driver.Stream(_NON_BLOCKING))
-        return self._held[-1]
-
-    def event(self) -> Any:
-        """A PyCUDA event without a time, which makes it cheap."""
-        import pycuda.driver as driver
-
-        with errors():
-            self._held.append(driver.Event(driver.event_flags.DISABLE_TIMING))
-        return self._held[-1]
+    def event(self, *, timed: bool = False) -> Event:
+        """A new event."""
+        event = Event(timed=timed)
+        self._held.callback(event.close)
+        return event
 
     def synchronize(self) -> None:
-        """Wait for the work on its streams, and not for the whole GPU: another thread may be recording a graph."""
-        _synchronize(self._held)
+        """Wait for the work on these streams."""
+        for stream in self._streams:
+            stream.synchronize()
 
-
-def _synchronize(held: list[Any]) -> None:
-    import pycuda.driver as driver
-
-    with errors():
-        for one in held:
-            if isinstance(one, driver.Stream):
-                one.synchronize()
-
-
-def _release(device: Device, held: list[Any]) -> None:
-    try:
-        with device:
-            _synchronize(held)
-            while held:
-                one = held.pop()
-                if hasattr(one, "free"):
-                    one.free()
-                del one  # a stream or an event goes with its last reference
-    except TrtsegError as error:  # the context is lost, and all that is in it
-        log.warning("GPU memory could not be given back (%s)", error)
+    def close(self) -> None:
+        """Give everything back, on whatever thread; where the context is lost, a log message says so."""
+        streams, self._streams = self._streams, []
+        try:
+            with self._device, errors(), self._held:  # everything goes, also where a stream has failed
+                for stream in streams:
+                    stream.synchronize()
+        except TrtsegError as error:
+            log.warning("GPU memory could not be given back (%s)", error)
 
 
 class Device:
@@ -105,7 +177,7 @@ class Device:
     Attributes
     ----------
     index : int
-        As the driver numbers them.
+        Number of the GPU, as the driver counts.
     name, sm : str
         ``NVIDIA H100 80GB HBM3`` and ``sm_90``.
     """
@@ -122,33 +194,27 @@ class Device:
             self.index, self.name = index, gpu.name()
             self.sm = "sm_{}{}".format(*gpu.compute_capability())
             self._context = gpu.retain_primary_context()
-        # Kept for good, also while Python ends: PyCUDA's destructor treats a primary context as one of its own, and the
-        # driver refuses that, with a warning on stderr. To release it properly would take it from what is destroyed
-        # later, by other libraries too. It goes with the process.
+        # The context is never destroyed, also not while Python ends. PyCUDA's destructor treats a primary context as a
+        # context of PyCUDA's own; the driver refuses that, with a warning on stderr. A proper release would take the
+        # context from objects of other libraries that are destroyed later. The driver frees it with the process.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._context))
+        self._pop = driver.Context.pop
 
     def __enter__(self) -> Device:
         with errors():
             self._context.push()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        import pycuda.driver as driver
-
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         with errors():
-            driver.Context.pop()
-
-    def synchronize(self) -> None:
-        """Wait for all work on the GPU; a DeviceError if some of it failed."""
-        import pycuda.driver as driver
-
-        with errors():
-            driver.Context.synchronize()
+            self._pop()
 
 
 @functools.cache
 def open_device(index: int) -> Device:
-    """The one `Device` of that number: PyCUDA frees memory only in the context object that it was made in.
+    """The only `Device` of a GPU: PyCUDA frees memory only in the context object in which it was made.
 
     Raises
     ------
@@ -169,32 +235,19 @@ def open_device(index: int) -> Device:
     return Device(index)
 
 
-@contextmanager
-def errors() -> Iterator[None]:
-    """PyCUDA's errors as trtseg's."""
-    import pycuda.driver as driver
-
-    try:
-        yield
-    except driver.MemoryError as error:
-        raise OutOfMemoryError(f"the GPU has too little free memory ({error})") from error
-    except driver.Error as error:
-        raise DeviceError(f"CUDA: {error}; check the GPU with nvidia-smi") from error
-
-
-def upload(dst: CudaArray, src: NDArray[Any], stream: Any) -> None:
+def upload(dst: CudaArray, src: NDArray[Any], stream: Stream) -> None:
     """Enqueue a copy of a pinned array to the GPU; sizes are equal."""
     import pycuda.driver as driver
 
     assert dst.nbytes == src.nbytes
     with errors():
-        driver.memcpy_htod_async(dst.address, src, stream)
+        driver.memcpy_htod_async(dst.address, src, stream._stream)
 
 
-def download(dst: NDArray[Any], src: CudaArray, stream: Any) -> None:
+def download(dst: NDArray[Any], src: CudaArray, stream: Stream) -> None:
     """Enqueue a copy from the GPU into a pinned array; sizes are equal."""
     import pycuda.driver as driver
 
     assert dst.nbytes == src.nbytes
     with errors():
-        driver.memcpy_dtoh_async(dst, src.address, stream)
+        driver.memcpy_dtoh_async(dst, src.address, stream._stream)

@@ -1,7 +1,7 @@
-"""Arrays of other libraries on a GPU that are offered through DLPack, for use where they are.
+"""Arrays on a GPU that other libraries offer through DLPack, used without a copy.
 
-https://dmlc.github.io/dlpack/latest/python_spec.html: the producer gives a capsule with a managed tensor. Who takes the
-tensor out renames the capsule, and calls the tensor's deleter when done with it.
+https://dmlc.github.io/dlpack/latest/python_spec.html: the producer gives a capsule with a managed tensor. The consumer
+takes the tensor out, renames the capsule, and calls the tensor's deleter when it needs the tensor no more.
 """
 
 from __future__ import annotations
@@ -61,18 +61,19 @@ _deleter = ctypes.CFUNCTYPE(None, c_void_p)  # called without the GIL, as DLPack
 
 
 def on_gpu(array: Any) -> bool:
-    """Whether an object says that it is on an NVIDIA GPU, and that DLPack leads there."""
+    """Whether an object is on an NVIDIA GPU by its DLPack methods."""
     try:
         return int(array.__dlpack_device__()[0]) == _CUDA
-    except Exception:  # it has no such method, or does not know: then it is not
+    except Exception:  # an object without a working method is not on a GPU
         return False
 
 
 def view(array: Any, name: str, dtype: DTypeLike, ndim: int, *, device: int, stream: int) -> CudaArray:
-    """Another library's array that is `on_gpu`, as it is; its memory lives as long as the result, and parts of that.
+    """View another library's array that is `on_gpu`; its memory lives as long as the view and the view's parts.
 
-    It must be C-contiguous and have that ``dtype``, ``ndim`` and number of ``device``; ``name`` is for messages. The
-    producer makes ``stream``, of the device, wait for what makes the array, and who uses the result waits for it.
+    The array must be C-contiguous, of ``dtype`` and ``ndim``, on the GPU with number ``device``; ``name`` is for
+    messages. The producer makes ``stream`` wait for the work that writes the array; users of the view wait for
+    ``stream``.
     """
     _check_device(name, array.__dlpack_device__(), device)
     try:
@@ -92,7 +93,9 @@ def view(array: Any, name: str, dtype: DTypeLike, ndim: int, *, device: int, str
     address, shape = (tensor.data or 0) + tensor.byte_offset, tuple(tensor.shape[: tensor.ndim])
     strides = tuple(n * itemsize for n in tensor.strides[: tensor.ndim]) if tensor.strides else None
     check_layout(name, got, address, shape, strides, dtype, ndim)
-    read_only = bool(managed.flags & (_READ_ONLY | _COPIED))  # what is written into a copy nobody reads
+    read_only = bool(
+        managed.flags & (_READ_ONLY | _COPIED)
+    )  # nobody would read labels that are written into a copy
     return CudaArray(address, shape, dtype, managed, stream=stream, read_only=read_only)
 
 
@@ -104,7 +107,7 @@ def _check_device(name: str, where: Any, device: int) -> None:
 
 
 def _take(capsule: Any, name: str) -> Any:
-    """The managed tensor in a capsule; its deleter is called when nobody refers to it any more."""
+    """The managed tensor in a capsule; its deleter is called when nobody refers to the tensor any more."""
     for label, kind in _CAPSULES.items():
         if _is_valid(capsule, label):
             address = _pointer(capsule, label)

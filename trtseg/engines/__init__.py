@@ -15,7 +15,7 @@ __all__ = ["Engine", "available_devices", "open_engine", "resolve_device"]
 def resolve_device(device: str) -> str:
     """The device that ``device`` stands for, ``cpu`` or ``cuda:0``; decided here, once, and never again.
 
-    ``auto`` is the CPU for as long as docs/gpu-status.md says that no GPU has confirmed the other.
+    ``auto`` is the CPU for as long as docs/gpu.md says that no GPU has confirmed the other.
 
     Raises
     ------

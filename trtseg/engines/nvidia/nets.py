@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -76,8 +77,14 @@ class GpuNets:
     provenance: dict[str, Any]
 
     def contexts(self) -> tuple[GpuEngine, ...]:
-        """Make one engine of each net, for one stream; the device must be current."""
-        return tuple(net.context() for net in self.loaded)
+        """Make one engine of each net, for one stream; the device is current. They are closed before the nets."""
+        with ExitStack() as made:
+            engines = []
+            for net in self.loaded:
+                engines.append(net.context())
+                made.callback(engines[-1].close)
+            made.pop_all()
+        return tuple(engines)
 
     def keep_compiled(self) -> None:
         """Keep what the runtime compiled at the first run."""
@@ -144,10 +151,12 @@ def open_nets(
     log.info("%s runs the nets on %s (%s)", place.runtime.title, gpu, why)
     loaded: list[Loaded] = []
     told: dict[str, dict[str, Any]] = {}
-    with device:
+    with device, ExitStack() as opened:
         for spec in files.spec.nets:
             net, told[spec.role] = _open_net(place, spec, rows, progress)
+            opened.callback(net.close)
             loaded.append(net)
+        opened.pop_all()
     provenance = {
         "gpu": device.name,
         "driver": driver.version,
@@ -166,13 +175,15 @@ def _open_net(
     refused: list[str] = []
     for row in rows:
         net = Net.read(place.files, spec, row)
-        loaded = _load(place, net, progress)
-        found = _acceptance(place, net, loaded)
-        if found.accepted:
-            if refused:
-                log.warning("the %s net runs its %s engine instead", spec.role, row.name)
-            return loaded, {**loaded.provenance, "acceptance": str(found), "refused": refused}
-        loaded.close()
+        with ExitStack() as stack:
+            loaded = _load(place, net, progress)
+            stack.callback(loaded.close)
+            found = _acceptance(place, net, loaded)
+            if found.accepted:
+                if refused:
+                    log.warning("the %s net runs its %s engine instead", spec.role, row.name)
+                stack.pop_all()
+                return loaded, {**loaded.provenance, "acceptance": str(found), "refused": refused}
         refused.append(f"{row.name}: {'; '.join(found.reasons)}")
         log.warning("the %s engine of the %s net is not used: %s", row.name, spec.role, refused[-1])
     raise DeviceError(
@@ -196,20 +207,19 @@ def _acceptance(place: _Place, net: Net, loaded: Loaded) -> Acceptance:
         return kept
     if not place.known:
         place.known.update(references(place.files))
-    own = Resources(place.device)
-    engine = loaded.context()
-    found = acceptance.check(
-        on_host(engine, own),
-        place.known[net.spec.role],
-        spec=net.spec,
-        precision=net.precision,
-        batch=place.batch,
-        device=place.gpu.name,
-        driver=place.driver.version,
-    )
-    own.free()
-    loaded.keep_compiled()
-    engine.close()
+    with ExitStack() as stack:
+        engine = loaded.context()
+        stack.callback(engine.close)
+        found = acceptance.check(
+            on_host(engine, stack.enter_context(Resources(place.device))),
+            place.known[net.spec.role],
+            spec=net.spec,
+            precision=net.precision,
+            batch=place.batch,
+            device=place.gpu.name,
+            driver=place.driver.version,
+        )
+        loaded.keep_compiled()
     loaded.keep_acceptance(found.to_json())
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -39,26 +40,27 @@ class LoadedEngine:
 
     def __init__(self, runtime: Runtime, data: bytes, sidecar: Sidecar, device: Device) -> None:
         trt = runtime.module
-        # CPython drops attributes in the order of their first assignment, as `close` does: config, cache and engine
-        # must go before the runtime that made them, also where a constructor that failed is all that is left.
         self._config: Any = None
         self._cache: Any = None
         self._engine: Any = None
         self._loader: Any = None
         self.sidecar, self.device = sidecar, device
         self._runtime, self._log = runtime, logger(trt)
-        with one_at_a_time, errors():
-            self._log.take()
-            self._loader = trt.Runtime(self._log)
-            if runtime.name == "tensorrt-rtx" and device.sm not in runtime.capabilities:
-                self._check_validity(data)
-            self._engine = self._loader.deserialize_cuda_engine(data)
-            if self._engine is None:
-                raise self._failed("does not load")
         self._compiled: bytes | None = None
-        if runtime.name == "tensorrt-rtx":
-            self._configure()
-        self._check_tensors()
+        with ExitStack() as stack:
+            stack.callback(self.close)
+            with one_at_a_time, errors():
+                self._log.take()
+                self._loader = trt.Runtime(self._log)
+                if runtime.name == "tensorrt-rtx" and device.sm not in runtime.capabilities:
+                    self._check_validity(data)
+                self._engine = self._loader.deserialize_cuda_engine(data)
+                if self._engine is None:
+                    raise self._failed("does not load")
+            if runtime.name == "tensorrt-rtx":
+                self._configure()
+            self._check_tensors()
+            stack.pop_all()
 
     @property
     def key(self) -> EngineKey:
@@ -73,16 +75,20 @@ class LoadedEngine:
 
     def context(self) -> TensorRTEngine:
         """Make an engine that one thread and one stream at a time can use, with activations of its own."""
-        arguments, memory = () if self._config is None else (self._config,), Resources(self.device)
-        with one_at_a_time:
-            self._log.take()
-            context = self._engine.create_execution_context(*arguments)
-            if context is None:
-                raise self._failed("gives no execution context")
-        if self._config is not None:
-            size = self._engine.device_memory_size_v2
-            context.set_device_memory(memory.array((size,), np.uint8).address, size)
-        return TensorRTEngine(self, context, memory)
+        arguments = () if self._config is None else (self._config,)
+        with ExitStack() as stack:
+            memory = stack.enter_context(Resources(self.device))
+            with one_at_a_time:
+                self._log.take()
+                engine = TensorRTEngine(self, self._engine.create_execution_context(*arguments), memory)
+                stack.callback(engine.close)
+                if engine._context is None:
+                    raise self._failed("gives no execution context")
+            if self._config is not None:
+                size = self._engine.device_memory_size_v2
+                engine._context.set_device_memory(memory.array((size,), np.uint8).address, size)
+            stack.pop_all()
+        return engine
 
     def keep_compiled(self) -> None:
         """Keep the code that TensorRT-RTX has compiled for this GPU, so that the next start is faster."""
@@ -105,6 +111,7 @@ class LoadedEngine:
 
     def close(self) -> None:
         """Give the engine back; contexts made from it must be closed before."""
+        # In this order: config, cache and engine must go before the runtime that made them.
         self._config = None
         self._cache = None
         self._engine = None
@@ -197,4 +204,4 @@ class TensorRTEngine:
     def close(self) -> None:
         """Give the context and its memory back."""
         self._context = None
-        self._memory.free()
+        self._memory.close()

@@ -1,0 +1,29 @@
+"""tests/gpu where there is no GPU: every test says what it misses."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("required", [0, 1])
+def test_what_is_missing_is_said(required):
+    """Without a GPU and onnx the tests are collected and skipped; with TRTSEG_REQUIRE_CUDA=1 they fail."""
+    code = "import sys, pytest; sys.modules['onnx'] = None; sys.exit(pytest.main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "-p", "no:cacheprovider", "tests/gpu"],
+        cwd=ROOT,
+        env={**os.environ, "TRTSEG_REQUIRE_CUDA": str(required), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == required, done.stdout  # 2: broken while they were collected
+    assert ("TRTSEG_REQUIRE_CUDA=1, but" in done.stdout) == bool(required), done.stdout
+    assert ("skipped in" in done.stdout) == (not required), done.stdout
+    assert "passed" not in done.stdout

@@ -1,0 +1,57 @@
+"""`_core.copy` and `_core.clear`: host memory moved by several threads."""
+
+import numpy as np
+import pytest
+from test_ops_arguments import OnGpu
+
+from trtseg import _core
+from trtseg.errors import ArgumentError
+
+MIB = 1 << 20
+GUARD = 16
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 4099, MIB, 3 * MIB + 5])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_copies_and_clears_exactly_the_array(size, dtype, threads):
+    rng = np.random.default_rng(size)
+    source = rng.integers(1, 100, size).astype(dtype)
+    source.flags.writeable = False
+    buffer = np.full(size + 2 * GUARD, 101, dtype)
+    target = buffer[GUARD : GUARD + size]
+    _core.copy(target, source, threads=threads)
+    assert (target == source).all()
+    _core.clear(target[: size // 2], threads=threads)
+    assert not target[: size // 2].any()
+    assert (target[size // 2 :] == source[size // 2 :]).all()
+    assert (buffer[:GUARD] == 101).all()
+    assert (buffer[GUARD + size :] == 101).all()
+
+
+def test_shapes_may_differ_where_sizes_agree():
+    target = np.zeros((2, 3, 4), np.int16)
+    _core.copy(target, np.arange(24, dtype=np.int16))
+    assert (target.ravel() == np.arange(24)).all()
+
+
+def test_wrong_arrays_are_refused():
+    good = np.zeros((4, 6), np.int16)
+    read_only = np.zeros((4, 6), np.int16)
+    read_only.flags.writeable = False
+    for dst, src, message in (
+        (good, good[:3], "src: got 36 bytes, expected the 48 bytes of dst and its dtype"),
+        (good, good.view(np.uint8), "src: got 48 bytes, expected the 48 bytes of dst and its dtype"),
+        (good, good.astype(np.int64), "src: got dtype int64"),
+        (good, np.zeros((4, 12), np.int16)[:, ::2], "src: got an array that is not C-contiguous"),
+        (np.zeros((4, 12), np.int16)[:, ::2], good, "dst: got an array that is not C-contiguous"),
+        (read_only, good, "dst: got a read-only array"),
+        (good, good.tolist(), "src: got list"),
+        (good, OnGpu(good), "src: got an array on a GPU, expected a NumPy array"),
+        (OnGpu(good), good, "dst: got an array on a GPU, expected a NumPy array"),
+    ):
+        with pytest.raises(ArgumentError, match=f"^{message}"):
+            _core.copy(dst, src)
+    for dst, message in ((read_only, "dst: got a read-only array"), (OnGpu(good), "dst: got an array on a")):
+        with pytest.raises(ArgumentError, match=message):
+            _core.clear(dst)

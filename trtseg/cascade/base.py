@@ -1,0 +1,163 @@
+"""The contract of both cascades: slices are pushed in as they come, labels come back in the order of the slices.
+
+`begin` fixes the size and spacing of the slices and gives a feed. ``push`` takes slices, in order, and returns the
+labels that are ready; ``finish`` returns the rest. So the labels of a slice may come with a later call:
+
+- The CPU returns the labels of all slices with the ``push`` that brings them.
+- A GPU collects ``batch`` slices, and has at most `LANES` such chunks on their way. With a batch of 1 it returns the
+  labels of all slices with the ``push`` that brings them, as soon as they can be there.
+
+Buffers are bounded by that; none grows with the number of slices. A cascade has one feed at a time: `begin` ends the
+feed before. After an error a feed has ended and the cascade can begin another. One thread at a time uses a cascade and
+its feed. ``tests/cascade_cases.py`` holds both cascades to this text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtseg.cuda.arrays import CudaArray
+from trtseg.errors import ArgumentError
+
+#: Slices of a volume that are pushed at a time: enough to keep every core busy in the ops, few enough for the caches.
+CHUNK = 16
+
+Hu = NDArray[np.int16] | CudaArray  # [n, Y, X]
+Labels = Any  # uint8 [n, Y, X]: an array on the host, or a CudaArray
+Timings = dict[str, float]
+
+#: Called with a text, which says what is being done, and the fraction that is done, from 0 to 1.
+Progress = Callable[[str, float], None]
+
+
+class Feed(Protocol):
+    """Slices of one size and spacing on their way through a cascade."""
+
+    def push(self, hu: Hu, out: Labels | None = None) -> list[tuple[int, Labels]]:
+        """Take the next slices.
+
+        Parameters
+        ----------
+        hu : int16 [n, Y, X]
+            The slices, in HU; the caller may overwrite a host array when the call returns.
+        out : uint8 [n, Y, X], optional
+            Where their labels go; by default new arrays on the host. All pushes of a feed are from one place (host or
+            GPU), and to one place.
+
+        Returns
+        -------
+        list of (int, uint8 [m, Y, X])
+            Number of the first slice of a piece, counted from 0 in this feed, and the labels of the piece. Pieces come
+            in order and without gaps. A piece is a part of ``out`` where that was given.
+        """
+
+    def finish(self) -> list[tuple[int, Labels]]:
+        """End the feed; the pieces that have not been returned before."""
+
+    def close(self) -> None:
+        """End the feed without its labels; a feed that has ended stays as it is."""
+
+
+class Cascade(Protocol):
+    """The nets of a model on a device."""
+
+    @property
+    def precision(self) -> str:
+        """Arithmetic of the nets, of each net if they differ."""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a result tells of device and engines."""
+
+    def begin(self, shape: tuple[int, int], spacing: tuple[float, float], *, stream: int = 0) -> Feed:
+        """Begin a feed of slices.
+
+        Parameters
+        ----------
+        shape : (int, int)
+            Rows and columns, ``[Y, X]``.
+        spacing : (float, float)
+            Millimetres along the axes of a slice, ``(sy, sx)``.
+        stream : int
+            CUDA stream on which arrays on the GPU are made and will be used, beside the streams that they name.
+        """
+
+    def run(
+        self,
+        hu: Hu,
+        spacing: tuple[float, float],
+        out: Labels | None = None,
+        *,
+        stream: int = 0,
+        progress: Progress | None = None,
+    ) -> tuple[Labels, Timings]:
+        """Label a volume.
+
+        Parameters
+        ----------
+        hu : int16 [Z, Y, X]
+            The CT in HU, in canonical order.
+        spacing : (float, float)
+            Millimetres along the axes of a slice, ``(sy, sx)``.
+        out : uint8 [Z, Y, X], optional
+            Where the labels go; by default a new array on the host.
+        stream : int
+            As for `begin`.
+        progress : callable, optional
+            Told the fraction of slices whose labels are there.
+
+        Returns
+        -------
+        labels : uint8 [Z, Y, X]
+            0 background, 1 liver, 2 tumour.
+        timings : dict
+            Seconds in each stage.
+        """
+
+    def stages(self, hu: NDArray[np.int16], spacing: tuple[float, float]) -> Timings:
+        """Seconds in each stage of a chunk ``hu`` ``[n, Y, X]``, in order; on a GPU ``n`` is at most the batch."""
+
+    def close(self) -> None:
+        """Give back engines and buffers; a cascade that is closed stays closed."""
+
+
+def run_volume(
+    feed: Feed,
+    hu: Hu,
+    out: Labels | None,
+    progress: Progress | None,
+) -> Labels:
+    """Push a volume ``[Z, Y, X]`` through a feed, which it ends; see `Cascade.run`."""
+    labels = np.empty(hu.shape, np.uint8) if out is None else out
+
+    def tell(pieces: list[tuple[int, Labels]]) -> None:
+        if progress is not None and pieces:
+            first, piece = pieces[-1]
+            progress("segmenting", (first + len(piece)) / len(hu))
+
+    try:
+        for first in range(0, len(hu), CHUNK):
+            tell(feed.push(hu[first : first + CHUNK], labels[first : first + CHUNK]))
+        tell(feed.finish())
+    finally:
+        feed.close()
+    return labels
+
+
+def check_slices(hu: Hu, out: Labels | None, shape: tuple[int, int]) -> None:
+    """Raise an ArgumentError unless slices have the shape ``(Y, X)`` of their feed, and ``out`` has that of ``hu``."""
+    if tuple(hu.shape[1:]) != shape or len(hu.shape) != 3:
+        raise ArgumentError(
+            f"hu: got shape {tuple(hu.shape)}; expected [n, {shape[0]}, {shape[1]}], as begun"
+        )
+    if out is not None and tuple(out.shape) != tuple(hu.shape):
+        raise ArgumentError(f"out: got shape {tuple(out.shape)}; expected the shape of hu, {tuple(hu.shape)}")
+
+
+def ended() -> ArgumentError:
+    """The error of a feed that gets slices after its end."""
+    return ArgumentError("push: got slices for a feed that has ended; begin another")
