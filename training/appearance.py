@@ -82,7 +82,7 @@ def scanner(hu: Tensor, g: torch.Generator) -> Tensor:
 
 def _blurred(hu: Tensor, sigma: Tensor) -> Tensor:
     """Slices ``[B, H, W]`` under a Gaussian of the given pixels ``[B, 1, 1]``."""
-    n, h, w = hu.shape
+    n = len(hu)
     taps = torch.exp(-0.5 * (torch.arange(-3, 4, device=hu.device) / sigma[:, :, 0]) ** 2)  # [B, 7]
     taps = taps / taps.sum(1, keepdim=True)
     x = F.pad(hu[None], (3, 3, 3, 3), mode="replicate")
@@ -187,7 +187,7 @@ def gallbladders(batch: Batch, share: float, g: torch.Generator) -> Batch:
 
 def _blob(where: Tensor, radius: Tensor, chance: Chance) -> Tensor:
     """Distance ``[B, H, W]`` from a random pixel of ``where``, 1 at the border of a bent ellipse of that radius."""
-    n, h, w = where.shape
+    _, h, w = where.shape
     # the pixel with the largest of random numbers: a draw without a copy to the CPU
     centre = (torch.rand(where.shape, generator=chance.g, device=where.device) * where).flatten(1).argmax(1)
     y = torch.arange(h, device=where.device).view(1, -1, 1) - (centre // w).view(-1, 1, 1)

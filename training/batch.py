@@ -27,7 +27,7 @@ LIVER_SHARES = (0.25, 0.53, 0.22)
 TUMOUR_SHARES = (0.45, 0.17, 0.23, 0.15)
 #: How often a patient of a set is seen, beside 1: slices that differ from those of a scanner teach less.
 SET_WEIGHTS = {"lits256": 0.7, "ircadb": 0.8, "lits_crop": 0.7, "ibsi_sts_crops": 0.4, "openkbp_hn": 0.5}
-#: By what factor a slice becomes smaller or larger.
+#: Range of the factor by which the slice becomes larger.
 SCALE = (0.72, 1.38)
 
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from trtseg.errors import InputError
 
-
 #: Label of pixels of which nobody knows what they are: they count nowhere.
 UNKNOWN = 255
 

@@ -150,7 +150,7 @@ def build(cases: Sequence[Any], validation: Collection[str], size: int, mm: floa
 
 
 def _of_columns(columns: dict[str, Any], level_hu: np.ndarray, sha256: str = "") -> Kit:
-    cells = [np.zeros((0, 6))] + list(columns.pop("cells"))
+    cells = [np.zeros((0, 6)), *columns.pop("cells")]
     floats = {k: np.array(columns.pop(k), np.float32) for k in ("pixel_mm", "thickness_mm", "lowest_hu")}
     images = {k: np.asarray(columns.pop(k)) for k in ("image", "label")}
     rest = {k: np.array(v) for k, v in columns.items()}
@@ -182,12 +182,11 @@ def write(path: Path, kit: Kit) -> str:
     from trtseg.io import atomic
 
     about = {"format": FORMAT, "version": VERSION, "size": kit.image.shape[1], "slices": len(kit)}
-    columns = {}
-    for field in fields(Kit):
-        if field.name not in ("image", "label", "sha256"):
-            values = getattr(kit, field.name)
-            values = np.round(values.astype(np.float64), 3) if values.dtype.kind == "f" else values
-            columns[field.name] = np.where(np.isnan(values), None, values).tolist() if values.dtype.kind == "f" else values.tolist()  # fmt: skip
+    columns = {
+        field.name: _listed(getattr(kit, field.name))
+        for field in fields(Kit)
+        if field.name not in ("image", "label", "sha256")
+    }
     files = {"kit.json": json.dumps({**about, **columns}, separators=(",", ":"), allow_nan=False).encode()}
     for name, blocks in (("image", pack_images(kit.image)), ("label", pack_labels(kit.label))):
         files |= {f"{name}/{i:03d}.xz": block for i, block in enumerate(blocks)}
@@ -200,6 +199,14 @@ def write(path: Path, kit: Kit) -> str:
     with atomic(path) as (temporary,):
         temporary.write_bytes(buffer.getvalue())
     return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+def _listed(values: np.ndarray) -> list[Any]:
+    """An array as JSON has it, with null for NaN."""
+    if values.dtype.kind != "f":
+        return values.tolist()
+    rounded = values.astype(np.float64).round(3)
+    return np.where(np.isnan(rounded), None, rounded.astype(object)).tolist()
 
 
 def read(path: Path) -> Kit:
@@ -220,7 +227,9 @@ def read(path: Path) -> Kit:
     about["image"] = unpack_images(blocks["image/"], size)
     about["label"] = unpack_labels(blocks["label/"], size)
     if len(about["image"]) != count or len(about["label"]) != count:
-        raise InputError(f"{path}: holds {len(about['image'])} slices, not {count}; make it again with training.kit")
+        raise InputError(
+            f"{path}: holds {len(about['image'])} slices, not {count}; make it again with training.kit"
+        )
     level_hu = np.array(about.pop("level_hu"), np.float32)
     about["cells"] = [np.array(about["cells"], np.float32).reshape(-1, 6)]
     return _of_columns(about, level_hu, hashlib.sha256(data).hexdigest())

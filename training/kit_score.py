@@ -86,7 +86,11 @@ def score(kit: kits.Kit, rows: np.ndarray, store: DeviceKit, method: Method, siz
     found = counts(method, store, size)
     group, source = kit.group[rows], kit.source[rows]
     has_liver = found["liver"][:, 2] > 0
-    ml = kit.pixel_mm[rows] ** 2 * np.where(np.isnan(kit.thickness_mm[rows]), THICKNESS, kit.thickness_mm[rows]) / 1000
+    ml = (
+        kit.pixel_mm[rows] ** 2
+        * np.where(np.isnan(kit.thickness_mm[rows]), THICKNESS, kit.thickness_mm[rows])
+        / 1000
+    )
     empty = kit.body_part[rows] != ""
     scores: dict[str, float] = {}
     for name in dict.fromkeys(_family(s) for s in source[has_liver]):

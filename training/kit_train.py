@@ -3,9 +3,9 @@
     python -m training.kit_train liver  runs/kit.zip --seconds 140 --out runs/liver
     python -m training.kit_train tumour runs/kit.zip --seconds 140 --out runs/tumour --liver runs/liver/last.pt
 
-``--start`` begins with the weights of another run or, with a name or folder of an exported model, with those of that.
-The run writes ``last.pt``, which ``training.export`` and ``training.kit_score`` read, and ``log.csv``. ``--state`` names
-the file with what a resumed run needs. The same command resumes a run that was killed; time that was spent counts.
+``--start`` begins with the weights of another run or, with the name or folder of an exported model, with its own.
+The run writes ``last.pt``, which ``training.export`` and ``training.kit_score`` read, ``log.csv``, and the state from
+which the same command resumes a run that was killed; the time that was spent counts.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class Run:
     hidden: float = 0.08  # whose liver is painted over (liver net only),
     cut: float = 0.12  # or of which a part is blanked (liver net only)
     grow: int = 6  # pixels by which the mask of a tumour net grows at most
-    own_mask: float = 0.5  # share of slices that a tumour net sees in the mask of its liver net, not in the true one
+    own_mask: float = (
+        0.5  # share of slices that a tumour net sees in the mask of its liver net, not in the true one
+    )
     negative: float = 0.5  # weights of the cells without
     positive: float = 0.1  # and with a tumour
     overlap: str = "dice"
@@ -98,12 +100,19 @@ def train(role: str, path: Path, out: Path, settings: Settings, run: Run, **file
         trainer.resume(state)
     elif files.get("start"):
         trainer.start(str(files["start"]))
-    _report(f"{len(rows)} slices train, {len(held)} validate, ready after {time.perf_counter() - began:.1f} s")
+    _report(
+        f"{len(rows)} slices train, {len(held)} validate, ready after {time.perf_counter() - began:.1f} s"
+    )
 
     def keep(progress: float) -> None:
         result = trainer.result()
         scores = kit_score.score(kit, held, held_store, result, settings.size)
-        row = {"step": trainer.step, "seconds": round(trainer.elapsed, 1), "loss": trainer.mean_loss(), **scores}
+        row = {
+            "step": trainer.step,
+            "seconds": round(trainer.elapsed, 1),
+            "loss": trainer.mean_loss(),
+            **scores,
+        }
         _report(
             f"{progress:5.1%} step {trainer.step} {trainer.elapsed:.0f} s "
             f"{trainer.step * run.batch / max(trainer.elapsed, 1e-9):.0f} slices/s "
@@ -170,7 +179,9 @@ class Trainer:
         warm = min(1.0, (progress + 1e-4) / max(self.run.warm_up, 1e-4))
         for group in self.optimizer.param_groups:
             group["lr"] = self.run.lr * warm * 0.5 * (1 + math.cos(math.pi * progress))
-        self.g.manual_seed(self.settings.seed * 1_000_003 + self.step)
+        seed = self.settings.seed * 1_000_003 + self.step
+        self.g.manual_seed(seed)
+        torch.manual_seed(seed)  # of the dropout
         self.method.train()
         loss = self._loss(*self.samples())
         self.optimizer.zero_grad(set_to_none=True)
@@ -272,7 +283,9 @@ class Trainer:
         """Go on where a run of the same settings was; its length may be another one."""
         settings, state = read(path, self.device)
         free = ("seconds", "steps", "every")
-        before, now = ({k: v for k, v in r.items() if k not in free} for r in (state["run"], asdict(self.run)))
+        before, now = (
+            {k: v for k, v in r.items() if k not in free} for r in (state["run"], asdict(self.run))
+        )
         if settings != self.settings or before != now:
             raise InputError(f"{path}: is of a run with other settings; choose another --out or --state")
         self.net.load_state_dict(state["net"])
@@ -298,7 +311,7 @@ def _unfolded(model: str, trainer: Trainer) -> dict[str, Tensor]:
         trainer.g.manual_seed(len(seen))
         b, mask = trainer.samples()
         x = windowed(b.hu, trainer.role)
-        seen.append((x * mask[:, None] if trainer.role == "tumour" else x))
+        seen.append(x * mask[:, None] if trainer.role == "tumour" else x)
     net.to(trainer.device)
     return unfold(net, lambda: [net(x) for part in seen for x in part.split(16)])
 

@@ -1,4 +1,4 @@
-"""Grey slices and label maps as few bytes, without loss: each pixel is predicted from its neighbours, LZMA does the rest.
+"""Grey slices and label maps as few bytes, without loss: pixels are predicted from neighbours, LZMA does the rest.
 
 A pixel's prediction is the median of its left neighbour a, its upper neighbour b, and a + b - c with the upper left
 neighbour c (Weinberger et al., *The LOCO-I lossless image compression algorithm*, 2000). Pixels of one anti-diagonal do
@@ -50,7 +50,9 @@ def _pack_images(images: np.ndarray) -> bytes:
     a, b, c = np.zeros_like(q), np.zeros_like(q), np.zeros_like(q)
     a[:, :, 1:], b[:, 1:], c[:, 1:, 1:] = q[:, :, :-1], q[:, :-1], q[:, :-1, :-1]
     residual = (q - _predicted(a, b, c)).astype(np.int8).astype(np.int16)  # modulo 256
-    folded = np.where(residual >= 0, 2 * residual, -2 * residual - 1).astype(np.uint8)  # 0, -1, 1, -2, ... as 0, 1, ...
+    folded = np.where(residual >= 0, 2 * residual, -2 * residual - 1).astype(
+        np.uint8
+    )  # 0, -1, 1, -2, ... as 0, 1, ...
     return lzma.compress(folded.tobytes(), lzma.FORMAT_XZ, filters=_FILTERS)
 
 

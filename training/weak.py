@@ -10,7 +10,7 @@ from training.batch import MAX_CELLS
 from training.losses import Loss
 
 UNKNOWN = 255
-#: Share of a cell's pixels that is tumour in a cell with the flag 1, at least, and with the flag 0, at most: 50 of 2500.
+#: 50 of the 2500 pixels of a cell: at least that share is tumour with the flag 1, and at most with the flag 0.
 CELL_SHARE = 0.02
 #: Share of its pixels that a cell needs to have in view: else its tumour may be out of view.
 IN_VIEW = 0.85
@@ -86,7 +86,9 @@ def cell_losses(
     index = (torch.arange(n, device=cell.device).view(-1, 1, 1) * count + cell).flatten()
 
     def per_cell(values: Tensor) -> Tensor:
-        return torch.zeros(n * count, device=cell.device).index_add_(0, index, values.flatten()).view(n, count)
+        return (
+            torch.zeros(n * count, device=cell.device).index_add_(0, index, values.flatten()).view(n, count)
+        )
 
     counts = (where & (cell > 0)).float()
     pixels = per_cell(counts)
