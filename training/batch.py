@@ -107,6 +107,19 @@ def cell_maps(kit: Kit, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return maps, flags
 
 
+def cell_sums(cell: Tensor, values: Tensor) -> Tensor:
+    """Sums of values ``[B, H, W]`` over each cell of the map of that shape, float32 ``[B, MAX_CELLS + 1]``."""
+    n, lanes = (
+        len(cell),
+        32,
+    )  # sums of neighbouring columns are kept apart at first: threads would wait for each other
+    lane = torch.arange(cell.shape[2], device=cell.device) % lanes
+    first = torch.arange(n, device=cell.device).view(-1, 1, 1) * (MAX_CELLS + 1)
+    index = (first + cell) * lanes + lane
+    sums = torch.zeros(n * (MAX_CELLS + 1) * lanes, device=cell.device)
+    return sums.index_add_(0, index.flatten(), values.float().flatten()).view(n, MAX_CELLS + 1, lanes).sum(2)
+
+
 def weights(kit: Kit, rows: np.ndarray, role: str) -> np.ndarray:
     """How likely each of the rows is drawn to train ``liver`` or ``tumour``, float64 ``[n]``; they sum to 1.
 
@@ -183,4 +196,5 @@ def positions(store: DeviceKit, n: int, g: torch.Generator, size: int) -> tuple[
     grid = F.affine_grid(theta, [n, 1, size, size], align_corners=False)
     bend = normal(0.02, 2, 9, 9) * (uniform(0, 1) < 0.5)[:, None, None, None]
     bend = F.interpolate(bend, (size, size), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
-    return grid + bend, (size / store.image.shape[1]) ** 2 / torch.linalg.det(linear).abs()
+    determinant = linear[:, 0, 0] * linear[:, 1, 1] - linear[:, 0, 1] * linear[:, 1, 0]
+    return grid + bend, (size / store.image.shape[1]) ** 2 / determinant.abs()
