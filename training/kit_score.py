@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training import kit as kits
-from training.batch import MAX_CELLS, DeviceKit
+from training.batch import DeviceKit, cell_sums
 from training.checkpoint import load
 from training.methods import Liver, Method, Tumour
 from trtseg.errors import TrtsegError
@@ -57,12 +57,7 @@ def counts(method: Method, store: DeviceKit, size: int) -> dict[str, np.ndarray]
         parts["liver"].append(_overlap((p_liver > 0.5) & known, (label > 0) & known))
         found = [p_tumour > t for t in THRESHOLDS]
         parts["tumour"].append(np.stack([_overlap(f & known, label == 2) for f in found], 1))
-        n, c = len(rows), MAX_CELLS + 1
-        index = (torch.arange(n, device=cell.device).view(-1, 1, 1) * c + cell).flatten()
-        sums = [
-            torch.zeros(n * c, device=cell.device).index_add_(0, index, f.float().flatten()) for f in found
-        ]
-        parts["cells"].append(torch.stack([s.view(n, c) for s in sums], 1).cpu().numpy())
+        parts["cells"].append(torch.stack([cell_sums(cell, f) for f in found], 1).cpu().numpy())
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.batch import MAX_CELLS
+from training.batch import cell_sums
 from training.losses import Loss
 
 UNKNOWN = 255
@@ -82,21 +82,13 @@ def cell_losses(
     expected : Tensor
         float32 ``[B, MAX_CELLS + 1]``: pixels of each cell if all of it is in view.
     """
-    n, count = len(logits), MAX_CELLS + 1
-    index = (torch.arange(n, device=cell.device).view(-1, 1, 1) * count + cell).flatten()
-
-    def per_cell(values: Tensor) -> Tensor:
-        return (
-            torch.zeros(n * count, device=cell.device).index_add_(0, index, values.flatten()).view(n, count)
-        )
-
     counts = (where & (cell > 0)).float()
-    pixels = per_cell(counts)
+    pixels = cell_sums(cell, counts)
     none = (flag == 0) * pixels
-    negative = ((flag == 0) * per_cell(F.softplus(logits) * counts)).sum() / none.sum().clamp_min(1)
+    negative = ((flag == 0) * cell_sums(cell, F.softplus(logits) * counts)).sum() / none.sum().clamp_min(1)
 
-    found = per_cell(torch.sigmoid(logits) ** 2 * counts)
-    in_view = per_cell((cell > 0).float())
+    found = cell_sums(cell, torch.sigmoid(logits) ** 2 * counts)
+    in_view = cell_sums(cell, cell > 0)
     asked = ((flag == 1) & (in_view > IN_VIEW * expected) & (pixels > 0)).float()
     wanted = (CELL_SHARE * in_view).clamp_min(1)
     missing = F.relu(torch.log(wanted) - torch.log(found + 1e-6))
