@@ -28,7 +28,7 @@ TUMOUR_SHARES = (0.45, 0.17, 0.23, 0.15)
 #: How often a patient of a set is seen, beside 1: slices that differ from those of a scanner teach less.
 SET_WEIGHTS = {"lits256": 0.7, "ircadb": 0.8, "lits_crop": 0.7, "ibsi_sts_crops": 0.4, "openkbp_hn": 0.5}
 #: Range of the factor by which the slice becomes larger.
-SCALE = (0.72, 1.38)
+SCALE = (0.75, 1.35)
 
 
 class Batch(NamedTuple):
@@ -184,7 +184,7 @@ def positions(store: DeviceKit, n: int, g: torch.Generator, size: int) -> tuple[
     def normal(sigma: float, *shape: int) -> Tensor:
         return sigma * torch.randn(n, *shape, generator=g, device=device)
 
-    zoom = torch.exp(-uniform(math.log(SCALE[0]), math.log(SCALE[1]))) * (size / store.image.shape[1])
+    zoom = torch.exp(-uniform(math.log(SCALE[0]), math.log(SCALE[1])))
     aspect = torch.exp(normal(0.06))
     angle = torch.deg2rad(normal(7.0).clamp(-25, 25))
     shear = normal(0.05)
@@ -192,7 +192,7 @@ def positions(store: DeviceKit, n: int, g: torch.Generator, size: int) -> tuple[
     stretch = torch.stack([zoom * aspect, zoom * aspect * shear, torch.zeros_like(zoom), zoom / aspect], -1)
     turn = torch.stack([cos, -sin, sin, cos], -1).view(n, 2, 2)
     linear = turn @ stretch.view(n, 2, 2)
-    theta = torch.cat([linear, normal(0.07, 2)[:, :, None]], dim=2)  # [n, 2, 3]
+    theta = torch.cat([linear, normal(0.05, 2)[:, :, None]], dim=2)  # [n, 2, 3]
     grid = F.affine_grid(theta, [n, 1, size, size], align_corners=False)
     bend = normal(0.02, 2, 9, 9) * (uniform(0, 1) < 0.5)[:, None, None, None]
     bend = F.interpolate(bend, (size, size), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
