@@ -11,15 +11,21 @@ import numpy as np
 
 from trtseg.errors import InputError
 
+#: Label of pixels of which nobody knows what they are: they count nowhere.
+UNKNOWN = 255
+
 
 class Scan(NamedTuple):
     """What reading a case gives, in trtseg's canonical order: feet to head, anterior to posterior, right to left."""
 
     hu: np.ndarray  # int16 [Z, Y, X]
-    label: np.ndarray  # uint8 [Z, Y, X]: 0 background, 1 liver, 2 tumour
+    label: np.ndarray  # uint8 [Z, Y, X]: 0 background, 1 liver, 2 tumour, 255 unknown
     spacing: tuple[float, float, float]  # mm (z, y, x); NaN where nobody knows
     z: Sequence[int]  # number of each slice in its source
     note: str = ""  # what a user should know about it
+    # int [M, 6], a row a cell: index of the slice, y0, y1, x0, x1 in its pixels, and a flag: 0 at most 2 % of the cell
+    # are tumour, 1 more than that are, 2 nobody knows
+    cells: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,8 @@ def read_checked(case: Case) -> Scan:
         raise InputError(f"shape mismatch: the image is {hu.shape}, its labels are {label.shape}")
     if hu.size == 0 or len(scan.z) != len(hu):
         raise InputError(f"no slices, or not as many numbers as slices: {hu.shape} and {len(scan.z)}")
-    if (highest := int(label.max())) > 2:
+    known = label[label != UNKNOWN]
+    if known.size and (highest := int(known.max())) > 2:
         raise InputError(f"labels outside 0..2: the highest is {highest}")
     return scan
 

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from training.cases import Case, digest, read_checked
-from trtseg import _core
 from trtseg.errors import InputError, OutputError
 from trtseg.fit import Fit
 from trtseg.io import atomic
@@ -36,6 +35,8 @@ _SAMPLE = 8
 
 def resize(hu: np.ndarray, spacing: tuple[float, float], size: int) -> np.ndarray:
     """Fit slices ``[n, Y, X]`` onto ``[n, size, size]``, two pixels where the cascade's grid has one."""
+    from trtseg import _core
+
     out = np.empty((len(hu), size, size), np.int16)
     x = np.empty((len(hu), 1, size, size), np.float32)
     _core.prepare(np.ascontiguousarray(hu), _fit(hu.shape[1:], spacing, size), (-1000.0, 1000.0), out, x)

@@ -70,7 +70,8 @@ def unfold(net: UNet, run: Callable[[], object]) -> dict[str, Tensor]:
         for place in (0, 3)
     }
     sums = {
-        name: torch.zeros(3, conv.out_channels, dtype=torch.float64) for name, conv in convolutions.items()
+        name: torch.zeros(3, conv.out_channels, dtype=torch.float64, device=conv.weight.device)
+        for name, conv in convolutions.items()
     }
 
     def count(total: Tensor, out: Tensor) -> None:

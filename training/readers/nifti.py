@@ -38,7 +38,7 @@ def lits(root: Path) -> list[Case]:
             f"{root}: no volume-N.nii or volume-N.nii.gz in it; expected the LiTS training volumes"
         )
     return [
-        Case(f"volume-{n}", "lits", _patient(n), _reader(f"volume-{n}", volumes[n], labels[n]))
+        Case(f"volume-{n}", "lits", patient_of_lits(n), _reader(f"volume-{n}", volumes[n], labels[n]))
         for n in sorted({*volumes, *labels})
     ]
 
@@ -59,7 +59,7 @@ def msd(root: Path) -> list[Case]:
     if not volumes:
         raise InputError(f"{root}: no imagesTr/liver_N.nii.gz in it; expected the folder Task03_Liver")
     return [
-        Case(f"liver_{n}", "msd", _patient(n), _reader(f"liver_{n}", volumes[n], labels[n]))
+        Case(f"liver_{n}", "msd", patient_of_lits(n), _reader(f"liver_{n}", volumes[n], labels[n]))
         for n in sorted({*volumes, *labels})
     ]
 
@@ -150,5 +150,6 @@ def _reader(name: str, volumes: list[Path], labels: list[Path]):
     return partial(_read_lits, volumes[0], labels[0])
 
 
-def _patient(number: int) -> str:
+def patient_of_lits(number: int) -> str:
+    """The patient of a LiTS case, by the one name that all data sets use."""
     return PATIENT_OF_LITS.get(number, f"lits-{number}")

@@ -47,13 +47,18 @@ def png_slices(root: Path) -> list[Case]:
 def _read_png(labels: list[Path]) -> Scan:
     hu, label = [], []
     for path in labels:
-        grey = np.asarray(Image.open(path.with_name(path.name.replace("label", "image"))))
-        if grey.dtype != np.uint8 or grey.ndim != 2:
-            raise InputError(f"{path.name}: its image is {grey.dtype} {grey.shape}; expected 8-bit grey")
-        hu.append(np.rint(grey.astype(np.float32) * 400 / 255 - 160).astype(np.int16))
+        hu.append(read_grey(path.with_name(path.name.replace("label", "image"))))
         label.append(np.asarray(Image.open(path)))
     z = [int(path.stem.removeprefix("label_")) for path in labels]
     return Scan(np.stack(hu), np.stack(label), (np.nan, np.nan, np.nan), z)
+
+
+def read_grey(path: Path) -> np.ndarray:
+    """Read an 8-bit PNG slice of LiTS: HU, int16 ``[Y, X]``."""
+    grey = np.asarray(Image.open(path))
+    if grey.dtype != np.uint8 or grey.ndim != 2:
+        raise InputError(f"{path.name}: got {grey.dtype} {grey.shape}; expected 8-bit grey")
+    return np.rint(grey.astype(np.float32) * 400 / 255 - 160).astype(np.int16)
 
 
 def negatives(root: Path) -> list[Case]:

@@ -1,0 +1,243 @@
+"""The training kit: reading slices with cells, placing, packing, and the split."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.training_data import tiny_kit
+from training import kit, packing, place
+from training.cases import Case, Scan, read_checked
+from training.readers.liver_slices import liver_slices
+from training.readers.shared import VALIDATION, shared_cases
+from training.split import by_patient
+from trtseg.errors import InputError
+
+
+@pytest.mark.parametrize("count", [1, packing.CHUNK + 3])
+def test_packing_loses_nothing(count):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, 12, 12), np.uint8)
+    images[0] = 0
+    images[-1] = np.arange(12, dtype=np.uint8) * 20  # wraps modulo 256 in the residuals
+    labels = rng.choice(np.array([0, 1, 2, 255], np.uint8), images.shape)
+    assert (packing.unpack_images(packing.pack_images(images), 12) == images).all()
+    assert (packing.unpack_labels(packing.pack_labels(labels), 12) == labels).all()
+
+
+def test_smooth_slices_become_small():
+    y, x = np.mgrid[:128, :128]
+    images = np.stack([(y + x + 7 * i) // 4 for i in range(8)]).astype(np.uint8)
+    assert sum(map(len, packing.pack_images(images))) < images.size / 50
+
+
+def body(shape=(60, 80), box=(10, 40, 20, 60)):
+    hu = np.full(shape, -1000, np.int16)
+    y0, y1, x0, x1 = box
+    hu[y0:y1, x0:x1] = 40
+    return hu
+
+
+def test_the_body_comes_to_the_middle_at_its_size():
+    hu = body()
+    hu[55:57, :] = 100  # a table, which is smaller
+    assert place.body_box(hu) == (10, 40, 20, 60)
+    where = place.place(hu, 3.0, 64, 2.0)
+    assert (where.centre, where.mm) == ((25.0, 40.0), 2.0)
+    out = place.placed(hu, where, 64) > -480
+    rows, columns = (np.flatnonzero(out.any(axis)) for axis in (1, 0))
+    # 30 rows of 3 mm are 45 of 2 mm, and 40 columns are 60; the table is out of view
+    assert (rows[0], rows[-1]) == (10, 53)
+    assert (columns[0], columns[-1]) == (2, 61)
+
+
+def test_a_body_that_does_not_fit_gets_larger_pixels():
+    where = place.place(body(), 3.0, 24, 2.0)
+    assert where.step == 40 / (24 - 2 * place.MARGIN)
+    assert where.mm == 3.0 * where.step
+
+
+def test_an_unknown_pixel_size_is_estimated_from_the_body():
+    hu = body((512, 512), (100, 300, 56, 456))  # 400 pixels wide
+    assert place.place(hu, float("nan"), 256, 1.5).mm == 1.5
+    assert place.place(hu, float("nan"), 256, 1.5).step == pytest.approx(1.5 / (350 / 400))
+    # 350 mm over 100 pixels would be a field of view of 1.8 m
+    narrow = place.place(body((512, 512), (100, 300, 56, 156)), float("nan"), 256, 1.5)
+    assert narrow.step == pytest.approx(1.5 / (500 / 512))
+
+
+def test_placed_values_are_means_over_pixels():
+    hu = np.arange(64, dtype=np.int16).reshape(8, 8)
+    where = place.Place((4.0, 4.0), 2.0, 1.0)
+    means = hu.reshape(4, 2, 4, 2).mean((1, 3))
+    np.testing.assert_allclose(place.placed(hu, where, 4), means, atol=1e-3)
+    outer = place.placed(hu, where, 6)
+    np.testing.assert_allclose(outer[1:5, 1:5], means, atol=1e-3)
+    np.testing.assert_allclose(outer[0], -1000)
+
+
+@pytest.mark.parametrize("step", [0.5, 1.0, 1.7])
+def test_labels_and_boxes_lie_where_the_image_does(step):
+    hu = body()
+    where = place.Place((25.0, 40.0), step, 1.0)
+    label = (hu > 0).astype(np.uint8)
+    image = place.placed(hu, where, 128)
+    assert ((image > -480) == place.placed_labels(label, where, 128)).mean() > 0.99
+    y0, y1, x0, x1 = place.placed_boxes(np.array([[10, 40, 20, 60]]), where, 128)[0]
+    rows = np.flatnonzero(place.placed_labels(label, where, 128).any(1))
+    assert abs(rows[0] - y0) <= 1
+    assert abs(rows[-1] + 1 - y1) <= 1
+    assert x1 - x0 == pytest.approx(40 / step, rel=1e-5)
+
+
+def test_levels_are_fine_where_soft_tissue_lies():
+    level_hu = kit.levels(6.0)
+    hu = np.arange(-200, 300)
+    error = np.abs(level_hu[kit.to_levels(hu, level_hu)] - hu.clip(-160, 240))
+    assert error[(hu > -15) & (hu < 180)].max() <= 3
+    assert error.max() <= 6
+    assert (level_hu[0], level_hu[-1], len(level_hu) < 60) == (-160, 240, True)
+
+
+def cases(validation_twin=False):
+    """A patient with cells, one of another set with the same name, and one that must not train."""
+    hu = np.stack([body(), body(box=(12, 50, 10, 70))])
+    label = np.where(hu > 0, 1, 0).astype(np.uint8)
+    label[:, 20:25, 30:40] = 255
+    cells = np.array([[1, 10, 35, 20, 45, 1], [0, 10, 35, 20, 45, 0]])
+
+    def scan():
+        return Scan(hu, label, (np.nan, 1.5, 1.5), [4, 9], cells=cells)
+
+    def plain():
+        return Scan(hu, (label == 1).astype(np.uint8), (5.0, 3.0, 3.0), [0, 1])
+
+    return [
+        Case("a", "first", "p", scan, labels_tumour=False),
+        Case("b", "second", "p", plain, held_out=validation_twin),
+        Case("c", "third", "q", plain, trainable=False),
+    ]
+
+
+def test_a_kit_comes_back_as_it_was_written(tmp_path):
+    made = kit.build(cases(), ("nobody",), 48, 2.0, 6.0)
+    sums = [kit.write(tmp_path / name, made) for name in ("one.zip", "two.zip")]
+    assert sums[0] == sums[1]
+    back = kit.read(tmp_path / "one.zip")
+    assert back.sha256 == sums[0]
+    for field in fields(kit.Kit):
+        if field.name != "sha256":
+            was, now = getattr(made, field.name), getattr(back, field.name)
+            if was.dtype.kind == "f":
+                np.testing.assert_allclose(was, now, atol=1e-3)
+            else:
+                assert (was == now).all(), field.name
+    assert back.z.tolist() == [4, 9, 0, 1, 0, 1]
+    assert back.tumour_known.tolist() == [False] * 2 + [True] * 4
+    assert set(np.unique(back.label)) == {0, 1, 255}
+
+
+def test_cells_follow_their_slices():
+    made = kit.build(cases(), (), 48, 2.0, 6.0)
+    assert made.cells[:, [0, 5]].tolist() == [[0, 0], [1, 1]]
+    _, y0, _, x0, x1, _ = made.cells[0]
+    # the body's corner is the corner of this cell; 25 pixels of 1.5 mm are 18.75 of 2 mm
+    rows, columns = (np.flatnonzero((made.label[0] > 0).any(axis)) for axis in (1, 0))
+    assert (abs(rows[0] - y0) <= 1, abs(columns[0] - x0) <= 1) == (True, True)
+    assert x1 - x0 == pytest.approx(18.75)
+
+
+def test_no_patient_is_on_both_sides():
+    assert kit.build(cases(), (), 32, 3.0, 6.0).split.tolist() == ["train"] * 4 + ["validation"] * 2
+    assert set(kit.build(cases(), ("p",), 32, 3.0, 6.0).split) == {"validation"}
+    assert set(kit.build(cases(validation_twin=True), (), 32, 3.0, 6.0).split) == {"validation"}
+
+
+def test_a_clipped_slice_gets_air_around_the_body():
+    hu = np.zeros((20, 20), np.int16)
+    hu[4:16, 4:16] = 60
+    hu[8:12, 8:12] = 5  # fat or gas inside: nobody knows
+    out = kit.with_air(hu)
+    assert (out[0, 0], out[10, 10], out[5, 5]) == (-1000, 5, 60)
+
+
+def test_single_wrong_pixels_are_repaired_outside_the_liver():
+    hu = np.full((9, 9), 40, np.int16)
+    hu[2, 2] = hu[6, 6] = 296
+    label = np.zeros((9, 9), np.uint8)
+    label[5:8, 5:8] = 1
+    out = kit.without_wrapped(hu, label)
+    assert (out[2, 2], out[6, 6]) == (40, 296)
+
+
+@pytest.mark.parametrize("damage", [b"", b"no zip", None])
+def test_what_is_no_kit_is_refused(tmp_path, damage):
+    path = tmp_path / "kit.zip"
+    if damage is not None:
+        path.write_bytes(damage)
+    with pytest.raises(InputError, match=r"kit\.zip"):
+        kit.read(path)
+
+
+def write_set(path, **changes):
+    columns = {
+        "image8": np.arange(3 * 16, dtype=np.uint8).reshape(3, 4, 4),
+        "labels": np.zeros((3, 4, 4), np.uint8),
+        "hu_of_grey": np.array([2.0, -100.0]),
+        "tumour_known": np.array([True, False, True]),
+        "patient": np.array(["LiTS29", "LiTS29", "X1"]),
+        "z": np.array([5, 6, 7]),
+        "pixel_mm": np.array([0.5, 0.7, np.nan], np.float32),
+        "cells": np.array([[0, 0, 2, 0, 2, 0], [1, 1, 3, 1, 3, 1]], np.int16),
+    }
+    np.savez(path, **{k: v for k, v in (columns | changes).items() if v is not None})
+
+
+def test_slices_with_cells_are_read_by_patient_and_by_what_is_known(tmp_path):
+    write_set(tmp_path / "set.npz")
+    found = {case.name: case for case in liver_slices(tmp_path)}
+    assert list(found) == ["set-LiTS29", "set-LiTS29-fused", "set-X1"]
+    assert [case.group for case in found.values()] == ["ircadb-2", "ircadb-2", "X1"]
+    assert [case.labels_tumour for case in found.values()] == [True, False, True]
+    scan = read_checked(found["set-LiTS29-fused"])
+    assert scan.hu.tolist() == [(np.arange(16, 32).reshape(4, 4) * 2 - 100).tolist()]
+    assert (scan.z, scan.spacing[1]) == ([6], pytest.approx(0.7))
+    assert scan.cells.tolist() == [[0, 1, 3, 1, 3, 1]]
+    assert np.isnan(read_checked(found["set-X1"]).spacing[1])
+
+
+def test_a_set_without_a_column_is_named(tmp_path):
+    write_set(tmp_path / "set.npz", cells=None)
+    with pytest.raises(InputError, match=r"set\.npz: has no cells"):
+        read_checked(liver_slices(tmp_path)[0])
+    with pytest.raises(InputError, match=r"no \.npz"):
+        liver_slices(tmp_path / "nothing")
+
+
+def test_the_shared_data_is_split_by_patient(shared_data):
+    found = shared_cases(Path(shared_data))
+    split = by_patient(found, VALIDATION)
+    held = {case.group for case in found if split[case.group] == "validation"}
+    assert held >= {
+        "A",
+        "ircadb-1",
+        "ircadb-2",
+        "ircadb-7",
+        "ircadb-12",
+        "lits-14",
+        "lits-114",
+        "chaos-3",
+        "totalseg",
+    }
+    flare = [case for case in found if case.source == "flare"]
+    assert flare
+    assert {split[case.group] for case in flare} == {"validation"}
+    # LiTS 0 and 1 are A in all sets; what lits256 has of them validates too
+    assert {case.group for case in found if case.name.startswith("lits256-LiTS1-")} == {"A"}
+    dozen = {g for g in held if g.startswith(("lits-", "ircadb-"))} - {"ircadb-1"}
+    assert len(dozen) == 12
+
+
+def test_the_tiny_kit_of_the_tests_is_one():
+    assert set(replace(tiny_kit()).split) == {"train", "validation"}
