@@ -302,7 +302,7 @@ def _unfolded(model: str, trainer: Trainer) -> dict[str, Tensor]:
     from training.unfold import folded_net, unfold, weights
     from trtseg import models
 
-    net = folded_net(weights(models.find(model).read(trainer.role)))
+    net = folded_net(weights(models.find(model).read(f"{trainer.role}.onnx")))
     width, depth = net.head.in_channels, len(net.up)
     if (width, depth) != (trainer.settings.width, trainer.settings.depth):
         raise InputError(f"start: {model} has nets of width {width} and depth {depth}; the run has others")

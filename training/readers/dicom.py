@@ -51,13 +51,13 @@ def chaos(root: Path) -> list[Case]:
     ]  # fmt: skip
 
 
-def _read_series(files: list[Path]) -> tuple[Volume, DicomSeries]:
+def read_series(files: list[Path]) -> tuple[Volume, DicomSeries]:
     """Read the files of one folder as one series: anonymised copies have ids that differ, or none at all."""
     ct = read_dicom_series(files, ignore_ids=True)
     return ct, ct.geometry.source
 
 
-def _scan(ct: Volume, label: np.ndarray) -> Scan:
+def scan(ct: Volume, label: np.ndarray) -> Scan:
     """Put labels ``[slice, row, column]`` beside the CT whose stored slices they belong to."""
     label = np.ascontiguousarray(ct.geometry.canonical(label))
     return Scan(ct.array, label, ct.spacing, range(len(label)))
@@ -65,7 +65,7 @@ def _scan(ct: Volume, label: np.ndarray) -> Scan:
 
 def _read_ircadb(folder: Path) -> Scan:
     files = _files(folder / "PATIENT_DICOM")
-    ct, series = _read_series(files)
+    ct, series = read_series(files)
     label = np.zeros(ct.geometry.shape, np.uint8)
     masks = {path.name.lower(): path for path in sorted((folder / "MASKS_DICOM").glob("*")) if path.is_dir()}
     if list(masks) == ["masks_dicom"]:  # unpacked into a folder of the archive's name
@@ -76,7 +76,7 @@ def _read_ircadb(folder: Path) -> Scan:
         for name, mask in masks.items():
             if pattern.fullmatch(name):
                 _draw(label, value, mask, series)
-    return _scan(ct, label)
+    return scan(ct, label)
 
 
 def _draw(label: np.ndarray, value: int, folder: Path, series: DicomSeries) -> None:
@@ -105,7 +105,7 @@ def _read_chaos(folder: Path) -> Scan:
         raise InputError(
             f"{len(files)} slices in DICOM_anon and {len(masks)} masks in Ground; expected as many"
         )
-    ct, series = _read_series(files)
+    ct, series = read_series(files)
     # Masks and slices belong together in the order of their names, if that order is an order in space too.
     if list(series.index) not in (sorted(series.index), sorted(series.index, reverse=True)):
         raise InputError(
@@ -114,7 +114,7 @@ def _read_chaos(folder: Path) -> Scan:
     label = np.zeros(ct.geometry.shape, np.uint8)
     for mask, index in zip(masks, series.index, strict=True):
         label[index] = _binary(np.asarray(Image.open(mask)), label.shape[1:], mask.name)
-    return _scan(ct, label)
+    return scan(ct, label)
 
 
 def _binary(mask: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray:

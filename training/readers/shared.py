@@ -13,7 +13,7 @@ import numpy as np
 
 from training.cases import Case, Scan
 from training.readers.crop import lits_crop
-from training.readers.dicom import read_series
+from training.readers.dicom import read_series, scan
 from training.readers.liver_slices import labels_of_png_slices, liver_slices
 from training.readers.nifti import chaos_nifti, patient_of_lits, read_pair
 from training.readers.slices import negatives, png_slices
@@ -81,11 +81,11 @@ def _ircadb01(folder: Path) -> Scan:
 
 def _ircadb01_scan(files: list[Path], labels: np.ndarray) -> Scan:
     files = sorted(files, key=lambda path: int(path.name.rsplit("_")[-1]))
-    series = read_series(files)
-    label = np.zeros(series.ct.geometry.shape, np.uint8)
+    ct, series = read_series(files)
+    label = np.zeros(ct.geometry.shape, np.uint8)
     for plane, index in zip(labels, series.index, strict=True):
         label[index] = plane
-    return series.scan(label)
+    return scan(ct, label)
 
 
 def _amos(folder: Path) -> Scan:
@@ -97,11 +97,11 @@ def _amos_scan(files: list[Path]) -> Scan:
 
     images = sorted(path for path in files if path.parent.name == "img")
     masks = {path.name: path for path in files if path.parent.name == "msk"}
-    series = read_series(images)
-    label = np.zeros(series.ct.geometry.shape, np.uint8)
+    ct, series = read_series(images)
+    label = np.zeros(ct.geometry.shape, np.uint8)
     for path, index in zip(images, series.index, strict=True):
         label[index] = pydicom.dcmread(masks[path.name]).pixel_array == _AMOS_LIVER
-    return series.scan(label)
+    return scan(ct, label)
 
 
 def _totalseg(folder: Path) -> Scan:
