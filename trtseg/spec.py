@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from trtseg.body import place_body, place_picture
 from trtseg.errors import ModelError
 from trtseg.fit import Fit
 
@@ -29,6 +31,7 @@ class ModelSpec:
     size : (int, int)
         Rows and columns ``(H, W)`` of the net's input ``[n, 1, H, W]``.
     fit : str
+        ``body``: the net's pixels have ``pixel_mm``, and ``size`` is laid around the patient's body (`trtseg.body`);
         ``fit``: the field of view is scaled uniformly into ``size`` and padded with air; ``native``: a slice must have
         that shape already.
     window : (float, float)
@@ -39,6 +42,8 @@ class ModelSpec:
         What each output channel stands for.
     version, trained_on, licence, intended_use : str
         Provenance.
+    pixel_mm : float or None
+        Size of the net's pixels with ``body``, unless a large body needs larger ones; None with the others.
     """
 
     role: str
@@ -51,6 +56,7 @@ class ModelSpec:
     trained_on: str
     licence: str
     intended_use: str
+    pixel_mm: float | None = None
 
     def __post_init__(self) -> None:
         for field in ("size", "window", "classes"):  # JSON has lists only
@@ -63,8 +69,12 @@ class ModelSpec:
                 raise ModelError(f"{field}: got {getattr(self, field)!r}; expected text")
         if self.role not in _CHANNELS:
             raise ModelError(f"role: got {self.role!r}; expected one of {', '.join(_CHANNELS)}")
-        if self.fit not in ("fit", "native"):
-            raise ModelError(f"fit: got {self.fit!r}; expected 'fit' or 'native'")
+        if self.fit not in ("body", "fit", "native"):
+            raise ModelError(f"fit: got {self.fit!r}; expected 'body', 'fit' or 'native'")
+        if self.fit == "body" and not (_is_number(self.pixel_mm) and self.pixel_mm > 0):
+            raise ModelError(f"pixel_mm: got {self.pixel_mm!r}; fit 'body' needs a positive number of mm")
+        if self.fit != "body" and self.pixel_mm is not None:
+            raise ModelError(f"pixel_mm: got {self.pixel_mm!r}; fit {self.fit!r} has none, leave it out")
         if len(self.size) != 2 or not all(type(n) is int and n >= 1 for n in self.size):
             raise ModelError(f"size: got {self.size}; expected rows and columns")
         if (
@@ -90,20 +100,31 @@ class ModelSpec:
         """The threshold as a logit, rounded to FP32: ``p > t`` is tested as ``logit > log(t / (1 - t))``."""
         return float(np.float32(math.log(self.threshold / (1 - self.threshold))))
 
+    def fit_volume(self, hu: NDArray[np.int16], spacing: tuple[float, float]) -> Fit:
+        """Place the slices of a CT ``[Z, Y, X]`` in HU, with ``spacing`` (sy, sx) in mm, on this net's grid."""
+        if self.pixel_mm is not None:
+            return place_body(hu, spacing, self.size, self.pixel_mm)
+        return self.fit_slice((hu.shape[1], hu.shape[2]), spacing)
+
     def fit_slice(self, shape: tuple[int, int], spacing: tuple[float, float]) -> Fit:
-        """Place a slice of ``shape`` (Y, X) with ``spacing`` (sy, sx) in mm on this net's grid."""
+        """Place slices of ``shape`` (Y, X) with ``spacing`` (sy, sx) in mm, whatever they show, on this net's grid.
+
+        With ``body`` this is a guess that holds for most CTs; `fit_volume` looks where the patient is.
+        """
+        if self.pixel_mm is not None:
+            return place_picture(shape, spacing, self.size, self.pixel_mm)
         if self.fit == "fit":
             return Fit.whole_field_of_view(shape, spacing, self.size)
         if shape != self.size:
             raise ModelError(
                 f"slices of {shape[0]}x{shape[1]} do not fit a {self.role} net of native size "
-                f"{self.size[0]}x{self.size[1]}; resample them or use a model with fit 'fit'"
+                f"{self.size[0]}x{self.size[1]}; resample them or use a model with fit 'body'"
             )
         return Fit.identity(shape)
 
     def to_json(self) -> str:
         """Serialise; the inverse of `from_json`."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return json.dumps(_without_none(dataclasses.asdict(self)), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> ModelSpec:
@@ -142,12 +163,14 @@ class CascadeSpec:
         roles = tuple(n.role for n in nets)
         if roles not in (("liver", "tumour"), ("one-step",)):
             raise ModelError(f"nets: got roles {roles}; expected liver and tumour, or one-step")
-        if len({(n.size, n.fit) for n in nets}) != 1:
-            raise ModelError("nets: the nets of a cascade must share size and fit")
+        if len({(n.size, n.fit, n.pixel_mm) for n in nets}) != 1:
+            raise ModelError("nets: the nets of a cascade must share size, fit and pixel_mm")
 
     def to_json(self) -> str:
         """Serialise, readable, as the text of ``model.json``; the inverse of `from_json`."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        values = dataclasses.asdict(self)
+        values["nets"] = [_without_none(net) for net in values["nets"]]
+        return json.dumps(values, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> CascadeSpec:
@@ -166,13 +189,19 @@ def _decode(text: str) -> Any:
         raise ModelError(f"spec: not JSON ({error}); export the model again") from error
 
 
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    """``values`` without those that are None: files of models that have no such value stay as they were."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def _fields(cls: type, values: Any) -> dict[str, Any]:
-    """``values``, if it is an object with exactly the fields of the dataclass ``cls``."""
+    """``values``, if it is an object with the fields of the dataclass ``cls``; those with a default may be missing."""
     expected = {f.name for f in dataclasses.fields(cls)}
+    required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
     got = set(values) if isinstance(values, dict) else set()
-    if got != expected:
+    if not required <= got <= expected:
         raise ModelError(
-            f"{cls.__name__}: missing {sorted(expected - got)}, unknown {sorted(got - expected)}; "
+            f"{cls.__name__}: missing {sorted(required - got)}, unknown {sorted(got - expected)}; "
             "the file was written by another version: export the model again"
         )
     fields: dict[str, Any] = values

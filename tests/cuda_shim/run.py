@@ -130,7 +130,7 @@ def memory_of_the_host() -> None:
 class Chunk:
     """Two slices through copy in, prepare, gate, label, copy out: what a cascade with the nets left out enqueues."""
 
-    fit = op_cases.fit_of("anisotropic-odd")
+    fit = op_cases.GEOMETRIES["anisotropic-odd"]
     l1 = op_cases.logits((2, 1, *fit.net), np.float32)
     names = ("hu_net", "x1", "x2", "liver_voxels", "labels", "counts")
 

@@ -84,7 +84,7 @@ class Cascade:
             Seconds in each stage.
         """
         slices = len(hu)
-        fit = self._engines[0].spec.fit_slice(hu.shape[1:], spacing)
+        fit = self._engines[0].spec.fit_volume(hu, spacing)
         labels = np.empty(hu.shape, np.uint8) if out is None else out
         timings: Timings = {}
         for start in range(0, slices, CHUNK):
