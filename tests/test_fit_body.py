@@ -37,7 +37,9 @@ def put(hu, centre_mm, size_mm, spacing=SPACING, value=40) -> np.ndarray:
 
 def grid_mm(fit: Fit, spacing=SPACING) -> list[float]:
     """Centre of the net's grid (y, x), in mm from the picture's centre, and mm per net pixel."""
-    centre = [(o + m / 2 * r - n / 2) * s for n, m, r, _, _, o, s in zip(*vars(fit).values(), spacing, strict=True)]
+    centre = [
+        (o + m / 2 * r - n / 2) * s for n, m, r, _, _, o, s in zip(*vars(fit).values(), spacing, strict=True)
+    ]
     return [*centre, fit.step[0] * spacing[0]]
 
 
@@ -78,7 +80,9 @@ def test_an_ordinary_ct_is_placed_by_its_picture():
     assert place(hu[:1]) == fit
 
 
-@pytest.mark.parametrize(("off", "moved"), [(34, 0), (43, 1), (59, 1), (69, 2), (-59, -1), (-69, -2), (230, 8)])
+@pytest.mark.parametrize(
+    ("off", "moved"), [(34, 0), (43, 1), (59, 1), (69, 2), (-59, -1), (-69, -2), (230, 8)]
+)
 def test_a_body_off_centre_moves_the_grid_in_steps_of_16_pixels(off, moved):
     hu = put(ct((1024, 1024)), (0, off), (200, 300))
     assert grid_mm(place(hu)) == pytest.approx([0, moved * 16 * 1.6, 1.6], abs=0.5)

@@ -85,7 +85,11 @@ def test_a_grid_begins_anywhere_beside_or_inside_the_slice():
     row = [10, 20, 30, 40, 50, 60]
     assert prepare_line(row, line_fit(6, 2, 2.0, origin=1)) == [25, 45]
     assert prepare_line(row, line_fit(6, 3, 1.5, origin=-2)) == [-1000, 10, 23]  # (20 + 30 / 2) / 1.5 = 23.3
-    assert prepare_line(row, line_fit(6, 3, 2.5, origin=3)) == [48, 60, -1000]  # (40 + 50 + 60 / 2) / 2.5 = 48
+    assert prepare_line(row, line_fit(6, 3, 2.5, origin=3)) == [
+        48,
+        60,
+        -1000,
+    ]  # (40 + 50 + 60 / 2) / 2.5 = 48
     assert prepare_line(row, line_fit(6, 4, 0.5, origin=2)) == [28, 32, 38, 42]  # 27.5 and 37.5: half to even
     assert prepare_line(row, line_fit(6, 4, 0.5, origin=-1)) == [-1000, -1000, 10, 12]  # 12.5
     assert prepare_line(row, line_fit(6, 2, 2.0, origin=6)) == [-1000, -1000]
@@ -94,7 +98,10 @@ def test_a_grid_begins_anywhere_beside_or_inside_the_slice():
 
 def test_outside_the_grid_is_background():
     fit = line_fit(8, 2, 2.0, origin=2)
-    assert label_line([1, 1], [-1, 1], (0, 0), fit) == ([0, 0, 1, 1, 2, 2, 0, 0], [[2, 2]])  # l2: -1 -0.5 0.5 1
+    assert label_line([1, 1], [-1, 1], (0, 0), fit) == (
+        [0, 0, 1, 1, 2, 2, 0, 0],
+        [[2, 2]],
+    )  # l2: -1 -0.5 0.5 1
     three = np.array([[-9, -9], [5, 5], [5, 7]], np.float32).reshape(1, 3, 1, 2)
     assert reference.label3(three, fit)[0].tolist() == [[[0, 0, 1, 2, 2, 2, 0, 0]]]
 

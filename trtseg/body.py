@@ -132,7 +132,8 @@ def _body(hu: NDArray[np.int16], spacing: tuple[float, float], frame: Box) -> Bo
         for i in range(1, k):
             eroded &= mask[i : n - k + 1 + i]
         mask = np.moveaxis(eroded, 0, axis)
-    found = _bounds(mask.any(0))
+    anywhere: NDArray[np.bool_] = np.logical_or.reduce(mask, axis=0)
+    found = _bounds(anywhere)
     if found is None:
         return None
     box = []

@@ -75,8 +75,6 @@ class Fit:
 def check_sizes(native: tuple[int, int], spacing: tuple[float, float], net: tuple[int, int]) -> None:
     """Raise an `ArgumentError` unless a slice and a net of these sizes exist and the spacing is a length."""
     if min(native) < 1 or min(net) < 1:
-        raise ArgumentError(
-            f"native and net: got {native} and {net}; expected at least one pixel an axis"
-        )
+        raise ArgumentError(f"native and net: got {native} and {net}; expected at least one pixel an axis")
     if not all(math.isfinite(s) and s > 0 for s in spacing):
         raise ArgumentError(f"spacing: got {spacing}; expected two positive numbers of millimetres")

@@ -156,7 +156,10 @@ def label3(logits: Array, fit: Fit) -> tuple[Array, Array]:
 def _prepare_taps(fit: Fit, axis: int) -> dict[int, list[_Tap]]:
     """For each net pixel that touches the slice: the native pixels it is made of, with their weights."""
     r, o, origin = float(fit.step[axis]), fit.offset[axis], fit.origin[axis]
-    begin, end = float(-origin), float(fit.native[axis] - origin)  # the slice's edges, counted from the origin
+    begin, end = (
+        float(-origin),
+        float(fit.native[axis] - origin),
+    )  # the slice's edges, counted from the origin
     taps: dict[int, list[_Tap]] = {}
     for i in range(o, o + fit.extent[axis]):
         lo, hi = max((i - o) * r, begin), min((i - o + 1) * r, end)

@@ -71,10 +71,11 @@ class ModelSpec:
             raise ModelError(f"role: got {self.role!r}; expected one of {', '.join(_CHANNELS)}")
         if self.fit not in ("body", "fit", "native"):
             raise ModelError(f"fit: got {self.fit!r}; expected 'body', 'fit' or 'native'")
-        if self.fit == "body" and not (_is_number(self.pixel_mm) and self.pixel_mm > 0):
+        if self.fit != "body":
+            if self.pixel_mm is not None:
+                raise ModelError(f"pixel_mm: got {self.pixel_mm!r}; fit {self.fit!r} has none, leave it out")
+        elif self.pixel_mm is None or not _is_number(self.pixel_mm) or not self.pixel_mm > 0:
             raise ModelError(f"pixel_mm: got {self.pixel_mm!r}; fit 'body' needs a positive number of mm")
-        if self.fit != "body" and self.pixel_mm is not None:
-            raise ModelError(f"pixel_mm: got {self.pixel_mm!r}; fit {self.fit!r} has none, leave it out")
         if len(self.size) != 2 or not all(type(n) is int and n >= 1 for n in self.size):
             raise ModelError(f"size: got {self.size}; expected rows and columns")
         if (

@@ -21,7 +21,7 @@ from numpy.typing import DTypeLike
 from trtseg.cascade.lane import Hu, Labels, Lane
 from trtseg.cuda import dlpack
 from trtseg.cuda.arrays import CudaArray
-from trtseg.cuda.device import Device, Resources, errors
+from trtseg.cuda.device import Device, Resources, errors, to_host
 from trtseg.engines.base import GpuEngine
 from trtseg.errors import DeviceError, OutOfMemoryError, TrtsegError
 from trtseg.fit import Fit
@@ -111,7 +111,7 @@ class CudaCascade:
         start = time.perf_counter()
         if not self._contexts:  # there was no memory for them
             self._use(self._batch)
-        fit = self._contexts[0][0].spec.fit_slice((hu.shape[1], hu.shape[2]), spacing)
+        fit = self._place(hu, spacing)
         named = (array.stream for array in (hu, labels) if isinstance(array, CudaArray))
         streams = tuple(dict.fromkeys((stream, *(other for other in named if other is not None))))
         try:
@@ -121,6 +121,16 @@ class CudaCascade:
             self._recover()
             raise
         return labels, {"cascade on the GPU": time.perf_counter() - start}
+
+    def _place(self, hu: Hu, spacing: tuple[float, float]) -> Fit:
+        """How the slices lie on the nets' grid. Where that depends on what slices on the GPU show, they are copied."""
+        spec = self._contexts[0][0].spec
+        if not isinstance(hu, CudaArray):
+            return spec.fit_volume(hu, spacing)
+        if spec.fit != "body":
+            return spec.fit_slice((hu.shape[1], hu.shape[2]), spacing)
+        with self._device:
+            return spec.fit_volume(to_host(hu), spacing)
 
     def _run(
         self,
