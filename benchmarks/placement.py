@@ -155,8 +155,9 @@ def _amos(archive: Path) -> Ct:
         images, masks = _unpack(archive, folder, "img/"), _unpack(archive, folder, "msk/")
         series = read_series(images)
         stored = np.zeros(series.ct.geometry.shape, np.uint8)
-        for index, mask in zip(series.index, masks, strict=True):
-            stored[index] = pydicom.dcmread(mask).pixel_array == 6
+        by_name = {mask.name: mask for mask in masks}  # there is a mask without an image
+        for index, image in zip(series.index, images, strict=True):
+            stored[index] = pydicom.dcmread(by_name[image.name]).pixel_array == 6
     truth = np.ascontiguousarray(series.ct.geometry.canonical(stored))
     return Ct("amos0001", series.ct.array, truth, series.ct.spacing[1:])
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+import tiny
 from op_cases import NumpyBackend, check_prepare
 
 import trtseg
 from trtseg.body import place_body, place_picture
-from trtseg.errors import ArgumentError
+from trtseg.errors import ArgumentError, ModelError
 from trtseg.fit import Fit
 from trtseg.phantom import abdomen
+from trtseg.spec import CascadeSpec, ModelSpec
 
 NET, MM, SPACING = (256, 256), 1.6, (0.8, 0.8)
 
@@ -196,3 +200,63 @@ def test_air_around_a_real_ct_changes_nothing(shared_data, pad):
         wide = np.pad(hu, ((0, 0), (top, bottom), (left, right)), constant_values=air)
         padded = place(wide, spacing)
         assert (padded.step, padded.origin) == (fit.step, (fit.origin[0] + top, fit.origin[1] + left))
+
+
+# ---- Models that place the body. -------------------------------------------------------------------------------
+
+
+def body_spec(role: str) -> ModelSpec:
+    return tiny.spec(role, fit="body", pixel_mm=6.25)
+
+
+def test_a_spec_places_by_its_kind_of_fit():
+    hu = put(ct((1024, 1024)), (0, 69), (200, 300))
+    assert body_spec("liver").fit_volume(hu, SPACING) == place_body(hu, SPACING, (64, 64), 6.25)
+    assert body_spec("liver").fit_slice((512, 500), SPACING) == place_picture(
+        (512, 500), SPACING, (64, 64), 6.25
+    )
+    whole = Fit.whole_field_of_view((1024, 1024), SPACING, (64, 64))
+    assert tiny.spec("liver").fit_volume(hu, SPACING) == whole
+    assert tiny.spec("liver", fit="native", size=(1024, 1024)).fit_volume(hu, SPACING) == Fit.identity(
+        (1024, 1024)
+    )
+
+
+def test_a_spec_keeps_its_pixel_size_and_old_files_have_none():
+    assert ModelSpec.from_json(body_spec("liver").to_json()) == body_spec("liver")
+    old = tiny.spec("liver")
+    assert "pixel_mm" not in json.loads(old.to_json())
+    assert ModelSpec.from_json(old.to_json()) == old
+    for role in (body_spec, tiny.spec):
+        both = CascadeSpec("a", "0", (role("liver"), role("tumour")), {})
+        assert CascadeSpec.from_json(both.to_json()) == both
+        assert ("pixel_mm" in both.to_json()) == (role is body_spec)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"fit": "body"}, {"fit": "body", "pixel_mm": 0.0}, {"fit": "body", "pixel_mm": "1"}, {"pixel_mm": 1.5}],
+)
+def test_a_spec_has_a_pixel_size_only_with_the_body(changes):
+    with pytest.raises(ModelError, match="pixel_mm: got"):
+        tiny.spec("liver", **changes)
+
+
+def test_the_nets_of_a_cascade_share_their_pixel_size():
+    with pytest.raises(ModelError, match="must share size, fit and pixel_mm"):
+        CascadeSpec("a", "0", (body_spec("liver"), tiny.spec("tumour", fit="body", pixel_mm=5.0)), {})
+
+
+def test_labels_of_a_padded_ct_are_those_of_the_ct(tmp_path):
+    liver, tumour = body_spec("liver"), body_spec("tumour")
+    below = tiny.threshold_at(85, tumour, steepness=-40.0)
+    nets = {"liver": (liver, tiny.threshold_at(60, liver)), "tumour": (tumour, below)}
+    segmenter = trtseg.Segmenter(tiny.write_model(tmp_path / "model", nets), device="cpu", precision="fp32")
+    hu = abdomen(shape=(6, 100, 130), spacing=(40.0, 3.0, 3.0)).ct
+    labels = segmenter.label(hu, spacing=(3.0, 3.0))
+    assert set(np.unique(labels)) == {0, 1, 2}
+    for pad, air in (((31, 62, 5, 90), -1000), ((0, 77, 77, 0), -3024)):
+        wide = np.pad(hu, ((0, 0), pad[:2], pad[2:]), constant_values=air)
+        got = segmenter.label(wide, spacing=(3.0, 3.0))
+        assert (got[:, pad[0] : pad[0] + 100, pad[2] : pad[2] + 130] == labels).all()
+        assert np.count_nonzero(got) == np.count_nonzero(labels)
