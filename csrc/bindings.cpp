@@ -137,10 +137,10 @@ std::pair<T, T> pair_of(py::handle value, const char* name, const char* expected
 }
 
 Fit to_fit(py::handle fit) {
-  for (const char* field : {"native", "net", "step", "offset", "extent"}) {
+  for (const char* field : {"native", "net", "step", "offset", "extent", "origin"}) {
     if (!py::hasattr(fit, field)) {
       throw ArgumentError("fit: got " + text(py::type::of(fit).attr("__name__")) + ", expected a trtseg.fit.Fit; build "
-                          "it with Fit.whole_field_of_view or Fit.identity");
+                          "it with a function of trtseg.fit");
     }
   }
   const auto native = pair_of<int>(fit.attr("native"), "fit.native", "(rows, columns)");
@@ -148,8 +148,9 @@ Fit to_fit(py::handle fit) {
   const auto step = pair_of<double>(fit.attr("step"), "fit.step", "native pixels per net pixel, (y, x)");
   const auto offset = pair_of<int>(fit.attr("offset"), "fit.offset", "net pixels, (y, x)");
   const auto extent = pair_of<int>(fit.attr("extent"), "fit.extent", "net pixels, (y, x)");
-  return {{native.first, net.first, step.first, offset.first, extent.first},
-          {native.second, net.second, step.second, offset.second, extent.second}};
+  const auto origin = pair_of<int>(fit.attr("origin"), "fit.origin", "native pixels, (y, x)");
+  return {{native.first, net.first, step.first, offset.first, extent.first, origin.first},
+          {native.second, net.second, step.second, offset.second, extent.second, origin.second}};
 }
 
 Window to_window(py::handle window) {

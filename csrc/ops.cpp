@@ -10,6 +10,7 @@ namespace {
 
 constexpr std::int64_t kMaxAxis = 32767;            // rows * columns then fit the int32 counters
 constexpr std::int64_t kMaxSlices = 2147483647;
+constexpr int kMaxOrigin = 1 << 24;                 // native pixels beside the slice
 constexpr std::int64_t kAny = -1;
 
 std::string shape_text(const std::int64_t* shape, int ndim) {
@@ -50,13 +51,13 @@ void check_axis(const Axis& a, const char* axis) {
   } else if (a.offset < 0 || a.extent < 1 || a.extent > a.net || a.offset > a.net - a.extent) {
     s << "fit: got offset " << a.offset << " and extent " << a.extent << " along " << axis
       << ", expected a range inside the net's " << a.net << " pixels";
-  } else if (!((a.extent - 1) * a.step < a.native)) {
-    s << "fit: got " << a.extent << " net pixels of " << a.step << " native ones along " << axis
-      << ", expected each to begin inside the slice's " << a.native;
+  } else if (a.origin < -kMaxOrigin || a.origin > kMaxOrigin || !(a.extent * a.step < kMaxOrigin)) {
+    s << "fit: got origin " << a.origin << " and " << a.extent << " net pixels of " << a.step << " native ones along "
+      << axis << ", expected all within " << kMaxOrigin << " native pixels";
   } else {
     return;
   }
-  throw ArgumentError(s.str() + "; build it with Fit.whole_field_of_view or Fit.identity");
+  throw ArgumentError(s.str() + "; build it with a function of trtseg.fit");
 }
 
 void check_fit(const Fit& fit) {

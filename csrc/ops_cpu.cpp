@@ -18,33 +18,38 @@ std::size_t size(std::int64_t n) { return static_cast<std::size_t>(n); }
 
 // ---- prepare ----------------------------------------------------------------------------------------------------
 
-// The Spans of one axis, weights as [taps][extent], padded with zeros: their products add nothing.
+// The Spans of one axis that touch the slice: those of net pixels begin .. begin + n - 1. The weights are [taps][n],
+// padded with zeros: their products add nothing.
 struct SpanTable {
+  int begin, n;
   std::vector<std::int32_t> first;
   std::vector<float> weight;
   int taps = 1;
   int stride = 0;  // distance of consecutive firsts, where it is 1 or 2 throughout
 
-  explicit SpanTable(const Axis& a) : first(size(a.extent)) {
-    for (int i = 0; i < a.extent; ++i) taps = std::max(taps, prepare_span(a, a.offset + i).count);
-    weight.resize(size(taps) * size(a.extent));
-    for (int i = 0; i < a.extent; ++i) {
-      const Span s = prepare_span(a, a.offset + i);
+  explicit SpanTable(const Axis& a) : begin(a.offset), n(a.extent) {
+    while (n > 0 && prepare_span(a, begin).count == 0) ++begin, --n;
+    while (n > 0 && prepare_span(a, begin + n - 1).count == 0) --n;
+    for (int i = 0; i < n; ++i) taps = std::max(taps, prepare_span(a, begin + i).count);
+    first.resize(size(n));
+    weight.resize(size(taps) * size(n));
+    for (int i = 0; i < n; ++i) {
+      const Span s = prepare_span(a, begin + i);
       first[size(i)] = s.first;
-      for (int k = 0; k < s.count; ++k) weight[size(k) * size(a.extent) + size(i)] = s.weight(k);
+      for (int k = 0; k < s.count; ++k) weight[size(k) * size(n) + size(i)] = s.weight(k);
     }
     for (int step = 1; step <= 2; ++step) {
-      bool same = true;
-      for (int i = 0; i < a.extent; ++i) same = same && first[size(i)] == i * step;
+      bool same = n > 0;
+      for (int i = 0; i < n; ++i) same = same && first[size(i)] == first[0] + i * step;
       if (same) stride = step;
     }
   }
 };
 
-void collect(float* sum, const float* row, const SpanTable& t, int n) {
-  if (t.stride == 1) return row_collect1(sum, row, t.weight.data(), t.taps, n);
-  if (t.stride == 2 && t.taps == 2) return row_collect2(sum, row, t.weight.data(), n);
-  row_collect(sum, row, t.first.data(), t.weight.data(), t.taps, n);
+void collect(float* sum, const float* row, const SpanTable& t) {
+  if (t.stride == 1) return row_collect1(sum, row + t.first[0], t.weight.data(), t.taps, t.n);
+  if (t.stride == 2 && t.taps == 2) return row_collect2(sum, row + t.first[0], t.weight.data(), t.n);
+  row_collect(sum, row, t.first.data(), t.weight.data(), t.taps, t.n);
 }
 
 // row = the vertical sums of one net row
@@ -176,20 +181,20 @@ void prepare(const Prepare& p, int threads) {
   parallel_for(n * bands, threads, work, [&](std::int64_t unit) {
     const DefaultFloats mode;
     const std::int16_t* slice = p.hu.as<std::int16_t>() + unit / bands * native;
-    std::vector<float> row(size(x.native) + size(columns.taps)), value(size(x.extent));
+    std::vector<float> row(size(x.native) + size(columns.taps)), value(size(columns.n));
     const int begin = static_cast<int>(unit % bands) * kBand, end = std::min(y.net, begin + kBand);
     for (int i = begin; i < end; ++i) {
       const std::int64_t at = (unit / bands * y.net + i) * x.net;
       std::int16_t* hu = p.hu_net.as<std::int16_t>() + at;
       const Span span = prepare_span(y, i);
-      if (span.count == 0) {
+      if (span.count == 0 || columns.n == 0) {
         std::fill(hu, hu + x.net, kAirHu);
       } else {
         sum_rows(row.data(), slice, span, x.native);
-        collect(value.data(), row.data(), columns, x.extent);
-        std::fill(hu, hu + x.offset, kAirHu);
-        row_round(hu + x.offset, value.data(), x.extent);
-        std::fill(hu + x.offset + x.extent, hu + x.net, kAirHu);
+        collect(value.data(), row.data(), columns);
+        std::fill(hu, hu + columns.begin, kAirHu);
+        row_round(hu + columns.begin, value.data(), columns.n);
+        std::fill(hu + columns.begin + columns.n, hu + x.net, kAirHu);
       }
       window_row(p.x1, at, hu, p.window, x.net);
     }

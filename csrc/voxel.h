@@ -22,19 +22,23 @@ namespace trtseg {
 static_assert(FLT_EVAL_METHOD == 0, "float expressions must be evaluated in binary32 (x86: SSE, not x87)");
 static_assert(std::numeric_limits<float>::is_iec559 && std::numeric_limits<double>::is_iec559, "IEEE 754");
 
-constexpr std::int16_t kAirHu = -1000;  // what lies outside the field of view; trtseg/fit.py says the same
+constexpr std::int16_t kAirHu = -1000;  // of net pixels outside the native slice; trtseg/fit.py says the same
 
 // One axis of a Fit (trtseg/fit.py): how `native` pixels lie on `net` pixels.
+//
+// Positions are native pixels counted from `origin`, an integer, which is added last. So a slice that is padded by whole
+// pixels, with its origin moved along, gets the same positions, weights and sums to the last bit.
 struct Axis {
   int native, net;
-  double step;  // native pixels per net pixel
-  int offset, extent;  // the net pixels of the field of view: offset <= i < offset + extent
+  double step;         // native pixels per net pixel
+  int offset, extent;  // the net pixels that may show the slice: offset <= i < offset + extent; the others are air
+  int origin;          // the native pixel with which net pixel `offset` begins; below 0: beside the slice
 };
 
 // ---- prepare: native -> net -------------------------------------------------------------------------------------
 
 // The native pixels that make one net pixel: first .. first + count - 1. All pixels between the first and the last
-// have the same weight. count == 0: outside the field of view.
+// have the same weight. count == 0: the net pixel does not touch the slice.
 struct Span {
   int first, count;
   float head, body, tail;
@@ -48,21 +52,23 @@ HOST_DEVICE inline double at_least(double a, double b) { return a > b ? a : b; }
 HOST_DEVICE inline Span prepare_span(const Axis& a, int i) {
   if (i < a.offset || i >= a.offset + a.extent) return {0, 0, 0.0f, 0.0f, 0.0f};
   const int p = i - a.offset;
+  const double begin = -a.origin, end = static_cast<double>(a.native) - a.origin;  // the slice's edges
+  if (p * a.step >= end || (p + 1) * a.step <= begin) return {0, 0, 0.0f, 0.0f, 0.0f};
   if (a.step < 1.0) {  // enlarging: linear between the centres of two pixels
-    const double c = at_least(at_most((p + 0.5) * a.step - 0.5, a.native - 1.0), 0.0);
-    const int j = static_cast<int>(c);
+    const double c = at_least(at_most((p + 0.5) * a.step - 0.5, end - 1.0), begin);
+    const double j = floor(c);
+    const int first = a.origin + static_cast<int>(j);
     const float f = static_cast<float>(c - j);
     const float g = 1.0f - f;
-    if (j + 1 < a.native) return {j, 2, g, g, f};
-    return {j, 1, g, g, g};  // the last pixel: f is 0
+    if (first + 1 < a.native) return {first, 2, g, g, f};
+    return {first, 1, g, g, g};  // the last pixel: f is 0
   }
-  const double lo = at_most(p * a.step, a.native);  // shrinking: the area's mean
-  const double hi = at_most((p + 1) * a.step, a.native);
-  if (!(hi > lo)) return {a.native - 1, 1, 1.0f, 1.0f, 1.0f};  // rounding left nothing of the last interval
-  const int first = static_cast<int>(lo);
-  const int last = static_cast<int>(ceil(hi)) - 1;
-  return {first, last - first + 1, static_cast<float>((at_most(hi, first + 1.0) - lo) / (hi - lo)),
-          static_cast<float>(1.0 / (hi - lo)), static_cast<float>((hi - at_least(lo, last)) / (hi - lo))};
+  const double lo = at_least(p * a.step, begin);  // shrinking: the area's mean
+  const double hi = at_most((p + 1) * a.step, end);
+  const double first = floor(lo), last = ceil(hi) - 1.0;
+  return {a.origin + static_cast<int>(first), static_cast<int>(last - first) + 1,
+          static_cast<float>((at_most(hi, first + 1.0) - lo) / (hi - lo)), static_cast<float>(1.0 / (hi - lo)),
+          static_cast<float>((hi - at_least(lo, last)) / (hi - lo))};
 }
 
 // The value of a net pixel: each column of native pixels summed from top to bottom, then the sums from left to right.
@@ -116,8 +122,11 @@ struct Lerp {
   float g, f;  // weights of i and of i + 1; never negative
 };
 
+// A native voxel whose centre lies outside the net's grid gets two weights of 0. Its interpolated values are then 0,
+// which cascade_class and largest_class call background.
 HOST_DEVICE inline Lerp label_lerp(const Axis& a, int y) {
-  const double v = (y + 0.5) / a.step + a.offset - 0.5;
+  const double v = (y - a.origin + 0.5) / a.step + a.offset - 0.5;
+  if (v < -0.5 || v >= a.net - 0.5) return {v < 0.0 ? 0 : a.net - 1, 0.0f, 0.0f};
   const double c = at_least(at_most(v, a.net - 1.0), 0.0);
   const int i = static_cast<int>(c);
   const float f = static_cast<float>(c - i);

@@ -199,7 +199,7 @@ def both_push(backend: Any) -> None:
             for _ in backend.orders():
                 for sizes in ([1] * 13, [3, 5, 0, 1], [BATCH] * 3, [22]):
                     hu = ct(sum(sizes))
-                    feed, pieces = one.begin(hu.shape[1:], SPACING), []
+                    feed, pieces = one.begin(one.place(hu, SPACING)), []
                     for n, last in zip(sizes, accumulate(sizes), strict=True):
                         given = hu[last - n : last].copy()
                         pieces += feed.push(given)
@@ -215,7 +215,7 @@ def both_push_into_memory_of_the_caller(backend: Any) -> None:
     with opened(backend) as one:
         hu = ct(2 * BATCH + 3)
         out, pieces = nines(hu), []
-        feed = one.begin(hu.shape[1:], SPACING)
+        feed = one.begin(one.place(hu, SPACING))
         for z in range(0, len(hu), 3):
             pieces += feed.push(hu[z : z + 3], out[z : z + 3])
         pieces += feed.finish()
@@ -264,7 +264,7 @@ def both_a_feed_ends(backend: Any) -> None:
             return engine
 
     def begun() -> Any:
-        feed = one.begin(hu.shape[1:], SPACING)
+        feed = one.begin(one.place(hu, SPACING))
         feed.push(hu[: 2 * BATCH + 1])
         return feed
 
@@ -291,7 +291,7 @@ def both_a_feed_ends(backend: Any) -> None:
             feed.push(hu)
         assert (one.run(hu, SPACING)[0] == expected(hu, backend.dtype)).all()
         with pytest.raises(ArgumentError, match="spacing: got"):
-            one.begin(hu.shape[1:], (0.0, 1.0))
+            one.place(hu, (0.0, 1.0))
         feed = begun()
     for call in (lambda: feed.push(hu), lambda: one.run(hu, SPACING)):
         with pytest.raises(
@@ -328,7 +328,7 @@ def case_push_device_arrays(backend: Any) -> None:
         hu = ct(2 * BATCH + 3)
         for order in backend.orders():
             with backend.stream() as stream:
-                feed, outs = one.begin(hu.shape[1:], SPACING, stream=stream.handle), []
+                feed, outs = one.begin(one.place(hu, SPACING), stream=stream.handle), []
                 for z in range(0, len(hu), 3):
                     outs.append(stream.made_late(nines(hu[z : z + 3])))
                     feed.push(stream.made_late(hu[z : z + 3]), outs[-1])

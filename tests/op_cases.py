@@ -17,8 +17,8 @@ from trtseg.fit import Fit
 GUARD = 64  # bytes before and after every output
 GUARD_BYTE = 0xA5
 
-#: name -> native shape, spacing (sy, sx), net shape
-GEOMETRIES = {
+#: The whole field of view: name -> native shape, spacing (sy, sx), net shape.
+_WHOLE = {
     "one-pixel": ((1, 1), (1.0, 1.0), (1, 1)),
     "halve": ((512, 512), (0.7, 0.7), (256, 256)),
     "anisotropic-odd": ((233, 167), (1.3, 0.7), (64, 64)),
@@ -30,6 +30,26 @@ GEOMETRIES = {
     "to-one-pixel": ((33, 57), (1.0, 1.0), (1, 1)),
     "from-one-pixel": ((1, 1), (1.0, 1.0), (9, 8)),
     "one-row": ((1, 300), (1.0, 1.0), (31, 100)),
+}
+GEOMETRIES = {name: Fit.whole_field_of_view(*sizes) for name, sizes in _WHOLE.items()}
+
+
+def _placed(native: tuple, net: tuple, step: tuple, origin: tuple) -> Fit:
+    return Fit(native, net, step, (0, 0), net, origin)
+
+
+# Nets' grids that do not show the slice as a whole, or show it anywhere.
+GEOMETRIES |= {
+    "crop": _placed((90, 111), (32, 48), (2.3, 1.7), (7, 16)),
+    "crop-and-pad": _placed((60, 60), (32, 32), (1.9, 2.1), (-11, 25)),
+    "crop-halved": _placed((90, 111), (32, 48), (2.0, 2.0), (3, 5)),
+    "crop-identity": _placed((40, 50), (16, 32), (1.0, 1.0), (11, -6)),
+    "crop-enlarged": _placed((30, 20), (32, 48), (0.37, 0.8), (9, -7)),
+    "inside": _placed((30, 20), (64, 96), (1.4, 1.4), (-17, -50)),
+    "pixels-outside": _placed((5, 3), (40, 8), (0.25, 30.0), (-3, -100)),
+    "beside": _placed((30, 20), (16, 16), (1.5, 1.5), (30, 0)),
+    "far-beside": _placed((30, 20), (16, 16), (0.5, 0.5), (0, -5000)),
+    "part-of-the-grid": Fit((50, 60), (32, 32), (1.3, 1.3), (4, 7), (20, 9), (10, -4)),
 }
 WINDOW = (-100.0, 400.0)
 WINDOW2 = (-37.5, 187.25)
@@ -78,11 +98,6 @@ class Output:
             first = tuple(wrong[0]) if len(wrong) else "only in the sign of zeros or in NaN"
             raise AssertionError(f"{len(wrong)} of {got.size} elements differ, the first at {first}")
         return got
-
-
-def fit_of(name: str) -> Fit:
-    native, spacing, net = GEOMETRIES[name]
-    return Fit.whole_field_of_view(native, spacing, net)
 
 
 def slices(n: int, shape: tuple[int, int], seed: int = 0) -> np.ndarray:
@@ -167,19 +182,19 @@ def _check_labels(backend: Any, call: Callable[..., None], expected: tuple, fit:
 
 
 def case_prepare(backend: Any, geometry: str, n: int, dtype: Any) -> None:
-    fit = fit_of(geometry)
+    fit = GEOMETRIES[geometry]
     check_prepare(backend, slices(n, fit.native), fit, WINDOW, dtype)
 
 
 def case_gate(backend: Any, geometry: str, n: int, dtype_in: Any, dtype_out: Any) -> None:
-    h, w = GEOMETRIES[geometry][2]
+    h, w = GEOMETRIES[geometry].net
     l1 = logits((n, 1, h, w), dtype_in)
     for threshold in (0.0, -1.3862944):
         check_gate(backend, l1, slices(n, (h, w)), threshold, WINDOW2, dtype_out)
 
 
 def case_label(backend: Any, geometry: str, n: int, dtype: Any) -> None:
-    fit = fit_of(geometry)
+    fit = GEOMETRIES[geometry]
     l1, l2 = (logits((n, 1, *fit.net), dtype, seed) for seed in (1, 2))
     _, counts = check_label(backend, l1, l2, (0.0, 0.25), fit)
     if n > 1:
@@ -188,13 +203,13 @@ def case_label(backend: Any, geometry: str, n: int, dtype: Any) -> None:
 
 
 def case_label3(backend: Any, geometry: str, n: int, dtype: Any) -> None:
-    fit = fit_of(geometry)
+    fit = GEOMETRIES[geometry]
     check_label3(backend, logits((n, 3, *fit.net), dtype), fit)
 
 
 def case_skipped_slices(backend: Any, dtype: Any) -> None:
     """Tumour logits of a slice without a liver pixel change nothing: not running the tumour net is exact."""
-    fit = fit_of("anisotropic-odd")
+    fit = GEOMETRIES["anisotropic-odd"]
     l1 = logits((4, 1, *fit.net), dtype)
     l1[1] = -np.abs(np.nan_to_num(l1[1]))
     l1[2] = np.nan

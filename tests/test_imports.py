@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # where it belongs; a package's name stands for everything in it.
 LAYERS = [
     ["errors", "notice", "_core"],
-    ["volume", "fit", "spec", "phantom", "cuda", "labels"],
+    ["volume", "fit", "body", "spec", "phantom", "cuda", "labels"],
     ["reference", "io", "models"],
     ["metrics", "report"],
     ["engines"],

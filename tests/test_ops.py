@@ -3,6 +3,7 @@
 import ctypes
 import subprocess
 import sys
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -24,7 +25,6 @@ from op_cases import (
     check_label,
     check_label3,
     check_prepare,
-    fit_of,
     logits,
     slices,
 )
@@ -40,9 +40,11 @@ dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 # ---- The oracle, pinned. -----------------------------------------------------------------------------------
 
 
-def line_fit(native: int, net: int, step: float, offset: int = 0, extent: int | None = None) -> Fit:
+def line_fit(
+    native: int, net: int, step: float, offset: int = 0, extent: int | None = None, origin: int = 0
+) -> Fit:
     """One row of pixels."""
-    return Fit((1, native), (1, net), (1.0, step), (0, offset), (1, extent or net))
+    return Fit((1, native), (1, net), (1.0, step), (0, offset), (1, extent or net), (0, origin))
 
 
 def prepare_line(row: list[int], fit: Fit) -> list[int]:
@@ -77,6 +79,51 @@ def test_enlarging_interpolates_between_centres():
 
 def test_outside_the_field_of_view_is_air():
     assert prepare_line([7, 8], line_fit(2, 5, 1.0, offset=2, extent=2)) == [-1000, -1000, 7, 8, -1000]
+
+
+def test_a_grid_begins_anywhere_beside_or_inside_the_slice():
+    row = [10, 20, 30, 40, 50, 60]
+    assert prepare_line(row, line_fit(6, 2, 2.0, origin=1)) == [25, 45]
+    assert prepare_line(row, line_fit(6, 3, 1.5, origin=-2)) == [-1000, 10, 23]  # (20 + 30 / 2) / 1.5 = 23.3
+    assert prepare_line(row, line_fit(6, 3, 2.5, origin=3)) == [
+        48,
+        60,
+        -1000,
+    ]  # (40 + 50 + 60 / 2) / 2.5 = 48
+    assert prepare_line(row, line_fit(6, 4, 0.5, origin=2)) == [28, 32, 38, 42]  # 27.5 and 37.5: half to even
+    assert prepare_line(row, line_fit(6, 4, 0.5, origin=-1)) == [-1000, -1000, 10, 12]  # 12.5
+    assert prepare_line(row, line_fit(6, 2, 2.0, origin=6)) == [-1000, -1000]
+    assert prepare_line(row, line_fit(6, 2, 2.0, origin=-4)) == [-1000, -1000]
+
+
+def test_outside_the_grid_is_background():
+    fit = line_fit(8, 2, 2.0, origin=2)
+    assert label_line([1, 1], [-1, 1], (0, 0), fit) == (
+        [0, 0, 1, 1, 2, 2, 0, 0],
+        [[2, 2]],
+    )  # l2: -1 -0.5 0.5 1
+    three = np.array([[-9, -9], [5, 5], [5, 7]], np.float32).reshape(1, 3, 1, 2)
+    assert reference.label3(three, fit)[0].tolist() == [[[0, 0, 1, 2, 2, 2, 0, 0]]]
+
+
+@dtypes
+@pytest.mark.parametrize("pad", [(1, 0, 0, 0), (0, 0, 1, 0), (3, 5, 2, 7), (100, 0, 31, 1)])
+def test_padding_a_slice_does_not_change_what_the_net_sees(pad, dtype):
+    top, bottom, left, right = pad
+    hu = slices(3, (60, 70))
+    hu[:, :4] = hu[:, -4:] = hu[..., :4] = hu[..., -4:] = AIR_HU
+    logit = logits((3, 1, 32, 32), dtype)
+    fit = Fit((60, 70), (32, 32), (1.7, 1.7), (0, 0), (32, 32), (3, 5))
+    shape = (60 + top + bottom, 70 + left + right)
+    padded = replace(fit, native=shape, origin=(3 + top, 5 + left))
+    expected = check_prepare(CPU, hu, fit, WINDOW, dtype)
+    wide = np.pad(hu, ((0, 0), (top, bottom), (left, right)), constant_values=AIR_HU)
+    for got, same in zip(check_prepare(CPU, wide, padded, WINDOW, dtype), expected, strict=True):
+        assert got.tobytes() == same.tobytes()
+    labels, counts = check_label(CPU, logit, logit, (0.0, 0.5), fit)
+    wide, wide_counts = check_label(CPU, logit, logit, (0.0, 0.5), padded)
+    assert (wide[:, top : top + 60, left : left + 70] == labels).all()
+    assert (wide_counts >= counts).all()
 
 
 def test_window_clamps():
@@ -125,15 +172,34 @@ def test_the_largest_of_three_wins_and_the_lowest_class_on_ties():
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_constant_in_constant_out(geometry):
-    fit = fit_of(geometry)
+    fit = GEOMETRIES[geometry]
     for hu in (-32768, -1000, 77, 32767):
         hu_net, _ = reference.prepare(np.full((1, *fit.native), hu, np.int16), fit, WINDOW)
-        inside = hu_net[0, fit.offset[0] :, fit.offset[1] :][: fit.extent[0], : fit.extent[1]]
-        assert (inside == hu).all()
-        assert (hu_net == AIR_HU).sum() >= hu_net.size - inside.size
+        assert (hu_net[0][np.ix_(*net_pixels_in_slice(fit))] == hu).all()
+        assert (hu_net[0][~np.logical_and.outer(*net_pixels_in_slice(fit))] == AIR_HU).all()
     ones = np.ones((1, 1, *fit.net), np.float32)
-    assert (reference.label(ones, ones, (0, 0), fit)[0] == 2).all()
-    assert (reference.label(ones, -ones, (0, 0), fit)[0] == 1).all()
+    inside = np.logical_and.outer(*native_pixels_in_grid(fit))
+    assert (reference.label(ones, ones, (0, 0), fit)[0] == 2 * inside).all()
+    assert (reference.label(ones, -ones, (0, 0), fit)[0] == inside).all()
+
+
+def net_pixels_in_slice(fit: Fit) -> list[np.ndarray]:
+    """Of each axis, whether a net pixel touches the slice."""
+    found = []
+    for n, m, r, o, e, origin in zip(*astuple(fit), strict=True):
+        i = np.arange(m)
+        lo = origin + (i - o) * r
+        found.append((i >= o) & (i < o + e) & (lo + r > 0) & (lo < n))
+    return found
+
+
+def native_pixels_in_grid(fit: Fit) -> list[np.ndarray]:
+    """Of each axis, whether the centre of a native pixel lies on a net pixel."""
+    found = []
+    for n, m, r, o, _, origin in zip(*astuple(fit), strict=True):
+        centre = np.arange(n) + 0.5
+        found.append((centre >= origin - o * r) & (centre < origin + (m - o) * r))
+    return found
 
 
 def test_halving_keeps_the_mean():
@@ -177,6 +243,24 @@ def test_widening_from_half():
 
 
 sides = st.integers(1, 40)
+steps, origins = st.floats(0.2, 9), st.integers(-60, 60)
+
+
+@given(
+    native=st.tuples(sides, sides),
+    net=st.tuples(sides, sides),
+    step=st.tuples(steps, steps),
+    origin=st.tuples(origins, origins),
+    seed=st.integers(0, 99),
+    dtype=st.sampled_from(DTYPES),
+)
+@settings(max_examples=120, deadline=None)
+def test_any_placement(native, net, step, origin, seed, dtype):
+    fit = Fit(native, net, step, (0, 0), net, origin)
+    check_prepare(CPU, slices(2, native, seed), fit, WINDOW, dtype)
+    l1, l2 = (logits((2, 1, *net), dtype, seed + i) for i in (0, 1))
+    check_label(CPU, l1, l2, (0.1, -0.2), fit)
+    check_label3(CPU, logits((2, 3, *net), dtype, seed), fit)
 
 
 @given(
@@ -199,7 +283,7 @@ def test_any_geometry(native, net, spacing, seed, dtype):
 @pytest.mark.parametrize("threads", [1, 4])
 def test_any_number_of_threads(threads):
     backend, n = NumpyBackend({"threads": threads}), 32  # enough work that four threads do start
-    fit = fit_of("halve")
+    fit = GEOMETRIES["halve"]
     check_prepare(backend, slices(n, fit.native), fit, WINDOW, np.float32)
     l1, l2 = (logits((n, 1, *fit.net), np.float32, seed) for seed in (0, 1))
     check_gate(backend, l1, slices(n, fit.net), 0.0, WINDOW2, np.float32)
@@ -208,7 +292,7 @@ def test_any_number_of_threads(threads):
 
 
 def test_mixed_precisions_of_the_two_nets():
-    fit = fit_of("anisotropic-odd")
+    fit = GEOMETRIES["anisotropic-odd"]
     l1, l2 = logits((2, 1, *fit.net), np.float32), logits((2, 1, *fit.net), np.float16)
     check_label(CPU, l1, l2, (0.0, 0.0), fit)
     check_label(CPU, l2, l1, (0.0, 0.0), fit)
@@ -216,7 +300,7 @@ def test_mixed_precisions_of_the_two_nets():
 
 def test_the_rounding_mode_of_the_process_does_not_matter():
     libm = ctypes.CDLL("libm.so.6")
-    fit = fit_of("anisotropic-odd")
+    fit = GEOMETRIES["anisotropic-odd"]
     hu = slices(2, fit.native)
     expected = reference.prepare(hu, fit, WINDOW, np.float16)
     hu_net, x1 = (np.empty_like(e) for e in expected)

@@ -23,6 +23,7 @@ from trtseg import _core, models
 from trtseg.engines.base import logits_of
 from trtseg.engines.calibration import FILE, open_reference, pack_slices
 from trtseg.errors import InputError, TrtsegError
+from trtseg.fit import Fit
 from trtseg.io.atomic import atomic
 from trtseg.models import manifest
 from trtseg.spec import ModelSpec
@@ -66,7 +67,8 @@ def choose(cases: Sequence[Case]) -> list[tuple[str, np.ndarray]]:
 def on_grid(hu: np.ndarray, spec: ModelSpec) -> np.ndarray:
     """Bring a slice ``[Y, X]`` to the net's grid ``[H, W]``; its pixels count as square."""
     out, x = np.empty((1, *spec.size), np.int16), np.empty((1, 1, *spec.size), np.float32)
-    _core.prepare(np.ascontiguousarray(hu[None]), spec.fit_slice(hu.shape, (1.0, 1.0)), spec.window, out, x)
+    fit = Fit.whole_field_of_view((hu.shape[0], hu.shape[1]), (1.0, 1.0), spec.size)
+    _core.prepare(np.ascontiguousarray(hu[None]), fit, spec.window, out, x)
     return out[0]
 
 

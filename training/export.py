@@ -142,7 +142,12 @@ def nets_of(checkpoints: Sequence[Path]) -> tuple[dict[str, UNet], int]:
 
 
 def export(
-    checkpoints: Sequence[Path], out: Path, thresholds: dict[str, float], provenance: dict[str, str]
+    checkpoints: Sequence[Path],
+    out: Path,
+    thresholds: dict[str, float],
+    provenance: dict[str, str],
+    *,
+    pixel_mm: float | None = None,
 ) -> CascadeSpec:
     """Export a model into the folder ``out``; see the module's docstring.
 
@@ -156,6 +161,8 @@ def export(
         Probability thresholds by role where they are not 0.5.
     provenance : dict
         ``version``, ``trained_on`` and ``licence`` of the `ModelSpec`.
+    pixel_mm : float, optional
+        Size of the nets' pixels: the nets see the body, see `trtseg.body`. Without it they see the field of view.
     """
     nets, size = nets_of(checkpoints)
     if unknown := set(thresholds) - set(nets) | set(thresholds) & {"one-step"}:
@@ -164,7 +171,8 @@ def export(
         role: ModelSpec(
             role=role,
             size=(size, size),
-            fit="fit",
+            fit="fit" if pixel_mm is None else "body",
+            pixel_mm=pixel_mm,
             window=WINDOW[role],
             threshold=thresholds.get(role, 0.5),
             classes=("background", "liver", "tumour") if role == "one-step" else (role,),
@@ -214,6 +222,12 @@ def main() -> None:
     )
     for role in ("liver", "tumour"):
         parser.add_argument(f"--{role}-threshold", type=float, metavar="P", help="probability (0.5)")
+    parser.add_argument(
+        "--pixel-mm",
+        type=float,
+        metavar="MM",
+        help="size of the nets' pixels, which are laid around the body",
+    )
     parser.add_argument("--version", default="0.0.0", help="of the model (0.0.0)")
     parser.add_argument("--trained-on", default="not stated", help="what the weights have seen, a sentence")
     parser.add_argument("--licence", default="not stated", help="under which the weights are")
@@ -229,6 +243,7 @@ def main() -> None:
         args.out,
         {role: t for role in ("liver", "tumour") if (t := getattr(args, f"{role}_threshold")) is not None},
         {"version": args.version, "trained_on": args.trained_on, "licence": args.licence},
+        pixel_mm=args.pixel_mm,
     )
     if args.calibration is not None:
         try:

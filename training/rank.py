@@ -32,7 +32,7 @@ def probabilities(files: ModelFiles, scan: Scan) -> tuple[np.ndarray, np.ndarray
     else:
         liver = shown[nets[0].role][1] > nets[0].logit_threshold
         p = np.where(liver, 1 / (1 + np.exp(-logits)), 0)[:, 0]
-    truth = place_labels(scan.label, nets[0].fit_slice(scan.hu.shape[1:], spacing)) == 2
+    truth = place_labels(scan.label, nets[0].fit_volume(scan.hu, spacing)) == 2
     return p.astype(np.float32).ravel(), truth.ravel()
 
 

@@ -51,8 +51,9 @@ def resize_labels(label: np.ndarray, spacing: tuple[float, float], size: int) ->
 def place_labels(label: np.ndarray, fit: Fit) -> np.ndarray:
     """Labels ``[n, Y, X]`` on the net's grid of ``fit``: those at the pixels' centres, 0 outside."""
     index, inside = [], []
-    for n, size, step, offset in zip(fit.native, fit.net, fit.step, fit.offset, strict=True):
-        at = np.floor((np.arange(size) - offset + 0.5) * step).astype(np.int64)
+    axes = zip(fit.native, fit.net, fit.step, fit.offset, fit.origin, strict=True)
+    for n, size, step, offset, origin in axes:
+        at = origin + np.floor((np.arange(size) - offset + 0.5) * step).astype(np.int64)
         index.append(at.clip(0, n - 1))
         inside.append((at >= 0) & (at < n))
     out = label[:, index[0][:, None], index[1][None, :]]

@@ -23,7 +23,7 @@ from trtseg.cuda import dlpack
 from trtseg.engines import open_engine, resolve_device
 from trtseg.engines.nvidia.runtime import check_batch, check_name
 from trtseg.errors import ArgumentError
-from trtseg.fit import AIR_HU
+from trtseg.fit import AIR_HU, Fit
 from trtseg.io import load
 from trtseg.labels.postprocess import PostProcess, postprocess
 from trtseg.result import Segmentation
@@ -219,7 +219,15 @@ class Segmenter:
             )
         self.label(np.full((1, rows, columns), AIR_HU, np.int16), spacing=spacing)
 
-    def label(self, hu: Any, *, spacing: tuple[float, float], out: Any = None, stream: int = 0) -> Any:
+    def label(
+        self,
+        hu: Any,
+        *,
+        spacing: tuple[float, float],
+        fit: Fit | None = None,
+        out: Any = None,
+        stream: int = 0,
+    ) -> Any:
         """Label slices that are in memory, by the nets alone: for a pipeline beside a scanner.
 
         There is no post-processing, no measurement and no provenance. With a CUDA device, ``hu`` and ``out`` may be
@@ -232,6 +240,9 @@ class Segmenter:
             Slices in Hounsfield units, C-contiguous: rows front to back, columns from the patient's right to left.
         spacing : (float, float)
             Millimetres along the axes of a slice, ``(sy, sx)``.
+        fit : Fit, optional
+            How the slices lie on the nets' grid, as `place` gives it. Without it these slices alone decide. Whoever
+            labels a scan slice by slice gives the same placement with each slice.
         out : uint8 [Z, Y, X], optional
             Where the labels go, C-contiguous; by default a new array on the host.
         stream : int
@@ -255,8 +266,22 @@ class Segmenter:
         if labels is not None and labels.shape != slices.shape:
             raise ArgumentError(f"out: got shape {labels.shape}; expected that of hu, {slices.shape}")
         with self._opened() as cascade:
-            made, _ = cascade.run(slices, spacing, labels, stream=stream)
+            made, _ = cascade.run(slices, spacing, labels, fit=fit, stream=stream)
         return made if out is None else out
+
+    def place(self, hu: Any, *, spacing: tuple[float, float]) -> Fit:
+        """Find out how slices lie on the grid of the nets, for `label`: where the patient is, not the picture.
+
+        Parameters
+        ----------
+        hu : int16 [Z, Y, X]
+            Slices in Hounsfield units, on the host or on the GPU: the whole scan, or the first slices of it.
+        spacing : (float, float)
+            Millimetres along the axes of a slice, ``(sy, sx)``.
+        """
+        slices = self._array(hu, "hu", np.int16)
+        with self._opened() as cascade:
+            return cascade.place(slices, spacing)
 
     def stages(self, hu: Any, *, spacing: tuple[float, float]) -> dict[str, float]:
         """Seconds that each stage of the cascade takes for a chunk of slices, in order.

@@ -16,8 +16,9 @@ AIR_HU = -1000
 class Fit:
     """Placement of a native slice ``[Y, X]`` on a net's grid ``[H, W]``.
 
-    Net pixel ``i`` of an axis covers the native interval ``[(i - offset) * step, (i - offset + 1) * step)``, in native
-    pixels. Pixels outside ``offset <= i < offset + extent`` lie outside the field of view and hold air.
+    Net pixel ``i`` of an axis covers the native interval from ``origin + (i - offset) * step`` to
+    ``origin + (i - offset + 1) * step``, in native pixels. Net pixels that lie outside the slice, or outside
+    ``offset <= i < offset + extent``, hold air. Native pixels whose centre lies outside the net's grid are background.
 
     Attributes
     ----------
@@ -26,7 +27,11 @@ class Fit:
     step : (float, float)
         Native pixels per net pixel, per axis. Both axes have the same millimetres per net pixel.
     offset, extent : (int, int)
-        First net pixel of the field of view, and the number of net pixels it covers, per axis.
+        First net pixel that may show the slice, and the number of net pixels that may, per axis.
+    origin : (int, int)
+        Native pixel with which net pixel ``offset`` begins, per axis: negative where the net's grid begins beside the
+        slice, positive where it begins inside. A slice that is padded by whole pixels, with its origin moved along,
+        gives the net the same input bit for bit.
     """
 
     native: tuple[int, int]
@@ -34,6 +39,7 @@ class Fit:
     step: tuple[float, float]
     offset: tuple[int, int]
     extent: tuple[int, int]
+    origin: tuple[int, int] = (0, 0)
 
     @classmethod
     def whole_field_of_view(
@@ -50,11 +56,7 @@ class Fit:
         net : (int, int)
             Rows and columns of the net's input.
         """
-        if min(native) < 1 or min(net) < 1:
-            raise ArgumentError(
-                f"native and net: got {native} and {net}; expected at least one pixel an axis"
-            )
-        check_spacing(spacing, "yx")
+        check_sizes(native, spacing, net)
         mm_per_pixel = max(n * s / m for n, s, m in zip(native, spacing, net, strict=True))
         step, offset, extent = [], [], []
         for n, s, m in zip(native, spacing, net, strict=True):
@@ -69,3 +71,10 @@ class Fit:
     def identity(cls, shape: tuple[int, int]) -> Fit:
         """Lay a slice on a grid of its own size, pixel on pixel."""
         return cls(shape, shape, (1.0, 1.0), (0, 0), shape)
+
+
+def check_sizes(native: tuple[int, int], spacing: tuple[float, float], net: tuple[int, int]) -> None:
+    """Raise an `ArgumentError` unless a slice and a net of these sizes exist and the spacing is a length."""
+    if min(native) < 1 or min(net) < 1:
+        raise ArgumentError(f"native and net: got {native} and {net}; expected at least one pixel an axis")
+    check_spacing(spacing, "yx")

@@ -41,7 +41,7 @@ def prepare(
     Returns
     -------
     hu_net : int16 [n, H, W]
-        Area mean where the slice shrinks, linear interpolation where it grows, air outside the field of view.
+        Area mean where the slice shrinks, linear interpolation where it grows, air where there is no slice.
     x1 : dtype [n, 1, H, W]
         ``clamp((hu_net - lo) / (hi - lo), 0, 1)``.
 
@@ -154,22 +154,25 @@ def label3(logits: Array, fit: Fit) -> tuple[Array, Array]:
 
 
 def _prepare_taps(fit: Fit, axis: int) -> dict[int, list[_Tap]]:
-    """For each net pixel in the field of view: the native pixels it is made of, with their weights."""
-    n, r, o = fit.native[axis], float(fit.step[axis]), fit.offset[axis]
+    """For each net pixel that touches the slice: the native pixels it is made of, with their weights."""
+    r, o, origin = float(fit.step[axis]), fit.offset[axis], fit.origin[axis]
+    begin, end = (
+        float(-origin),
+        float(fit.native[axis] - origin),
+    )  # the slice's edges, counted from the origin
     taps: dict[int, list[_Tap]] = {}
     for i in range(o, o + fit.extent[axis]):
+        lo, hi = max((i - o) * r, begin), min((i - o + 1) * r, end)
+        if lo >= end or hi <= begin:
+            continue
         if r < 1:  # enlarging: linear between the centres of two pixels
-            c = min(max((i - o + 0.5) * r - 0.5, 0.0), n - 1.0)
+            c = min(max((i - o + 0.5) * r - 0.5, begin), end - 1.0)
             j = math.floor(c)
             f = np.float32(c - j)
-            taps[i] = [(j, _ONE - f), (min(j + 1, n - 1), f)]
+            taps[i] = [(origin + j, _ONE - f), (origin + min(j + 1, int(end) - 1), f)]
             continue
-        lo, hi = min((i - o) * r, float(n)), min((i - o + 1) * r, float(n))  # shrinking: the area's mean
-        if hi > lo:
-            js = range(math.floor(lo), math.ceil(hi))
-            taps[i] = [(j, np.float32((min(hi, j + 1) - max(lo, j)) / (hi - lo))) for j in js]
-        else:  # rounding left nothing of the last pixel's interval
-            taps[i] = [(n - 1, _ONE)]
+        js = range(math.floor(lo), math.ceil(hi))  # shrinking: the area's mean
+        taps[i] = [(origin + j, np.float32((min(hi, j + 1) - max(lo, j)) / (hi - lo))) for j in js]
     return taps
 
 
@@ -196,11 +199,12 @@ def _to_native(d: Array, fit: Fit) -> Array:
 
 def _label_taps(fit: Fit, axis: int) -> tuple[Array, Array, Array, Array]:
     m, r, o = fit.net[axis], float(fit.step[axis]), fit.offset[axis]
-    v = (np.arange(fit.native[axis], dtype=np.float64) + 0.5) / r + o - 0.5
+    v = (np.arange(fit.native[axis], dtype=np.float64) - fit.origin[axis] + 0.5) / r + o - 0.5
     c = np.clip(v, 0.0, m - 1.0)
     i0 = np.floor(c).astype(np.int64)
     f = (c - i0).astype(np.float32)
-    return i0, np.minimum(i0 + 1, m - 1), _ONE - f, f
+    inside = ((v >= -0.5) & (v < m - 0.5)).astype(np.float32)  # outside the grid all values are 0: background
+    return i0, np.minimum(i0 + 1, m - 1), inside * (_ONE - f), inside * f
 
 
 def _counts(labels: Array) -> Array:

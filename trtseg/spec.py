@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from trtseg.body import place_body, place_picture
 from trtseg.errors import ModelError
 from trtseg.fit import Fit
 
@@ -32,6 +34,7 @@ class ModelSpec:
     size : (int, int)
         Rows and columns ``(H, W)`` of the net's input ``[n, 1, H, W]``.
     fit : str
+        ``body``: the net's pixels have ``pixel_mm``, and ``size`` is laid around the patient's body (`trtseg.body`);
         ``fit``: the field of view is scaled uniformly into ``size`` and padded with air; ``native``: a slice must have
         that shape already.
     window : (float, float)
@@ -42,6 +45,8 @@ class ModelSpec:
         Meaning of each output channel.
     version, trained_on, licence, intended_use : str
         Provenance.
+    pixel_mm : float or None
+        Size of the net's pixels with ``body``, unless a large body needs larger ones; None with the others.
     """
 
     role: str
@@ -54,6 +59,7 @@ class ModelSpec:
     trained_on: str
     licence: str
     intended_use: str
+    pixel_mm: float | None = None
 
     def __post_init__(self) -> None:
         for field in ("size", "window", "classes"):  # JSON has lists only
@@ -66,8 +72,13 @@ class ModelSpec:
                 raise ModelError(f"{field}: got {getattr(self, field)!r}; expected text")
         if self.role not in _CHANNELS:
             raise ModelError(f"role: got {self.role!r}; expected one of {', '.join(_CHANNELS)}")
-        if self.fit not in ("fit", "native"):
-            raise ModelError(f"fit: got {self.fit!r}; expected 'fit' or 'native'")
+        if self.fit not in ("body", "fit", "native"):
+            raise ModelError(f"fit: got {self.fit!r}; expected 'body', 'fit' or 'native'")
+        if self.fit != "body":
+            if self.pixel_mm is not None:
+                raise ModelError(f"pixel_mm: got {self.pixel_mm!r}; fit {self.fit!r} has none, leave it out")
+        elif self.pixel_mm is None or not _is_number(self.pixel_mm) or not self.pixel_mm > 0:
+            raise ModelError(f"pixel_mm: got {self.pixel_mm!r}; fit 'body' needs a positive number of mm")
         if len(self.size) != 2 or not all(type(n) is int and n >= 1 for n in self.size):
             raise ModelError(f"size: got {self.size}; expected rows and columns")
         if (
@@ -93,25 +104,38 @@ class ModelSpec:
         """The threshold as a logit, rounded to FP32: ``p > t`` is tested as ``logit > log(t / (1 - t))``."""
         return float(np.float32(math.log(self.threshold / (1 - self.threshold))))
 
+    def fit_volume(self, hu: NDArray[np.int16], spacing: tuple[float, float]) -> Fit:
+        """Place the slices of a CT ``[Z, Y, X]`` in HU, with ``spacing`` (sy, sx) in mm, on this net's grid."""
+        if self.pixel_mm is not None:
+            return place_body(hu, spacing, self.size, self.pixel_mm)
+        return self.fit_slice((hu.shape[1], hu.shape[2]), spacing)
+
     def fit_slice(self, shape: tuple[int, int], spacing: tuple[float, float]) -> Fit:
-        """Place a slice of ``shape`` (Y, X) with ``spacing`` (sy, sx) in mm on this net's grid."""
+        """Place slices of ``shape`` (Y, X) with ``spacing`` (sy, sx) in mm, whatever they show, on this net's grid.
+
+        With ``body`` this is a guess that holds for most CTs; `fit_volume` looks where the patient is.
+        """
+        if self.pixel_mm is not None:
+            return place_picture(shape, spacing, self.size, self.pixel_mm)
         if self.fit == "fit":
             return Fit.whole_field_of_view(shape, spacing, self.size)
         if shape != self.size:
             raise ModelError(
                 f"slices of {shape[0]}x{shape[1]} do not fit a {self.role} net of native size "
-                f"{self.size[0]}x{self.size[1]}; resample them or use a model with fit 'fit'"
+                f"{self.size[0]}x{self.size[1]}; resample them or use a model with fit 'body'"
             )
         return Fit.identity(shape)
 
     def to_json(self) -> str:
         """Serialise; the inverse of `from_json`."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        values = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        return json.dumps(values, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> ModelSpec:
         """Read the text that `to_json` wrote."""
-        return cls(**checked_fields("spec", decoded("spec", text), {f.name for f in dataclasses.fields(cls)}))
+        names = {f.name for f in dataclasses.fields(cls)}
+        return cls(**checked_fields("spec", decoded("spec", text), names, optional={"pixel_mm"}))
 
 
 @dataclass(frozen=True)
@@ -144,8 +168,8 @@ class CascadeSpec:
         if not isinstance(self.sha256, dict) or not all(isinstance(v, str) for v in self.sha256.values()):
             raise ModelError(f"sha256: got {self.sha256!r}; expected a hash for each file name")
         check_roles([net.role for net in self.nets])
-        if len({(net.size, net.fit) for net in self.nets}) != 1:
-            raise ModelError("nets: the nets of a cascade must share size and fit")
+        if len({(net.size, net.fit, net.pixel_mm) for net in self.nets}) != 1:
+            raise ModelError("nets: the nets of a cascade must share size, fit and pixel_mm")
 
 
 def check_roles(roles: object) -> None:
@@ -166,12 +190,18 @@ def decoded(name: str, text: str) -> Any:
         raise ModelError(f"{name}: not JSON ({error}); export the model again") from error
 
 
-def checked_fields(name: str, values: Any, expected: set[str]) -> dict[str, Any]:
-    """Return ``values``, if it is a JSON object with exactly the ``expected`` keys; ``name`` is for the message."""
+def checked_fields(
+    name: str, values: Any, expected: set[str], *, optional: set[str] | None = None
+) -> dict[str, Any]:
+    """Return ``values``, if it is a JSON object with the ``expected`` keys, of which the ``optional`` may be missing.
+
+    ``name`` is for the message.
+    """
     got = set(values) if isinstance(values, dict) else set()
-    if got != expected:
+    required = expected - (optional or set())
+    if not required <= got <= expected:
         raise ModelError(
-            f"{name}: missing {sorted(expected - got)}, unknown {sorted(got - expected)}; "
+            f"{name}: missing {sorted(required - got)}, unknown {sorted(got - expected)}; "
             "the file was written by another version: export the model again"
         )
     fields: dict[str, Any] = values

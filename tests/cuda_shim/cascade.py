@@ -156,7 +156,7 @@ def the_host_copies_while_the_gpu_works() -> None:
     hu = ct(2 * BATCH + 1)
     with opened(BACKEND) as one:
         one.run(hu[:1], SPACING)
-        feed = one.begin(hu.shape[1:], SPACING)
+        feed = one.begin(one.place(hu, SPACING))
         BACKEND.runs.clear()
         played.schedule("eager")  # work runs as soon as it is launched
         assert feed.push(hu[: 2 * BATCH]) == []

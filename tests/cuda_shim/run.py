@@ -120,7 +120,7 @@ def memory_of_the_host() -> None:
 class Work:
     """Two slices through copy in, prepare, gate, label, copy out: a cascade without nets."""
 
-    fit = op_cases.fit_of("anisotropic-odd")
+    fit = op_cases.GEOMETRIES["anisotropic-odd"]
     l1 = op_cases.logits((2, 1, *fit.net), np.float32)
 
     def __init__(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from op_cases import WINDOW, WINDOW2, fit_of, logits, slices
+from op_cases import GEOMETRIES, WINDOW, WINDOW2, logits, slices
 
 from trtseg import _core, reference
 from trtseg.errors import ArgumentError, DeviceError
@@ -21,7 +21,7 @@ LONG = 200_000_000  # GPU cycles, some 0.1 s
 class Chunk:
     """Two slices through prepare, gate and label, on a stream of their own."""
 
-    fit = fit_of("anisotropic-odd")
+    fit = GEOMETRIES["anisotropic-odd"]
     l1 = logits((2, 1, *fit.net), np.float16)
 
     def __post_init__(self) -> None:

@@ -17,7 +17,6 @@ from op_cases import (
     case_prepare,
     case_skipped_slices,
     case_to_half,
-    fit_of,
     logits,
     slices,
 )
@@ -120,7 +119,7 @@ def test_more_slices_than_a_grid_is_deep(backend):
 def test_captured_in_a_graph_and_replayed_on_new_data():
     import torch
 
-    backend, fit = TorchBackend(), fit_of("anisotropic-odd")
+    backend, fit = TorchBackend(), GEOMETRIES["anisotropic-odd"]
     hu, l1 = slices(3, fit.native), logits((3, 1, *fit.net), np.float16)
     d_hu, d_l1 = torch.zeros_like(backend.put(hu)), torch.zeros_like(backend.put(l1))
     hu_net = torch.empty((3, *fit.net), dtype=torch.int16, device="cuda")
@@ -146,7 +145,7 @@ def test_captured_in_a_graph_and_replayed_on_new_data():
 
 
 def test_cupy_arrays_go_in_as_they_are(cupy):
-    fit = fit_of("anisotropic-odd")
+    fit = GEOMETRIES["anisotropic-odd"]
     hu = slices(2, fit.native)
     hu_net, x1 = cupy.empty((2, *fit.net), cupy.int16), cupy.empty((2, 1, *fit.net), cupy.float16)
     _core.prepare(cupy.asarray(hu), fit, WINDOW, hu_net, x1)

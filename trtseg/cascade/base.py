@@ -1,6 +1,6 @@
 """The contract of both cascades: slices are pushed in as they come, labels come back in the order of the slices.
 
-`begin` fixes the size and spacing of the slices and gives a feed. ``push`` takes slices, in order, and returns the
+`begin` fixes how the slices lie on the nets' grid and gives a feed. ``push`` takes slices, in order, and returns the
 labels that are ready; ``finish`` returns the rest. So the labels of a slice may come with a later call:
 
 - The CPU returns the labels of all slices with the ``push`` that brings them.
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from trtseg.cuda.arrays import CudaArray
 from trtseg.errors import ArgumentError
+from trtseg.fit import Fit
 
 #: Slices of a volume that are pushed at a time: enough to keep every core busy in the ops, few enough for the caches.
 CHUNK = 16
@@ -35,7 +36,7 @@ Progress = Callable[[str, float], None]
 
 
 class Feed(Protocol):
-    """Slices of one size and spacing on their way through a cascade."""
+    """Slices of one placement on their way through a cascade."""
 
     def push(self, hu: Hu, out: Labels | None = None) -> list[tuple[int, Labels]]:
         """Take the next slices.
@@ -73,15 +74,16 @@ class Cascade(Protocol):
     def provenance(self) -> dict[str, Any]:
         """What a result tells of device and engines."""
 
-    def begin(self, shape: tuple[int, int], spacing: tuple[float, float], *, stream: int = 0) -> Feed:
+    def place(self, hu: Hu, spacing: tuple[float, float]) -> Fit:
+        """Find out how slices ``[Z, Y, X]`` lie on the nets' grid: one placement for all of them."""
+
+    def begin(self, fit: Fit, *, stream: int = 0) -> Feed:
         """Begin a feed of slices.
 
         Parameters
         ----------
-        shape : (int, int)
-            Rows and columns, ``[Y, X]``.
-        spacing : (float, float)
-            Millimetres along the axes of a slice, ``(sy, sx)``.
+        fit : Fit
+            How the slices lie on the nets' grid, as `place` gives it.
         stream : int
             CUDA stream on which arrays on the GPU are made and will be used, beside the streams that they name.
         """
@@ -92,6 +94,7 @@ class Cascade(Protocol):
         spacing: tuple[float, float],
         out: Labels | None = None,
         *,
+        fit: Fit | None = None,
         stream: int = 0,
         progress: Progress | None = None,
     ) -> tuple[Labels, Timings]:
@@ -105,6 +108,8 @@ class Cascade(Protocol):
             Millimetres along the axes of a slice, ``(sy, sx)``.
         out : uint8 [Z, Y, X], optional
             Where the labels go; by default a new array on the host.
+        fit : Fit, optional
+            Placement of the slices; by default that which `place` finds.
         stream : int
             As for `begin`.
         progress : callable, optional

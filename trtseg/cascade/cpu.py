@@ -42,11 +42,17 @@ class Cascade:
             self._x2 = np.empty((CHUNK, 1, height, width), last.dtype)
             self._l2 = np.zeros((CHUNK, 1, height, width), last.dtype)
 
-    def begin(self, shape: tuple[int, int], spacing: tuple[float, float], *, stream: int = 0) -> _Feed:
-        """Begin a feed of slices ``[Y, X]``; the CPU has no streams."""
+    def place(self, hu: NDArray[np.int16], spacing: tuple[float, float]) -> Fit:
+        """Place slices on the nets' grid."""
         if not self._engines:
             raise DeviceError("cascade: got slices for a cascade that is closed; open another")
-        self._feed = _Feed(self, self._engines[0].spec.fit_slice(shape, spacing))
+        return self._engines[0].spec.fit_volume(hu, spacing)
+
+    def begin(self, fit: Fit, *, stream: int = 0) -> _Feed:
+        """Begin a feed of slices; the CPU has no streams."""
+        if not self._engines:
+            raise DeviceError("cascade: got slices for a cascade that is closed; open another")
+        self._feed = _Feed(self, fit)
         return self._feed
 
     def run(
@@ -55,11 +61,12 @@ class Cascade:
         spacing: tuple[float, float],
         out: NDArray[np.uint8] | None = None,
         *,
+        fit: Fit | None = None,
         stream: int = 0,
         progress: Progress | None = None,
     ) -> tuple[NDArray[np.uint8], Timings]:
         """Label a volume ``[Z, Y, X]``."""
-        feed = self.begin((hu.shape[1], hu.shape[2]), spacing)
+        feed = self.begin(fit or self.place(hu, spacing))
         return run_volume(feed, hu, out, progress), feed.timings
 
     def stages(self, hu: NDArray[np.int16], spacing: tuple[float, float]) -> Timings:

@@ -22,7 +22,7 @@ from trtseg.cascade.base import Hu, Labels, Progress, Timings, check_slices, end
 from trtseg.cascade.lane import Lane
 from trtseg.cuda import dlpack
 from trtseg.cuda.arrays import CudaArray
-from trtseg.cuda.device import Device, Resources, errors
+from trtseg.cuda.device import Device, Resources, errors, to_host
 from trtseg.engines.base import GpuEngine
 from trtseg.errors import ArgumentError, DeviceError, OutOfMemoryError, TrtsegError
 from trtseg.fit import Fit
@@ -65,9 +65,6 @@ class CudaCascade:
         self._contexts: list[tuple[GpuEngine, ...]] = []  # of each lane
         self._opened = ExitStack()  # closes contexts and nets
         self._lanes: list[Lane] = []
-        self._slices: tuple[tuple[int, int], tuple[float, float]] | None = (
-            None  # shape and spacing of the lanes
-        )
         self._fit: Fit | None = None  # of the lanes
         self._feed: CudaFeed | None = None
         self._unusable: str | None = None
@@ -87,22 +84,30 @@ class CudaCascade:
         with self._device:
             return dlpack.view(array, name, dtype, 3, device=self._device.index, stream=self._handover)
 
-    def begin(self, shape: tuple[int, int], spacing: tuple[float, float], *, stream: int = 0) -> CudaFeed:
-        """Begin a feed of slices ``[Y, X]``; makes lanes where the last feed had other slices."""
-        if self._unusable is not None:
-            raise DeviceError(self._unusable)
+    def place(self, hu: Hu, spacing: tuple[float, float]) -> Fit:
+        """Place slices on the nets' grid; slices on the GPU are copied to the host where the patient is searched."""
+        self._check_usable()
+        if not self._contexts:  # there was no memory for them
+            self._open_nets(self._batch)
+        spec = self._contexts[0][0].spec
+        if not isinstance(hu, CudaArray):
+            return spec.fit_volume(hu, spacing)
+        if spec.fit != "body":
+            return spec.fit_slice((hu.shape[1], hu.shape[2]), spacing)
+        with self._working():
+            return spec.fit_volume(to_host(hu), spacing)
+
+    def begin(self, fit: Fit, *, stream: int = 0) -> CudaFeed:
+        """Begin a feed of slices; makes lanes where the last feed had another placement."""
+        self._check_usable()
         if self._feed is not None:
             self._feed.close()
-        slices = (shape[0], shape[1]), (spacing[0], spacing[1])
-        if slices != self._slices or not self._lanes:
+        if fit != self._fit or not self._lanes:
             if not self._contexts:  # there was no memory for them
                 self._open_nets(self._batch)
-            fit = self._contexts[0][0].spec.fit_slice(*slices)
-            if fit != self._fit or not self._lanes:
-                with self._working():
-                    self._make_lanes(fit)
-            self._slices = slices
-        self._feed = CudaFeed(self, self._lanes, slices[0], self._batch, stream)
+            with self._working():
+                self._make_lanes(fit)
+        self._feed = CudaFeed(self, self._lanes, fit.native, self._batch, stream)
         return self._feed
 
     def run(
@@ -111,11 +116,12 @@ class CudaCascade:
         spacing: tuple[float, float],
         out: Labels | None = None,
         *,
+        fit: Fit | None = None,
         stream: int = 0,
         progress: Progress | None = None,
     ) -> tuple[Labels, Timings]:
         """Label a volume ``[Z, Y, X]``."""
-        feed = self.begin((hu.shape[1], hu.shape[2]), spacing, stream=stream)
+        feed = self.begin(fit or self.place(hu, spacing), stream=stream)
         labels = run_volume(feed, hu, out, progress)
         return labels, {"cascade on the GPU": feed.seconds}
 
@@ -123,7 +129,7 @@ class CudaCascade:
         """Seconds in each stage of a chunk, launched step by step without graphs; its tumour net runs in any case."""
         if not 1 <= len(hu) <= self._batch:
             raise ArgumentError(f"hu: got {len(hu)} slices; expected from 1 to {self._batch}, the batch")
-        self.begin((hu.shape[1], hu.shape[2]), spacing).close()
+        self.begin(self.place(hu, spacing)).close()
         with self._working():
             return self._lanes[0].stages(hu)
 
@@ -137,6 +143,10 @@ class CudaCascade:
                     stack.callback(close)
         except TrtsegError as error:  # the context is lost, and everything in it
             log.warning("GPU memory could not be given back (%s)", error)
+
+    def _check_usable(self) -> None:
+        if self._unusable is not None:
+            raise DeviceError(self._unusable)
 
     @contextmanager
     def _working(self) -> Iterator[None]:
@@ -175,7 +185,7 @@ class CudaCascade:
         self._nets.keep_compiled()
 
     def _close_lanes(self) -> None:
-        self._slices = self._fit = None
+        self._fit = None
         while self._lanes:
             self._lanes.pop(0).close()
 

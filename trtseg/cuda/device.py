@@ -251,3 +251,14 @@ def download(dst: NDArray[Any], src: CudaArray, stream: Stream) -> None:
     assert dst.nbytes == src.nbytes
     with errors():
         driver.memcpy_dtoh_async(dst, src.address, stream._stream)
+
+
+def to_host(src: CudaArray) -> NDArray[Any]:
+    """Copy an array from the GPU, after all work that was enqueued there."""
+    import pycuda.driver as driver
+
+    dst = np.empty(src.shape, src.dtype)
+    with errors():
+        driver.Context.synchronize()
+        driver.memcpy_dtoh(dst, src.address)
+    return dst

@@ -104,7 +104,7 @@ def show(
         Role of each net to its input ``[k, 1, H, W]`` and its logits ``[k, channels, H, W]``, both float32.
     """
     first = nets[0]
-    fit = first.fit_slice((hu.shape[1], hu.shape[2]), spacing)
+    fit = first.fit_volume(hu, spacing)
     hu_net, images = (
         np.empty((len(hu), *first.size), np.int16),
         np.empty((len(hu), 1, *first.size), np.float32),

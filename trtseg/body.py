@@ -1,0 +1,190 @@
+"""Where the patient is in a CT, and how a net's grid is laid around the patient instead of the picture.
+
+The rule has four steps, and each depends on the values in the picture alone, not on where they stand in it:
+
+1. The *frame* is the smallest box, over all slices, that holds every voxel above -1000 HU. The frame of a CT with noise
+   in its air is the picture, and is known after one slice. The frame of a padded CT is the CT without the padding. A
+   frame that is wider than high grows at its front to a square: some scanners mask the air in front of a patient,
+   more in one slice than in another, and a field of view is square.
+2. The *body* is the smallest box, over all slices, that holds everything above -400 HU that is at least 24 mm thick.
+   Table tops, cushions, blankets and tubes are thinner.
+3. The net's pixels have the size that the model wants. Where the body would be cut, they grow in steps of one eighth.
+4. The net's grid is centred on the frame. Where the body's centre is more than 24 net pixels away from the centre of
+   the grid, the grid moves by as few steps of 16 net pixels as bring it there, or by as many as a body needs that would
+   be cut. Sixteen is the largest stride of the nets: they see a picture that moved by 16 pixels almost as before.
+
+Steps 3 and 4 are coarse on purpose. The first slices of a CT mostly give the placement of the whole CT, and CTs of one
+protocol share one placement.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtseg.errors import ArgumentError
+from trtseg.fit import AIR_HU, Fit, check_sizes
+
+#: Voxels of the body are above this many HU: fat is, lung and foam are not.
+BODY_HU = -400
+#: What is thinner than this, in mm, is no body.
+THICK_MM = 24.0
+#: The body is searched on voxels about this far apart, in mm.
+SAMPLE_MM = 6.0
+#: A grid grows by this fraction of its pixel size at a time.
+GROWTH = 1 / 8
+#: A grid moves by this many net pixels at a time.
+MOVE = 16
+#: A grid stays where it is while the body's centre is at most this many net pixels away from the grid's centre.
+OFF_CENTRE = 24
+
+#: First row, end of the rows, first column, end of the columns.
+Box = tuple[int, int, int, int]
+
+
+def place_body(
+    hu: NDArray[np.int16], spacing: tuple[float, float], net: tuple[int, int], pixel_mm: float
+) -> Fit:
+    """Lay a net's grid around the patient: one placement for all slices of a CT.
+
+    Parameters
+    ----------
+    hu : int16 [Z, Y, X]
+        The CT in HU.
+    spacing : (float, float)
+        Millimetres between rows and between columns.
+    net : (int, int)
+        Rows and columns of the net's input.
+    pixel_mm : float
+        Size of a net pixel in mm, unless the body needs larger ones.
+
+    Returns
+    -------
+    Fit
+        The placement. Where nothing is thick enough for a body, everything above -1000 HU counts as the body. A CT of
+        nothing but air, or without slices, is placed by the centre of the picture.
+
+    Raises
+    ------
+    ArgumentError
+        ``hu`` has not three axes, or a size is not positive.
+    """
+    if hu.ndim != 3:
+        raise ArgumentError(f"hu: got shape {hu.shape}; expected slices [Z, Y, X]")
+    shape = (hu.shape[1], hu.shape[2])
+    check_sizes(shape, spacing, net)
+    frame = _frame(hu)
+    if frame is None:
+        return place_picture(shape, spacing, net, pixel_mm)
+    return _place(shape, spacing, net, pixel_mm, frame, _body(hu, spacing, frame) or frame)
+
+
+def place_picture(
+    shape: tuple[int, int], spacing: tuple[float, float], net: tuple[int, int], pixel_mm: float
+) -> Fit:
+    """Lay a net's grid around the centre of a picture of which nobody knows yet where the patient is.
+
+    `place_body` gives the same placement for most CTs.
+    """
+    check_sizes(shape, spacing, net)
+    centre = (shape[0] // 2, shape[0] // 2 + shape[0] % 2, shape[1] // 2, shape[1] // 2 + shape[1] % 2)
+    frame = (0, shape[0], 0, shape[1])
+    return _place(shape, spacing, net, pixel_mm, frame, centre)
+
+
+def _frame(hu: NDArray[np.int16]) -> Box | None:
+    """The box of all voxels above air, over all slices; None if there is none."""
+    rows, columns = hu.shape[1:]
+    y0, y1, x0, x1 = rows, 0, columns, 0
+    for plane in hu:
+        if (y0, y1, x0, x1) == (0, rows, 0, columns):
+            break  # the usual case, after the first slice
+        if y0 >= y1:  # nothing yet
+            box = _bounds(plane > AIR_HU)
+            if box is not None:
+                y0, y1, x0, x1 = box
+            continue
+        above, below = plane[:y0], plane[y1:]
+        left, right = plane[y0:y1, :x0], plane[y0:y1, x1:]
+        if any(part.size and part.max() > AIR_HU for part in (above, below, left, right)):
+            box = _bounds(plane > AIR_HU)
+            assert box is not None
+            y0, y1, x0, x1 = min(y0, box[0]), max(y1, box[1]), min(x0, box[2]), max(x1, box[3])
+    return (y0, y1, x0, x1) if y0 < y1 else None
+
+
+def _body(hu: NDArray[np.int16], spacing: tuple[float, float], frame: Box) -> Box | None:
+    """The box of everything thick above `BODY_HU`, to half a `SAMPLE_MM`, over all slices; None if there is none.
+
+    The samples begin at the frame's corner, so that padding does not change which voxels are looked at.
+    """
+    strides = [max(1, round(SAMPLE_MM / s)) for s in spacing]
+    mask = hu[:, frame[0] : frame[1] : strides[0], frame[2] : frame[3] : strides[1]] > BODY_HU
+    thick = []  # samples
+    for axis, (stride, s) in enumerate(zip(strides, spacing, strict=True), start=1):
+        n = mask.shape[axis]
+        k = min(n, max(1, round(THICK_MM / (stride * s))))
+        thick.append(k)
+        mask = np.moveaxis(mask, axis, 0)
+        eroded = mask[: n - k + 1].copy()
+        for i in range(1, k):
+            eroded &= mask[i : n - k + 1 + i]
+        mask = np.moveaxis(eroded, 0, axis)
+    anywhere: NDArray[np.bool_] = np.logical_or.reduce(mask, axis=0)
+    found = _bounds(anywhere)
+    if found is None:
+        return None
+    box = []
+    for axis in (0, 1):
+        stride, half = strides[axis], strides[axis] // 2
+        first, last = found[2 * axis], found[2 * axis + 1] - 1 + thick[axis] - 1  # samples inside the body
+        begin, end = frame[2 * axis], frame[2 * axis + 1]
+        box += [max(begin, begin + first * stride - half), min(end, begin + last * stride + half + 1)]
+    return box[0], box[1], box[2], box[3]
+
+
+def _bounds(mask: NDArray[np.bool_]) -> Box | None:
+    """The box of the true elements of a mask ``[Y, X]``; None if there are none."""
+    y, x = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return (int(y[0]), int(y[-1]) + 1, int(x[0]), int(x[-1]) + 1) if len(y) else None
+
+
+def _place(
+    shape: tuple[int, int],
+    spacing: tuple[float, float],
+    net: tuple[int, int],
+    pixel_mm: float,
+    frame: Box,
+    body: Box,
+) -> Fit:
+    """The grid on a frame with a body in it; steps 3 and 4 of the rule."""
+    if not (math.isfinite(pixel_mm) and pixel_mm > 0):
+        raise ArgumentError(f"pixel_mm: got {pixel_mm}; expected a positive number of millimetres")
+    size_mm = [(body[2 * a + 1] - body[2 * a]) * spacing[a] for a in (0, 1)]
+    needed = max(size / (m * pixel_mm) for size, m in zip(size_mm, net, strict=True))
+    mm = pixel_mm * (1 + GROWTH * max(0, math.ceil((needed - 1) / GROWTH - 1e-9)))
+    step = (mm / spacing[0], mm / spacing[1])
+    height, width = frame[1] - frame[0], frame[3] - frame[2]
+    square = max(height, width * spacing[1] / spacing[0])
+    rows = _origin(frame[1], square, (body[0], body[1]), step[0], net[0])
+    columns = _origin(frame[3], width, (body[2], body[3]), step[1], net[1])
+    return Fit(shape, net, step, (0, 0), net, (rows, columns))
+
+
+def _origin(end: int, length: float, body: tuple[int, int], step: float, net: int) -> int:
+    """The native pixel with which the net's grid begins, on one axis.
+
+    All positions are counted from the end of the frame, so that they do not change where the frame moves in the
+    picture. ``length`` is that of the frame.
+    """
+    first, last = body[0] - end, body[1] - end
+    centred = -length / 2 - net / 2 * step
+    off = ((first + last) / 2 - centred) / step - net / 2  # net pixels
+    room = net / 2 - (last - first) / (2 * step)  # how far off its centre a body is not cut
+    allowed = min(OFF_CENTRE, room)
+    move = MOVE * max(0, math.ceil((abs(off) - allowed) / MOVE))
+    if move - abs(off) > allowed:  # a step of 16 pixels is too coarse for a body this large
+        move = round(abs(off))
+    return end + round(centred + math.copysign(move, off) * step)
