@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # A module may import modules of its own layer and of the layers before it in this list. Add a new module
 # where it belongs; a package's name stands for everything in it.
 LAYERS = [
-    ["errors", "notice", "_core"],
+    ["errors", "notice", "warnings", "_core"],
     ["volume", "fit", "body", "spec", "phantom", "cuda", "labels"],
     ["reference", "io", "models"],
     ["metrics", "report"],
