@@ -17,7 +17,7 @@ PACKAGE_FILES := $(shell find trtseg -type f -not -name '*.py[co]' -not -name '*
 PIP_INSTALL = bin/python -m pip install -qq --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-gpu sanitize-gpu bench bench-gpu gpu-extension lint train results clean
+.PHONY: help demo test test-gpu sanitize-gpu bench bench-gpu gpu-kit gpu-extension lint train results clean
 
 help:
 	@echo 'make demo       install, get a CT, segment it, show the result'
@@ -26,6 +26,7 @@ help:
 	@echo 'make sanitize-gpu  our kernels on a GPU under compute-sanitizer'
 	@echo 'make bench-gpu  speed on a GPU, beside PyTorch and what the GPU can do (BENCH=OPTIONS)'
 	@echo '                these three without a network: GPU_PYTHON=python3, which has what they need'
+	@echo 'make gpu-kit    collect what an offline GPU machine needs for tests and benchmark (KIT_PYTHON, KIT_ARCHS)'
 	@echo 'make bench      speed of the ops and of the cascade here (CT=FILE: on that CT)'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make train      from CT slices to the shipped model; an interrupted run resumes'
@@ -43,7 +44,7 @@ demo: $(DEMO)/installed
 test: lint
 	$(TEST)/bin/python -m pytest
 
-# On a machine without a network: make test-gpu GPU_PYTHON=python3. docs/gpu-status.md says what that Python must have;
+# On a machine without a network: make test-gpu GPU_PYTHON=python3. docs/gpu.md says what that Python must have;
 # the extension is built for it in place.
 GPU_PYTHON = $(TEST)/bin/python
 GPU_READY = $(if $(filter $(TEST)/bin/python,$(GPU_PYTHON)),$(TEST)/installed,gpu-extension)
@@ -64,6 +65,10 @@ sanitize-gpu: $(GPU_READY)
 
 bench-gpu: $(GPU_READY)
 	$(GPU_PYTHON) -m benchmarks.gpu --json gpu.json $(BENCH)
+
+# What an offline GPU machine lacks, in build/gpu-kit; see tests/gpu/kit/build.sh.
+gpu-kit:
+	tests/gpu/kit/build.sh
 
 gpu-extension:
 	TRTSEG_CUDA=1 $(GPU_PYTHON) setup.py build_ext --inplace

@@ -105,8 +105,8 @@ def test_what_is_no_architecture_fails_before_nvcc_is_asked(tmp_path, cuda, arch
 @pytest.mark.parametrize(
     ("known", "version", "compiled"),
     [
-        (ALL_ARCHS, "13.0", [75, 80, 86, 89, 90, 100, 120]),
-        (CUDA_12_4, "12.4", [75, 80, 86, 89, 90]),
+        (ALL_ARCHS, "13.0", [75, 80, 86, 87, 89, 90, 100, 110, 120]),
+        (CUDA_12_4, "12.4", [75, 80, 86, 87, 89, 90]),
         ("90 90a 100 100a 100f 120 121 130", "14.0", [90, 100, 120]),
     ],
 )
@@ -154,7 +154,7 @@ NO_GOOD = {
     ),
     "old architectures only": (
         {"archs": "50 60 70"},
-        "(CUDA 13.0) knows none of sm_75, 80, 86, 89, 90, 100, 120",
+        "(CUDA 13.0) knows none of sm_75, 80, 86, 87, 89, 90, 100, 110, 120",
     ),
     "no C++17": (
         {"probe": "echo 'nvcc fatal   : Value c++17 is not defined for option std' >&2; exit 1"},
