@@ -21,7 +21,8 @@ from setuptools import setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
-# Turing, Ampere, Orin, Ada, Hopper, Blackwell, Thor, as far as nvcc knows them; the newest also as PTX, for GPUs to come.
+# Turing, Ampere, Orin, Ada, Hopper, Blackwell and Thor, as far as nvcc knows them.
+# The newest also as PTX, for GPUs to come.
 CUDA_ARCHS = (75, 80, 86, 87, 89, 90, 100, 110, 120)
 
 # The ops promise the same bits on every device: no contraction, no fast-math.
