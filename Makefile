@@ -7,21 +7,20 @@
 DEMO := .venv/demo
 TEST := .venv/test
 BUILD_FILES := pyproject.toml setup.py $(wildcard csrc/*)
-# What `make train` reads, a folder laid out as training/README.md says, and where it keeps its checkpoints.
+# What `make train` reads, a folder laid out as training/README.md says, and where it keeps its runs.
 DATA := ../shared/data
 RUNS := runs
-# The threshold was chosen on the validation patients, see the model card.
-ABOUT := --tumour-threshold 0.75 --version 0.5.0 --licence 'demonstration weights; see MODEL_CARD.md' \
-  --trained-on 'LiTS slices and CT slices without liver; see MODEL_CARD.md'
+# The model whose weights the training of the shipped nets goes on from.
+START := default
 PACKAGE_FILES := $(shell find trtseg -type f -not -name '*.py[co]' -not -name '*.so')
 PIP_INSTALL = bin/python -m pip install -qq --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-gpu sanitize-gpu bench bench-gpu gpu-kit gpu-extension lint train results clean
+.PHONY: help demo test test-slow test-gpu sanitize-gpu bench bench-gpu gpu-kit gpu-extension lint train results clean
 
 help:
 	@echo 'make demo       install, get a CT, segment it, show the result'
-	@echo 'make test       lint, types and all tests'
+	@echo 'make test       lint, types and all tests but the slow ones, which are make test-slow'
 	@echo 'make test-gpu   the tests that need an NVIDIA GPU; without one they fail'
 	@echo 'make sanitize-gpu  our kernels on a GPU under compute-sanitizer'
 	@echo 'make bench-gpu  speed on a GPU, beside PyTorch and what the GPU can do (BENCH=OPTIONS)'
@@ -29,7 +28,7 @@ help:
 	@echo 'make gpu-kit    collect what an offline GPU machine needs for tests and benchmark (KIT_PYTHON, KIT_ARCHS)'
 	@echo 'make bench      speed of the ops and of the cascade here (CT=FILE: on that CT)'
 	@echo 'make lint       ruff and mypy'
-	@echo 'make train      from CT slices to the shipped model; an interrupted run resumes'
+	@echo 'make train      from CT slices to a model in runs/, as training/recipe.py says; an interrupted run resumes'
 	@echo 'make results    train all methods and write the tables of docs/results.md, in an hour or two'
 	@echo 'make clean      remove environments, builds, caches and demo/'
 
@@ -41,8 +40,12 @@ demo: $(DEMO)/installed
 	@$(DEMO)/bin/trtseg segment demo/ct.nii.gz -o demo/seg.nii.gz --report --preview
 	@echo 'CT: demo/ct.nii.gz  labels: demo/seg.nii.gz  preview: demo/seg.png  report: demo/seg.json'
 
+# Two at a time, each on a core of its own (tests/conftest.py). What takes minutes is apart.
 test: lint
-	$(TEST)/bin/python -m pytest
+	$(TEST)/bin/python -m pytest -n 2 --dist loadfile -m 'not slow'
+
+test-slow: $(TEST)/installed
+	$(TEST)/bin/python -m pytest -m slow
 
 # On a machine without a network: make test-gpu GPU_PYTHON=python3. docs/gpu.md says what that Python must have;
 # the extension is built for it in place.
@@ -82,48 +85,9 @@ lint: $(TEST)/installed
 	$(TEST)/bin/ruff format --check .
 	$(TEST)/bin/mypy
 
-# The way to the shipped model, step by step as training/README.md tells it. What is there is not made again, and a run
-# that was interrupted goes on where it was.
-TRAIN = $(TEST)/bin/python -m training.train --data $(RUNS)/store
-train: $(RUNS)/tumour/done
-	$(TEST)/bin/python -m training.export $(RUNS)/liver/last.pt $(RUNS)/tumour/last.pt --out trtseg/models/default $(ABOUT)
-	$(TEST)/bin/python -m training.evaluate --shared $(DATA) -o $(RUNS)/evaluate
-
-$(RUNS)/first/manifest.json: | $(TEST)/installed
-	@mkdir -p $(RUNS)
-	$(TEST)/bin/python -m training.prepare --shared $(DATA) -o $(RUNS)/first
-$(RUNS)/teacher/done: $(RUNS)/first/manifest.json
-	$(TEST)/bin/python -m training.train liver --data $(RUNS)/first --steps 1500 --out $(RUNS)/teacher
-	@touch $@
-$(RUNS)/pseudo.npz: $(RUNS)/teacher/done
-	$(TEST)/bin/python -m training.pseudo $(RUNS)/teacher/last.pt --shared $(DATA) -o $@
-$(RUNS)/store/manifest.json: $(RUNS)/pseudo.npz
-	$(TEST)/bin/python -m training.prepare --shared $(DATA) --pseudo $(RUNS)/pseudo.npz -o $(RUNS)/store
-$(RUNS)/liver-1/done: $(RUNS)/store/manifest.json
-	$(TRAIN) liver --start $(RUNS)/teacher/last.pt --steps 3000 --out $(RUNS)/liver-1
-	@touch $@
-# Few lesions at the end: with many, a gallbladder passes for one.
-$(RUNS)/liver-2/done: $(RUNS)/liver-1/done
-	$(TRAIN) liver --start $(RUNS)/liver-1/last.pt --steps 1500 --lr 0.001 --lesions 0.1 --out $(RUNS)/liver-2
-	@touch $@
-# Left lobes apart from the rest, which few patients show. Then more lesions again, at a low rate: with few of them for
-# long, tumours at the edge are left out.
-$(RUNS)/liver-3/done: $(RUNS)/liver-2/done
-	$(TRAIN) liver --start $(RUNS)/liver-2/last.pt --steps 3000 --lr 0.001 --lesions 0.1 --lobes 0.6 --seed 1 \
-	  --out $(RUNS)/liver-3
-	@touch $@
-$(RUNS)/liver/done: $(RUNS)/liver-3/done
-	$(TRAIN) liver --start $(RUNS)/liver-3/last.pt --steps 450 --lr 0.0005 --lesions 0.6 --lobes 0.5 --seed 2 \
-	  --out $(RUNS)/liver
-	@touch $@
-$(RUNS)/tumour-1/done: $(RUNS)/liver/done
-	$(TRAIN) tumour --liver $(RUNS)/liver/last.pt --steps 3000 --out $(RUNS)/tumour-1
-	@touch $@
-# What patients have, in other livers, and gallbladders beside them.
-$(RUNS)/tumour/done: $(RUNS)/tumour-1/done
-	$(TRAIN) tumour --liver $(RUNS)/liver/last.pt --start $(RUNS)/tumour-1/last.pt --steps 600 --lr 0.0004 \
-	  --paste 0.4 --gallbladders 0.3 --seed 1 --out $(RUNS)/tumour
-	@touch $@
+# The way to the shipped model; its stages stand in training/recipe.py.
+train: $(TEST)/installed
+	$(TEST)/bin/python -m training.recipe --shared $(DATA) -o $(RUNS) --start $(START)
 
 # The paper's table for our data.
 results: $(RUNS)/store256/manifest.json

@@ -6,31 +6,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from torch import nn
+from training_data import lesions_case
 
-from training import compare, data, prepare, pseudo, results, score, train
-from training.cases import Case, Scan
-from training.losses import Loss
-from training.methods import Liver
+from training import compare, data, prepare, results, score, train
 from training.predict import Predictions, checkpoint, predict
 from trtseg.errors import InputError
-from trtseg.fit import AIR_HU
-from trtseg.phantom import abdomen
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """Patients A (validates), B and D (test), C (trains)."""
 
-    def case(group):
-        phantom = abdomen(shape=(8, 64, 64), spacing=(20.0, 6.0, 6.0), seed=ord(group), lesions=3)
-        return Case(
-            group, "phantom", group, lambda: Scan(phantom.ct, phantom.labels, (20.0, 6.0, 6.0), range(8))
-        )
-
     folder = tmp_path_factory.mktemp("store")
-    prepare.prepare([case(group) for group in "ABCD"], folder, prepare.Settings(size=64))
+    prepare.prepare([lesions_case(group) for group in "ABCD"], folder, prepare.Settings(size=64))
     return folder
 
 
@@ -81,12 +70,7 @@ def test_the_papers_split_is_scored_by_one_command(tmp_path, capsys, monkeypatch
     """A store with a test split of its own: the threshold is of its validation."""
     store, run = tmp_path / "store", tmp_path / "run"
 
-    def case(group):
-        phantom = abdomen(shape=(8, 64, 64), spacing=(20.0, 6.0, 6.0), seed=ord(group), lesions=3)
-        scan = Scan(phantom.ct, phantom.labels, (20.0, 6.0, 6.0), range(8))
-        return Case(group, "lits", group, lambda: scan)
-
-    prepare.prepare([case(group) for group in "ABCD"], store, prepare.Settings(size=64, paper=0))
+    prepare.prepare([lesions_case(x, "lits") for x in "ABCD"], store, prepare.Settings(size=64, paper=0))
     settings = replace(compare.PLAIN, steps=2, batch=2, size=32, width=4, depth=2, compile=False, without="")
     train.train(settings, store, run)
     monkeypatch.setattr("sys.argv", ["score", str(run / "last.pt"), "--data", str(store)])
@@ -124,30 +108,8 @@ def test_scores_by_hand():
     assert one["tumour Dice"] == pytest.approx(2 * 2 / (3 + 3))
 
 
-def test_cells_show_a_range_where_there_is_one():
-    assert score.cell([0.123, 0.123], 2) == "0.12"
-    assert score.cell([0.1, 0.3], 1) == "0.2 (0.1–0.3)"
-
-
 class Threshold(nn.Module):
     """A net that is sure of liver where the windowed input is above one half, by a steep slope."""
 
     def forward(self, x):
         return 200 * (x - 0.5)
-
-
-def test_pseudo_labels_lie_where_the_liver_is():
-    """Through three scales and back: a disc keeps its place and size."""
-    y, x = np.mgrid[:128, :128]
-    disc = (y - 50) ** 2 + (x - 80) ** 2 < 25**2
-    hu = np.where(disc, 200, AIR_HU).astype(np.int16)
-    empty = np.full_like(hu, AIR_HU)
-    method = Liver(nn.Identity(), Loss(2, 0.0, "none")).eval()
-    method.nets["liver"] = Threshold()
-    method.precision = torch.float32
-    labels, doubt = pseudo.pseudo_labels(method, np.stack([hu, empty]))
-    both = (labels[0].astype(bool) & disc).sum()
-    assert 2 * both / (labels[0].sum() + disc.sum()) > 0.95
-    assert doubt[0] < pseudo.MOST_DOUBT
-    assert not labels[1].any()
-    assert doubt[1] == np.inf

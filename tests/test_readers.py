@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import gzip
-import itertools
 import json
 import tarfile
 
-import nibabel as nib
 import numpy as np
 import pytest
 import training_data as made
 from PIL import Image
 
 from training.cases import read_checked
-from training.readers import chaos, chaos_nifti, ircadb, lits, lits_crop, msd, negatives, png_slices, pseudo
-from training.readers.unlabelled import unlabelled
+from training.readers import chaos, chaos_nifti, ircadb, lits, lits_crop, msd, negatives, png_slices
 from trtseg.errors import InputError
-
-ORDERS = ["".join(p) for q in itertools.product("LR", "PA", "SI") for p in itertools.permutations(q)]
 
 
 def check(scan, seed, labels=None):
@@ -33,14 +28,6 @@ def refusal(case):
     with pytest.raises(InputError) as error:
         read_checked(case)
     return str(error.value)
-
-
-@pytest.mark.parametrize("order", ORDERS)
-def test_nifti_is_canonical_whatever_its_axes_are(tmp_path, order):
-    made.save_nifti(tmp_path / "volume-0.nii", made.phantom(0).ct, order)
-    made.save_nifti(tmp_path / "segmentation-0.nii", made.phantom(0).labels, order)
-    assert nib.aff2axcodes(nib.load(tmp_path / "volume-0.nii").affine) == tuple(order)
-    check(read_checked(lits(tmp_path)[0]), 0)
 
 
 def test_lits_in_folders(tmp_path):
@@ -368,28 +355,3 @@ def test_the_crop_lies_where_a_liver_is(tmp_path):
     assert case.group == "lits-117"  # as in the full data set
     (tmp_path / "lab_117.mrc.gz").write_bytes(gzip.compress(bytes(1024 + 7)))
     assert "got 1031 bytes; expected 4195328" in refusal(case)
-
-
-def test_pseudo_labels_know_no_tumours(tmp_path):
-    rng = np.random.default_rng(0)
-    hu, label = rng.integers(-100, 200, (3, 16, 16), np.int16), rng.integers(0, 2, (3, 16, 16), np.uint8)
-    np.savez(tmp_path / "p.npz", hu=hu, label=label, case=["a", "b", "a"], group=["P", "Q", "P"], z=[4, 1, 9])
-    a, b = pseudo(tmp_path / "p.npz")
-    assert (a.name, a.group, a.labels_tumour, b.group) == ("a", "P", False, "Q")
-    scan = read_checked(a)
-    assert (scan.hu == hu[[0, 2]]).all()
-    assert (scan.label == label[[0, 2]]).all()
-    assert list(scan.z) == [4, 9]
-    with pytest.raises(InputError, match=r"expected the file that training\.pseudo wrote"):
-        pseudo(tmp_path / "none.npz")
-
-
-def test_unlabelled_scans(shared_data):
-    scans = {scan.name: scan for scan in unlabelled(shared_data)}
-    assert {name: len(scan.hu) for name, scan in scans.items()} == {
-        "case11": 16, "case12": 18, "case13": 13, "crlm1006": 51,
-    }  # fmt: skip
-    assert [scans[name].group for name in scans] == ["G", "H", "I", "CRLM-CT-1006"]
-    assert (scans["case11"].hu.min(), scans["case11"].hu.max()) == (-160, 240)
-    spine = scans["crlm1006"].hu[25, 256:, 128:384]  # patients lie on their backs: bone is below the middle
-    assert (spine > 300).sum() > 2 * (scans["crlm1006"].hu[25, :256, 128:384] > 300).sum()

@@ -3,10 +3,10 @@
     python -m training.evaluate --model default --shared ../shared/data -o runs/evaluate
     python -m training.evaluate --model runs/joint/model --ircadb DIR --lits DIR
 
-``--shared`` is its validation: LiTS group A, the complete CT ``chaos3``, and slices without liver of patients that
-training never saw, each at its own resolution. Other data sets are scored whole: whether a model was trained on some
-of their patients is for the user to know. Where the truth knows the liver only, as that of ``chaos3``, it says how many
-mL are called tumour and in how many lesions. Cases that cannot be read are named and left out. It prints Markdown; with
+``--shared`` is all that validates (``training.readers.shared``): complete CTs, the slices of LiTS group A, single
+slices with cells, and slices without liver. Other data sets are scored whole: whether a model was trained on some of
+their patients is for the user to know. Where the truth knows the liver only, as that of ``chaos3``, it says how many mL
+are called tumour and in how many lesions. Cases that cannot be read are named and left out. It prints Markdown; with
 ``-o`` it writes that, the scores as JSON, the ROC curve, and pictures of the worst cases.
 """
 
@@ -22,9 +22,11 @@ import numpy as np
 
 import trtseg
 from training.cases import Case, Scan, read_checked
+from training.loose import LooseScores, cells_table, liver_table, score_loose
 from training.rank import curve_png, probabilities
-from training.readers import READERS, chaos_nifti
-from training.split import VALIDATION_GROUPS
+from training.readers import READERS
+from training.readers.shared import VALIDATION, shared_cases
+from training.split import by_patient
 from trtseg import models
 from trtseg.cli import tables
 from trtseg.errors import InputError, TrtsegError
@@ -112,34 +114,57 @@ def false_livers(found: Sequence[tuple[str, float]]) -> str:
     )
 
 
+def headline(scored: dict[Case, CaseScores]) -> str:
+    """What a reader asks first of each case, as Markdown: Dice, and what is wrongly called tumour."""
+    rows = ["| case | liver Dice | tumour Dice | mL wrongly called tumour |", "|---|---|---|---|"]
+    for case, scores in scored.items():
+        tumour, false = "–", scores.predicted_ml
+        if scores.tumour is not None and (counts := scores.tumour.overlap).true:
+            tumour = f"{counts.dice:.3f}"
+            false *= counts.fp / max(1, counts.predicted)
+        rows.append(f"| {case.name} | {scores.liver.overlap.dice:.3f} | {tumour} | {false:.1f} |")
+    return "\n".join(rows)
+
+
 def evaluate(
     segmenter: trtseg.Segmenter, model: str, cases: Sequence[Case], out: Path | None, worst: int
 ) -> str:
     """Score all cases, write what there is to write, and return the Markdown."""
     empty = [case for case in cases if case.body_part]
-    whole = [case for case in cases if not case.body_part]
     about = (
         f"{segmenter.spec.name} {segmenter.spec.version}, {segmenter.device} {segmenter.precision}. {NOTICE}"
     )
     parts = [f"# {about}"]
     scored: dict[Case, CaseScores] = {}
+    loose: list[LooseScores] = []
     notes, unknown = [], []
-    for case in whole:
+    for case in cases:
+        if case.body_part:
+            continue
         try:
             scan = read_checked(case)
+            if scan.cells is not None:
+                loose.append(score_loose(segmenter, case, scan))
+                continue
             scored[case] = score(segmenter, case, scan)
         except InputError as error:
             notes.append(f"{case.source}/{case.name} was left out: {error}")
             continue
         if any(map(math.isnan, scan.spacing)):
             unknown.append(f"{case.source}/{case.name}")
-    if whole and not scored:
+    if len(cases) > len(empty) and not scored and not loose:
         raise InputError("no case can be scored; " + "; ".join(notes))
     if unknown:
         notes.append(
             f"the spacing is not known of {', '.join(unknown)}: where it is not, {ASSUMED} mm are assumed, and their "
             "mm and mL are worth no more than that"
         )
+    if scored:
+        parts.append(headline(scored))
+    if loose:
+        parts += [liver_table(loose), cells_table(loose)]
+    if empty:
+        parts.append(false_livers(without_liver(segmenter, empty)))
     if scored:
         scores = evaluate_set(scored.values())
         parts.append(tables.markdown(scores, notes))
@@ -149,19 +174,17 @@ def evaluate(
             (out / "scores.json").write_text(json.dumps(scores.to_dict(), indent=2) + "\n")
             for case in sorted(scored, key=lambda case: scored[case].liver.overlap.dice)[:worst]:
                 score(segmenter, case, read_checked(case), out / f"{case.name}.png")
-    if empty:
-        parts.append(false_livers(without_liver(segmenter, empty)))
     text = "\n\n".join(parts) + "\n"
     if out:
         (out / "scores.md").write_text(text)
     return text
 
 
-def shared_cases(shared: Path) -> list[Case]:
+def validating(shared: Path) -> list[Case]:
     """The cases of the shared data that validate."""
-    cases = [c for c in READERS["png"](shared / "lits_slices") if c.group in VALIDATION_GROUPS]
-    cases += [c for c in READERS["negatives"](shared / "negatives") if c.held_out or not c.trainable]
-    return cases + chaos_nifti(shared / "chaos3")
+    cases = shared_cases(shared)
+    split = by_patient(cases, VALIDATION)
+    return [case for case in cases if split[case.group] == "validation"]
 
 
 def main() -> None:
@@ -182,7 +205,7 @@ def main() -> None:
     parser.add_argument("--worst", type=int, default=5, help="number of pictures")
     args = parser.parse_args()
     try:
-        cases = shared_cases(args.shared) if args.shared else []
+        cases = validating(args.shared) if args.shared else []
         for name in ("lits", "msd", "ircadb", "chaos"):
             if folder := getattr(args, name):
                 cases += READERS[name](folder)

@@ -62,8 +62,10 @@ class UNet(nn.Module):
 
 
 def folded(net: UNet) -> UNet:
-    """A copy for inference: batch norm folded into the convolutions, dropout gone."""
+    """A copy for inference: batch norm folded into the convolutions, dropout gone; of a folded net, a copy."""
     net = copy.deepcopy(net).eval()
+    if isinstance(net.down[0][1], nn.Identity):
+        return net
     for block in [*net.down, *net.merge]:
         for conv, norm in ((0, 1), (3, 4)):
             block[conv] = nn.utils.fuse_conv_bn_eval(block[conv], block[norm])

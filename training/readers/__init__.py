@@ -3,7 +3,6 @@
 from training.readers.crop import lits_crop
 from training.readers.dicom import chaos, ircadb
 from training.readers.nifti import chaos_nifti, lits, msd
-from training.readers.pseudo import pseudo
 from training.readers.slices import negatives, png_slices
 
 #: By the name of the option of ``python -m training.prepare``, in the order in which cases go into a store.
@@ -15,7 +14,6 @@ READERS = {
     "png": png_slices,
     "crop": lits_crop,
     "negatives": negatives,
-    "pseudo": pseudo,
 }
 
 __all__ = [
@@ -28,5 +26,4 @@ __all__ = [
     "msd",
     "negatives",
     "png_slices",
-    "pseudo",
 ]
