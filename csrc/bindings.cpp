@@ -68,7 +68,8 @@ void set_shape(View& v, const py::tuple& shape) {
 View numpy_view(const py::array& a, const char* name, Types allowed, bool output) {
   const py::dtype type = a.dtype();
   const char order = type.byteorder();
-  const bool native = order == '=' || order == '|';
+  constexpr char kHere = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? '<' : '>';  // nibabel names it: "<i2"
+  const bool native = order == '=' || order == '|' || order == kHere;
   View v{name, nullptr, find_type(name, native ? type.kind() : '?', type.itemsize(), allowed, text(type)),
          Device::cpu, 0, {0, 0, 0, 0}};
   set_shape(v, a.attr("shape"));

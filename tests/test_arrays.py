@@ -1,15 +1,11 @@
 """Arrays, nibabel images and wrong things as sources."""
 
-import subprocess
-import sys
-
 import nibabel as nib
 import numpy as np
 import pytest
 
 from trtseg.errors import ArgumentError, InputError
 from trtseg.io import load
-from trtseg.io.arrays import from_array
 from trtseg.volume import Volume
 
 SPACING = (5.0, 0.8, 0.7)
@@ -107,26 +103,13 @@ class OnAnotherDevice:
 
 
 def test_array_on_another_device():
-    with pytest.raises(
-        ArgumentError, match=r"got a OnAnotherDevice that NumPy cannot read .*copy it to the CPU"
-    ):
+    with pytest.raises(ArgumentError, match=r"got a OnAnotherDevice that NumPy cannot read .*copy it to"):
         load(OnAnotherDevice(), spacing=SPACING)
 
 
 def test_volume_passes_through():
     volume = load(ct(), spacing=SPACING)
     assert load(volume) is volume
-
-
-def test_spacing_users_do_not_pay_for_nibabel():
-    code = (
-        "import sys, numpy as np; from trtseg.io import load;"
-        "load(np.full((2, 16, 16), -1000, np.int16), spacing=(1, 1, 1)); print('nibabel' in sys.modules)"
-    )
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        == "False\n"
-    )
 
 
 @pytest.mark.parametrize(
@@ -162,7 +145,6 @@ def with_nan(n):
         (ct().astype(np.longdouble), "voxels of type float128|longdouble"),
         (with_nan(4), "array: 5 of 2880 voxels are NaN or infinite"),
         (ct()[0], "2-D image of 20 x 24; expected a volume"),
-        (ct()[..., None], "expected .Z,Y,X. when spacing is given"),
         (ct()[:0], "array: got shape 0 x 20 x 24; expected at least one voxel"),
         (ct((6, 20, 24, 3)), "3 channels"),
         (ct((6, 20, 24, 7)), "7 frames; expected one: choose it"),
@@ -205,9 +187,7 @@ def test_bad_affine_names_the_input(affine, message):
 
 @pytest.mark.parametrize("source", [None, 3, [[1]], b"ct.nii", object()])
 def test_wrong_source(source):
-    with pytest.raises(
-        ArgumentError, match=f"source: got a {type(source).__name__}; expected a path of a .nii"
-    ):
+    with pytest.raises(ArgumentError, match=f"source: got a {type(source).__name__}; expected a path of an"):
         load(source)
 
 
@@ -268,11 +248,3 @@ def test_truncated_file_behind_an_image(tmp_path):
         path.write_bytes(path.read_bytes()[:-1500])
         with pytest.raises(InputError, match=rf"ct{ending}: cannot be read .*fetch it again"):
             load(nib.load(path))
-
-
-def test_docstring_example():
-    assert from_array(np.full((8, 64, 64), -1000, np.int16), spacing=(5.0, 0.8, 0.8)).spacing == (
-        5.0,
-        0.8,
-        0.8,
-    )

@@ -2,7 +2,6 @@
 
 import gzip
 import itertools
-import os
 import stat
 import tracemalloc
 
@@ -92,7 +91,7 @@ def test_qform_only_and_no_orientation(tmp_path, caplog):
     path = save(tmp_path, img, qform_code=0)
     volume = load(path)
     assert np.allclose(volume.geometry.affine, nib.load(path).affine)
-    assert "the header has no orientation" in caplog.text
+    assert "geometry-unknown" in [warning.code for warning in volume.warnings]
 
 
 def test_slips_of_pixdim_are_forgiven_and_kept(tmp_path):
@@ -145,9 +144,9 @@ def test_no_such_file_folder_ending(tmp_path):
         load(tmp_path / "folder.nii")
     with pytest.raises(InputError, match=r"is a folder; expected a \.nii or \.nii\.gz file"):
         load(tmp_path)
-    for name in ("ct.mha", "ct.gz", "ct", "ct.nii.bz2"):
+    for name in ("ct.png", "ct.gz", "ct", "ct.nii.bz2"):
         (tmp_path / name).write_bytes(b"x")
-        with pytest.raises(InputError, match=r"unknown file type; expected \.nii or \.nii\.gz"):
+        with pytest.raises(InputError, match=r"unknown file type; expected \.nii, \.nii\.gz"):
             load(tmp_path / name)
 
 
@@ -157,15 +156,6 @@ def test_paths_that_cannot_be_opened(tmp_path, name):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"\.nii(\.gz)?: cannot be opened \(.*\); check the path"):
         load(tmp_path / name)
-
-
-def test_no_permission(tmp_path):
-    path = save(tmp_path)
-    path.chmod(0)
-    if os.access(path, os.R_OK):
-        pytest.skip("this user may read everything")
-    with pytest.raises(InputError, match="no permission to read it"):
-        load(path)
 
 
 def test_no_permission_as_any_user(tmp_path, monkeypatch):
@@ -345,9 +335,7 @@ def test_real_single_slices(shared_data):
 
 
 def test_real_labels_are_not_a_ct(shared_data):
-    with pytest.raises(
-        InputError, match=r"segmentation\.nii\.gz: not in Hounsfield units: values run from 0 to"
-    ):
+    with pytest.raises(InputError, match=r"segmentation\.nii\.gz: not in Hounsfield units: values run from"):
         load(shared_data / "chaos3" / "segmentation.nii.gz")
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import importlib.metadata
+import json
 import operator
 import platform
 import threading
@@ -26,12 +29,15 @@ from trtseg.errors import ArgumentError
 from trtseg.fit import AIR_HU, Fit
 from trtseg.io import load
 from trtseg.labels.postprocess import PostProcess, postprocess
+from trtseg.resources import available_cpus, memory_for
 from trtseg.result import Segmentation
 from trtseg.spec import CascadeSpec
 
 if TYPE_CHECKING:
     from trtseg.cascade.gpu import CudaCascade
     from trtseg.engines.nvidia.nets import GpuNets
+
+_BYTES_A_VOXEL = 2  # of memory, for the labels and the median over slices
 
 
 class Segmenter:
@@ -57,6 +63,9 @@ class Segmenter:
         fixed batch.
     runtime : str
         What runs the nets on a GPU: ``tensorrt``, ``tensorrt-rtx``, ``torch``, or ``auto``.
+    threads : int, optional
+        Threads of operations and nets on the CPU; by default one for each processor that this process may use by its
+        affinity and the quota of its cgroup.
     progress : callable, optional
         Called as ``progress(text, fraction)`` while engines are built for a GPU, at their first use.
 
@@ -81,10 +90,13 @@ class Segmenter:
         postprocess: PostProcess | None = None,
         batch: int = 16,
         runtime: str = "auto",
+        threads: int | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.device = resolve_device(device)
         check_batch(batch)
+        if threads is not None and (not isinstance(threads, int) or threads < 1):
+            raise ArgumentError(f"threads: got {threads!r}; expected a whole number of at least 1")
         if runtime != "auto":
             check_name(runtime)
         files = models.find(model)
@@ -92,7 +104,9 @@ class Segmenter:
         self.postprocess = PostProcess() if postprocess is None else postprocess
         self._cascade: Cascade | CudaCascade
         if self.device == "cpu":
-            self._cascade = Cascade(*(open_engine(files, net, precision=precision) for net in self.spec.nets))
+            threads = threads or available_cpus()
+            nets = (open_engine(files, net, precision=precision, threads=threads) for net in self.spec.nets)
+            self._cascade = Cascade(*nets, threads=threads)
         else:
             self._cascade = _cuda_cascade(files, self.device, precision, runtime, batch, progress)
         # Also runs when the process ends, while the GPU can still be reached.
@@ -135,7 +149,20 @@ class Segmenter:
                 **{name: importlib.metadata.version(name) for name in packages},
             },
             "intended_use": self.spec.nets[0].intended_use,
+            "fingerprint": self.fingerprint(),
         }
+
+    def fingerprint(self, orientation: str | None = None) -> str:
+        """Stand for all that decides on the labels of a CT: version, nets, thresholds, device, precision and steps.
+
+        ``orientation`` is that of `segment`.
+        """
+        nets = [(self.spec.sha256[f"{net.role}.onnx"], net.threshold) for net in self.spec.nets]
+        steps = dataclasses.asdict(self.postprocess)
+        decisive = [__version__, nets, self.device.split(":")[0], self.precision, steps]
+        if orientation is not None:
+            decisive.append(orientation.upper())
+        return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
 
     def segment(
         self,
@@ -143,6 +170,7 @@ class Segmenter:
         *,
         affine: Any = None,
         spacing: Any = None,
+        orientation: str | None = None,
         progress: Progress | None = None,
     ) -> Segmentation:
         """Segment one CT.
@@ -156,6 +184,8 @@ class Segmenter:
         spacing : (float, float, float), optional
             For an array in canonical order ``[Z, Y, X]`` (feet to head, front to back, the patient's right to left):
             millimetres along the axes, ``(sz, sy, sx)``.
+        orientation : str, optional
+            ``RAS``, ``LPS``, ...: where the axes of the source point to, instead of what its header says.
         progress : callable, optional
             Called as ``progress(text, fraction)``, with a fraction from 0 to 1.
 
@@ -172,13 +202,16 @@ class Segmenter:
             An argument is wrong, or the Segmenter is closed.
         """
         start = time.perf_counter()
-        volume = load(source, affine=affine, spacing=spacing)
+        volume = load(source, affine=affine, spacing=spacing, orientation=orientation)
         read = time.perf_counter() - start
-        with self._opened() as cascade:
-            labels, stages = cascade.run(volume.array, volume.spacing[1:], progress=progress)
-            provenance = self.provenance
-        start = time.perf_counter()
-        steps = postprocess(labels, volume.voxel_ml, volume.spacing[0], self.postprocess)
+        with memory_for(volume.name, _BYTES_A_VOXEL * volume.array.size):
+            with self._opened() as cascade:
+                labels, stages = cascade.run(volume.array, volume.spacing[1:], progress=progress)
+                provenance = self.provenance
+                if orientation is not None:
+                    provenance |= {"orientation": orientation, "fingerprint": self.fingerprint(orientation)}
+            start = time.perf_counter()
+            steps = postprocess(labels, volume.voxel_ml, volume.spacing[0], self.postprocess)
         stages["postprocess"] = time.perf_counter() - start
         return Segmentation.measure(
             labels, volume, steps=steps, timings={"read": read, **stages}, provenance=provenance
@@ -357,13 +390,19 @@ def _cuda_cascade(
 
 
 def segment(
-    source: Any, *, affine: Any = None, spacing: Any = None, progress: Progress | None = None, **options: Any
+    source: Any,
+    *,
+    affine: Any = None,
+    spacing: Any = None,
+    orientation: str | None = None,
+    progress: Progress | None = None,
+    **options: Any,
 ) -> Segmentation:
     """Segment one CT; `Segmenter` loads the model once for many.
 
     Parameters
     ----------
-    source, affine, spacing
+    source, affine, spacing, orientation
         As for `Segmenter.segment`.
     progress : callable, optional
         Called as ``progress(text, fraction)``, while engines are built and while the CT is segmented.
@@ -376,4 +415,6 @@ def segment(
     >>> result.liver_ml, result.tumour_ml, result.save("seg.nii.gz")  # doctest: +SKIP
     """
     with Segmenter(**options, progress=progress) as segmenter:
-        return segmenter.segment(source, affine=affine, spacing=spacing, progress=progress)
+        return segmenter.segment(
+            source, affine=affine, spacing=spacing, orientation=orientation, progress=progress
+        )

@@ -14,17 +14,19 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trtseg.errors import ArgumentError
-from trtseg.io import load
+from trtseg.errors import ArgumentError, InputError
+from trtseg.io import check_target, load
 from trtseg.io.atomic import resolve_target
+from trtseg.io.find import find_cts, made_by
 from trtseg.io.folders import check_writable, made_folder
-from trtseg.io.nifti import ENDINGS
+from trtseg.io.names import WRITTEN, is_folder, stem
+from trtseg.resources import memory_for
 
 if TYPE_CHECKING:
     from trtseg.api import Segmenter
@@ -48,10 +50,14 @@ class Case:
         """The files to write, labels first."""
         return tuple(path for path in (self.labels, self.report, self.preview) if path is not None)
 
-    @property
-    def is_done(self) -> bool:
-        """Whether all files to write exist already, whatever model and options made them."""
-        return all(os.path.isfile(path) for path in self.outputs)  # noqa: PTH113 - as in `is_folder`
+    def is_done(self, fingerprint: str) -> bool:
+        """Tell whether all files to write are there, later than the CT, and of the Segmenter with this fingerprint."""
+        try:
+            times = [path.stat().st_mtime_ns for path in (self.source, *self.outputs)]
+        except OSError:
+            return False
+        # The files of a case are written in this order: a report that is older than its labels is of another run.
+        return times == sorted(times) and made_by(self.labels) == fingerprint
 
 
 @dataclass(frozen=True)
@@ -94,10 +100,13 @@ def plan(
     Parameters
     ----------
     inputs : sequence of path
-        The CTs. Whether they can be read is found out by `run`, since one bad CT must not stop the others.
+        The CTs, and folders of CTs, see `trtseg.io.find.find_cts`. Whether CTs can be read is found out by `run`, since
+        one bad CT must not stop the others. Of several files, label maps that trtseg wrote are left out.
     output : path, optional
-        For one CT a ``.nii`` or ``.nii.gz`` file, or an existing folder. For several CTs a folder, created where
-        needed. In a folder, labels are named ``<input>_seg.nii.gz``. The default is the current folder.
+        For one CT a file, ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha``, or an existing folder. For several CTs, and for
+        those of a folder, a folder, created where needed. In a folder, labels are named ``<input>_seg.nii.gz``. CTs
+        from folders keep the folders that they are in, and so do files if two of them have the same name. The default
+        is the current folder.
     report, preview : bool
         Whether each case gets a report (``.json``) and a preview (``.png``) beside its labels.
     name : str
@@ -113,18 +122,21 @@ def plan(
     ArgumentError
         If there is no input, ``output`` does not suit the number of inputs, an output is an input, or two cases
         would be written to one file.
+    InputError
+        If a folder holds no CT, or cannot be listed.
     OutputError
         If an output cannot be written.
     """
-    sources = [Path(path) for path in inputs]
-    if not sources:
-        raise ArgumentError("inputs: got none; expected the path of at least one CT")
-    several = len(sources) > 1
     folder = Path() if output is None else Path(output)
-    names = [f"{stem(source)}_seg.nii.gz" for source in sources]
-    if several and folder.name.lower().endswith(ENDINGS) and not is_folder(folder):
-        raise ArgumentError(f"{name}: got the file {folder} for {len(sources)} inputs; expected a folder")
-    labels = [folder / file for file in names] if several else [file_in(folder, names[0], name=name)]
+    is_file = folder.name.lower().endswith(WRITTEN) and not is_folder(folder)
+    found = _find([Path(path) for path in inputs], folder)
+    sources = [source for source, _ in found]
+    if is_file and len(found) > 1:
+        raise ArgumentError(f"{name}: got the file {folder} for {len(found)} inputs; expected a folder")
+    several = not is_file and (len(found) > 1 or sources[0] != Path(inputs[0]))
+    names = [place.with_name(f"{place.name}_seg.nii.gz") for _, place in found]
+    labels = [folder / file for file in names] if several else [file_in(folder, names[0].name, name=name)]
+    check_target(labels[0])
     cases = tuple(
         Case(
             source,
@@ -134,14 +146,22 @@ def plan(
         )
         for source, target in zip(sources, labels, strict=True)
     )
-    with made_folder(folder, name) if several else nullcontext():
+    folders = dict.fromkeys(path.parent for path in labels)
+    with ExitStack() as made:
+        for path in (folder, *folders) if several else ():
+            made.enter_context(made_folder(path, name))
         _check_targets(cases, name)
-        check_writable(labels[0].parent, name)
+        for path in folders:
+            check_writable(path, name)
         yield cases
 
 
 def run(
-    cases: Sequence[Case], segmenter: Segmenter, *, progress: Callable[[str, float], None] | None = None
+    cases: Sequence[Case],
+    segmenter: Segmenter,
+    *,
+    orientation: str | None = None,
+    progress: Callable[[str, float], None] | None = None,
 ) -> Generator[Outcome, None, None]:
     """Segment cases and write their files, one case after the other; a case that fails does not stop the others.
 
@@ -159,6 +179,8 @@ def run(
         What `plan` made.
     segmenter : Segmenter
         Segments all cases.
+    orientation : str, optional
+        How all cases lie, see `trtseg.load`.
     progress : callable, optional
         Called with a text, such as ``2/3 b.nii.gz: segmenting``, and the fraction of all cases that is done. Two
         threads call it.
@@ -196,7 +218,7 @@ def run(
             if work.volume is not None:
                 with work.attempt():
                     told = partial(tell, index, case)
-                    work.result = segmenter.segment(work.volume, progress=told)
+                    work.result = segmenter.segment(work.volume, orientation=orientation, progress=told)
             yield work
 
     with _ahead(read()) as volumes, _ahead(segment(volumes)) as segmented:
@@ -211,31 +233,52 @@ def run(
             stopped.set()
 
 
-def stem(path: Path) -> str:
-    """File name without ``.nii.gz``, ``.nii``, or whatever its last ending is."""
-    for ending in ENDINGS:
-        if path.name.lower().endswith(ending):
-            return path.name[: -len(ending)]
-    return path.stem
-
-
-def is_folder(path: Path) -> bool:
-    """Tell whether there is a folder of that name; False where that cannot be known."""
-    return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises where it may not look
-
-
-def file_in(output: Path, file_name: str, *, name: str = "output") -> Path:
-    """Path to write: ``output`` itself if it is named as a NIfTI file, ``file_name`` in it if it is a folder.
+def file_in(
+    output: Path, file_name: str, *, name: str = "output", endings: tuple[str, ...] = WRITTEN
+) -> Path:
+    """Path to write: ``output`` itself if its name has one of the endings, ``file_name`` in it if it is a folder.
 
     An ArgumentError, which calls ``output`` by ``name``, says that it is neither.
     """
     if is_folder(output):
         return output / file_name
-    if not output.name.lower().endswith(ENDINGS):
+    if not output.name.lower().endswith(endings):
+        known = f"{', '.join(endings[:-1])} or {endings[-1]}"
         raise ArgumentError(
-            f"{name}: got {output}; expected a name ending in .nii.gz or .nii, or a folder that exists"
+            f"{name}: got {output}; expected a name ending in {known}, or a folder that exists"
         )
     return output
+
+
+def _find(inputs: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
+    """Find the CTs, each with its place in the folder of the results: a path without an ending."""
+    if not inputs:
+        raise ArgumentError("inputs: got none; expected the path of at least one CT")
+    files = [path for path in inputs if not is_folder(path)]
+    if len(inputs) > 1:
+        files = [path for path in files if made_by(path) is None]
+    parents = [Path(os.path.abspath(path.parent)) for path in files]  # noqa: PTH100 - links stay
+    is_unique = len({stem(path) for path in files}) == len(set(files))
+    top = Path(os.path.commonpath(parents)) if parents else Path()
+    places = {
+        path: Path(stem(path)) if is_unique else parent.relative_to(top) / stem(path)
+        for path, parent in zip(files, parents, strict=True)
+    }
+    found: list[tuple[Path, Path]] = []
+    for path in inputs:
+        if not is_folder(path):
+            found += [(path, places[path])] if path in places else []
+            continue
+        cts, labels = find_cts(path, output)
+        if labels and not cts:
+            raise InputError(f"{path}: holds no CT, but {len(labels)} label maps; give the folder of the CTs")
+        start = Path(stem(path)) if len(inputs) > 1 else Path()
+        for ct in cts or [path]:  # reading a folder without CTs says what is wrong with it
+            inside = Path(stem(path)) if ct == path else start / ct.relative_to(path).parent / stem(ct)
+            found.append((ct, inside))
+    if not found:
+        raise InputError("inputs: got label maps that trtseg wrote, and no CT; give the CTs")
+    return found
 
 
 def _check_targets(cases: Sequence[Case], name: str) -> None:
@@ -271,7 +314,8 @@ class _Work:
         """Add the time of the body; an exception in the body becomes the case's error, and ends its way."""
         start = time.perf_counter()
         try:
-            yield
+            with memory_for(os.fspath(self.case.source), 0):
+                yield
         except Exception as error:
             self.volume, self.result, self.error = None, None, error
         self.seconds += time.perf_counter() - start

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from trtseg.cohort import is_folder, stem
 from trtseg.errors import ArgumentError, InputError
 from trtseg.io import atomic, load, read_labels
-from trtseg.io.nifti import ENDINGS
+from trtseg.io.names import IMAGES, LABEL_ENDS, LABEL_START, is_folder, says_labels, stem
 from trtseg.labels.components import Array
 from trtseg.metrics.cases import CaseScores, evaluate_case
 from trtseg.volume import Geometry, check_same_grid, spacing_mm
 
-# What tools add to the name of a case: `trtseg segment`, `trtseg sample --phantom`, nnU-Net (its first channel).
-_LABEL_ENDS, _CT_ENDS = ("_seg", "_labels"), ("_0000",)
-# LiTS numbers a CT and its labels alike.
-_LABEL_START, _CT_START = "segmentation-", "volume-"
+# What tools add to the name of a case for its CT: nnU-Net (its first channel), LiTS.
+_CT_ENDS, _CT_START = ("_0000",), "volume-"
 
 
 @dataclass(frozen=True)
@@ -50,13 +49,13 @@ def match(
     """Pair two files, or the files of two folders.
 
     Files of one name belong together. So do files whose names differ only in what tools add to the name of a case:
-    ``volume-3_seg`` and ``segmentation-3``, ``case_0000_seg`` and ``case``. If a folder holds a CT and its labels,
-    the labels are taken.
+    ``volume-3_seg`` and ``segmentation-3``, ``case_0000_seg`` and ``case``. Files in folders below belong together if
+    their folders have the same name too. If a folder holds a CT and its labels, the labels are taken.
 
     Parameters
     ----------
     prediction, truth : Path
-        Two NIfTI files, or two folders with such files.
+        Two files, or two folders with files.
     ct : Path, optional
         The CT, or a folder of CTs that are paired likewise; there, labels beside a CT are passed over.
     names : (str, str, str)
@@ -84,33 +83,35 @@ def match(
     common = sorted(predictions.keys() & truths.keys(), key=lambda case: predictions[case].name)
     if not common:
         raise InputError(
-            f"{prediction}: none of its {len(predictions)} label maps (.nii, .nii.gz) has the name of one of "
+            f"{prediction}: none of its {len(predictions)} label maps has the name of one of "
             f"the {len(truths)} in {truth}; name a prediction like its truth"
         )
     return Matched(
-        tuple(Pair(stem(predictions[c]), predictions[c], truths[c], cts.get(c)) for c in common),
+        tuple(Pair(_name(predictions[c], prediction), predictions[c], truths[c], cts.get(c)) for c in common),
         tuple(path for case, path in sorted(predictions.items()) if case not in truths),
         tuple(path for case, path in sorted(truths.items()) if case not in predictions),
     )
 
 
-def score(pair: Pair, *, liver_only: bool = False) -> CaseScores:
+def score(pair: Pair, *, liver_only: bool = False, meaning: Mapping[int, int] | None = None) -> CaseScores:
     """Read both label maps of a pair and compare them, see `trtseg.metrics.cases.evaluate_case`.
+
+    ``meaning`` says which labels of the truth are liver and tumour, see `trtseg.io.read_labels`.
 
     Raises
     ------
     InputError
         If a file cannot be read, holds other labels than 0, 1 and 2, or the grids are not the same.
     """
-    prediction, truth, grid = _read(pair)
+    prediction, truth, grid = _read(pair, meaning)
     spacing = spacing_mm(grid.canonical_affine())[::-1]
     return evaluate_case(prediction, truth, spacing, name=pair.name, liver_only=liver_only)
 
 
-def draw(pair: Pair, scores: CaseScores, path: Path) -> None:
+def draw(pair: Pair, scores: CaseScores, path: Path, *, meaning: Mapping[int, int] | None = None) -> None:
     """Draw both label maps on the CT, on the slice where they differ most, as a PNG file.
 
-    Tumours are drawn as liver if ``scores`` do not judge tumours.
+    Tumours are drawn as liver if ``scores`` do not judge tumours. ``meaning`` is that of `score`.
 
     Raises
     ------
@@ -123,7 +124,7 @@ def draw(pair: Pair, scores: CaseScores, path: Path) -> None:
 
     if pair.ct is None:
         raise InputError(f"{pair.prediction}: --ct has no CT of that name to draw; name it like the case")
-    prediction, truth, grid = _read(pair)
+    prediction, truth, grid = _read(pair, meaning)
     volume = load(pair.ct)
     check_same_grid(str(pair.ct), volume.geometry, str(pair.truth), grid)
     summary = f"liver Dice {scores.liver.overlap.dice:.3f}"
@@ -135,10 +136,10 @@ def draw(pair: Pair, scores: CaseScores, path: Path) -> None:
         part.write_bytes(disagreement_png(volume, prediction, truth, summary))
 
 
-def _read(pair: Pair) -> tuple[Array, Array, Geometry]:
+def _read(pair: Pair, meaning: Mapping[int, int] | None) -> tuple[Array, Array, Geometry]:
     """Read prediction and truth, uint8 ``[Z, Y, X]``, and the grid that they share."""
     prediction, grid = read_labels(pair.prediction)
-    truth, true_grid = read_labels(pair.truth)
+    truth, true_grid = read_labels(pair.truth, meaning)
     check_same_grid(str(pair.prediction), grid, str(pair.truth), true_grid)
     return prediction, truth, true_grid
 
@@ -151,18 +152,17 @@ def _ct_of(prediction: Path, truth: Path, ct: Path | None) -> Path | None:
 
 
 def _files(folder: Path, *, labels: bool) -> dict[str, Path]:
-    """Find the label maps, or the CTs, of a folder by the names of their cases."""
+    """Find the label maps, or the CTs, of a folder and the folders below it, by folder and name of their cases."""
     try:
-        # Hidden files are not for users, and some (._name) only look like images.
-        paths = [p for p in sorted(folder.iterdir()) if p.name[0] != "." and p.name.lower().endswith(ENDINGS)]
+        paths = sorted(_images(folder))
     except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error.strerror}); check its mode") from error
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror}); check its mode") from error
     groups: dict[str, list[Path]] = {}
     for path in paths:
-        groups.setdefault(_case_of(path), []).append(path)
+        groups.setdefault(os.fspath(path.parent.relative_to(folder) / _case_of(path)), []).append(path)
     chosen = {}
     for case, group in groups.items():
-        wanted = [path for path in group if _is_label(path) == labels] if len(group) > 1 else group
+        wanted = [path for path in group if says_labels(path) == labels] if len(group) > 1 else group
         if len(wanted) != 1:
             names = " and ".join(path.name for path in group)
             raise InputError(f"{folder}: {names} might be the same case; rename them or move one away")
@@ -170,18 +170,28 @@ def _files(folder: Path, *, labels: bool) -> dict[str, Path]:
     return chosen
 
 
+def _images(folder: Path) -> Iterator[Path]:
+    """Image files of a folder and below it. Hidden ones are not for users, and some (._name) only look like images."""
+
+    def give_up(error: OSError) -> None:
+        raise error
+
+    for top, folders, files in os.walk(folder, onerror=give_up):
+        folders[:] = [name for name in folders if name[0] != "."]
+        yield from (Path(top, name) for name in files if name[0] != "." and name.lower().endswith(IMAGES))
+
+
+def _name(path: Path, folder: Path) -> str:
+    """Name of a case that no other case has: its folders below ``folder``, and its file name."""
+    return "_".join((*path.parent.relative_to(folder).parts, stem(path)))
+
+
 def _case_of(path: Path) -> str:
     """Name of the case: the file name without what tools add to it."""
     name = stem(path)
-    for end in (*_LABEL_ENDS, *_CT_ENDS):  # in this order: labels of x_0000 are x_0000_seg
+    for end in (*LABEL_ENDS, *_CT_ENDS):  # in this order: labels of x_0000 are x_0000_seg
         name = name.removesuffix(end)
-    for start in (_LABEL_START, _CT_START):
+    for start in (LABEL_START, _CT_START):
         if name.startswith(start) and name.removeprefix(start).isdigit():
             return name.removeprefix(start)
     return name
-
-
-def _is_label(path: Path) -> bool:
-    """Whether the name says that the file is no CT."""
-    name = stem(path)
-    return name.startswith(_LABEL_START) or name.endswith(_LABEL_ENDS)

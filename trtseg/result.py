@@ -13,8 +13,10 @@ from trtseg.errors import ArgumentError
 from trtseg.io import atomic, check_target, save
 from trtseg.labels.components import Array, bounding_box, count_voxels
 from trtseg.labels.lesions import Lesion, lesions
+from trtseg.labels.whole import check_liver
 from trtseg.notice import NOTICE
 from trtseg.volume import Geometry, Volume, spacing_mm
+from trtseg.warnings import ResultWarning
 
 #: Version of the report's layout; raised when a key changes its meaning or goes away.
 REPORT_VERSION = 1
@@ -48,6 +50,8 @@ class Segmentation:
     volume : Volume or None
         The CT that was segmented, for the preview. It is not copied, and stays in memory as long as this result:
         ``dataclasses.replace(result, volume=None)`` gives a result that lets go of the CT.
+    warnings : tuple of ResultWarning
+        What the volumes may be wrong by: what was strange about the CT, and then about the labels.
     """
 
     geometry: Geometry
@@ -60,6 +64,7 @@ class Segmentation:
     timings: dict[str, float]
     provenance: dict[str, Any]
     volume: Volume | None = None
+    warnings: tuple[ResultWarning, ...] = ()
 
     @classmethod
     def measure(
@@ -107,6 +112,10 @@ class Segmentation:
             timings={**(timings or {}), "measure": time.perf_counter() - start},
             provenance=dict(provenance or {}),
             volume=volume,
+            warnings=(
+                *volume.warnings,
+                *check_liver(labels, volume.array, volume.spacing, liver, steps or {}),
+            ),
         )
 
     @property
@@ -138,7 +147,7 @@ class Segmentation:
         )
 
     def report(self) -> dict[str, Any]:
-        """Return name, measurements, timings and provenance, as a dict that can be stored as JSON.
+        """Return name, measurements, warnings, timings and provenance, as a dict that can be stored as JSON.
 
         Volumes are in mL, distances in mm and times in seconds. ``slices`` count from 0, feet to head, both
         ends included. ``diameter_mm`` is the largest distance between the centres of two voxels of the lesion
@@ -167,6 +176,7 @@ class Segmentation:
                 }
                 for lesion in self.lesions
             ],
+            "warnings": [warning._asdict() for warning in self.warnings],
             "postprocess": self.postprocess,
             "timings_s": {stage: round(s, 4) for stage, s in timings.items()},
             "provenance": self.provenance,
@@ -180,7 +190,8 @@ class Segmentation:
         Parameters
         ----------
         path : path
-            ``.nii`` or ``.nii.gz``: the labels on the input's own grid, with the input's header if it was NIfTI.
+            ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha``: the labels on the input's own grid, with the input's header if
+            both are NIfTI.
         report : path, optional
             JSON file for `report`.
         preview : path, optional
@@ -197,7 +208,8 @@ class Segmentation:
         volume = self._kept_volume() if preview is not None else None
         with atomic(*(p for p in (path, report, preview) if p is not None)) as temporary:
             parts = list(temporary)
-            save(parts.pop(0), self.canonical, self.geometry)
+            fingerprint = str(self.provenance.get("fingerprint", ""))
+            save(parts.pop(0), self.canonical, self.geometry, fingerprint)
             if report is not None:
                 self._write_report(parts.pop(0))
             if volume is not None:
@@ -237,4 +249,5 @@ class Segmentation:
     def _write_preview(self, path: Path, volume: Volume) -> None:
         from trtseg.report.pictures import preview_png
 
-        path.write_bytes(preview_png(volume, self.canonical, self.summary()))
+        texts = [warning.text for warning in self.warnings]
+        path.write_bytes(preview_png(volume, self.canonical, self.summary(), texts))

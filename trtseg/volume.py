@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from trtseg.errors import ArgumentError, InputError
+from trtseg.warnings import ResultWarning
 
 # Canonical array axis a (0 = Z, 1 = Y, 2 = X) runs along RAS axis 2 - a, and against it where this is True:
 # Z to the head (S), Y to the back (P), X to the patient's left (L).
@@ -18,13 +20,13 @@ _AGAINST_RAS = (False, True, True)
 # Sine of the smallest angle between an axis and the plane of the other two; gantry tilts stay above 0.8.
 _MIN_INDEPENDENCE = 1e-3
 _MIN_IN_PLANE = 16  # pixels; no axial slice of a body is smaller
+_SCANNER_PIXELS = 128  # pictures of scanners are squares of a multiple: 256, 512, 768, 1024 pixels
 _SPACING_MM = (0.01, 100.0)
-# Every CT in HU shows air, lung or fat, and all three lie far below water. MR, 8-bit windows and raw values
-# never go there.
-_BELOW_WATER_HU = -50
-_MIN_BELOW_WATER = 0.001
-#: Two grids are the same if their voxels lie less than this share of a voxel apart: headers are rounded.
-_SAME_GRID = 0.1
+#: What a header rounds. Lengths that differ by less than this share, and directions that differ by less than this
+#: angle, are the same: a float32 quaternion near half a turn keeps half of its digits, which is 0.0012.
+ROUNDING = 2e-3
+#: Two grids are the same if a corner of one lies less than this share of a voxel away from that of the other.
+SAME_GRID = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +36,8 @@ class Geometry:
     Attributes
     ----------
     shape : tuple of int
-        Shape of the input in its own index order ``(i, j, k)``, perhaps with trailing ones (4-D with one
-        frame).
+        Shape of the input in its own index order ``(i, j, k)``, perhaps with leading or trailing ones (4-D with one
+        channel or one frame).
     affine : ndarray
         4x4 float64, read-only: input index ``(i, j, k)`` to RAS mm.
     axes : (int, int, int)
@@ -45,6 +47,8 @@ class Geometry:
     source : object
         Opaque: a NIfTI header, a DICOM series, or anything else that a file format of `trtseg.io` keeps to
         write a result back. Only the module of that format looks into it. None for arrays.
+    warnings : tuple of ResultWarning
+        What is strange about the grid, or about the header that it was taken from.
     """
 
     shape: tuple[int, ...]
@@ -52,6 +56,7 @@ class Geometry:
     axes: tuple[int, int, int]
     flips: tuple[bool, bool, bool]
     source: Any = None
+    warnings: tuple[ResultWarning, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
@@ -111,8 +116,6 @@ class Geometry:
             If no single 3-D volume has this shape.
         """
         _check_shape(shape)
-        if len(shape) != 3:
-            raise InputError(f"got shape {tuple(shape)}; expected [Z,Y,X] when spacing is given")
         z, y, x = check_spacing(spacing)
         affine = np.zeros((4, 4))
         affine[2, 0], affine[1, 1], affine[0, 2], affine[3, 3] = z, -y, -x, 1
@@ -121,22 +124,40 @@ class Geometry:
     @property
     def canonical_shape(self) -> tuple[int, int, int]:
         """Shape ``(Z, Y, X)`` in canonical order."""
-        z, y, x = self.axes
-        return self.shape[z], self.shape[y], self.shape[x]
+        z, y, x = (self.grid_shape[i] for i in self.axes)
+        return z, y, x
+
+    @property
+    def grid_shape(self) -> tuple[int, int, int]:
+        """Shape ``(i, j, k)`` of the input, without leading and trailing ones."""
+        first = _leading_ones(self.shape)
+        i, j, k = self.shape[first : first + 3]
+        return i, j, k
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Millimetres between voxels along each canonical axis, ``(sz, sy, sx)``, see `spacing_zyx`."""
+        return spacing_zyx(self.canonical_affine())
+
+    def grid(self, array: np.ndarray) -> np.ndarray:
+        """View an array of the input's shape without its leading and trailing ones, as ``[i, j, k]``; no copy."""
+        first = _leading_ones(array.shape)
+        return array[(0,) * first + (slice(None),) * 3 + (0,) * (array.ndim - first - 3)]
 
     def canonical(self, array: np.ndarray) -> np.ndarray:
-        """View an array on the input's grid, 3-D or with trailing ones, as ``[Z, Y, X]``; no copy."""
-        if array.shape[:3] != self.shape[:3] or any(n != 1 for n in array.shape[3:]):
+        """View an array on the input's grid as ``[Z, Y, X]``; no copy."""
+        if array.shape not in (self.shape, self.grid_shape):
             raise ArgumentError(f"array: got shape {array.shape}; expected the input's {self.shape}")
-        volume = array[(slice(None),) * 3 + (0,) * (array.ndim - 3)]
-        return volume.transpose(self.axes)[self._reversal]
+        return self.grid(array).transpose(self.axes)[self._reversal]
 
     def restore(self, array: np.ndarray) -> np.ndarray:
         """View a canonical array ``[Z, Y, X]`` on the input's grid: the inverse of `canonical`; no copy."""
         if array.shape != self.canonical_shape:
             raise ArgumentError(f"array: got shape {array.shape}; expected [Z,Y,X] = {self.canonical_shape}")
         z, y, x = (self.axes.index(i) for i in range(3))
-        return array[self._reversal].transpose(z, y, x)[(...,) + (None,) * (len(self.shape) - 3)]
+        first = _leading_ones(self.shape)
+        shown = (None,) * first + (...,) + (None,) * (len(self.shape) - first - 3)
+        return array[self._reversal].transpose(z, y, x)[shown]
 
     def canonical_affine(self) -> np.ndarray:
         """Compute the 4x4 float64 affine from canonical voxel ``(x, y, z)`` to RAS mm."""
@@ -145,7 +166,7 @@ class Geometry:
         for a in range(3):
             step = self.affine[:3, self.axes[a]]
             if self.flips[a]:
-                result[:3, 3] += step * (self.shape[self.axes[a]] - 1)
+                result[:3, 3] += step * (self.grid_shape[self.axes[a]] - 1)
                 step = 0.0 - step
             result[:3, 2 - a] = step
         return result
@@ -173,12 +194,15 @@ class Volume:
         The grid that the volume came from.
     name : str
         File name without its folder, for reports.
+    warnings : tuple of ResultWarning
+        What was strange about the CT when it was loaded.
     """
 
     array: np.ndarray
     affine: np.ndarray
     geometry: Geometry
     name: str = "array"
+    warnings: tuple[ResultWarning, ...] = ()
 
     def __post_init__(self) -> None:
         a = self.array
@@ -187,12 +211,14 @@ class Volume:
                 f"array: got {a.dtype} {a.shape}; expected C-contiguous int16 [Z,Y,X] of shape "
                 f"{self.geometry.canonical_shape}; trtseg.load makes a Volume from any array"
             )
+        # nibabel's "<i2" is int16 too, but the extension takes its explicit byte order for another type.
+        object.__setattr__(self, "array", a.view(np.int16))
         object.__setattr__(self, "affine", _frozen_affine(self.affine))
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """Millimetres from voxel to voxel along each array axis, ``(sz, sy, sx)``."""
-        return spacing_mm(self.affine)[::-1]
+        """Millimetres between voxels along each array axis, ``(sz, sy, sx)``, see `spacing_zyx`."""
+        return spacing_zyx(self.affine)
 
     @property
     def voxel_ml(self) -> float:
@@ -201,7 +227,13 @@ class Volume:
 
 
 def ct_geometry(
-    name: str, shape: Sequence[int], *, affine: Any = None, spacing: Any = None, source: Any = None
+    name: str,
+    shape: Sequence[int],
+    *,
+    affine: Any = None,
+    spacing: Any = None,
+    source: Any = None,
+    warnings: tuple[ResultWarning, ...] = (),
 ) -> Geometry:
     """Make the grid of a CT from its affine or its spacing, and refuse a grid that no CT of a body has.
 
@@ -213,6 +245,13 @@ def ct_geometry(
         See `Geometry.from_affine`.
     spacing
         Instead of ``affine``, see `Geometry.from_spacing`.
+    warnings : tuple of ResultWarning
+        What is known of the grid already.
+
+    Returns
+    -------
+    Geometry
+        With a warning more if the grid is a stand-in for one that was lost.
 
     Raises
     ------
@@ -240,44 +279,20 @@ def ct_geometry(
             f"{name}: got axial slices of {rows} x {columns} pixels; expected at least {_MIN_IN_PLANE} each "
             "way, give whole axial slices and check the orientation"
         )
-    return geometry
-
-
-def ct_volume(name: str, hu: np.ndarray, geometry: Geometry) -> Volume:
-    """Make a Volume of values that are Hounsfield units, and refuse values that evidently are not.
-
-    Parameters
-    ----------
-    name : str
-        The input, for messages. The last part of the path names the volume.
-    hu : ndarray
-        int16, C-contiguous, canonical ``[Z, Y, X]``. It is used without a copy.
-    geometry : Geometry
-        The grid of the input.
-
-    Raises
-    ------
-    InputError
-        If fewer than one voxel in a thousand lies below water, where every CT has air or fat.
-    """
-    wanted = _MIN_BELOW_WATER * hu.size
-    below = 0
-    for plane in hu:
-        below += int(np.count_nonzero(plane <= _BELOW_WATER_HU))
-        if below >= wanted:
-            short = name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-            return Volume(hu, geometry.canonical_affine(), geometry, short)
-    raise InputError(
-        f"{name}: not in Hounsfield units: values run from {hu.min()} to {hu.max()} and {below} of {hu.size} "
-        f"voxels are at or below {_BELOW_WATER_HU}, where every CT has air or fat; apply the rescale "
-        "intercept (often -1024), or undo the window: HU = value / 255 * (high - low) + low"
-    )
+    if _is_stand_in(geometry, spacing is None):
+        text = (
+            "The voxel spacing is 1 x 1 x 1 mm, as tools write where they do not know it: volumes and orientation are "
+            "made up, unless the CT was resampled to 1 mm. Give the CT with the geometry of its DICOM files."
+        )
+        warnings = (*warnings, ResultWarning("geometry-unknown", text))
+    return dataclasses.replace(geometry, warnings=warnings) if warnings else geometry
 
 
 def check_same_grid(name: str, grid: Geometry, other_name: str, other: Geometry) -> None:
     """Raise an InputError unless two grids have their canonical voxels at the same places.
 
-    The order in which the axes are stored does not matter. Corners may lie a tenth of a voxel apart.
+    The order in which the axes are stored does not matter. A corner may lie a tenth of a voxel apart, and from there on
+    steps may differ by `ROUNDING`.
     """
     shape = grid.canonical_shape
     if shape != other.canonical_shape:
@@ -287,11 +302,13 @@ def check_same_grid(name: str, grid: Geometry, other_name: str, other: Geometry)
             "they must belong to the same CT, resample one onto the other's grid"
         )
     corners = np.array([(*c, 1) for c in itertools.product(*((0, n - 1) for n in shape[::-1]))]).T  # [4, 8]
-    steps = (grid.canonical_affine() - other.canonical_affine()) @ corners
-    apart = float(np.sqrt(np.square(steps[:3]).sum(axis=0)).max())
-    if apart > _SAME_GRID * min(spacing_mm(other.affine)):
+    affine = other.canonical_affine()
+    away = grid.canonical_affine() - affine
+    apart = np.sqrt(np.square((away @ corners)[:3]).sum(axis=0))
+    turned = np.array(spacing_mm(away)) / spacing_mm(affine)
+    if apart.min() > SAME_GRID * min(spacing_mm(affine)) or turned.max() > ROUNDING:
         raise InputError(
-            f"{name}: its affine is not that of {other_name}: the same voxel lies up to {apart:.4g} mm apart; "
+            f"{name}: its affine is not that of {other_name}: the same voxel lies up to {apart.max():.4g} mm apart; "
             "they must belong to the same CT, repair the header that is wrong"
         )
 
@@ -314,19 +331,47 @@ def spacing_mm(affine: np.ndarray) -> tuple[float, float, float]:
     return i, j, k
 
 
+def spacing_zyx(affine: np.ndarray) -> tuple[float, float, float]:
+    """Millimetres between voxels of a canonical affine, ``(sz, sy, sx)``: in the slice, and between planes of slices.
+
+    With a tilted gantry, a voxel lies farther away from the voxel above it than one plane lies from the next.
+    """
+    x, y, z = spacing_mm(affine)
+    to_left, to_back, to_head = affine[:3, :3].T / np.array([[x], [y], [z]])
+    across = np.cross(to_left, to_back)
+    upright = float(abs(across @ to_head) / np.linalg.norm(across))  # cosine of the tilt
+    return z if upright > math.cos(ROUNDING) else z * upright, y, x
+
+
 def voxel_ml(affine: np.ndarray) -> float:
     """Volume of a voxel in millilitres; exact for oblique and sheared grids too."""
     return float(abs(np.linalg.det(affine[:3, :3]))) / 1000
 
 
+def _leading_ones(shape: Sequence[int]) -> int:
+    """Count the axes before the three of space: (1, X, Y, Z) has a channel axis, (1, X, Y, 1) a single column."""
+    count = 0
+    while len(shape) - count > 3 and shape[count] == 1 and any(n != 1 for n in shape[count + 3 :]):
+        count += 1
+    return count
+
+
+def _is_stand_in(geometry: Geometry, has_origin: bool) -> bool:
+    """Tell whether steps of 1 mm were never measured: there is no origin either, or pixels are those of a scanner."""
+    _, rows, columns = geometry.canonical_shape
+    is_scanners = rows == columns and rows % _SCANNER_PIXELS == 0
+    is_unit = all(abs(mm - 1) <= ROUNDING for mm in spacing_mm(geometry.affine))
+    return is_unit and (is_scanners or (has_origin and not geometry.affine[:3, 3].any()))
+
+
 def _check_shape(shape: Sequence[int]) -> None:
-    """Raise an InputError unless a single 3-D volume can have ``shape``, perhaps with trailing ones."""
+    """Raise an InputError unless a single 3-D volume can have ``shape``, perhaps with leading or trailing ones."""
     text = " x ".join(str(n) for n in shape)
     if any(n < 1 for n in shape):
         raise InputError(f"got shape {text}; expected at least one voxel an axis, it is empty or corrupt")
     if len(shape) < 3:
         raise InputError(f"got a {len(shape)}-D image of {text}; expected a volume, stack the slices to 3-D")
-    frames = [n for n in shape[3:] if n != 1]
+    frames = [n for n in shape[_leading_ones(shape) + 3 :] if n != 1]
     if frames == [3]:
         raise InputError(
             f"got shape {text}, 3 channels (colour or vectors) or frames; expected one number in HU a voxel, "
@@ -335,7 +380,8 @@ def _check_shape(shape: Sequence[int]) -> None:
     if frames:
         count = math.prod(frames)
         raise InputError(
-            f"got shape {text}, {count} frames; expected one: choose it (nibabel: img.slicer[...,:1])"
+            f"got shape {text}, {count} frames; expected one: choose it, as array[..., 0], or array[0] if frames are "
+            "the first axis"
         )
 
 
@@ -355,6 +401,15 @@ def _frozen_affine(affine: np.ndarray) -> np.ndarray:
     return result
 
 
+def is_independent(affine: np.ndarray) -> bool:
+    """Tell whether the three voxel axes of an affine, 4x4 or 3x3, are finite and span space."""
+    steps = affine[:3, :3]
+    norms = spacing_mm(steps)
+    if not (np.isfinite(affine).all() and math.isfinite(sum(norms)) and min(norms) > 0):
+        return False
+    return bool(abs(np.linalg.det(steps / norms)) >= _MIN_INDEPENDENCE)
+
+
 def _check_independent(steps: np.ndarray) -> None:
     """Raise an InputError if the three voxel axes (columns, 3x3, mm) do not span space."""
     norms = spacing_mm(steps)
@@ -362,7 +417,7 @@ def _check_independent(steps: np.ndarray) -> None:
         raise InputError(
             f"affine: the voxel spacing is {norms} mm; expected three positive numbers, repair the geometry"
         )
-    if not math.isfinite(sum(norms)) or abs(np.linalg.det(steps / norms)) < _MIN_INDEPENDENCE:
+    if not is_independent(steps):
         raise InputError(
             f"affine: singular, two voxel axes point the same way {np.asarray(steps).tolist()}; "
             "repair the geometry"

@@ -4,6 +4,23 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+#: Every code that a warning may have, and its meaning. Codes are stable; sentences are not.
+CODES = {
+    "geometry-unknown": "The header has no orientation or no spacing, or a stand-in such as the identity matrix.",
+    "geometry-conflict": "The parts of a header (sform, qform, pixdim) contradict each other.",
+    "orientation": "The patient lies otherwise than the header says.",
+    "values-scale": "Air and tissue do not lie where Hounsfield units have them.",
+    "values-clipped": "The values went through a display window.",
+    "values-padding": "A large part of the picture was replaced by one value that looks like tissue.",
+    "slices-blank": "Slices hold nothing.",
+    "slices-doubled": "Neighbouring slices are equal.",
+    "slices-jump": "Neighbouring slices differ as if slices were missing or out of order.",
+    "liver-cut": "The liver reaches the end of the scan or of its picture: its volume is a lower bound.",
+    "liver-parts": "Much of what the net called liver was dropped, because it is not connected to the rest.",
+    "liver-none": "There is nothing that can be called a liver.",
+    "liver-size": "No liver of an adult has this volume.",
+}
+
 
 class ResultWarning(NamedTuple):
     """A reason to look at a result before anybody believes its volumes.
@@ -11,7 +28,7 @@ class ResultWarning(NamedTuple):
     Attributes
     ----------
     code : str
-        Stable, for programs: ``liver-cut``.
+        One of `CODES`, for programs: ``liver-cut``.
     text : str
         A sentence for people: what was seen, what it does to the result, and what to do.
     """

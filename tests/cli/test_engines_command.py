@@ -3,14 +3,13 @@
 import hashlib
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
-from commands import run, run_without_privileges, stderr_on_a_terminal
+from commands import run, run_without_privileges
 from engine_models import cascade_model, key, needs_rtx, sidecar
 
-from trtseg.engines.nvidia import cache, machine
+from trtseg.engines.nvidia import cache
 from trtseg.engines.nvidia.driver import Driver, Gpu
 
 ENGINE = b"an engine"
@@ -70,18 +69,10 @@ class TestBuild:
         ("arguments", "message"),
         [
             (["--batch", "1,x"], "--batch: got 'x'; expected numbers of slices with commas between them"),
-            (["--batch", ""], "--batch: got ''; expected"),
             (["--batch", "-1"], "--batch: got '-1'; expected"),
-            (["--batch", "0"], "batch: got 0; expected a number of slices from 1 to 256"),
             (["--target", "sm_86,turing"], "target: got 'turing'; expected 'native', 'portable', or compute"),
-            (["--target", "sm_86,sm_70"], "target: got 'sm_70', but TensorRT-RTX"),
-            (["--precision", "int8"], "precision: got 'int8'; on a GPU it is 'auto', 'fp16' or 'fp32'"),
-            (["--runtime", "onnx"], "runtime: got 'onnx'; expected 'tensorrt'"),
             (["--runtime", "torch"], "runtime: got 'torch'"),  # which builds no engines
-            (
-                ["--model", "none"],
-                "model: got 'none'; expected one of default, or a folder with a model.json",
-            ),
+            (["--model", "none"], "model: got 'none'; expected one of default, or a folder with a"),
         ],
     )
     def test_refusals(self, here, engines, both_precisions, arguments, message):
@@ -89,15 +80,6 @@ class TestBuild:
         assert message in error_of(done)
         assert os.listdir() == []
         assert not engines.exists()
-
-    def test_native_needs_a_gpu(self, here, both_precisions, monkeypatch):
-        driver = Driver(None, None, (), "there is no NVIDIA driver (libcuda.so.1 is not found)")
-        monkeypatch.setattr("trtseg.engines.nvidia.build.find_driver", lambda: driver)
-        assert error_of(run("build", "--model", both_precisions, "-o", "out")) == (
-            "error: target: got 'native', but there is no NVIDIA driver (libcuda.so.1 is not found); name what to "
-            "build for: sm_75, sm_80, sm_86, sm_89, sm_120, sm_121, portable"
-        )
-        assert os.listdir() == []
 
     def test_where_one_may_not_write(self, here, both_precisions):
         (here / "locked").mkdir(mode=0o500)
@@ -108,11 +90,6 @@ class TestBuild:
             assert done.returncode == 2, done.stderr
             assert "ermission" in done.stderr
         assert os.listdir("locked") == []
-
-    def test_a_runtime_that_is_missing(self, here, monkeypatch):
-        monkeypatch.setitem(sys.modules, "tensorrt", None)
-        line = error_of(run("build", "--runtime", "tensorrt"))
-        assert line.endswith('which is not installed; install it with pip install "trtseg[tensorrt]"')
 
 
 class TestEngines:
@@ -173,23 +150,16 @@ class TestEngines:
         assert key().file_name in run("info").stdout
         assert "none: no folder" in error_of(run("engines", "import", "none", "--allow-foreign"))
 
-    @needs_rtx
     def test_import_says_what_is_of_no_use_here(self, engines, here, monkeypatch):
         here_is = Driver("580", "13.0", (Gpu(0, "NVIDIA L4", "sm_89", 24 << 30),), None)
         monkeypatch.setattr("trtseg.engines.nvidia.driver.find_driver", lambda: here_is)
-        version = machine.installed("tensorrt_rtx")
-        for target in ("sm_80", "sm_86", "sm_89", "portable"):
-            put(target=target, runtime_version=version)
         put(target="sm_89", runtime_version="0.0.1")
         engines.rename("elsewhere")
         done = run("engines", "import", "elsewhere", "--allow-foreign")
-        assert done.exit_code == 0
-        assert "5 engines in" in done.stdout
-        assert sorted(done.stderr.splitlines()) == [
-            "note: no GPU here will use liver sm_80 fp16 batch 1, liver sm_86 fp16 batch 1: here is NVIDIA L4 (sm_89), "
-            f"for which TensorRT-RTX {version} takes portable or sm_89",
-            f"note: no GPU here will use liver sm_89 fp16 batch 1: stale: TensorRT-RTX here is {version}",
-        ]
+        assert (done.exit_code, "1 engine in" in done.stdout) == (0, True)
+        assert done.stderr.startswith(
+            "note: no GPU here will use liver sm_89 fp16 batch 1: stale: TensorRT-RTX"
+        )
 
     def test_clear(self, engines):
         put()
@@ -223,16 +193,3 @@ class TestInfo:
             engine["problem"],
         ):
             assert words in " ".join(text.split())
-
-    def test_names_the_gpu(self, monkeypatch):
-        driver = Driver("580.65.06", "13.0", (Gpu(0, "NVIDIA L4", "sm_89", 24 << 30),), None)
-        monkeypatch.setattr("trtseg.engines.nvidia.driver.find_driver", lambda: driver)
-        text = run("info").stdout
-        assert "580.65.06, for CUDA up to 13.0" in text
-        assert "NVIDIA L4, sm_89, 24 GiB" in text
-
-
-@needs_rtx
-def test_progress_is_shown_to_people_only(here, both_precisions):
-    arguments = ("--target", "sm_86", "--batch", "1", "--model", both_precisions, "-o", "out")
-    assert "sm_86 fp16 batch 1" in stderr_on_a_terminal("build", *arguments)

@@ -24,14 +24,16 @@ class Cascade:
     ----------
     engines : sequence of Engine
         ``(liver, tumour)``, or a single ``one-step`` engine.
+    threads : int
+        Threads of the ops; 0: one for each processor that this process may use.
     """
 
-    def __init__(self, *engines: Engine) -> None:
+    def __init__(self, *engines: Engine, threads: int = 0) -> None:
         first, last = engines[0], engines[-1]
         height, width = first.spec.size
         self.precision = first.precision
         self.provenance: dict[str, Any] = {}
-        self._engines = engines
+        self._engines, self._threads = engines, threads
         self._feed: _Feed | None = None
         self._hu = np.empty((CHUNK, height, width), np.int16)
         self._x1 = np.empty((CHUNK, 1, height, width), first.dtype)
@@ -93,28 +95,29 @@ class Cascade:
         hu_net, x1, l1, x2, l2 = (b[:n] for b in (self._hu, self._x1, self._l1, self._x2, self._l2))
         t1, t2 = liver.spec.logit_threshold, tumour.spec.logit_threshold
         with _timed(timings, "prepare"):
-            _core.prepare(hu, fit, liver.spec.window, hu_net, x1)
+            _core.prepare(hu, fit, liver.spec.window, hu_net, x1, threads=self._threads)
         with _timed(timings, "liver net"):
             liver.run(x1, l1)
         with _timed(timings, "gate"):
-            _core.gate(l1, hu_net, t1, tumour.spec.window, x2, self._liver_pixels[:n])
+            pixels = self._liver_pixels[:n]
+            _core.gate(l1, hu_net, t1, tumour.spec.window, x2, pixels, threads=self._threads)
         with _timed(timings, "tumour net"):
             # `label` never looks at the tumour logits of a slice without liver, so skipping such slices is exact
-            for first, last in _runs(self._liver_pixels[:n] > 0):
+            for first, last in _runs(pixels > 0):
                 tumour.run(x2[first:last], l2[first:last])
         with _timed(timings, "label"):
-            _core.label(l1, l2, (t1, t2), fit, labels, self._counts[:n])
+            _core.label(l1, l2, (t1, t2), fit, labels, self._counts[:n], threads=self._threads)
 
     def _one_net(self, hu: NDArray[np.int16], labels: NDArray[np.uint8], fit: Fit, timings: Timings) -> None:
         """``prepare``, net, ``label3``."""
         (net,) = self._engines
         n = len(hu)
         with _timed(timings, "prepare"):
-            _core.prepare(hu, fit, net.spec.window, self._hu[:n], self._x1[:n])
+            _core.prepare(hu, fit, net.spec.window, self._hu[:n], self._x1[:n], threads=self._threads)
         with _timed(timings, "one-step net"):
             net.run(self._x1[:n], self._l1[:n])
         with _timed(timings, "label"):
-            _core.label3(self._l1[:n], fit, labels, self._counts[:n])
+            _core.label3(self._l1[:n], fit, labels, self._counts[:n], threads=self._threads)
 
 
 class _Feed:

@@ -15,7 +15,9 @@ import typer
 
 from trtseg.cli import build, engines, evaluate, info, sample, segment
 from trtseg.cli.exits import errors_as_exit_codes
-from trtseg.cli.text import NOT_CLINICAL, out
+from trtseg.cli.text import NOT_CLINICAL, fail, out
+
+_TYPER = 0, 16  # versions before break on click 8.2 and newer
 
 
 def main() -> None:
@@ -24,6 +26,14 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr always has it: any path can be printed
     # SystemExit, unlike the signal's own effect, lets temporary files be removed and threads end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if (
+        hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    ):  # as nohup sets it
+        signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
+    if tuple(map(int, typer.__version__.split(".")[:2])) < _TYPER:
+        wanted = ".".join(map(str, _TYPER))
+        fail(f"typer {typer.__version__} is too old for the command line; pip install 'typer>={wanted}'")
+        sys.exit(2)
     app()
 
 

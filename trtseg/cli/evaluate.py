@@ -29,9 +29,7 @@ _NAMED = 5  # files named in a note; the JSON file has all
 def evaluate(
     prediction: Annotated[
         Path,
-        typer.Argument(
-            metavar="PREDICTION", help="Labels to judge (.nii, .nii.gz), or a folder of them.", readable=False
-        ),
+        typer.Argument(metavar="PREDICTION", help="Labels to judge, or a folder of them.", readable=False),
     ],
     truth: Annotated[
         Path,
@@ -56,6 +54,17 @@ def evaluate(
             help="The truth does not know tumours: score the liver, and only measure what is called tumour.",
         ),
     ] = False,
+    liver_label: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,...",
+            help="Labels of the truth that are liver, where it has many organs: 6 (AMOS, BTCV), 5 (TotalSegmentator). "
+            "Without --tumour-label the truth then knows no tumours, as with --liver-only.",
+        ),
+    ] = None,
+    tumour_label: Annotated[
+        str | None, typer.Option(metavar="N,...", help="Labels of the truth that are tumour of the liver.")
+    ] = None,
     ct: Annotated[
         Path | None,
         typer.Option(metavar="PATH|DIR", help="The CT, or a folder of them, for --overlays.", readable=False),
@@ -73,8 +82,8 @@ def evaluate(
 ) -> None:
     """Compare labels with the truth: overlap, surface distances, lesions found, tumour burden.
 
-    Liver is label 1 or 2, tumour is label 2. Of several cases, one that cannot be compared is reported and left
-    out.
+    Liver is label 1 or 2, tumour is label 2, unless --liver-label says otherwise of the truth. Of
+    several cases, one that cannot be compared is reported and left out.
 
     Exit codes: 0 all done, 2 error and nothing compared, 3 some cases failed, 130 interrupted.
     """
@@ -87,6 +96,8 @@ def evaluate(
 
         if (ct is None) != (overlays is None):
             raise ArgumentError("--ct, --overlays: got only one of them; give both to draw overlays")
+        meaning = _meaning(liver_label, tumour_label)
+        liver_only = liver_only or (meaning is not None and tumour_label is None)
         matched = pairs.match(prediction, truth, ct, names=("PREDICTION", "TRUTH", "--ct"))
         needs("scipy.spatial")  # now, once, and not for every case
         _check_targets(matched, json, markdown)
@@ -96,7 +107,7 @@ def evaluate(
         with made_folder(overlays, "--overlays") if overlays is not None else nullcontext():
             if overlays is not None:
                 check_writable(overlays, "--overlays")
-            cases = _score(matched.pairs, liver_only=liver_only, quiet=quiet)
+            cases = _score(matched.pairs, liver_only=liver_only, meaning=meaning, quiet=quiet)
             if cases.scored:
                 scores = evaluate_set(case for _, case in cases.scored)
                 if not quiet:
@@ -104,7 +115,7 @@ def evaluate(
                 notes += [f"{pair.name} was left out: {reason}" for pair, reason in cases.left_out]
                 _write({json: _json(scores, matched, cases), markdown: tables.markdown(scores, notes)})
                 if overlays is not None:
-                    _draw(cases, overlays, worst)
+                    _draw(cases, overlays, worst, meaning)
         raise typer.Exit(cases.failures.exit_code(len(cases.scored)))
 
 
@@ -115,6 +126,24 @@ class _Cases:
     scored: list[tuple[Pair, CaseScores]] = field(default_factory=list)
     left_out: list[tuple[Pair, str]] = field(default_factory=list)
     failures: Failures = field(default_factory=Failures)
+
+
+def _meaning(liver: str | None, tumour: str | None) -> dict[int, int] | None:
+    """What the labels of the truth stand for: 1 liver, 2 tumour; None without the options."""
+    if liver is None:
+        if tumour is not None:
+            raise ArgumentError("--tumour-label: got it without --liver-label; give both, or neither")
+        return None
+    meaning: dict[int, int] = {}
+    for option, values, stands_for in (("--liver-label", liver, 1), ("--tumour-label", tumour or "", 2)):
+        for value in values.split(",") if values else []:
+            if not value.strip().isdecimal() or int(value) < 1:
+                raise ArgumentError(
+                    f"{option}: got {values!r}; expected numbers from 1 on with commas between them"
+                )
+            if meaning.setdefault(int(value), stands_for) != stands_for:
+                raise ArgumentError(f"{option}: {value} is liver already; give each label once")
+    return meaning
 
 
 def _check_targets(matched: Matched, json: Path | None, markdown: Path | None) -> None:
@@ -148,7 +177,9 @@ def _unmatched(matched: Matched) -> list[str]:
     return notes
 
 
-def _score(matched: Sequence[Pair], *, liver_only: bool, quiet: bool) -> _Cases:
+def _score(
+    matched: Sequence[Pair], *, liver_only: bool, meaning: dict[int, int] | None, quiet: bool
+) -> _Cases:
     """Score all cases, and report each failure on stderr."""
     from rich.console import Console
     from rich.progress import track
@@ -160,7 +191,7 @@ def _score(matched: Sequence[Pair], *, liver_only: bool, quiet: bool) -> _Cases:
     silent = quiet or len(matched) == 1 or not console.is_terminal
     for pair in track(matched, "evaluating", console=console, transient=True, disable=silent):
         try:
-            scores = pairs.score(pair, liver_only=liver_only)
+            scores = pairs.score(pair, liver_only=liver_only, meaning=meaning)
         except Exception as error:
             cases.left_out.append((pair, cases.failures.add(error, pair.prediction, pair.truth)))
         else:
@@ -196,13 +227,13 @@ def _write(contents: dict[Path | None, str]) -> None:
             part.write_text(content, encoding="utf-8", errors="replace")  # a file name may not be Unicode
 
 
-def _draw(cases: _Cases, folder: Path, count: int) -> None:
+def _draw(cases: _Cases, folder: Path, count: int, meaning: dict[int, int] | None) -> None:
     """Draw the cases with the lowest Dice, of the liver or of the tumours, and report each failure on stderr."""
     from trtseg import pairs
 
     for pair, scores in sorted(cases.scored, key=lambda case: _dices(case[1]))[:count]:
         try:
-            pairs.draw(pair, scores, folder / f"{pair.name}.png")
+            pairs.draw(pair, scores, folder / f"{pair.name}.png", meaning=meaning)
         except Exception as error:
             cases.failures.add(error, pair.prediction, pair.truth)
 

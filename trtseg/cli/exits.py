@@ -1,7 +1,8 @@
 """How a command ends: an error becomes a line on stderr and an exit code.
 
 Exit codes: 0 all done; 1 a bug (with a traceback); 2 bad usage, input, output, model or device, and nothing
-was written; 3 some of several cases failed and the others were written; 130 interrupted; 143 terminated. A table
+was written; 3 some of several cases failed and the others were written; 129 the terminal was closed; 130
+interrupted; 143 terminated. A table
 of results that cannot be printed does not change the exit code.
 """
 
@@ -17,13 +18,15 @@ import typer
 
 from trtseg.cli.text import fail
 from trtseg.errors import TrtsegError
+from trtseg.resources import memory_for
 
 
 @contextmanager
 def errors_as_exit_codes() -> Iterator[None]:
     """End the command with a line on stderr, and no traceback, on an error that the user can do something about."""
     try:
-        yield
+        with memory_for("trtseg", 0):
+            yield
     except TrtsegError as error:
         fail(str(error))
         raise typer.Exit(2) from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from trtseg import __version__
 from trtseg.cli import text
 from trtseg.cli.exits import errors_as_exit_codes
 from trtseg.errors import TrtsegError
+from trtseg.resources import available_cpus
 
 _RUNTIMES = ("openvino", "tensorrt", "tensorrt_rtx", "torch", "pycuda")
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16")
@@ -55,8 +55,7 @@ def collect() -> dict[str, Any]:
 
 def _cpu() -> dict[str, Any]:
     """Name of the processor, cores that this process may use, and features that the nets profit from."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    name, flags = platform.processor() or platform.machine(), set()
+    name, flags = platform.machine(), set()
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
             for line in file:
@@ -68,7 +67,11 @@ def _cpu() -> dict[str, Any]:
                     break
     except OSError:
         pass  # not on Linux: the features stay unknown
-    return {"name": name, "cores": cores, "features": [flag for flag in _CPU_FLAGS if flag in flags]}
+    return {
+        "name": name,
+        "cores": available_cpus(),
+        "features": [flag for flag in _CPU_FLAGS if flag in flags],
+    }
 
 
 def _extension() -> dict[str, Any]:

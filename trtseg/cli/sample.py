@@ -35,12 +35,15 @@ def sample(
     """
     with errors_as_exit_codes():
         from trtseg import sample as public
-        from trtseg.cohort import file_in, stem
+        from trtseg.cohort import file_in
+        from trtseg.io.names import NIFTI, stem
 
         if phantom:
             from trtseg.phantom import abdomen
 
-            path = file_in(output if output is not None else Path(), "phantom.nii.gz", name="--output")
+            path = file_in(
+                output if output is not None else Path(), "phantom.nii.gz", name="--output", endings=NIFTI
+            )
             labels = path.with_name(f"{stem(path)}_labels.nii.gz")
             public.write_phantom(abdomen(seed=seed), path, labels)
             typer.echo(f"procedural phantom of seed {seed}, no patient; its truth: {labels}", err=True)
@@ -49,6 +52,6 @@ def sample(
                 typer.echo("downloading the sample CT through pip (38 MB, once) ...", err=True)
             path = public.fetch()
             if output is not None:
-                path = public.copy(path, file_in(output, public.FILE_NAME, name="--output"))
+                path = public.copy(path, file_in(output, public.FILE_NAME, name="--output", endings=NIFTI))
             typer.echo(public.SOURCE, err=True)
         out(os.fsencode(path) + b"\n")  # the very bytes of its name, whatever the locale

@@ -25,7 +25,8 @@ def segment(
         list[Path],
         typer.Argument(
             metavar="INPUTS",
-            help="CT volumes in Hounsfield units (.nii, .nii.gz).",
+            help="CT volumes in Hounsfield units: NIfTI, NRRD, MetaImage, Analyze, a folder of DICOM files, or a "
+            "folder with CTs in it and below it.",
             readable=False,  # not checked here, where it would stop all for one
         ),
     ],
@@ -34,8 +35,8 @@ def segment(
         typer.Option(
             "--output",
             "-o",
-            help="One input: a .nii or .nii.gz file, or an existing folder. Several: a folder, created where "
-            "needed. Names in a folder are <input>_seg.nii.gz.",
+            help="One input: a file (.nii.gz, .nii, .nrrd, .mha), or an existing folder. Several: a folder, created "
+            "where needed. Names in a folder are <input>_seg.nii.gz; CTs of one name keep their folders.",
             show_default="the current folder",
             readable=False,
         ),
@@ -65,6 +66,17 @@ def segment(
         str,
         typer.Option(metavar="auto|tensorrt|tensorrt-rtx|torch", help="What runs the nets on a GPU."),
     ] = "auto",
+    threads: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Threads on the CPU.", show_default="as many as it may use"),
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Of several cases, do those again that are complete, by this model and options.",
+        ),
+    ] = False,
     median_mm: Annotated[
         float,
         typer.Option(metavar="MM", help="Median over the slices within this distance; 0 leaves them alone."),
@@ -78,20 +90,30 @@ def segment(
     min_tumour_ml: Annotated[
         float, typer.Option(metavar="ML", help="Tumours below this volume become liver; 0 keeps all.")
     ] = 0.1,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    orientation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ABC",
+            help="Where the axes of the arrays point to, if the headers are wrong: RAS, LPS, ...",
+            show_default="as the header says",
+        ),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")] = False,
 ) -> None:
     """Label liver (1) and tumour (2) in one or several CT volumes, each on its own grid.
 
     The files of a case appear together, complete, or not at all. Of several cases, one that fails is reported
     and the others go on.
 
-    Exit codes: 0 all done, 2 error and nothing written, 3 some cases failed, 130 interrupted.
+    Exit codes: 0 all done, 2 error and nothing written, 3 some cases failed, 130 interrupted. After an interruption
+    the same command goes on with the cases that are not complete.
     """
     with errors_as_exit_codes():
         from trtseg import cohort
 
         with cohort.plan(inputs, output, report=report, preview=preview, name="--output") as cases:
             from trtseg.api import Segmenter
+            from trtseg.io.names import is_folder
             from trtseg.labels.postprocess import PostProcess
 
             steps = PostProcess(
@@ -107,14 +129,32 @@ def segment(
                     precision=precision,
                     postprocess=steps,
                     runtime=runtime,
+                    threads=threads,
                     progress=progress.follow(bar, "building"),
                 )
+            todo, made_by = cases, segmenter.fingerprint(orientation)
+            if not overwrite and (len(cases) > 1 or is_folder(inputs[0])):
+                todo = tuple(case for case in cases if not case.is_done(made_by))
+            if not quiet:
+                _say_what_is_left_out(inputs, cases, todo)
             with segmenter:
-                code = _run(cases, segmenter, quiet=quiet)
+                code = _run(todo, segmenter, orientation=orientation, quiet=quiet)
             raise typer.Exit(code)
 
 
-def _run(cases: Sequence[Case], segmenter: Segmenter, *, quiet: bool) -> int:
+def _say_what_is_left_out(inputs: Sequence[Path], cases: Sequence[Case], todo: Sequence[Case]) -> None:
+    """Say which inputs are no CTs, and which cases are complete, on stderr."""
+    sources = {case.source for case in cases}
+    if results := [path.name for path in inputs if path not in sources and not path.is_dir()]:
+        text.note(f"left out as label maps that trtseg wrote: {', '.join(results)}")
+    if done := len(cases) - len(todo):
+        text.note(
+            f"{done} of {len(cases)} cases are complete, made by this model and these options; "
+            "--overwrite does them again"
+        )
+
+
+def _run(cases: Sequence[Case], segmenter: Segmenter, *, orientation: str | None, quiet: bool) -> int:
     """Segment all cases, report each failure on stderr, print a table on stdout; return the exit code."""
     from trtseg import cohort
 
@@ -125,13 +165,17 @@ def _run(cases: Sequence[Case], segmenter: Segmenter, *, quiet: bool) -> int:
     try:
         with (
             progress.bar(quiet) as bar,
-            closing(cohort.run(cases, segmenter, progress=progress.follow(bar))) as outcomes,
+            closing(
+                cohort.run(cases, segmenter, orientation=orientation, progress=progress.follow(bar))
+            ) as outcomes,
         ):
             for outcome in outcomes:
                 if outcome.error is not None:
                     failures.add(outcome.error, outcome.case.source, alone=alone)
                 elif outcome.result is not None:
                     done += 1
+                    for warning in outcome.result.warnings:
+                        text.warn(f"{outcome.case.source}: {warning.text} [{warning.code}]")
                     rows += _details(outcome, outcome.result) if alone else [_row(outcome, outcome.result)]
     finally:
         if rows and not quiet and alone:

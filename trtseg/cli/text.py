@@ -24,6 +24,11 @@ def fail(message: str) -> None:
     _tell(f"error: {message}")
 
 
+def warn(message: str) -> None:
+    """Write one line to stderr about a result that may be wrong."""
+    _tell(f"warning: {message}")
+
+
 def note(message: str) -> None:
     """Write one line to stderr about something that is no error, but should be known."""
     _tell(f"note: {message}")

@@ -34,7 +34,9 @@ def resolve_device(device: str) -> str:
     return f"cuda:{index}"
 
 
-def open_engine(files: ModelFiles, spec: ModelSpec, *, precision: str = "auto") -> Engine:
+def open_engine(
+    files: ModelFiles, spec: ModelSpec, *, precision: str = "auto", threads: int | None = None
+) -> Engine:
     """Open the CPU engine of a net. `trtseg.engines.nvidia.nets.open_nets` opens all nets of a model on a GPU.
 
     Parameters
@@ -45,6 +47,8 @@ def open_engine(files: ModelFiles, spec: ModelSpec, *, precision: str = "auto") 
         The spec of one of its nets.
     precision : str
         A precision that CPUs run, or ``auto``: the fastest that this processor has arithmetic for.
+    threads : int, optional
+        Threads of the net; by default one for each processor that this process may use.
 
     Raises
     ------
@@ -57,7 +61,7 @@ def open_engine(files: ModelFiles, spec: ModelSpec, *, precision: str = "auto") 
     """
     from trtseg.engines.openvino import OpenVinoEngine, choose_precision
 
-    return OpenVinoEngine(Net.read(files, spec, choose_precision(precision)))
+    return OpenVinoEngine(Net.read(files, spec, choose_precision(precision)), threads)
 
 
 def available_devices() -> list[tuple[str, bool, str]]:

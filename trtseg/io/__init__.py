@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from trtseg.errors import ArgumentError, OutputError
-from trtseg.io.arrays import from_array, from_image
+from trtseg.io.arrays import from_array, from_image, read_pair, read_pair_labels
 from trtseg.io.atomic import atomic
 from trtseg.io.dicom import read_dicom_folder
-from trtseg.io.nifti import ENDINGS, read_labels, read_nifti, write_nifti
+from trtseg.io.itk import check_installed, read_itk, read_itk_labels, write_itk
+from trtseg.io.names import ANALYZE, ITK, NIFTI, WRITTEN, is_folder
+from trtseg.io.nifti import read_nifti, read_nifti_labels, write_nifti
+from trtseg.orientation import check_orientation, reorient
 from trtseg.volume import Geometry, Volume
 
 __all__ = ["atomic", "check_target", "load", "read_labels", "read_nifti", "save", "write_nifti"]
 
 
-def load(source: Any, *, affine: Any = None, spacing: Any = None) -> Volume:
+def load(source: Any, *, affine: Any = None, spacing: Any = None, orientation: str | None = None) -> Volume:
     """Load a CT from whatever holds it.
 
     Parameters
     ----------
     source : path, array, nibabel image or Volume
-        A ``.nii`` or ``.nii.gz`` file; a folder that holds the DICOM files of one CT series; an array in HU
-        (anything with ``__array__``, for example a torch CPU tensor); an image loaded with nibabel; or a
+        A ``.nii`` or ``.nii.gz`` file, or a pipe that one comes through; a ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd``
+        file; ``.hdr`` or ``.img`` of Analyze or of a NIfTI pair; a folder that holds the DICOM files of one CT series;
+        an array in HU (anything with ``__array__``, for example a torch CPU tensor); an image loaded with nibabel; or a
         Volume, which is returned as it is.
     affine, spacing : array_like, optional
         Exactly one of the two for an array, see `trtseg.io.arrays.from_array`; neither for any other source.
+    orientation : str, optional
+        Three letters that replace what the source says of its orientation, see `trtseg.orientation.reorient`.
 
     Returns
     -------
@@ -55,21 +63,61 @@ def load(source: Any, *, affine: Any = None, spacing: Any = None) -> Volume:
             "give them with arrays only"
         )
     if isinstance(source, Volume):
-        return source
+        return source if orientation is None else reorient(source, orientation)
     if is_path:
-        # Path.is_dir raises where it may not look; then read_nifti says why the path cannot be opened.
-        return read_dicom_folder(source) if os.path.isdir(source) else read_nifti(source)  # noqa: PTH112
-    if is_image:
-        return from_image(source)
-    if hasattr(source, "__array__"):
-        return from_array(source, affine=affine, spacing=spacing)
-    raise ArgumentError(
-        f"source: got a {type(source).__name__}; expected a path of a .nii or .nii.gz file or of a folder of DICOM "
-        "files, an array in HU, a nibabel image or a trtseg Volume"
+        volume = _read_file(source)
+    elif is_image:
+        volume = from_image(source)
+    elif hasattr(source, "__array__"):
+        volume = from_array(source, affine=affine, spacing=spacing)
+    else:
+        raise _no_source(source)
+    if orientation is not None:
+        return reorient(volume, orientation)
+    return dataclasses.replace(volume, warnings=(*volume.warnings, *check_orientation(volume)))
+
+
+def _no_source(source: Any) -> ArgumentError:
+    return ArgumentError(
+        f"source: got a {type(source).__name__}; expected a path of an image file or of a folder of DICOM files, "
+        "an array in HU, a nibabel image or a trtseg Volume"
     )
 
 
-def save(path: str | os.PathLike[str], labels: np.ndarray, geometry: Geometry) -> None:
+def read_labels(
+    path: str | os.PathLike[str], meaning: Mapping[int, int] | None = None
+) -> tuple[np.ndarray, Geometry]:
+    """Read a label map from a file as `load` takes it.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    meaning : mapping, optional
+        Which of 0 (background), 1 (liver) and 2 (tumour) each value of the file stands for, as ``{6: 1}``; other values
+        are background. By default 0, 1 and 2 stand for themselves, and there may be no other value.
+
+    Returns
+    -------
+    labels : ndarray of uint8, [Z, Y, X]
+        In canonical order, like every `trtseg.volume.Volume`.
+    geometry : Geometry
+        The file's own grid.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, it is truncated or corrupt, or it holds a value that stands for nothing.
+    """
+    name = os.fspath(path).lower()
+    if name.endswith(ITK):
+        return read_itk_labels(path, meaning)
+    if name.endswith(ANALYZE):
+        return read_pair_labels(path, meaning)
+    return read_nifti_labels(path, meaning)
+
+
+def save(path: str | os.PathLike[str], labels: np.ndarray, geometry: Geometry, fingerprint: str = "") -> None:
     """Write labels on the grid of their input, in the format that the target's name asks for.
 
     The file is written in place: call this with a temporary path of `atomic`.
@@ -77,30 +125,49 @@ def save(path: str | os.PathLike[str], labels: np.ndarray, geometry: Geometry) -
     Parameters
     ----------
     path : path
-        ``.nii`` or ``.nii.gz``: see `trtseg.io.nifti.write_nifti`.
+        ``.nii`` or ``.nii.gz``: see `trtseg.io.nifti.write_nifti`. ``.nrrd`` or ``.mha``: see
+        `trtseg.io.itk.write_itk`.
     labels : ndarray
         uint8, canonical ``[Z, Y, X]``: 0 background, 1 liver, 2 tumour.
     geometry : Geometry
         The grid of the input. Its source may be of another format than the target.
+    fingerprint : str
+        What the labels were made by; the file bears it, see `trtseg.notice.signature`.
 
     Raises
     ------
     ArgumentError
         If the labels do not lie on that grid.
     OutputError
-        If no format has this ending.
+        If no format has this ending, or SimpleITK is needed and not installed.
     OSError
         If writing fails; `atomic` turns it into an OutputError that names the target.
     """
     check_target(path)
-    write_nifti(path, labels, geometry)
+    if os.fspath(path).lower().endswith(NIFTI):
+        write_nifti(path, labels, geometry, fingerprint)
+    else:
+        write_itk(path, labels, geometry, fingerprint)
 
 
 def check_target(path: str | os.PathLike[str]) -> None:
     """Raise an OutputError unless `save` can write a file of this name."""
     name = os.fspath(path)
-    if not name.lower().endswith(ENDINGS):
-        raise OutputError(f"{name}: cannot write this file type; expected .nii or .nii.gz")
+    if not name.lower().endswith(WRITTEN):
+        raise OutputError(f"{name}: cannot write this file type; expected .nii.gz, .nii, .nrrd or .mha")
+    if not name.lower().endswith(NIFTI):
+        check_installed(name)
+
+
+def _read_file(path: str | os.PathLike[str]) -> Volume:
+    name = os.fspath(path).lower()
+    if is_folder(path):
+        return read_dicom_folder(path)
+    if name.endswith(ITK):
+        return read_itk(path)
+    if name.endswith(ANALYZE):
+        return read_pair(path)
+    return read_nifti(path)  # which says why a path cannot be opened
 
 
 def _is_nibabel_image(source: Any) -> bool:

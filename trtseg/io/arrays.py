@@ -1,16 +1,25 @@
-"""Arrays and nibabel images in memory -> Volume."""
+"""Arrays and nibabel images -> Volume; images in memory, or Analyze files and NIfTI pairs, which nibabel opens."""
 
 from __future__ import annotations
 
+import logging
+import os
 import zlib
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from trtseg.errors import ArgumentError, InputError
+from trtseg.io.checks import ct_volume
+from trtseg.io.header import header_affine
 from trtseg.io.nifti import header_of
-from trtseg.io.voxels import check_dtype, slabs, to_hu
-from trtseg.volume import Volume, ct_geometry, ct_volume
+from trtseg.io.voxels import check_dtype, slabs, to_hu, to_labels
+from trtseg.volume import Geometry, Volume, ct_geometry
+from trtseg.warnings import ResultWarning
+
+log = logging.getLogger("trtseg")
 
 
 def from_array(array: Any, *, affine: Any = None, spacing: Any = None) -> Volume:
@@ -63,7 +72,7 @@ def from_array(array: Any, *, affine: Any = None, spacing: Any = None) -> Volume
     geometry = ct_geometry("array", array.shape, affine=affine, spacing=spacing)
     hu = geometry.canonical(array)
     if not (hu.dtype == np.int16 and hu.dtype.isnative and hu.flags.c_contiguous):
-        hu = to_hu("array", geometry, slabs(array))
+        hu = to_hu("array", geometry, slabs(geometry.grid(array)))
     return ct_volume("array", hu, geometry)
 
 
@@ -77,13 +86,65 @@ def from_image(image: Any) -> Volume:
     InputError
         If the file behind the image cannot be read, or is not one CT volume in HU.
     """
+    name = image.get_filename() or "image"
+    hu, geometry = _read(name, image, to_hu)
+    return ct_volume(name, hu, geometry)
+
+
+def read_pair(path: str | os.PathLike[str]) -> Volume:
+    """Read a CT in Hounsfield units from an Analyze file or a NIfTI pair: ``.img`` beside ``.hdr``, either named.
+
+    An Analyze header has no orientation: it is taken for left to right as radiologists see it, as in nibabel.
+
+    Raises
+    ------
+    InputError
+        If the files cannot be read, or are not one CT volume in HU.
+    """
+    name = os.fspath(path)
+    hu, geometry = _read(name, _open_pair(name), to_hu)
+    return ct_volume(name, hu, geometry)
+
+
+def read_pair_labels(
+    path: str | os.PathLike[str], meaning: Mapping[int, int] | None = None
+) -> tuple[np.ndarray, Geometry]:
+    """Read a label map from files as `read_pair` takes them; see `trtseg.io.read_labels`."""
+    name = os.fspath(path)
+    return _read(name, _open_pair(name), partial(to_labels, meaning=meaning))
+
+
+def _open_pair(name: str) -> Any:
+    import nibabel as nib
+
+    try:
+        image: Any = nib.load(name)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{name}: no such file, or half of a pair of .hdr and .img; check the path"
+        ) from error
+    except Exception as error:  # damaged headers make nibabel raise errors of many types
+        reason = " ".join(str(error).split())
+        raise InputError(f"{name}: cannot be read as Analyze or NIfTI ({reason}); fetch it again") from error
+    if header_of(image) is None:
+        log.warning(
+            "%s: the header has no orientation; assumed left to right, back to front, feet to head", name
+        )
+    return image
+
+
+def _read(name: str, image: Any, convert: Callable[..., np.ndarray]) -> tuple[np.ndarray, Geometry]:
+    """Read the voxels of an image through `to_hu` or `to_labels`, and its grid."""
     from nibabel.arrayproxy import ArrayProxy
 
-    name = image.get_filename() or "image"
     if image.affine is None:
         raise InputError(f"{name}: got an image without an affine; give its array and its spacing instead")
     check_dtype(name, image.get_data_dtype())
-    geometry = ct_geometry(name, image.shape, affine=image.affine, source=header_of(image))
+    affine, header = image.affine, header_of(image)
+    warnings: tuple[ResultWarning, ...] = ()
+    if header is not None:
+        affine, warnings = header_affine(name, header)
+    geometry = ct_geometry(name, image.shape, affine=affine, source=header, warnings=warnings)
     slope, inter = 1.0, 0.0
     try:
         if isinstance(image.dataobj, ArrayProxy):
@@ -98,4 +159,4 @@ def from_image(image: Any) -> Volume:
             f"{name}: cannot be read ({reason}), truncated or corrupt; fetch it again"
         ) from error
     check_dtype(name, stored.dtype)
-    return ct_volume(name, to_hu(name, geometry, slabs(stored), slope, inter), geometry)
+    return convert(name, geometry, slabs(geometry.grid(stored)), slope, inter), geometry

@@ -10,11 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from trtseg.errors import InputError
+from trtseg.io.checks import ct_volume
+from trtseg.io.names import IMAGES
 from trtseg.io.voxels import slabs, to_hu
-from trtseg.volume import Volume, ct_geometry, ct_volume
+from trtseg.resources import is_lack_of_memory
+from trtseg.volume import Volume, ct_geometry
 
 # Coordinates of DICOM point to the left and to the back, coordinates of trtseg to the right and to the front.
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_NO_DICOM = (*IMAGES, ".json", ".png")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +89,8 @@ def read_dicom_series(files: Sequence[str | os.PathLike[str]], *, ignore_ids: bo
     except InputError:
         raise
     except Exception as error:  # damaged files make pydicom and highdicom raise errors of many types
+        if is_lack_of_memory(error):
+            raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise InputError(
             f"{name}: cannot be read as a CT series ({reason}); expected a folder with all DICOM files of one "
@@ -92,11 +98,13 @@ def read_dicom_series(files: Sequence[str | os.PathLike[str]], *, ignore_ids: bo
         ) from error
     series = DicomSeries(paths, tuple(index.tolist()), position)
     geometry = ct_geometry(name, image.array.shape, affine=_LPS_TO_RAS @ image.affine, source=series)
-    return ct_volume(name, to_hu(name, geometry, slabs(image.array)), geometry)
+    return ct_volume(name, to_hu(name, geometry, slabs(geometry.grid(image.array))), geometry)
 
 
 def read_dicom_folder(folder: str | os.PathLike[str]) -> Volume:
-    """Read a folder that holds the DICOM files of one CT series, under any names; hidden files are left out.
+    """Read a folder that holds the DICOM files of one CT series, under any names.
+
+    Hidden files, a DICOMDIR, and image files, reports and previews, as results are, are left out.
 
     Raises
     ------
@@ -105,7 +113,7 @@ def read_dicom_folder(folder: str | os.PathLike[str]) -> Volume:
     """
     name = os.fspath(folder)
     try:
-        files = sorted(p for p in Path(folder).iterdir() if p.is_file() and not p.name.startswith("."))
+        files = sorted(p for p in Path(folder).iterdir() if p.is_file() and _may_be_slice(p.name))
     except OSError as error:
         raise InputError(f"{name}: cannot be listed ({error.strerror}); check the path") from error
     if not files:
@@ -114,6 +122,10 @@ def read_dicom_folder(folder: str | os.PathLike[str]) -> Volume:
             "CT series"
         )
     return read_dicom_series(files)
+
+
+def _may_be_slice(name: str) -> bool:
+    return not name.startswith(".") and name != "DICOMDIR" and not name.lower().endswith(_NO_DICOM)
 
 
 def check_installed() -> None:

@@ -13,13 +13,25 @@ from trtseg.errors import OutputError
 
 
 def cache_folder() -> Path:
-    """Return the folder for files that trtseg keeps: ``$TRTSEG_CACHE``, or this system's cache folder of the user."""
+    """Return the folder for files that trtseg keeps: ``$TRTSEG_CACHE``, or this system's cache folder of the user.
+
+    Raises
+    ------
+    OutputError
+        If there is neither.
+    """
     chosen = os.environ.get("TRTSEG_CACHE")
     if chosen:
         return Path(chosen)
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("trtseg", appauthor=False))
+    try:
+        folder = Path(platformdirs.user_cache_dir("trtseg", appauthor=False))
+    except RuntimeError:  # this user has no home
+        folder = Path("~")
+    if not folder.is_absolute():
+        raise OutputError("cache: this user has no home folder; set TRTSEG_CACHE to a folder of your own")
+    return folder
 
 
 @contextmanager

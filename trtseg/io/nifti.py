@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import logging
+import io
 import math
 import os
+import stat
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from trtseg.errors import ArgumentError, InputError
+from trtseg.io.checks import ct_volume
+from trtseg.io.header import header_affine
+from trtseg.io.names import NIFTI as ENDINGS
 from trtseg.io.voxels import SLAB_VOXELS, Where, check_dtype, to_hu, to_labels
-from trtseg.notice import NOTICE
-from trtseg.volume import Geometry, Volume, ct_geometry, ct_volume
+from trtseg.notice import signature, signed
+from trtseg.volume import Geometry, Volume, ct_geometry
 
-log = logging.getLogger("trtseg")
-
-#: Endings of the names of NIfTI files, the longer first. Upper and lower case are the same.
-ENDINGS = (".nii.gz", ".nii")
 _GZIP_MAGIC = b"\x1f\x8b"
 # Deflate codes at most 258 bytes in 2 bits.
 _MAX_DEFLATE_RATIO = 1032
@@ -30,16 +31,16 @@ _PAIR_MAGICS = (b"ni1", b"ni2")
 _UINT8 = 2
 _INTENT_LABEL = 1002
 _MAX_NIFTI1_AXIS = 32767
+_DEVICES = ("/dev/", "/proc/")  # names of open files, as /dev/stdin
 _FETCH = "the file is truncated or corrupt, fetch it again"
 
 
 def read_nifti(path: str | os.PathLike[str]) -> Volume:
     """Read a CT in Hounsfield units from a ``.nii`` or ``.nii.gz`` file.
 
-    NIfTI-1 and NIfTI-2, either byte order, any integer or float type of up to 64 bits, with or without a
-    scale. The orientation is nibabel's: the sform if its code is set, else the qform, else (with a logged
-    warning) the spacing alone. Whether a file is compressed is told by its content, not by its name, and
-    gzip's checksum is looked at. Beside the int16 volume only a few megabytes are in memory at any time.
+    NIfTI-1 and NIfTI-2, either byte order, any integer or float type of up to 64 bits, with or without a scale. The
+    orientation is that of `trtseg.io.header.header_affine`. Whether a file is compressed is told by its content, not by
+    its name, and gzip's checksum is looked at. Beside the int16 volume only a few megabytes are in memory at any time.
 
     Raises
     ------
@@ -50,22 +51,30 @@ def read_nifti(path: str | os.PathLike[str]) -> Volume:
     return ct_volume(os.fspath(path), hu, geometry)
 
 
-def read_labels(path: str | os.PathLike[str]) -> tuple[np.ndarray, Geometry]:
-    """Read a label map (0 background, 1 liver, 2 tumour) from a ``.nii`` or ``.nii.gz`` file, see `read_nifti`.
+def read_nifti_labels(
+    path: str | os.PathLike[str], meaning: Mapping[int, int] | None = None
+) -> tuple[np.ndarray, Geometry]:
+    """Read a label map from a file as `read_nifti` takes it; see `trtseg.io.read_labels`."""
+    return _read(os.fspath(path), partial(to_labels, meaning=meaning))
 
-    Returns
-    -------
-    labels : ndarray of uint8, [Z, Y, X]
-        In canonical order, like every `trtseg.volume.Volume`.
-    geometry : Geometry
-        The file's own grid.
 
-    Raises
-    ------
-    InputError
-        If there is no such file, it is truncated or corrupt, or it holds anything but these labels.
+def peek_nifti(path: str | os.PathLike[str]) -> tuple[str | None, bool]:
+    """Look into the header: the fingerprint of labels of trtseg, see `signed`, and whether voxels are unscaled bytes.
+
+    ``(None, False)`` where that cannot be known.
     """
-    return _read(os.fspath(path), to_labels)
+    from isal import igzip, isal_zlib
+
+    name = os.fspath(path)
+    try:
+        with _open(name) as file:
+            compressed = file.read(2) == _GZIP_MAGIC
+            file.seek(0)
+            header, _ = _parse_header(name, igzip.open(file, "rb") if compressed else file, compressed)
+            small = _dtype(name, header).itemsize == 1 and _scale(name, header) == (1.0, 0.0)
+            return signed(header["descrip"].item().decode("latin-1")), small
+    except (InputError, OSError, EOFError, zlib.error, isal_zlib.IsalError):  # type: ignore[misc]
+        return None, False
 
 
 def header_of(image: Any) -> Any:
@@ -89,34 +98,59 @@ def _read(name: str, convert: Callable[..., np.ndarray]) -> tuple[np.ndarray, Ge
     from isal import igzip, isal_zlib
 
     with _open(name) as file:
-        if not name.lower().endswith(ENDINGS):
+        status = os.fstat(file.fileno())
+        size = status.st_size if stat.S_ISREG(status.st_mode) else None  # that of a pipe is not known
+        if size is not None and not name.lower().endswith(ENDINGS) and not name.startswith(_DEVICES):
             raise InputError(
-                f"{name}: unknown file type; expected .nii or .nii.gz, convert other formats to NIfTI"
+                f"{name}: unknown file type; expected .nii, .nii.gz, .nrrd, .mha or .img, convert others to NIfTI"
             )
         try:
-            compressed = file.read(2) == _GZIP_MAGIC  # by content: misnamed files are common and harmless
-            file.seek(0)
-            size = os.fstat(file.fileno()).st_size
-            stream: IO[bytes] = igzip.open(file, "rb") if compressed else file
+            start = file.read(2)
+            compressed = start == _GZIP_MAGIC  # by content: misnamed files are common and harmless
+            whole: IO[bytes] = io.BufferedReader(_Joined(start, file), 1 << 16)  # a pipe cannot be wound back
+            if size is not None:
+                file.seek(0)
+                whole = file
+            stream: IO[bytes] = igzip.open(whole, "rb") if compressed else whole
             header, version = _parse_header(name, stream, compressed)
             shape = _shape(name, header)
             dtype = _dtype(name, header)
             offset = _offset(name, header, version)
             slope, inter = _scale(name, header)
-            geometry = ct_geometry(name, shape, affine=_affine(name, header), source=header)
+            affine, warnings = header_affine(name, header)
+            geometry = ct_geometry(name, shape, affine=affine, source=header, warnings=warnings)
             wanted = offset + math.prod(shape) * dtype.itemsize
-            if wanted > (size * _MAX_DEFLATE_RATIO if compressed else size):  # before anything is allocated
+            most = None if size is None else size * (_MAX_DEFLATE_RATIO if compressed else 1)
+            if most is not None and wanted > most:  # nothing is allocated
                 grid = " x ".join(map(str, shape))
                 raise InputError(
                     f"{name}: the header promises {wanted} bytes ({grid} voxels of {dtype.name}), but the file "
                     f"has {size}{' compressed' if compressed else ''}; {_FETCH}"
                 )
             _skip(name, stream, offset - _SIZES[version])
-            return convert(name, geometry, _pieces(name, stream, shape, dtype), slope, inter), geometry
+            return convert(
+                name, geometry, _pieces(name, stream, geometry.grid_shape, dtype), slope, inter
+            ), geometry
         except isal_zlib.IsalError as error:  # type: ignore[misc]  # a class, which its stub does not say
             raise InputError(f"{name}: cannot be decompressed ({error}); {_FETCH}") from error
         except (OSError, EOFError, zlib.error) as error:  # gzip's errors are of these kinds
             raise InputError(f"{name}: cannot be read ({error}); {_FETCH}") from error
+
+
+class _Joined(io.RawIOBase):
+    """Bytes that were read already, and the rest of a stream."""
+
+    def __init__(self, start: bytes, rest: IO[bytes]) -> None:
+        self._start, self._rest = start, rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        part = self._start or self._rest.read(len(buffer))
+        buffer[: len(part)] = part
+        self._start = b""
+        return len(part)
 
 
 def _open(name: str) -> IO[bytes]:
@@ -199,27 +233,6 @@ def _scale(name: str, header: Any) -> tuple[float, float]:
     return slope, inter
 
 
-def _affine(name: str, header: Any) -> np.ndarray:
-    """Return index to RAS mm, with the usual slips of the pixdim field put right in a copy of the header."""
-    from nibabel.spatialimages import HeaderDataError
-
-    fixed = header.copy()
-    pixdim = fixed["pixdim"]
-    if pixdim[0] not in (-1, 1):
-        pixdim[0] = 1  # as the standard says
-    pixdim[1:4] = np.abs(pixdim[1:4])
-    if not int(header["sform_code"]) and not int(header["qform_code"]):
-        log.warning(
-            "%s: the header has no orientation; assumed right to left, back to front, feet to head", name
-        )
-    try:
-        return np.asarray(fixed.get_best_affine(), np.float64)
-    except (ValueError, HeaderDataError) as error:
-        raise InputError(
-            f"{name}: the header's quaternion is invalid ({error}); repair its geometry"
-        ) from error
-
-
 def _skip(name: str, stream: IO[bytes], count: int) -> None:
     """Read past extensions."""
     while count > 0:
@@ -230,10 +243,10 @@ def _skip(name: str, stream: IO[bytes], count: int) -> None:
 
 
 def _pieces(
-    name: str, stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]
+    name: str, stream: IO[bytes], shape: tuple[int, int, int], dtype: np.dtype[Any]
 ) -> Iterator[tuple[Where, np.ndarray]]:
     """Read slabs along the slowest axis, k, as arrays in index order ``(i, j, k)``."""
-    i, j, k = shape[:3]
+    i, j, k = shape
     step = max(1, SLAB_VOXELS // (i * j))
     for start in range(0, k, step):
         n = min(step, k - start)
@@ -248,7 +261,9 @@ def _pieces(
         pass
 
 
-def write_nifti(path: str | os.PathLike[str], labels: np.ndarray, geometry: Geometry) -> None:
+def write_nifti(
+    path: str | os.PathLike[str], labels: np.ndarray, geometry: Geometry, fingerprint: str = ""
+) -> None:
     """Write labels as uint8 on exactly the grid of the input.
 
     If the input was NIfTI, so that the geometry's source is its header, the geometry fields of that header are
@@ -265,6 +280,8 @@ def write_nifti(path: str | os.PathLike[str], labels: np.ndarray, geometry: Geom
         uint8, canonical ``[Z, Y, X]``: 0 background, 1 liver, 2 tumour.
     geometry : Geometry
         The grid of the input.
+    fingerprint : str
+        Stands in the header, see `trtseg.notice.signature`.
 
     Raises
     ------
@@ -282,19 +299,19 @@ def write_nifti(path: str | os.PathLike[str], labels: np.ndarray, geometry: Geom
         )
     with Path(name).open("wb") as file:
         if not name.lower().endswith(".gz"):
-            _write(file, labels, geometry)
+            _write(file, labels, geometry, fingerprint)
             return
         # Neither time nor name goes into the gzip header.
         with igzip.IGzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0) as stream:
-            _write(stream, labels, geometry)
+            _write(stream, labels, geometry, fingerprint)
 
 
-def _write(stream: Any, labels: np.ndarray, geometry: Geometry) -> None:
+def _write(stream: Any, labels: np.ndarray, geometry: Geometry, fingerprint: str) -> None:
     header = _label_header(geometry)
+    header["descrip"] = signature(fingerprint).encode("ascii")
     stream.write(header.binaryblock + bytes(4))  # four zeros: no extensions
-    grid = geometry.restore(labels)
-    i, j, k = grid.shape[:3]
-    grid = grid.reshape(i, j, k)
+    grid = geometry.grid(geometry.restore(labels))
+    i, j, k = grid.shape
     step = max(1, SLAB_VOXELS // (i * j))
     for start in range(0, k, step):
         stream.write(np.ascontiguousarray(grid[:, :, start : start + step].transpose(2, 1, 0)).data)
@@ -312,7 +329,6 @@ def _label_header(geometry: Geometry) -> Any:
     header["datatype"], header["bitpix"] = _UINT8, 8
     header["scl_slope"], header["scl_inter"] = 1, 0
     header["cal_min"], header["cal_max"] = 0, 2
-    header["descrip"] = f"trtseg, {NOTICE}".encode("ascii")
     header["intent_code"] = _INTENT_LABEL
     for field in ("intent_p1", "intent_p2", "intent_p3", "glmax", "glmin"):
         if field in header:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from trtseg.errors import InputError
+from trtseg.resources import memory_for
 from trtseg.volume import Geometry
 
 #: Voxels converted at a time: few enough that every temporary array stays in the cache, or close to it.
@@ -18,6 +20,7 @@ Pieces = Iterable[tuple[Where, np.ndarray]]
 
 _INT16 = np.iinfo(np.int16)
 _SHOWN = 5  # labels listed in a message
+_BESIDE = 1e-3  # what a label may differ from an integer by
 
 
 def check_dtype(name: str, dtype: np.dtype[Any]) -> None:
@@ -31,8 +34,7 @@ def check_dtype(name: str, dtype: np.dtype[Any]) -> None:
 
 
 def slabs(array: np.ndarray) -> Iterator[tuple[Where, np.ndarray]]:
-    """Cut an array, 3-D or with trailing ones, into pieces that are contiguous in its own memory layout."""
-    array = array[(slice(None),) * 3 + (0,) * (array.ndim - 3)]
+    """Cut a 3-D array into pieces that are contiguous in its own memory layout."""
     slowest = int(np.argmax(np.abs(array.strides)))
     n = array.shape[slowest]
     step = max(1, SLAB_VOXELS * n // array.size)
@@ -67,7 +69,9 @@ def to_hu(
     Raises
     ------
     InputError
-        If a voxel is NaN or infinite, or the memory does not suffice.
+        If a voxel is NaN or infinite.
+    OutOfMemoryError
+        If the memory does not suffice.
     """
     hu, grid = _allocate(name, geometry, np.int16)
     bad = 0
@@ -81,14 +85,23 @@ def to_hu(
 
 
 def to_labels(
-    name: str, geometry: Geometry, pieces: Pieces, slope: float = 1.0, inter: float = 0.0
+    name: str,
+    geometry: Geometry,
+    pieces: Pieces,
+    slope: float = 1.0,
+    inter: float = 0.0,
+    *,
+    meaning: Mapping[int, int] | None = None,
 ) -> np.ndarray:
     """Put the pieces of a label map together: 0 background, 1 liver, 2 tumour.
 
     Parameters
     ----------
     name, geometry, pieces, slope, inter
-        See `to_hu`.
+        See `to_hu`. Values may lie a thousandth beside an integer: a scale or another tool rounds them.
+    meaning : mapping, optional
+        Which of 0, 1 and 2 each value of the file stands for; other values are background. By default each of the
+        three stands for itself, and there may be no other value.
 
     Returns
     -------
@@ -98,37 +111,46 @@ def to_labels(
     Raises
     ------
     InputError
-        If there is another value than 0, 1 and 2, or the memory does not suffice.
+        If there is a value that stands for nothing.
+    OutOfMemoryError
+        If the memory does not suffice.
     """
     labels, grid = _allocate(name, geometry, np.uint8)
     foreign: set[float] = set()
     for where, stored in pieces:
         values = stored if (slope, inter) == (1.0, 0.0) else stored.astype(np.float64) * slope + inter
-        bad = (values != 0) & (values != 1) & (values != 2)  # NaN is bad too
-        if bad.any():
-            foreign.update(np.unique(values[bad]).tolist())
+        if values.dtype.kind == "f":
+            whole = np.rint(values)
+            bad = ~(np.abs(values - whole) <= _BESIDE)  # NaN is bad too
+            foreign.update(np.unique(values[bad])[:_SHOWN].tolist())
+            whole[bad] = 0
+            values = whole
+        if meaning is None:
+            bad = (values != 0) & (values != 1) & (values != 2)
+            foreign.update(np.unique(values[bad])[:_SHOWN].tolist())
+            np.copyto(grid[where], values, where=~bad, casting="unsafe")
         else:
-            grid[where] = values
+            part = grid[where]
+            part[...] = 0
+            for value, label in meaning.items():
+                part[values == value] = label
     if foreign:
         shown = ", ".join(f"{value:g}" for value in sorted(foreign)[:_SHOWN])
         more = ", ..." if len(foreign) > _SHOWN else ""
+        expected = "0 (background), 1 (liver) and 2 (tumour) only, map the others to one of these"
+        if meaning is not None:
+            expected = "whole numbers"
         raise InputError(
-            f"{name}: got the label{'s' * (len(foreign) > 1)} {shown}{more}; expected 0 (background), 1 (liver) "
-            "and 2 (tumour) only, map the others to one of these"
+            f"{name}: got the label{'s' * (len(foreign) > 1)} {shown}{more}; expected {expected}"
         )
     return labels
 
 
 def _allocate(name: str, geometry: Geometry, dtype: type[np.generic]) -> tuple[np.ndarray, np.ndarray]:
     """Make a canonical array, and the 3-D view of it on the input's grid."""
-    try:
+    with memory_for(name, math.prod(geometry.shape) * np.dtype(dtype).itemsize):
         array = np.empty(geometry.canonical_shape, dtype)
-    except (MemoryError, ValueError) as error:
-        raise InputError(
-            f"{name}: a volume of {geometry.shape} needs more memory than there is; crop or resample it"
-        ) from error
-    grid = geometry.restore(array)
-    return array, grid[(slice(None),) * 3 + (0,) * (grid.ndim - 3)]
+    return array, geometry.grid(geometry.restore(array))
 
 
 def _convert(stored: np.ndarray, out: np.ndarray, slope: float, inter: float) -> int:

@@ -21,6 +21,7 @@ from trtseg.labels.components import (
     is_liver,
     is_tumour,
 )
+from trtseg.volume import ROUNDING
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,8 @@ def postprocess(labels: Array, voxel_ml: float, slice_mm: float, steps: PostProc
 
 def _median(labels: Array, reach_mm: float, slice_mm: float) -> dict[str, Any]:
     """Median along z, ``labels`` ``[Z, Y, X]`` in place; beyond the first and last slice there are copies of them."""
-    # As much reach as slices allow, although the quotient of two decimal fractions is seldom exact in binary.
-    reach = min(math.floor(reach_mm / slice_mm * (1 + 1e-12)), 127)  # counts fit a byte
+    # As much reach as slices allow, although headers round the distance of slices.
+    reach = min(math.floor(reach_mm / slice_mm * (1 + ROUNDING)), 127)  # counts fit a byte
     z, y, x = bounding_box(labels)
     crop = labels[max(z.start - reach, 0) : z.stop + reach, y, x]
     changed, last = 0, len(crop) - 1

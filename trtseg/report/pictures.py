@@ -27,7 +27,8 @@ LIVER, TUMOUR = (60, 230, 200), (255, 70, 120)
 TRUE_LIVER, TRUE_TUMOUR, PREDICTED_LIVER, PREDICTED_TUMOUR = LIVER, (110, 150, 255), (255, 195, 60), TUMOUR
 
 _BACKGROUND, _TEXT, _FAINT = (16, 16, 18), (235, 235, 235), (150, 150, 155)
-_GAP, _HEADER, _FOOTER = 4, 40, 26
+_WARNING = (255, 195, 60)
+_GAP, _HEADER, _FOOTER, _LINE_HEIGHT = 4, 40, 26, 22
 _BODY_HU = -300  # between air and fat
 _FINE = 3  # outlines are drawn on a grid finer by this factor, and then averaged
 _LINE = 4  # width of an outline on the fine grid
@@ -36,7 +37,14 @@ _MAX_ASPECT = 1.25  # largest height of a tile over its width; the smallest is 1
 
 
 def preview_png(
-    volume: Volume, labels: Array, summary: str, *, columns: int = 4, rows: int = 3, tile: int = 340
+    volume: Volume,
+    labels: Array,
+    summary: str,
+    warnings: Sequence[str] = (),
+    *,
+    columns: int = 4,
+    rows: int = 3,
+    tile: int = 340,
 ) -> bytes:
     """Draw the outlines of liver and tumour on slices of a CT.
 
@@ -52,6 +60,8 @@ def preview_png(
         uint8 ``[Z, Y, X]``: 0 background, 1 liver, 2 tumour.
     summary : str
         Measurements, for the line at the top.
+    warnings : sequence of str
+        Sentences that stand under the pictures.
     columns, rows : int
         Largest number of tiles along a row, and of rows.
     tile : int
@@ -76,7 +86,9 @@ def preview_png(
     box = _body_box(volume.array, labels, chosen)
     size = _tile_size(box, volume.spacing, tile)
     width = max(columns * (size[0] + _GAP) + _GAP, 2 * tile)
-    height = _HEADER + math.ceil(len(chosen) / columns) * (size[1] + _GAP) + _FOOTER
+    lines = [line for text in warnings for line in _wrapped(f"Warning: {text}", width - 20)]
+    end = _HEADER + math.ceil(len(chosen) / columns) * (size[1] + _GAP)
+    height = end + len(lines) * _LINE_HEIGHT + _FOOTER
     page = Image.new("RGB", (width, height), _BACKGROUND)
     left = (width - columns * (size[0] + _GAP) + _GAP) // 2
     for n, z in enumerate(chosen):
@@ -84,7 +96,10 @@ def preview_png(
         outlines = ((labels[z] > 0, LIVER), (labels[z] == 2, TUMOUR))
         page.paste(_draw_slice(volume, outlines, z, box, size), corner)
     key = (("liver", LIVER), ("tumour", TUMOUR))
-    _write_margins(ImageDraw.Draw(page), page.size, volume.name, summary, key)
+    draw = ImageDraw.Draw(page)
+    _write_margins(draw, page.size, volume.name, summary, key)
+    for n, line in enumerate(lines):
+        draw.text((10, end + (n + 0.5) * _LINE_HEIGHT), line, _WARNING, _font(15), "lm")
     return _png(page)
 
 
@@ -268,6 +283,17 @@ def _write_margins(
     low, high = WINDOW
     note = f"axial, W {high - low} L {(high + low) // 2}"
     draw.text((size[0] - 10, middle), note, _FAINT, _font(13), "rm")
+
+
+def _wrapped(text: str, width: float) -> list[str]:
+    """Break a text into lines of at most ``width`` pixels, between words."""
+    lines: list[str] = []
+    for word in text.encode("ascii", "replace").decode().split():
+        if lines and _font(15).getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
 
 
 def _png(page: Image.Image) -> bytes:

@@ -1,0 +1,324 @@
+"""Formats, layouts, pipes, folders and poor surroundings: each is taken, or refused in one sentence."""
+
+import gzip
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from commands import but_warnings, run, run_alone, run_without_privileges
+
+import trtseg
+from trtseg import resources
+from trtseg.errors import OutOfMemoryError
+from trtseg.io import load, read_labels
+
+# Writes a line for each connection that the process or a child tries, and for each file that it writes.
+WATCH = """
+import os, sys
+def hook(event, args):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto", "urllib.Request"):
+        note("network " + repr(args[-1]))
+    elif event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        note("file " + os.path.realpath(os.fsdecode(args[0])) if isinstance(args[0], (str, bytes)) else "file ?")
+    elif event in ("subprocess.Popen", "os.posix_spawn", "os.fork"):
+        note("process " + repr(args))
+def note(line):
+    os.write(log, (line + "\\n").encode())
+log = os.open(os.environ["WATCH_LOG"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+sys.addaudithook(hook)
+"""
+SCRIPT = """
+import multiprocessing, sys
+multiprocessing.set_start_method("spawn", force=True)
+print("once", flush=True)
+import trtseg
+from trtseg.cli import app
+for command in (
+    ["segment", "ct.nii.gz", "--model", sys.argv[1], "-o", "out.nii.gz", "--report", "--preview"],
+    ["evaluate", "out.nii.gz", "out.nii.gz", "--json", "scores.json"],
+    ["sample", "--phantom", "-o", "phantom.nii.gz"],
+    ["info"], ["engines", "list"], ["engines", "verify"], ["engines", "clear"], ["--version"],
+):
+    try:
+        app(command)
+    except SystemExit as end:
+        assert end.code in (0, None), (command, end.code)
+trtseg.segment("ct.nii.gz", model=sys.argv[1]).save("api.nii")
+"""
+WRITTEN = {
+    "out.nii.gz",
+    "out.json",
+    "out.png",
+    "scores.json",
+    "phantom.nii.gz",
+    "phantom_labels.nii.gz",
+    "api.nii",
+}
+
+
+def test_nobody_is_called_and_nothing_is_left_behind(here, model, phantom_ct):
+    """All commands and the API, in a script without a main guard whose processes would run it again."""
+    for folder in ("home", "temp", "watch", "work"):
+        Path(folder).mkdir()
+    Path("watch/sitecustomize.py").write_text(WATCH)
+    Path("work/script.py").write_text(SCRIPT)
+    shutil.copy(phantom_ct, "work/ct.nii.gz")
+    environment = {k: v for k, v in os.environ.items() if k not in ("CI", "TF_BUILD", "JENKINS_URL")}
+    path = os.pathsep.join(map(str, (here / "watch", Path(trtseg.__file__).parents[1])))
+    environment |= {"HOME": str(here / "home"), "TMPDIR": str(here / "temp"), "PYTHONPATH": path}
+    environment |= {"WATCH_LOG": str(here / "log"), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "script.py", model],
+        cwd="work",
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("once") == 1
+    lines = Path("log").read_text().splitlines()
+    work, temp = (os.path.realpath(here / name) for name in ("work", "temp"))
+    strange = [
+        ln
+        for ln in lines
+        if not ln.startswith((f"file {work}", f"file {temp}", "file /dev/", "file ?", "process ('uname'"))
+    ]
+    assert strange == [], "\n".join(strange)
+    assert any(line.startswith(f"file {work}") for line in lines), "the hook has seen the outputs"
+    assert os.listdir("home") == os.listdir("temp") == []
+    assert set(os.listdir("work")) == {"script.py", "ct.nii.gz", *WRITTEN}
+
+
+# --- surroundings
+
+
+def test_no_home_is_no_harm_but_for_the_cache(here, model, phantom_ct):
+    play = (
+        "import pwd, sys\n"
+        "def getpwuid(uid): raise KeyError(uid)\n"
+        "pwd.getpwuid = getpwuid\n"
+        "from trtseg.cli import main\n"
+        "main()"
+    )
+    bare = ("HOME", "TRTSEG_CACHE", "XDG_CACHE_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in bare}
+    for command, code in (
+        (["segment", phantom_ct, "--model", model], 0),
+        (["info"], 0),
+        (["engines", "list"], 2),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", play, *map(str, command)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == code, done.stderr
+        told = "error: cache: this user has no home folder; set TRTSEG_CACHE to a folder of your own\n"
+        assert but_warnings(done.stderr) == (told if code else "")
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGHUP, 129), (signal.SIGTERM, 143)])
+def test_a_lost_terminal_leaves_nothing_half_written(here, model, sent, code):
+    os.mkfifo("ct.nii.gz")
+    ours = signal.signal(
+        signal.SIGHUP, signal.SIG_DFL
+    )  # a process keeps what its parent ignores, as under nohup
+    command = [
+        sys.executable,
+        "-m",
+        "trtseg",
+        "segment",
+        "ct.nii.gz",
+        "--model",
+        str(model),
+        "-o",
+        "out.nii.gz",
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        with open("ct.nii.gz", "wb"):  # it has begun to read
+            process.send_signal(sent)
+            threading.Event().wait(0.2)
+        assert process.wait(20) == code
+    signal.signal(signal.SIGHUP, ours)
+    assert os.listdir() == ["ct.nii.gz"]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(here, model, phantom_ct):
+    Path("locked").mkdir(mode=0o555)
+    done = run_without_privileges("segment", str(phantom_ct), "--model", str(model), "-o", "locked")
+    assert done.returncode == 2
+    assert "locked" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_too_little_memory_is_one_sentence_before_the_work(here, model, monkeypatch):
+    image = nib.Nifti1Image(np.zeros((64, 64, 64), np.int16), np.diag([-3.0, -3, 3, 1]))
+    nib.save(image, "big.nii")
+    monkeypatch.setattr(resources, "free_memory", lambda: 1 << 18)
+    with pytest.raises(
+        OutOfMemoryError, match=r"^big\.nii: needs about 0\.00 GB of memory, and 0\.00 GB are free; "
+    ):
+        load("big.nii")
+
+
+def test_processors_and_memory_are_those_of_the_cgroup(tmp_path):
+    def write(name, text):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    write("proc/self/cgroup", "0::/job/step\n")
+    write("proc/meminfo", "MemAvailable:  8000000 kB\nSwapFree: 0 kB\n")
+    write("sys/fs/cgroup/job/cpu.max", "50000 100000\n")
+    write("sys/fs/cgroup/job/step/cpu.max", "max 100000\n")
+    write("sys/fs/cgroup/job/memory.max", "3000000\n")
+    write("sys/fs/cgroup/job/memory.current", "1000000\n")
+    write("sys/fs/cgroup/job/memory.stat", "inactive_file 200000\nactive_file 0\n")
+    assert resources.available_cpus(tmp_path) == 1
+    assert resources.free_memory(tmp_path) == 2_200_000
+
+
+# --- arrays and files
+
+
+@pytest.mark.parametrize(
+    "lay",
+    [
+        lambda a: a.astype(a.dtype.newbyteorder("<")),
+        lambda a: a.astype(">i2"),
+        lambda a: a.astype(">f4"),
+        np.asfortranarray,
+        np.ascontiguousarray,
+        lambda a: np.ascontiguousarray(a[::-1, :, ::-1])[::-1, :, ::-1],
+        lambda a: np.repeat(a, 2, axis=1)[:, ::2],
+        lambda a: a[None],
+        lambda a: a[..., None],
+        lambda a: a[None, ..., None, None],
+    ],
+)
+def test_an_array_of_any_order_and_layout_is_the_same_ct(phantom_ct, lay):
+    image = nib.load(phantom_ct)
+    array = np.asarray(image.dataobj)
+    laid = lay(array)
+    volume = load(laid, affine=image.affine)
+    assert (volume.array == load(phantom_ct).array).all()
+    assert volume.geometry.restore(volume.array).shape == laid.shape
+
+
+def test_a_pipe_and_names_that_lie_about_compression_are_read(here, model, phantom_ct):
+    plain = gzip.decompress(phantom_ct.read_bytes())
+    Path("plain.nii.gz").write_bytes(plain)
+    shutil.copy(phantom_ct, "packed.nii")
+    wanted = load(phantom_ct).array
+    assert (load("plain.nii.gz").array == wanted).all()
+    assert (load("packed.nii").array == wanted).all()
+    for data in (plain, phantom_ct.read_bytes()):
+        os.mkfifo("pipe")
+        writer = threading.Thread(target=Path("pipe").write_bytes, args=(data,))
+        writer.start()
+        assert (load("pipe").array == wanted).all()
+        writer.join()
+        Path("pipe").unlink()
+    with phantom_ct.open("rb") as stream:
+        done = run_alone(
+            "segment", "/dev/stdin", "--model", model, "-o", "o.nii.gz", "--threads", "1", stdin=stream
+        )
+    assert done.returncode == 0, done.stderr
+
+
+def test_labels_of_many_organs_bool_and_nearly_whole_are_compared(here):
+    affine = np.diag([-2.0, -2, 4, 1])
+    labels = np.zeros((32, 32, 8), np.uint8)
+    labels[8:20, 8:20, 2:6] = 1
+    labels[10:12, 10:12, 3:5] = 2
+    organs = np.select([labels == 1, labels == 2], [6, 9], 3).astype(np.int16)
+
+    def save(name, array):
+        nib.save(nib.Nifti1Image(array, affine), name)
+
+    save("p.nii.gz", labels)
+    save("organs.nii.gz", organs)
+    save("nearly.nii", (labels * 0.99999).astype(np.float32))
+    save("leading.nii", labels[None])
+    for truth, *options in (
+        ("organs.nii.gz", "--liver-label", "6", "--tumour-label", "9"),
+        ("organs.nii.gz", "--liver-label", "6,9"),
+        ("nearly.nii",),
+        ("leading.nii",),
+    ):
+        done = run("evaluate", "p.nii.gz", truth, "--json", "s.json", *options)
+        assert done.exit_code == 0, done.output
+        assert '"dice": 1.0' in Path("s.json").read_text()
+    assert set(np.unique(read_labels("organs.nii.gz", {6: 1, 9: 2})[0])) == {0, 1, 2}
+    for options, message in (
+        (("--tumour-label", "9"), "--tumour-label: got it without --liver-label"),
+        (("--liver-label", "liver"), "--liver-label: got 'liver'; expected numbers"),
+        (("--liver-label", "6", "--tumour-label", "6"), "6 is liver already"),
+        ((), "got the labels 3, 6, 9"),
+    ):
+        done = run("evaluate", "p.nii.gz", "organs.nii.gz", *options)
+        assert done.exit_code == 2
+        assert message in done.stderr
+
+
+# --- folders
+
+
+def test_the_same_command_goes_on_after_an_interruption(here, model, phantom_ct):
+    for case in ("s1", "s2"):
+        Path(case).mkdir()
+        shutil.copy(phantom_ct, f"{case}/ct.nii.gz")
+    command = ("segment", ".", "--model", model, "-o", ".", "--report")
+    assert run(*command).exit_code == 0
+    kept, lost = Path("s1/ct_seg.nii.gz"), Path("s2/ct_seg.nii.gz")
+    first = kept.stat().st_mtime_ns
+    lost.unlink()
+    again = run(*command)
+    assert again.exit_code == 0, again.output
+    assert "1 of 2 cases are complete" in again.stderr
+    assert lost.exists()
+    assert kept.stat().st_mtime_ns == first
+    assert (
+        but_warnings(run(*command, "--min-tumour-ml", "1").stderr) == ""
+    )  # other options: both are done again
+    second = kept.stat().st_mtime_ns
+    assert second > first
+    assert run(*command, "--min-tumour-ml", "1", "--overwrite").exit_code == 0
+    assert kept.stat().st_mtime_ns > second
+    assert run("evaluate", ".", ".", "-q").exit_code == 0
+
+
+# --- other formats
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha", ".mhd"])
+def test_nrrd_and_metaimage_are_read_and_written(here, phantom_ct, ending):
+    sitk = pytest.importorskip("SimpleITK")
+    sitk.WriteImage(sitk.ReadImage(str(phantom_ct)), f"ct{ending}")
+    volume, wanted = load(f"ct{ending}"), load(phantom_ct)
+    assert (volume.array == wanted.array).all()
+    assert np.allclose(volume.affine, wanted.affine)
+    labels = (volume.array > 50).astype(np.uint8)
+    target = "seg.nrrd" if ending == ".nrrd" else "seg.mha"
+    trtseg.result.Segmentation.measure(labels, volume).save(target)
+    assert (read_labels(target)[0] == labels).all()
+    source, back = sitk.ReadImage(f"ct{ending}"), sitk.ReadImage(target)
+    for same in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+        assert getattr(source, same)() == getattr(back, same)()
+
+
+def test_analyze_is_read(here, phantom_ct):
+    image = nib.load(phantom_ct)
+    array = np.asarray(image.dataobj)
+    nib.save(nib.Spm2AnalyzeImage(array, image.affine), "ct.img")
+    for name in ("ct.img", "ct.hdr"):
+        assert load(name).array.shape == load(phantom_ct).array.shape

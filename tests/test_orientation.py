@@ -1,0 +1,100 @@
+"""How a patient lies: told from the picture under all 48 orientations, and overruled by hand."""
+
+import itertools
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import trtseg
+from training.orientation import Slices, fit
+from trtseg.errors import ArgumentError
+from trtseg.orientation import TURNS, _longest_run, likeliest_view, score, turned
+from trtseg.phantom import abdomen
+
+SPACING = (5.0, 3.0, 3.0)
+
+
+@pytest.fixture(scope="module")
+def phantom():
+    return abdomen((40, 128, 128), SPACING)
+
+
+def codes(warnings):
+    return [warning.code for warning in warnings]
+
+
+def test_all_48_orientations_of_a_phantom(phantom):
+    for axes in itertools.permutations(range(3)):
+        for flips in itertools.product((False, True), repeat=3):
+            stored = phantom.ct.transpose(axes)[tuple(slice(None, None, -1 if f else 1) for f in flips)]
+            view = likeliest_view(stored, tuple(SPACING[a] for a in axes))
+            back = stored.transpose(view.axes)[tuple(slice(None, None, -1 if f else 1) for f in view.flips)]
+            assert np.array_equal(back, phantom.ct), (axes, flips)
+
+
+def test_a_mirrored_header_warns_and_the_option_it_names_puts_it_right(phantom, tmp_path):
+    ijk = phantom.ct.transpose(2, 1, 0)  # its first axis grows to the left, its second to the back: LPS
+    right, wrong = phantom.affine, phantom.affine @ np.diag([-1, 1, 1, 1])
+    assert nib.aff2axcodes(wrong) == ("R", "P", "S")
+    assert not codes(trtseg.load(ijk, affine=right).warnings)
+    nib.save(nib.Nifti1Image(ijk, wrong), tmp_path / "ct.nii")
+    volume = trtseg.load(tmp_path / "ct.nii")
+    (warning,) = volume.warnings
+    assert warning.code == "orientation"
+    assert "--orientation LPS" in warning.text
+    assert not np.array_equal(volume.array, phantom.ct)  # not turned silently
+    turned = trtseg.load(tmp_path / "ct.nii", orientation="lps")
+    assert np.array_equal(turned.array, phantom.ct)
+    assert turned.spacing == SPACING
+    assert not turned.warnings
+    assert np.array_equal(turned.geometry.restore(turned.array), ijk)
+    assert np.array_equal(turned.geometry.affine, wrong)
+
+
+def test_transposed_axes_are_put_right(phantom):
+    stored = phantom.ct.transpose(0, 2, 1)  # columns first
+    with pytest.raises(ArgumentError, match="orientation"):
+        trtseg.load(stored, spacing=SPACING, orientation="LLS")
+    assert np.array_equal(trtseg.load(stored, spacing=SPACING, orientation="SLP").array, phantom.ct)
+
+
+def test_the_longest_row_of_slices_with_a_gap_of_one():
+    assert _longest_run(np.array([1, 1, 0, 0, 0, 1, 0, 1, 1, 0, 0, 1], bool)).tolist() == [5, 7, 8]
+
+
+def test_weights_are_fitted_to_slices_and_find_how_others_lie():
+    """6 patients with a bright row of cells behind, in a column at the right that grows upwards; 6 without."""
+    random = np.random.default_rng(0)
+    cells = random.random((2, 6, 10, 12, 12, 4), np.float32)  # [with or without, patient, z, y, x, tissue]
+    cells[0, ..., 10, 2:10, 3] += 2
+    cells[0, ..., 3:9, 1, 2] += np.linspace(1, 3, 10)[:, None].astype(np.float32)
+    which = np.arange(120)
+    aspects = np.where(which < 60, -0.4, 0.4) + random.normal(0, 0.02, 120)
+    stack = which // 10
+    slices = Slices(cells.reshape(120, 12, 12, 4), aspects, stack.astype(str), stack, which < 60)
+    train = stack % 6 < 4
+    weights = fit(Slices(*(column[train] for column in slices)))
+    test = slices.cells[~train]
+    inverse = {turn: turn for turn in TURNS}  # of transposing and then reversing an axis or two
+    inverse |= {(True, True, False): (True, False, True), (True, False, True): (True, True, False)}
+    for turn in TURNS:
+        scores = score(weights, turned(test, turn), slices.aspects[~train] * (-1 if turn[0] else 1))
+        assert (scores[:20].argmax(1) == TURNS.index(inverse[turn])).all(), turn
+        assert (scores[:20].max(1) > 0).all()
+        assert (scores[20:].max(1) < 0).all()
+    heights = np.tensordot(test[:20].reshape(2, 10, 12, 12, 4), weights.upwards, 3)
+    assert (heights[:, 5:].mean(1) > heights[:, :5].mean(1)).all()
+
+
+def test_another_part_of_the_body_has_no_say():
+    noise = np.random.default_rng(0).normal(0, 20, (20, 64, 64))
+    assert not codes(trtseg.load(np.where(noise < 0, -1000, noise), spacing=(5, 5, 5)).warnings)
+
+
+def test_real_ct(shared_data):
+    volume = trtseg.load(shared_data / "chaos3" / "volume.nii.gz")
+    assert "orientation" not in codes(volume.warnings)
+    for flips in itertools.product((1, -1), repeat=3):
+        view = likeliest_view(volume.array[:: flips[0], :: flips[1], :: flips[2]], volume.spacing)
+        assert view.flips == tuple(f < 0 for f in flips)

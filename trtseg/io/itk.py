@@ -1,0 +1,179 @@
+"""NRRD and MetaImage files through SimpleITK: a CT or labels in, labels out."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from trtseg.errors import InputError, OutputError
+from trtseg.io.checks import ct_volume
+from trtseg.io.voxels import check_dtype, slabs, to_hu, to_labels
+from trtseg.notice import signature, signed
+from trtseg.resources import check_memory
+from trtseg.volume import Geometry, Volume, ct_geometry
+
+log = logging.getLogger("trtseg")
+
+# Coordinates of ITK point to the left and to the back, coordinates of trtseg to the right and to the front.
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
+_KEY = "trtseg"  # of the signature in the metadata of labels
+_INSTALL = "pip install 'trtseg[itk]'"
+
+
+@dataclass(frozen=True)
+class ItkGrid:
+    """The grid of a file as ITK has it, in LPS mm: the source of a geometry, so that labels get the same numbers."""
+
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    direction: tuple[float, ...]
+
+    def affine(self) -> np.ndarray:
+        """Index ``(i, j, k)`` to RAS mm."""
+        affine = np.eye(4)
+        affine[:3, :3] = _LPS_TO_RAS @ (np.reshape(self.direction, (3, 3)) * self.spacing)
+        affine[:3, 3] = _LPS_TO_RAS @ self.origin
+        return affine
+
+    @classmethod
+    def of(cls, affine: np.ndarray) -> ItkGrid:
+        """Make the grid of an affine."""
+        steps = _LPS_TO_RAS @ affine[:3, :3]
+        spacing = np.sqrt(np.square(steps).sum(axis=0))
+        origin = _LPS_TO_RAS @ affine[:3, 3]
+        return cls(tuple(spacing.tolist()), tuple(origin.tolist()), tuple((steps / spacing).ravel().tolist()))
+
+
+def read_itk(path: str | os.PathLike[str]) -> Volume:
+    """Read a CT in Hounsfield units from a ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd`` file.
+
+    Raises
+    ------
+    InputError
+        If SimpleITK is not installed, the file cannot be read, or it is not one CT volume in HU.
+    """
+    hu, geometry = _read(os.fspath(path), to_hu)
+    return ct_volume(os.fspath(path), hu, geometry)
+
+
+def read_itk_labels(
+    path: str | os.PathLike[str], meaning: Mapping[int, int] | None = None
+) -> tuple[np.ndarray, Geometry]:
+    """Read a label map from a file as `read_itk` takes it; see `trtseg.io.read_labels`."""
+    return _read(os.fspath(path), partial(to_labels, meaning=meaning))
+
+
+def write_itk(
+    path: str | os.PathLike[str], labels: np.ndarray, geometry: Geometry, fingerprint: str = ""
+) -> None:
+    """Write labels, uint8 canonical ``[Z, Y, X]``, compressed, on exactly the grid of the input.
+
+    The file, ``.nrrd`` or ``.mha``, is written in place: call this with a temporary path of `trtseg.io.atomic.atomic`.
+
+    Raises
+    ------
+    ArgumentError
+        If the labels do not lie on that grid.
+    OSError
+        If writing fails; `atomic` turns it into an OutputError that names the target.
+    """
+    sitk = _simpleitk(OutputError, os.fspath(path))
+    grid = geometry.grid(geometry.restore(labels))
+    image = sitk.GetImageFromArray(grid.transpose(2, 1, 0))
+    place = geometry.source if isinstance(geometry.source, ItkGrid) else ItkGrid.of(geometry.affine)
+    image.SetSpacing(place.spacing)
+    image.SetOrigin(place.origin)
+    image.SetDirection(place.direction)
+    image.SetMetaData(_KEY, signature(fingerprint))
+    try:
+        sitk.WriteImage(image, os.fspath(path), True)
+    except RuntimeError as error:
+        raise OSError(_reason(error)) from error
+
+
+def peek_itk(path: str | os.PathLike[str]) -> tuple[str | None, bool]:
+    """Look into the header: the fingerprint of labels of trtseg, see `signed`, and whether voxels have 8 bits.
+
+    ``(None, False)`` where that cannot be known.
+    """
+    try:
+        sitk = _simpleitk(InputError, os.fspath(path))
+        reader = _reader(sitk, os.fspath(path))
+    except InputError:
+        return None, False
+    made = signed(reader.GetMetaData(_KEY)) if reader.HasMetaDataKey(_KEY) else None
+    return made, reader.GetPixelID() in (sitk.sitkUInt8, sitk.sitkInt8)
+
+
+def check_installed(name: str) -> None:
+    """Raise an OutputError about the file ``name`` unless SimpleITK is installed."""
+    _simpleitk(OutputError, name)
+
+
+def _read(name: str, convert: Callable[..., np.ndarray]) -> tuple[np.ndarray, Geometry]:
+    """Read the voxels of a file through `to_hu` or `to_labels`, and its grid."""
+    sitk = _simpleitk(InputError, name)
+    if not os.path.isfile(name):  # noqa: PTH113
+        problem = "is no regular file" if os.path.exists(name) else "no such file"  # noqa: PTH110
+        raise InputError(f"{name}: {problem}; check the path")
+    reader = _reader(sitk, name)
+    if reader.GetNumberOfComponents() > 1:
+        raise InputError(
+            f"{name}: got {reader.GetNumberOfComponents()} numbers a voxel; expected one in HU, "
+            "convert from the original CT"
+        )
+    size, dimensions = reader.GetSize(), reader.GetDimension()
+    if dimensions < 3:
+        raise InputError(f"{name}: got a {dimensions}-D image; expected a volume, stack the slices to 3-D")
+    direction = np.reshape(reader.GetDirection(), (dimensions, dimensions))[:3, :3]
+    grid = ItkGrid(reader.GetSpacing()[:3], reader.GetOrigin()[:3], tuple(direction.ravel().tolist()))
+    if name.lower().endswith((".nrrd", ".nhdr")) and not reader.HasMetaDataKey("NRRD_space"):
+        log.warning(
+            "%s: the header has no orientation; assumed right to left, front to back, feet to head", name
+        )
+    geometry = ct_geometry(name, size, affine=grid.affine(), source=grid)
+    check_memory(name, 8 * math.prod(size))
+    try:
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise InputError(f"{name}: cannot be read ({_reason(error)}); fetch it again") from error
+    stored = sitk.GetArrayViewFromImage(image)  # [..., k, j, i]
+    check_dtype(name, stored.dtype)
+    return convert(name, geometry, slabs(geometry.grid(stored.transpose()))), geometry
+
+
+def _reader(sitk: Any, name: str) -> Any:
+    """Make a reader that knows the header."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(name)
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise InputError(
+            f"{name}: is no NRRD or MetaImage file, or damaged ({_reason(error)}); check it"
+        ) from error
+    return reader
+
+
+def _simpleitk(error: type[InputError | OutputError], name: str) -> Any:
+    try:
+        import SimpleITK
+    except ImportError as missing:
+        raise error(
+            f"{name}: NRRD and MetaImage need SimpleITK ({missing}); {_INSTALL}, or use NIfTI"
+        ) from missing
+    SimpleITK.ProcessObject.GlobalWarningDisplayOff()  # a library prints nothing
+    return SimpleITK
+
+
+def _reason(error: RuntimeError) -> str:
+    """Return the last line of ITK's message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"

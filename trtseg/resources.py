@@ -1,0 +1,156 @@
+"""Processors and memory that this process may use: of the machine, its cgroups and its limits."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from trtseg.errors import OutOfMemoryError
+
+_ROOT = Path("/")
+#: Words of runtimes that could get no memory, or no stack for a thread.
+_NO_MEMORY = (
+    "alloc",
+    "failed to map segment",  # of a library
+    "resource temporarily unavailable",
+    "out of memory",
+    "can't start new thread",
+)
+
+
+def available_cpus(root: Path = _ROOT) -> int:
+    """Count the processors that this process may use: its affinity, cut to the quota of its cgroups (v1 or v2).
+
+    Parameters
+    ----------
+    root : Path
+        Folder of ``proc`` and ``sys``.
+    """
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for folder in _cgroups(root, "cpu"):
+        quota = _words(folder / "cpu.max")
+        quota = quota or _words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us")
+        with contextlib.suppress(ValueError, ZeroDivisionError):  # "max": no quota
+            share, period = map(int, quota)
+            if share > 0:
+                cpus = min(cpus, math.ceil(share / period))
+    return max(1, cpus)
+
+
+def free_memory(root: Path = _ROOT) -> int | None:
+    """Bytes that this process may still take: what the machine, its cgroups and ``ulimit`` leave; None if unknown.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of ``proc`` and ``sys``.
+    """
+    machine, process = _table(root / "proc/meminfo"), _table(root / "proc/self/status")
+    left = (
+        [(machine["MemAvailable"] + machine.get("SwapFree", 0)) * 1024] if "MemAvailable" in machine else []
+    )
+    for folder in _cgroups(root, "memory"):
+        for limit, used, cache in (
+            ("memory.max", "memory.current", ("inactive_file", "active_file")),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
+        ):
+            with contextlib.suppress(ValueError):  # "max", or no such file
+                (most,), (now,) = map(int, _words(folder / limit)), map(int, _words(folder / used))
+                statistics = _table(folder / "memory.stat")
+                left.append(most - now + sum(statistics.get(key, 0) for key in cache))
+    with contextlib.suppress(ImportError):
+        import resource
+
+        for which, taken in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+            allowed, _ = resource.getrlimit(which)
+            if allowed != resource.RLIM_INFINITY and taken in process:
+                left.append(allowed - process[taken] * 1024)
+    return max(0, min(left)) if left else None
+
+
+def check_memory(what: str, needed: int) -> None:
+    """Raise an OutOfMemoryError that begins with ``what`` if fewer than ``needed`` bytes of memory are free."""
+    free = free_memory()
+    if free is not None and free < needed:
+        raise OutOfMemoryError(_sentence(what, needed, free))
+
+
+@contextmanager
+def memory_for(what: str, needed: int) -> Iterator[None]:
+    """Check the memory before the body, and make an OutOfMemoryError of a lack of memory in the body.
+
+    Parameters
+    ----------
+    what : str
+        The input or the part that needs the memory, for the message.
+    needed : int
+        Bytes that the body takes at most.
+
+    Raises
+    ------
+    OutOfMemoryError
+        If the memory does not suffice.
+    """
+    check_memory(what, needed)
+    try:
+        yield
+    except (MemoryError, RuntimeError, ImportError, OSError) as error:
+        if not is_lack_of_memory(error):
+            raise
+        raise OutOfMemoryError(_sentence(what, needed, free_memory())) from error
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception says that there was no memory; runtimes in C++ have no class for that."""
+    known = isinstance(error, (RuntimeError, ImportError, OSError)) and any(
+        words in str(error).lower() for words in _NO_MEMORY
+    )
+    return isinstance(error, MemoryError) or known
+
+
+def _sentence(what: str, needed: int, free: int | None) -> str:
+    if free is not None and free >= needed:
+        said = f"needs more than the {free / 1e9:.2f} GB of memory that are free"
+    else:
+        found = "" if free is None else f", and {free / 1e9:.2f} GB are free"
+        said = f"needs about {needed / 1e9:.2f} GB of memory{found}"
+    return (
+        f"{what}: {said}; close other programs, raise a limit (ulimit, container), or take a larger machine"
+    )
+
+
+def _cgroups(root: Path, controller: str) -> Iterator[Path]:
+    """Folders of the cgroups of this process, from its own up to the root, where their limits lie."""
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            mounts = ["", "unified"]
+        elif controller in controllers.split(","):
+            mounts = [controllers, controller]
+        else:
+            continue
+        for mount in dict.fromkeys(mounts):
+            top = root / "sys/fs/cgroup" / mount
+            own = top / path.strip("/")  # not there in a container that sees its own group as the root
+            yield from (own, *(parent for parent in own.parents if parent.is_relative_to(top)))
+
+
+def _table(path: Path) -> dict[str, int]:
+    """Numbers of a file with a name and a number a line."""
+    rows = (line.replace(":", " ").split() for line in _read(path).splitlines())
+    return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdecimal()}
+
+
+def _words(path: Path) -> list[str]:
+    return _read(path).split()
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
