@@ -1,13 +1,12 @@
-"""How fast trtseg is on a GPU, beside PyTorch and ONNX Runtime in the same process, and beside the floor of the GPU.
+"""How fast trtseg is on a GPU, beside PyTorch in the same process, and beside the floor of the GPU.
 
-    python -m benchmarks.gpu [--json FILE] [--model default] [--runtime auto] [--slices 200] [--runs 2000]
-                             [--only trtseg,torch-graphs] [--compile]
+    python -m benchmarks.gpu [--json FILE] [--model default] [--runtime auto] [--slices 200] [--runs 2000] [--compile]
 
 A phantom of 200 slices of 512x512 is segmented by each candidate, from host memory to host memory and from GPU memory
 to GPU memory, and slices with liver one by one. Candidates take turns. Their labels are compared.
 
 Candidates: trtseg; eager-fp16-host: PyTorch, with NumPy between the nets; eager-fp16: PyTorch, its ops on the GPU;
-torch-graphs: the same in CUDA graphs; onnxruntime: its CUDA provider; torch-compile (with --compile; takes minutes).
+torch-graphs: the same in CUDA graphs; torch-compile (with --compile; takes minutes).
 All run FP16 nets, channels last. Clocks are not locked: look at the shortest time, too.
 
 The exit code is 2 without a GPU, and 1 if a part failed: the others went on.
@@ -21,10 +20,7 @@ import gc
 import itertools
 import json
 import platform
-import statistics
-import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -42,8 +38,8 @@ from trtseg.metrics.overlap import overlap
 from trtseg.phantom import abdomen
 
 BATCH = 16
-CANDIDATES = ("trtseg", "eager-fp16-host", "eager-fp16", "torch-graphs", "onnxruntime", "torch-compile")
-PACKAGES = ("numpy", "torch", "triton", "tensorrt", "tensorrt-rtx-cu13", "pycuda", "onnxruntime-gpu")
+PACKAGES = ("numpy", "torch", "triton", "tensorrt", "tensorrt-rtx-cu13", "pycuda")
+RECORDED = ("runtime", "slices", "runs", "repeats")  # of the arguments; no paths
 SIZE, FIELD_MM, LENGTH_MM = 512, 384.0, 400.0
 SPACING = (FIELD_MM / SIZE, FIELD_MM / SIZE)
 LEAST_DICE = 0.99  # of the liver: a candidate with other labels runs another net
@@ -104,28 +100,29 @@ class Benchmark:
         self.labels: np.ndarray | None = None  # of the first candidate
 
     def part(self, name: str, work: Callable[[], Any]) -> Any:
-        """Do a part; what it returns, or None where it failed or was left out."""
+        """Do a part; what it returns, or None where it failed."""
         start, result, status = time.perf_counter(), None, "ok"
         try:
             result = work()
         except Exception as error:
-            if type(error).__name__ == "LeftOutError":
-                status = f"left out: {error}"
-            else:
-                traceback.print_exc()
-                status = f"failed: {type(error).__name__}: {' '.join(str(error).split())}"[:200]
+            traceback.print_exc()
+            status = f"failed: {type(error).__name__}: {' '.join(str(error).split())}"[:200]
         self.data["parts"][name] = {"status": status, "seconds": round(time.perf_counter() - start, 3)}
         print(f"{name}: {status}", file=sys.stderr, flush=True)
+        self.write()
+        return result
+
+    def write(self) -> None:
+        """Write what has been found."""
         if self._path is not None:
             new = self._path.with_name(self._path.name + ".new")
             new.write_text(json.dumps(self.data, indent=2) + "\n", encoding="utf-8")
             new.replace(self._path)
-        return result
 
-    def volume(self, names: Sequence[str], repeats: int, device: str = "cuda") -> None:
+    def volume(self, repeats: int, device: str = "cuda") -> None:
         """Time the volume, host to host and, on a GPU, from GPU memory to GPU memory."""
         out = np.empty(self.hu.shape, np.uint8)
-        runners = {name: self.part(name, lambda name=name: self._warm(name, out)) for name in names}
+        runners = {name: self.part(name, lambda name=name: self._warm(name, out)) for name in self._opened}
         runners = {name: runner for name, runner in runners.items() if runner is not None}
         calls = {name: functools.partial(runner.run, self.hu, out) for name, runner in runners.items()}
         self.data["host"] = _summaries(rounds(calls, repeats))
@@ -141,15 +138,15 @@ class Benchmark:
             calls = {name: functools.partial(_run_on_gpu, r, hu, labels) for name, r in on_gpu.items()}
             self.data["device"] = _summaries(rounds(calls, repeats))
 
-    def slices(self, names: Sequence[str], runs: int) -> None:
+    def slices(self, runs: int) -> None:
         """Time slices with liver one by one, host to host: both nets run."""
         assert self.labels is not None
         liver = np.flatnonzero((self.labels > 0).any((1, 2)))
         out, calls = np.empty((1, *self.hu.shape[1:]), np.uint8), {}
-        for name in names:
-            if self.data["parts"].get(name, {}).get("status") != "ok":
+        for name, open_one in self._opened.items():
+            if self.data["parts"][name]["status"] != "ok":
                 continue
-            runner = self._opened[name](1)
+            runner = open_one(1)
             turns = itertools.cycle([self.hu[z : z + 1] for z in liver])
             calls[name] = lambda r=runner, t=turns: r.run(next(t), out)
             for _ in range(3):
@@ -192,80 +189,17 @@ def _summaries(times: Mapping[str, Sequence[int]]) -> dict[str, dict[str, float]
     return found
 
 
-_COLD = """
-import json, sys, time
-start = time.perf_counter()
-import numpy as np
-from trtseg import Segmenter
-imported = time.perf_counter()
-model, device, runtime, file, y, x = sys.argv[1:]
-segmenter = Segmenter(model, device=device, batch=1, runtime=runtime)
-opened = time.perf_counter()
-hu, spacing = np.load(file), (float(y), float(x))
-loaded = time.perf_counter()
-segmenter.warm_up(hu.shape[1:], spacing)
-warm = time.perf_counter()
-segmenter.label(hu, spacing=spacing)
-end = time.perf_counter()
-times = {"import": imported - start, "Segmenter()": opened - imported, "warm_up()": warm - loaded}
-print(json.dumps({**times, "first label()": end - warm}))
-"""
-
-
-def cold_start(
-    model: str, runtime: str, hu: np.ndarray, device: str = "cuda", repeats: int = 3
-) -> dict[str, float]:
-    """Median seconds from nothing to the first labels of a slice ``hu`` [1, Y, X], with engines in the cache."""
-    runs = []
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "slice.npy"
-        np.save(file, hu)
-        command = [sys.executable, "-c", _COLD, model, device, runtime, str(file), *map(str, SPACING)]
-        for _ in range(repeats):
-            start = time.perf_counter()
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            whole = time.perf_counter() - start
-            if done.returncode != 0:
-                raise RuntimeError(f"the process ended with {done.returncode}: {done.stderr[-500:]}")
-            runs.append({**json.loads(done.stdout.splitlines()[-1]), "whole process": whole})
-    return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-
-
 # ---- Results -------------------------------------------------------------------------------------------------------
 
 
-def goals(data: dict[str, Any]) -> list[dict[str, Any]]:
-    """The goals for an H100: met, not met, or not measured."""
-    host = data.get("host", {})
-    ours, floor = host.get("trtseg", {}).get("median_ms"), data.get("floor", {}).get("host_ms")
-    over = None if ours is None or floor is None else ours / floor
-    eager, graphs = (host.get(name, {}).get("times_trtseg") for name in ("eager-fp16-host", "torch-graphs"))
-    p99 = data.get("slice", {}).get("trtseg", {}).get("p99_ms")
-    rows = (
-        ("host to host, in floors: at most 2", over, lambda value: value <= 2),
-        ("times faster than eager-fp16-host: at least 5", eager, lambda value: value >= 5),
-        ("times faster than torch-graphs: at least 1.5", graphs, lambda value: value >= 1.5),
-        ("ms, p99 of a slice through both nets: under 1.0", p99, lambda value: value < 1),
-    )
-    return [
-        {
-            "goal": goal,
-            "value": value,
-            "status": "not measured" if value is None else "met" if met(value) else "not met",
-        }
-        for goal, value, met in rows
-    ]
-
-
-def table(data: dict[str, Any]) -> str:
+def table(data: dict[str, Any], names: Sequence[str]) -> str:
     """The times of all candidates as a table, and the rest below it."""
     lines = [
         "| candidate | host, ms | x trtseg | GPU, ms | slice p50 | p99 | Dice liver | tumour |",
         "|---" * 8 + "|",
     ]
-    for name in CANDIDATES:
-        status = data["parts"].get(name, {}).get("status", "not asked for")
-        if status != "ok":
+    for name in names:
+        if (status := data["parts"][name]["status"]) != "ok":
             lines.append(f"| {name} | {status} |")
             continue
         host, device, one = (data.get(part, {}).get(name) for part in ("host", "device", "slice"))
@@ -277,12 +211,10 @@ def table(data: dict[str, Any]) -> str:
     lines.append(
         "\nVolumes: median (shortest). Slices: host to host, one by one. Dice: with the first candidate."
     )
-    for part, unit in (("stages", "ms"), ("floor", ""), ("cold_start", "s")):
+    for part in ("stages", "floor"):
         if part in data:
-            lines.append(
-                f"{part}: " + ", ".join(f"{k} {v:.3g} {unit}".rstrip() for k, v in data[part].items())
-            )
-    return "\n".join(lines + [f"{goal['goal']}: {goal['value']}, {goal['status']}" for goal in goals(data)])
+            lines.append(f"{part}: " + ", ".join(f"{name} {value:.3g}" for name, value in data[part].items()))
+    return "\n".join(lines)
 
 
 def machine() -> dict[str, Any]:
@@ -297,7 +229,7 @@ def machine() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     return {
-        "device": {"name": torch.cuda.get_device_name(0), "driver": driver.version, "CUDA": driver.cuda},
+        "machine": {"name": torch.cuda.get_device_name(0), "driver": driver.version, "CUDA": driver.cuda},
         "versions": versions,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -316,12 +248,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--slices", type=int, default=200, help=f"of the volume, {BATCH} or more")
     parser.add_argument("--runs", type=int, default=2000, help="slices that each candidate labels one by one")
     parser.add_argument("--repeats", type=int, default=10, help="of the volume")
-    parser.add_argument("--only", default=",".join(CANDIDATES[:-1]), help="candidates, with commas between")
     parser.add_argument("--compile", action="store_true", help="torch-compile, too")
     args = parser.parse_args(argv)
-    args.only = [*args.only.split(","), *(["torch-compile"] if args.compile else [])]
-    if unknown := set(args.only) - set(CANDIDATES):
-        parser.error(f"--only: got {', '.join(sorted(unknown))}; expected {', '.join(CANDIDATES)}")
     if args.slices < BATCH:
         parser.error(f"--slices: got {args.slices}; expected {BATCH} or more")
     return args
@@ -347,35 +275,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return Trtseg(Segmenter(args.model, device="cuda", batch=batch, runtime=args.runtime))
 
     fit = files.spec.nets[0].fit_slice((SIZE, SIZE), SPACING)
-    benchmark = Benchmark({"trtseg": ours, **comparisons(files, fit)}, hu, args.json)
+    opened = {"trtseg": ours, **comparisons(files, fit, compiled=args.compile)}
+    benchmark = Benchmark(opened, hu, args.json)
     data = benchmark.data
-    data |= machine() | {"arguments": {name: str(value) for name, value in vars(args).items()}}
-    benchmark.part("volume", lambda: benchmark.volume(args.only, args.repeats))
+    data |= machine() | {"arguments": {name: vars(args)[name] for name in RECORDED}}
+    benchmark.part("volume", lambda: benchmark.volume(args.repeats))
     if benchmark.labels is not None:
-        labels = benchmark.labels
-        benchmark.part("slice", lambda: benchmark.slices(args.only, args.runs))
+        benchmark.part("slice", lambda: benchmark.slices(args.runs))
         nets = [gpu_floor.layers(files.read(f"{net.role}.onnx")) for net in files.spec.nets]
         data["rates"] = benchmark.part("rates", gpu_floor.rates)
         if data["rates"] is not None:
-            data["floor"] = gpu_floor.floor(labels, BATCH, nets, data["rates"])
-        most = int((labels > 0).sum((1, 2)).argmax())
+            data["floor"] = gpu_floor.floor(benchmark.labels, BATCH, nets, data["rates"])
         if "trtseg" in data.get("host", {}):
-            first = min(most, len(hu) - BATCH)
-            with Segmenter(args.model, device="cuda", runtime=args.runtime, batch=BATCH) as segmenter:
-                found = benchmark.part(
-                    "stages", lambda: segmenter.stages(hu[first : first + BATCH], spacing=SPACING)
-                )
-                if found is not None:
-                    data["stages"] = {stage: 1e3 * seconds for stage, seconds in found.items()}
-                data["provenance"] = segmenter.provenance
-            cold = benchmark.part(
-                "cold start", lambda: cold_start(args.model, args.runtime, hu[most : most + 1])
-            )
-            if cold is not None:
-                data["cold_start"] = cold
-    data["goals"] = goals(data)
-    benchmark.part("goals", lambda: None)  # writes the file
-    print(f"{data['device']}; {data['date']}\n{data['versions']}\n\n{table(data)}")
+            most = int((benchmark.labels > 0).sum((1, 2)).argmax())
+            chunk, segmenter = hu[min(most, len(hu) - BATCH) :][:BATCH], ours(BATCH).segmenter
+            found = benchmark.part("stages", lambda: segmenter.stages(chunk, spacing=SPACING))
+            data["stages"] = {stage: 1e3 * seconds for stage, seconds in (found or {}).items()}
+            data["provenance"] = segmenter.provenance
+    benchmark.write()
+    print(f"{data['machine']}; {data['date']}\n{data['versions']}\n\n{table(data, list(opened))}")
     return 1 if any(part["status"].startswith("failed") for part in data["parts"].values()) else 0
 
 

@@ -1,4 +1,4 @@
-"""The cascade in PyTorch and ONNX Runtime, with which `benchmarks.gpu` compares trtseg.
+"""The cascade in PyTorch, with which `benchmarks.gpu` compares trtseg.
 
 It works as trtseg does, as fast as PyTorch's own means make it: channels-last nets, pinned memory, and two lanes with a
 stream each, of which one copies while the other computes. It skips the tumour net for chunks without liver, too. So the
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,11 +27,7 @@ Net = Callable[[Tensor], Tensor]
 _cuda: Any = torch.cuda  # it has no types
 
 
-class LeftOutError(Exception):
-    """A candidate cannot run here, which is no failure."""
-
-
-def comparisons(files: ModelFiles, fit: Fit) -> dict[str, Callable[[int], Any]]:
+def comparisons(files: ModelFiles, fit: Fit, *, compiled: bool) -> dict[str, Callable[[int], Any]]:
     """Each candidate's name, and how it is opened for a batch of slices that lie on the nets' grid as ``fit`` says."""
     half = torch.float16
 
@@ -40,26 +35,19 @@ def comparisons(files: ModelFiles, fit: Fit) -> dict[str, Callable[[int], Any]]:
     def nets() -> list[Any]:
         return torch_nets(files, "cuda", half)
 
-    @functools.cache
-    def compiled() -> list[Any]:
-        return [torch.compile(net, dynamic=False) for net in nets()]
-
-    def of(open_nets: Callable[[Any], Any], **options: Any) -> Callable[[int], Any]:
+    def of(change: Callable[[Any], Net], **options: Any) -> Callable[[int], Any]:
         options = {"device": "cuda", "dtype": half, **options}
-        return lambda batch: TorchCascade(files.spec, fit, open_nets, batch, **options)
+        return lambda batch: TorchCascade(files.spec, fit, [change(net) for net in nets()], batch, **options)
 
-    def onnxruntime(stream: Any) -> list[Any]:
-        return [OnnxRuntimeNet(files.read(f"{net.role}.fp16.onnx"), stream) for net in files.spec.nets]
-
-    return {
-        "eager-fp16-host": of(
-            lambda _: [through_host(net, half) for net in nets()], device="cpu", dtype=torch.float32
-        ),
-        "eager-fp16": of(lambda _: nets()),
-        "torch-graphs": of(lambda _: nets(), graphs=True),
-        "onnxruntime": of(onnxruntime),
-        "torch-compile": of(lambda _: compiled(), compiled=True, graphs=True),
+    found = {
+        "eager-fp16-host": of(lambda net: through_host(net, half), device="cpu", dtype=torch.float32),
+        "eager-fp16": of(lambda net: net),
+        "torch-graphs": of(lambda net: net, graphs=True),
     }
+    if compiled:
+        compile_net = functools.cache(lambda net: torch.compile(net, dynamic=False))
+        found["torch-compile"] = of(compile_net, compiled=True, graphs=True)
+    return found
 
 
 def torch_nets(files: ModelFiles, device: str, dtype: torch.dtype) -> list[Any]:
@@ -77,40 +65,6 @@ def torch_nets(files: ModelFiles, device: str, dtype: torch.dtype) -> list[Any]:
 def through_host(net: Net, dtype: torch.dtype) -> Net:
     """A net on the GPU for input on the host, there and back, as where NumPy is between the nets."""
     return lambda x: net(x.to("cuda", dtype)).float().cpu()
-
-
-class OnnxRuntimeNet:
-    """A net in ONNX Runtime, on PyTorch's memory and a lane's stream, with channels-last convolutions on a GPU."""
-
-    def __init__(self, onnx_file: bytes, stream: Any, *, device: str = "cuda") -> None:
-        try:
-            onnxruntime = importlib.import_module("onnxruntime")
-        except ModuleNotFoundError as error:
-            raise LeftOutError("ONNX Runtime is not installed") from error
-        provider = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}[device]
-        options: dict[str, str] = {}
-        if device == "cuda":
-            options = {"user_compute_stream": str(stream.cuda_stream), "prefer_nhwc": "1"}
-        if provider not in onnxruntime.get_available_providers():
-            raise LeftOutError(f"this ONNX Runtime {onnxruntime.__version__} has no {provider}")
-        self._session = onnxruntime.InferenceSession(onnx_file, providers=[(provider, options)])
-        if (
-            self._session.get_providers()[0] != provider
-        ):  # it falls back to the CPU with nothing but a warning
-            raise RuntimeError(f"ONNX Runtime's {provider} does not load here")
-        self._run_options = onnxruntime.RunOptions()
-        self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        self._device = device
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Enqueue the net."""
-        x = x.contiguous()
-        logits = torch.empty_like(x)  # each net of a cascade has one channel
-        binding, dtype = self._session.io_binding(), np.dtype(str(x.dtype).removeprefix("torch."))
-        binding.bind_input("x", self._device, 0, dtype, tuple(x.shape), x.data_ptr())
-        binding.bind_output("logits", self._device, 0, dtype, tuple(x.shape), logits.data_ptr())
-        self._session.run_with_iobinding(binding, self._run_options)
-        return logits
 
 
 def _ops(spec: CascadeSpec, fit: Fit, dtype: torch.dtype) -> list[Callable[..., Any]]:
@@ -155,8 +109,8 @@ class TorchCascade:
     ----------
     spec, fit : CascadeSpec, Fit
         Of the nets and the slices.
-    open_nets : callable
-        Gives both nets for a lane's stream (None on the CPU).
+    nets : sequence of callables
+        Both nets.
     batch : int
         Slices a chunk.
     device : str
@@ -172,7 +126,7 @@ class TorchCascade:
         self,
         spec: CascadeSpec,
         fit: Fit,
-        open_nets: Callable[[Any], Sequence[Net]],
+        nets: Sequence[Net],
         batch: int,
         *,
         device: str,
@@ -184,7 +138,7 @@ class TorchCascade:
         if compiled:
             ops = [torch.compile(op, dynamic=False) for op in ops]
         shape = (batch, *fit.native)
-        self._lanes = [_Lane(open_nets, ops, shape, device, graphs=graphs) for _ in range(LANES)]
+        self._lanes = [_Lane(nets, ops, shape, device, graphs=graphs) for _ in range(LANES)]
         self._batch = batch
 
     @torch.inference_mode()
@@ -214,7 +168,7 @@ class _Lane:
 
     def __init__(
         self,
-        open_nets: Callable[[Any], Sequence[Net]],
+        nets: Sequence[Net],
         ops: Sequence[Any],
         shape: tuple[int, ...],
         device: str,
@@ -228,7 +182,7 @@ class _Lane:
         self._liver_host = torch.zeros(shape[0], dtype=torch.bool, pin_memory=gpu)
         self._labels_host = torch.zeros(shape, dtype=torch.uint8, pin_memory=gpu)
         prepare, gate, label = ops
-        net1, net2 = open_nets(self._stream)
+        net1, net2 = nets
 
         def first(hu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             small, x1 = prepare(hu)

@@ -39,8 +39,8 @@ def blob_logits(radius: float) -> np.ndarray:
     return (np.where(inside, 4.0, -4.0) + noise).astype(np.float32)
 
 
-def cases(dtype: type, threads: int) -> list[tuple[str, int, Callable[[], None]]]:
-    """Return (name, bytes that must be touched, call) per op."""
+def cases(dtype: type, threads: int) -> list[tuple[str, list[np.ndarray], Callable[[], None]]]:
+    """Return (name, arrays that must be touched, call) per op."""
     fit = Fit.whole_field_of_view(NATIVE, (1.0, 1.0), NET)
     hu = np.random.default_rng(0).integers(-1000, 1000, (N, *NATIVE)).astype(np.int16)
     hu_net, x = np.empty((N, *NET), np.int16), np.empty((N, 1, *NET), dtype)
@@ -53,24 +53,13 @@ def cases(dtype: type, threads: int) -> list[tuple[str, int, Callable[[], None]]
     def label(logits: np.ndarray) -> Callable[[], None]:
         return lambda: _core.label(logits, l2, (0.0, 0.0), fit, labels, counts, threads=threads)
 
+    k = {"threads": threads}
     return [
-        (
-            "prepare",
-            hu.nbytes + hu_net.nbytes + x.nbytes,
-            lambda: _core.prepare(hu, fit, WINDOW, hu_net, x, threads=threads),
-        ),
-        (
-            "gate",
-            l1.nbytes + hu_net.nbytes + x.nbytes,
-            lambda: _core.gate(l1, hu_net, 0.0, WINDOW, x, voxels, threads=threads),
-        ),
-        ("label", l1.nbytes + l2.nbytes + labels.nbytes, label(l1)),
-        ("label, no liver", l1.nbytes + labels.nbytes, label(no_liver)),
-        (
-            "label3",
-            l3.nbytes + labels.nbytes,
-            lambda: _core.label3(l3, fit, labels, counts, threads=threads),
-        ),
+        ("prepare", [hu, hu_net, x], lambda: _core.prepare(hu, fit, WINDOW, hu_net, x, **k)),
+        ("gate", [l1, hu_net, x], lambda: _core.gate(l1, hu_net, 0.0, WINDOW, x, voxels, **k)),
+        ("label", [l1, l2, labels], label(l1)),
+        ("label, no liver", [l1, labels], label(no_liver)),
+        ("label3", [l3, labels], lambda: _core.label3(l3, fit, labels, counts, **k)),
     ]
 
 
@@ -87,7 +76,8 @@ def main() -> None:
     print(f"of {len(os.sched_getaffinity(0))} CPUs, built by {info['compiler']}")
     print(f"{'op':<16} {'dtype':<8} {'MB':>6} {'ms':>7} {'ms/slice':>9} {'GB/s':>6} {'copy GB/s':>10}")
     for dtype in (np.float32, np.float16):
-        for name, nbytes, call in cases(dtype, args.threads):
+        for name, touched, call in cases(dtype, args.threads):
+            nbytes = sum(array.nbytes for array in touched)
             source, target = np.ones(nbytes // 2, np.uint8), np.empty(nbytes // 2, np.uint8)
             t = seconds(call, args.repeats)
             copy = seconds(lambda s=source, t=target: np.copyto(t, s), args.repeats)

@@ -1,9 +1,19 @@
 """What several test modules share."""
 
+import os
 from pathlib import Path
 
 import pytest
 from cuda_shim.build import Shim, build_shim
+
+from trtseg.phantom import abdomen
+from trtseg.sample import write_phantom
+
+if worker := os.environ.get(
+    "PYTEST_XDIST_WORKER"
+):  # a core each: OpenVINO, PyTorch and our ops start no more threads
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})
 
 
 @pytest.fixture(scope="session")
@@ -17,8 +27,11 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def shim_folder(tmp_path_factory) -> Path:
-    """Where the shim is built."""
-    return tmp_path_factory.mktemp("cuda_shim")
+    """Where the shim is built, once for all workers."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if worker else root) / "cuda_shim"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +44,20 @@ def shim(shim_folder) -> Shim:
 def unwatched_shim(shim_folder) -> Shim:
     """The same without sanitizers, which OpenVINO does not get on with."""
     return build_shim(shim_folder, watched=False)
+
+
+@pytest.fixture(scope="session")
+def phantom_ct(tmp_path_factory) -> Path:
+    """A CT of 64 x 64 x 12 voxels."""
+    folder = tmp_path_factory.mktemp("ct")
+    write_phantom(abdomen((12, 64, 64), (20.0, 6.0, 6.0)), folder / "ct.nii.gz", folder / "truth.nii.gz")
+    return folder / "ct.nii.gz"
+
+
+@pytest.fixture
+def no_gpu(tmp_path, monkeypatch) -> None:
+    """A cache of its own, and no GPU whatever this machine has."""
+    from engine_models import NO_DRIVER  # needs onnx
+
+    monkeypatch.setenv("TRTSEG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("trtseg.engines.nvidia.build.find_driver", lambda: NO_DRIVER)

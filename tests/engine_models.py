@@ -12,7 +12,11 @@ import pytest
 import tiny
 from onnx import TensorProto, helper, numpy_helper
 
+from trtseg import models
+from trtseg.engines.base import Net
+from trtseg.engines.nvidia.driver import Driver
 from trtseg.engines.nvidia.sidecar import EngineKey, Sidecar
+from trtseg.engines.precision import FP16, Precision
 from trtseg.models import manifest
 from trtseg.spec import METADATA_KEY, CascadeSpec
 
@@ -20,6 +24,15 @@ needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
     reason='TensorRT-RTX is not installed: pip install "trtseg[rtx]"',
 )
+
+
+NO_DRIVER = Driver(None, None, (), "there is no NVIDIA driver (libcuda.so.1 is not found)")
+
+
+def net_of(model: Path, precision: Precision = FP16) -> Net:
+    """The liver net of a model's folder."""
+    files = models.find(model)
+    return Net.read(files, files.spec.nets[0], precision)
 
 
 def half(data: bytes) -> bytes:

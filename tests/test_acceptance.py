@@ -119,16 +119,6 @@ class TestInconsistentEngines:
         begins(found, IDENTICAL, NEIGHBOURS)
         assert found.reasons[0] == f"{IDENTICAL}, in 8 of 8 batches (slots 1, 2, 3)"
 
-    def test_one_bit_in_one_slot(self, case):
-        def run(rows):
-            out = sound(case)(rows)
-            up(out, 2, -1, -1, -1)
-            return out
-
-        found = checked(run, case, 4)
-        begins(found, IDENTICAL, NEIGHBOURS)
-        assert all("8 of 8 batches (slots 2)" in reason for reason in found.reasons)
-
     def test_the_sign_of_zero(self, case):
         """Equal numbers are not enough: the bits are to be the same."""
 
@@ -151,11 +141,6 @@ class TestInconsistentEngines:
             return out
 
         begins(checked(run, case, batch), AGAIN)
-
-    def test_the_answers_of_other_rows(self, case):
-        found = checked(lambda rows: np.roll(sound(case)(rows), 2, axis=0), case, 4)
-        assert found.reasons[0].startswith(f"{NEIGHBOURS}, in 8 of 8 batches")
-        assert any(r.startswith("another label in") for r in found.reasons)
 
     def test_a_neighbour_that_leaks_in(self, case):
         """Wrong only next to another slice, and by one bit."""
@@ -197,19 +182,6 @@ class TestWrongEngines:
         found = checked(run, case, 4)
         for start in (IDENTICAL, NEIGHBOURS, "NaN or infinity instead of 8 logits"):
             assert any(r.startswith(start) and r.endswith("(slots 3)") for r in found.reasons), start
-
-    def test_a_bias_flips_labels_far_from_the_threshold(self, case, batch):
-        """By three logits: more than the arithmetic of FP16 explains."""
-
-        def run(rows):
-            out = sound(case)(rows)
-            out[:, out.shape[1] // 2] += np.float16(3)
-            return out
-
-        reasons = checked(run, case, batch).reasons
-        for start in ("logits are off by", "another label in"):
-            assert any(r.startswith(start) for r in reasons)
-        assert any("from the threshold" in r for r in reasons)
 
 
 class TestAcceptance:
@@ -253,13 +225,6 @@ class TestAcceptance:
         older = Acceptance.from_json({**both[0].to_json(), "criteria": CRITERIA - 1})
         assert not older.holds_for("a GPU", "1.2")
 
-    def test_in_one_line(self, both):
-        good, bad = map(str, both)
-        assert good.startswith("accepted on a GPU, driver 1.2: 8 slices in each of 4 slots, 0 pixels unlike ")
-        assert good.endswith(" fp32, liver Dice 1.0000, tumour Dice 1.0000")
-        assert bad.startswith("rejected on a GPU, driver 1.2: NaN or infinity instead of 32768 logits")
-        assert "\n" not in good + bad
-
     @pytest.mark.parametrize(
         "out",
         [
@@ -282,11 +247,9 @@ class TestAcceptance:
 
 def test_an_engine_of_the_cpu_passes_the_same_gate():
     files = models.find("default")
-    for spec in files.spec.nets:
-        engine, reference = open_reference(files, spec), references(files)[spec.role]
-        found = check(
-            lambda rows, engine=engine: logits_of(engine, rows),
-            reference, spec=spec, precision=FP32, batch=2, device="a CPU",
-        )  # fmt: skip
-        assert found.accepted, found
-        assert str(found).startswith("accepted on a CPU: 8 slices in each of 2 slots, 0 pixels unlike ")
+    spec = files.spec.nets[1]
+    engine, reference = open_reference(files, spec), references(files)[spec.role]
+    run = lambda rows: logits_of(engine, rows)  # noqa: E731
+    found = check(run, reference, spec=spec, precision=FP32, batch=2, device="a CPU")
+    assert found.accepted, found
+    assert str(found).startswith("accepted on a CPU: 8 slices in each of 2 slots, 0 pixels unlike ")

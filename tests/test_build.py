@@ -86,7 +86,6 @@ def refusal(done: subprocess.CompletedProcess) -> str:
     ("environment", "message"),
     [
         ({"TRTSEG_CUDA": "bogus"}, "TRTSEG_CUDA: got 'bogus', expected auto, 0 or 1."),
-        ({"TRTSEG_CUDA": ""}, "TRTSEG_CUDA: got '', expected auto, 0 or 1."),
         ({"TRTSEG_CUDA": "0", "MAX_JOBS": "many"}, "MAX_JOBS: got 'many', expected a number."),
     ],
 )
@@ -94,8 +93,7 @@ def test_unknown_values_fail(tmp_path, environment, message):
     assert refusal(build(tmp_path, **environment)) == message
 
 
-@pytest.mark.parametrize("archs", ["hopper", "", "9", "90a"])
-@pytest.mark.parametrize("cuda", ["auto", "1"])
+@pytest.mark.parametrize(("cuda", "archs"), [("auto", "hopper"), ("auto", ""), ("1", "90a")])
 def test_what_is_no_architecture_fails_before_nvcc_is_asked(tmp_path, cuda, archs):
     script(tmp_path / "bin" / "nvcc", "exit 9")
     done = build(tmp_path, TRTSEG_CUDA=cuda, TRTSEG_CUDA_ARCHS=archs, CUDA_HOME=str(tmp_path))
@@ -106,7 +104,6 @@ def test_what_is_no_architecture_fails_before_nvcc_is_asked(tmp_path, cuda, arch
     ("known", "version", "compiled"),
     [
         (ALL_ARCHS, "13.0", [75, 80, 86, 87, 89, 90, 100, 110, 120]),
-        (CUDA_12_4, "12.4", [75, 80, 86, 87, 89, 90]),
         ("90 90a 100 100a 100f 120 121 130", "14.0", [90, 100, 120]),
     ],
 )
@@ -129,13 +126,6 @@ def test_compiles_for_the_architectures_that_nvcc_knows(tmp_path, known, version
     assert str(home / "lib64" / "libcudart_static.a") in cxx_log.splitlines()[-1]  # is linked
 
 
-def test_named_architectures_are_compiled_and_no_others(tmp_path):
-    home = fake_toolkit(tmp_path / "cuda", CUDA_12_4, "12.4")
-    done = build(tmp_path, CUDA_HOME=str(home), TRTSEG_CUDA_ARCHS="86, 70,86")
-    assert "CUDA 12.4, sm_70, 86)" in decision(done)
-    assert "code=compute_86" in (home / "log").read_text()
-
-
 @pytest.mark.parametrize("cuda", ["auto", "1"])
 def test_a_named_architecture_that_nvcc_does_not_know_fails(tmp_path, cuda):
     home = fake_toolkit(tmp_path / "cuda", CUDA_12_4, "12.4")
@@ -148,23 +138,14 @@ def test_a_named_architecture_that_nvcc_does_not_know_fails(tmp_path, cuda):
 NO_GOOD = {
     "no nvcc": (None, "there is no nvcc in CUDA_HOME"),
     "no program": ({}, "nvcc cannot be run (Exec format error)"),
-    "no --list-gpu-arch": (
-        {"listing": "echo \"nvcc fatal   : Unknown option '--list-gpu-arch'\" >&2; exit 1"},
-        "nvcc fails (nvcc fatal   : Unknown option '--list-gpu-arch')",
-    ),
     "old architectures only": (
         {"archs": "50 60 70"},
         "(CUDA 13.0) knows none of sm_75, 80, 86, 87, 89, 90, 100, 110, 120",
-    ),
-    "no C++17": (
-        {"probe": "echo 'nvcc fatal   : Value c++17 is not defined for option std' >&2; exit 1"},
-        "nvcc fails (nvcc fatal   : Value c++17 is not defined for option std)",
     ),
     "host compiler too new": (
         {"probe": "echo In file; echo 'error: #error -- unsupported GNU version!' >&2; exit 1"},
         "nvcc fails (error: #error -- unsupported GNU version!)",
     ),
-    "fails silently": ({"probe": "exit 1"}, "nvcc fails (no message)"),
     "no static runtime": ({"has_cudart": False}, "nvcc has no libcudart_static.a"),
 }
 
@@ -222,15 +203,6 @@ def test_the_cuda_sources_compile_without_a_warning(tmp_path):
         assert symbol in target.read_bytes()
 
 
-def test_build_info_is_consistent():
-    info = _core.build_info()
-    assert set(info) == {"cuda", "cuda_version", "cuda_archs", "compiler"}
-    assert isinstance(info["cuda"], bool)
-    assert info["compiler"].split()[0] in ("g++", "clang", "unknown")
-    for key in ("cuda_version", "cuda_archs"):
-        assert isinstance(info[key], str if info["cuda"] else type(None))
-
-
 @pytest.mark.skipif(shutil.which("ldd") is None, reason="there is no ldd")
 def test_the_extension_needs_no_cuda_library():
     done = subprocess.run(["ldd", _core.__file__], capture_output=True, text=True, check=True)
@@ -239,8 +211,8 @@ def test_the_extension_needs_no_cuda_library():
     assert "not found" not in done.stdout
 
 
-def test_ops_say_which_shapes_they_take():
-    for op in ("prepare", "gate", "label", "label3"):
-        doc = getattr(_core, op).__doc__
-        assert "float32 or float16 [n, " in doc
-        assert "threads: " in doc
+def test_named_architectures_are_compiled_and_no_others(tmp_path):
+    home = fake_toolkit(tmp_path / "cuda", CUDA_12_4, "12.4")
+    done = build(tmp_path, CUDA_HOME=str(home), TRTSEG_CUDA_ARCHS="86, 70,86")
+    assert "CUDA 12.4, sm_70, 86)" in decision(done)
+    assert "code=compute_86" in (home / "log").read_text()

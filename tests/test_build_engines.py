@@ -11,40 +11,35 @@ import sys
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import onnx
 import pytest
 import tiny
-from engine_models import cascade_model, half, needs_rtx, nets, one_operator, write_model
+from engine_models import (
+    cascade_model,
+    half,
+    needs_rtx,
+    net_of,
+    nets,
+    one_operator,
+    write_model,
+)
 
 import trtseg
 from trtseg import models
-from trtseg.engines.base import Net
 from trtseg.engines.nvidia import build, cache, runtime
 from trtseg.engines.nvidia.driver import Driver, Gpu
 from trtseg.engines.nvidia.trust import engine_folder
-from trtseg.engines.precision import FP16
-from trtseg.errors import ArgumentError, DeviceError, ModelError, OutputError, TrtsegError
+from trtseg.errors import ArgumentError, DeviceError, ModelError, TrtsegError
 
-NO_DRIVER = Driver(None, None, (), "there is no NVIDIA driver (libcuda.so.1 is not found)")
 RTX_4090 = Gpu(0, "NVIDIA GeForce RTX 4090", "sm_89", 24 << 30)
 
 
-@pytest.fixture(autouse=True)
-def no_gpu(tmp_path, monkeypatch):
-    """A cache of its own, and no GPU whatever this machine has."""
-    monkeypatch.setenv("TRTSEG_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(build, "find_driver", lambda: NO_DRIVER)
+pytestmark = pytest.mark.usefixtures("no_gpu")
 
 
 @pytest.fixture
 def model(tmp_path) -> Path:
     return cascade_model(tmp_path / "model")
-
-
-def net_of(model: Path, precision=FP16) -> Net:
-    files = models.find(model)
-    return Net.read(files, files.spec.nets[0], precision)
 
 
 def sha256(path: Path) -> str:
@@ -122,14 +117,6 @@ class TestRealBuilds:
                 plain = plain_build(source.read_bytes(), batch, self.TARGETS[target])
                 assert entry.path.read_bytes() == plain
 
-    def test_three_classes(self, tmp_path):
-        data = tiny.convolution(np.ones((3, 1, 3, 3)), np.zeros(3), tiny.spec("one-step"))
-        files = {"one-step.onnx": data, "one-step.fp16.onnx": half(data)}
-        folder = write_model(tmp_path / "model", files, roles=("one-step",))
-        (entry,) = trtseg.build_engines(folder, target="portable", precision="auto", batch=2)
-        assert entry.sidecar.key.precision == "fp16"
-        assert [t["shape"] for t in entry.sidecar.tensors] == [[2, 1, 64, 64], [2, 3, 64, 64]]
-
     def test_the_shipped_model_twice(self, tmp_path):
         """The same build gives the same bytes; batch sizes differ."""
         one, two = (trtseg.build_engines(target="sm_86", output=tmp_path / name) for name in ("one", "two"))
@@ -206,10 +193,7 @@ class TestRefusals:
         ("options", "message"),
         [
             ({"runtime": "onnx"}, r"runtime: got 'onnx'; expected 'tensorrt' or 'tensorrt-rtx'"),
-            (
-                {"runtime": "torch"},
-                r"runtime: got 'torch', but PyTorch builds no engines: it runs the ONNX files; expected 'tensorrt' or",
-            ),
+            ({"runtime": "torch"}, r"runtime: got 'torch', but PyTorch builds no engines: it runs the ONNX"),
             ({"precision": "bf16"}, r"precision: got 'bf16'; on a GPU it is 'auto', 'fp16' or 'fp32'"),
             ({"batch": 0}, r"batch: got 0; expected a number of slices from 1 to 256"),
             ({"batch": True}, r"batch: got True; expected"),
@@ -229,11 +213,7 @@ class TestRefusals:
             ([], ArgumentError, r"target: got none; expected 'native', 'portable', or compute"),
             ("sm86", ArgumentError, r"target: got 'sm86'; expected 'native', 'portable', or comp"),
             (["sm_86", ""], ArgumentError, r"target: got ''; expected"),
-            (
-                ["sm_86", "sm_90"],
-                DeviceError,
-                r"target: got 'sm_90', but TensorRT-RTX [\d.]+ builds without a GPU for sm_75, .*, portable only",
-            ),
+            (["sm_86", "sm_90"], DeviceError, r"target: got 'sm_90', but TensorRT-RTX [\d.]+ builds"),
             (
                 "native",
                 DeviceError,
@@ -286,9 +266,3 @@ class TestRefusals:
         with pytest.raises(ModelError, match=r"tumour net: .* cannot read it"):
             trtseg.build_engines(model, target="sm_86", batch=1, output=out)
         assert {path.name: (path.read_bytes(), path.stat().st_ino) for path in out.iterdir()} == before
-
-    @needs_rtx
-    def test_a_folder_that_cannot_be_made(self, model, tmp_path):
-        (tmp_path / "file").write_text("")
-        with pytest.raises(OutputError, match=r"output: .* cannot be created \(.*\); choose another folder"):
-            trtseg.build_engines(model, target="sm_86", output=tmp_path / "file" / "out")

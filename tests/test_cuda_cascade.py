@@ -18,13 +18,10 @@ from trtseg.cascade import lane
 
 # Cases that need the played GPU, in cuda_shim/cascade.py; each group of cases is a process.
 HERE = [
-    ("skipping", "the_host_copies_while_the_gpu_works", "stages", "ready_after_the_first_slice"),
-    ("closed_in_order", "out_of_memory", "beside_a_recording"),
-    ("errors",),
-    ("lost",),
+    ("skipping", "the_host_copies_while_the_gpu_works", "ready_after_the_first_slice", "closed_in_order"),
+    ("out_of_memory", "beside_a_recording", "errors", "lost"),
 ]
-names = list(CASES)
-GROUPS = [tuple(names[first::3]) for first in range(3)] + HERE
+GROUPS = [tuple(CASES)[::2], tuple(CASES)[1::2], *HERE]
 
 
 @pytest.mark.parametrize("cases", GROUPS, ids=lambda cases: cases[0])
@@ -61,9 +58,13 @@ def built(tmp_path_factory):
 
 WHOLE = [
     ("equals_the_cpu", "label_in_place", "two_threads", "warmed_up", "not_capturable"),
-    ("judged_once", "falls_back_to_fp32"),
-    ("closed_by_hand_or_not", "what_tensorrt_refuses_is_an_error"),
-    ("left_open",),
+    (
+        "judged_once",
+        "falls_back_to_fp32",
+        "closed_by_hand_or_not",
+        "what_tensorrt_refuses_is_an_error",
+        "left_open",
+    ),
 ]
 
 

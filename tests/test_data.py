@@ -46,14 +46,6 @@ def test_slices_travel_as_paths_and_not_as_a_copy_of_the_store(root, tmp_path, m
         same(pickle.loads(pickle.dumps(there)), slices)  # and on from there
 
 
-def test_slices_in_memory_travel_whole(root):
-    train, _ = data.read(root, 64)
-    part = data.Slices(train.hu[6:], np.array(train.label[6:]), *list(vars(train).values())[2:])
-    part = part.where(np.arange(12) < 6)
-    part = data.Slices(part.hu, part.label, part.index - 6, *list(vars(part).values())[3:])
-    same(pickle.loads(pickle.dumps(part)), part)  # also a view of a part of a mapped file
-
-
 def test_a_store_that_went_or_changed_meanwhile_is_an_error(root):
     train, _ = data.read(root, 64)
     packed = pickle.dumps(train)

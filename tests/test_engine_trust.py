@@ -107,9 +107,7 @@ class TestTrust:
     def test_a_cache_that_cannot_be_made(self, tmp_path, monkeypatch):
         (tmp_path / "file").write_text("")
         monkeypatch.setenv("TRTSEG_CACHE", str(tmp_path / "file"))
-        with pytest.raises(
-            OutputError, match=r"cannot be created .*set TRTSEG_CACHE to a folder of your own"
-        ):
+        with pytest.raises(OutputError, match=r"cannot be created .*set TRTSEG_CACHE to a folder of your"):
             cache.obtain(KEY, never)
 
 

@@ -15,7 +15,7 @@ def test_what_is_missing_is_said(required):
     """Without a GPU and onnx the tests are collected and skipped; with TRTSEG_REQUIRE_CUDA=1 they fail."""
     code = "import sys, pytest; sys.modules['onnx'] = None; sys.exit(pytest.main(sys.argv[1:]))"
     done = subprocess.run(
-        [sys.executable, "-c", code, "-p", "no:cacheprovider", "tests/gpu"],
+        [sys.executable, "-c", code, "-p", "no:cacheprovider", "tests/gpu", *(["-x"] if required else [])],
         cwd=ROOT,
         env={**os.environ, "TRTSEG_REQUIRE_CUDA": str(required), "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,

@@ -1,12 +1,11 @@
 """The training kit: reading slices with cells, placing, packing, and the split."""
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.training_data import tiny_kit
 from training import kit, packing, place
 from training.cases import Case, Scan, read_checked
 from training.readers.liver_slices import liver_slices
@@ -24,12 +23,6 @@ def test_packing_loses_nothing(count):
     labels = rng.choice(np.array([0, 1, 2, 255], np.uint8), images.shape)
     assert (packing.unpack_images(packing.pack_images(images), 12) == images).all()
     assert (packing.unpack_labels(packing.pack_labels(labels), 12) == labels).all()
-
-
-def test_smooth_slices_become_small():
-    y, x = np.mgrid[:128, :128]
-    images = np.stack([(y + x + 7 * i) // 4 for i in range(8)]).astype(np.uint8)
-    assert sum(map(len, packing.pack_images(images))) < images.size / 50
 
 
 def body(shape=(60, 80), box=(10, 40, 20, 60)):
@@ -215,21 +208,14 @@ def test_a_set_without_a_column_is_named(tmp_path):
         liver_slices(tmp_path / "nothing")
 
 
+HELD = {"A", "ircadb-1", "ircadb-2", "ircadb-7", "ircadb-12", "lits-14", "lits-114", "chaos-3", "totalseg"}
+
+
 def test_the_shared_data_is_split_by_patient(shared_data):
     found = shared_cases(Path(shared_data))
     split = by_patient(found, VALIDATION)
     held = {case.group for case in found if split[case.group] == "validation"}
-    assert held >= {
-        "A",
-        "ircadb-1",
-        "ircadb-2",
-        "ircadb-7",
-        "ircadb-12",
-        "lits-14",
-        "lits-114",
-        "chaos-3",
-        "totalseg",
-    }
+    assert held >= HELD
     flare = [case for case in found if case.source == "flare"]
     assert flare
     assert {split[case.group] for case in flare} == {"validation"}
@@ -239,5 +225,7 @@ def test_the_shared_data_is_split_by_patient(shared_data):
     assert len(dozen) == 12
 
 
-def test_the_tiny_kit_of_the_tests_is_one():
-    assert set(replace(tiny_kit()).split) == {"train", "validation"}
+def test_smooth_slices_become_small():
+    y, x = np.mgrid[:128, :128]
+    images = np.stack([(y + x + 7 * i) // 4 for i in range(8)]).astype(np.uint8)
+    assert sum(map(len, packing.pack_images(images))) < images.size / 50

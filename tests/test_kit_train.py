@@ -147,13 +147,6 @@ def test_a_cut_slice_keeps_a_box(store):
     assert 0.4 < kept.float().mean() < 0.8
 
 
-@pytest.mark.parametrize("pixels", [0, 1, 3])
-def test_masks_grow_by_squares(pixels):
-    mask = torch.zeros(1, 9, 9)
-    mask[0, 4, 4] = 1
-    assert appearance.grown(mask, pixels).sum() == (2 * pixels + 1) ** 2
-
-
 def cells_of(flags):
     """A slice of 10x20 pixels: two cells of 100 pixels side by side."""
     cell = torch.ones(1, 10, 20, dtype=torch.uint8)

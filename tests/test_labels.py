@@ -77,12 +77,6 @@ def test_foreign_labels_are_refused_by_name(tmp_path, value, message):
         read_labels(write(tmp_path / "a.nii.gz", array))
 
 
-def test_only_some_of_many_foreign_labels_are_listed(tmp_path):
-    array = np.arange(16 * 17 * 4, dtype=np.int16).reshape(16, 17, 4)
-    with pytest.raises(InputError, match=r"got the labels 3, 4, 5, 6, 7, \.\.\.; expected"):
-        read_labels(write(tmp_path / "a.nii.gz", array))
-
-
 def test_labels_that_cannot_be_read_are_named(tmp_path):
     for name in ("a.mha", "text.nii"):
         (tmp_path / name).write_text("text")
@@ -95,7 +89,7 @@ def test_labels_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "cut.nii").write_bytes(gzip.decompress(data)[:-100])
     for name, message in {
         "none.nii": "no such file",
-        "a.mha": "unknown file type",
+        "a.mha": "no NRRD or MetaImage file, or damaged",
         "folder.nii": "is a folder",
         "text.nii": "neither gzip nor NIfTI",
         "empty.nii.gz": "neither gzip nor NIfTI",
@@ -107,13 +101,6 @@ def test_labels_that_cannot_be_read_are_named(tmp_path):
             read_labels(tmp_path / name)
 
 
-def test_compression_is_told_by_the_content(tmp_path):
-    write(tmp_path / "a.nii", grid()).rename(tmp_path / "plain.nii.gz")
-    write(tmp_path / "a.nii.gz", grid()).rename(tmp_path / "packed.nii")
-    assert (read_labels(tmp_path / "plain.nii.gz")[0] == LABELS).all()
-    assert (read_labels(tmp_path / "packed.nii")[0] == LABELS).all()
-
-
 def test_several_frames_are_refused(tmp_path):
     with pytest.raises(InputError, match="2 frames"):
         read_labels(write(tmp_path / "a.nii.gz", np.zeros((16, 17, 4, 2), np.uint8)))
@@ -121,26 +108,10 @@ def test_several_frames_are_refused(tmp_path):
 
 # ---- written ----
 
-CHANGED = {
-    "datatype": 2,
-    "bitpix": 8,
-    "scl_slope": 1,
-    "scl_inter": 0,
-    "cal_min": 0,
-    "cal_max": 2,
-    "descrip": b"trtseg, not for clinical use",
-    "intent_code": 1002,
-    "intent_name": b"",
-    "aux_file": b"",
-    "db_name": b"",
-    "data_type": b"",
-    "intent_p1": 0,
-    "intent_p2": 0,
-    "intent_p3": 0,
-    "glmax": 0,
-    "glmin": 0,
-    "unused_str": b"",
-}
+CHANGED = {"datatype": 2, "bitpix": 8, "scl_slope": 1, "cal_max": 2, "intent_code": 1002}
+CHANGED |= dict.fromkeys(["intent_name", "aux_file", "db_name", "data_type", "unused_str"], b"")
+CHANGED |= dict.fromkeys(["scl_inter", "cal_min", "intent_p1", "intent_p2", "intent_p3", "glmax", "glmin"], 0)
+CHANGED["descrip"] = b"trtseg, not for clinical use"
 
 
 @pytest.mark.parametrize("order", "<>")
@@ -258,10 +229,8 @@ def test_a_source_of_another_format_gives_a_new_header(tmp_path, name):
 def test_bad_outputs(tmp_path):
     volume = load(save(tmp_path))
     labels = np.zeros(volume.array.shape, np.uint8)
-    with pytest.raises(
-        OutputError, match=r"labels\.mha: cannot write this file type; expected \.nii or \.nii\.gz"
-    ):
-        io.save(tmp_path / "labels.mha", labels, volume.geometry)
+    with pytest.raises(OutputError, match=r"labels\.hdr: cannot write this file type; expected \.nii"):
+        io.save(tmp_path / "labels.hdr", labels, volume.geometry)
     with pytest.raises(ArgumentError, match="labels: got int16"):
         io.save(tmp_path / "labels.nii", labels.astype(np.int16), volume.geometry)
     with pytest.raises(ArgumentError, match="labels: got uint8"):

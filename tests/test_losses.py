@@ -17,12 +17,6 @@ def test_class_weights_by_hand():
     assert class_weights(torch.tensor([0.5, 0.4, 0.1]), 1.0).tolist() == pytest.approx([2 / 3, 5 / 6, 10 / 3])
 
 
-@pytest.mark.parametrize("exponent", [0.0, 0.3, 0.5, 1.0])
-def test_the_mean_weight_of_a_pixel_is_one(exponent):
-    frequency = torch.tensor([0.9, 0.07, 0.03])
-    assert float((frequency * class_weights(frequency, exponent)).sum()) == pytest.approx(1)
-
-
 def fixed(classes, balance, overlap, frequency):
     """A loss whose class frequencies stay as they are."""
     loss = Loss(classes, balance, overlap).eval()

@@ -11,7 +11,6 @@ from torch import nn
 
 from training.losses import Loss
 from training.methods import WINDOW, Joint, Liver, OneStep, Tumour, windowed
-from training.unet import UNet
 from trtseg import reference
 
 
@@ -141,14 +140,3 @@ def test_one_step_takes_the_largest_logit():
     e = np.exp([0.5, 1.0, 1.0])
     assert float(liver[0, 0, 3]) == pytest.approx((e[1] + e[2]) / e.sum())
     assert float(tumour[0, 0, 3]) == pytest.approx(e[2] / e.sum())
-
-
-def test_labels_follow_probabilities():
-    torch.manual_seed(0)
-    method = Joint(UNet(1, 4, 2), UNet(1, 4, 2), (loss(), loss())).eval()
-    hu = torch.randn(2, 32, 32) * 100
-    liver, tumour = method.probabilities(hu)
-    labels = method.labels(hu)
-    assert torch.equal(labels >= 1, liver > 0.5)
-    assert torch.equal(labels == 2, (liver > 0.5) & (tumour > 0.5))
-    assert (tumour[liver <= 0.5] == 0).all()

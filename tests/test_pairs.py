@@ -46,9 +46,7 @@ def test_files_of_one_case_are_paired(files, prediction, truth):
 )
 def test_files_of_other_cases_are_not(files, prediction, truth):
     files(f"p/{prediction}.nii.gz", f"t/{truth}.nii.gz")
-    with pytest.raises(
-        InputError, match=r"^p: none of its 1 label maps .* has the name of one of the 1 in t;"
-    ):
+    with pytest.raises(InputError, match=r"^p: none of its 1 label maps has the name of one of the 1 in t;"):
         match(Path("p"), Path("t"))
 
 

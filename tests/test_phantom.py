@@ -6,7 +6,7 @@ import pytest
 
 from trtseg import load
 from trtseg.errors import ArgumentError
-from trtseg.phantom import NOISE_SD_HU, abdomen
+from trtseg.phantom import abdomen
 
 SMALL = ((32, 128, 128), (10.0, 3.0, 3.0))
 
@@ -26,7 +26,7 @@ def test_liver_and_lesions_have_realistic_sizes_and_densities():
 @pytest.mark.parametrize("count", [0, 1, 4])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_it_holds_as_many_lesions_as_asked_for(seed, count):
-    _, labels, _ = abdomen(seed=seed, lesions=count)
+    _, labels, _ = abdomen((48, 128, 128), (6.0, 3.0, 3.0), seed=seed, lesions=count)
     assert cc3d.connected_components(labels == 2, connectivity=26, return_N=True)[1] == count
 
 
@@ -41,7 +41,7 @@ def test_the_patient_lies_as_in_canonical_order():
 
 
 def test_all_of_a_cts_densities_occur():
-    ct, _, _ = abdomen(seed=3)
+    ct, _, _ = abdomen(*SMALL, seed=3)
     for name, low, high, fraction in [
         ("air", -1024, -950, 0.2),
         ("lung", -900, -800, 0.02),
@@ -51,15 +51,6 @@ def test_all_of_a_cts_densities_occur():
         ("bone", 300, 800, 0.002),
     ]:
         assert np.count_nonzero((ct >= low) & (ct <= high)) > fraction * ct.size, name
-
-
-def test_noise_is_like_a_cts():
-    ct, _, _ = abdomen(seed=0)
-    air = ct[:, :12, 20:-20].astype(float)  # in front of the patient, far from any edge
-    inside = air[air > -1024]  # what int16 HU of air would lose to clipping
-    assert abs(inside.std() - NOISE_SD_HU) < 2.5
-    rows = air[:, :, :-1] - air.mean(), air[:, :, 1:] - air.mean()
-    assert 0.3 < (rows[0] * rows[1]).mean() / air.var() < 0.7, "neighbours are correlated"
 
 
 def test_same_seed_same_voxels():

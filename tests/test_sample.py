@@ -12,7 +12,6 @@ import pytest
 
 from trtseg import sample
 from trtseg.errors import InputError, OutputError
-from trtseg.io.folders import cache_folder
 from trtseg.phantom import abdomen
 
 
@@ -96,38 +95,10 @@ def test_offline_says_so_and_offers_the_phantom(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_pips_reason_is_its_last_error():
-    assert sample._reason("WARNING: slow\nERROR: first\nERROR: second\n\n[notice] new pip\n") == "second"
-    assert sample._reason("No module named pip\n") == "No module named pip"
-    assert sample._reason("") == "no message"
-
-
 def test_a_cache_folder_that_cannot_be_made_is_an_output_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="TRTSEG_CACHE"):
         sample.fetch(tmp_path / "file" / "cache")
-
-
-@pytest.mark.parametrize("name", ["loop", "n" * 300])
-def test_a_cache_that_cannot_be_looked_into_is_an_output_error(tmp_path, name):
-    (tmp_path / "loop").symlink_to("loop")
-    assert sample.cached(tmp_path / name) is None
-    with pytest.raises(OutputError, match="TRTSEG_CACHE"):
-        sample.fetch(tmp_path / name)
-
-
-def test_a_copy_that_cannot_be_is_an_output_error(tmp_path):
-    path = tmp_path / "ct"
-    path.write_bytes(b"ct")
-    with pytest.raises(OutputError, match="the name is too long"):
-        sample.copy(path, tmp_path / ("n" * 300))
-
-
-def test_cache_folder_can_be_chosen(tmp_path, monkeypatch):
-    monkeypatch.setenv("TRTSEG_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path
-    monkeypatch.delenv("TRTSEG_CACHE")
-    assert cache_folder().name == "trtseg"
 
 
 def test_copy_onto_itself_keeps_the_file(tmp_path):

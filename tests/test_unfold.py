@@ -5,38 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from training_data import lesions_case
 
 from training import checkpoint, data, export, prepare, train, unfold
-from training.cases import Case, Scan
 from training.methods import windowed
 from training.sample import Samples
 from trtseg.errors import ModelError
-from trtseg.phantom import abdomen
-
-SPACING = (20.0, 6.0, 6.0)
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    def case(group):
-        phantom = abdomen(shape=(8, 64, 64), spacing=SPACING, seed=ord(group), lesions=3)
-        return Case(group, "phantom", group, lambda: Scan(phantom.ct, phantom.labels, SPACING, range(8)))
-
     folder = tmp_path_factory.mktemp("store")
-    prepare.prepare([case(group) for group in "AC"], folder, prepare.Settings(size=64))
+    prepare.prepare([lesions_case(group) for group in "AC"], folder, prepare.Settings(size=64))
     return folder
 
 
 def settings(method, **changes):
-    values = {
-        "steps": 8,
-        "batch": 2,
-        "size": 32,
-        "width": 4,
-        "depth": 2,
-        "precision": "fp32",
-        "compile": False,
-    }
+    values = {"steps": 8, "batch": 2, "size": 32, "width": 4, "depth": 2}
+    values |= {"precision": "fp32", "compile": False}
     return checkpoint.Settings(method, **{**values, **changes})
 
 

@@ -200,6 +200,12 @@ def case(name, group, seed=0, read=None, **fields):
     )
 
 
+def lesions_case(group: str, source: str = "phantom") -> Case:
+    """A patient of eight slices with lesions, who is named by a letter."""
+    made = abdomen(shape=(8, 64, 64), spacing=(20.0, 6.0, 6.0), seed=ord(group), lesions=3)
+    return Case(group, source, group, lambda: Scan(made.ct, made.labels, (20.0, 6.0, 6.0), range(8)))
+
+
 def tiny_kit(size: int = 32) -> Kit:
     """A kit of ten slices: a bright disc as liver, in some a dark spot as tumour; two validate, two have none."""
     rng = np.random.default_rng(0)

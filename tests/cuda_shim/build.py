@@ -4,6 +4,7 @@ An interpreter that does not know of them has to be started with their library, 
 The fixture `shim` (tests/conftest.py) is a `Shim`.
 """
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -90,15 +91,18 @@ def build_shim(folder: Path, *, watched: bool = True) -> Shim:
     flags |= dict.fromkeys((CSRC / "ops_cuda.cu", CSRC / "graph_cuda.cu"), cuda)
     flags[SHIM / "played.cpp"] = ["-O0"]
 
+    module = folder / ("_core.so" if unwatched is None else "_core_unwatched.so")
+
     def compile_one(source: Path) -> Path:
         target = folder / f"{source.name}{'.watched' if flags[source][-1:] == SANITIZE[-1:] else ''}.o"
         if not target.exists():
             compile_with(gxx, *FLAGS, *flags[source], "-c", source, "-o", target)
         return target
 
-    with ThreadPoolExecutor(2) as pool:
+    with (folder / "lock").open("w") as lock, ThreadPoolExecutor(2) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         objects = list(pool.map(compile_one, flags))
-    module = folder / ("_core.so" if unwatched is None else "_core_unwatched.so")
-    compile_with(gxx, "-shared", "-pthread", *sanitize, *objects, "-o", module)
+        if not module.exists():
+            compile_with(gxx, "-shared", "-pthread", *sanitize, *objects, "-o", module)
     environment = sanitizer_environment(gxx) if unwatched is None else dict(os.environ)
     return Shim(module, environment, unwatched)

@@ -18,10 +18,7 @@ class Copier:
 
     def __init__(self) -> None:
         self.stream, self.gpu = cuda.Stream(1), cuda.mem_alloc(4)
-        self.source, self.result = (
-            cuda.pagelocked_empty((1,), np.int32),
-            cuda.pagelocked_empty((1,), np.int32),
-        )
+        self.source, self.result = (cuda.pagelocked_empty((1,), np.int32) for _ in range(2))
         self.source[0] = self.result[0] = 0
 
     def upload(self, number: int) -> None:

@@ -6,7 +6,7 @@
 // change in the kernels. Faults that need real parallelism (races, atomics that are none) go unseen, and so do faults of
 // nvcc, the driver and a GPU.
 //
-// Streams, events, graphs and memory: a lazy GPU, see played.cpp.
+// Streams, events, graphs and memory: a lazy GPU, see played.h.
 #pragma once
 
 #include <ucontext.h>

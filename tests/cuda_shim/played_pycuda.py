@@ -203,12 +203,8 @@ class Event(_Owned):
 
     def time_since(self, start: "Event") -> float:
         ms = ctypes.c_float()
-        _call(
-            "cudaEventElapsedTime",
-            ctypes.byref(ms),
-            ctypes.c_void_p(start.handle),
-            ctypes.c_void_p(self.handle),
-        )
+        events = ctypes.c_void_p(start.handle), ctypes.c_void_p(self.handle)
+        _call("cudaEventElapsedTime", ctypes.byref(ms), *events)
         return ms.value
 
 

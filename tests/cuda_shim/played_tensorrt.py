@@ -39,8 +39,6 @@ capturable = True
 refused: set[str] = set()
 #: Faults of the caller.
 misused: list[str] = []
-#: Kind of each object that has gone, in order.
-gone: list[str] = []
 
 
 class ILogger:
@@ -55,9 +53,8 @@ class _Counted:
     needs: tuple[weakref.ref, ...] = ()
 
     def __del__(self) -> None:
-        gone.append(type(self).__name__)
         if not played.depth():
-            misused.append(f"{gone[-1]}: went where no context was current")
+            misused.append(f"{type(self).__name__}: went where no context was current")
         self.check("when it went")
 
     def check(self, when: str) -> None:
@@ -128,7 +125,6 @@ class Engine(_Counted):
         config.check("for a context")
         managed = config.strategy == ExecutionContextAllocationStrategy.USER_MANAGED
         if self.sidecar.settings["require_user_allocation"] and not managed:
-            self.logger.log(ILogger.ERROR, "Engine was built with kREQUIRE_USER_ALLOCATION")
             return None
         if len(config.needs) == 2:
             config.needs[1]().content = b"compiled for " + self.sidecar.key.role.encode()
@@ -160,7 +156,7 @@ class Context(_Counted):
         self.check("to run")
         memory, size = self._memory
         if size < Engine.device_memory_size_v2 or "execute_async_v3" in refused:
-            self._logger.log(ILogger.ERROR, "setDeviceMemoryV2 should be called before enqueue")
+            self._logger.log(ILogger.ERROR, "no memory")
             return False
         try:
             if not (self._has_run and capturable):

@@ -1,6 +1,7 @@
-"""Stands in for a library that offers its arrays through DLPack; the structs are those of dlpack.h."""
+"""Stands in for a library that offers its arrays through DLPack: NumPy makes the tensor, and its fields are changed."""
 
 import ctypes
+import weakref
 from collections.abc import Callable
 from ctypes import c_int32, c_int64, c_uint8, c_uint16, c_uint32, c_uint64, c_void_p
 from typing import Any
@@ -10,81 +11,41 @@ import numpy as np
 READ_ONLY, COPIED = 1, 2
 
 
-class Device(ctypes.Structure):
-    _fields_ = (("device_type", c_int32), ("device_id", c_int32))
-
-
-class DataType(ctypes.Structure):
-    _fields_ = (("code", c_uint8), ("bits", c_uint8), ("lanes", c_uint16))
-
-
 class Tensor(ctypes.Structure):
+    """DLTensor of dlpack.h."""
+
     _fields_ = (
         ("data", c_void_p),
-        ("device", Device),
+        ("device", c_int32 * 2),
         ("ndim", c_int32),
-        ("dtype", DataType),
+        ("code", c_uint8),
+        ("bits", c_uint8),
+        ("lanes", c_uint16),
         ("shape", ctypes.POINTER(c_int64)),
         ("strides", ctypes.POINTER(c_int64)),
         ("byte_offset", c_uint64),
     )
 
 
-Deleter = ctypes.CFUNCTYPE(None, c_void_p)
+class Head(ctypes.Structure):
+    """What comes before the tensor from version 1 on."""
+
+    _fields_ = (("version", c_uint32 * 2), ("context", c_void_p), ("deleter", c_void_p), ("flags", c_uint64))
 
 
-class Managed(ctypes.Structure):
-    _fields_ = (("dl_tensor", Tensor), ("manager_ctx", c_void_p), ("deleter", Deleter))
-
-
-class Version(ctypes.Structure):
-    _fields_ = (("major", c_uint32), ("minor", c_uint32))
-
-
-class ManagedVersioned(ctypes.Structure):
-    _fields_ = (
-        ("version", Version),
-        ("manager_ctx", c_void_p),
-        ("deleter", Deleter),
-        ("flags", c_uint64),
-        ("dl_tensor", Tensor),
-    )
-
-
-def _function(name: str, result: Any, *arguments: Any) -> Any:
-    return ctypes.PYFUNCTYPE(result, *arguments)((name, ctypes.pythonapi))
-
-
-Destructor = ctypes.PYFUNCTYPE(None, c_void_p)
-_new = _function("PyCapsule_New", ctypes.py_object, c_void_p, ctypes.c_char_p, Destructor)
-_is_valid = _function("PyCapsule_IsValid", ctypes.c_int, c_void_p, ctypes.c_char_p)
-_pointer = _function("PyCapsule_GetPointer", c_void_p, c_void_p, ctypes.c_char_p)
-_NAMES = {True: b"dltensor_versioned", False: b"dltensor"}
-_alive: dict[int, tuple[Any, ...]] = {}  # what managed tensors refer to, and their producer
-
-
-@Deleter
-def _delete(address: int) -> None:
-    _alive.pop(address)[0].deleted += 1
-
-
-@Destructor
-def _destroy(capsule: int) -> None:
-    """Nobody has taken the tensor out."""
-    for name in _NAMES.values():
-        if _is_valid(capsule, name):
-            _delete(_pointer(capsule, name))
+_pointer = ctypes.PYFUNCTYPE(c_void_p, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
 
 
 class Producer:
     """An array at ``address`` that has nothing but DLPack.
 
-    ``strides`` are in elements. ``wait`` is told the stream that is given and makes it wait.
+    ``strides`` are in elements; ``wait`` is told the stream that is given and makes it wait. Other fields replace those
+    of the tensor, as do ``version`` and ``flags``.
 
     Attributes
     ----------
-    deleted : int
-        How often a tensor was given back.
     streams, capsules : list
         That were given, and made.
     """
@@ -98,40 +59,48 @@ class Producer:
         strides: tuple[int, ...] | None = None,
         device: tuple[int, int] = (2, 0),
         wait: Callable[[int], None] | None = None,
-        version: tuple[int, int] = (1, 0),
-        **fields: int,
+        **fields: Any,
     ) -> None:
-        self.address, self.shape, self.dtype, self.strides = address, shape, np.dtype(dtype), strides
-        self.device, self.wait, self.version, self.fields = device, wait, version, fields
-        self.deleted, self.streams, self.capsules = 0, [], []
+        self.device, self.wait = device, wait
+        self.version, self.flags = fields.pop("version", (1, 0)), fields.pop("flags", 0)
+        self.ndim, self.dtype = len(shape), dtype
+        self.fields = {
+            "data": address,
+            "device": (c_int32 * 2)(*fields.pop("tensor_device", device)),
+            "shape": (c_int64 * len(shape))(*shape),
+            "strides": None if strides is None else (c_int64 * len(strides))(*strides),
+            **fields,
+        }
+        self.streams, self.capsules, self._arrays = [], [], []
+
+    @property
+    def deleted(self) -> int:
+        """How many tensors were given back: NumPy's deleter lets go of the array."""
+        return sum(array() is None for array in self._arrays)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self.device
 
     def __dlpack__(self, *, stream: int, max_version: Any = None, copy: bool | None = None) -> Any:
         assert copy is not True
-        return self._capsule(stream, versioned=max_version is not None and max_version[0] >= 1)
+        return self._capsule(stream, versioned=max_version is not None)
 
     def _capsule(self, stream: int, *, versioned: bool) -> Any:
         self.streams.append(stream)
         if self.wait is not None:
             self.wait(stream)
-        managed = ManagedVersioned() if versioned else Managed()
-        shape = (c_int64 * len(self.shape))(*self.shape)
-        strides = None if self.strides is None else (c_int64 * len(self.strides))(*self.strides)
-        tensor = managed.dl_tensor
-        tensor.data, tensor.ndim, tensor.byte_offset = self.address, len(shape), self.fields.get("offset", 0)
-        tensor.device = Device(*self.fields.get("tensor_device", self.device))
-        code = {"i": 0, "u": 1, "f": 2}[self.dtype.kind]
-        tensor.dtype = DataType(code, 8 * self.dtype.itemsize, self.fields.get("lanes", 1))
-        tensor.shape = ctypes.cast(shape, ctypes.POINTER(c_int64))
-        tensor.strides = ctypes.cast(strides, ctypes.POINTER(c_int64))
+        array = np.empty((1,) * self.ndim, self.dtype)
+        self._arrays.append(weakref.ref(array))
+        self.capsules.append(array.__dlpack__(max_version=(1, 0) if versioned else None))
+        address = _pointer(self.capsules[-1], b"dltensor_versioned" if versioned else b"dltensor")
         if versioned:
-            managed.version, managed.flags = Version(*self.version), self.fields.get("flags", 0)
-        managed.deleter = _delete
-        address = ctypes.addressof(managed)
-        _alive[address] = self, managed, shape, strides
-        self.capsules.append(_new(address, _NAMES[versioned], _destroy))
+            head = Head.from_address(address)
+            head.version, head.flags = self.version, self.flags
+            address += ctypes.sizeof(Head)
+        tensor = Tensor.from_address(address)
+        for name, value in self.fields.items():
+            pointer = name in ("shape", "strides") and value is not None
+            setattr(tensor, name, ctypes.cast(value, ctypes.POINTER(c_int64)) if pointer else value)
         return self.capsules[-1]
 
 

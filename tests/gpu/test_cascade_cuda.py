@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cascade_cases import BATCH, CASES, NETS, SPACING, ct, expected, in_threads, opened
+from cascade_cases import CASES
+from cascade_nets import BATCH, NETS, SPACING, ct, expected, in_threads, opened
 
 from trtseg.cuda.arrays import CudaArray
 from trtseg.cuda.device import Resources, open_device
-from trtseg.errors import ArgumentError, OutOfMemoryError
+from trtseg.errors import OutOfMemoryError
 from trtseg.spec import ModelSpec
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("pycuda")]
@@ -152,28 +153,6 @@ def test_graphs_do_the_same_as_plain_launches():
                 assert lane.run(hu, out) == graphs
                 assert (out == (wanted if graphs else 9)).all()
         lane.close()
-
-
-def test_stages_are_measured():
-    with opened(TorchBackend()) as one:
-        seconds = one.stages(ct(BATCH), SPACING)
-    assert {"prepare", "liver net", "gate", "tumour net", "label"} < set(seconds)
-    assert 0 < min(seconds.values()) <= max(seconds.values()) < 1
-
-
-def test_arrays_of_other_libraries_go_in_as_they_are():
-    import torch
-
-    hu = ct(BATCH + 1)
-    tensor = torch.from_numpy(hu).cuda()  # on the default stream
-    labels = torch.empty(hu.shape, dtype=torch.uint8, device="cuda")
-    source = CudaArray.of(tensor, "hu", np.int16, 3)
-    assert source.address == tensor.data_ptr()
-    with opened(TorchBackend()) as one:
-        one.run(source, SPACING, CudaArray.of(labels, "out", np.uint8, 3))
-        assert (labels.cpu().numpy() == expected(hu)).all()
-    with pytest.raises(ArgumentError, match="hu: got an array that is not C-contiguous"):
-        CudaArray.of(tensor[:, :, ::2], "hu", np.int16, 3)
 
 
 def test_too_little_memory_halves_the_batch_and_then_is_an_error(caplog):
