@@ -35,7 +35,6 @@ from trtseg.spec import CascadeSpec
 
 if TYPE_CHECKING:
     from trtseg.cascade.gpu import CudaCascade
-    from trtseg.engines.nvidia.nets import GpuNets
 
 _BYTES_A_VOXEL = 2  # of memory, for the labels and the median over slices
 
@@ -108,7 +107,9 @@ class Segmenter:
             nets = (open_engine(files, net, precision=precision, threads=threads) for net in self.spec.nets)
             self._cascade = Cascade(*nets, threads=threads)
         else:
-            self._cascade = _cuda_cascade(files, self.device, precision, runtime, batch, progress)
+            from trtseg.cascade.gpu import open_cuda_cascade  # costs nothing on the CPU
+
+            self._cascade = open_cuda_cascade(files, self.device, precision, runtime, batch, progress)
         # Also runs when the process ends, while the GPU can still be reached.
         self._close = weakref.finalize(self, self._cascade.close)
         self._lock = threading.Lock()
@@ -366,27 +367,6 @@ class Segmenter:
         if name == "out" and not array.flags.writeable:
             raise ArgumentError("out: got a read-only array; expected one that may be overwritten")
         return array
-
-
-def _cuda_cascade(
-    files: models.ModelFiles,
-    device: str,
-    precision: str,
-    runtime: str,
-    batch: int,
-    progress: Progress | None,
-) -> CudaCascade:
-    """The cascade on a GPU; its modules are imported here, so that they cost nothing on the CPU."""
-    from trtseg.cascade.gpu import CudaCascade
-    from trtseg.cuda.device import open_device
-    from trtseg.engines.nvidia.nets import open_nets
-
-    gpu = open_device(int(device.removeprefix("cuda:")))
-
-    def opened(slices: int) -> GpuNets:
-        return open_nets(files, gpu, slices, precision=precision, runtime=runtime, progress=progress)
-
-    return CudaCascade(gpu, opened, batch)
 
 
 def segment(

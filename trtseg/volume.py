@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -19,9 +18,6 @@ from trtseg.warnings import ResultWarning
 _AGAINST_RAS = (False, True, True)
 # Sine of the smallest angle between an axis and the plane of the other two; gantry tilts stay above 0.8.
 _MIN_INDEPENDENCE = 1e-3
-_MIN_IN_PLANE = 16  # pixels; no axial slice of a body is smaller
-_SCANNER_PIXELS = 128  # pictures of scanners are squares of a multiple: 256, 512, 768, 1024 pixels
-_SPACING_MM = (0.01, 100.0)
 #: What a header rounds. Lengths that differ by less than this share, and directions that differ by less than this
 #: angle, are the same: a float32 quaternion near half a turn keeps half of its digits, which is 0.0012.
 ROUNDING = 2e-3
@@ -226,68 +222,6 @@ class Volume:
         return voxel_ml(self.affine)
 
 
-def ct_geometry(
-    name: str,
-    shape: Sequence[int],
-    *,
-    affine: Any = None,
-    spacing: Any = None,
-    source: Any = None,
-    warnings: tuple[ResultWarning, ...] = (),
-) -> Geometry:
-    """Make the grid of a CT from its affine or its spacing, and refuse a grid that no CT of a body has.
-
-    Parameters
-    ----------
-    name : str
-        The input, for messages.
-    shape, affine, source
-        See `Geometry.from_affine`.
-    spacing
-        Instead of ``affine``, see `Geometry.from_spacing`.
-    warnings : tuple of ResultWarning
-        What is known of the grid already.
-
-    Returns
-    -------
-    Geometry
-        With a warning more if the grid is a stand-in for one that was lost.
-
-    Raises
-    ------
-    ArgumentError
-        If the affine is no 4x4 array, or the spacing is not three positive numbers.
-    InputError
-        If there is no such grid, or its voxels or slices have a size that no CT of a body has.
-    """
-    try:
-        if spacing is None:
-            geometry = Geometry.from_affine(shape, affine, source)
-        else:
-            geometry = Geometry.from_spacing(shape, spacing)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from None
-    sizes = spacing_mm(geometry.affine)
-    if not _SPACING_MM[0] <= min(sizes) <= max(sizes) <= _SPACING_MM[1]:
-        raise InputError(
-            f"{name}: got a voxel spacing of {' x '.join(f'{s:g}' for s in sizes)} mm; expected "
-            f"{_SPACING_MM[0]:g} to {_SPACING_MM[1]:g} mm, give the geometry in millimetres"
-        )
-    _, rows, columns = geometry.canonical_shape
-    if min(rows, columns) < _MIN_IN_PLANE:
-        raise InputError(
-            f"{name}: got axial slices of {rows} x {columns} pixels; expected at least {_MIN_IN_PLANE} each "
-            "way, give whole axial slices and check the orientation"
-        )
-    if _is_stand_in(geometry, spacing is None):
-        text = (
-            "The voxel spacing is 1 x 1 x 1 mm, as tools write where they do not know it: volumes and orientation are "
-            "made up, unless the CT was resampled to 1 mm. Give the CT with the geometry of its DICOM files."
-        )
-        warnings = (*warnings, ResultWarning("geometry-unknown", text))
-    return dataclasses.replace(geometry, warnings=warnings) if warnings else geometry
-
-
 def check_same_grid(name: str, grid: Geometry, other_name: str, other: Geometry) -> None:
     """Raise an InputError unless two grids have their canonical voxels at the same places.
 
@@ -354,14 +288,6 @@ def _leading_ones(shape: Sequence[int]) -> int:
     while len(shape) - count > 3 and shape[count] == 1 and any(n != 1 for n in shape[count + 3 :]):
         count += 1
     return count
-
-
-def _is_stand_in(geometry: Geometry, has_origin: bool) -> bool:
-    """Tell whether steps of 1 mm were never measured: there is no origin either, or pixels are those of a scanner."""
-    _, rows, columns = geometry.canonical_shape
-    is_scanners = rows == columns and rows % _SCANNER_PIXELS == 0
-    is_unit = all(abs(mm - 1) <= ROUNDING for mm in spacing_mm(geometry.affine))
-    return is_unit and (is_scanners or (has_origin and not geometry.affine[:3, 3].any()))
 
 
 def _check_shape(shape: Sequence[int]) -> None:

@@ -22,13 +22,14 @@ from trtseg.cascade.base import Hu, Labels, Progress, Timings, check_slices, end
 from trtseg.cascade.lane import Lane
 from trtseg.cuda import dlpack
 from trtseg.cuda.arrays import CudaArray
-from trtseg.cuda.device import Device, Resources, errors, to_host
+from trtseg.cuda.device import Device, Resources, errors, open_device, to_host
 from trtseg.engines.base import GpuEngine
 from trtseg.errors import ArgumentError, DeviceError, OutOfMemoryError, TrtsegError
 from trtseg.fit import Fit
 
 if TYPE_CHECKING:
     from trtseg.engines.nvidia.nets import GpuNets
+    from trtseg.models import ModelFiles
 
 log = logging.getLogger("trtseg")
 
@@ -343,3 +344,17 @@ class CudaFeed:
         self._go_on()
         while self._running:
             self._finish_oldest(pieces)
+
+
+def open_cuda_cascade(
+    files: ModelFiles, device: str, precision: str, runtime: str, batch: int, progress: Progress | None
+) -> CudaCascade:
+    """Open the GPU ``cuda:N``, and the cascade of a model there; see `trtseg.Segmenter` for the arguments."""
+    from trtseg.engines.nvidia.nets import open_nets
+
+    gpu = open_device(int(device.removeprefix("cuda:")))
+
+    def opened(slices: int) -> GpuNets:
+        return open_nets(files, gpu, slices, precision=precision, runtime=runtime, progress=progress)
+
+    return CudaCascade(gpu, opened, batch)

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from trtseg.errors import ArgumentError, InputError
-from trtseg.io.checks import ct_volume
+from trtseg.io.checks import ct_geometry, ct_volume
 from trtseg.io.header import header_affine
 from trtseg.io.nifti import header_of
 from trtseg.io.voxels import check_dtype, slabs, to_hu, to_labels
-from trtseg.volume import Geometry, Volume, ct_geometry
+from trtseg.volume import Geometry, Volume
 from trtseg.warnings import ResultWarning
 
 log = logging.getLogger("trtseg")

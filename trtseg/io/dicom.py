@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from trtseg.errors import InputError
-from trtseg.io.checks import ct_volume
+from trtseg.io.checks import ct_geometry, ct_volume
 from trtseg.io.names import IMAGES
 from trtseg.io.voxels import slabs, to_hu
 from trtseg.resources import is_lack_of_memory
-from trtseg.volume import Volume, ct_geometry
+from trtseg.volume import Volume
 
 # Coordinates of DICOM point to the left and to the back, coordinates of trtseg to the right and to the front.
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])

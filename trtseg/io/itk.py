@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from trtseg.errors import InputError, OutputError
-from trtseg.io.checks import ct_volume
+from trtseg.io.checks import ct_geometry, ct_volume
 from trtseg.io.voxels import check_dtype, slabs, to_hu, to_labels
 from trtseg.notice import signature, signed
 from trtseg.resources import check_memory
-from trtseg.volume import Geometry, Volume, ct_geometry
+from trtseg.volume import Geometry, Volume
 
 log = logging.getLogger("trtseg")
 

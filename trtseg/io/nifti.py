@@ -15,12 +15,12 @@ from typing import IO, Any
 import numpy as np
 
 from trtseg.errors import ArgumentError, InputError
-from trtseg.io.checks import ct_volume
+from trtseg.io.checks import ct_geometry, ct_volume
 from trtseg.io.header import header_affine
 from trtseg.io.names import NIFTI as ENDINGS
 from trtseg.io.voxels import SLAB_VOXELS, Where, check_dtype, to_hu, to_labels
 from trtseg.notice import signature, signed
-from trtseg.volume import Geometry, Volume, ct_geometry
+from trtseg.volume import Geometry, Volume
 
 _GZIP_MAGIC = b"\x1f\x8b"
 # Deflate codes at most 258 bytes in 2 bits.
