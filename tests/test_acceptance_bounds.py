@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import tiny
@@ -171,10 +173,9 @@ class TestBounds:
         begins(found, *["NaN or infinity instead of 1 logits", "another label in 1 pixels"][: 1 + flips])
 
 
-@pytest.mark.parametrize("precision", [FP16, BF16], ids=lambda p: p.name)
-@pytest.mark.parametrize("role", ["liver", "tumour"])
-def test_the_shipped_nets_in_emulated_arithmetic(role, precision):
-    """Weights and activations rounded, sums in FP32 as on tensor cores: well within all bounds."""
+@functools.cache
+def emulated(role, precision):
+    """Accept a shipped net with weights and activations rounded, sums in FP32 as on tensor cores; and its case."""
     import onnx
     import torch
 
@@ -198,13 +199,35 @@ def test_the_shipped_nets_in_emulated_arithmetic(role, precision):
     case = Case(spec, Reference(whole.images[::2], whole.logits[::2], whole.source))
     with torch.no_grad():
         logits = net(rounded(torch.from_numpy(case.reference.images))).numpy()
-    found = checked(lambda rows: logits[numbers(case, rows)].astype(rows.dtype), case, 1, precision)
+    return checked(lambda rows: logits[numbers(case, rows)].astype(rows.dtype), case, 1, precision), case
+
+
+@pytest.mark.parametrize("precision", [FP16, BF16], ids=lambda p: p.name)
+@pytest.mark.parametrize("role", ["liver", "tumour"])
+def test_the_shipped_nets_in_emulated_arithmetic(role, precision):
+    found, case = emulated(role, precision)
     assert found.accepted, found
     assert 0 < found.max_difference < precision.logit_bound
     assert found.rms_difference < precision.logit_bound / 4
-    # BF16 has eight bits, and flips where the liver net is undecided come close to the bound; FP16 stays far away.
-    assert found.largest_flip_margin < precision.logit_bound * (0.25 if precision is FP16 else 0.8)
     assert found.flipped_share < FLIP_SHARE / 2
     assert 1 - found.dice[role] < (1 - DICE) / 2
     black = checked(lambda rows: np.zeros_like(rows), case, 4, precision)
     assert len(black.reasons) == 4, black
+
+
+@pytest.mark.parametrize(
+    ("role", "precision"),
+    [
+        ("liver", FP16),
+        ("tumour", FP16),
+        ("tumour", BF16),
+        pytest.param(
+            *("liver", BF16),
+            marks=pytest.mark.xfail(
+                reason="the liver net of 0.6.0 flips up to 0.37 away, of 0.5 that are allowed"
+            ),
+        ),
+    ],
+)
+def test_flips_stay_far_from_the_bound(role, precision):
+    assert emulated(role, precision)[0].largest_flip_margin < precision.logit_bound / 4

@@ -184,6 +184,6 @@ def test_the_shipped_model_has_slices_of_its_own():
     tumours = ((found["tumour"].logits > tumour.logit_threshold) & inside).sum(axis=(1, 2, 3))
     assert (livers > 1000).all()
     assert (tumours > 100).sum() >= 3
-    assert (tumours < 10).sum() >= 3
+    assert (tumours == 0).sum() >= 3
     assert files.spec.sha256[FILE]
     assert (files.folder / FILE).stat().st_size < 600_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import zlib
 from collections.abc import Callable, Mapping
@@ -13,13 +12,11 @@ import numpy as np
 
 from trtseg.errors import ArgumentError, InputError
 from trtseg.io.checks import ct_geometry, ct_volume
-from trtseg.io.header import header_affine
+from trtseg.io.header import header_affine, no_orientation
 from trtseg.io.nifti import header_of
 from trtseg.io.voxels import check_dtype, slabs, to_hu, to_labels
 from trtseg.volume import Geometry, Volume
 from trtseg.warnings import ResultWarning
-
-log = logging.getLogger("trtseg")
 
 
 def from_array(array: Any, *, affine: Any = None, spacing: Any = None) -> Volume:
@@ -126,15 +123,12 @@ def _open_pair(name: str) -> Any:
     except Exception as error:  # damaged headers make nibabel raise errors of many types
         reason = " ".join(str(error).split())
         raise InputError(f"{name}: cannot be read as Analyze or NIfTI ({reason}); fetch it again") from error
-    if header_of(image) is None:
-        log.warning(
-            "%s: the header has no orientation; assumed left to right, back to front, feet to head", name
-        )
     return image
 
 
 def _read(name: str, image: Any, convert: Callable[..., np.ndarray]) -> tuple[np.ndarray, Geometry]:
     """Read the voxels of an image through `to_hu` or `to_labels`, and its grid."""
+    from nibabel.analyze import AnalyzeImage
     from nibabel.arrayproxy import ArrayProxy
 
     if image.affine is None:
@@ -142,6 +136,8 @@ def _read(name: str, image: Any, convert: Callable[..., np.ndarray]) -> tuple[np
     check_dtype(name, image.get_data_dtype())
     affine, header = image.affine, header_of(image)
     warnings: tuple[ResultWarning, ...] = ()
+    if header is None and isinstance(image, AnalyzeImage):
+        warnings = (no_orientation("left to right, back to front, feet to head"),)
     if header is not None:
         affine, warnings = header_affine(name, header)
     geometry = ct_geometry(name, image.shape, affine=affine, source=header, warnings=warnings)

@@ -56,11 +56,8 @@ def header_affine(name: str, header: Any) -> tuple[np.ndarray, tuple[ResultWarni
             ) from error
         qform = None
     if sform is None and qform is None:
-        text = (
-            "The header has no orientation: the patient is taken to lie as columns to the left, rows to the front and "
-            "slices to the head; if that is wrong, the result is wrong. Convert the CT again from its DICOM files."
-        )
-        return np.asarray(fixed.get_base_affine(), np.float64), (ResultWarning("geometry-unknown", text),)
+        assumed = no_orientation("right to left, back to front, feet to head")
+        return np.asarray(fixed.get_base_affine(), np.float64), (assumed,)
     if sform is None or (qform is not None and is_independent(qform) and not is_independent(sform)):
         assert qform is not None
         if sform is None:
@@ -77,6 +74,15 @@ def header_affine(name: str, header: Any) -> tuple[np.ndarray, tuple[ResultWarni
         "is wrong. Convert the CT again from its DICOM files."
     )
     return sform, (ResultWarning("geometry-conflict", text),)
+
+
+def no_orientation(assumed: str) -> ResultWarning:
+    """Warn of a header without orientation, for which the given order of the voxel axes is assumed."""
+    return ResultWarning(
+        "geometry-unknown",
+        f"The header has no orientation: voxels are taken to go from {assumed}; if that is wrong, the result is wrong. "
+        "Convert the CT again from its DICOM files.",
+    )
 
 
 def _conflicts(sform: np.ndarray, qform: np.ndarray | None, pixdim: np.ndarray) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -14,12 +13,12 @@ import numpy as np
 
 from trtseg.errors import InputError, OutputError
 from trtseg.io.checks import ct_geometry, ct_volume
+from trtseg.io.header import no_orientation
 from trtseg.io.voxels import check_dtype, slabs, to_hu, to_labels
 from trtseg.notice import signature, signed
 from trtseg.resources import check_memory
 from trtseg.volume import Geometry, Volume
-
-log = logging.getLogger("trtseg")
+from trtseg.warnings import ResultWarning
 
 # Coordinates of ITK point to the left and to the back, coordinates of trtseg to the right and to the front.
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
@@ -134,11 +133,10 @@ def _read(name: str, convert: Callable[..., np.ndarray]) -> tuple[np.ndarray, Ge
         raise InputError(f"{name}: got a {dimensions}-D image; expected a volume, stack the slices to 3-D")
     direction = np.reshape(reader.GetDirection(), (dimensions, dimensions))[:3, :3]
     grid = ItkGrid(reader.GetSpacing()[:3], reader.GetOrigin()[:3], tuple(direction.ravel().tolist()))
+    warnings: tuple[ResultWarning, ...] = ()
     if name.lower().endswith((".nrrd", ".nhdr")) and not reader.HasMetaDataKey("NRRD_space"):
-        log.warning(
-            "%s: the header has no orientation; assumed right to left, front to back, feet to head", name
-        )
-    geometry = ct_geometry(name, size, affine=grid.affine(), source=grid)
+        warnings = (no_orientation("right to left, front to back, feet to head"),)
+    geometry = ct_geometry(name, size, affine=grid.affine(), source=grid, warnings=warnings)
     check_memory(name, 8 * math.prod(size))
     try:
         image = reader.Execute()
