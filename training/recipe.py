@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import trtseg
-from training import calibration, evaluate, export, kit, kit_train
+from training import calibration, evaluate, export, int8, kit, kit_train
 from training.checkpoint import Settings
 from training.kit_train import Run
 from training.readers import png_slices
@@ -89,6 +89,7 @@ def go(shared: Path, runs: Path, start: str, out: Path, share: float = 1.0) -> N
     blend = (start, TUMOUR_SHARE)
     export.export(checkpoints, out, {"tumour": TUMOUR_THRESHOLD}, ABOUT, pixel_mm=PIXEL_MM, blend=blend)
     print(calibration.add(out, png_slices(shared / "lits_slices")))
+    print(int8.quantise(out, shared)[0])
     with trtseg.Segmenter(out, precision="fp32") as segmenter:
         print(evaluate.evaluate(segmenter, str(out), evaluate.validating(shared), runs / "evaluate", 5))
 

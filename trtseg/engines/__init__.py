@@ -46,7 +46,7 @@ def open_engine(
     spec : ModelSpec
         The spec of one of its nets.
     precision : str
-        A precision that CPUs run, or ``auto``: the fastest that this processor has arithmetic for.
+        A precision that CPUs run, or ``auto``: the fastest that the model has a file for and this processor arithmetic.
     threads : int, optional
         Threads of the net; by default one for each processor that this process may use.
 
@@ -61,7 +61,7 @@ def open_engine(
     """
     from trtseg.engines.openvino import OpenVinoEngine, choose_precision
 
-    return OpenVinoEngine(Net.read(files, spec, choose_precision(precision)), threads)
+    return OpenVinoEngine(Net.read(files, spec, choose_precision(precision, files, spec.role)), threads)
 
 
 def available_devices() -> list[tuple[str, bool, str]]:

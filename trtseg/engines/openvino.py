@@ -9,14 +9,17 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from trtseg.engines.base import Net
-from trtseg.engines.precision import BF16, FP32, Precision, candidates
-from trtseg.errors import DeviceError, ModelError
-from trtseg.resources import available_cpus, memory_for
+from trtseg.engines.precision import BF16, FP32, INT8, Precision, candidates
+from trtseg.errors import DeviceError, ModelError, TrtsegError
+from trtseg.models import ModelFiles, find
+from trtseg.resources import available_cpus, is_lack_of_memory, memory_for
 
 _MEMORY = 150 << 20  # that OpenVINO takes for a net
 _TELEMETRY = "openvino_telemetry"
@@ -25,21 +28,31 @@ _lock = threading.Lock()
 
 def import_openvino() -> Any:
     """Import OpenVINO so that it calls nobody; a DeviceError says why that fails and what to do."""
+    with _whole(), memory_for("OpenVINO", 0), no_telemetry():
+        import openvino
+
+        openvino.Core  # noqa: B018 - a folder that happens to bear that name has none
+    return openvino
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    """Make a DeviceError of whatever goes wrong when OpenVINO loads: there are many ways to break an installation."""
     try:
-        with memory_for("OpenVINO", 0), _no_telemetry():
-            import openvino
-    except ImportError as error:
+        yield
+    except (TrtsegError, MemoryError):
+        raise
+    except Exception as error:
         absent = isinstance(error, ModuleNotFoundError) and error.name == "openvino"
         raise DeviceError(
             f"OpenVINO {'is not installed' if absent else f'does not load ({error})'}; it runs nets on the CPU, and "
             "gives the FP32 reference with which engines for a GPU are compared before their first use: "
             f"pip install {'' if absent else '--force-reinstall '}openvino"
         ) from error
-    return openvino
 
 
 @contextmanager
-def _no_telemetry() -> Iterator[None]:
+def no_telemetry() -> Iterator[None]:
     """Hide the package that sends an event to an analytics server when OpenVINO is imported.
 
     That package would also leave an id in the home folder and start a process, which runs a user's script once more.
@@ -60,8 +73,12 @@ def _no_telemetry() -> Iterator[None]:
 @functools.cache
 def _core() -> Any:
     openvino = import_openvino()
-    with memory_for("OpenVINO", _MEMORY):
-        return openvino.Core()
+    with _whole(), memory_for("OpenVINO", _MEMORY):
+        # OpenBLAS takes its memory at the first product, and ends the process where the nets have left none.
+        np.ones((64, 64)) @ np.ones((64, 64))
+        core = openvino.Core()
+        core.get_property("CPU", "FULL_DEVICE_NAME")  # loads what runs nets on the CPU
+    return core
 
 
 def native_bf16() -> bool:
@@ -69,25 +86,45 @@ def native_bf16() -> bool:
     return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def choose_precision(name: str) -> Precision:
-    """The precision that an option stands for here; ``auto`` is the first one that the processor has arithmetic for."""
+@functools.cache
+def native_int8(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this processor sums products of INT8 in 32 bits (VNNI or AMX).
+
+    Older x86 processors sum pairs of them in 16 bits, which overflow, so that logits are wrong by whole units.
+    """
+    try:
+        words = set(cpuinfo.read_text().split())
+    except OSError:
+        return False
+    return not words.isdisjoint({"avx512_vnni", "avx_vnni", "amx_int8"})
+
+
+def choose_precision(name: str, files: ModelFiles, role: str) -> Precision:
+    """The precision that an option stands for, for a net of a model on this processor.
+
+    ``auto`` is the first one that the model has a file for and that the processor has arithmetic for.
+    """
     rows = candidates(name, "cpu")
     if len(rows) == 1:
         return rows[0]
-    return next(row for row in rows if row.openvino != BF16.openvino or native_bf16())
+    native = {INT8: native_int8(), BF16: native_bf16(), FP32: True}
+    return next(row for row in rows if row.file(role) in files.spec.sha256 and native[row])
 
 
 def describe_cpu() -> str:
-    """The processor and the precision that ``auto`` takes on it."""
+    """The processor and the precision that ``auto`` takes on it for the shipped model."""
     name = _core().get_property("CPU", "FULL_DEVICE_NAME")
-    return f"{name}, {choose_precision('auto').name.upper()} by default"
+    files = find("default")
+    return f"{name}, {choose_precision('auto', files, files.spec.nets[0].role).name.upper()} by default"
 
 
 class OpenVinoEngine:
     """A net on the CPU, one slice a call of the runtime, with all threads on that slice.
 
     The shape is static, and the runtime reads and writes the caller's own arrays. BF16 means BF16 convolutions with
-    FP32 accumulation; input and output stay FP32.
+    FP32 accumulation; INT8 means what the ONNX file quantises, and FP32 for the rest. Input and output stay FP32. Where
+    the processor would compute INT8 wrongly (`native_int8`), the quantised values are computed with in FP32: the logits
+    are those of other processors, but it takes as long as FP32.
 
     Parameters
     ----------
@@ -121,6 +158,8 @@ class OpenVinoEngine:
             # Processes that share a machine would all be pinned to its first cores.
             "ENABLE_CPU_PINNING": threads >= (os.cpu_count() or 1),
         }
+        if net.precision is INT8 and not native_int8():
+            options["LP_TRANSFORMS_MODE"] = "NO"
         core = _core()
         try:
             with memory_for(f"{spec.role} net", _MEMORY):
@@ -147,4 +186,12 @@ class OpenVinoEngine:
         for i in range(len(src)):
             self._request.set_input_tensor(self._tensor(src[i : i + 1]))
             self._request.set_output_tensor(self._tensor(dst[i : i + 1]))
-            self._request.infer()
+            try:
+                self._request.infer()
+            except RuntimeError as error:
+                if is_lack_of_memory(error):
+                    raise
+                raise DeviceError(
+                    f"{self.spec.role} net: OpenVINO failed on this processor, perhaps for want of memory ({error}); "
+                    "free some, or install another version of openvino"
+                ) from error

@@ -52,14 +52,16 @@ class Precision:
 _HALF, _SINGLE = np.dtype(np.float16), np.dtype(np.float32)
 
 # The bounds: 0.2 is a probability of 0.55, 0.5 of 0.62. Emulated FP16 and BF16 of the shipped nets flip labels below a
-# quarter of theirs, but for the liver net in BF16, which comes to three quarters (tests/test_acceptance_bounds.py).
-# In FP32 only the order of sums may differ, and TF32 is refused.
+# quarter of theirs, but for the liver net in BF16, which comes to three quarters (tests/test_acceptance_bounds.py). The
+# labels of INT8 are compared with those of FP32 before its files become part of a model (training/int8.py). In FP32
+# only the order of sums may differ, and TF32 is refused.
 FP16 = Precision("fp16", ".fp16.onnx", _HALF, 0.2, ("cuda",))
 BF16 = Precision("bf16", ".onnx", _SINGLE, 0.5, ("cpu",), openvino="bf16")
+INT8 = Precision("int8", ".int8.onnx", _SINGLE, 1.0, ("cpu",), openvino="f32")
 FP32 = Precision("fp32", ".onnx", _SINGLE, 0.005, ("cpu", "cuda"), openvino="f32")
 
 #: The table, fastest first.
-PRECISIONS = (FP16, BF16, FP32)
+PRECISIONS = (FP16, INT8, BF16, FP32)
 
 
 def candidates(name: str, device: str) -> tuple[Precision, ...]:
