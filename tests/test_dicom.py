@@ -48,32 +48,26 @@ def test_labels_are_written_on_the_grid_of_the_series(tmp_path):
     assert np.allclose(written.affine, volume.geometry.affine)
 
 
-def test_two_series_in_a_folder_are_told_apart(tmp_path):
+def test_files_of_two_series_are_no_series_unless_ids_are_ignored(tmp_path):
     write(tmp_path)
     made.save_dicom(tmp_path / "other", made.phantom(0).ct[0], 100 + 6 * made.SPACING[0], series="1.2.4")
     with pytest.raises(InputError, match="got files of 2 series; expected one"):
-        load(tmp_path)
+        read_dicom_series(sorted(tmp_path.iterdir()))
     assert len(read_dicom_series(sorted(tmp_path.iterdir()), ignore_ids=True).array) == 7
+    assert len(load(tmp_path).array) == 6
 
 
 def test_folders_that_hold_no_series(tmp_path):
     with pytest.raises(InputError, match=r"is a folder; expected a \.nii or \.nii\.gz file, or a folder"):
         load(tmp_path)
-    write(tmp_path / "text")
-    (tmp_path / "text/notes.txt").write_text("no DICOM")
-    write(tmp_path / "gap")
-    (tmp_path / "gap/image_0").unlink()
-    write(tmp_path / "twice")
-    made.save_dicom(
-        tmp_path / "twice/again", made.phantom(0).ct[3], 100 + 3 * made.SPACING[0], series="1.2.3"
-    )
-    write(tmp_path / "placeless")
-    made.save_dicom(tmp_path / "placeless/image_0", made.phantom(0).ct[3], None, series="1.2.3")
-    for name in ("text", "gap", "twice", "placeless"):
-        with pytest.raises(InputError, match=f"{name}: cannot be read as a CT series"):
-            load(tmp_path / name)
     with pytest.raises(InputError, match="files: got none"):
         read_dicom_series([])
+    write(tmp_path / "placeless")
+    made.save_dicom(tmp_path / "placeless/image_0", made.phantom(0).ct[3], None, series="1.2.3")
+    with pytest.raises(
+        InputError, match="image_0: no ImagePositionPatient, ImageOrientationPatient; expected"
+    ):
+        load(tmp_path / "placeless")
 
 
 def test_stored_values_without_their_intercept_are_no_hounsfield_units(tmp_path):

@@ -1,0 +1,122 @@
+"""Damaged DICOM files: each is refused in a sentence, or handled; nothing crashes, hangs or takes much memory."""
+
+from __future__ import annotations
+
+import base64
+import random
+import resource
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import dicom_made as made
+import numpy as np
+import pydicom
+import pytest
+from dicom_damage import damaged
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    HTJ2KLossless,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+)
+from test_dicom_pixels import HTJ2K, LOSSLESS, PICTURE, coded
+
+from trtseg.errors import InputError
+from trtseg.io import load
+from trtseg.io.dicom import list_series, read_slice
+from trtseg.phantom import abdomen
+
+CT = abdomen(shape=(4, 40, 52), spacing=(40.0, *made.SPACING), seed=0, lesions=2).ct
+SECONDS, BYTES = 10, 64 << 20  # the machine may be busy
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Bytes of a file of each kind."""
+    folder = tmp_path_factory.mktemp("whole")
+    large = np.tile(PICTURE, (4, 4))
+    datasets = [
+        coded(HTJ2KLossless, base64.b85decode(HTJ2K)),
+        coded(JPEGLosslessSV1, base64.b85decode(LOSSLESS)),
+        made.enhanced(CT, [0.0, 40.0, 80.0, 120.0], [1] * 4),
+    ]
+    for syntax in (None, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian):
+        datasets.append(made.instance(PICTURE))
+        datasets[-1].file_meta.TransferSyntaxUID = syntax or pydicom.uid.ExplicitVRLittleEndian
+    for syntax in (RLELossless, JPEGLSLossless, JPEG2000Lossless):
+        datasets.append(made.instance(large))
+        datasets[-1].compress(syntax, generate_instance_uid=False)
+    return [made.save(folder / str(n), dataset).read_bytes() for n, dataset in enumerate(datasets)]
+
+
+@contextmanager
+def little_memory():
+    """Let this process take `BYTES` more than it has."""
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + BYTES, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_300_damaged_files(files, tmp_path):
+    rng, refused, path = random.Random(5), [], tmp_path / "slice"
+    for data in files:
+        path.write_bytes(data)
+        read_slice(path)  # imports the decoders, which take memory
+    with little_memory():
+        for n in range(300):
+            path.write_bytes(damaged(files[n % len(files)], rng))
+            start = time.monotonic()
+            try:
+                _, hu = read_slice(path)
+                assert (hu.dtype, hu.ndim) in ((np.int16, 2), (np.int16, 3))
+            except InputError as error:
+                refused.append(str(error))
+            assert time.monotonic() - start < SECONDS, n
+    assert 100 < len(refused) < 200  # damage to what nobody reads is none
+    assert all(text.startswith(f"{path}: ") and "SECRET" not in text.upper() for text in refused)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_damaged_file_in_its_series(tmp_path):
+    """The volume has all slices, or there is none."""
+    folder = made.save_series(tmp_path / "ct", CT)
+    whole = (folder / "002").read_bytes()
+    rng, refused = random.Random(6), []
+    for n in range(60):
+        (folder / "002").write_bytes(damaged(whole, rng))
+        try:
+            assert load(folder).array.shape == CT.shape, n
+        except InputError as error:
+            refused.append(str(error))
+    assert 10 < len(refused) < 50
+    assert not any("SECRET" in text.upper() for text in refused)
+
+
+def test_a_damaged_file_at_the_end_of_its_series_is_never_lost_silently(tmp_path):
+    folder = made.save_series(tmp_path / "ct", CT)
+    lost = made.instance(CT[3], 100 + 3 * 40, SeriesInstanceUID=None, ImagePositionPatient=None)
+    made.save(folder / "001", lost)
+    volume = load(folder)
+    assert len(volume.array) == 3
+    assert [warning.code for warning in volume.warnings] == ["slices-unplaced"]
+    assert "the series: no ImagePositionPatient" in volume.warnings[0].text
+    assert "001" not in volume.warnings[0].text, "what warnings say is shown on pages without a name"
+    assert "001: no ImagePositionPatient" in "".join(one.reason for one in list_series(folder))
+    made.save(folder / "001", made.instance(CT[3], 100 + 3 * 40, ImagePositionPatient=None))
+    with pytest.raises(
+        InputError, match="001: no ImagePositionPatient; expected slices whose place is known"
+    ):
+        load(folder)
+    (folder / "001").unlink()
+    (folder / "001.dcm").write_bytes(b"")
+    with pytest.raises(InputError, match=r"001\.dcm: (cannot be read as|is no) DICOM"):
+        load(folder)

@@ -1,0 +1,168 @@
+"""DICOM files -> Volume: which files are there, which series is taken, and how its slices make a volume."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from trtseg.errors import InputError
+from trtseg.io.dicom.dataset import check_installed, parse, read_bytes
+from trtseg.io.dicom.find import DicomFile, find_files, is_dicom, one_of_each_series, study_of
+from trtseg.io.dicom.frames import slices_of
+from trtseg.io.dicom.header import text
+from trtseg.io.dicom.pixels import to_hu
+from trtseg.io.dicom.series import Candidate, choose, volumes, why_no_picture
+from trtseg.io.dicom.volume import DicomSeries, Instance, assemble, read_slice, series_volume
+from trtseg.io.names import is_folder
+from trtseg.volume import Volume
+from trtseg.warnings import ResultWarning
+
+__all__ = [
+    "Candidate",
+    "DicomSeries",
+    "check_installed",
+    "is_dicom",
+    "list_series",
+    "one_of_each_series",
+    "read_dicom",
+    "read_dicom_series",
+    "read_slice",
+    "series_volume",
+    "study_of",
+]
+
+log = logging.getLogger("trtseg")
+
+
+def read_dicom(path: str | os.PathLike[str], series: str | None = None) -> Volume:
+    """Read a CT from a folder with DICOM files in it and below it, from a zip, or from a file and those beside it.
+
+    Parameters
+    ----------
+    path : path
+        A file stands for its series, whose other files are looked for in the same folder.
+    series : str, optional
+        Which series to take, by default see `trtseg.io.dicom.series.choose`. The log says which, and why no other.
+
+    Returns
+    -------
+    Volume
+        Named after ``path``. The source of its geometry is a `DicomSeries`.
+
+    Raises
+    ------
+    InputError
+        If there is no CT, it cannot be told which to take, or the chosen one is incomplete or damaged.
+    """
+    name = os.fspath(path)
+    files, instances, candidates = _sorted(path)
+    own = next((n for n, file in enumerate(files) if file.path == Path(path)), None)
+    if own is not None:
+        candidates = [one for one in candidates if any(slice_.file == own for slice_ in one.slices)]
+        if why := why_no_picture(instances[own].header):
+            raise InputError(f"{name}: cannot be segmented: {why}; give a CT")
+        if not candidates:
+            slices_of(name, instances[own].header)  # which says what is wrong
+    chosen, others = choose(name, candidates, series)
+    log.info("%s: series %s is taken (%s)", name, chosen.series, chosen.about)
+    for one in others:
+        log.info("%s: series %s is left out (%s): %s", name, one.series, one.about, one.reason)
+    volume = assemble(name, instances, chosen.slices, partial(_pixels, files, instances))
+    if lost := [one for one in others if one.problem is not None and not one.slices]:
+        told = (
+            f"{len(lost)} CT file{'s' * (len(lost) > 1)} could not be placed, and may belong to the series: "
+            f"{_without_path(str(lost[0].problem), instances)}. Volumes are lower bounds if they do. "
+            "'trtseg segment --series list' names the file."
+        )
+        volume = replace(volume, warnings=(*volume.warnings, ResultWarning("slices-unplaced", told)))
+    return volume
+
+
+def list_series(path: str | os.PathLike[str]) -> list[Candidate]:
+    """List the volumes of a folder, a zip or a file as `read_dicom` finds them, each with its reason.
+
+    Returns
+    -------
+    list of Candidate
+        The one that `read_dicom` takes comes first, with the reason ``""``; it is not there if none can be told.
+    """
+    _, _, candidates = _sorted(path)
+    try:
+        chosen, others = choose(os.fspath(path), candidates, None)
+    except InputError:
+        return candidates
+    return [chosen, *others]
+
+
+def read_dicom_series(files: Sequence[str | os.PathLike[str]], *, ignore_ids: bool = False) -> Volume:
+    """Read the files of one CT series; spacing, order and rescale are as DICOM says, whatever the files are called.
+
+    Parameters
+    ----------
+    files : sequence of path
+        All files of the series, in any order.
+    ignore_ids : bool
+        Take the files as one series although their ids differ: each file of an anonymised copy may have been
+        given ids of its own.
+
+    Returns
+    -------
+    Volume
+        Named after the folder of the first file. The source of its geometry is a `DicomSeries`.
+
+    Raises
+    ------
+    InputError
+        If pydicom is not installed, a file cannot be read, the files are of several series, their slices are
+        not evenly spaced, or the values are not Hounsfield units.
+    """
+    if not files:
+        raise InputError("files: got none; expected the DICOM files of one CT series")
+    given = [DicomFile(Path(file), partial(read_bytes, file)) for file in files]
+    name = os.fspath(given[0].path.parent)
+    headers = [_header(file) for file in given]
+    ids = {text(header, "SeriesInstanceUID") for header in headers}
+    if len(ids) > 1 and not ignore_ids:
+        raise InputError(
+            f"{name}: got files of {len(ids)} series; expected one, put each series into a folder of its own"
+        )
+    instances = [
+        Instance(file.path, header, slices_of(os.fspath(file.path), header, n))
+        for n, (file, header) in enumerate(zip(given, headers, strict=True))
+    ]
+    slices = [one for instance in instances for one in instance.slices]
+    return assemble(name, instances, slices, partial(_pixels, given, instances))
+
+
+def _sorted(path: str | os.PathLike[str]) -> tuple[list[DicomFile], list[Instance], list[Candidate]]:
+    """Find the files, and the volumes that they make; an InputError says that there are no files."""
+    files = find_files(path)
+    if not files:
+        kind = "is a folder" if is_folder(path) else "holds no DICOM files"
+        raise InputError(
+            f"{os.fspath(path)}: {kind}; expected a .nii or .nii.gz file, or a folder that holds the DICOM files of "
+            "one CT series"
+        )
+    instances, candidates = volumes([(file.path, _header(file)) for file in files])
+    return files, instances, candidates
+
+
+def _without_path(told: str, instances: Sequence[Instance]) -> str:
+    """Leave out the path before a message: a warning goes into pages and pictures, and paths may name the patient."""
+    starts = (f"{os.fspath(one.path)}: " for one in instances)
+    return told.removeprefix(next((start for start in starts if told.startswith(start)), ""))
+
+
+def _header(file: DicomFile) -> Any:
+    return parse(os.fspath(file.path), file.read(), pixels=False)
+
+
+def _pixels(files: Sequence[DicomFile], instances: Sequence[Instance], number: int) -> Any:
+    """Decode a file: int16 ``[frame, row, column]``."""
+    name = os.fspath(files[number].path)
+    return to_hu(name, parse(name, files[number].read(), pixels=True), instances[number].slices)

@@ -1,0 +1,173 @@
+"""The DICOM files of a folder, of a zip, or beside a file; nothing of a zip is ever written anywhere."""
+
+from __future__ import annotations
+
+import lzma
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from trtseg.errors import InputError
+from trtseg.io.dicom.dataset import MAX_BYTES, SNIFFED, looks_like_dicom, parse, read_bytes
+from trtseg.io.dicom.header import text
+from trtseg.io.dicom.series import why_no_picture
+from trtseg.io.names import DICOM, IMAGES, ZIP, is_folder
+from trtseg.resources import is_lack_of_memory
+
+_NO_DICOM = (*IMAGES, ".hdr", ".gz", ".json", ".png", ".jpg", ".txt", ".csv", ".xml", ".pdf", ".zip")
+_MAX_FILES = 100_000
+_MAX_UNPACKED = 32 << 30  # bytes of all files of a zip
+
+
+class DicomFile(NamedTuple):
+    """A file that looks like DICOM, and the call that reads it whole."""
+
+    path: Path
+    read: Callable[[], bytes]
+
+
+def is_dicom(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a path is a DICOM file or a zip, by its name or its first bytes; no pipe is opened."""
+    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises where it may not look
+        return False
+    name = os.fspath(path).lower()
+    return name.endswith(ZIP) or (not name.endswith(_NO_DICOM) and _is_dicom(Path(path)))
+
+
+def find_files(path: str | os.PathLike[str]) -> list[DicomFile]:
+    """List the DICOM files of a folder and the folders below it, of a zip, or of the folder that a file lies in.
+
+    Hidden files, a DICOMDIR, and what is no DICOM are left out.
+
+    Raises
+    ------
+    InputError
+        If a folder cannot be listed, or a zip cannot be read or is too large.
+    """
+    if is_folder(path):
+        return [DicomFile(one, partial(read_bytes, one)) for one in _below(Path(path), set())]
+    if os.fspath(path).lower().endswith(ZIP):
+        return _in_zip(Path(path))
+    folder, own = Path(path).parent, Path(path)
+    beside = [one for one in _listed(folder) if one == own or (_may_be(one.name) and _is_dicom(one))]
+    return [DicomFile(one, partial(read_bytes, one)) for one in beside]
+
+
+def study_of(paths: Iterable[Path]) -> str | None:
+    """Study Instance UID of the first CT among files, ``""`` if that has none or is damaged; None: no CT is there."""
+    for path in paths:
+        if _may_be(path.name) and _is_dicom(path):
+            try:
+                header = parse(os.fspath(path), read_bytes(path), pixels=False)
+            except InputError:
+                return ""  # reading the series says what is wrong
+            if not why_no_picture(header):
+                return text(header, "StudyInstanceUID")
+    return None
+
+
+def one_of_each_series(paths: Iterable[Path]) -> list[Path]:
+    """Leave out DICOM files that lie beside an earlier one of their series: a file stands for its whole series."""
+    seen: set[tuple[Path, str]] = set()
+    kept = []
+    for path in paths:
+        key = (path, "")
+        if is_dicom(path) and not path.name.lower().endswith(ZIP):
+            with suppress(InputError):  # reading it says what is wrong
+                header = parse(os.fspath(path), read_bytes(path), pixels=False)
+                key = (path.parent, text(header, "SeriesInstanceUID"))
+        if key not in seen:
+            seen.add(key)
+            kept.append(path)
+    return kept
+
+
+def _below(folder: Path, seen: set[str]) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in seen:
+        return  # a link that leads back
+    seen.add(real)
+    paths = _listed(folder)
+    for path in paths:
+        if _may_be(path.name) and not is_folder(path) and _is_dicom(path):
+            yield path
+    for path in paths:
+        if is_folder(path):
+            yield from _below(path, seen)
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be listed ({error.strerror}); check the path") from error
+
+
+def _may_be(name: str) -> bool:
+    return not name.startswith(".") and name != "DICOMDIR" and not name.lower().endswith(_NO_DICOM)
+
+
+def _is_dicom(path: Path) -> bool:
+    if not os.path.isfile(path):  # noqa: PTH113
+        return False
+    if path.name.lower().endswith(DICOM):
+        return True  # reading it says what is wrong if it is none
+    try:
+        with path.open("rb") as file:
+            return looks_like_dicom(file.read(SNIFFED))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check its mode") from error
+
+
+def _in_zip(path: Path) -> list[DicomFile]:
+    with _zip_errors(path):
+        archive = zipfile.ZipFile(path)  # closed when the last of its files is forgotten
+        members = [one for one in archive.infolist() if not one.is_dir() and _may_be(Path(one.filename).name)]
+        size = sum(one.file_size for one in members)
+        if len(members) > _MAX_FILES or size > _MAX_UNPACKED:
+            raise InputError(
+                f"{path}: holds {len(members)} files of {size / 1e9:.0f} GB; expected at most {_MAX_FILES} files and "
+                f"{_MAX_UNPACKED >> 30} GiB, unpack it"
+            )
+        members = [
+            one
+            for one in members
+            if one.filename.lower().endswith(DICOM) or looks_like_dicom(_unpack(path, archive, one, SNIFFED))
+        ]
+        members.sort(key=lambda one: one.filename)
+    return [
+        DicomFile(path / one.filename.lstrip("/"), partial(_unpack, path, archive, one)) for one in members
+    ]
+
+
+def _unpack(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, size: int | None = None) -> bytes:
+    """Read a file of a zip, or its first bytes, into memory."""
+    if member.file_size > MAX_BYTES:
+        raise InputError(f"{path}: holds a file of more than {MAX_BYTES >> 30} GiB; that is no CT series")
+    with _zip_errors(path), archive.open(member) as file:
+        return file.read(member.file_size if size is None else size)
+
+
+@contextmanager
+def _zip_errors(path: Path) -> Iterator[None]:
+    """Make an InputError of what a damaged or locked zip raises."""
+    try:
+        yield
+    except (
+        OSError,
+        zipfile.BadZipFile,
+        RuntimeError,
+        NotImplementedError,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+    ) as error:
+        if is_lack_of_memory(error):
+            raise
+        why = "it has a password" if "password" in str(error) else type(error).__name__
+        raise InputError(f"{path}: cannot be read as a zip ({why}); unpack it, or fetch it again") from error

@@ -1,0 +1,309 @@
+"""Which volumes lie in a set of DICOM files, and which of them is the CT to segment."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trtseg.errors import InputError
+from trtseg.io.dicom.frames import ENHANCED, Slice, marks_of, slices_of
+from trtseg.io.dicom.grid import is_alike
+from trtseg.io.dicom.header import text, texts
+from trtseg.io.dicom.volume import Instance, same_places
+
+log = logging.getLogger("trtseg")
+
+_CT = ("1.2.840.10008.5.1.4.1.1.2", *ENHANCED)
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_AXIAL = 0.8  # cosine between the axis of the patient and that of the slices
+_LONG_MM = 80  # of a patient; a liver is longer
+_THIN_MM = 1.0  # thinner slices are no better
+_HALF = 0.5  # of the slices of another volume in the same series
+# Words of ImageType and of SeriesDescription that no stack of plain CT slices has.
+_NO_CT = {
+    "localizer": r"LOCALI[SZ]ER|SCOUT|TOPOGRAM|SURVIEW|SCANOGRAM",
+    "projection (MIP)": r"MIP|MINIP|MAX_IP|MIN_IP|PROJECTION IMAGE",
+    "rendering": r"RENDERED|VRT",
+    "dose report": r"DOSE[ _](INFO|REPORT)|PATIENT PROTOCOL",
+    "timing of contrast": r"MONITORING|PREMONITORING|SMARTPREP|BOLUS TRACKING|TEST BOLUS",
+}
+_ABDOMEN = re.compile(r"ABD|LIVER|TRUNK|BODY|\b[TC]AP\b")
+# Kernels by word, then those of Siemens (B70f, Br59), Canon and Philips.
+_SHARP = re.compile(r"LUNG|BONE\w*|EDGE|SHARP|ULTRA|[BHIJQTU][A-Z]?[5-9]\d[A-Z]*|FC[358]\d|[DEL]|Y[A-F]")
+_RANKS = (
+    "derived, not original",
+    "covers less of the patient",
+    "another part of the body",
+    "a sharp kernel",
+    "thicker slices",
+    "fewer slices",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """Slices that make a volume, or would if nothing were wrong.
+
+    Attributes
+    ----------
+    series : str
+        Series Instance UID, and ``/2`` after it for the second volume in the series; what ``--series`` takes.
+    study : str
+        Study Instance UID.
+    slices : tuple of Slice
+        Of all its files.
+    about : str
+        How many slices, how large, how far apart, which kernel; nothing of the patient.
+    reason : str
+        Why it is no CT to segment, ``""`` if it is one; after the choice, why another one was taken.
+    rank : tuple of float
+        The greater, the better, see `_RANKS`.
+    problem : InputError or None
+        Why one of its files cannot be used.
+    """
+
+    series: str
+    study: str
+    slices: tuple[Slice, ...]
+    about: str
+    reason: str
+    rank: tuple[float, ...]
+    problem: InputError | None = None
+
+
+def volumes(instances: Sequence[tuple[Path, Any]]) -> tuple[list[Instance], list[Candidate]]:
+    """Sort files into the volumes that they make.
+
+    Parameters
+    ----------
+    instances : sequence of (Path, pydicom.Dataset)
+        Files and their headers.
+
+    Returns
+    -------
+    instances : list of Instance
+        The same files, with their slices; none where the header is no CT's or is damaged.
+    candidates : list of Candidate
+        In the order of the files.
+    """
+    found: list[Instance] = []
+    groups: dict[tuple[str, str], list[int]] = {}
+    problems: dict[int, InputError] = {}
+    for number, (path, header) in enumerate(instances):
+        slices: tuple[Slice, ...] = ()
+        if not why_no_picture(header):
+            try:
+                slices = slices_of(os.fspath(path), header, number)
+            except InputError as error:
+                problems[number] = error
+        found.append(Instance(path, header, slices))
+        groups.setdefault((text(header, "SeriesInstanceUID"), _kind(header)), []).append(number)
+    stacks: list[tuple[str, list[Slice], list[int]]] = []
+    for (uid, _), numbers in _without_own_ids(found, groups).items():
+        parts = list(_stacks(found, [one for n in numbers for one in found[n].slices]))
+        broken = [n for n in numbers if n in problems]
+        stacks += [(uid, part, broken) for part in parts] if parts else [(uid, [], numbers)]
+    total = {uid: sum(other == uid for other, _, _ in stacks) for uid, _, _ in stacks}
+    seen: dict[str, int] = {}
+    candidates = []
+    for uid, slices_, numbers in stacks:
+        seen[uid] = seen.get(uid, 0) + 1
+        first = found[slices_[0].file if slices_ else numbers[0]]
+        name = uid or "none"
+        problem = next((problems[n] for n in numbers if n in problems), None)
+        label = f"{name}/{seen[uid]}" if total[uid] > 1 else name
+        candidates.append(replace(_candidate(first, slices_), series=label, problem=problem))
+    return found, candidates
+
+
+def choose(
+    name: str, candidates: Sequence[Candidate], series: str | None
+) -> tuple[Candidate, list[Candidate]]:
+    """Choose the volume to segment.
+
+    Parameters
+    ----------
+    name : str
+        The input, for messages.
+    candidates : sequence of Candidate
+        At least one.
+    series : str, optional
+        Series Instance UID of the wanted one, perhaps with ``/2``. By default the best by these rules, each of which
+        decides where those before it do not: original before derived, 80 mm of the patient or more, abdomen by what the
+        header says, no sharp kernel, thinner slices (down to 1 mm), more slices, the first by file name.
+
+    Returns
+    -------
+    chosen : Candidate
+    others : list of Candidate
+        Each with the reason why it was not taken.
+
+    Raises
+    ------
+    InputError
+        If none can be taken, it cannot be told which, or a file of the chosen one is damaged.
+    """
+    usable = [one for one in candidates if not one.reason]
+    if series is not None:
+        usable = [one for one in candidates if series in (one.series, one.series.partition("/")[0])]
+        named = [one for one in usable if one.series == series]
+        usable = named or [one for one in usable if not one.reason] or usable
+        if not usable:
+            raise InputError(f"{name}: holds no series {series}; it holds: {listing(candidates)}")
+        if usable[0].problem is None and not usable[0].slices:
+            raise InputError(f"{name}: the series {series} cannot be segmented: {usable[0].reason}")
+    if not usable:
+        problem = next((one.problem for one in candidates if one.problem), None)
+        raise problem or InputError(f"{name}: holds no CT that can be segmented: {listing(candidates)}")
+    best = max(usable, key=lambda one: one.rank)
+    studies = {one.study for one in usable}
+    if len(studies) > 1:
+        raise InputError(
+            f"{name}: holds CTs of {len(studies)} studies; give the folder of one, or choose with --series (series= in "
+            f"Python): {listing(usable)}"
+        )
+    rivals = [one for one in usable if _is_rival(one, best)]
+    if len(rivals) > 1:
+        raise InputError(
+            f"{name}: holds {len(rivals)} volumes in one series (phases, energies or reconstructions); choose with "
+            f"--series (series= in Python): {listing(rivals)}"
+        )
+    if best.problem is not None:
+        raise best.problem
+    return best, [_compared(one, best) for one in candidates if one is not best]
+
+
+def listing(candidates: Iterable[Candidate]) -> str:
+    """Say in a line which volumes there are."""
+    return "; ".join(f"{one.series} ({one.about}{': ' * bool(one.reason)}{one.reason})" for one in candidates)
+
+
+def _is_rival(one: Candidate, best: Candidate) -> bool:
+    """Whether a volume of the same series is as good a choice as the best."""
+    same = one.series.partition("/")[0] == best.series.partition("/")[0]
+    return same and len(one.slices) >= _HALF * len(best.slices)
+
+
+def _compared(one: Candidate, best: Candidate) -> Candidate:
+    """Add the reason why the other one was taken."""
+    if one.reason:
+        return one
+    if one.problem is not None:
+        return replace(one, reason=str(one.problem))
+    worse = (why for why, a, b in zip(_RANKS, one.rank, best.rank, strict=True) if a < b)
+    return replace(one, reason=next(worse, "no better than the series that was taken"))
+
+
+def _candidate(first: Instance, slices: Sequence[Slice]) -> Candidate:
+    """Describe a volume by its first file; the caller fills in the series."""
+    header = first.header
+    image_type = [value.upper() for value in texts(header, "ImageType")]
+    kernel = "\\".join(texts(header, "ConvolutionKernel"))
+    study = text(header, "StudyInstanceUID")
+    reason = why_no_picture(header) or _why_no_ct(image_type, header)
+    if not slices:
+        return Candidate("", study, (), text(header, "Modality") or "no modality", reason, ())
+    one = slices[0]
+    normal = np.cross(one.orientation[:3], one.orientation[3:])
+    if not reason and abs(normal[2]) < _AXIAL:
+        reason = "not axial"
+    depth = np.array([slice_.position @ normal for slice_ in slices])
+    steps = np.diff(np.unique(depth.round(2)))
+    step = float(np.median(steps)) if steps.size else one.thickness or 0.0
+    length = float(np.ptp(depth))
+    part = " ".join(
+        text(header, key) for key in ("BodyPartExamined", "SeriesDescription", "ProtocolName")
+    ).upper()
+    is_abdomen = 1 if _ABDOMEN.search(part) else -1 if text(header, "BodyPartExamined") else 0
+    rank = (
+        float(image_type[:1] != ["DERIVED"]),
+        float(length >= _LONG_MM),
+        float(is_abdomen),
+        float(not any(_SHARP.fullmatch(word) for word in re.split(r"[\\ _.]+", kernel.upper()))),
+        -max(step, _THIN_MM),
+        float(len(slices)),
+    )
+    about = (
+        f"{len(slices)} slices of {one.size[0]} x {one.size[1]}, {step:.3g} mm apart"
+        f"{f', kernel {kernel}' if kernel else ''}{', ' + ' '.join(image_type) if image_type else ''}"
+    )
+    return Candidate("", study, tuple(slices), about, reason, rank)
+
+
+def why_no_picture(header: Any) -> str:
+    """Why a file holds no CT slices at all."""
+    modality, kind = text(header, "Modality"), text(header, "SOPClassUID")
+    if modality not in ("CT", ""):
+        return f"modality {modality}, not CT"
+    if kind.startswith(_SECONDARY_CAPTURE):
+        return "secondary capture: a screenshot or a dose report"
+    return "" if "Rows" in header or kind in _CT else "holds no pictures"
+
+
+def _why_no_ct(image_type: Sequence[str], header: Any) -> str:
+    """Why pictures are no stack of plain CT slices."""
+    words = " ".join(image_type), text(header, "SeriesDescription").upper()
+    for why, pattern in _NO_CT.items():
+        if any(re.search(rf"(?<![A-Z])({pattern})(?![A-Z])", found) for found in words):
+            return why
+    return ""
+
+
+def _kind(header: Any) -> str:
+    """What keeps files of one series id apart: what is no CT, and why."""
+    return why_no_picture(header) or _why_no_ct([v.upper() for v in texts(header, "ImageType")], header)
+
+
+def _without_own_ids(
+    instances: Sequence[Instance], groups: dict[tuple[str, str], list[int]]
+) -> dict[tuple[str, str], list[int]]:
+    """Put files together that have a series id each, as careless anonymous copies have."""
+    alone: dict[Path, list[tuple[str, str]]] = {}
+    for key, numbers in groups.items():
+        if len(numbers) == 1 and not key[1] and len(instances[numbers[0]].slices) == 1:
+            alone.setdefault(instances[numbers[0]].path.parent, []).append(key)
+    merged = dict(groups)
+    for folder, keys in alone.items():
+        slices = [instances[groups[key][0]].slices[0] for key in keys]
+        if len(keys) > 2 and all(is_alike(one, slices[0]) for one in slices):
+            log.info("%s: %d files have a series id each; they are taken as one series", folder, len(keys))
+            merged[keys[0]] = [n for key in keys for n in merged.pop(key)]
+    return merged
+
+
+def _stacks(instances: Sequence[Instance], slices: Sequence[Slice]) -> Iterator[list[Slice]]:
+    """Cut the slices of a series into stacks of one size and orientation that have no two pictures of one place."""
+    alike: list[list[Slice]] = []
+    for one in slices:
+        stack = next((stack for stack in alike if is_alike(one, stack[0])), None)
+        if stack is None:
+            alike.append([one])
+        else:
+            stack.append(one)
+    for stack in alike:
+        yield from _phases(instances, stack)
+
+
+def _phases(instances: Sequence[Instance], stack: list[Slice]) -> list[list[Slice]]:
+    """Cut a stack by the first attribute that tells all pictures of one place apart; whole if there is none."""
+    if len(same_places(stack)) == len(stack):
+        return [stack]
+    marks = [marks_of(instances[one.file].header, one.frame) for one in stack]
+    for key in dict.fromkeys(key for mark in marks for key in mark):
+        parts: dict[str, list[Slice]] = {}
+        for one, mark in zip(stack, marks, strict=True):
+            parts.setdefault(mark.get(key, ""), []).append(one)
+        if len(parts) > 1 and all(len(part) > 1 and _is_single(part) for part in parts.values()):
+            return [parts[value] for value in sorted(parts)]
+    return [stack]
+
+
+def _is_single(part: Sequence[Slice]) -> bool:
+    return len(same_places(part)) == len(part)

@@ -1,0 +1,235 @@
+"""DICOM slices, from files or from elsewhere -> Volume."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trtseg.errors import ArgumentError, InputError
+from trtseg.io.checks import ct_geometry, ct_volume
+from trtseg.io.dicom.dataset import parse, read_bytes
+from trtseg.io.dicom.frames import Slice, marks_of, slices_of
+from trtseg.io.dicom.grid import SAME_PLACE_MM, common, place
+from trtseg.io.dicom.pixels import padding_hu, to_hu
+from trtseg.resources import memory_for
+from trtseg.volume import Volume
+from trtseg.warnings import ResultWarning
+
+log = logging.getLogger("trtseg")
+_PIXELS = 0x7FE00000  # the group of the pixels
+_TISSUE_HU = (-900, 3000)
+
+
+class Instance(NamedTuple):
+    """A DICOM file: its path, its header, and all its slices."""
+
+    path: Path
+    header: Any
+    slices: tuple[Slice, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class DicomSeries:
+    """The files that a volume was read from: the source of its geometry, whose grid is ``[slice, row, column]``.
+
+    A slice of the grid has exactly one file, or one frame of a multi-frame file.
+
+    Attributes
+    ----------
+    files : tuple of Path
+        In the order given; inside a zip, the path of the zip and that of the file in it. Duplicates are left out.
+    headers : tuple of pydicom.Dataset
+        Of each file, without its pixels.
+    index : tuple of int
+        Slice of each file on that grid; of a multi-frame file, of each of its frames, -1 for those of other volumes.
+    position : ndarray
+        Centre of the first voxel of each file or frame, float64 ``[n, 3]``, LPS mm.
+    """
+
+    files: tuple[Path, ...]
+    headers: tuple[Any, ...]
+    index: tuple[int, ...]
+    position: np.ndarray
+
+
+def read_slice(source: Any) -> tuple[Any, np.ndarray]:
+    """Read one instance exactly as it is read in a series.
+
+    Parameters
+    ----------
+    source : pydicom.Dataset or path
+        A CT slice, or an Enhanced CT.
+
+    Returns
+    -------
+    header : pydicom.Dataset
+        Without the pixels.
+    hu : ndarray
+        int16 ``[row, column]``; of an Enhanced CT ``[frame, row, column]``.
+
+    Raises
+    ------
+    InputError
+        If it is no CT, or damaged. The message begins with the path, or with the SOP Instance UID.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        name = os.fspath(source)
+        dataset = parse(name, read_bytes(source), pixels=True)
+    else:
+        name, dataset = f"instance {source.get('SOPInstanceUID', '')}", source
+    hu = to_hu(name, dataset, slices_of(name, dataset))
+    try:
+        header = dataset[:_PIXELS]  # a Dataset of its own; a copy of pydicom's would share its elements
+    except Exception as error:  # damaged elements make pydicom raise errors of many types
+        raise InputError(f"{name}: the header is damaged; fetch the file again") from error
+    if hasattr(dataset, "file_meta"):
+        header.file_meta = dataset.file_meta
+    return header, hu if "PerFrameFunctionalGroupsSequence" in header else hu[0]
+
+
+def series_volume(
+    headers: Sequence[Any], planes: Sequence[np.ndarray], files: Sequence[str | os.PathLike[str]]
+) -> Volume:
+    """Make the volume of instances that `read_slice` has read; reading their folder makes the same, bit for bit.
+
+    Parameters
+    ----------
+    headers : sequence of pydicom.Dataset
+        Of each instance, in any order.
+    planes : sequence of ndarray
+        Its pixels in HU, int16 ``[row, column]`` or ``[frame, row, column]``.
+    files : sequence of path
+        Its file.
+
+    Returns
+    -------
+    Volume
+        Named after the folder of the first file. The source of its geometry is a `DicomSeries`.
+
+    Raises
+    ------
+    ArgumentError
+        If there is not one of each.
+    InputError
+        If the instances are not the slices of one volume, or are incomplete.
+    """
+    if not len(headers) == len(planes) == len(files) > 0:
+        raise ArgumentError(
+            f"headers, planes, files: got {len(headers)}, {len(planes)}, {len(files)}; expected as many of each, and "
+            "at least one"
+        )
+    instances = [
+        Instance(Path(file), header, slices_of(os.fspath(file), header, number))
+        for number, (header, file) in enumerate(zip(headers, files, strict=True))
+    ]
+    frames = [plane[None] if plane.ndim == 2 else plane for plane in planes]
+    slices = [one for instance in instances for one in instance.slices]
+    return assemble(os.fspath(instances[0].path.parent), instances, slices, frames.__getitem__)
+
+
+def assemble(
+    name: str, instances: Sequence[Instance], slices: Sequence[Slice], read: Callable[[int], np.ndarray]
+) -> Volume:
+    """Put the slices of one volume together.
+
+    Parameters
+    ----------
+    name : str
+        The series, for messages and for the volume.
+    instances : sequence of Instance
+        The files.
+    slices : sequence of Slice
+        Slices of these files, those that belong to the volume.
+    read : callable
+        Pixels of a file by its number, int16 ``[frame, row, column]`` in HU. Called in the order of the files.
+
+    Raises
+    ------
+    InputError
+        If the slices are not those of one volume.
+    """
+    first = common(name, slices)
+    kept = _without_duplicates(name, instances, slices, read)
+    position = np.array([one.position for one in kept])
+    index, affine, warnings = place(name, position, first.orientation, first.spacing, first.thickness)
+    places = {(one.file, one.frame): int(k) for one, k in zip(kept, index, strict=True)}
+    used = sorted({one.file for one in kept})
+    every = [one for file in used for one in instances[file].slices]
+    series = DicomSeries(
+        tuple(instances[file].path for file in used),
+        tuple(instances[file].header for file in used),
+        tuple(places.get((one.file, one.frame), -1) for one in every),
+        np.array([one.position for one in every]),
+    )
+    warnings = (*warnings, *_padding_warning(name, instances[first.file].header, first))
+    geometry = ct_geometry(name, (len(kept), *first.size), affine=affine, source=series, warnings=warnings)
+    with memory_for(name, 2 * len(kept) * first.size[0] * first.size[1]):
+        hu = np.empty(geometry.canonical_shape, np.int16)
+        grid = geometry.restore(hu)
+        for file in used:
+            frames = read(file)
+            for one in instances[file].slices:
+                if (one.file, one.frame) in places:
+                    grid[places[one.file, one.frame]] = frames[one.frame]
+    return ct_volume(name, hu, geometry)
+
+
+def _without_duplicates(
+    name: str, instances: Sequence[Instance], slices: Sequence[Slice], read: Callable[[int], np.ndarray]
+) -> list[Slice]:
+    """Leave out slices whose place and pixels another has too; refuse those of one place that differ in pixels."""
+    kept: list[Slice] = []
+    for group in same_places(slices):
+        first = group[0]
+        kept.append(first)
+        for other in group[1:]:
+            apart = np.abs(first.position - other.position).max() > SAME_PLACE_MM
+            if apart or not np.array_equal(read(first.file)[first.frame], read(other.file)[other.frame]):
+                raise InputError(
+                    f"{name}: two different pictures at {_mm(first.position)}"
+                    f"{_difference(instances, first, other)}; expected one phase, acquisition or reconstruction"
+                )
+    if dropped := len(slices) - len(kept):
+        log.info("%s: %d slices were there twice, with the same pixels; each was taken once", name, dropped)
+    return sorted(kept, key=lambda one: (one.file, one.frame))
+
+
+def _mm(position: np.ndarray) -> str:
+    return f"({', '.join(f'{value:g}' for value in position)}) mm"
+
+
+def same_places(slices: Sequence[Slice]) -> list[list[Slice]]:
+    """Group slices of one orientation by their depth, each group in the order given."""
+    normal = np.cross(slices[0].orientation[:3], slices[0].orientation[3:])
+    depth = np.array([one.position @ normal for one in slices])
+    order = np.argsort(depth, kind="stable")
+    groups: list[list[int]] = []
+    for n in order:
+        if groups and depth[n] - depth[groups[-1][0]] <= SAME_PLACE_MM:
+            groups[-1].append(int(n))
+        else:
+            groups.append([int(n)])
+    return [[slices[n] for n in sorted(group)] for group in groups]
+
+
+def _difference(instances: Sequence[Instance], one: Slice, other: Slice) -> str:
+    """Say in which marks two slices of one place differ."""
+    a, b = (marks_of(instances[each.file].header, each.frame) for each in (one, other))
+    keys = [key for key in {**a, **b} if a.get(key) != b.get(key)]
+    return f", which differ in {', '.join(keys)}" if keys else ", which nothing in their headers tells apart"
+
+
+def _padding_warning(name: str, header: Any, first: Slice) -> tuple[ResultWarning, ...]:
+    hu = padding_hu(name, header, [first])
+    if hu is None or not _TISSUE_HU[0] < hu < _TISSUE_HU[1]:
+        return ()
+    text = (
+        f"The header calls {hu:g} HU padding, which tissue may have too: these voxels were filled with air."
+    )
+    return (ResultWarning("values-padding", text),)
