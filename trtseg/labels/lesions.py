@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from trtseg.errors import ArgumentError
 from trtseg.labels.components import Array, Components, Runs, bounding_box, check_labels, is_tumour, stretches
 from trtseg.volume import voxel_ml
+
+Line = tuple[tuple[float, float], tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,14 @@ class Lesion:
     diameter_mm : float
         Longest in-plane diameter: the largest distance between two voxel centres of the lesion that lie on
         one axial slice, over all slices; 0 for a lesion of at most one voxel a slice.
+    short_mm : float
+        Longest diameter perpendicular to that one, on the same slice: the longest chord, at a right angle to it, of the
+        convex hull of the lesion's voxel centres.
+    diameter_slice : int
+        The slice of both diameters.
+    axes : tuple
+        Both diameters as lines on that slice, to draw them: two ends ``(y, x)`` of the longest, two of the other, in
+        voxels of the canonical grid.
     """
 
     volume_ml: float
@@ -36,6 +46,27 @@ class Lesion:
     centroid: tuple[float, float, float]
     slices: tuple[int, int]
     diameter_mm: float
+    short_mm: float
+    diameter_slice: int
+    axes: tuple[Line, Line] = (((0.0, 0.0), (0.0, 0.0)),) * 2
+
+
+@dataclass
+class _Longest:
+    """The longest diameter of a component that has been found so far."""
+
+    mm: float = -1.0
+    z: int = 0
+    points: Array = field(
+        default_factory=lambda: np.zeros(1, complex)
+    )  # ends of the rows on that slice, mm + mm * 1j
+    ends: tuple[int, int] = (0, 0)  # indices of the two points
+
+    def lines(self) -> tuple[tuple[complex, complex], tuple[complex, complex]]:
+        """Ends of the longest diameter, and of the longest perpendicular to it."""
+        i, j = self.ends
+        long = complex(self.points[i]), complex(self.points[j])
+        return long, _across(self.points, i, j) if self.mm > 0 else long
 
 
 def lesions(labels: Array, affine: Array) -> tuple[Lesion, ...]:
@@ -62,7 +93,8 @@ def lesions(labels: Array, affine: Array) -> tuple[Lesion, ...]:
     tumours = Components(labels[box], is_tumour, 26)
     n = tumours.count + 1
     voxels, sums = np.zeros(n), np.zeros((n, 3))
-    first, last, longest = np.full(n, labels.shape[0]), np.zeros(n, int), np.zeros(n)
+    first, last = np.full(n, labels.shape[0]), np.zeros(n, int)
+    longest = [_Longest() for _ in range(n)]
     for runs in tumours.runs():
         size = runs.last - runs.first + 1
         voxels += np.bincount(runs.component, size, n)
@@ -76,11 +108,51 @@ def lesions(labels: Array, affine: Array) -> tuple[Lesion, ...]:
     for i in sorted(range(1, n), key=lambda i: -voxels[i]):
         x, y, z = (affine[:3, :3] @ (sums[i] / voxels[i] + origin) + affine[:3, 3]).tolist()
         slices = (int(first[i] + origin[2]), int(last[i] + origin[2]))
-        found.append(Lesion(float(voxels[i]) * ml, int(voxels[i]), (x, y, z), slices, float(longest[i])))
+        widest = longest[i]
+        long, short = widest.lines()
+        found.append(
+            Lesion(
+                volume_ml=float(voxels[i]) * ml,
+                voxels=int(voxels[i]),
+                centroid=(x, y, z),
+                slices=slices,
+                diameter_mm=widest.mm,
+                short_mm=abs(short[1] - short[0]),
+                diameter_slice=int(widest.z + origin[2]),
+                axes=(_voxels(long, affine, origin), _voxels(short, affine, origin)),
+            )
+        )
     return tuple(found)
 
 
-def _longest_in_plane(runs: Runs, affine: Array, longest: Array) -> None:
+def number_lesions(labels: Array, most: int) -> Array:
+    """Number the voxels of every lesion: 0 outside, then from 1 in the order of `lesions`.
+
+    Parameters
+    ----------
+    labels : ndarray of uint8, [Z, Y, X]
+        Label map; not changed.
+    most : int
+        Largest number, at most 255: all smaller lesions get it too.
+
+    Returns
+    -------
+    ndarray of uint8, [Z, Y, X]
+    """
+    box = bounding_box(labels, 2)
+    tumours = Components(labels[box], is_tumour, 26)
+    sizes = tumours.sizes()
+    number = np.zeros(tumours.count + 1, np.uint8)
+    number[sorted(range(1, len(sizes)), key=lambda i: -sizes[i])] = np.arange(1, len(sizes)).clip(max=most)
+    result = np.zeros(labels.shape, np.uint8)
+    crop = result[box]
+    for runs in tumours.runs():
+        for z, y, first, last, component in zip(*(axis.tolist() for axis in runs), strict=True):
+            crop[z, y, first : last + 1] = number[component]
+    return result
+
+
+def _longest_in_plane(runs: Runs, affine: Array, longest: list[_Longest]) -> None:
     """Raise ``longest[component]`` to the largest in-plane distance in mm between two voxel centres."""
     if not runs.z.size:
         return
@@ -92,23 +164,73 @@ def _longest_in_plane(runs: Runs, affine: Array, longest: Array) -> None:
     right = np.maximum.reduceat(runs.last[order], row)
     component, z, y = component[row], z[row], y[row]
     # u, v: orthogonal coordinates in the plane, in mm, also when the affine shears it.
-    along_x, along_y = affine[:3, 0], affine[:3, 1]
-    mm = math.sqrt(along_x @ along_x)
-    shear = float(along_x @ along_y) / mm
-    v = y * math.sqrt(max(0.0, float(along_y @ along_y) - shear * shear))
-    u = np.stack([left, right]) * mm + y * shear
+    step, down = _steps(affine)
+    v = y * down.imag
+    u = np.stack([left, right]) * step + y * down.real
     group = stretches(component, z)
     width = np.maximum.reduceat(u.max(axis=0), group) - np.minimum.reduceat(u.min(axis=0), group)
     height = np.maximum.reduceat(v, group) - np.minimum.reduceat(v, group)
     bound = np.hypot(width, height)
-    one_row = height == 0
-    np.maximum.at(longest, component[group][one_row], bound[one_row])
     ends = np.append(group[1:], len(v))
     for g in np.argsort(-bound, kind="stable").tolist():  # widest first: most of the rest need no look
-        owner = component[group[g]]
-        if bound[g] > longest[owner]:
-            rows = slice(group[g], ends[g])
-            points = np.concatenate([u[0, rows], u[1, rows]]) + 1j * np.tile(v[rows], 2)
-            for point in range(0, len(points), 256):
-                farthest = float(np.abs(points[point : point + 256, None] - points).max())
-                longest[owner] = max(longest[owner], farthest)
+        best = longest[component[group[g]]]
+        if bound[g] <= best.mm:
+            continue
+        if height[g] == 0:
+            row = group[g]
+            best.mm, best.z, best.ends = float(bound[g]), int(z[row]), (0, 1)
+            best.points = u[:, row] + 1j * v[row]
+            continue
+        rows = slice(group[g], ends[g])
+        points = np.concatenate([u[0, rows], u[1, rows]]) + 1j * np.tile(v[rows], 2)
+        for point in range(0, len(points), 256):
+            apart = np.abs(points[point : point + 256, None] - points)
+            i, j = divmod(int(apart.argmax()), len(points))
+            if apart[i, j] > best.mm:
+                best.mm, best.z, best.points = float(apart[i, j]), int(z[group[g]]), points
+                best.ends = (point + i, j)
+
+
+def _steps(affine: Array) -> tuple[float, complex]:
+    """Step in mm from column to column, and from row to row, on orthogonal axes of which the first is the row's."""
+    along_x, along_y = affine[:3, 0], affine[:3, 1]
+    mm = math.sqrt(along_x @ along_x)
+    shear = float(along_x @ along_y) / mm
+    return mm, complex(shear, math.sqrt(max(0.0, float(along_y @ along_y) - shear * shear)))
+
+
+def _voxels(ends: tuple[complex, complex], affine: Array, origin: Array) -> Line:
+    """Turn two points in mm into (row, column)."""
+    step, down = _steps(affine)
+    rows = [end.imag / down.imag for end in ends]
+    columns = [(end.real - y * down.real) / step for end, y in zip(ends, rows, strict=True)]
+    (a, b), (c, d) = (
+        (float(y + origin[1]), float(x + origin[0])) for y, x in zip(rows, columns, strict=True)
+    )
+    return (a, b), (c, d)
+
+
+def _across(points: Array, i: int, j: int) -> tuple[complex, complex]:
+    """Ends of the longest chord of the convex hull of complex ``points``, perpendicular to the line from i to j."""
+    along = (points[j] - points[i]) / abs(points[j] - points[i])
+    turned = points * np.conj(along)
+    order = np.lexsort((turned.imag, turned.real))
+    corners = [(float(p.real), float(p.imag)) for p in turned[order]]
+    sides = []
+    for sign in (1, -1):  # below and above
+        side: list[tuple[float, float]] = []
+        for t, s in corners:
+            s *= sign
+            while len(side) > 1 and _turns_right(side[-2], side[-1], (t, s)):
+                side.pop()
+            side.append((t, s))
+        sides.append(np.array(side))
+    below, above = sides
+    at = np.concatenate([below[:, 0], above[:, 0]])  # the chord is longest at a corner
+    high, low = -np.interp(at, above[:, 0], above[:, 1]), np.interp(at, below[:, 0], below[:, 1])
+    n = int(np.argmax(high - low))
+    return complex((at[n] + 1j * low[n]) * along), complex((at[n] + 1j * max(low[n], high[n])) * along)
+
+
+def _turns_right(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
+    return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0]) <= 0

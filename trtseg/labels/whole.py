@@ -90,12 +90,17 @@ def _ends(labels: Array, hu: Array, spacing: tuple[float, float, float]) -> Iter
             (0, sx, box[1].start, box[1].stop, rows),
             (1, sy, box[2].start, box[2].stop, columns),
         ):
-            across, values = np.moveaxis(liver, axis, 0), np.moveaxis(ct, axis, 0)
+            across = np.moveaxis(liver, axis, 0)
             area += (start == 0) * np.count_nonzero(across[0]) * sz * mm
             area += (stop == n) * np.count_nonzero(across[-1]) * sz * mm
             # Pictures that were masked or cut to a circle hold one value where the patient goes on.
-            for a, v in ((across, values), (across[::-1], values[::-1])):
-                flat = (v[2:] <= _FLAT_HU) & (v[2:] == v[1:-1])
-                area += np.count_nonzero(a[:-2] & ~a[1:-1] & flat) * sz * mm
+            three: list[tuple[slice, ...]] = [
+                (slice(None),) * axis + (part,) for part in (slice(-2), slice(1, -1), slice(2, None))
+            ]
+            for inside, beside, beyond in (three, three[::-1]):
+                edge = liver[inside] & ~liver[beside]
+                at = np.divmod(np.flatnonzero(edge), edge.shape[1])
+                value = ct[beyond][at]
+                area += np.count_nonzero((value <= _FLAT_HU) & (value == ct[beside][at])) * sz * mm
     if area > 4 * CUT_MM2:
         yield "the edge of the field of view"

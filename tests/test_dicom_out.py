@@ -1,0 +1,376 @@
+"""DICOM objects as other programs read them: on their source, voxel for voxel, and valid."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import types
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from dicom_checks import errors, labels_by_frame, labels_by_instance, points_by_dcmqi
+from dicom_made import enhanced, instance, save
+
+import trtseg
+from trtseg.errors import ArgumentError, OutputError
+from trtseg.io.dicom import read_dicom_series
+from trtseg.io.dicom_out import write_dicom
+from trtseg.phantom import abdomen
+from trtseg.report.captures import draw_captures, drawn_slices
+from trtseg.report.pictures import LIVER, TUMOUR
+from trtseg.result import Segmentation
+from trtseg.volume import Geometry
+from trtseg.warnings import ResultWarning
+
+highdicom = pytest.importorskip("highdicom")
+
+SHAPE = (7, 44, 50)  # pixels are no multiple of 8, nor are columns
+STEP, SPACING = 12.0, (8.0, 7.0)
+MADE = {
+    "model": "test",
+    "model_version": "1.2",
+    "device": "cpu",
+    "precision": "fp32",
+    "fingerprint": "0123456789abcdef",
+    "versions": {"trtseg": "0.0"},
+}
+T = np.radians(12)
+TURN = np.array([[1, 0, 0], [0, np.cos(T), -np.sin(T)], [0, np.sin(T), np.cos(T)]])
+# Directions of rows, of columns, and of slices, LPS.
+AXIAL = np.eye(3)
+WAYS = {
+    "axial": (AXIAL[0], AXIAL[1], AXIAL[2]),
+    "rows from the back": (AXIAL[0], -AXIAL[1], -AXIAL[2]),
+    "columns from the left": (-AXIAL[0], AXIAL[1], -AXIAL[2]),
+    "oblique": tuple(TURN.T),
+    "tilted gantry": (TURN[:, 0], TURN[:, 1], AXIAL[2]),
+    "coronal": (AXIAL[0], -AXIAL[2], AXIAL[1]),
+}
+
+
+@dataclasses.dataclass
+class Case:
+    """A series of which the test knows which labels belong to which file."""
+
+    result: Segmentation
+    uids: list[str]  # of each file
+    labels: np.ndarray  # of each file, [n, row, column]
+    points: np.ndarray  # of the centres of its voxels, LPS mm, [n, row, column, 3]
+
+
+def phantom_labels(shape) -> tuple[np.ndarray, np.ndarray]:
+    """A CT and labels with three lesions; one of them on one slice, one on all."""
+    ct = abdomen(shape, (STEP, *SPACING)).ct
+    labels = np.zeros(shape, np.uint8)
+    labels[1:-1, 10:30, 5:30] = 1
+    labels[1:-1, 12:16, 8:11] = 2
+    labels[3, 20:23, 12:20] = 2
+    labels[3:5, 26:28, 20:23] = 2
+    return ct, labels
+
+
+def make(folder: Path, way: str, **attributes: object) -> Case:
+    """Write the phantom as a series, in no order, and measure its labels."""
+    along_row, along_column, along_slices = WAYS[way]
+    steps = np.stack([along_slices * STEP, along_column * SPACING[0], along_row * SPACING[1]], 1)
+    count = {"coronal": (44, 7, 50)}.get(way, SHAPE)
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = np.diag([-1, -1, 1]) @ steps, (20, -30, 40)
+    geometry = Geometry.from_affine(count, affine)
+    ct, labels = phantom_labels(geometry.canonical_shape)
+    stored, expected = geometry.restore(ct), geometry.restore(labels)
+    origin = np.diag([-1, -1, 1]) @ affine[:3, 3]
+    order = np.random.default_rng(0).permutation(count[0])
+    uids, files, grid = [], [], np.indices(count[1:])
+    for n, k in enumerate(order):
+        position = origin + steps[:, 0] * k
+        slice_ = instance(
+            stored[k],
+            ImagePositionPatient=[f"{mm:.8g}" for mm in position],
+            ImageOrientationPatient=[f"{c:.10g}" for c in (*along_row, *along_column)],
+            **attributes,
+        )
+        uids.append(slice_.SOPInstanceUID)
+        files.append(save(folder / f"{n}", slice_))
+    volume = read_dicom_series(files)
+    assert np.array_equal(volume.array, ct)
+    points = np.stack(
+        [(origin + steps[:, 0] * k)[:, None, None] + np.tensordot(steps[:, 1:], grid, 1) for k in order]
+    )
+    result = Segmentation.measure(labels, volume, provenance=MADE)
+    return Case(result, uids, expected[order], np.moveaxis(points, 1, -1))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_segmentation_lies_on_its_source(tmp_path, way):
+    case = make(tmp_path / "ct", way)
+    case.result.save(tmp_path / "seg.dcm")
+    write_dicom([("labelmap", tmp_path / "labelmap.dcm")], case.result)
+    for name in ("seg.dcm", "labelmap.dcm"):
+        assert errors(tmp_path / name) == []
+        assert np.array_equal(labels_by_instance(tmp_path / name, case.uids), case.labels)
+    seg = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert seg.file_meta.TransferSyntaxUID.name == "Explicit VR Little Endian"
+    assert seg.SegmentationType == "BINARY"
+    assert len(seg.PixelData) == -(-seg.NumberOfFrames * seg.Rows * seg.Columns // 16) * 2
+    frames = [int(np.unpackbits(np.frombuffer(seg.PixelData, np.uint8), bitorder="little").sum())]
+    assert frames == [np.count_nonzero(case.labels)]
+    for group in seg.PerFrameFunctionalGroupsSequence:  # no frame is empty, each lies on its image
+        uid = group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
+        n = case.uids.index(uid)
+        assert case.labels[n].any()
+        assert np.allclose(
+            group.PlanePositionSequence[0].ImagePositionPatient, case.points[n, 0, 0], atol=1e-4
+        )
+    (series,) = seg.ReferencedSeriesSequence
+    assert {item.ReferencedSOPInstanceUID for item in series.ReferencedInstanceSequence} == set(case.uids)
+
+
+@pytest.mark.parametrize("way", ["columns from the left", "oblique"])
+def test_dcmqi_finds_the_segments_at_their_places(tmp_path, way):
+    case = make(tmp_path / "ct", way)
+    case.result.save(tmp_path / "seg.dcm")
+    found = points_by_dcmqi(tmp_path / "seg.dcm", tmp_path / "dcmqi")
+    assert set(found) == {"Liver without tumours", "Lesion 1", "Lesion 2", "Lesion 3"}
+    masses = np.concatenate([points for name, points in found.items() if name.startswith("Lesion")])
+    for label, points in ((1, found["Liver without tumours"]), (2, masses)):
+        expected = case.points[case.labels == label]
+        assert len(points) == len(expected)
+        apart = np.abs(points[np.lexsort(points.round(2).T)] - expected[np.lexsort(expected.round(2).T)])
+        assert apart.max() < 0.01
+
+
+def test_segments_say_what_they_are(tmp_path):
+    case = make(tmp_path / "ct", "axial")
+    case.result.save(tmp_path / "seg.dcm")
+    seg = pydicom.dcmread(tmp_path / "seg.dcm")
+    liver, *masses = seg.SegmentSequence
+    assert (liver.SegmentedPropertyTypeCodeSequence[0].CodeValue, len(masses)) == ("10200004", 3)
+    assert "not in this segment" in liver.SegmentDescription
+    assert {mass.SegmentedPropertyTypeCodeSequence[0].CodeValue for mass in masses} == {"4147007"}
+    assert len({segment.TrackingUID for segment in seg.SegmentSequence}) == 4
+    made = liver.SegmentationAlgorithmIdentificationSequence[0]
+    assert (made.AlgorithmName, made.AlgorithmVersion) == ("trtseg", "0.0, model test 1.2")
+    assert "not for clinical use" in made.AlgorithmParameters
+    assert "not for clinical use" in seg.SeriesDescription
+    assert (seg.PatientName, seg.PatientID, seg.StudyInstanceUID) == ("Secret^Name", "SECRET1", "1.2.3")
+    assert (seg.FrameOfReferenceUID, seg.SeriesInstanceUID != "1.2.3.4") == ("1.2.3.5", True)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ({1}, ["Liver"]),
+        ({2}, ["Lesion 1"]),
+    ],
+)
+def test_no_segment_is_empty(tmp_path, labels, names):
+    case = make(tmp_path / "ct", "axial")
+    only = np.where(np.isin(case.result.canonical, list(labels)), case.result.canonical, 0).astype(np.uint8)
+    if labels == {2}:
+        only[:, 20:] = 0  # one lesion, on all slices
+    result = Segmentation.measure(only, case.result.volume, provenance=MADE)
+    result.save_dicom(tmp_path, ["seg", "sr"])
+    seg = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert [segment.SegmentLabel for segment in seg.SegmentSequence] == names
+    assert errors(tmp_path / "seg.dcm") + errors(tmp_path / "sr.dcm") == []
+    got = labels_by_instance(tmp_path / "seg.dcm", case.uids)
+    assert np.count_nonzero(got) == np.count_nonzero(only)
+
+
+def test_many_lesions_share_the_last_segment(tmp_path, monkeypatch):
+    monkeypatch.setattr("trtseg.io.dicom_out.seg.MOST_LESIONS", 1)
+    case = make(tmp_path / "ct", "axial")
+    case.result.save_dicom(tmp_path, ["seg", "sr"])
+    seg = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert [s.SegmentLabel for s in seg.SegmentSequence][1:] == ["Lesion 1", "Lesions 2 to 3"]
+    assert np.array_equal(labels_by_instance(tmp_path / "seg.dcm", case.uids), case.labels)
+    assert errors(tmp_path / "sr.dcm") == []
+
+
+def test_one_slice(tmp_path):
+    case = make(tmp_path / "ct", "axial")
+    only = np.zeros_like(case.result.canonical)
+    only[2] = case.result.canonical[2] > 0
+    result = Segmentation.measure(only, case.result.volume, provenance=MADE)
+    result.save(tmp_path / "seg.dcm")
+    seg = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert (seg.NumberOfFrames, errors(tmp_path / "seg.dcm")) == (1, [])
+    got = labels_by_instance(tmp_path / "seg.dcm", case.uids)
+    assert np.count_nonzero(got.any(axis=(1, 2))) == 1
+    assert np.count_nonzero(got) == np.count_nonzero(only)
+
+
+def test_the_report_has_the_measurements_and_refers_to_the_segments(tmp_path):
+    case = make(tmp_path / "ct", "rows from the back")
+    warning = ResultWarning("liver-cut", "The liver is cut.")
+    result = dataclasses.replace(case.result, warnings=(warning,))
+    result.save_dicom(tmp_path, ["sr", "seg"])
+    assert errors(tmp_path / "sr.dcm") == []
+    seg, report = pydicom.dcmread(tmp_path / "seg.dcm"), highdicom.sr.srread(tmp_path / "sr.dcm")
+    content = report.content
+    whole = content.get_image_measurement_groups()
+    assert [g.tracking_identifier for g in whole] == ["Liver with tumours", "All tumours"]
+    volumes = [g.get_measurements()[0].value for g in whole]
+    assert volumes == pytest.approx([result.liver_ml, result.tumour_ml], abs=1e-3)
+    parts = content.get_volumetric_roi_measurement_groups()
+    assert len(parts) == len(seg.SegmentSequence) == 4
+    for group, segment in zip(parts, seg.SegmentSequence, strict=True):
+        item = group.reference_type, group.get_measurements()
+        assert group.tracking_uid == segment.TrackingUID
+        assert item[0].value == "121191"  # Referenced Segment
+        reference = group.referenced_segment
+        assert (reference.referenced_sop_instance_uid, reference.referenced_segment_numbers) == (
+            seg.SOPInstanceUID,
+            [segment.SegmentNumber],
+        )
+    for group, lesion in zip(parts[1:], result.lesions, strict=True):
+        volume, long, short = group.get_measurements()
+        expected = (lesion.volume_ml, lesion.diameter_mm, lesion.short_mm)
+        assert (volume.value, long.value, short.value) == pytest.approx(expected, abs=1e-3)
+        assert [m.unit.value for m in (volume, long, short)] == ["mL", "mm", "mm"]
+        (image,) = long.referenced_images  # the file whose slice is the widest
+        most = max(range(7), key=lambda n: np.count_nonzero(case.labels[n] == 2))
+        if lesion.diameter_mm == max(one.diameter_mm for one in result.lesions):
+            assert case.uids.index(image.referenced_sop_instance_uid) == most
+    comments = [item for item in report.ContentSequence if item.name.value == "121106"]
+    texts = [item.TextValue for item in comments]
+    assert "Not for clinical use." in texts[0]
+    assert texts[1:] == ["Warning: The liver is cut. [liver-cut]"]
+
+
+def test_pictures_are_captures_of_the_slices_with_liver(tmp_path):
+    case = make(tmp_path / "ct", "rows from the back")
+    (tmp_path / "sc_0006.dcm").write_bytes(b"of an earlier run")
+    (tmp_path / "sc_9.dcm").write_bytes(b"of somebody else")
+    written = case.result.save_dicom(tmp_path, ["sc"])
+    assert [path.name for path in written] == [f"sc_{n:04}.dcm" for n in range(1, 6)]
+    assert {path.name for path in tmp_path.iterdir()} == {*(p.name for p in written), "sc_9.dcm", "ct"}
+    captures = [pydicom.dcmread(path) for path in written]
+    pictures = dict(draw_captures(case.result.volume, case.result.canonical, range(6)))
+    assert len({capture.SeriesInstanceUID for capture in captures}) == 1
+    assert [capture.InstanceNumber for capture in captures] == [1, 2, 3, 4, 5]
+    for z, capture, path in zip(range(5, 0, -1), captures, written, strict=True):
+        assert errors(path) == []
+        assert (capture.PhotometricInterpretation, capture.BitsAllocated) == ("RGB", 8)
+        assert np.array_equal(capture.pixel_array, pictures[z])
+        liver = case.result.canonical[z] > 0
+        number = case.uids.index(capture.SourceImageSequence[0].ReferencedSOPInstanceUID)
+        assert np.count_nonzero(case.labels[number]) == np.count_nonzero(liver)
+        assert capture.file_meta.MediaStorageSOPInstanceUID == capture.SOPInstanceUID
+
+
+@pytest.mark.parametrize(
+    ("thickness", "measured", "expected"),
+    [
+        (5.0, [], [8, 7, 6, 5, 4, 3, 2]),
+        (2.0, [], [8, 5, 2]),
+        (1.0, [], [8, 3]),
+        (1.0, [4, 4, 7], [8, 7, 4]),
+    ],
+)
+def test_which_slices_are_drawn(thickness, measured, expected):
+    labels = np.zeros((10, 4, 4), np.uint8)
+    labels[2:9, 1:3, 1:3] = 1
+    lesions = [types.SimpleNamespace(diameter_slice=z) for z in measured]
+    assert drawn_slices(labels, thickness, lesions) == expected
+
+
+def test_what_is_drawn():
+    shape = (3, 300, 260)
+    volume = trtseg.load(abdomen(shape, (5.0, 1.2, 1.4)).ct, spacing=(5.0, 1.2, 1.4))
+    labels = np.zeros(shape, np.uint8)
+    labels[1, 100:200, 60:160] = 1
+    labels[1, 150:160, 100:120] = 2
+    ((z, picture),) = draw_captures(volume, labels, [1])
+    assert (z, picture.shape, picture.dtype) == (1, (300, 260, 3), np.uint8)
+    expected = np.rint((volume.array[1].clip(-160, 240) + 160.0) * 255 / 400).astype(np.uint8)
+    expected = np.repeat(expected[..., None], 3, axis=2)
+    for top, left, bottom, right, colour in ((100, 60, 199, 159, LIVER), (150, 100, 159, 119, TUMOUR)):
+        expected[[top, bottom], left : right + 1] = expected[top : bottom + 1, [left, right]] = colour
+    middle = slice(70, 260)  # without what is written above and below
+    assert np.array_equal(picture[middle], expected[middle])
+    assert (picture[:70] != expected[:70]).any()
+    assert (picture[260:] != expected[260:]).any()
+
+
+def test_frames_of_an_enhanced_ct_are_named(tmp_path):
+    ct, labels = phantom_labels(SHAPE)
+    ct = np.maximum(ct, -1000)
+    order = [4, 0, 6, 2, 1, 5, 3]
+    stored = np.stack([ct[z] + 1000 + k for k, z in enumerate(order)]).astype(np.uint16)
+    dataset = enhanced(stored, [100 + STEP * z for z in order], [1] * 7, Manufacturer="x")
+    volume = read_dicom_series([save(tmp_path / "ct" / "1", dataset)])
+    assert np.array_equal(volume.array, ct)
+    result = Segmentation.measure(labels, volume, provenance=MADE)
+    result.save_dicom(tmp_path)
+    got = labels_by_frame(tmp_path / "seg.dcm", dataset.SOPInstanceUID, list(range(1, 8)))
+    assert np.array_equal(got, labels[order])
+    for name in ("seg", "sr", "sc_0001"):
+        assert errors(tmp_path / f"{name}.dcm") == []
+
+
+@pytest.mark.parametrize(
+    "missing", [("FrameOfReferenceUID", "PatientName"), ("StudyInstanceUID", "SOPInstanceUID")]
+)
+def test_a_source_without_ids(tmp_path, missing):
+    case = make(tmp_path / "ct", "axial")
+    for header in case.result.geometry.source.headers:
+        header.SpecificCharacterSet = ""
+        for keyword in missing:
+            del header[keyword]
+    case.result.save_dicom(tmp_path)
+    for name in ("seg", "sr", "sc_0001"):
+        assert errors(tmp_path / f"{name}.dcm") == []
+    if "SOPInstanceUID" not in missing:
+        assert np.array_equal(labels_by_instance(tmp_path / "seg.dcm", case.uids), case.labels)
+
+
+def test_without_a_series_or_a_liver_there_is_no_object(tmp_path):
+    ct, labels = phantom_labels(SHAPE)
+    result = Segmentation.measure(labels, trtseg.load(ct, spacing=(STEP, *SPACING)))
+    for save_it in (lambda: result.save(tmp_path / "seg.dcm"), lambda: result.save_dicom(tmp_path, ["seg"])):
+        with pytest.raises(OutputError, match=r"the input is no DICOM series; .* or save \.nii\.gz"):
+            save_it()
+    case = make(tmp_path / "ct", "axial")
+    empty = Segmentation.measure(np.zeros_like(labels), case.result.volume)
+    with pytest.raises(OutputError, match="no liver was found, and a DICOM segmentation cannot be empty"):
+        empty.save_dicom(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["ct"]
+
+
+def test_bad_kinds(tmp_path):
+    case = make(tmp_path / "ct", "axial")
+    for kinds, got in (((), "none"), (("seg", "rtstruct"), "seg, rtstruct"), (("sr",), "sr without seg")):
+        with pytest.raises(ArgumentError, match=f"kinds: got {got}"):
+            case.result.save_dicom(tmp_path, kinds)
+    with pytest.raises(ArgumentError, match="got a result without its CT"):
+        dataclasses.replace(case.result, volume=None).save_dicom(tmp_path, ["sc"])
+
+
+def test_nothing_of_the_patient_is_said(tmp_path, caplog, recwarn, capfd, monkeypatch):
+    """Neither where values are strange, nor where an object cannot be made."""
+    caplog.set_level(logging.DEBUG)
+    strange = {
+        "PatientName": "SECRET=A=B=C=D",
+        "PatientBirthDate": "SECRET",
+        "PatientSex": "SECRET",
+        "StudyDate": "SECRET",
+    }
+    with pydicom.config.disable_value_validation():
+        case = make(tmp_path / "ct", "axial", **strange)
+    recwarn.clear()
+    caplog.clear()
+    case.result.save_dicom(tmp_path)
+    assert pydicom.dcmread(tmp_path / "seg.dcm").PatientName == "SECRET=A=B=C=D"
+
+    def refuse(*_, **__):
+        raise ValueError("SECRET is no name")
+
+    monkeypatch.setattr(highdicom.seg, "Segmentation", refuse)
+    with pytest.raises(OutputError, match=r"headers of the source do not allow it \(ValueError\)") as caught:
+        case.result.save_dicom(tmp_path)
+    said = [str(caught.value), caplog.text, *capfd.readouterr(), *(str(w.message) for w in recwarn)]
+    assert not [text for text in said if "SECRET" in text]

@@ -1,0 +1,252 @@
+"""What every object takes over from its source: the patient, the study, and the slices that it refers to."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trtseg.errors import OutputError
+from trtseg.io.dicom import DicomSeries
+from trtseg.io.dicom_out.codes import decimal, new_uid
+from trtseg.volume import Geometry
+
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+_STUDY = (
+    "StudyDate", "StudyTime", "AccessionNumber", "IssuerOfAccessionNumberSequence", "ReferringPhysicianName",
+    "StudyDescription", "StudyID",
+)  # fmt: skip
+_PATIENT_GROUPS = (0x0010, 0x0012)  # patient, and clinical trial
+#: Elements that an object must have, be they empty.
+_NEEDED = (
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime",
+    "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
+_LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """An instance, or a frame of a multi-frame instance, that is a slice of the source."""
+
+    sop_class: str
+    sop_instance: str
+    frame: int | None  # from 1; None for an instance with one picture
+    position: tuple[float, float, float]  # centre of the first voxel, LPS mm
+
+    def item(self) -> Any:
+        """Refer to the instance."""
+        from pydicom import Dataset
+
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = self.sop_class, self.sop_instance
+        return item
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A series that objects are made for.
+
+    Attributes
+    ----------
+    header : pydicom.Dataset
+        Of the first file.
+    slices : tuple of Reference
+        Slice by slice of the grid ``[slice, row, column]``.
+    shape : (int, int)
+        Rows and columns.
+    orientation : tuple of float
+        As in ImageOrientationPatient.
+    spacing : (float, float, float)
+        Millimetres between slices, rows and columns.
+    study, series, frame_of_reference : str
+        UIDs; made up where the source has none.
+    """
+
+    header: Any
+    slices: tuple[Reference, ...]
+    shape: tuple[int, int]
+    orientation: tuple[float, ...]
+    spacing: tuple[float, float, float]
+    study: str
+    series: str
+    frame_of_reference: str
+
+    def number(self, offset: int) -> int:
+        """Number for a new series: 301 for offset 1 of series 3."""
+        try:
+            own = int(self.header.get("SeriesNumber") or 0)
+        except (TypeError, ValueError):
+            own = 0
+        return (own if 0 < own < 10_000_000 else 90) * 100 + offset
+
+    def stubs(self, chosen: Sequence[int]) -> list[Any]:
+        """Make what highdicom takes for the headers of slices, each a picture of its own, without the patient.
+
+        highdicom logs and refuses names and dates that it finds strange, so it never sees them.
+        """
+        from pydicom import Dataset
+
+        first = Dataset()
+        first.SOPClassUID = CT_IMAGE
+        first.StudyInstanceUID, first.SeriesInstanceUID = self.study, self.series
+        first.FrameOfReferenceUID = self.frame_of_reference
+        first.Modality = "CT"
+        first.Rows, first.Columns = self.shape
+        first.ImageOrientationPatient = [decimal(x) for x in self.orientation]
+        first.PixelSpacing = [decimal(x) for x in self.spacing[1:]]
+        first.SpacingBetweenSlices = decimal(self.spacing[0])
+        first.SliceThickness = decimal(_thickness(self.header) or self.spacing[0])
+        for keyword in _NEEDED:
+            setattr(first, keyword, None)
+        for keyword in _LOSSY:
+            if keyword in self.header:
+                first[keyword] = self.header[keyword]
+        made = []
+        for k in chosen:
+            stub = Dataset()
+            stub.update(first)
+            stub.SOPInstanceUID = self.slices[k].sop_instance
+            stub.ImagePositionPatient = [decimal(x) for x in self.slices[k].position]
+            made.append(stub)
+        return made
+
+    def dress(self, dataset: Any) -> None:
+        """Copy patient and study into an object, as they stand in the source."""
+        elements = [tag for tag in self.header.keys() if _is_of_patient(tag)]  # noqa: SIM118 - not elements
+        charset = ("SpecificCharacterSet",) if self.header.get("SpecificCharacterSet") else ()
+        for key in (*charset, *_STUDY, *elements):
+            if key in self.header:
+                try:
+                    dataset[key] = self.header[key]
+                except Exception:  # noqa: S112 - a value that cannot be read is not worth an object
+                    continue
+
+    def slice_of(self, geometry: Geometry, z: int) -> int | None:
+        """Slice of the source that an axial slice is; None if the source is cut in another direction."""
+        if geometry.axes[0] != 0:
+            return None
+        return len(self.slices) - 1 - z if geometry.flips[0] else z
+
+    def instances(self) -> list[Any]:
+        """Refer to each instance of the source."""
+        return list({one.sop_instance: one.item() for one in self.slices}.values())
+
+    def refer(self, dataset: Any) -> None:
+        """Let an object refer to all instances of the source."""
+        from pydicom import Dataset
+
+        series = Dataset()
+        series.SeriesInstanceUID = self.series
+        series.ReferencedInstanceSequence = dataset.SourceImageSequence = self.instances()
+        dataset.ReferencedSeriesSequence = [series]
+
+
+def dicom_source(geometry: Geometry) -> Source:
+    """Find the series that a grid came from.
+
+    Raises
+    ------
+    OutputError
+        If the grid came from anything but a DICOM series.
+    """
+    series = geometry.source
+    if not isinstance(series, DicomSeries):
+        raise OutputError(
+            "DICOM output: the input is no DICOM series; expected one, since a DICOM object belongs to a study and "
+            "refers to its images. Give the DICOM files, or save .nii.gz, .nrrd or .mha"
+        )
+    _check_installed()
+    with quiet():
+        headers = series.headers
+        ids = [_uid(header, "SOPInstanceUID") for header in headers]
+        owners = _owners(headers, len(series.index))
+        slices: list[Reference | None] = [None] * geometry.grid_shape[0]
+        for (n, frame), k, position in zip(owners, series.index, series.position, strict=True):
+            if k >= 0:
+                x, y, z = (float(mm) for mm in position)
+                sop_class = str(headers[n].get("SOPClassUID") or CT_IMAGE)
+                slices[k] = Reference(sop_class, ids[n], frame, (x, y, z))
+        first = headers[0]
+        uids = [_uid(first, f"{name}UID") for name in ("StudyInstance", "SeriesInstance", "FrameOfReference")]
+    found = tuple(one for one in slices if one is not None)
+    if len(found) < len(slices):
+        raise OutputError(
+            f"DICOM output: {len(slices) - len(found)} slices of the result have no image in the source; expected one "
+            "for each. Save .nii.gz"
+        )
+    steps = geometry.affine[:3, :3]
+    sy, sx = (float(np.linalg.norm(steps[:, n])) for n in (1, 2))
+    away = abs(float(np.linalg.det(steps))) / (sy * sx)
+    along = np.array([-1, -1, 1])[:, None] * steps / (1, sy, sx)  # RAS to LPS
+    orientation = _orientation(first) or (*along[:, 2].tolist(), *along[:, 1].tolist())
+    rows, columns = geometry.grid_shape[1:]
+    return Source(first, found, (rows, columns), orientation, (away, sy, sx), *uids)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep warnings of pydicom and highdicom back: they quote values, which may be the patient's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _check_installed() -> None:
+    try:
+        import highdicom  # noqa: F401
+    except ImportError as error:
+        raise OutputError(f"DICOM output needs highdicom ({error}); pip install 'trtseg[dicom]'") from error
+
+
+def _is_of_patient(tag: Any) -> bool:
+    from pydicom.datadict import dictionary_has_tag, dictionary_is_retired
+
+    return tag.group in _PATIENT_GROUPS and dictionary_has_tag(tag) and not dictionary_is_retired(tag)
+
+
+def _uid(header: Any, keyword: str) -> str:
+    """A UID of a header. Where careless anonymous copies lost it, nothing can be referred to, and any will do."""
+    return str(header.get(keyword) or "") or new_uid()
+
+
+def _owners(headers: Sequence[Any], count: int) -> list[tuple[int, int | None]]:
+    """Number of the header, and of the frame, of each picture, as the series lists them."""
+    owners: list[tuple[int, int | None]] = []
+    for n, header in enumerate(headers):
+        frames = header.get("NumberOfFrames") if "PerFrameFunctionalGroupsSequence" in header else None
+        owners += [(n, None)] if frames is None else [(n, frame + 1) for frame in range(int(frames))]
+    assert len(owners) == count
+    return owners
+
+
+def _functional_group(header: Any, sequence: str) -> Any:
+    """Where a header has what one sequence of functional groups holds: at the top, or in such a group."""
+    for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        item = next(iter(header.get(groups) or []), None)
+        found = next(iter(item.get(sequence) or []), None) if item is not None else None
+        if found is not None:
+            return found
+    return header
+
+
+def _orientation(header: Any) -> tuple[float, ...] | None:
+    """Orientation as the source itself rounds it."""
+    values = _functional_group(header, "PlaneOrientationSequence").get("ImageOrientationPatient")
+    try:
+        numbers = tuple(float(x) for x in values or ())
+    except (TypeError, ValueError):
+        return None
+    return numbers if len(numbers) == 6 else None
+
+
+def _thickness(header: Any) -> float | None:
+    try:
+        mm = float(_functional_group(header, "PixelMeasuresSequence").get("SliceThickness") or 0)
+    except (TypeError, ValueError):
+        return None
+    return mm if 0 < mm < 1000 else None
