@@ -6,12 +6,10 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import operator
 import platform
-import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,23 +18,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtseg import __version__, models
+from trtseg.cascade.arrays import checked, checked_on_host
 from trtseg.cascade.base import Progress
 from trtseg.cascade.cpu import Cascade
-from trtseg.cuda import dlpack
 from trtseg.engines import open_engine, resolve_device
 from trtseg.engines.nvidia.runtime import check_batch, check_name
 from trtseg.errors import ArgumentError
 from trtseg.fit import AIR_HU, Fit
 from trtseg.io import load
-from trtseg.labels.postprocess import PostProcess, postprocess
+from trtseg.io.slices import checked_shape
+from trtseg.labels.postprocess import PostProcess
 from trtseg.resources import available_cpus, memory_for
-from trtseg.result import Segmentation
+from trtseg.result import Segmentation, conclude
 from trtseg.spec import CascadeSpec
+from trtseg.stream import BYTES_A_VOXEL, Nets, OnLabels, Stream
+from trtseg.threads import Turns
 
 if TYPE_CHECKING:
     from trtseg.cascade.gpu import CudaCascade
-
-_BYTES_A_VOXEL = 2  # of memory, for the labels and the median over slices
 
 
 class Segmenter:
@@ -53,8 +52,9 @@ class Segmenter:
     device : str
         ``auto``, ``cpu``, ``cuda`` or ``cuda:1``; a named device that does not work is an error, and never replaced.
     precision : str
-        ``auto``; on the CPU ``fp32`` or ``bf16``, and ``auto`` is BF16 where the processor has it; on a GPU ``fp32`` or
-        ``fp16``, and ``auto`` is FP16, but FP32 for a net whose FP16 engine does not agree with the FP32 reference.
+        ``auto``; on the CPU ``fp32``, ``bf16`` or ``int8``, and ``auto`` is the fastest that model and processor
+        have; on a GPU ``fp32`` or ``fp16``, and ``auto`` is FP16, but FP32 for a net whose FP16 engine does not
+        agree with FP32.
     postprocess : PostProcess
         Which steps follow the nets.
     batch : int
@@ -102,6 +102,7 @@ class Segmenter:
         self.spec: CascadeSpec = files.spec
         self.postprocess = PostProcess() if postprocess is None else postprocess
         self._cascade: Cascade | CudaCascade
+        self._at_once = 1 if self.device == "cpu" else batch  # slices of a stream; see Stream
         if self.device == "cpu":
             threads = threads or available_cpus()
             nets = (open_engine(files, net, precision=precision, threads=threads) for net in self.spec.nets)
@@ -112,7 +113,7 @@ class Segmenter:
             self._cascade = open_cuda_cascade(files, self.device, precision, runtime, batch, progress)
         # Also runs when the process ends, while the GPU can still be reached.
         self._close = weakref.finalize(self, self._cascade.close)
-        self._lock = threading.Lock()
+        self._lock = Turns()
 
     def close(self) -> None:
         """Give memory and engines back, after the calls that other threads have begun; closing twice does nothing."""
@@ -172,6 +173,7 @@ class Segmenter:
         affine: Any = None,
         spacing: Any = None,
         orientation: str | None = None,
+        series: str | None = None,
         progress: Progress | None = None,
     ) -> Segmentation:
         """Segment one CT.
@@ -187,6 +189,8 @@ class Segmenter:
             millimetres along the axes, ``(sz, sy, sx)``.
         orientation : str, optional
             ``RAS``, ``LPS``, ...: where the axes of the source point to, instead of what its header says.
+        series : str, optional
+            Series Instance UID of the series to take of several DICOM series; by default the best CT.
         progress : callable, optional
             Called as ``progress(text, fraction)``, with a fraction from 0 to 1.
 
@@ -203,20 +207,48 @@ class Segmenter:
             An argument is wrong, or the Segmenter is closed.
         """
         start = time.perf_counter()
-        volume = load(source, affine=affine, spacing=spacing, orientation=orientation)
+        volume = load(source, affine=affine, spacing=spacing, orientation=orientation, series=series)
         read = time.perf_counter() - start
-        with memory_for(volume.name, _BYTES_A_VOXEL * volume.array.size):
+        with memory_for(volume.name, BYTES_A_VOXEL * volume.array.size):
             with self._opened() as cascade:
                 labels, stages = cascade.run(volume.array, volume.spacing[1:], progress=progress)
                 provenance = self.provenance
                 if orientation is not None:
                     provenance |= {"orientation": orientation, "fingerprint": self.fingerprint(orientation)}
-            start = time.perf_counter()
-            steps = postprocess(labels, volume.voxel_ml, volume.spacing[0], self.postprocess)
-        stages["postprocess"] = time.perf_counter() - start
-        return Segmentation.measure(
-            labels, volume, steps=steps, timings={"read": read, **stages}, provenance=provenance
-        )
+            return conclude(labels, volume, self.postprocess, {"read": read, **stages}, provenance)
+
+    def stream(
+        self,
+        shape: tuple[int, int],
+        *,
+        spacing: Sequence[float],
+        directions: Sequence[float] | None = None,
+        on_labels: OnLabels | None = None,
+        queue: int = 64,
+    ) -> Stream:
+        """Segment a scan while its slices arrive, one by one and in any order.
+
+        See `trtseg.stream.Stream` for the parameters, and for what to do with it.
+
+        Raises
+        ------
+        ArgumentError, ModelError
+            An argument is wrong, the slices are not axial, or the model takes none of that size.
+
+        Examples
+        --------
+        >>> with segmenter.stream((512, 512), spacing=(0.8, 0.8), on_labels=draw) as stream:   # doctest: +SKIP
+        ...     for hu, position in scanner:
+        ...         stream.push(hu, position)
+        ...     result = stream.finish()
+        """
+
+        def label(hu: NDArray[np.int16], fit: Fit) -> tuple[NDArray[np.uint8], dict[str, float]]:
+            with self._opened() as cascade:
+                return cascade.run(hu, (1.0, 1.0), fit=fit)
+
+        nets = Nets(self.spec.nets[0], label, self._at_once, self.postprocess, lambda: self.provenance)
+        return Stream(nets, shape, spacing, directions, on_labels, queue)
 
     def warm_up(self, shape: tuple[int, int], spacing: tuple[float, float]) -> None:
         """Make ready for slices of one size, so that the first of them takes no longer than the others.
@@ -243,14 +275,7 @@ class Segmenter:
         >>> segmenter = trtseg.Segmenter(device="cuda", batch=1)   # doctest: +SKIP
         >>> segmenter.warm_up((512, 512), (0.8, 0.8))              # doctest: +SKIP
         """
-        try:
-            rows, columns = map(operator.index, shape)
-        except (TypeError, ValueError):
-            rows = columns = 0
-        if min(rows, columns) < 1:
-            raise ArgumentError(
-                f"shape: got {shape!r}; expected the numbers of rows and of columns of a slice"
-            )
+        rows, columns = checked_shape(shape)
         self.label(np.full((1, rows, columns), AIR_HU, np.int16), spacing=spacing)
 
     def label(
@@ -295,8 +320,8 @@ class Segmenter:
         DeviceError
             The device fails.
         """
-        slices = self._array(hu, "hu", np.int16)
-        labels = None if out is None else self._array(out, "out", np.uint8)
+        slices = checked(hu, "hu", np.int16, self._cascade)
+        labels = None if out is None else checked(out, "out", np.uint8, self._cascade)
         if labels is not None and labels.shape != slices.shape:
             raise ArgumentError(f"out: got shape {labels.shape}; expected that of hu, {slices.shape}")
         with self._opened() as cascade:
@@ -313,7 +338,7 @@ class Segmenter:
         spacing : (float, float)
             Millimetres along the axes of a slice, ``(sy, sx)``.
         """
-        slices = self._array(hu, "hu", np.int16)
+        slices = checked(hu, "hu", np.int16, self._cascade)
         with self._opened() as cascade:
             return cascade.place(slices, spacing)
 
@@ -330,7 +355,7 @@ class Segmenter:
         spacing : (float, float)
             Millimetres along the axes of a slice, ``(sy, sx)``.
         """
-        slices = self._host_array(hu, "hu", np.int16)
+        slices = checked_on_host(hu, "hu", np.int16, self._cascade)
         with self._opened() as cascade:
             return cascade.stages(slices, spacing)
 
@@ -342,32 +367,6 @@ class Segmenter:
                 raise ArgumentError("Segmenter: got a call after close(); make another Segmenter")
             yield self._cascade
 
-    def _array(self, array: Any, name: str, dtype: Any) -> Any:
-        """A checked host array, or a view of an array on the GPU."""
-        if hasattr(array, "__cuda_array_interface__") or dlpack.on_gpu(array):
-            if isinstance(self._cascade, Cascade):
-                raise ArgumentError(
-                    f"{name}: got an array on a GPU, but this Segmenter runs on the CPU; make it with device='cuda'"
-                )
-            view = self._cascade.view(array, name, dtype)
-            if name == "out" and view.read_only:
-                raise ArgumentError("out: got a read-only array; expected one that may be overwritten")
-            return view
-        return self._host_array(array, name, dtype)
-
-    def _host_array(self, array: Any, name: str, dtype: Any) -> NDArray[Any]:
-        if not isinstance(array, np.ndarray):
-            kinds = "a NumPy array" if self.device == "cpu" else "a NumPy array or one on the GPU"
-            raise ArgumentError(f"{name}: got {type(array).__name__}; expected {kinds}")
-        if array.ndim != 3 or array.dtype != dtype or not array.flags.c_contiguous:
-            raise ArgumentError(
-                f"{name}: got {array.dtype} of shape {array.shape}, strides {array.strides}; "
-                f"expected {np.dtype(dtype)} [Z, Y, X], C-contiguous: use np.ascontiguousarray"
-            )
-        if name == "out" and not array.flags.writeable:
-            raise ArgumentError("out: got a read-only array; expected one that may be overwritten")
-        return array
-
 
 def segment(
     source: Any,
@@ -375,6 +374,7 @@ def segment(
     affine: Any = None,
     spacing: Any = None,
     orientation: str | None = None,
+    series: str | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Segmentation:
@@ -382,7 +382,7 @@ def segment(
 
     Parameters
     ----------
-    source, affine, spacing, orientation
+    source, affine, spacing, orientation, series
         As for `Segmenter.segment`.
     progress : callable, optional
         Called as ``progress(text, fraction)``, while engines are built and while the CT is segmented.
@@ -396,5 +396,5 @@ def segment(
     """
     with Segmenter(**options, progress=progress) as segmenter:
         return segmenter.segment(
-            source, affine=affine, spacing=spacing, orientation=orientation, progress=progress
+            source, affine=affine, spacing=spacing, orientation=orientation, series=series, progress=progress
         )

@@ -78,7 +78,48 @@ def place_body(
     frame = _frame(hu)
     if frame is None:
         return place_picture(shape, spacing, net, pixel_mm)
-    return _place(shape, spacing, net, pixel_mm, frame, _body(hu, spacing, frame) or frame)
+    body = _body(_thick(hu, spacing, frame), spacing, frame)
+    return _place(shape, spacing, net, pixel_mm, frame, body or frame)
+
+
+class Placement:
+    """The placement of slices that come one by one, in any order.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        Rows and columns of a slice.
+    spacing, net, pixel_mm
+        As for `place_body`.
+
+    Attributes
+    ----------
+    fit : Fit
+        That which `place_body` finds for all slices so far.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int], spacing: tuple[float, float], net: tuple[int, int], pixel_mm: float
+    ) -> None:
+        self._of = shape, spacing, net, pixel_mm
+        self._slices: list[NDArray[np.int16]] = []
+        self._frame: Box | None = None
+        self._mask = np.zeros((0, 0), bool)
+        self.fit = place_picture(*self._of)
+
+    def add(self, plane: NDArray[np.int16]) -> None:
+        """Take a slice ``[Y, X]``, which must not change afterwards."""
+        _, spacing, _, _ = self._of
+        self._slices.append(plane)
+        frame = _frame(plane[None], self._frame)
+        if frame is None:
+            return
+        if frame == self._frame:
+            self._mask |= _thick(plane[None], spacing, frame)
+        else:  # other voxels are looked at
+            self._frame = frame
+            self._mask = np.logical_or.reduce([_thick(p[None], spacing, frame) for p in self._slices])
+        self.fit = _place(*self._of, frame, _body(self._mask, spacing, frame) or frame)
 
 
 def place_picture(
@@ -94,10 +135,10 @@ def place_picture(
     return _place(shape, spacing, net, pixel_mm, frame, centre)
 
 
-def _frame(hu: NDArray[np.int16]) -> Box | None:
-    """The box of all voxels above air, over all slices; None if there is none."""
+def _frame(hu: NDArray[np.int16], known: Box | None = None) -> Box | None:
+    """The box of all voxels above air, over all slices and in the box that is known; None if there is none."""
     rows, columns = hu.shape[1:]
-    y0, y1, x0, x1 = rows, 0, columns, 0
+    y0, y1, x0, x1 = known or (rows, 0, columns, 0)
     for plane in hu:
         if (y0, y1, x0, x1) == (0, rows, 0, columns):
             break  # the usual case, after the first slice
@@ -115,31 +156,43 @@ def _frame(hu: NDArray[np.int16]) -> Box | None:
     return (y0, y1, x0, x1) if y0 < y1 else None
 
 
-def _body(hu: NDArray[np.int16], spacing: tuple[float, float], frame: Box) -> Box | None:
-    """The box of everything thick above `BODY_HU`, to half a `SAMPLE_MM`, over all slices; None if there is none.
+def _samples(spacing: tuple[float, float], frame: Box) -> list[tuple[int, int]]:
+    """For each axis of a slice: pixels from sample to sample, and how many samples are as thick as a body."""
+    found = []
+    for axis, mm in enumerate(spacing):
+        stride = max(1, round(SAMPLE_MM / mm))
+        n = -(-(frame[2 * axis + 1] - frame[2 * axis]) // stride)
+        found.append((stride, min(n, max(1, round(THICK_MM / (stride * mm))))))
+    return found
+
+
+def _thick(hu: NDArray[np.int16], spacing: tuple[float, float], frame: Box) -> NDArray[np.bool_]:
+    """Samples ``[y, x]`` at which something thick above `BODY_HU` begins in any slice.
 
     The samples begin at the frame's corner, so that padding does not change which voxels are looked at.
     """
-    strides = [max(1, round(SAMPLE_MM / s)) for s in spacing]
-    mask = hu[:, frame[0] : frame[1] : strides[0], frame[2] : frame[3] : strides[1]] > BODY_HU
-    thick = []  # samples
-    for axis, (stride, s) in enumerate(zip(strides, spacing, strict=True), start=1):
+    rows, columns = _samples(spacing, frame)
+    mask = hu[:, frame[0] : frame[1] : rows[0], frame[2] : frame[3] : columns[0]] > BODY_HU
+    for axis, (_, k) in enumerate((rows, columns), start=1):
         n = mask.shape[axis]
-        k = min(n, max(1, round(THICK_MM / (stride * s))))
-        thick.append(k)
         mask = np.moveaxis(mask, axis, 0)
         eroded = mask[: n - k + 1].copy()
         for i in range(1, k):
             eroded &= mask[i : n - k + 1 + i]
         mask = np.moveaxis(eroded, 0, axis)
     anywhere: NDArray[np.bool_] = np.logical_or.reduce(mask, axis=0)
-    found = _bounds(anywhere)
+    return anywhere
+
+
+def _body(thick: NDArray[np.bool_], spacing: tuple[float, float], frame: Box) -> Box | None:
+    """The box of everything thick, to half a `SAMPLE_MM`, by the mask of `_thick`; None if there is nothing."""
+    found = _bounds(thick)
     if found is None:
         return None
     box = []
-    for axis in (0, 1):
-        stride, half = strides[axis], strides[axis] // 2
-        first, last = found[2 * axis], found[2 * axis + 1] - 1 + thick[axis] - 1  # samples inside the body
+    for axis, (stride, k) in enumerate(_samples(spacing, frame)):
+        half = stride // 2
+        first, last = found[2 * axis], found[2 * axis + 1] - 1 + k - 1  # samples inside the body
         begin, end = frame[2 * axis], frame[2 * axis + 1]
         box += [max(begin, begin + first * stride - half), min(end, begin + last * stride + half + 1)]
     return box[0], box[1], box[2], box[3]

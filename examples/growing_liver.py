@@ -1,0 +1,54 @@
+"""Watch a folder into which a scanner writes its slices, and print liver and tumour while they grow.
+
+    python examples/growing_liver.py FOLDER [--quiet 3]
+
+The files are DICOM, appear complete (written elsewhere and renamed), and belong to one series, in any order.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import trtseg
+from trtseg.io.dicom import read_slice
+
+
+def arriving(folder: Path, quiet: float) -> Iterator[Path]:
+    """Yield the files of a folder as they come, until no file has come for ``quiet`` seconds."""
+    seen: set[Path] = set()
+    last = time.monotonic()
+    while time.monotonic() - last < quiet:
+        for path in sorted(set(folder.iterdir()) - seen):
+            seen.add(path)
+            yield path
+            last = time.monotonic()
+        time.sleep(0.02)
+
+
+def main(folder: Path, quiet: float, model: str) -> None:
+    """Segment the slices as they come."""
+    stream = None
+    with ExitStack() as stack:
+        segmenter = stack.enter_context(trtseg.Segmenter(model))
+        for path in arriving(folder, quiet):
+            header, hu = read_slice(path)
+            if stream is None:
+                directions = header.ImageOrientationPatient
+                stream = stack.enter_context(
+                    segmenter.stream(hu.shape, spacing=header.PixelSpacing, directions=directions)
+                )
+            stream.push(hu, header.ImagePositionPatient)
+            _, labelled = stream.counts
+            print(f"{labelled} slices: liver {stream.liver_ml:.0f} mL, tumour {stream.tumour_ml:.0f} mL")
+        if stream is not None:
+            print(stream.finish().summary())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--quiet", type=float, default=3.0, help="seconds without a file that end the scan")
+    parser.add_argument("--model", default="default")
+    main(**vars(parser.parse_args()))

@@ -1,0 +1,38 @@
+"""The examples run, and print what they promise."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import threading
+import time
+from pathlib import Path
+
+import tiny
+import training_data as made
+
+import trtseg
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def test_growing_liver(tmp_path, capsys):
+    model, folder = tiny.cascade_model(tmp_path / "model"), tmp_path / "scan"
+    folder.mkdir()
+    ct = made.phantom(0).ct
+
+    def scan():
+        for z in (5, 4, 3, 2, 0, 1):
+            made.save_dicom(tmp_path / "part", ct[z], 100 + z * made.SPACING[0], series="1.2.3")
+            (tmp_path / "part").rename(folder / f"slice{z}")
+            time.sleep(0.01)
+
+    scanner = threading.Thread(target=scan)
+    scanner.start()
+    runpy.run_path(str(EXAMPLES / "growing_liver.py"))["main"](folder, 0.5, str(model))
+    scanner.join()
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6
+    assert all(re.fullmatch(r"\d slices: liver \d+ mL, tumour \d+ mL", line) for line in lines)
+    assert last == trtseg.segment(folder, model=model).summary()
+    assert last.startswith("liver ")

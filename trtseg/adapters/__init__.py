@@ -1,0 +1,1 @@
+"""Operators for other frameworks; each module needs its framework, and uses nothing of trtseg but its public names."""

@@ -1,0 +1,396 @@
+"""Slices of a scan in, one by one and in any order: their labels as soon as they are there, and the scan's at the end.
+
+A thread of its own runs the nets, so `Stream.push` returns at once. Another thread calls the callback, so a slow or
+failing callback holds nothing up. All slices of a scan share one placement on the nets' grid. It comes from the slices
+that are there; where a new slice changes it, the slices before it are labelled again, after those that wait.
+"""
+
+from __future__ import annotations
+
+import bisect
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtseg.body import Placement
+from trtseg.errors import ArgumentError, BusyError, InputError
+from trtseg.fit import Fit
+from trtseg.io.dicom.grid import SAME_PLACE_MM
+from trtseg.io.slices import SliceGrid
+from trtseg.labels.components import count_voxels
+from trtseg.labels.postprocess import PostProcess
+from trtseg.resources import check_memory, memory_for
+from trtseg.result import Segmentation, conclude
+from trtseg.spec import ModelSpec
+from trtseg.threads import Teller
+from trtseg.volume import Volume
+
+#: Bytes of memory for a voxel, for the labels and the median over slices.
+BYTES_A_VOXEL = 2
+_ROOM = 64  # slices for which there must be memory when a slice comes; a look at the memory takes a moment
+
+Plane = NDArray[np.int16]
+#: Called with the position of a slice, as it was pushed, and its labels, uint8 ``[rows, columns]``, read-only.
+OnLabels = Callable[[Any, NDArray[np.uint8]], None]
+
+
+@dataclass(frozen=True)
+class Nets:
+    """What a stream needs of a Segmenter.
+
+    Attributes
+    ----------
+    spec : ModelSpec
+        Of the first net.
+    label : callable
+        Labels canonical slices ``[n, Y, X]`` with a placement; returns labels and seconds in each stage.
+    at_once : int
+        Slices that are labelled together where several wait.
+    steps : PostProcess
+        What follows the nets.
+    provenance : callable
+        Returns what the result tells of its making.
+    """
+
+    spec: ModelSpec
+    label: Callable[[NDArray[np.int16], Fit], tuple[NDArray[np.uint8], dict[str, float]]]
+    at_once: int
+    steps: PostProcess
+    provenance: Callable[[], dict[str, Any]]
+
+
+@dataclass(eq=False)
+class _Slice:
+    """A slice in canonical order; ``depth`` grows along row direction x column direction, ``fit`` is of the labels."""
+
+    hu: Plane
+    position: Any = None
+    depth: float = 0.0
+    labels: NDArray[np.uint8] | None = None
+    fit: Fit | None = None
+    counts: tuple[int, int] = (0, 0)
+
+
+class Stream:
+    """The slices of one scan on their way; made by `trtseg.Segmenter.stream`, which gives ``nets``.
+
+    Several threads may push. The end of ``with``, or `close`, gives everything back; without a `finish` before, slices
+    that wait are dropped. Several streams of a Segmenter take turns, slice by slice; a call of `Segmenter.segment`
+    makes them wait for its CT.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        Rows and columns of a slice.
+    spacing : (float, float)
+        Millimetres between rows and between columns: PixelSpacing of DICOM.
+    directions : six numbers, optional
+        ImageOrientationPatient of DICOM: unit vectors along the rows and along the columns. The position of a slice is
+        then its ImagePositionPatient: three numbers, LPS mm. By default slices are in canonical order (rows front to
+        back, columns from the patient's right to left), and the position is a number of mm that grows to the head.
+    on_labels : callable, optional
+        Called as ``on_labels(position, labels)`` with each slice that is labelled, on a thread of its own. Labels are
+        those of the nets alone, uint8 ``[rows, columns]``, read-only, on the slice as it was pushed. A slice that is
+        labelled again, since a later slice showed more of the patient, comes again.
+    queue : int
+        Slices that may wait for the nets. While so many wait, `push` waits too.
+    """
+
+    def __init__(
+        self,
+        nets: Nets,
+        shape: tuple[int, int],
+        spacing: Sequence[float],
+        directions: Sequence[float] | None,
+        on_labels: OnLabels | None,
+        queue: int,
+    ) -> None:
+        if not isinstance(queue, int) or queue < 1:
+            raise ArgumentError(f"queue: got {queue!r}; expected a number of slices, at least 1")
+        self._nets, self._queue = nets, queue
+        self._grid = SliceGrid(shape, spacing, directions)
+        self._placement = None
+        if nets.spec.fit == "body":
+            assert nets.spec.pixel_mm is not None
+            self._placement = Placement(
+                self._grid.shape, self._grid.spacing, nets.spec.size, nets.spec.pixel_mm
+            )
+        self._fit = self._find_fit()
+        self._changed = threading.Condition()  # guards all that follows
+        self._slices: list[_Slice] = []  # by depth
+        self._waiting: deque[_Slice] = deque()  # for their first labels
+        self._stale: deque[_Slice] = deque()  # labelled with another placement
+        self._busy: list[_Slice] = []  # which the worker labels
+        self._stages: Counter[str] = Counter()
+        self._again = 0
+        self._is_over = self._stopped = self._is_done = False
+        self._error: BaseException | None = None
+        self._worker: threading.Thread | None = None
+        self._teller: Teller[_Slice] | None = None
+        if on_labels is not None:
+            self._teller = Teller("on_labels", lambda one: on_labels(one.position, self._shown(one)))
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def push(self, hu: Plane, position: Any, *, timeout: float | None = None) -> None:
+        """Take a slice, in any order; a slice that is here already is ignored.
+
+        Parameters
+        ----------
+        hu : int16 [rows, columns]
+            The slice in Hounsfield units. It is copied.
+        position : float or (float, float, float)
+            Where the slice lies, in mm, see the class.
+        timeout : float, optional
+            While ``queue`` slices wait for the nets, the call waits too: this many seconds at most, by default as long
+            as it takes.
+
+        Raises
+        ------
+        ArgumentError
+            The slice has another type or shape, the position is none, or the stream has ended.
+        InputError
+            Another slice lies at this position. The stream goes on with the slice that came first.
+        BusyError
+            The nets are behind and ``timeout`` has passed. The slice was not taken: push it again.
+        TrtsegError
+            The nets have failed. The stream has ended.
+        """
+        plane, depth = self._grid.plane(hu), self._grid.depth(position)
+        with self._changed:
+            self._check_open()
+            if not self._changed.wait_for(lambda: len(self._waiting) < self._queue or self._stopped, timeout):
+                raise BusyError(
+                    f"push: {self._queue} slices have waited for the nets for {timeout:g} s; push this slice again "
+                    "later, send slices more slowly, or take a faster device"
+                )
+            self._check_open()
+            at = bisect.bisect(self._slices, depth, key=lambda one: one.depth)
+            for one in self._slices[max(0, at - 1) : at + 1]:
+                if abs(one.depth - depth) <= SAME_PLACE_MM:
+                    if np.array_equal(one.hu, plane):
+                        return
+                    raise InputError(
+                        f"position: got {position} with two different slices; expected a slice for each position: "
+                        "these may be two phases or reconstructions, give each a stream of its own"
+                    )
+            if len(self._slices) % _ROOM == 0:
+                check_memory("stream", _ROOM * plane.size * (2 + 1 + 2 + BYTES_A_VOXEL))
+            self._slices.insert(at, _Slice(plane, position, depth))
+            self._waiting.append(self._slices[at])
+            if self._placement is not None:
+                self._placement.add(plane)
+            self._set_fit(self._find_fit(), self._slices)
+            self._go_on()
+
+    def labels_at(self, position: Any) -> NDArray[np.uint8] | None:
+        """Labels of a slice by the nets alone, uint8 ``[rows, columns]``, read-only; None as long as there are none."""
+        depth = self._grid.depth(position)
+        with self._changed:
+            near = (one for one in self._slices if abs(one.depth - depth) <= SAME_PLACE_MM)
+            return next((self._shown(one) for one in near if one.labels is not None), None)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many slices have been taken, and how many of them are labelled."""
+        with self._changed:
+            return len(self._slices), sum(one.labels is not None for one in self._slices)
+
+    @property
+    def liver_ml(self) -> float:
+        """Volume of liver and tumours in the slices so far, by the nets alone, in mL.
+
+        Each slice stands for the space up to half the way to the next slices that are labelled; 0 for less than two.
+        """
+        return self._ml(0)
+
+    @property
+    def tumour_ml(self) -> float:
+        """Volume of the tumours in the slices so far, see `liver_ml`."""
+        return self._ml(1)
+
+    @property
+    def failure(self) -> Exception | None:
+        """The first error that the callback raised; the segmentation goes on without regard to it."""
+        return None if self._teller is None else self._teller.failure
+
+    def finish(self, volume: Volume | None = None) -> Segmentation:
+        """Say that all slices have been pushed, and wait for the result.
+
+        Parameters
+        ----------
+        volume : Volume, optional
+            The whole CT, where somebody has made it with more knowledge than a stream has, as of DICOM headers. Slices
+            of it that were not pushed are labelled now; slices that were pushed and are not in it are left out.
+
+        Returns
+        -------
+        Segmentation
+            That of `trtseg.Segmenter.segment` for this volume, bit for bit but for timings and ``provenance``, which
+            tells in ``relabelled_slices`` how many slices were labelled again.
+
+        Raises
+        ------
+        InputError
+            The slices are no CT that can be segmented: slices are missing or lie unevenly, or values are not HU.
+        ArgumentError
+            The stream has ended.
+        TrtsegError
+            The nets have failed.
+        """
+        with self._changed:
+            self._check_open()
+            self._is_over = True
+        try:
+            start = time.perf_counter()
+            made, slices = self._made() if volume is None else (volume, self._found(volume))
+            read = time.perf_counter() - start
+            with memory_for(made.name, BYTES_A_VOXEL * made.array.size):
+                labels = self._labels(made, slices)
+                timings = {"read": read, **self._stages}
+                provenance = {**self._nets.provenance(), "relabelled_slices": self._again}
+                result = conclude(labels, made, self._nets.steps, timings, provenance)
+        finally:
+            self._stop()
+        self._is_done = True
+        if self._teller is not None:
+            self._teller.end()
+        return result
+
+    def close(self) -> None:
+        """End the stream. After `finish` this waits until the callback has got all slices."""
+        self._stop()
+        if self._teller is not None:
+            if not self._is_done:
+                self._teller.drop()
+            self._teller.end()
+            self._teller.join()
+
+    def _labels(self, volume: Volume, slices: list[_Slice]) -> NDArray[np.uint8]:
+        """Labels ``[Z, Y, X]`` of a volume of these slices: those that are there, and the rest once they are made."""
+        fit = self._nets.spec.fit_volume(volume.array, volume.spacing[1:])
+        with self._changed:
+            for one, plane in zip(slices, volume.array, strict=True):
+                one.hu = plane  # equal values; the copy that was pushed can go
+            self._placement = None  # which has these copies, too
+            self._waiting = deque(one for one in slices if one.labels is None and one not in self._busy)
+            self._set_fit(fit, slices)
+            self._go_on()
+            self._changed.wait_for(lambda: self._stopped or not (self._waiting or self._stale or self._busy))
+            self._check_open(finishing=True)
+            return np.stack([one.labels for one in slices if one.labels is not None])
+
+    def _made(self) -> tuple[Volume, list[_Slice]]:
+        """The volume of the slices that were pushed, and these in its order."""
+        if not self._slices:
+            raise InputError("finish: got no slice; expected the slices of a CT")
+        slices = self._slices[::-1] if self._grid.is_downwards else self._slices[:]
+        return self._grid.volume([one.hu for one in slices], [one.position for one in slices]), slices
+
+    def _found(self, volume: Volume) -> list[_Slice]:
+        """The slices of a volume: those that were pushed with the same values, and new ones."""
+        pushed: dict[bytes, list[_Slice]] = {}  # by a few of their values
+        for one in self._slices:
+            pushed.setdefault(one.hu[::16, ::16].tobytes(), []).append(one)
+        found = []
+        for plane in volume.array:
+            alike = pushed.get(plane[::16, ::16].tobytes(), [])
+            match = next((one for one in alike if np.array_equal(one.hu, plane)), None)
+            if match is not None:
+                alike.remove(match)
+            found.append(match or _Slice(plane))
+        return found
+
+    def _work(self) -> None:
+        """Label slices until there are no more; the body of the worker."""
+        try:
+            while (taken := self._take()) is not None:
+                slices, fit = taken
+                hu = slices[0].hu[None] if len(slices) == 1 else np.stack([one.hu for one in slices])
+                labels, stages = self._nets.label(hu, fit)
+                counts = [count_voxels(plane[None]) for plane in labels]
+                with self._changed:
+                    self._stages.update(stages)
+                    for one, plane, count in zip(slices, labels, counts, strict=True):
+                        self._again += one.labels is not None
+                        one.labels, one.fit, one.counts = plane, fit, count
+                        if fit != self._fit:
+                            self._stale.append(one)
+                    self._busy = []
+                    self._changed.notify_all()
+                if self._teller is not None:
+                    for one in slices:
+                        self._teller.tell(one)
+        except BaseException as error:
+            with self._changed:
+                self._error, self._stopped = error, True
+                self._changed.notify_all()
+
+    def _take(self) -> tuple[list[_Slice], Fit] | None:
+        """Wait for slices; the next of them and their placement, or None at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or self._waiting or self._stale)
+            if self._stopped:
+                return None
+            source = self._waiting or self._stale
+            self._busy = [source.popleft() for _ in range(min(len(source), self._nets.at_once))]
+            self._changed.notify_all()
+            return self._busy, self._fit
+
+    def _go_on(self) -> None:
+        """Tell the worker that there is something new; it begins with the first slice."""
+        if self._worker is None:
+            self._worker = threading.Thread(target=self._work, name="trtseg stream", daemon=True)
+            self._worker.start()
+        self._changed.notify_all()
+
+    def _stop(self) -> None:
+        """End the worker, after the slices on which it works."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        if self._worker is not None:
+            self._worker.join()
+
+    def _check_open(self, finishing: bool = False) -> None:
+        if self._error is not None:
+            raise self._error
+        if self._stopped or (self._is_over and not finishing):
+            raise ArgumentError("stream: got a call after its end; open another with Segmenter.stream")
+
+    def _find_fit(self) -> Fit:
+        if self._placement is not None:
+            return self._placement.fit
+        return self._nets.spec.fit_slice(self._grid.shape, self._grid.spacing)
+
+    def _set_fit(self, fit: Fit, slices: list[_Slice]) -> None:
+        """Take a placement for slices; those that were labelled with another one are labelled again."""
+        if fit != self._fit:
+            self._fit = fit
+            old = (one for one in slices if one.labels is not None and one.fit != fit)
+            self._stale = deque(one for one in old if one not in self._busy)
+
+    def _shown(self, one: _Slice) -> NDArray[np.uint8]:
+        """Labels of a slice that has some, as the slice was pushed."""
+        assert one.labels is not None
+        return self._grid.as_given(one.labels)
+
+    def _ml(self, label: int) -> float:
+        with self._changed:
+            done = [(one.depth, one.counts[label]) for one in self._slices if one.labels is not None]
+        if len(done) < 2:
+            return 0.0
+        depth, voxels = np.array(done).T
+        gaps = np.diff(depth)
+        thick = (np.append(gaps[0], gaps) + np.append(gaps, gaps[-1])) / 2
+        return float(voxels @ thick) * self._grid.spacing[0] * self._grid.spacing[1] / 1000

@@ -1,0 +1,116 @@
+"""What threads do with each other: take turns, and tell without waiting."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+log = logging.getLogger("trtseg")
+
+T = TypeVar("T")
+
+
+class Turns:
+    """A lock that threads get in the order in which they ask for it, so that none that asks often keeps it."""
+
+    def __init__(self) -> None:
+        self._lock, self._waiting, self._taken = threading.Lock(), deque[threading.Lock](), False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._taken:
+                self._taken = True
+                return
+            mine = threading.Lock()
+            mine.acquire()
+            self._waiting.append(mine)
+        try:
+            mine.acquire()
+        except BaseException:  # interrupted
+            with self._lock:
+                waits = mine in self._waiting
+                if waits:
+                    self._waiting.remove(mine)
+            if not waits:  # it was this thread's turn already
+                self.__exit__()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._taken = False
+
+
+class Teller(Generic[T]):
+    """A thread that calls a function with things, in the order in which they come; who tells does not wait.
+
+    A thing that waits already is told once. An error of the function is kept and logged, and the next thing is told.
+
+    Parameters
+    ----------
+    name : str
+        Of the function, for the log.
+    function : callable
+        Called with one thing.
+
+    Attributes
+    ----------
+    failure : Exception or None
+        The first error.
+    """
+
+    def __init__(self, name: str, function: Callable[[T], None]) -> None:
+        self._name, self._function = name, function
+        self.failure: Exception | None = None
+        self._failed = 0
+        self._changed = threading.Condition()
+        self._due: dict[T, None] = {}
+        self._ended = False
+        self._thread: threading.Thread | None = None
+
+    def tell(self, thing: T) -> None:
+        """Call the function with a thing soon."""
+        with self._changed:
+            self._due[thing] = None
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name=f"trtseg {self._name}", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def drop(self) -> None:
+        """Forget what has not been told."""
+        with self._changed:
+            self._due.clear()
+
+    def end(self) -> None:
+        """Let the thread end when everything has been told."""
+        with self._changed:
+            if self._failed and not self._ended:
+                log.warning("%s failed %d times, first with %r", self._name, self._failed, self.failure)
+            self._ended = True
+            self._changed.notify()
+
+    def join(self) -> None:
+        """Wait until everything has been told."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._due or self._ended)
+                if not self._due:
+                    return
+                thing = next(iter(self._due))
+                del self._due[thing]
+            try:
+                self._function(thing)
+            except Exception as error:
+                with self._changed:
+                    self.failure = self.failure or error
+                    self._failed += 1
