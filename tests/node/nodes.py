@@ -1,0 +1,198 @@
+"""Nodes for tests: series to send, a node in processes of its own, a DICOM server that takes its results."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pynetdicom import AE, AllStoragePresentationContexts, evt
+
+from trtseg.phantom import abdomen
+
+PERSONAL = ("SECRET^PATIENT", "SECRET", "PATIENT", "ID-4711-X", "19570313", "20260102", "Ward of Doctor Who")
+SPACING = (20.0, 6.0, 6.0)
+
+
+def ct_series(slices: int = 8, seed: int = 0) -> list[Dataset]:
+    """A CT of the phantom, 64 x 64, a data set for each slice, feet to head."""
+    made = abdomen((slices, 64, 64), (160.0 / slices, *SPACING[1:]), seed=seed)
+    # Without noise, so that the tiny model finds the lesions of the phantom and no others.
+    ct = np.select([made.labels == 2, made.labels == 1], [75, 110], np.minimum(made.ct, 40)).astype(np.int16)
+    study, series, frame = generate_uid(), generate_uid(), generate_uid()
+    return [_slice(plane, z * 160.0 / slices, z, study, series, frame) for z, plane in enumerate(ct)]
+
+
+def _slice(plane, z, number, study, series, frame) -> Dataset:
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.SOPClassUID, ds.SOPInstanceUID = CTImageStorage, generate_uid()
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+    ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = study, series, frame
+    ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = *PERSONAL[:1], *PERSONAL[3:5], "O"
+    ds.StudyDate, ds.StudyTime, ds.StudyID, ds.AccessionNumber = PERSONAL[5], "101112", "1", ""
+    ds.ReferringPhysicianName, ds.InstitutionName = "", PERSONAL[6]
+    ds.Modality, ds.SeriesNumber, ds.InstanceNumber, ds.AcquisitionNumber = "CT", 3, number + 1, 1
+    ds.ImageType, ds.PositionReferenceIndicator, ds.Manufacturer = (
+        ["ORIGINAL", "PRIMARY", "AXIAL"],
+        "",
+        "Nobody",
+    )
+    ds.ImagePositionPatient, ds.ImageOrientationPatient = [-192, -192, z], [1, 0, 0, 0, 1, 0]
+    ds.PixelSpacing, ds.SliceThickness, ds.KVP = [6.0, 6.0], 5.0, 120
+    ds.Rows, ds.Columns = plane.shape
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 1
+    ds.RescaleSlope, ds.RescaleIntercept = 1, 0
+    ds.PixelData = plane.astype("<i2").tobytes()
+    return ds
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(condition, seconds: float = 30.0, every: float = 0.05):
+    """What ``condition`` returns once it is true; an AssertionError if it never is."""
+    until = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(every)
+    return value
+
+
+def connect(port: int, ae: str = "CT1", called: str = "TRTSEG", contexts=None, **options):
+    """An association with a node, for CT or the given SOP classes."""
+    entity = AE(ae_title=ae)
+    for context in contexts or [CTImageStorage, "1.2.840.10008.1.1"]:
+        entity.add_requested_context(context, ExplicitVRLittleEndian)
+    entity.acse_timeout = entity.network_timeout = 30
+    entity.dimse_timeout = 10
+    return entity.associate("127.0.0.1", port, ae_title=called, **options)
+
+
+def send(port: int, datasets, **options) -> list[int]:
+    """Statuses of instances sent over one association."""
+    association = connect(port, **options)
+    assert association.is_established
+    statuses = [association.send_c_store(dataset).get("Status", -1) for dataset in datasets]
+    association.release()
+    return statuses
+
+
+class Node:
+    """``trtseg serve`` in a process group of its own."""
+
+    def __init__(self, store: Path, **given) -> None:
+        self.store, self.port = store, free_port()
+        self.log_file = store.with_name(store.name + ".log")
+        settings = {"port": self.port, "threads": 1, "device": "cpu", "quiet_s": 0.3, "long_quiet_s": 2.0}
+        settings |= {"free_mb": 1, **given}
+        self.config = store.with_name(store.name + ".toml")
+        self.config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
+        self.process = None
+
+    def start(self) -> Node:
+        begin = self.log_file.stat().st_size if self.log_file.exists() else 0
+        with self.log_file.open("a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "trtseg", "serve", "--config", self.config, "--store", self.store],
+                stderr=log, start_new_session=True,
+            )  # fmt: skip
+        wait_for(lambda: '"listening"' in self.log_file.read_text()[begin:], 60)
+        return self
+
+    def kill(self) -> None:
+        """End all its processes at once, as a power cut would."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> int:
+        self.process.terminate()
+        return self.process.wait(30)
+
+    def __enter__(self) -> Node:
+        return self.start()
+
+    def __exit__(self, *_) -> None:
+        self.kill()
+
+    @property
+    def log(self) -> list[dict]:
+        """Lines of the log so far."""
+        return [json.loads(line) for line in self.log_file.read_text().splitlines() if line.endswith("}")]
+
+    def events(self, name: str) -> list[dict]:
+        return [line for line in self.log if line["event"] == name]
+
+    def ask(self, query: str) -> list[tuple]:
+        """Rows of the node's database."""
+        with contextlib.closing(
+            sqlite3.connect(f"file:{self.store}/spool.sqlite?mode=ro", uri=True, timeout=30)
+        ) as db:
+            return db.execute(query).fetchall()
+
+
+class Archive:
+    """A DICOM server that keeps what it gets, and answers with `status`."""
+
+    def __init__(self, port: int | None = None) -> None:
+        self.port, self.got, self.status = port or free_port(), [], 0x0000
+        self.reports = []
+        self._lock = threading.Lock()
+        entity = AE(ae_title="ARCHIVE")
+        for context in AllStoragePresentationContexts:
+            entity.add_supported_context(context.abstract_syntax)
+        entity.add_supported_context("1.2.840.10008.1.20.1", scu_role=False, scp_role=True)
+        handlers = [(evt.EVT_C_STORE, self._store), (evt.EVT_N_EVENT_REPORT, self._report)]
+        self._server = entity.start_server(("127.0.0.1", self.port), block=False, evt_handlers=handlers)
+
+    def _store(self, event) -> int:
+        dataset = event.dataset
+        dataset.file_meta = event.file_meta
+        with self._lock:
+            if self.status == 0:
+                self.got.append(dataset)
+        return self.status
+
+    def _report(self, event):
+        self.reports.append((event.event_type, event.event_information))
+        return 0x0000, None
+
+    def of(self, modality: str) -> list[Dataset]:
+        return [dataset for dataset in self.got if dataset.Modality == modality]
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._server.shutdown()
+
+
+def write_folder(datasets, folder: Path) -> Path:
+    """The files of a series."""
+    folder.mkdir(parents=True)
+    for number, dataset in enumerate(datasets):
+        dataset.save_as(folder / f"{number:04d}", enforce_file_format=True)
+    return folder
+
+
+def read(path: Path) -> Dataset:
+    return pydicom.dcmread(path)

@@ -1,0 +1,113 @@
+"""When a series is complete, and what a restart finds."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import pytest
+
+from trtseg.node.ending import Evidence, due, look
+from trtseg.node.log import scrub
+from trtseg.node.spool import Facts, Refused, Spool
+
+KNOWN = Evidence(instances=10, related=None, acquisitions_full=False, open=False, clean=True, last=100.0)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "ends"),
+    [
+        ({}, 103),  # released, and a short silence
+        ({"open": True}, 130),
+        ({"clean": False}, 130),  # aborted: its sender will try again
+        ({"related": 10, "open": True}, 100),  # the sender's own count
+        ({"related": 11}, 130),
+        ({"acquisitions_full": True}, 100),
+        ({"acquisitions_full": True, "open": True}, 103),  # another acquisition may follow
+    ],
+)
+def test_evidence_decides_how_long_is_waited(evidence, ends):
+    assert due(Evidence(**{**KNOWN.__dict__, **evidence}), 3, 30) == ends
+
+
+def add(spool, sop, series="1.1", association=1, **facts):
+    return spool.add(Facts(sop, "ct", "1", series, **facts), association, (b"head", sop.encode()), (100, 100))
+
+
+def associations(spool, count):
+    for _ in range(count):
+        spool.do("INSERT INTO association(opened) VALUES(0)")
+
+
+def test_what_the_instances_say(tmp_path):
+    spool = Spool(tmp_path)
+    associations(spool, 2)
+    for number in range(4):
+        add(spool, f"a{number}", acquisition="1" if number < 2 else "2", in_acquisition=2)
+    assert look(spool)[1].acquisitions_full
+    add(spool, "a4", acquisition="2", in_acquisition=2, association=2)
+    found = look(spool)[1]
+    assert (found.acquisitions_full, found.instances, found.open, found.clean) == (False, 5, True, True)
+    spool.do("UPDATE association SET ended=1e12, how='released' WHERE id=2")
+    assert look(spool)[1].open  # the first
+    assert look(spool)[1].last == 1e12
+    add(
+        spool, "b0", series="1.2", related=7
+    )  # by which the first association has gone over to another series
+    assert not look(spool)[1].open
+    assert look(spool)[2].related == 7
+    spool.do("UPDATE association SET ended=1, how='aborted' WHERE id=1")
+    assert not look(spool)[1].clean
+
+
+def test_a_late_slice_opens_its_series_again(tmp_path):
+    spool = Spool(tmp_path)
+    associations(spool, 1)
+    add(spool, "a0")
+    assert spool.finish(1, 1, [], [], reason="too few")
+    assert look(spool) == {}
+    assert not add(spool, "a0")  # the same again changes nothing
+    assert look(spool) == {}
+    add(spool, "a1")
+    assert look(spool)[1].instances == 2
+    assert not spool.finish(1, 1, [], [])  # made without the second
+    assert spool.finish(1, 2, [], [])
+
+
+def test_what_was_not_acknowledged_is_swept_away(tmp_path):
+    spool = Spool(tmp_path)
+    associations(spool, 1)
+    add(spool, "a0")
+    spool.write("instances", b"killed before its row")
+    (tmp_path / "instances" / ".half.dcm").write_bytes(b"killed while written")
+    assert spool.sweep("instances", "instance") == 2
+    assert [path.read_bytes() for path in (tmp_path / "instances").iterdir()] == [b"heada0"]
+
+
+def test_an_instance_and_its_file_come_together_or_not_at_all(tmp_path, monkeypatch):
+    spool = Spool(tmp_path)
+    associations(spool, 1)
+
+    def full(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(spool, "count", full)
+        with pytest.raises(sqlite3.OperationalError):
+            add(spool, "a0")
+    assert list((tmp_path / "instances").iterdir()) == []
+    assert spool.rows("SELECT * FROM instance") == []
+    assert add(spool, "a0")
+    with pytest.raises(Refused, match="another instance"):
+        spool.add(Facts("a0", "ct", "1", "1.1"), 1, (b"head", b"other"), (100, 100))
+
+
+def test_nothing_of_a_patient_is_left_in_a_reason():
+    from nodes import PERSONAL, ct_series
+
+    (header,) = ct_series(1)
+    text = f"of {header.PatientName} {header.PatientID}, {header.StudyInstanceUID}, '{header.StudyTime}' of 512 mm"
+    found = scrub(text + f" born {header.PatientBirthDate} in {header.InstitutionName}", [header])
+    assert not [word for word in PERSONAL if word in found]
+    assert header.StudyInstanceUID not in found
+    assert found.endswith("(hidden)")
+    assert "512 mm" in found

@@ -1,0 +1,166 @@
+"""Results reach their destination, wait for it, or are put aside with the reason."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+import time
+
+import pytest
+from nodes import Archive, ct_series, free_port, wait_for
+
+from trtseg.node.config import Config
+from trtseg.node.forward import report_commitments, send_waiting
+from trtseg.node.receive import STORAGE_COMMITMENT
+from trtseg.node.spool import Facts, Made, Spool
+
+
+def filled(config, count=3):
+    """A spool with one finished series and so many results of it."""
+    spool = Spool(config.store)
+    association = spool.do("INSERT INTO association(opened) VALUES(0)")
+    series = ct_series(count)
+    for one in series:
+        facts = Facts(one.SOPInstanceUID, one.SOPClassUID, one.StudyInstanceUID, one.SeriesInstanceUID)
+        spool.add(facts, association, (b"x", one.PixelData), (10, 10))
+    made = []
+    for one in ct_series(count):
+        path = config.store.parent / "one.dcm"
+        one.save_as(path, enforce_file_format=True)
+        file = spool.write("results", path.read_bytes())
+        made.append(Made("sc", one.SOPClassUID, one.SOPInstanceUID, file))
+    assert spool.finish(1, count, made, config.destinations)
+    return spool, [one.sop for one in made], [one.SOPInstanceUID for one in series]
+
+
+def states(spool):
+    return [row["state"] for row in spool.rows("SELECT state FROM delivery ORDER BY result")]
+
+
+def again(spool, config, destination):
+    """What the next attempt does, without the wait for it."""
+    spool.do("UPDATE delivery SET due=0")
+    send_waiting(spool, config, destination)
+
+
+def test_results_wait_for_an_archive_that_is_down_or_full(tmp_path):
+    port = free_port()
+    config = Config(tmp_path / "store", send=(f"ARCHIVE@127.0.0.1:{port}",), retry_s=10.0)
+    spool, uids, _ = filled(config)
+    (destination,) = config.destinations
+    send_waiting(spool, config, destination)
+    assert states(spool) == ["waiting"] * 3
+    waits = spool.row("SELECT attempts, due FROM delivery")
+    assert waits["attempts"] == 1
+    assert 5 < waits["due"] - time.time() < 11
+    send_waiting(spool, config, destination)  # is not due
+    assert spool.row("SELECT attempts FROM delivery")["attempts"] == 1
+    again(spool, config, destination)
+    assert 15 < spool.row("SELECT due FROM delivery")["due"] - time.time() < 21
+    with Archive(port) as archive:
+        archive.status = 0xA700
+        again(spool, config, destination)
+        assert states(spool) == ["waiting"] * 3
+        archive.status = 0
+        again(spool, config, destination)
+        assert states(spool) == ["sent"] * 3
+        again(spool, config, destination)
+        assert [one.SOPInstanceUID for one in archive.got] == uids  # each once
+    assert not list((config.store / "dead").iterdir())
+
+
+def test_a_rejected_result_is_put_aside_with_the_reason(tmp_path):
+    with Archive() as archive:
+        config = Config(
+            tmp_path / "store", send=(f"ARCHIVE@127.0.0.1:{archive.port}",), keep_s=0, keep_dead_s=100
+        )
+        spool, uids, _ = filled(config, 1)
+        archive.status = 0xA900
+        send_waiting(spool, config, *config.destinations)
+    assert states(spool) == ["dead"]
+    note, dicom = sorted((config.store / "dead").iterdir(), key=lambda path: path.suffix != ".json")
+    assert json.loads(note.read_text())["reason"] == "status 0xA900"
+    assert uids[0].encode() in dicom.read_bytes()
+    spool.purge(config.keep_s, config.keep_dead_s)  # of what is settled, the rejected stays
+    assert not list((config.store / "results").iterdir())
+    assert not list((config.store / "instances").iterdir())
+    assert dicom.exists()
+    spool.purge(0, -1)
+    assert not dicom.exists()
+
+
+def test_what_waits_is_never_purged(tmp_path):
+    config = Config(tmp_path / "store", send=("ARCHIVE@127.0.0.1:9",))
+    spool, uids, _ = filled(config)
+    spool.purge(-1, -1)
+    assert len(list((config.store / "results").iterdir())) == len(uids)
+
+
+def test_a_folder(tmp_path):
+    config = Config(tmp_path / "store", folder=(tmp_path / "out",))
+    spool, _, _ = filled(config)
+    send_waiting(spool, config, *config.destinations)
+    assert states(spool) == ["waiting"] * 3  # there is no such folder
+    (tmp_path / "out").mkdir()
+    again(spool, config, *config.destinations)
+    assert states(spool) == ["sent"] * 3
+    assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+class _Web(http.server.BaseHTTPRequestHandler):
+    codes: tuple = ()
+    got: tuple = ()
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        code, *_Web.codes = _Web.codes
+        _Web.got = (*_Web.got, body) if code == 200 else _Web.got
+        self.send_response(code)
+        self.send_header("Content-Type", "application/dicom+json")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_):
+        pass
+
+
+def test_stow(tmp_path):
+    pytest.importorskip("dicomweb_client")
+    server = http.server.HTTPServer(("127.0.0.1", 0), _Web)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    config = Config(tmp_path / "store", stow=(f"http://127.0.0.1:{server.server_address[1]}/dicom-web",))
+    spool, uids, _ = filled(config)
+    _Web.codes, _Web.got = [200, 409, 403], ()
+    send_waiting(spool, config, *config.destinations)
+    assert states(spool) == ["sent", "dead", "waiting"]
+    _Web.codes = [200]
+    again(spool, config, *config.destinations)
+    server.shutdown()
+    assert states(spool) == ["sent", "dead", "sent"]
+    assert [uid.encode() in body for uid, body in zip((uids[0], uids[2]), _Web.got, strict=True)] == [
+        True,
+        True,
+    ]
+
+
+def test_storage_commitment_is_reported_on_an_association_of_its_own(tmp_path):
+    with Archive() as archive:
+        config = Config(tmp_path / "store", folder=(tmp_path,), commit=(f"ARCHIVE@127.0.0.1:{archive.port}",))
+        spool, _, instances = filled(config)
+        good = [(ct_series(1)[0].SOPClassUID, uid) for uid in instances]
+        missing = (good[0][0], "1.2.3.4")
+        for references in (good, [*good, missing]):
+            request = json.dumps({"transaction": "1.2.840.1", "references": references})
+            spool.do("INSERT INTO commitment(ae, request, due) VALUES('ARCHIVE', ?, 0)", request)
+        report_commitments(spool, config)
+        wait_for(lambda: len(archive.reports) == 2)
+    (first, complete), (second, partly) = archive.reports
+    assert (first, second) == (1, 2)
+    assert [item.ReferencedSOPInstanceUID for item in complete.ReferencedSOPSequence] == instances
+    assert "FailedSOPSequence" not in complete
+    assert [(item.ReferencedSOPInstanceUID, item.FailureReason) for item in partly.FailedSOPSequence] == [
+        ("1.2.3.4", 0x0112)
+    ]
+    assert spool.rows("SELECT * FROM commitment") == []
+    assert STORAGE_COMMITMENT == "1.2.840.10008.1.20.1"

@@ -1,0 +1,254 @@
+"""What the node takes, what it refuses, and with which status."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import sys
+import time
+
+import pytest
+from nodes import connect, ct_series, free_port, send, wait_for
+
+from trtseg.node import receive as receiving
+from trtseg.node.config import Config
+from trtseg.node.spool import Spool
+
+CT = receiving.CT_IMAGE
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """Make a receiver in this process: ``serve(**settings) -> (config, spool)``."""
+    servers = []
+
+    def start(**settings):
+        settings = {
+            "store": tmp_path / "store",
+            "folder": (tmp_path,),
+            "free_mb": 1,
+            "port": free_port(),
+            **settings,
+        }
+        config = Config(**settings)
+        spool = Spool(config.store)
+        server, receiver = receiving.start(config, spool)
+        servers.append(server)
+        spool.receiver = receiver
+        return config, spool
+
+    yield start
+    for server in servers:
+        server.shutdown()
+
+
+def stored(spool):
+    return [row["sop"] for row in spool.rows("SELECT sop FROM instance ORDER BY id")]
+
+
+def test_an_echo_and_a_series(serve):
+    config, spool = serve()
+    association = connect(config.port)
+    assert association.send_c_echo().Status == 0
+    series = ct_series(3)
+    assert [association.send_c_store(one).Status for one in series] == [0, 0, 0]
+    association.release()
+    assert stored(spool) == [one.SOPInstanceUID for one in series]
+    for row, one in zip(spool.rows("SELECT * FROM instance"), series, strict=True):
+        import pydicom
+
+        path = spool.path("instances", row["file"])
+        assert pydicom.dcmread(path) == one
+        assert path.stat().st_mode & 0o077 == 0 or path.parent.stat().st_mode & 0o077 == 0
+    spool.receiver.look_after_associations()
+    wait_for(
+        lambda: (
+            spool.receiver.look_after_associations()
+            or not spool.rows("SELECT 1 FROM association WHERE ended IS NULL")
+        )
+    )
+    assert spool.row("SELECT how FROM association")["how"] == "released"
+
+
+def test_the_same_instance_twice_is_stored_once_and_another_of_its_name_is_refused(serve):
+    config, spool = serve()
+    (one,) = ct_series(1)
+    assert send(config.port, [one, one]) == [0, 0]
+    assert send(config.port, [one]) == [0]
+    one.PixelData = bytes(len(one.PixelData))
+    assert send(config.port, [one]) == [0xC100]
+    assert len(stored(spool)) == len(list((config.store / "instances").iterdir())) == 1
+
+
+def test_what_is_no_ct_is_refused_with_a_status(serve):
+    config, spool = serve()
+    mr, other, nameless, huge = ct_series(4)
+    mr.SOPClassUID = mr.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
+    mr.Modality = "MR"
+    other.Modality = "PT"
+    del nameless.SeriesInstanceUID
+    huge.Rows = huge.Columns = 60000
+    assert send(config.port, [mr], contexts=[mr.SOPClassUID]) == [0x0122]
+    assert send(config.port, [other, nameless, huge]) == [0xA900, 0xC000, 0xC101]
+    assert stored(spool) == []
+    assert list((config.store / "instances").iterdir()) == []
+
+
+def test_who_may_call(serve):
+    config, _ = serve(allow=("CT1@127.0.0.1", "CT2@10.0.0.0/8"))
+    assert connect(config.port, ae="CT1").is_established
+    for options in ({"ae": "CT2"}, {"ae": "CT3"}, {"ae": "CT1", "called": "OTHER"}):
+        assert connect(config.port, **options).is_rejected, options
+    config, _ = serve(allow=("*@10.0.0.0/8",), port=free_port())
+    association = connect(config.port)
+    assert not association.is_established
+    assert not association.is_rejected  # it did not come so far
+
+
+def associate_rq(called=b"TRTSEG", calling=b"CT1"):
+    """An A-ASSOCIATE-RQ for CT in Explicit VR Little Endian, byte by byte."""
+
+    def item(kind, data):
+        return struct.pack(">BBH", kind, 0, len(data)) + data
+
+    syntaxes = item(0x30, CT.encode()) + item(0x40, b"1.2.840.10008.1.2.1")
+    user = item(0x51, struct.pack(">L", 16384)) + item(0x52, b"1.2.3")
+    body = struct.pack(">HH", 1, 0) + called.ljust(16) + calling.ljust(16) + bytes(32)
+    body += item(0x10, b"1.2.840.10008.3.1.1.1") + item(0x20, b"\x01\0\0\0" + syntaxes) + item(0x50, user)
+    return struct.pack(">BBL", 1, 0, len(body)) + body
+
+
+@pytest.mark.parametrize("established", [False, True])
+def test_a_pdu_that_claims_4_gb_ends_its_association_alone(serve, established):
+    config, _ = serve()
+    with socket.create_connection(("127.0.0.1", config.port)) as raw:
+        raw.settimeout(10)
+        if established:
+            raw.sendall(associate_rq())
+            assert raw.recv(6)[0] == 2  # accepted
+        before = _memory()
+        raw.sendall(struct.pack(">BBL", 4 if established else 1, 0, 0xFFFFFFFF) + bytes(100_000))
+        with contextlib.suppress(ConnectionResetError):
+            while raw.recv(4096):  # until it is closed; a timeout fails
+                pass
+    assert _memory() - before < 50_000_000
+    assert send(config.port, ct_series(1)) == [0]
+
+
+def _memory():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * 4096
+
+
+def test_an_instance_that_is_too_large_is_not_collected(serve):
+    config, spool = serve(instance_mb=1)
+    (one,) = ct_series(1)
+    one.PixelData = bytes(2_000_000)
+    association = connect(config.port)
+    assert association.send_c_store(one).get("Status") is None
+    wait_for(lambda: not association.is_established)
+    assert stored(spool) == []
+    assert send(config.port, ct_series(1)) == [0]
+
+
+def test_messages_that_do_not_wait_for_answers_end_their_association(serve):
+    config, _ = serve()
+    association = connect(config.port)
+    time.sleep(0.1)
+    from pynetdicom.dimse_primitives import C_ECHO
+
+    for number in range(200):
+        request = C_ECHO()
+        request.MessageID, request.AffectedSOPClassUID = number + 1, "1.2.840.10008.1.1"
+        context = next(c for c in association.accepted_contexts if c.abstract_syntax == "1.2.840.10008.1.1")
+        association.dimse.send_msg(request, context.context_id)
+    wait_for(lambda: association.is_aborted or not association.is_established)
+    assert send(config.port, ct_series(1)) == [0]
+
+
+def test_limits_of_series_and_space(serve):
+    config, _ = serve(series_instances=2, open_series=1)
+    assert send(config.port, ct_series(3)) == [0, 0, 0xA700]
+    assert send(config.port, ct_series(1)) == [0xA700]  # a second series
+    config, _ = serve(disk_mb=0, port=free_port())
+    assert send(config.port, ct_series(1)) == [0xA700]
+    config, _ = serve(free_mb=10**9, port=free_port())
+    assert send(config.port, ct_series(1)) == [0xA700]
+
+
+def test_too_many_associations_are_rejected(serve):
+    config, _ = serve(associations=2)
+    first, second, third = (connect(config.port) for _ in range(3))
+    assert first.is_established
+    assert second.is_established
+    assert third.is_rejected
+    first.release()
+    wait_for(lambda: connect(config.port).is_established)
+
+
+def test_a_store_that_cannot_be_written_says_so_and_stays_alive(serve, monkeypatch):
+    config, _ = serve()
+    monkeypatch.setattr("trtseg.node.spool.os.fsync", _no_space)
+    assert send(config.port, ct_series(2)) == [0xA700, 0xA700]
+    monkeypatch.undo()
+    assert list((config.store / "instances").iterdir()) == []
+    assert send(config.port, ct_series(2)) == [0, 0]
+
+
+def _no_space(_):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_request_for_commitment_by_somebody_unknown(serve):
+    import pydicom
+
+    config, spool = serve()
+    association = connect(config.port, contexts=[receiving.STORAGE_COMMITMENT])
+    request = pydicom.Dataset()
+    request.TransactionUID = "1.2.3"
+    status, _ = association.send_n_action(
+        request, 1, receiving.STORAGE_COMMITMENT, f"{receiving.STORAGE_COMMITMENT}.1"
+    )
+    assert status.Status == 0x0110
+    assert spool.rows("SELECT * FROM commitment") == []
+
+
+def test_the_receiver_needs_no_nets():
+    import subprocess
+
+    code = "import sys, trtseg.node.receive, trtseg.node.guard, pydicom; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"openvino", "highdicom", "trtseg.api"} & set(loaded)
+
+
+def test_tls_asks_for_a_certificate(serve, tmp_path):
+    """With a certificate that the node knows a caller is let in, without it is not."""
+    import shutil
+    import ssl
+    import subprocess
+
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl")
+    for name in ("own", "foreign"):
+        key, cert = tmp_path / f"{name}.key", tmp_path / f"{name}.pem"
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+             "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert],
+            check=True, capture_output=True,
+        )  # fmt: skip
+    own = tmp_path / "own.pem"
+    config, _ = serve(tls_cert=own, tls_key=tmp_path / "own.key", tls_ca=own)
+
+    def context(name):
+        made = ssl.create_default_context(cafile=own)
+        if name:
+            made.load_cert_chain(tmp_path / f"{name}.pem", tmp_path / f"{name}.key")
+        return made, "127.0.0.1"
+
+    assert send(config.port, ct_series(1), tls_args=context("own")) == [0]
+    for options in ({"tls_args": context("foreign")}, {"tls_args": context(None)}, {}):
+        assert not connect(config.port, **options).is_established
+    assert send(config.port, ct_series(1), tls_args=context("own")) == [0]

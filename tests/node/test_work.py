@@ -1,0 +1,147 @@
+"""How the worker takes what it finds in the spool; in this process."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import sys
+import time
+
+import numpy as np
+import pytest
+from nodes import ct_series
+from pydicom.encaps import encapsulate
+from tiny import cascade_model
+
+from trtseg.api import Segmenter
+from trtseg.node.config import Config
+from trtseg.node.spool import Facts, Spool
+from trtseg.node.work import Worker
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory):
+    with Segmenter(
+        str(cascade_model(tmp_path_factory.mktemp("model"))), device="cpu", threads=1
+    ) as segmenter:
+        yield segmenter
+
+
+@pytest.fixture
+def worker(tmp_path, segmenter):
+    config = Config(tmp_path / "store", folder=(tmp_path,), results=("seg",), quiet_s=0, long_quiet_s=0)
+    worker = Worker(config, Spool(config.store), segmenter, ctypes.c_longlong())
+    worker.spool.do("INSERT INTO association(opened) VALUES(0)")
+    yield worker
+    worker.close()
+
+
+def store(spool, *datasets):
+    import io
+
+    for one in datasets:
+        file = io.BytesIO()
+        one.save_as(file, enforce_file_format=True)
+        facts = Facts(one.SOPInstanceUID, one.SOPClassUID, one.StudyInstanceUID, one.SeriesInstanceUID)
+        spool.add(facts, 1, (b"", file.getvalue()), (1000, 10))
+
+
+def finish(worker):
+    """Work until there is nothing to do; the states and reasons of all series."""
+    while worker.step():
+        pass
+    return [tuple(row) for row in worker.spool.rows("SELECT state, reason FROM series ORDER BY id")]
+
+
+def test_a_localizer_gives_no_result_and_a_reason(worker):
+    series = ct_series(4)
+    for one in series:
+        one.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    store(worker.spool, *series)
+    ((state, reason),) = finish(worker)
+    assert state == "failed"
+    assert "localizer" in reason
+    assert series[0].SeriesInstanceUID not in reason
+
+
+def test_a_localizer_in_the_series_is_left_out(worker):
+    series = ct_series(8)
+    series[0].ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    store(worker.spool, *series)
+    assert finish(worker) == [("done", None)]
+
+
+def test_what_ended_the_process_is_left_alone(worker, caplog):
+    store(worker.spool, *ct_series(6))
+    worker.spool.do("UPDATE instance SET crashes=2 WHERE id=1")
+    with caplog.at_level(logging.INFO):
+        assert finish(worker) == [("done", None)]
+    (facts,) = (record.facts for record in caplog.records if record.getMessage() == "instance unreadable")
+    assert facts["instance"] == 1
+    store(worker.spool, *ct_series(6, seed=1))
+    worker.spool.do("UPDATE series SET crashes=2 WHERE id=2")
+    assert finish(worker)[1] == ("failed", "segmenting it has ended the process")
+
+
+@pytest.mark.parametrize(
+    "syntax", ["1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.57"]
+)
+def test_a_compressed_picture_that_claims_to_be_huge_is_not_decoded(worker, syntax):
+    series = ct_series(6)
+    if syntax.endswith("90"):  # SIZ of a JPEG 2000 codestream: 100,000 x 100,000
+        size = b"".join(n.to_bytes(4, "big") for n in (100_000, 100_000, 0, 0, 100_000, 100_000, 0, 0))
+        data = b"\xff\x4f\xff\x51\x00\x29\x00\x00" + size + b"\x00\x01\x0f\x01\x01\xff\xd9"
+    else:  # start of a frame of 65,535 x 65,535
+        start = b"\xff\xf7" if syntax.endswith("80") else b"\xff\xc3"
+        data = b"\xff\xd8" + start + b"\x00\x0b\x10\xff\xff\xff\xff\x01\x01\x11\x00\xff\xd9"
+    series[2].file_meta.TransferSyntaxUID = syntax
+    series[2].PixelData = encapsulate([data])
+    store(worker.spool, *series)
+    before, start = _memory(), time.monotonic()
+    ((state, reason),) = finish(worker)
+    assert state == "failed"
+    assert "1 slice is missing" in reason
+    assert _memory() - before < 300_000_000
+    assert time.monotonic() - start < 30
+    assert worker.spool.row("SELECT value FROM counter WHERE name='instances_unreadable'")["value"] == 1
+
+
+def _memory():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * 4096
+
+
+def test_a_full_disk_while_results_are_written_is_tried_again(worker, monkeypatch):
+    store(worker.spool, *ct_series(6))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys.modules["trtseg.io.atomic"], "_flush", full)
+    with pytest.raises(OSError, match="space"):
+        finish(worker)
+    monkeypatch.undo()
+    assert finish(worker) == [("done", None)]
+
+
+def test_what_takes_too_much_memory_is_tried_twice(worker, monkeypatch):
+    store(worker.spool, *ct_series(6))
+
+    def greedy(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("trtseg.node.work.write_results", greedy)
+    for _ in range(2):
+        with pytest.raises(MemoryError):
+            finish(worker)
+    assert finish(worker) == [("failed", "segmenting it has ended the process")]
+
+
+def test_more_series_than_streams_are_all_done(worker):
+    import dataclasses
+
+    worker.config = dataclasses.replace(worker.config, streams=1)
+    for seed in range(3):
+        store(worker.spool, *ct_series(4, seed=seed))
+    assert finish(worker) == [("done", None)] * 3
+    assert np.sum([row["bytes"] for row in worker.spool.rows("SELECT bytes FROM result")]) > 0

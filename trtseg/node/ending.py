@@ -1,0 +1,102 @@
+"""When a series is complete: by what its instances and associations say, and by silence only where they say nothing.
+
+DICOM has no message for the end of a series, and slices arrive in any order. A series that was ended too early costs a
+second result, so weak evidence shortens the silence that is waited for, and only strong evidence ends it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trtseg.node.spool import Spool
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known about the end of a series.
+
+    Attributes
+    ----------
+    instances : int
+        That have arrived.
+    related : int or None
+        NumberOfSeriesRelatedInstances: how many the sender says that there are, in all.
+    acquisitions_full : bool
+        Each AcquisitionNumber has as many instances as ImagesInAcquisition says. A further acquisition may follow.
+    open : bool
+        An association that brought some of them is still open, and has not gone over to another series.
+    clean : bool
+        All the others were released, neither aborted nor lost.
+    last : float
+        When the last instance arrived or the last association ended.
+    """
+
+    instances: int
+    related: int | None
+    acquisitions_full: bool
+    open: bool
+    clean: bool
+    last: float
+
+
+def due(evidence: Evidence, quiet: float, long_quiet: float) -> float:
+    """When a series ends if nothing else arrives.
+
+    Parameters
+    ----------
+    evidence : Evidence
+        Of the series.
+    quiet, long_quiet : float
+        Seconds of silence after the last association was released, and where there is no sign of an end.
+    """
+    if evidence.related is not None:  # the sender's own count, of exactly this series
+        complete = evidence.instances >= evidence.related
+        return evidence.last + (0 if complete else long_quiet)
+    if evidence.acquisitions_full:
+        return evidence.last + (quiet if evidence.open else 0)
+    return evidence.last + (quiet if evidence.clean and not evidence.open else long_quiet)
+
+
+def look(spool: Spool) -> dict[int, Evidence]:
+    """Collect the evidence of all open series."""
+    parts: dict[int, list[Any]] = {}
+    for row in spool.rows(
+        "SELECT i.series, i.association, i.acquisition, COUNT(*) n, MAX(related) related, MAX(in_acquisition) wanted,"
+        " MAX(received) received, MAX(i.id) newest FROM instance i JOIN series s ON s.id=i.series"
+        " WHERE s.state='open' GROUP BY i.series, i.association, i.acquisition"
+    ):
+        parts.setdefault(row["series"], []).append(row)
+    used = {row["association"] for rows in parts.values() for row in rows}
+    associations = {
+        number: spool.row(
+            "SELECT ended, how, (SELECT MAX(id) FROM instance WHERE association=a.id) newest"
+            " FROM association a WHERE id=?",
+            number,
+        )
+        for number in used
+    }
+    return {
+        series: _evidence(rows, [associations[n] for n in {row["association"] for row in rows}])
+        for series, rows in parts.items()
+    }
+
+
+def _evidence(rows: Sequence[Any], associations: Sequence[Any]) -> Evidence:
+    arrived: Counter[str | None] = Counter()
+    wanted: dict[str | None, int] = {}
+    for row in rows:
+        arrived[row["acquisition"]] += row["n"]
+        wanted[row["acquisition"]] = max(row["wanted"] or 0, wanted.get(row["acquisition"], 0))
+    newest = max(row["newest"] for row in rows)
+    return Evidence(
+        instances=sum(arrived.values()),
+        related=max((row["related"] for row in rows if row["related"]), default=None),
+        acquisitions_full=all(arrived[acquisition] == count for acquisition, count in wanted.items()),
+        # An association whose last instance is of another series has gone over to that one.
+        open=any(one["ended"] is None and one["newest"] <= newest for one in associations),
+        clean=all(one["how"] in (None, "released") for one in associations),
+        last=max(max(row["received"] for row in rows), *(one["ended"] or 0.0 for one in associations)),
+    )

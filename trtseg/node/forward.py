@@ -1,0 +1,270 @@
+"""Results to where they are wanted, and reports of storage commitment: tried again until they arrive or are rejected.
+
+What cannot be sent now stays in the spool. Only a destination that answered "never" to a result gets it into the
+dead-letter folder. A result keeps its UIDs, so one that was sent just before a crash is the same object when it is sent
+again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trtseg.node.config import Config, Peer
+from trtseg.node.log import say, where
+from trtseg.node.receive import STORAGE_COMMITMENT, UNCOMPRESSED, tls_context
+from trtseg.node.spool import Spool, flush_folder
+from trtseg.node.stopping import Stop
+
+_TOGETHER = 100  # results that go by one association
+_NO_SUCH_INSTANCE, _CLASS_INSTANCE_CONFLICT = 0x0112, 0x0119
+
+
+class Later(Exception):
+    """A destination cannot take anything now."""
+
+
+class Rejected(Exception):
+    """A destination will never take this result."""
+
+
+def forward(config: Config) -> None:
+    """Send until SIGTERM; the body of the forwarding process."""
+    stop = Stop(signal.SIGTERM)
+    from pynetdicom import _config
+
+    _config.LOG_HANDLER_LEVEL = "none"
+    _config.STORE_SEND_CHUNKED_DATASET = True  # files are sent as they are, not read and encoded again
+    spool = Spool(config.store)
+    lock = spool.lock("forward")
+    loops = [
+        threading.Thread(target=_loop, args=(send_waiting, spool, config, d, stop))
+        for d in config.destinations
+    ]
+    loops.append(threading.Thread(target=_loop, args=(report_commitments, spool, config, "", stop)))
+    for loop in loops:
+        loop.start()
+    while not stop.wait(1.0):
+        pass
+    for loop in loops:
+        loop.join(timeout=10)
+    lock.close()
+    say("stopped")
+    os._exit(0)  # a destination that does not answer keeps no process alive
+
+
+def _loop(work: Any, spool: Spool, config: Config, destination: str, stop: Stop) -> None:
+    while not stop.is_set():
+        try:
+            work(spool, config, destination)
+        except Exception as error:  # a full disk, for example: tried again
+            say("sending failed", level=logging.ERROR, reason=where(error))
+            stop.wait(config.retry_s)
+        stop.wait(0.05)
+
+
+def send_waiting(spool: Spool, config: Config, destination: str) -> None:
+    """Send what is due to one destination, all over one association."""
+    waiting = spool.rows(
+        "SELECT r.id, r.series, r.kind, r.sop_class, r.file, d.attempts FROM delivery d JOIN result r ON r.id=d.result"
+        " WHERE d.state='waiting' AND d.destination=? AND d.due<=? ORDER BY r.id LIMIT ?",
+        *(destination, time.time(), _TOGETHER),
+    )
+    if not waiting:
+        return
+    kind, _, place = destination.partition(":")
+    left = {row["id"]: row for row in waiting}
+
+    def sent(result: int, reason: str | None = None) -> None:
+        """Note what became of a result at once: whatever follows may fail."""
+        row = left.pop(result)
+        if reason is not None:
+            spool.bury(result, destination, row["file"], reason)
+            say("result rejected", level=logging.ERROR, series=row["series"], kind=row["kind"], reason=reason)
+            return
+        with spool.transaction():
+            spool.do(
+                "UPDATE delivery SET state='sent', ended=?, attempts=attempts+1 WHERE result=? AND destination=?",
+                *(time.time(), result, destination),
+            )
+            spool.count("results_sent")
+        say("result sent", series=row["series"], kind=row["kind"], to=kind)
+
+    files = {row["id"]: spool.path("results", row["file"]) for row in waiting}
+    try:
+        if kind == "send":
+            _send(config, config.peers[place], files, {row["id"]: row["sop_class"] for row in waiting}, sent)
+        elif kind == "stow":
+            _stow(place, files, sent)
+        else:
+            _copy(Path(place), files, sent)
+    except Exception as error:
+        reason = str(error) if isinstance(error, Later) else where(error)
+        attempts = max(row["attempts"] for row in waiting)
+        wait = min(config.retry_s * 2 ** min(attempts, 20), config.retry_most_s)
+        say("destination not reached", level=logging.WARNING, to=kind, reason=reason, again_in_s=wait)
+        with spool.transaction():
+            for result in left:
+                spool.do(
+                    "UPDATE delivery SET attempts=attempts+1, due=?, reason=? WHERE result=? AND destination=?",
+                    *(time.time() + wait, reason, result, destination),
+                )
+            spool.count("delivery_failures")
+
+
+def _associate(config: Config, peer: Peer, classes: Sequence[str], **options: Any) -> Any:
+    """Open an association; Later if the peer does not accept it."""
+    from pynetdicom import AE, evt
+
+    entity = AE(ae_title=config.ae)
+    entity.connection_timeout = entity.acse_timeout = 10
+    entity.dimse_timeout = entity.network_timeout = 60
+    for sop_class in classes:  # each syntax by itself: the peer may accept both
+        for syntax in UNCOMPRESSED[:2]:
+            entity.add_requested_context(sop_class, syntax)
+    if config.send_tls:
+        options["tls_args"] = tls_context(config, server=False), peer.host
+    options["evt_handlers"] = [(evt.EVT_CONN_OPEN, _hurry)]
+    association = entity.associate(peer.host, peer.port, ae_title=peer.ae, **options)
+    if not association.is_established:
+        raise Later("association rejected" if association.is_rejected else "no connection")
+    return association
+
+
+def _hurry(event: Any) -> None:
+    """Keep the network from holding small packets back, which costs 40 ms an object, on either side."""
+    from trtseg.node.prompt import PromptSocket
+
+    connection = event.assoc.dul.socket
+    connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.__class__ = PromptSocket
+
+
+def _send(config: Config, peer: Peer, files: dict[int, Path], classes: dict[int, str], sent: Any) -> None:
+    """C-STORE results to a DICOM node, whose classes are given too."""
+    import pydicom
+
+    association = _associate(config, peer, sorted(set(classes.values())))
+    try:
+        accepted = {
+            (str(c.abstract_syntax), str(c.transfer_syntax[0])) for c in association.accepted_contexts
+        }
+        for result, path in files.items():
+            as_is, converted = ((classes[result], syntax) in accepted for syntax in UNCOMPRESSED[:2])
+            if not as_is and not converted:
+                sent(result, "SOP class not accepted")
+                continue
+            status = association.send_c_store(path if as_is else pydicom.dcmread(path)).get("Status")
+            if status is None:
+                raise Later("association lost")
+            if status == 0 or status >> 12 == 0xB:  # a warning: stored all the same
+                sent(result)
+            elif status >> 8 == 0xA7:
+                raise Later(f"out of resources, status 0x{status:04X}")
+            else:
+                sent(result, f"status 0x{status:04X}")
+    finally:
+        association.release()
+
+
+def _stow(url: str, files: dict[int, Path], sent: Any) -> None:
+    """STOW-RS results to a DICOMweb server, one by one, so that one that is rejected stops no other."""
+    import pydicom
+    import requests
+    from dicomweb_client.api import DICOMwebClient
+
+    client = DICOMwebClient(url)
+    for result, path in files.items():
+        try:
+            answer = client.store_instances([pydicom.dcmread(path)])
+        except requests.HTTPError as error:
+            code = 0 if error.response is None else error.response.status_code
+            if code in (400, 409, 413, 415):
+                sent(result, f"HTTP status {code}")
+                continue
+            raise Later(f"HTTP status {code}") from error
+        except requests.RequestException as error:
+            raise Later("no connection") from error
+        failed = answer.get("FailedSOPSequence")
+        sent(result, f"failure reason 0x{failed[0].FailureReason:04X}" if failed else None)
+
+
+def _copy(folder: Path, files: dict[int, Path], sent: Any) -> None:
+    """Copy results into a folder, under their random names."""
+    for result, path in files.items():
+        try:
+            temporary = folder / f".{path.name}"
+            with temporary.open("wb") as file:
+                file.write(path.read_bytes())
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(folder / path.name)
+            flush_folder(folder)
+        except OSError as error:
+            raise Later(f"cannot be written: {error.strerror}") from error
+        sent(result)
+
+
+def report_commitments(spool: Spool, config: Config, _: str = "") -> None:
+    """Tell those who asked for storage commitment which instances are stored, each on an association of its own."""
+    for row in spool.rows("SELECT * FROM commitment WHERE due<=? ORDER BY id LIMIT 10", time.time()):
+        peer = config.commit_peers.get(row["ae"])
+        if peer is None:  # taken out of the settings
+            spool.do("DELETE FROM commitment WHERE id=?", row["id"])
+            continue
+        try:
+            _report(spool, config, peer, json.loads(row["request"]))
+        except Exception as error:
+            wait = min(config.retry_s * 2 ** min(row["attempts"], 20), config.retry_most_s)
+            reason = str(error) if isinstance(error, Later) else where(error)
+            say("commitment not reported", level=logging.WARNING, to=peer.ae, reason=reason, again_in_s=wait)
+            spool.do(
+                "UPDATE commitment SET attempts=attempts+1, due=? WHERE id=?", time.time() + wait, row["id"]
+            )
+            if row["attempts"] > 100:
+                spool.do("DELETE FROM commitment WHERE id=?", row["id"])
+            continue
+        spool.do("DELETE FROM commitment WHERE id=?", row["id"])
+        say("commitment reported", to=peer.ae)
+
+
+def _report(spool: Spool, config: Config, peer: Peer, request: dict[str, Any]) -> None:
+    """N-EVENT-REPORT: event 1 if every instance is stored, else 2 with those that are not."""
+    from pydicom import Dataset
+    from pynetdicom import build_role
+
+    stored, failed = [], []
+    for sop_class, sop in request["references"]:
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, sop
+        known = spool.row("SELECT sop_class FROM instance WHERE sop=?", sop)
+        if known is not None and known["sop_class"] == sop_class:
+            stored.append(item)
+        else:
+            item.FailureReason = _NO_SUCH_INSTANCE if known is None else _CLASS_INSTANCE_CONFLICT
+            failed.append(item)
+    report = Dataset()
+    report.TransactionUID = request["transaction"]
+    report.RetrieveAETitle = config.ae
+    if stored:
+        report.ReferencedSOPSequence = stored
+    if failed:
+        report.FailedSOPSequence = failed
+    role = build_role(STORAGE_COMMITMENT, scp_role=True)
+    association = _associate(config, peer, [STORAGE_COMMITMENT], ext_neg=[role])
+    try:
+        status, _ = association.send_n_event_report(
+            report, 2 if failed else 1, STORAGE_COMMITMENT, f"{STORAGE_COMMITMENT}.1"
+        )
+        if status.get("Status") != 0:
+            raise Later(f"status {status.get('Status')}")
+    finally:
+        association.release()

@@ -1,0 +1,104 @@
+"""What a node has done, for Prometheus, and whether it is well: all of it counted in the spool."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from trtseg.errors import ArgumentError
+from trtseg.node.spool import Spool
+
+_COUNTERS = {
+    "instances_stored": "Instances stored and acknowledged.",
+    "bytes_stored": "Bytes of these instances.",
+    "instances_refused": "Instances refused with a status.",
+    "associations_refused": "Associations of AE titles that are not allowed.",
+    "instances_unreadable": "Instances stored that could not be decoded.",
+    "series_done": "Series segmented, revisions included.",
+    "series_failed": "Series that gave no result, for a reason that the log has.",
+    "results_sent": "Results that a destination took.",
+    "results_dead": "Results that a destination rejected.",
+    "delivery_failures": "Attempts to reach a destination that failed.",
+    "process_restarts": "Processes of the node that had ended by themselves.",
+    "tail_seconds_sum": "Seconds from the end of a series to its results, in all.",
+    "tail_seconds_count": "Series in that sum.",
+}
+
+
+class Collector:
+    """Reads the counters and the state of the spool when Prometheus asks."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+
+    def collect(self) -> Iterator[Any]:
+        """Yield all metrics."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        counted = {row["name"]: row["value"] for row in self._spool.rows("SELECT * FROM counter")}
+        for name, text in _COUNTERS.items():
+            yield CounterMetricFamily(f"trtseg_node_{name}", text, value=counted.get(name, 0.0))
+        for name, text, query in (
+            (
+                "open_series",
+                "Series that are not finished.",
+                "SELECT COUNT(*) FROM series WHERE state='open'",
+            ),
+            (
+                "open_associations",
+                "Associations that stored something.",
+                "SELECT COUNT(*) FROM association WHERE ended IS NULL",
+            ),
+            (
+                "waiting_results",
+                "Results not sent yet.",
+                "SELECT COUNT(*) FROM delivery WHERE state='waiting'",
+            ),
+        ):
+            yield GaugeMetricFamily(f"trtseg_node_{name}", text, value=self._spool.row(query)[0])
+        yield GaugeMetricFamily("trtseg_node_used_bytes", "Size of the store.", value=self._spool.used())
+
+
+def serve(spool: Spool, host: str, port: int, health: Callable[[], dict[str, bool]]) -> ThreadingHTTPServer:
+    """Serve ``/metrics`` and ``/health`` in a thread; health is 200 if all that it names is true, else 503."""
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    registry = CollectorRegistry()
+    registry.register(Collector(spool))
+
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10
+
+        def do_GET(self) -> None:
+            if self.path == "/metrics":
+                self._answer(200, "text/plain; version=0.0.4; charset=utf-8", generate_latest(registry))
+            elif self.path == "/health":
+                parts = health()
+                self._answer(
+                    200 if all(parts.values()) else 503, "application/json", json.dumps(parts).encode()
+                )
+            else:
+                self._answer(404, "text/plain", b"/metrics or /health\n")
+
+        def _answer(self, status: int, kind: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing: requests come every few seconds."""
+
+    try:
+        server = ThreadingHTTPServer((host, port), Handler)
+    except OSError as error:
+        raise ArgumentError(
+            f"http_port: {host}:{port} cannot be listened at ({error.strerror}); choose another port"
+        ) from error
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server

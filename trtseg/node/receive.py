@@ -1,0 +1,358 @@
+"""The service provider: C-ECHO, C-STORE and storage commitment, and a reason beside each status.
+
+Each instance is on the disk before its sender hears so; nothing is decoded here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import resource
+import signal
+import ssl
+import threading
+import time
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+from trtseg.node.config import Config
+from trtseg.node.log import say, where
+from trtseg.node.spool import Facts, Refused, Spool
+from trtseg.node.stopping import Stop
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+    from trtseg.node.guard import Server
+
+SUCCESS = 0x0000
+INVALID_ARGUMENT = 0x0115  # a storage commitment request without what it needs
+PROCESSING_FAILURE = 0x0110  # a storage commitment request by somebody who cannot be answered
+NO_SUCH_ACTION = 0x0123
+CLASS_NOT_SUPPORTED = 0x0122  # an object that is no CT image
+OUT_OF_RESOURCES = 0xA700  # no space, or a limit is reached: may be sent again later
+NOT_OF_ITS_CLASS = 0xA900  # the data set is not what the request says that it is
+CANNOT_UNDERSTAND = 0xC000  # the data set cannot be read, or lacks a UID
+TOO_LARGE = 0xC101  # the image claims more rows, columns or frames than are taken
+
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
+LEGACY_ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.2"
+CT_CLASSES = (CT_IMAGE, ENHANCED_CT, LEGACY_ENHANCED_CT)
+VERIFICATION = "1.2.840.10008.1.1"
+STORAGE_COMMITMENT = "1.2.840.10008.1.20.1"
+
+# Deflated is left out: it is inflated as a whole before anything of it can be checked.
+UNCOMPRESSED = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2")
+COMPRESSED = (
+    "1.2.840.10008.1.2.4.50",  # JPEG baseline
+    "1.2.840.10008.1.2.4.51",  # JPEG extended, 12 bits
+    "1.2.840.10008.1.2.4.57",  # JPEG lossless
+    "1.2.840.10008.1.2.4.70",  # JPEG lossless, first-order prediction
+    "1.2.840.10008.1.2.4.80",  # JPEG-LS lossless
+    "1.2.840.10008.1.2.4.81",  # JPEG-LS near-lossless
+    "1.2.840.10008.1.2.4.90",  # JPEG 2000 lossless
+    "1.2.840.10008.1.2.4.91",  # JPEG 2000
+    "1.2.840.10008.1.2.4.201",  # HTJ2K lossless
+    "1.2.840.10008.1.2.4.202",  # HTJ2K lossless RPCL
+    "1.2.840.10008.1.2.4.203",  # HTJ2K
+    "1.2.840.10008.1.2.5",  # RLE lossless
+)
+
+_TAGS = (
+    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "Rows", "Columns",
+    "NumberOfFrames", "NumberOfSeriesRelatedInstances", "AcquisitionNumber", "ImagesInAcquisition",
+)  # fmt: skip
+_PIXELS = 0x7FE00008  # float, double and integer pixel data, the last elements of a data set
+_MOST_REFERENCES = 10_000
+
+
+class Receiver:
+    """Handlers of the events of a server, and the associations that are open."""
+
+    def __init__(self, config: Config, spool: Spool) -> None:
+        self.config = config
+        self.spool = spool
+        self._open: dict[Any, int] = {}  # pynetdicom's association: its row
+        self._lock = threading.Lock()
+
+    def requested(self, event: Any) -> None:
+        """Reject a caller whose AE title may not call from its address."""
+        association = event.assoc
+        ae = association.requestor.primitive.calling_ae_title.strip()
+        address = association.requestor.address_info.address
+        if any(caller.covers(address, ae) for caller in self.config.callers):
+            return
+        say(
+            "association refused",
+            level=logging.WARNING,
+            calling=ae,
+            address=address,
+            reason="AE title not allowed",
+        )
+        with contextlib.suppress(Exception):
+            self.spool.count("associations_refused")
+        association.acse.send_reject(
+            0x01, 0x01, 0x03
+        )  # permanent, by the user: calling AE title not recognised
+        association.kill()
+
+    def echo(self, event: Any) -> int:
+        """Answer a C-ECHO."""
+        return SUCCESS
+
+    def store(self, event: Any) -> int:
+        """Answer a C-STORE when the instance is safe."""
+        config, data = self.config, event.request.DataSet
+        association = self._row(event.assoc)
+        try:
+            if association is None:
+                raise Refused(OUT_OF_RESOURCES, "the store cannot be written")
+            with data.getbuffer() as view:
+                self._check_space(len(view))
+            facts = read_facts(event, config)
+            head = _file_head(event)
+            with data.getbuffer() as view:
+                self.spool.add(
+                    facts, association, (head, view), (config.series_instances, config.open_series)
+                )
+        except Refused as refusal:
+            return self._refuse(refusal.status, str(refusal), association)
+        except Exception as error:  # no space, a full disk, a broken one
+            return self._refuse(OUT_OF_RESOURCES, f"cannot be stored: {where(error)}", association)
+        return SUCCESS
+
+    def commit(self, event: Any) -> tuple[int, None]:
+        """Take a request for storage commitment, which `trtseg.node.forward` answers on an association of its own."""
+        ae = event.assoc.requestor.ae_title.strip()
+        if event.action_type != 1:
+            return NO_SUCH_ACTION, None
+        if ae not in self.config.commit_peers:
+            say(
+                "storage commitment refused",
+                level=logging.WARNING,
+                calling=ae,
+                reason="not listed in 'commit'",
+            )
+            return PROCESSING_FAILURE, None
+        try:
+            wanted = event.action_information
+            references = [
+                (str(item.ReferencedSOPClassUID), str(item.ReferencedSOPInstanceUID))
+                for item in wanted.ReferencedSOPSequence[:_MOST_REFERENCES]
+            ]
+            request = json.dumps({"transaction": str(wanted.TransactionUID), "references": references})
+            if len(wanted.ReferencedSOPSequence) > _MOST_REFERENCES:
+                return INVALID_ARGUMENT, None
+        except Exception:
+            return INVALID_ARGUMENT, None
+        try:
+            self.spool.do(
+                "INSERT INTO commitment(ae, request, due) VALUES(?, ?, ?)", ae, request, time.time()
+            )
+        except Exception as error:
+            say("storage commitment refused", level=logging.WARNING, calling=ae, reason=where(error))
+            return PROCESSING_FAILURE, None
+        say("storage commitment asked for", calling=ae, instances=len(references))
+        return SUCCESS, None
+
+    def look_after_associations(self) -> None:
+        """Note which associations have ended, and how."""
+        for association, row in list(self._open.items()):
+            if not association.is_alive():
+                how = "released" if association.is_released else "aborted"
+                self.spool.do("UPDATE association SET ended=?, how=? WHERE id=?", time.time(), how, row)
+                with self._lock:
+                    del self._open[association]
+                say("association ended", association=row, how=how)
+
+    def _row(self, association: Any) -> int | None:
+        """The row of an association, made with its first instance; None if it cannot be written."""
+        with self._lock:
+            if association not in self._open:
+                try:
+                    row = self.spool.do("INSERT INTO association(opened) VALUES(?)", time.time())
+                except Exception:
+                    return None
+                self._open[association] = row
+                say("association opened", association=row, calling=association.requestor.ae_title.strip())
+            return self._open[association]
+
+    def _check_space(self, size: int) -> None:
+        disk = os.statvfs(self.config.store)
+        if disk.f_bavail * disk.f_frsize - size < self.config.free_mb * 1_000_000:
+            raise Refused(OUT_OF_RESOURCES, "the disk is full")
+        if self.spool.used() + size > self.config.disk_mb * 1_000_000:
+            raise Refused(OUT_OF_RESOURCES, "the store has its full size")
+
+    def _refuse(self, status: int, reason: str, association: int | None) -> int:
+        say(
+            "instance refused",
+            level=logging.WARNING,
+            status=f"0x{status:04X}",
+            reason=reason,
+            association=association,
+        )
+        with contextlib.suppress(Exception):
+            self.spool.count("instances_refused")
+        return status
+
+
+def read_facts(event: Any, config: Config) -> Facts:
+    """Read and check the few elements of an instance that decide whether it is taken.
+
+    Raises
+    ------
+    Refused
+        With the status for the sender.
+    """
+    request = event.request
+    sop_class, sop = str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID)
+    if sop_class not in CT_CLASSES or event.context.abstract_syntax not in CT_CLASSES:
+        raise Refused(CLASS_NOT_SUPPORTED, "no CT image")
+    try:
+        header = _header(request.DataSet, event.context.transfer_syntax)
+        study, series = (str(header.get(tag) or "") for tag in ("StudyInstanceUID", "SeriesInstanceUID"))
+        own = header.get("SOPClassUID", sop_class), header.get("SOPInstanceUID", sop)
+        modality = header.get("Modality", "CT")
+        largest = max(int(header.get("Rows") or 0), int(header.get("Columns") or 0))
+        frames = int(header.get("NumberOfFrames") or 1)
+        acquisition = header.get("AcquisitionNumber")
+        facts = Facts(
+            *(sop, sop_class, study, series),
+            related=_count(header.get("NumberOfSeriesRelatedInstances")),
+            acquisition=None if acquisition is None else str(acquisition)[:16],
+            in_acquisition=_count(header.get("ImagesInAcquisition")),
+        )
+    except Exception as error:  # pydicom raises errors of many types
+        raise Refused(CANNOT_UNDERSTAND, f"the data set cannot be read: {where(error)}") from error
+    if own != (sop_class, sop):
+        raise Refused(NOT_OF_ITS_CLASS, "the data set has other SOP UIDs than the request")
+    if modality != "CT":
+        raise Refused(NOT_OF_ITS_CLASS, "the modality is not CT")
+    if not all(0 < len(uid) <= 64 for uid in (sop, study, series)):
+        raise Refused(CANNOT_UNDERSTAND, "a UID of study, series or instance is missing or too long")
+    if largest > config.rows or not 0 < frames <= config.frames:
+        raise Refused(TOO_LARGE, "the image claims too many rows, columns or frames")
+    return facts
+
+
+def _header(data: BytesIO, transfer_syntax: str) -> Dataset:
+    """The elements of `_TAGS`, read without the pixel data."""
+    from pydicom.filereader import read_dataset
+    from pydicom.tag import Tag
+    from pydicom.uid import UID
+
+    syntax = UID(transfer_syntax)
+    data.seek(0)
+    return read_dataset(
+        data,
+        is_implicit_VR=syntax.is_implicit_VR,
+        is_little_endian=syntax.is_little_endian,
+        stop_when=lambda tag, _vr, _length: tag >= _PIXELS,
+        specific_tags=[Tag(name) for name in _TAGS],
+    )
+
+
+def _count(value: Any) -> int | None:
+    number = int(value) if value not in (None, "") else 0
+    return number if 0 < number < 100_000 else None
+
+
+def _file_head(event: Any) -> bytes:
+    """What stands before the data set in a DICOM file."""
+    from pynetdicom.dsutils import encode_file_meta
+
+    return b"\0" * 128 + b"DICM" + bytes(encode_file_meta(event.file_meta))
+
+
+def make_entity(config: Config) -> Any:
+    """The application entity with all presentation contexts that it accepts."""
+    from pynetdicom import AE, AllStoragePresentationContexts
+
+    entity = AE(ae_title=config.ae)
+    entity.maximum_associations = config.associations
+    entity.maximum_pdu_size = min(config.pdu_kb * 1024, 262_144) - 6
+    entity.require_called_aet = True
+    entity.add_supported_context(VERIFICATION, list(UNCOMPRESSED))
+    entity.add_supported_context(STORAGE_COMMITMENT, list(UNCOMPRESSED))
+    for sop_class in CT_CLASSES:
+        entity.add_supported_context(sop_class, [*UNCOMPRESSED, *COMPRESSED])
+    for (
+        context
+    ) in AllStoragePresentationContexts:  # to be refused one by one with a status, which ends no study
+        if context.abstract_syntax not in CT_CLASSES:
+            entity.add_supported_context(str(context.abstract_syntax), list(UNCOMPRESSED))
+    return entity
+
+
+def tls_context(config: Config, *, server: bool) -> ssl.SSLContext | None:
+    """TLS with certificates on both sides; None if the node has none."""
+    if config.tls_cert is None:
+        return None
+    context = ssl.create_default_context(
+        ssl.Purpose.CLIENT_AUTH if server else ssl.Purpose.SERVER_AUTH, cafile=str(config.tls_ca)
+    )
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_cert_chain(config.tls_cert, config.tls_key)
+    return context
+
+
+def start(config: Config, spool: Spool) -> tuple[Server, Receiver]:
+    """Begin to serve, in a thread; the receiver is to be told to look after its associations now and then."""
+    from pynetdicom import _config, evt
+
+    from trtseg.node.guard import Handler, Server
+
+    _config.LOG_HANDLER_LEVEL = "none"
+    _config.LOG_REQUEST_IDENTIFIERS = _config.LOG_RESPONSE_IDENTIFIERS = False
+    spool.do("UPDATE association SET ended=?, how='lost' WHERE ended IS NULL", time.time())
+    receiver = Receiver(config, spool)
+    entity = make_entity(config)
+    handlers: list[Any] = [
+        (evt.EVT_REQUESTED, receiver.requested),
+        (evt.EVT_C_ECHO, receiver.echo),
+        (evt.EVT_C_STORE, receiver.store),
+        (evt.EVT_N_ACTION, receiver.commit),
+    ]
+    server: Any = entity.make_server(
+        (config.host, config.port),
+        ssl_context=tls_context(config, server=True),
+        evt_handlers=handlers,
+        server_class=Server,
+        request_handler=Handler,
+    )
+    server.config = config
+    entity._servers.append(server)  # so that it can be shut down
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True).start()
+    port = server.server_address[1]
+    say("listening", ae=config.ae, host=config.host, port=port, tls=config.tls_cert is not None)
+    return server, receiver
+
+
+def receive(config: Config) -> None:
+    """Serve until SIGTERM; the body of the receiving process."""
+    if config.receiver_mb:
+        resource.setrlimit(resource.RLIMIT_AS, (config.receiver_mb * 1_000_000,) * 2)
+    stop = Stop(signal.SIGTERM)
+    threading.stack_size(1 << 20)  # counts as memory, twice an association
+    spool = Spool(config.store)
+    lock = spool.lock("receive")
+    spool.sweep("instances", "instance")
+    server, receiver = start(config, spool)
+    while not stop.wait(0.1):
+        try:
+            receiver.look_after_associations()
+        except Exception as error:  # a full disk: tried again
+            say("cannot note the end of an association", level=logging.WARNING, reason=where(error))
+            stop.wait(5)
+    server.shutdown()
+    for association in server.active_associations:
+        association._abort_nonblocking()
+    receiver.look_after_associations()
+    lock.close()
+    say("stopped")
+    os._exit(0)  # threads of pynetdicom may still wait for a peer

@@ -1,0 +1,396 @@
+"""The state of a node on disk: instances and results as files, what is known of them in SQLite.
+
+A file gets its name, and its row, only when its bytes are on the disk; a file without a row was promised to nobody
+and is swept away at the next start. Names are random: nothing that a sender wrote ever becomes part of a path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from trtseg.errors import OutputError
+
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE association(id INTEGER PRIMARY KEY AUTOINCREMENT, opened REAL, ended REAL, how TEXT);
+CREATE TABLE series(id INTEGER PRIMARY KEY AUTOINCREMENT, uid TEXT UNIQUE, state TEXT, revision INTEGER DEFAULT 0,
+  crashes INTEGER DEFAULT 0, reason TEXT, ended REAL);
+CREATE TABLE instance(id INTEGER PRIMARY KEY AUTOINCREMENT, series INTEGER, association INTEGER, sop TEXT UNIQUE,
+  sop_class TEXT, sha256 BLOB, file TEXT, bytes INTEGER, received REAL, related INTEGER, acquisition TEXT,
+  in_acquisition INTEGER, crashes INTEGER DEFAULT 0);
+CREATE INDEX of_series ON instance(series, id);
+CREATE INDEX of_association ON instance(association, id);
+CREATE TABLE result(id INTEGER PRIMARY KEY AUTOINCREMENT, series INTEGER, revision INTEGER, kind TEXT, sop_class TEXT,
+  sop TEXT, file TEXT, bytes INTEGER, made REAL);
+CREATE TABLE delivery(result INTEGER, destination TEXT, state TEXT, attempts INTEGER DEFAULT 0, due REAL, ended REAL,
+  reason TEXT, PRIMARY KEY(result, destination));
+CREATE TABLE commitment(id INTEGER PRIMARY KEY AUTOINCREMENT, ae TEXT, request TEXT,
+  attempts INTEGER DEFAULT 0, due REAL);
+CREATE TABLE counter(name TEXT PRIMARY KEY, value REAL);
+"""
+
+
+class Refused(Exception):
+    """An instance that the node does not take: the status for its sender, and why, in words without any of its data."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class Facts(NamedTuple):
+    """What the header of an instance says about itself and the series that it belongs to."""
+
+    sop: str
+    sop_class: str
+    study: str
+    series: str
+    related: int | None = None  # NumberOfSeriesRelatedInstances
+    acquisition: str | None = None  # AcquisitionNumber
+    in_acquisition: int | None = None  # ImagesInAcquisition
+
+
+class Made(NamedTuple):
+    """A result that was written with `Spool.write` and is to be sent."""
+
+    kind: str
+    sop_class: str
+    sop: str
+    file: str
+
+
+class Spool:
+    """The folder of a node. Each process opens it for itself; threads of a process share a Spool.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be used.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            for name in ("", "instances", "results", "dead"):
+                (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = threading.RLock()
+            self._db = sqlite3.connect(
+                folder / "spool.sqlite", timeout=60, isolation_level=None, check_same_thread=False
+            )
+            self._db.row_factory = sqlite3.Row
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")  # a commit is on the disk
+            with self.transaction():
+                (version,) = self.row("PRAGMA user_version")
+                if version == 0:
+                    for statement in _SCHEMA.split(";"):
+                        self._db.execute(statement)
+                    self._db.execute(f"PRAGMA user_version={_VERSION}")
+        except (OSError, sqlite3.Error) as error:
+            raise OutputError(f"{folder}: cannot be used as the store of a node ({error})") from error
+        if version not in (0, _VERSION):
+            raise OutputError(f"{folder}: was made by another version of trtseg; choose another folder")
+        self._used = (0.0, 0)  # when it was counted, bytes
+
+    def close(self) -> None:
+        """Close the database."""
+        self._db.close()
+
+    def lock(self, role: str) -> IO[str]:
+        """Be the only process with this role, once the one before has ended; the lock ends with the process."""
+        handle = (self.folder / f"{role}.lock").open("w")
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        return handle
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All changes of the body, or none; on the disk when it ends."""
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
+        """All rows that a query gives."""
+        with self._lock:
+            return self._db.execute(query, values).fetchall()
+
+    def row(self, query: str, *values: Any) -> Any:
+        """The first row that a query gives, or None."""
+        with self._lock:
+            return self._db.execute(query, values).fetchone()
+
+    def do(self, statement: str, *values: Any) -> int:
+        """Change something; the id of the row that was added."""
+        with self._lock:
+            return self._db.execute(statement, values).lastrowid or 0
+
+    def count(self, name: str, by: float = 1) -> None:
+        """Add to a counter of the metrics."""
+        self.do("INSERT INTO counter VALUES(?, ?) ON CONFLICT DO UPDATE SET value=value+?", name, by, by)
+
+    def blame(self, number: int) -> None:
+        """Note that the instance or, negative, the series of this id has ended the segmenting process."""
+        if number:
+            table = "instance" if number > 0 else "series"
+            self.do(f"UPDATE {table} SET crashes=crashes+1 WHERE id=?", abs(number))  # noqa: S608
+
+    # files
+
+    def path(self, folder: str, file: str) -> Path:
+        """Where a file of the spool lies."""
+        return self.folder / folder / file
+
+    def write(self, folder: str, *parts: Any) -> str:
+        """Write a new file of bytes and flush it and its name to the disk; returns its name."""
+        name = secrets.token_hex(16) + ".dcm"
+        temporary = self.path(folder, "." + name)
+        try:
+            with temporary.open("xb", buffering=0) as file:
+                for part in parts:
+                    view = memoryview(part).cast("B")
+                    while view:
+                        view = view[file.write(view) :]
+                os.fsync(file.fileno())
+            temporary.rename(self.path(folder, name))
+            flush_folder(self.folder / folder)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            self.path(folder, name).unlink(missing_ok=True)
+            raise
+        return name
+
+    def adopt(self, folder: str, paths: Iterable[Path]) -> list[str]:
+        """Take files that lie on the spool's disk, flushed, under new names, which are flushed too and returned."""
+        names: list[str] = []
+        try:
+            for path in paths:
+                names.append(secrets.token_hex(16) + ".dcm")
+                path.rename(self.path(folder, names[-1]))
+            flush_folder(self.folder / folder)
+        except BaseException:
+            self.remove(folder, names)
+            raise
+        return names
+
+    def remove(self, folder: str, files: Iterable[str]) -> None:
+        """Remove files that no row needs any more."""
+        for file in files:
+            self.path(folder, file).unlink(missing_ok=True)
+
+    def used(self) -> int:
+        """Bytes of all instances and results, counted anew every few seconds."""
+        when, used = self._used
+        if not 0 <= time.monotonic() - when < 5 or not when:
+            (used,) = self.row(
+                "SELECT (SELECT IFNULL(SUM(bytes), 0) FROM instance) + (SELECT IFNULL(SUM(bytes), 0) FROM result)"
+            )
+            self._used = time.monotonic(), used
+        return used
+
+    def sweep(self, folder: str, table: str) -> int:
+        """Remove files without a row, which a killed process left; only the one process that writes them may."""
+        known = set(self._files(table))
+        left = [path for path in (self.folder / folder).iterdir() if path.name not in known]
+        for path in left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return len(left)
+
+    def _files(self, where: str, *values: Any) -> list[str]:
+        return [row["file"] for row in self.rows(f"SELECT file FROM {where}", *values)]  # noqa: S608
+
+    # instances
+
+    def add(self, facts: Facts, association: int, parts: Sequence[Any], limits: tuple[int, int]) -> bool:
+        """Store an instance so that nothing short of a broken disk can lose it.
+
+        Parameters
+        ----------
+        facts : Facts
+            Of its header.
+        association : int
+            That it came by.
+        parts : sequence of buffer
+            What stands before the data set in a file, and the data set.
+        limits : (int, int)
+            The most instances of a series, and open series.
+
+        Returns
+        -------
+        bool
+            False if the very same instance was there before, and nothing was done.
+
+        Raises
+        ------
+        Refused
+            There is another instance with its UID, or too much of the series or of series.
+        OSError, sqlite3.Error
+            It cannot be written.
+        """
+        digest = hashlib.sha256(parts[-1]).digest()
+        if self._known(facts.sop, digest):
+            return False
+        file = self.write("instances", *parts)
+        size = sum(memoryview(part).nbytes for part in parts)
+        try:
+            with self.transaction():
+                if self._known(facts.sop, digest):
+                    self.remove("instances", [file])
+                    return False
+                series = self._series(facts, *limits)
+                self.do(
+                    "INSERT INTO instance(series, association, sop, sop_class, sha256, file, bytes, received, related, "
+                    "acquisition, in_acquisition) VALUES(?,?,?,?,?,?,?,?,?,?,?)",
+                    *(series, association, facts.sop, facts.sop_class, digest, file, size, time.time()),
+                    *(facts.related, facts.acquisition, facts.in_acquisition),
+                )
+                self.count("instances_stored")
+                self.count("bytes_stored", size)
+        except BaseException:
+            self.remove("instances", [file])
+            raise
+        self._used = self._used[0], self._used[1] + size
+        return True
+
+    def _known(self, sop: str, digest: bytes) -> bool:
+        known = self.row("SELECT sha256 FROM instance WHERE sop=?", sop)
+        if known is not None and known["sha256"] != digest:
+            raise Refused(0xC100, "another instance with the same UID is stored")
+        return known is not None
+
+    def _series(self, facts: Facts, most_instances: int, most_series: int) -> int:
+        """The row of the series of an instance, which is open from now on."""
+        uid = f"{facts.study}/{facts.series}"
+        known = self.row("SELECT id, state FROM series WHERE uid=?", uid)
+        if known is None or known["state"] != "open":
+            (open_series,) = self.row("SELECT COUNT(*) FROM series WHERE state='open'")
+            if open_series >= most_series:
+                raise Refused(0xA700, "too many series are unfinished")
+        if known is None:
+            return self.do("INSERT INTO series(uid, state) VALUES(?, 'open')", uid)
+        (instances,) = self.row("SELECT COUNT(*) FROM instance WHERE series=?", known["id"])
+        if instances >= most_instances:
+            raise Refused(0xA700, "the series has too many instances")
+        self.do("UPDATE series SET state='open', crashes=0 WHERE id=?", known["id"])
+        return int(known["id"])
+
+    # results
+
+    def finish(
+        self,
+        series: int,
+        last: int,
+        results: Sequence[Made],
+        destinations: Sequence[str],
+        reason: str | None = None,
+    ) -> bool:
+        """End a series with its results, or with the reason why it has none; both or nothing is on the disk.
+
+        Parameters
+        ----------
+        series, last : int
+            The series, and the last of its instances that was regarded.
+        results : sequence of Made
+            To be sent to each of ``destinations``.
+        reason : str, optional
+            Why there are none.
+
+        Returns
+        -------
+        bool
+            False if instances came in the meantime: the series goes on, and its results are to be made again.
+        """
+        now = time.time()
+        with self.transaction():
+            if self.row("SELECT 1 FROM instance WHERE series=? AND id>?", series, last):
+                return False
+            self.do(
+                "UPDATE series SET state=?, revision=revision+?, crashes=0, reason=?, ended=? WHERE id=?",
+                *("failed" if reason else "done", bool(results), reason, now, series),
+            )
+            (revision,) = self.row("SELECT revision FROM series WHERE id=?", series)
+            for made in results:
+                row = self.do(
+                    "INSERT INTO result(series, revision, kind, sop_class, sop, file, bytes, made)"
+                    " VALUES(?,?,?,?,?,?,?,?)",
+                    *(series, revision, *made, self.path("results", made.file).stat().st_size, now),
+                )
+                for destination in destinations:
+                    self.do(
+                        "INSERT INTO delivery(result, destination, state, due) VALUES(?, ?, 'waiting', ?)",
+                        *(row, destination, now),
+                    )
+            self.count("series_failed" if reason else "series_done")
+        return True
+
+    def bury(self, result: int, destination: str, file: str, reason: str) -> None:
+        """Put a result that a destination rejected aside, with the reason."""
+        name = secrets.token_hex(16)
+        with contextlib.suppress(FileNotFoundError):
+            os.link(self.path("results", file), self.path("dead", name + ".dcm"))
+        note = {"result": result, "destination": destination, "reason": reason, "time": time.time()}
+        self.path("dead", name + ".json").write_text(json.dumps(note) + "\n", encoding="utf-8")
+        flush_folder(self.folder / "dead")
+        with self.transaction():
+            self.do(
+                "UPDATE delivery SET state='dead', reason=?, ended=? WHERE result=? AND destination=?",
+                *(reason, time.time(), result, destination),
+            )
+            self.count("results_dead")
+
+    def purge(self, keep: float, keep_dead: float) -> int:
+        """Remove what was finished, and what was rejected, longer ago than that many seconds; the number of files."""
+        old = time.time() - keep
+        ended = "SELECT id FROM series WHERE state!='open' AND ended<?"
+        settled = "made<? AND id NOT IN (SELECT result FROM delivery WHERE state='waiting')"
+        with (
+            self.transaction()
+        ):  # rows first: a file without a row is swept, a row without a file would be an error
+            instances = self._files(f"instance WHERE series IN ({ended})", old)
+            results = self._files(f"result WHERE {settled}", old)
+            if instances or results:
+                self.do(f"DELETE FROM instance WHERE series IN ({ended})", old)  # noqa: S608
+                self.do(f"DELETE FROM result WHERE {settled}", old)  # noqa: S608
+                self.do("DELETE FROM delivery WHERE result NOT IN (SELECT id FROM result)")
+                self.do(
+                    "DELETE FROM series WHERE state!='open' AND ended<? AND id NOT IN (SELECT series FROM result)",
+                    old,
+                )
+            self.do(
+                "DELETE FROM association WHERE ended<? AND id NOT IN (SELECT association FROM instance)", old
+            )
+        self.remove("instances", instances)
+        self.remove("results", results)
+        dead = [
+            path.name
+            for path in (self.folder / "dead").iterdir()
+            if path.stat().st_ctime < time.time() - keep_dead
+        ]
+        self.remove("dead", dead)
+        return len(instances) + len(results) + len(dead)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,283 @@
+"""Series to results: each instance is decoded and segmented as it comes, and the series is ended when it is complete.
+
+Everything here can be lost and made again from the spool: after a restart the instances of a series that is not
+finished are simply read once more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
+import signal
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from trtseg.errors import ArgumentError, DeviceError, InputError, ModelError, OutputError
+from trtseg.node.config import Config
+from trtseg.node.ending import due, look
+from trtseg.node.log import say, scrub, where
+from trtseg.node.spool import Made, Spool
+from trtseg.node.stopping import Stop
+
+if TYPE_CHECKING:
+    import numpy as np
+    from pydicom import Dataset
+
+    from trtseg.api import Segmenter
+    from trtseg.result import Segmentation
+    from trtseg.stream import Stream
+
+_CRASHES = 2  # of the process, after which it leaves an instance alone
+_TOGETHER = 8  # instances of a series that are decoded before the next series has its turn
+_AHEAD = 48  # slices that may wait for the nets
+
+
+class Series:
+    """A series on its way through the nets."""
+
+    def __init__(self, number: int, segmenter: Segmenter) -> None:
+        self.number = number
+        self.last = 0  # the last instance that was taken
+        self.unreadable = 0
+        self.headers: list[Dataset] = []
+        self._planes: list[np.ndarray] = []
+        self._files: list[Any] = []
+        self._segmenter = segmenter
+        self._stream: Stream | None = None
+
+    @property
+    def is_ahead(self) -> bool:
+        """So many slices wait for the nets that no more should be decoded."""
+        if self._stream is None:
+            return False
+        taken, labelled = self._stream.counts
+        return taken - labelled > _AHEAD
+
+    def take(self, file: Any) -> None:
+        """Decode an instance and give its slices to the nets; an InputError if it cannot be decoded."""
+        from trtseg.io.dicom import read_slice
+        from trtseg.io.dicom.frames import slices_of
+        from trtseg.io.dicom.series import volumes
+
+        header, hu = read_slice(file)
+        slices = slices_of("instance", header)
+        why_not = volumes([(file, header)])[1][0].reason  # a localizer, for example
+        self.headers.append(header)
+        planes = hu[None] if hu.ndim == 2 else hu
+        self._planes.append(planes)
+        self._files.append(file)
+        if why_not:
+            return
+        # Slices that do not fit among those before are not streamed; at the end they are segmented or refused by name.
+        with contextlib.suppress(ArgumentError, InputError):
+            if self._stream is None:
+                first = slices[0]
+                directions, room = tuple(first.orientation), max(2 * _AHEAD, len(planes))
+                self._stream = self._segmenter.stream(
+                    first.size, spacing=first.spacing, directions=directions, queue=room
+                )
+            for one in slices:
+                self._stream.push(planes[one.frame], one.position)
+
+    def finish(self) -> Segmentation:
+        """Segment what has come, by the rules that a folder is read by; an InputError says why it is no CT."""
+        from trtseg.io.dicom.series import choose, volumes
+        from trtseg.io.dicom.volume import assemble
+
+        if not self.headers:
+            raise InputError("no instance of the series can be decoded")
+        instances, candidates = volumes(list(zip(self._files, self.headers, strict=True)))
+        chosen, _ = choose("the series", candidates, None)
+        volume = assemble("the series", instances, chosen.slices, self._planes.__getitem__)
+        self._planes.clear()
+        if self._stream is None:
+            return self._segmenter.segment(volume)
+        return self._stream.finish(volume=volume)
+
+    def close(self) -> None:
+        """Give memory back."""
+        if self._stream is not None:
+            self._stream.close()
+
+
+class Worker:
+    """All open series, and what is done for them in turn."""
+
+    def __init__(self, config: Config, spool: Spool, segmenter: Segmenter, current: Any) -> None:
+        self.config = config
+        self.spool = spool
+        self.segmenter = segmenter
+        self._current = current
+        self._series: dict[int, Series] = {}
+
+    def step(self) -> bool:
+        """Take the next instances of each series, and end those that are complete; False if there was nothing to do."""
+        open_series = look(self.spool)
+        for number in self._series.keys() - open_series.keys():
+            self._drop(number)
+        busy = False
+        for number, evidence in sorted(open_series.items(), key=lambda item: item[1].last):
+            if number not in self._series:
+                if len(self._series) >= self.config.streams:
+                    continue
+                self._series[number] = Series(number, self.segmenter)
+            series = self._series[number]
+            busy |= self._take(series)
+            ends = due(evidence, self.config.quiet_s, self.config.long_quiet_s)
+            if time.time() >= ends and not self._waiting(series, 1):
+                self._finish(series, ends)
+                busy = True
+        return busy
+
+    def close(self) -> None:
+        """Let all series go; they stay in the spool."""
+        for number in list(self._series):
+            self._drop(number)
+
+    def _waiting(self, series: Series, most: int) -> Sequence[Any]:
+        return self.spool.rows(
+            "SELECT id, file, crashes FROM instance WHERE series=? AND id>? ORDER BY id LIMIT ?",
+            *(series.number, series.last, most),
+        )
+
+    def _take(self, series: Series) -> bool:
+        rows = [] if series.is_ahead else self._waiting(series, _TOGETHER)
+        for row in rows:
+            try:
+                if row["crashes"] >= _CRASHES:
+                    raise InputError("decoding it has ended the process")
+                with self._at(row["id"]):
+                    series.take(self.spool.path("instances", row["file"]))
+            except InputError as error:
+                series.unreadable += 1
+                say(
+                    "instance unreadable", level=logging.WARNING, series=series.number, instance=row["id"],
+                    reason=self._reason(error, series),
+                )  # fmt: skip
+                self.spool.count("instances_unreadable")
+            series.last = row["id"]
+        return bool(rows)
+
+    def _finish(self, series: Series, ends: float) -> None:
+        """End a series with its results or the reason why there are none."""
+        made: list[Made] = []
+        reason = None
+        facts: dict[str, Any] = {}
+        is_kept = False
+        try:
+            try:
+                (crashes,) = self.spool.row("SELECT crashes FROM series WHERE id=?", series.number)
+                if crashes >= _CRASHES:
+                    raise InputError("segmenting it has ended the process")
+                with self._at(-series.number):
+                    result = series.finish()
+                    made = write_results(self.spool, result, self.config.results)
+                facts = {"results": len(made), "warnings": [warning.code for warning in result.warnings]}
+                if result.liver_ml == 0:
+                    facts["note"] = "no liver found"
+            except (InputError, ModelError) as error:
+                reason = self._reason(error, series)
+            is_kept = self.spool.finish(series.number, series.last, made, self.config.destinations, reason)
+        finally:
+            if not is_kept:
+                self.spool.remove("results", [one.file for one in made])
+            self._drop(series.number)
+        if not is_kept:
+            say("series goes on", series=series.number)
+            return
+        took = time.time() - ends
+        self.spool.count("tail_seconds_sum", took)
+        self.spool.count("tail_seconds_count")
+        say(
+            "series failed" if reason else "series done", level=logging.WARNING if reason else logging.INFO,
+            series=series.number, instances=len(series.headers), unreadable=series.unreadable,
+            took_s=round(took, 3), **({"reason": reason} if reason else facts),
+        )  # fmt: skip
+
+    def _drop(self, number: int) -> None:
+        self._series.pop(number).close()
+
+    def _reason(self, error: Exception, series: Series) -> str:
+        return scrub(str(error).replace(str(self.config.store), ""), series.headers[:3])
+
+    @contextlib.contextmanager
+    def _at(self, number: int) -> Iterator[None]:
+        """Leave word what this process works at, for the case that it does not survive it."""
+        self._current.value = number
+        try:
+            yield
+        except (MemoryError, DeviceError):  # the next attempt may have more memory
+            self.spool.blame(number)
+            raise
+        finally:
+            self._current.value = 0
+
+
+def write_results(spool: Spool, result: Segmentation, kinds: Sequence[str]) -> list[Made]:
+    """Write the DICOM objects of a result into the spool, where nobody knows of them yet.
+
+    Raises
+    ------
+    InputError
+        The headers of the source do not allow for such objects.
+    OSError
+        The disk cannot be written.
+    """
+    import pydicom
+
+    if result.liver_ml == 0:  # there is no empty Segmentation
+        return []
+    with tempfile.TemporaryDirectory(prefix=".", dir=spool.folder / "results") as folder:
+        try:
+            paths = result.save_dicom(folder, kinds)
+        except OutputError as error:
+            if isinstance(error.__cause__, OSError):
+                raise error.__cause__ from None
+            raise InputError(str(error)) from error
+        tags = ["SOPClassUID", "SOPInstanceUID"]
+        headers = [pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags) for path in paths]
+        return [
+            Made(path.stem.partition("_")[0], header.SOPClassUID, header.SOPInstanceUID, file)
+            for path, header, file in zip(paths, headers, spool.adopt("results", paths), strict=True)
+        ]
+
+
+def work(config: Config, current: Any) -> None:
+    """Segment until SIGTERM; the body of the segmenting process."""
+    if config.worker_mb:
+        resource.setrlimit(resource.RLIMIT_AS, (config.worker_mb * 1_000_000,) * 2)
+    os.nice(5)  # what arrives is acknowledged first
+    stop = Stop(signal.SIGTERM)
+    import highdicom  # noqa: F401 - takes seconds, which the first series should not
+
+    import trtseg.io.dicom_out
+    import trtseg.report.captures  # noqa: F401
+    from trtseg.api import Segmenter
+
+    spool = Spool(config.store)
+    lock = spool.lock("work")
+    spool.sweep("results", "result")
+    with Segmenter(
+        config.model, device=config.device, precision=config.precision, threads=config.threads
+    ) as segmenter:
+        say("ready", device=segmenter.device, precision=segmenter.precision)
+        worker = Worker(config, spool, segmenter, current)
+        while not stop.is_set():
+            start = time.monotonic()
+            try:
+                busy = worker.step()
+            except (OSError, MemoryError, DeviceError, sqlite3.Error) as error:  # a full disk, for example
+                say("failed", level=logging.ERROR, reason=where(error))
+                worker.close()  # begins again from the spool
+                stop.wait(5)
+                continue
+            stop.wait(0 if busy else max(0.02, 5 * (time.monotonic() - start)))
+        worker.close()
+    lock.close()
+    say("stopped")
+    os._exit(0)
