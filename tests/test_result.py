@@ -12,8 +12,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from dicom_made import save_series
 
 from trtseg.errors import ArgumentError, OutputError
+from trtseg.io import load
 from trtseg.report.pictures import preview_png
 from trtseg.result import Segmentation
 from trtseg.volume import Geometry, Volume
@@ -60,6 +62,8 @@ def test_report_by_hand(result: Segmentation) -> None:
                 "volume_ml": 0.04,
                 "voxels": 1,
                 "diameter_mm": 0.0,
+                "short_mm": 0.0,
+                "diameter_slice": 0,
                 "centroid_ras_mm": [10.0, -16.0, 95.0],  # input voxel (0, 1, 1)
                 "slices": [0, 0],
             }
@@ -119,7 +123,9 @@ def test_a_result_keeps_its_ct_by_reference_and_can_let_go_of_it(tmp_path: Path)
     del volume
     assert kept() is None
     result.save(tmp_path / "seg.nii.gz", report=tmp_path / "r.json")
-    with pytest.raises(ArgumentError, match=r"preview: got a result without its CT; .*replace\(result,"):
+    with pytest.raises(
+        ArgumentError, match=r"preview, html: got a result without its CT; .*replace\(result,"
+    ):
         result.save_preview(tmp_path / "p.png")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.json", "seg.nii.gz"]
 
@@ -163,3 +169,29 @@ def test_another_file_type_is_refused(result: Segmentation, tmp_path: Path) -> N
     with pytest.raises(OutputError, match=r"seg\.hdr: cannot write this file type; expected .nii.gz, "):
         result.save(tmp_path / "seg.hdr")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_notebook_gets_numbers_warnings_and_a_montage(result: Segmentation) -> None:
+    shown = dataclasses.replace(result, name="<b>.nii", volume=make_volume(name="<b>.nii"))._repr_html_()
+    assert "liver 0.2 mL, tumour 0.0 mL (25.0%), 1 lesion" in shown
+    assert "&lt;b&gt;.nii" in shown
+    assert "<b>.nii" not in shown
+    assert result.warnings[0].text.partition("'")[0] in shown
+    assert "data:image/png;base64," in shown
+    without = dataclasses.replace(result, volume=None)
+    assert "base64" not in without._repr_html_()
+    with pytest.raises(ArgumentError, match="got a result without its CT"):
+        without.view()
+    assert "sandbox=" in result.view(300)._repr_html_()
+
+
+def test_the_page_of_a_dicom_series_tells_nobody_who_the_patient_is(tmp_path: Path) -> None:
+    ct = np.full((4, 20, 24), 60, np.int16)
+    ct[:, :5] = -1000
+    folder = save_series(tmp_path / "DOE_JANE", ct, AccessionNumber="ACC77")
+    volume = load(folder)
+    made = Segmentation.measure(np.ones(volume.array.shape, np.uint8), volume)
+    made.save(tmp_path / "seg.nii.gz", html=tmp_path / "seg.html")
+    page = (tmp_path / "seg.html").read_text("utf-8")
+    assert not [secret for secret in ("Secret", "SECRET1", "ACC77", "1.2.3.4", "DOE_JANE") if secret in page]
+    assert made.warnings

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from trtseg.errors import ArgumentError
 from trtseg.io import atomic, check_target, save
+from trtseg.io.dicom_out import check_kinds, check_result, file_names, write_dicom
+from trtseg.io.names import SEG
 from trtseg.labels.components import Array, bounding_box, count_voxels
 from trtseg.labels.lesions import Lesion, lesions
+from trtseg.labels.postprocess import PostProcess, postprocess
 from trtseg.labels.whole import check_liver
 from trtseg.notice import NOTICE
 from trtseg.volume import Geometry, Volume, spacing_mm
@@ -20,8 +25,23 @@ from trtseg.warnings import ResultWarning
 
 #: Version of the report's layout; raised when a key changes its meaning or goes away.
 REPORT_VERSION = 1
+_MOST_PICTURES = 9999
 
 _PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Page:
+    """An HTML page that a notebook shows in a frame of its own."""
+
+    html: str
+    height: int
+
+    def _repr_html_(self) -> str:
+        inside = escape(self.html)
+        return (
+            f'<iframe srcdoc="{inside}" sandbox="allow-scripts" width="100%" height="{self.height}"></iframe>'
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -151,7 +171,7 @@ class Segmentation:
 
         Volumes are in mL, distances in mm and times in seconds. ``slices`` count from 0, feet to head, both
         ends included. ``diameter_mm`` is the largest distance between the centres of two voxels of the lesion
-        that lie on one axial slice.
+        that lie on one axial slice, ``diameter_slice``; ``short_mm`` is the longest diameter perpendicular to it there.
         """
         timings = {**self.timings, "total": sum(self.timings.values())}
         return {
@@ -171,6 +191,8 @@ class Segmentation:
                     "volume_ml": round(lesion.volume_ml, 4),
                     "voxels": lesion.voxels,
                     "diameter_mm": round(lesion.diameter_mm, 2),
+                    "short_mm": round(lesion.short_mm, 2),
+                    "diameter_slice": lesion.diameter_slice,
                     "centroid_ras_mm": [round(mm, 2) for mm in lesion.centroid],
                     "slices": list(lesion.slices),
                 }
@@ -183,37 +205,111 @@ class Segmentation:
         }
 
     def save(
-        self, path: _PathLike, *, report: _PathLike | None = None, preview: _PathLike | None = None
+        self,
+        path: _PathLike,
+        *,
+        report: _PathLike | None = None,
+        preview: _PathLike | None = None,
+        html: _PathLike | None = None,
+        keep_identity: bool = False,
     ) -> None:
-        """Write the labels, and a report and a preview if they are named; all files appear, complete, or none does.
+        """Write the labels, and the other files that are named; all files appear, complete, or none does.
 
         Parameters
         ----------
         path : path
             ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha``: the labels on the input's own grid, with the input's header if
-            both are NIfTI.
+            both are NIfTI. ``.dcm``: a DICOM segmentation, if the input is a DICOM series.
         report : path, optional
             JSON file for `report`.
         preview : path, optional
             PNG file: outlines on slices of the CT.
+        html : path, optional
+            HTML file: the CT with outlines in three planes, and all measurements, see `trtseg.report.case`.
+        keep_identity : bool
+            The HTML file shows the name of the input, which may tell who the patient is.
 
         Raises
         ------
         OutputError
-            If a file cannot be written.
+            If a file cannot be written; if it is DICOM, also if the input is no DICOM series, or has no liver.
         ArgumentError
-            If a preview is asked for, but the result has let go of its CT.
+            If a preview or a page is asked for, but the result has let go of its CT.
         """
         check_target(path)
-        volume = self._kept_volume() if preview is not None else None
-        with atomic(*(p for p in (path, report, preview) if p is not None)) as temporary:
+        volume = self._kept_volume() if preview is not None or html is not None else None
+        with atomic(*(p for p in (path, report, preview, html) if p is not None)) as temporary:
             parts = list(temporary)
-            fingerprint = str(self.provenance.get("fingerprint", ""))
-            save(parts.pop(0), self.canonical, self.geometry, fingerprint)
+            if os.fspath(path).lower().endswith(SEG):
+                write_dicom([("seg", parts.pop(0))], self)
+            else:
+                fingerprint = str(self.provenance.get("fingerprint", ""))
+                save(parts.pop(0), self.canonical, self.geometry, fingerprint)
             if report is not None:
                 self._write_report(parts.pop(0))
-            if volume is not None:
+            if volume is not None and preview is not None:
                 self._write_preview(parts.pop(0), volume)
+            if volume is not None and html is not None:
+                parts.pop(0).write_bytes(self._page(volume, keep_identity))
+
+    def save_dicom(
+        self,
+        folder: _PathLike,
+        kinds: Iterable[str] = ("seg", "sr", "sc"),
+        *,
+        report: _PathLike | None = None,
+        preview: _PathLike | None = None,
+        html: _PathLike | None = None,
+        keep_identity: bool = False,
+    ) -> tuple[Path, ...]:
+        """Write DICOM objects that belong to the study of the input; all files appear, complete, or none does.
+
+        Parameters
+        ----------
+        folder : path
+            A folder that exists. Earlier objects of trtseg in it are replaced.
+        kinds : iterable of str
+            ``seg``: ``seg.dcm``, a Segmentation. ``labelmap``: ``labelmap.dcm``, the same as a Label Map, which
+            few viewers read. ``sr``: ``sr.dcm``, a report on the Segmentation. ``sc``:
+            ``sc_0001.dcm`` and so on, pictures with outlines every 5 mm, for viewers that show no Segmentation.
+        report, preview, html, keep_identity
+            As for `save`.
+
+        Returns
+        -------
+        tuple of Path
+            The DICOM files.
+
+        Raises
+        ------
+        OutputError
+            If the input is no DICOM series, there is no liver, or a file cannot be written.
+        ArgumentError
+            If a kind is unknown, ``sr`` comes without ``seg``, or the result has let go of the CT to draw on.
+        """
+        from trtseg.report.captures import draw_captures, drawn_slices
+
+        kinds = check_kinds(kinds)
+        check_result(self)
+        volume = self._kept_volume() if "sc" in kinds or preview is not None or html is not None else None
+        slices = drawn_slices(self.canonical, self.geometry.spacing[0], self.lesions)
+        files = [(kind, Path(folder, name)) for kind, name in file_names(kinds, len(slices))]
+        paths = tuple(path for _, path in files)
+        with atomic(*paths, *(p for p in (report, preview, html) if p is not None)) as temporary:
+            parts = list(temporary)
+            pictures = draw_captures(volume, self.canonical, slices) if volume and "sc" in kinds else ()
+            write_dicom([(kind, parts.pop(0)) for kind, _ in files], self, pictures)
+            if report is not None:
+                self._write_report(parts.pop(0))
+            if volume is not None and preview is not None:
+                self._write_preview(parts.pop(0), volume)
+            if volume is not None and html is not None:
+                parts.pop(0).write_bytes(self._page(volume, keep_identity))
+        for _, name in file_names(kinds, _MOST_PICTURES)[len(files) :]:  # of an earlier, longer series
+            if not (left := Path(folder, name)).exists():
+                break
+            left.unlink()
+        return paths
 
     def save_report(self, path: _PathLike) -> None:
         """Write `report` as JSON, completely or not at all; OutputError if writing fails."""
@@ -234,10 +330,31 @@ class Segmentation:
         with atomic(path) as (temporary,):
             self._write_preview(temporary, volume)
 
+    def view(self, height: int = 900) -> Page:
+        """Return the page of `save` for a notebook to show, ``height`` pixels high; ArgumentError without the CT."""
+        return Page(self._page(self._kept_volume(), keep_identity=True).decode("utf-8"), height)
+
+    def _repr_html_(self) -> str:
+        """Numbers, warnings and slices with outlines, for notebooks; `view` returns the page to look around in."""
+        from trtseg.report.pages import snippet
+
+        texts = [warning.text for warning in self.warnings]
+        picture = None
+        if self.volume is not None:
+            from trtseg.report.pictures import preview_png
+
+            picture = preview_png(self.volume, self.canonical, self.summary(), tile=220)
+        return snippet(self.name, self.summary(), texts, picture)
+
+    def _page(self, volume: Volume, keep_identity: bool) -> bytes:
+        from trtseg.report.case import case_html
+
+        return case_html(volume, self.canonical, self.lesions, self.report(), keep_identity=keep_identity)
+
     def _kept_volume(self) -> Volume:
         if self.volume is None:
             raise ArgumentError(
-                "preview: got a result without its CT; expected a volume to draw on, save the preview before "
+                "preview, html: got a result without its CT; expected a volume to draw on, save pictures before "
                 "letting go of it, or use dataclasses.replace(result, volume=trtseg.load(path))"
             )
         return self.volume
@@ -251,3 +368,23 @@ class Segmentation:
 
         texts = [warning.text for warning in self.warnings]
         path.write_bytes(preview_png(volume, self.canonical, self.summary(), texts))
+
+
+def conclude(
+    labels: Array,
+    volume: Volume,
+    steps: PostProcess,
+    timings: dict[str, float],
+    provenance: dict[str, Any],
+) -> Segmentation:
+    """Clean the labels ``[Z, Y, X]`` of the nets in place, and measure them.
+
+    Parameters
+    ----------
+    timings, provenance
+        As for `Segmentation.measure`; the time for cleaning is added.
+    """
+    start = time.perf_counter()
+    report = postprocess(labels, volume.voxel_ml, volume.spacing[0], steps)
+    timings = {**timings, "postprocess": time.perf_counter() - start}
+    return Segmentation.measure(labels, volume, steps=report, timings=timings, provenance=provenance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 from collections.abc import Sequence
@@ -99,7 +100,7 @@ def preview_png(
     draw = ImageDraw.Draw(page)
     _write_margins(draw, page.size, volume.name, summary, key)
     for n, line in enumerate(lines):
-        draw.text((10, end + (n + 0.5) * _LINE_HEIGHT), line, _WARNING, _font(15), "lm")
+        draw.text((10, end + (n + 0.5) * _LINE_HEIGHT), line, _WARNING, font(15), "lm")
     return _png(page)
 
 
@@ -157,6 +158,17 @@ def disagreement_png(
     )
     _write_margins(ImageDraw.Draw(page), page.size, volume.name, summary, key)
     return _png(page)
+
+
+def thumbnail(volume: Volume, labels: Array, width: int) -> str:
+    """Draw the slice with most tumour, or in the middle of the liver, small: base64 of a JPEG file."""
+    chosen = choose_slices(labels, 1)[:1]
+    box = _body_box(volume.array, labels, chosen)
+    size = _tile_size(box, volume.spacing, 2 * width)
+    outlines = [(labels[z] > 0, LIVER) for z in chosen] + [(labels[z] == 2, TUMOUR) for z in chosen]
+    file = io.BytesIO()
+    _draw_slice(volume, outlines, chosen[0], box, size).reduce(2).save(file, "JPEG", quality=70)
+    return base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def most_disagreement(prediction: Array, truth: Array) -> int:
@@ -239,7 +251,7 @@ def _draw_slice(
         ((6, size[1] // 2), "lm", "R"),
         ((size[0] - 6, size[1] // 2), "rm", "L"),
     ):
-        draw.text(at, text, _TEXT, _font(13), anchor, stroke_width=2, stroke_fill=(0, 0, 0))
+        draw.text(at, text, _TEXT, font(13), anchor, stroke_width=2, stroke_fill=(0, 0, 0))
     return tile
 
 
@@ -267,29 +279,29 @@ def _write_margins(
     """Write the header (name, measurements, key to the colours) and the footer."""
     right = size[0] - 10.0
     for label, colour in reversed(key):
-        right -= draw.textlength(label, _font(14))
-        draw.text((right, _HEADER // 2), label, _TEXT, _font(14), "lm")
+        right -= draw.textlength(label, font(14))
+        draw.text((right, _HEADER // 2), label, _TEXT, font(14), "lm")
         draw.line((right - 26, _HEADER // 2, right - 8, _HEADER // 2), colour, 3)
         right -= 44
     # The built-in font has few letters beyond ASCII.
-    text = name.encode("ascii", "replace").decode()
-    room = right - 30 - draw.textlength(summary, _font(15))
-    while len(text) > 8 and draw.textlength(text, _font(15)) > room:
+    text = " ".join(name.encode("ascii", "replace").decode().split())  # a name may have a line break
+    room = right - 30 - draw.textlength(summary, font(15))
+    while len(text) > 8 and draw.textlength(text, font(15)) > room:
         text = text.removesuffix("...")[:-1] + "..."
-    draw.text((10, _HEADER // 2), text, _FAINT, _font(15), "lm")
-    draw.text((30 + draw.textlength(text, _font(15)), _HEADER // 2), summary, _TEXT, _font(15), "lm")
+    draw.text((10, _HEADER // 2), text, _FAINT, font(15), "lm")
+    draw.text((30 + draw.textlength(text, font(15)), _HEADER // 2), summary, _TEXT, font(15), "lm")
     middle = size[1] - _FOOTER // 2
-    draw.text((10, middle), NOTICE, _FAINT, _font(13), "lm")
+    draw.text((10, middle), NOTICE, _FAINT, font(13), "lm")
     low, high = WINDOW
     note = f"axial, W {high - low} L {(high + low) // 2}"
-    draw.text((size[0] - 10, middle), note, _FAINT, _font(13), "rm")
+    draw.text((size[0] - 10, middle), note, _FAINT, font(13), "rm")
 
 
 def _wrapped(text: str, width: float) -> list[str]:
     """Break a text into lines of at most ``width`` pixels, between words."""
     lines: list[str] = []
     for word in text.encode("ascii", "replace").decode().split():
-        if lines and _font(15).getlength(f"{lines[-1]} {word}") <= width:
+        if lines and font(15).getlength(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"
         else:
             lines.append(word)
@@ -302,7 +314,8 @@ def _png(page: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _font(size: int) -> Any:
+def font(size: int) -> Any:
+    """Pillow's own font, which has few letters beyond ASCII."""
     from PIL import ImageFont
 
     return ImageFont.load_default(size)

@@ -1,0 +1,52 @@
+"""``trtseg segment --html``: which pages lie where."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from commands import run
+
+
+def test_one_case_has_a_page_beside_its_labels(here, model, phantom_ct):
+    done = run("segment", phantom_ct, "--model", model, "-o", "jane.nii.gz", "--html", "--report")
+    assert done.exit_code == 0, done.output
+    assert sorted(os.listdir()) == ["jane.html", "jane.json", "jane.nii.gz"]
+    page, report = Path("jane.html").read_text("utf-8"), json.loads(Path("jane.json").read_text())
+    assert f"{report['liver_ml']:.1f} mL" in page
+    assert report["warnings"][0]["text"].replace("'", "&#x27;") in page
+    assert report["provenance"]["fingerprint"] in page
+    assert "ct.nii.gz" not in page
+    assert "jane.html" in done.stdout
+    run("segment", phantom_ct, "--model", model, "-o", "jane.nii.gz", "--html", "--keep-identity")
+    assert "<h1>ct.nii.gz</h1>" in Path("jane.html").read_text("utf-8")
+
+
+def test_a_folder_has_an_index_that_knows_what_was_done_before(here, model, phantom_ct):
+    Path("cts/deep").mkdir(parents=True)
+    shutil.copy(phantom_ct, "cts/deep/b.nii.gz")
+    arguments = ("segment", "cts", "--model", model, "-o", "out", "--html")
+    assert run(*arguments).exit_code == 0
+    shutil.copy(phantom_ct, "cts/a.nii.gz")
+    Path("cts/broken.nii.gz").write_text("no CT")
+    done = run(*arguments)
+    assert done.exit_code == 3
+    assert "1 of 3 cases are complete" in done.stderr
+    assert "all cases on a page: out/index.html" in done.stderr
+    assert sorted(os.listdir("out")) == ["a_seg.html", "a_seg.nii.gz", "deep", "index.csv", "index.html"]
+    index = Path("out/index.html").read_text("utf-8")
+    assert 'href="a_seg.html"' in index
+    assert 'href="deep/b_seg.html"' in index
+    assert len(Path("out/index.csv").read_text().splitlines()) == 3
+    again = run(*arguments)
+    assert again.exit_code == 3, "the same cases, the same exit code"
+    assert "2 of 3 cases are complete" in again.stderr
+
+
+def test_pages_with_names_are_not_complete_without_and_the_other_way_round(here, model, phantom_ct):
+    Path("cts").mkdir()
+    shutil.copy(phantom_ct, "cts/jane.nii.gz")
+    for options in ((), ("--keep-identity",), ()):
+        done = run("segment", "cts", "--model", model, "-o", "out", "--html", *options)
+        assert "complete" not in done.stderr
+        assert ("jane" in Path("out/jane_seg.html").read_text("utf-8")) == bool(options)

@@ -1,0 +1,168 @@
+"""Two scans of one patient: made-up livers whose shift, lesions and changes are known."""
+
+import json
+from itertools import pairwise
+
+import nibabel as nib
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from trtseg.cli import app
+from trtseg.errors import InputError
+from trtseg.followup import compare
+
+SPACING = (3.0, 2.0, 2.0)  # z, y, x
+CENTRE = np.array([75.0, 60.0, 70.0])  # mm along z, y, x
+
+
+def scan(path, lesions, moved=(0, 0, 0), spacing=SPACING):
+    """An egg of a liver with balls in it, each (place from its centre in mm, radius in mm); all moved in the scan."""
+    shape = tuple(int(150 / mm) for mm in spacing)
+    mm = np.stack(
+        np.meshgrid(*(np.arange(n) * s for n, s in zip(shape, spacing, strict=True)), indexing="ij"), -1
+    )
+    from_centre = mm - CENTRE - moved
+    labels = (np.square(from_centre / (45, 40, 55)).sum(-1) < 1).astype(np.uint8)
+    for place, radius in lesions:
+        labels[np.square(from_centre - place).sum(-1) <= radius**2] = 2
+    affine = np.diag([-spacing[2], -spacing[1], spacing[0], 1.0])
+    nib.save(nib.Nifti1Image(labels.transpose(2, 1, 0), affine), path)
+    return path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def ball(radius):
+    return 4 / 3 * np.pi * radius**3 / 1000
+
+
+def test_each_change_is_found_and_measured_although_the_patient_lies_elsewhere(tmp_path):
+    stays, grows, shrinks, goes, comes = (0, 20, 0), (20, 0, 20), (-20, 0, 20), (0, 0, -35), (15, -10, -20)
+    before = scan(tmp_path / "a.nii.gz", [(stays, 9), (grows, 7), (shrinks, 10), (goes, 8)])
+    moved = (12, -9, 10)
+    after = scan(tmp_path / "b.nii.gz", [(stays, 9), (grows, 10), (shrinks, 6), (comes, 8)], moved)
+    made = compare(before, after)
+    assert made.shift_mm == pytest.approx(
+        (10, -9, -12), abs=1
+    )  # RAS: against x and y of the scan, along z, and back
+    assert made.liver_dice > 0.97
+    assert made.warnings == ()
+    by_status = {finding.status: finding for finding in made.findings}
+    assert len(by_status) == len(made.findings) == 5
+    radii = {"unchanged": (9, 9), "grown": (7, 10), "shrunk": (10, 6), "gone": (8, None), "new": (None, 8)}
+    for status, pair in radii.items():
+        for side, radius in zip((by_status[status].before, by_status[status].after), pair, strict=True):
+            assert (side is None) == (radius is None), status
+            if side is not None:
+                assert side.volume_ml == pytest.approx(ball(radius), rel=0.15)
+                assert 2 * radius - 5 < side.short_mm <= side.long_mm <= 2 * radius + 1e-6
+    assert [f.status for f in made.findings][-2:] == ["gone", "new"]
+    assert by_status["grown"].before.slice == (75 + 20) // 3
+    # RECIST-like: the two longest before, 20 and 18 mm, become 12 and 18.
+    assert made.diameters() == pytest.approx((38, 30), abs=3)
+    assert made.response() == "progression"  # for the new lesion
+
+
+def test_a_scan_is_equal_to_itself_and_to_its_copy_on_another_grid(tmp_path):
+    lesions = [((0, 20, 0), 9), ((20, 0, 20), 7)]
+    one = scan(tmp_path / "a.nii.gz", lesions)
+    other = scan(tmp_path / "b.nii.gz", lesions, spacing=(2.5, 1.5, 1.5))
+    for after in (one, other):
+        made = compare(one, after)
+        assert made.shift_mm == pytest.approx((0, 0, 0), abs=0.8)
+        assert [f.status for f in made.findings] == ["unchanged", "unchanged"]
+        assert made.response() == "stable"
+    assert compare(one, one).liver_dice > 0.99
+
+
+def test_a_lesion_that_falls_apart_is_one_finding(tmp_path):
+    before = scan(tmp_path / "a.nii.gz", [((0, 0, 0), 16)])
+    after = scan(tmp_path / "b.nii.gz", [((0, 0, -11), 6), ((0, 0, 11), 6)])
+    for pair, parts in (((before, after), ((1,), (1, 2))), ((after, before), ((1, 2), (1,)))):
+        (finding,) = compare(*pair).findings
+        assert (finding.before.lesions, finding.after.lesions) == parts
+    assert compare(before, after).response() == "partial"
+    assert compare(before, after).findings[0].after.volume_ml == pytest.approx(2 * ball(6), rel=0.15)
+
+
+def test_small_lesions_are_matched_nearby_and_not_far_away(tmp_path):
+    before = scan(tmp_path / "a.nii.gz", [((0, 0, 0), 3), ((0, 0, 40), 3)])
+    after = scan(tmp_path / "b.nii.gz", [((0, 0, 8), 3), ((0, 0, 24), 3)])
+    assert [f.status for f in compare(before, after).findings] == ["unchanged", "gone", "new"]
+    assert compare(before, after).response() is None  # nothing of 10 mm
+
+
+@pytest.mark.parametrize("lesions", [[], [((0, 0, 0), 12)]])
+def test_all_gone_is_complete(tmp_path, lesions):
+    before, after = scan(tmp_path / "a.nii.gz", lesions), scan(tmp_path / "b.nii.gz", [])
+    made = compare(before, after)
+    assert [f.status for f in made.findings] == ["gone"] * len(lesions)
+    assert made.response() == ("complete" if lesions else None)
+
+
+def test_what_makes_a_comparison_doubtful_is_said(tmp_path):
+    whole = scan(tmp_path / "a.nii.gz", [])
+    cut = scan(tmp_path / "b.nii.gz", [], moved=(60, 0, 0))
+    (cut_warning, poor) = compare(whole, cut).warnings
+    assert "after: the liver reaches the end" in cut_warning
+    assert "agree poorly" in poor
+
+
+def test_no_liver_and_no_labels_are_errors(tmp_path):
+    empty = tmp_path / "empty.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros((16, 16, 4), np.uint8), np.eye(4)), empty)
+    with pytest.raises(InputError, match=r"empty\.nii\.gz: holds no liver"):
+        compare(empty, empty)
+    (tmp_path / "r.json").write_text("{}")
+    with pytest.raises(InputError, match=r"r\.json: has no label map beside it, as r\.nii\.gz"):
+        compare(tmp_path / "r.json", empty)
+
+
+def test_the_command_takes_reports_and_writes_table_json_and_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scan("a.nii.gz", [((0, 0, 0), 8)])
+    scan("b.nii.gz", [((0, 0, 0), 12)], (6, 6, 6))
+    (tmp_path / "a.json").write_text("{}")
+    done = run("compare", "a.json", "b.nii.gz", "--json", "c.json", "--html", "c.html")
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "c.json").read_text())
+    assert (report["recist_like"], report["names"]) == ("progression", ["a.nii.gz", "b.nii.gz"])
+    (finding,) = report["findings"]
+    assert finding["status"] == "grown"
+    page = (tmp_path / "c.html").read_text()
+    for side in ("before", "after"):
+        assert f"<td>{finding[side]['volume_ml']:.2f}</td>" in page
+        assert f"{finding[side]['volume_ml']:.2f}" in done.stdout
+    assert "nii.gz" not in page
+    assert "-0.0" not in page + (tmp_path / "c.json").read_text()
+    run("compare", "a.json", "b.nii.gz", "--html", "d.html", "--keep-identity")
+    assert "a.nii.gz and b.nii.gz" in (tmp_path / "d.html").read_text()
+    assert run("compare", "a.nii.gz", "missing.nii.gz").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--json", "a.nii.gz"), ("--json", "a.json"), ("--html", "link.html"), ("--json", "c", "--html", "c")],
+)
+def test_no_report_replaces_an_input_or_the_other(tmp_path, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    scan("a.nii.gz", [])
+    (tmp_path / "a.json").write_text("{}")
+    (tmp_path / "link.html").symlink_to("a.nii.gz")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    done = run("compare", "a.json", "a.nii.gz", *options)
+    assert done.exit_code == 2
+    assert f"{options[-2]}: {options[-1]} is an input or the other report; choose another name" in done.output
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_reports_are_ordered(tmp_path):
+    radii = (6, 9, 7, 11)
+    places = [(0, 0, x) for x in (-36, -12, 12, 36)]
+    one = scan(tmp_path / "a.nii.gz", list(zip(places, radii, strict=True)))
+    volumes = [f.before.volume_ml for f in compare(one, one).findings]
+    assert all(a >= b for a, b in pairwise(volumes))
+    assert len(volumes) == 4

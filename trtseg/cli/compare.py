@@ -1,0 +1,106 @@
+"""``trtseg compare``: two scans of one patient."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trtseg.cli import text
+from trtseg.cli.exits import errors_as_exit_codes
+
+if TYPE_CHECKING:
+    from trtseg.followup import Comparison, Finding
+
+
+def compare(
+    before: Annotated[
+        Path,
+        typer.Argument(
+            metavar="BEFORE",
+            help="Labels of the earlier scan, or the JSON report beside them.",
+            readable=False,
+        ),
+    ],
+    after: Annotated[
+        Path,
+        typer.Argument(
+            metavar="AFTER", help="Labels of the later scan, or the JSON report beside them.", readable=False
+        ),
+    ],
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write everything as JSON.", readable=False)
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page.", readable=False)] = None,
+    keep_identity: Annotated[
+        bool,
+        typer.Option(
+            "--keep-identity",
+            help="The page shows the names of the files, which may tell who the patient is.",
+        ),
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")] = False,
+) -> None:
+    """Compare two scans of one patient: lesions that grew, shrank, are new or gone.
+
+    The later liver is moved onto the earlier one, without turning it; lesions are matched by their places.
+    """
+    with errors_as_exit_codes():
+        from trtseg import followup
+        from trtseg.io import atomic
+        from trtseg.io.folders import check_reports
+        from trtseg.report.comparison import comparison_html
+
+        inputs = (before, after, followup.label_map(before), followup.label_map(after))
+        check_reports({"--json": json, "--html": html}, inputs)
+        made = followup.compare(before, after)
+        report = made.report()
+        files = {
+            json: (json_module.dumps(report, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "replace"),
+            html: comparison_html(report, keep_identity=keep_identity),
+        }
+        wanted = {path: content for path, content in files.items() if path is not None}
+        with atomic(*wanted) as parts:
+            for part, content in zip(parts, wanted.values(), strict=True):
+                part.write_bytes(content)
+        for warning in made.warnings:
+            text.warn(warning)
+        if not quiet:
+            _show(made)
+
+
+def _show(made: Comparison) -> None:
+    headings = (
+        "lesion",
+        "change",
+        "mL before",
+        "after",
+        "long mm before",
+        "after ",
+        "short mm before",
+        "after  ",
+    )
+    rows = [_row(number, finding) for number, finding in enumerate(made.findings, 1)]
+    sums = made.diameters()
+    lines = [
+        ("liver", "{:.1f} mL, then {:.1f} mL".format(*made.liver_ml)),
+        ("tumour", "{:.1f} mL, then {:.1f} mL".format(*made.tumour_ml)),
+        ("sum of diameters", "–" if sums is None else "{:.1f} mm, then {:.1f} mm".format(*sums)),
+        ("like RECIST 1.1", made.response() or "–"),
+    ]
+    text.show_results(
+        *([text.table(headings, rows, right=headings[2:])] if rows else []),
+        text.listing(lines, caption=text.NOT_CLINICAL),
+    )
+
+
+def _row(number: int, finding: Finding) -> tuple[str, ...]:
+    sides = finding.before, finding.after
+    cells = [
+        "–" if side is None else f"{getattr(side, name):.{digits}f}"
+        for name, digits in (("volume_ml", 2), ("long_mm", 1), ("short_mm", 1))
+        for side in sides
+    ]
+    return str(number), finding.status, *cells

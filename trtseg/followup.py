@@ -1,0 +1,366 @@
+"""Two segmentations of one patient: which lesions grew, shrank, are new or gone.
+
+>>> from trtseg.followup import compare
+>>> compare("before.nii.gz", "after.nii.gz").findings          # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trtseg.errors import InputError
+from trtseg.io import read_labels
+from trtseg.io.names import WRITTEN
+from trtseg.labels.components import Array, bounding_box, count_voxels
+from trtseg.labels.lesions import Lesion, lesions, number_lesions
+from trtseg.notice import NOTICE
+from trtseg.volume import voxel_ml
+
+#: Version of the layout of `Comparison.report`; raised when a key changes its meaning or goes away.
+SCHEMA = 1
+#: A lesion grew or shrank if its volume changed by more than this share; smaller changes may be the segmentation's.
+CHANGE = 0.25
+#: Smallest long axis of a lesion that counts in the sum of diameters, and how many lesions count, as in RECIST 1.1.
+MEASURABLE_MM, TARGETS = 10.0, 2
+
+_MOST = 254  # lesions of a scan that are compared, the largest
+_CELL_MM = 4.0  # of the grid on which the livers are laid on each other
+_OVERLAP = 0.1  # of the smaller of two lesions, from which the two are the same
+_NEAR_MM = 10.0  # centroids of two lesions without overlap that may be the same
+_POOR_DICE = 0.85
+
+_Vector = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Side:
+    """A lesion in one of the scans; where it fell apart or grew together, all parts of it.
+
+    Attributes
+    ----------
+    lesions : tuple of int
+        Numbers in the scan's list of lesions, from 1.
+    volume_ml : float
+        Of all parts.
+    long_mm, short_mm : float
+        Diameters of the part with the longest.
+    slice : int
+        Where that part is widest; from 0, feet to head.
+    """
+
+    lesions: tuple[int, ...]
+    volume_ml: float
+    long_mm: float
+    short_mm: float
+    slice: int
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A lesion: ``grown``, ``shrunk``, ``unchanged``, ``new`` (``before`` is None) or ``gone`` (``after`` is None)."""
+
+    status: str
+    before: Side | None
+    after: Side | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two scans of one patient.
+
+    Attributes
+    ----------
+    names : (str, str)
+        File names of both label maps.
+    liver_ml, tumour_ml : (float, float)
+        Volumes before and after.
+    shift_mm : (float, float, float)
+        What was added to the places of the later scan so that its liver lies on the earlier, RAS mm.
+    liver_dice : float
+        How well the livers agree then.
+    findings : tuple of Finding
+        All lesions: matched, then gone, then new; the largest first.
+    warnings : tuple of str
+        Why the comparison may be wrong.
+    """
+
+    names: tuple[str, str]
+    liver_ml: tuple[float, float]
+    tumour_ml: tuple[float, float]
+    shift_mm: _Vector
+    liver_dice: float
+    findings: tuple[Finding, ...]
+    warnings: tuple[str, ...]
+
+    def count(self, status: str) -> int:
+        """Count the lesions of a status."""
+        return sum(finding.status == status for finding in self.findings)
+
+    def diameters(self) -> tuple[float, float] | None:
+        """Sum the long axes of the two largest lesions of at least 10 mm before, and of the same after; None: none."""
+        measured = [f for f in self.findings if f.before is not None and f.before.long_mm >= MEASURABLE_MM]
+        measured.sort(key=lambda f: -f.before.long_mm if f.before else 0.0)
+        chosen = measured[:TARGETS]
+        if not chosen:
+            return None
+        return tuple(  # type: ignore[return-value]
+            float(sum(side.long_mm for f in chosen if (side := getattr(f, when)) is not None))
+            for when in ("before", "after")
+        )
+
+    def response(self) -> str | None:
+        """Judge like RECIST 1.1 by `diameters`, from two scans only and by a machine; None without such lesions.
+
+        ``complete``: no lesion is left. ``progression``: the sum grew by 20 % and 5 mm, or a new lesion of 10 mm is
+        there. ``partial``: it fell by 30 %. ``stable``: the rest.
+        """
+        sums = self.diameters()
+        if sums is None:
+            return None
+        before, after = sums
+        is_new = any(
+            f.status == "new" and f.after is not None and f.after.long_mm >= MEASURABLE_MM
+            for f in self.findings
+        )
+        if is_new or (after >= 1.2 * before and after - before >= 5):
+            return "progression"
+        if all(f.after is None for f in self.findings):
+            return "complete"
+        return "partial" if after <= 0.7 * before else "stable"
+
+    def report(self) -> dict[str, Any]:
+        """Return everything as a dict that can be stored as JSON; volumes in mL, lengths in mm."""
+        sums = self.diameters()
+        return {
+            "schema": SCHEMA,
+            "notice": NOTICE,
+            **_rounded(asdict(self)),
+            "sum_of_diameters_mm": None if sums is None else [round(mm, 2) for mm in sums],
+            "recist_like": self.response(),
+        }
+
+
+def compare(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Comparison:
+    """Compare the label maps of two scans of one patient.
+
+    The later liver is moved, without turning it, to where it overlaps the earlier one most. Then lesions are the same
+    if they share a tenth of the smaller one, or, of those that overlap none, if their centroids lie within 10 mm.
+    Lesions that fell apart or grew together are one finding.
+
+    Parameters
+    ----------
+    before, after : path
+        Label maps as `trtseg.io.read_labels` takes them, or the JSON reports that lie beside them.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read, holds no liver, or beside a report there is no label map.
+    """
+    paths = label_map(Path(before)), label_map(Path(after))
+    scans = _Scan.read(paths[0]), _Scan.read(paths[1])
+    shift, dice = _shift(*scans)
+    warnings = [
+        f"{when}: the liver reaches the end of the scan, so its volume is a lower bound and lesions may be missing"
+        for when, scan in zip(("before", "after"), scans, strict=True)
+        if scan.labels[0].any() or scan.labels[-1].any()
+    ]
+    warnings += [
+        f"{when}: has {len(scan.lesions)} lesions; the {_MOST} largest are compared"
+        for when, scan in zip(("before", "after"), scans, strict=True)
+        if len(scan.lesions) > _MOST
+    ]
+    if dice < _POOR_DICE:
+        warnings.append(
+            f"the livers agree poorly (Dice {dice:.2f}) after the shift; lesions may be matched wrongly, look at both"
+        )
+    findings = [_finding(scans, *pair) for pair in _match(*scans, shift)]
+    order = {"gone": 1, "new": 2}
+    findings.sort(key=lambda f: (order.get(f.status, 0), -(f.before or f.after or _NOTHING).volume_ml))
+    return Comparison(
+        (paths[0].name, paths[1].name),
+        (scans[0].ml(0), scans[1].ml(0)),
+        (scans[0].ml(1), scans[1].ml(1)),
+        (float(shift[0]), float(shift[1]), float(shift[2])),
+        dice,
+        tuple(findings),
+        tuple(warnings),
+    )
+
+
+_NOTHING = Side((), 0.0, 0.0, 0.0, 0)
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """A label map with its lesions."""
+
+    labels: Array
+    affine: Array
+    lesions: tuple[Lesion, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> _Scan:
+        labels, grid = read_labels(path)
+        if not labels.any():
+            raise InputError(
+                f"{path}: holds no liver; a comparison needs the labels of a liver in both scans"
+            )
+        affine = grid.canonical_affine()
+        return cls(labels, affine, lesions(labels, affine))
+
+    def ml(self, which: int) -> float:
+        """Volume of the liver (0) or of the tumours (1)."""
+        return count_voxels(self.labels)[which] * voxel_ml(self.affine)
+
+    def places(self, numbers: Array) -> Array:
+        """Places of all voxels of a mask, RAS mm, [n, 3]."""
+        box = bounding_box(numbers)
+        z, y, x = np.nonzero(numbers[box])
+        index = np.stack([x + box[2].start, y + box[1].start, z + box[0].start], axis=1)
+        return index @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+
+def label_map(path: Path) -> Path:
+    """Find the label map that lies beside a report, else InputError; any other path is one."""
+    if path.suffix.lower() != ".json":
+        return path
+    for ending in WRITTEN:
+        if (found := path.with_name(path.name[: -len(".json")] + ending)).is_file():
+            return found
+    raise InputError(f"{path}: has no label map beside it, as {path.stem}.nii.gz; give the label map itself")
+
+
+def _shift(before: _Scan, after: _Scan) -> tuple[Array, float]:
+    """Find the shift in RAS mm of the later liver with the largest overlap, and the Dice of the livers then."""
+    cell = max(_CELL_MM, *(float(np.linalg.norm(s.affine[:3, i])) for s in (before, after) for i in range(3)))
+    grids, corners = [], []
+    for scan in (before, after):
+        places = scan.places(scan.labels)
+        corner = np.floor(places.min(axis=0) / cell) - 1
+        index = np.floor(places / cell - corner).astype(int)
+        shape = index.max(axis=0) + 2
+        count = np.bincount(np.ravel_multi_index(tuple(index.T), shape), minlength=int(np.prod(shape)))
+        full = cell**3 / (1000 * voxel_ml(scan.affine))
+        grids.append(np.minimum(count.reshape(shape) / full, 1.0))
+        corners.append(corner)
+    size = [a + b for a, b in zip(grids[0].shape, grids[1].shape, strict=True)]
+    spectra = [np.fft.rfftn(grid, size, axes=(0, 1, 2)) for grid in grids]
+    overlap = np.fft.irfftn(spectra[0] * np.conj(spectra[1]), size, axes=(0, 1, 2))
+    peak = np.unravel_index(int(overlap.argmax()), overlap.shape)
+    at = [n - size[a] if n > grids[0].shape[a] else int(n) for a, n in enumerate(peak)]
+    best = float(overlap[peak])
+    offset = np.array(at, float)
+    for axis, step in enumerate(np.eye(3, dtype=int)):  # between the cells: the top of a parabola
+        low, high = (float(overlap[tuple((np.array(peak) + by * step) % size)]) for by in (-1, 1))
+        if low + high < 2 * best:
+            offset[axis] += (low - high) / (2 * (low + high - 2 * best))
+    shift = (offset + corners[0] - corners[1]) * cell
+    under = _look_up(before, before.labels, after, after.labels, shift) > 0
+    shared = int(np.count_nonzero(under)) * voxel_ml(after.affine)
+    return shift, min(2 * shared / (before.ml(0) + after.ml(0)), 1.0)
+
+
+def _look_up(before: _Scan, values: Array, after: _Scan, mask: Array, shift: Array) -> Array:
+    """Values of the earlier grid at the voxels of a mask of the later one, moved by ``shift``; 0 outside the grid."""
+    to_index = np.linalg.inv(before.affine)
+    x, y, z = np.rint((after.places(mask) + shift) @ to_index[:3, :3].T + to_index[:3, 3]).astype(int).T
+    depth, rows, columns = values.shape
+    inside = (z >= 0) & (y >= 0) & (x >= 0) & (z < depth) & (y < rows) & (x < columns)
+    found = np.zeros(len(z), values.dtype)
+    found[inside] = values[z[inside], y[inside], x[inside]]
+    return found
+
+
+def _match(before: _Scan, after: _Scan, shift: Array) -> list[tuple[list[int], list[int]]]:
+    """Group lesions that are the same: numbers before and after, from 0; either list may be empty."""
+    counts = [min(len(scan.lesions), _MOST) for scan in (before, after)]
+    owner = list(range(sum(counts)))  # first those before, then those after
+
+    def root(i: int) -> int:
+        while owner[i] != i:
+            i = owner[i]
+        return i
+
+    shared = _shared_ml(before, after, shift)
+    for i in range(counts[0]):
+        for j in range(counts[1]):
+            if shared[i, j] >= _OVERLAP * min(before.lesions[i].volume_ml, after.lesions[j].volume_ml):
+                owner[root(counts[0] + j)] = root(i)
+    alone = [i for i in range(len(owner)) if sum(root(j) == root(i) for j in range(len(owner))) == 1]
+    apart = sorted(
+        (
+            float(
+                np.linalg.norm(
+                    np.subtract(before.lesions[i].centroid, after.lesions[j - counts[0]].centroid) - shift
+                )
+            ),
+            i,
+            j,
+        )
+        for i in alone
+        for j in alone
+        if i < counts[0] <= j
+    )
+    for mm, i, j in apart:
+        if mm <= _NEAR_MM and owner[i] == i and owner[j] == j and i not in owner[counts[0] :]:
+            owner[j] = i
+    groups: dict[int, tuple[list[int], list[int]]] = {}
+    for i in range(len(owner)):
+        groups.setdefault(root(i), ([], []))[i >= counts[0]].append(i - counts[0] if i >= counts[0] else i)
+    return list(groups.values())
+
+
+def _shared_ml(before: _Scan, after: _Scan, shift: Array) -> Array:
+    """Volume that each lesion before, row, shares with each lesion after, column, once the later ones are moved."""
+    numbers = [number_lesions(scan.labels, _MOST + 1) for scan in (before, after)]
+    shared = np.zeros((len(before.lesions) + 1, len(after.lesions) + 1))
+    if not (numbers[0].any() and numbers[1].any()):
+        return shared
+    box = bounding_box(numbers[1])
+    later = numbers[1][box][numbers[1][box] > 0]
+    earlier = _look_up(before, numbers[0], after, numbers[1], shift)
+    both = earlier > 0
+    np.add.at(shared, (earlier[both] - 1, later[both] - 1), voxel_ml(after.affine))
+    return shared
+
+
+def _finding(scans: Sequence[_Scan], before: list[int], after: list[int]) -> Finding:
+    sides = [_side(scan, numbers) for scan, numbers in zip(scans, (before, after), strict=True)]
+    old, new = sides
+    if old is None:
+        return Finding("new", None, new)
+    if new is None:
+        return Finding("gone", old, None)
+    ratio = new.volume_ml / old.volume_ml
+    status = "grown" if ratio > 1 + CHANGE else "shrunk" if ratio < 1 - CHANGE else "unchanged"
+    return Finding(status, old, new)
+
+
+def _side(scan: _Scan, numbers: list[int]) -> Side | None:
+    if not numbers:
+        return None
+    parts = [scan.lesions[n] for n in numbers]
+    widest = max(parts, key=lambda lesion: lesion.diameter_mm)
+    return Side(
+        tuple(n + 1 for n in numbers),
+        sum(lesion.volume_ml for lesion in parts),
+        widest.diameter_mm,
+        widest.short_mm,
+        widest.diameter_slice,
+    )
+
+
+def _rounded(value: Any) -> Any:
+    """Round every number of a nested dict, as far as it means anything."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(item) for item in value]
+    return round(value, 4) + 0.0 if isinstance(value, float) else value  # + 0.0: no -0.0

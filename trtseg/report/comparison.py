@@ -1,0 +1,111 @@
+"""The page of two scans of one patient."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trtseg.report import pages
+
+_STATUSES = ("grown", "shrunk", "unchanged", "new", "gone")
+_HEADINGS = (
+    "Lesion",
+    "Change",
+    "Volume before, mL",
+    "after, mL",
+    "Long axis before, mm",
+    "after, mm",
+    "Short axis before, mm",
+    "after, mm",
+    "Slice before",
+    "after",
+)
+
+
+def comparison_html(report: Mapping[str, Any], *, keep_identity: bool = False) -> bytes:
+    """Make the page of a comparison, one HTML file that needs no other.
+
+    Parameters
+    ----------
+    report : mapping
+        What `trtseg.followup.Comparison.report` returns.
+    keep_identity : bool
+        Show the names of the files, which may tell who the patient is.
+    """
+    findings = report["findings"]
+    sums = report["sum_of_diameters_mm"]
+    numbers = [
+        ("Liver, mL", _change(report["liver_ml"])),
+        ("Tumour, mL", _change(report["tumour_ml"])),
+        ("Sum of diameters, mm", "–" if sums is None else _change(sums)),
+        ("Like RECIST 1.1", report["recist_like"] or "–"),
+        ("Lesions", ", ".join(f"{_count(findings, status)} {status}" for status in _STATUSES)),
+    ]
+    title = f"{report['names'][0]} and {report['names'][1]}" if keep_identity else "Two scans of one liver"
+    shift = ", ".join(f"{round(mm, 1) + 0.0:.1f}" for mm in report["shift_mm"])  # no -0.0
+    parts = {
+        "title": html.escape(title),
+        "warnings": pages.warnings([(text, "") for text in report["warnings"]]),
+        "figures": pages.figures(numbers),
+        "lesions": pages.table(
+            "Lesions: matched, gone, new", _HEADINGS, [_row(n, f) for n, f in enumerate(findings, 1)]
+        )
+        if findings
+        else "<p>No lesions in either scan.</p>",
+        "chart": _chart(findings),
+        "how": f"The later liver was moved by {shift} mm (to the right, front and head) onto the earlier one; "
+        f"their Dice is then {report['liver_dice']:.3f}.",
+    }
+    return pages.page("comparison", title, parts)
+
+
+def _count(findings: Sequence[Mapping[str, Any]], status: str) -> int:
+    return sum(finding["status"] == status for finding in findings)
+
+
+def _change(pair: Sequence[float]) -> str:
+    before, after = pair
+    percent = f" ({(after - before) / before:+.0%})" if before else ""
+    return f"{before:.1f} → {after:.1f}{percent}"
+
+
+def _row(number: int, finding: Mapping[str, Any]) -> tuple[str, ...]:
+    before, after = finding["before"], finding["after"]
+    change = finding["status"]
+    if before and after:
+        change += f" ({(after['volume_ml'] - before['volume_ml']) / before['volume_ml']:+.0%})"
+    cells = [
+        "–" if side is None else style.format(side[key])
+        for key, style in (
+            ("volume_ml", "{:.2f}"),
+            ("long_mm", "{:.1f}"),
+            ("short_mm", "{:.1f}"),
+            ("slice", "{}"),
+        )
+        for side in (before, after)
+    ]
+    return str(number), f'<span class="{finding["status"]}">{change}</span>', *cells
+
+
+def _chart(findings: Sequence[Mapping[str, Any]]) -> str:
+    """Draw the volumes before and after as pairs of bars; the table says the same."""
+    shown = findings[:30]
+    pairs = [[side["volume_ml"] if side else 0.0 for side in (f["before"], f["after"])] for f in shown]
+    top = max((ml for pair in pairs for ml in pair), default=0.0)
+    if not top:
+        return ""
+    bars = "".join(
+        f'<rect class="{when}" x="{x + 24 * n}" y="{82 - 80 * ml / top:.1f}" width="9" height="{80 * ml / top:.1f}"/>'
+        for n, pair in enumerate(pairs)
+        for when, x, ml in zip(("before", "after"), (2, 12), pair, strict=True)
+    )
+    names = "".join(
+        f'<text x="{n * 24 + 12}" y="94" text-anchor="middle">{n + 1}</text>' for n in range(len(pairs))
+    )
+    label = "Volumes of the lesions before and after, as in the table"
+    return (
+        f'<figure><svg viewBox="0 0 {max(24, len(pairs)) * 24} 98" role="img" aria-label="{label}">'
+        f'{bars}<path d="M0 82.5h{len(pairs) * 24}"/>{names}</svg><figcaption>Volume of each lesion: before '
+        f"(outlined), after (filled); highest bar {top:.1f} mL</figcaption></figure>"
+    )

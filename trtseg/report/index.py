@@ -1,0 +1,153 @@
+"""The page of many cases: a row and a picture each, read from the pages of the cases."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from trtseg.io.atomic import atomic
+from trtseg.report import pages
+
+_FACTS = re.compile(rb'<script type="application/json" id="facts">(.*?)</script>', re.DOTALL)
+_HEAD = 1 << 18  # bytes in which the facts of a case's page lie
+_BARS = 12  # of a histogram
+_COLUMNS = {
+    "liver_ml": ("Liver, mL", ".1f"),
+    "tumour_ml": ("Tumour, mL", ".1f"),
+    "tumour_burden": ("Burden", ".1%"),
+    "lesion_count": ("Lesions", "d"),
+    "largest_mm": ("Largest, mm", ".1f"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A case: its name, where its page lies from the page of all, and what its page says of it."""
+
+    name: str
+    link: str
+    facts: dict[str, Any]
+
+
+def write_index(cases: Sequence[Path], folder: Path) -> Path | None:
+    """Write ``index.html`` and ``index.csv`` into a folder: a row for each of the pages of ``cases`` that is there.
+
+    Returns the path of the page; None if there is no page of a case. An OutputError says that a file cannot be written.
+    """
+    rows = [row for page in cases if (row := read_row(page, folder)) is not None]
+    if not rows:
+        return None
+    index = folder / "index.html"
+    with atomic(index, index.with_suffix(".csv")) as (page, table):
+        page.write_bytes(index_html(rows))
+        table.write_text(index_csv(rows), encoding="utf-8", errors="replace", newline="")
+    return index
+
+
+def read_row(page: Path, folder: Path) -> Row | None:
+    """Read the facts that stand at the start of the page of a case; None if there is no such page.
+
+    ``folder`` is where the page of all cases will lie. The names are those of the files.
+    """
+    if not (facts := read_facts(page)):
+        return None
+    path = Path(os.path.relpath(page, folder)).as_posix()
+    name = re.sub(r"(_seg|_dicom/seg)?\.html$", "", path)
+    return Row(name, quote(path, errors="replace"), facts)
+
+
+def read_facts(page: Path) -> dict[str, Any]:
+    """Read the facts that stand at the start of the page of a case; none if there is no such page."""
+    try:
+        with page.open("rb") as file:
+            found = _FACTS.search(file.read(_HEAD))
+    except OSError:
+        found = None
+    return {} if found is None else dict(json.loads(found[1]))
+
+
+def index_html(rows: Sequence[Row]) -> bytes:
+    """Make the page of all cases, one HTML file that needs no other but those to which it leads."""
+    codes = sorted({code for row in rows for code in row.facts["warnings"]})
+    parts = {
+        "count": f"{len(rows)} case{'s' * (len(rows) != 1)}",
+        "codes": "".join(f"<option>{html.escape(code)}</option>" for code in codes),
+        "histograms": "".join(
+            _histogram(heading, [float(row.facts[key]) for row in rows])
+            for key, heading in (
+                ("liver_ml", "Liver, mL"),
+                ("tumour_ml", "Tumour, mL"),
+                ("lesion_count", "Lesions"),
+            )
+        ),
+        "headings": "".join(
+            f'<th scope="col"><button type="button">{heading}</button></th>'
+            for heading in ("Case", *(heading for heading, _ in _COLUMNS.values()), "Warnings")
+        ),
+        "rows": "\n".join(_row(row) for row in rows),
+    }
+    return pages.page("index", "Livers and their lesions", parts)
+
+
+def index_csv(rows: Sequence[Row]) -> str:
+    """Write the numbers of all cases as comma-separated values, with a row of headings."""
+    file = io.StringIO()
+    table = csv.writer(file)
+    table.writerow(["case", *_COLUMNS, "warnings", "model", "page"])
+    for row in rows:
+        facts = row.facts
+        texts = (
+            row.name,
+            *(facts[key] for key in _COLUMNS),
+            " ".join(facts["warnings"]),
+            facts["model"],
+            row.link,
+        )
+        # A spreadsheet would take a name that begins like this for a formula.
+        table.writerow([f"'{text}" if str(text)[:1] in ("=", "+", "-", "@") else text for text in texts])
+    return file.getvalue()
+
+
+def _row(row: Row) -> str:
+    facts = row.facts
+    source = f"data:image/jpeg;base64,{facts['thumbnail']}"
+    picture = f'<img loading="lazy" decoding="async" width="120" height="96" alt="" src="{source}">'
+    name = html.escape(row.name)
+    cells = "".join(
+        f'<td data-value="{facts[key]}">{format(facts[key], style)}</td>'
+        for key, (_, style) in _COLUMNS.items()
+    )
+    codes = html.escape(" ".join(facts["warnings"]))
+    link = f'<a href="{html.escape(row.link)}">{picture}<span>{name}</span></a>'
+    warnings = f'<td data-value="{codes}">{codes.replace(" ", "<br>")}</td>'
+    return f'<tr><th scope="row" data-value="{name}">{link}</th>{cells}{warnings}</tr>'
+
+
+def _histogram(heading: str, values: Sequence[float]) -> str:
+    """Draw how many cases have which value, as SVG with its text alternative."""
+    top = max(values) or 1.0
+    counts = [0] * _BARS
+    for value in values:
+        counts[min(int(value / top * _BARS), _BARS - 1)] += 1
+    most = max(counts)
+    bars = "".join(
+        f'<rect x="{n * 20 + 1}" y="{60 - 56 * count / most:.1f}" width="18" height="{56 * count / most:.1f}">'
+        f"<title>{top * n / _BARS:.4g} to {top * (n + 1) / _BARS:.4g}: {count}</title></rect>"
+        for n, count in enumerate(counts)
+    )
+    middle = sorted(values)[len(values) // 2]
+    return (
+        f'<figure><svg viewBox="0 0 240 76" role="img" aria-label="Histogram of {heading}: 0 to {top:.4g}, '
+        f'median {middle:.4g}">{bars}<path d="M0 60.5h240"/><text x="1" y="74">0</text>'
+        f'<text x="239" y="74" text-anchor="end">{top:.4g}</text></svg>'
+        f"<figcaption>{heading}; median {middle:.4g}</figcaption></figure>"
+    )
