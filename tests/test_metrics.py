@@ -17,7 +17,7 @@ from trtseg.errors import ArgumentError, TrtsegError
 from trtseg.metrics.checks import needs
 from trtseg.metrics.detection import LesionScores, burden_errors, score_lesions, tumour_burden
 from trtseg.metrics.overlap import Overlap, global_dice, overlap
-from trtseg.metrics.ranking import PAPER_BAND, roc
+from trtseg.metrics.ranking import PAPER_BAND, reliability, roc
 from trtseg.metrics.surface import SurfaceDistances, surface_distances
 
 SPACINGS = st.tuples(*[st.sampled_from([0.7, 1.0, 2.5, 5.0])] * 3)
@@ -366,3 +366,28 @@ def test_bad_arguments_of_roc(probability, truth, band, message):
 def test_a_missing_package_is_named_with_what_to_install():
     with pytest.raises(TrtsegError, match=r'nonsense: cannot be imported .*pip install "trtseg\[evaluate\]"'):
         needs("nonsense.spatial")
+
+
+def test_reliability_by_hand():
+    p = np.array([0.0, 0.1, 0.25, 0.25, 0.9, 1.0])
+    truth = np.array([False, False, True, False, True, True])
+    found = reliability(p, truth, bins=4)
+    assert found.pixels.tolist() == [2, 2, 0, 2]
+    assert np.allclose(found.probability, [0.05, 0.25, np.nan, 0.95], equal_nan=True)
+    assert np.allclose(found.observed, [0, 0.5, np.nan, 1], equal_nan=True)
+    assert found.error == pytest.approx((2 * 0.05 + 2 * 0.25 + 2 * 0.05) / 6)
+    assert np.isnan(reliability(p[:0], truth[:0]).error)
+    with pytest.raises(ArgumentError, match="expected \\[0, 1\\], apply the sigmoid"):
+        reliability(p + 1, truth)
+
+
+def test_reliability_as_scikit_learn_has_it():
+    from sklearn.calibration import calibration_curve
+
+    rng = np.random.default_rng(3)
+    p = rng.random(2000)
+    truth = rng.random(2000) < p**2
+    found = reliability(p, truth)
+    observed, mean = calibration_curve(truth, p, n_bins=10)
+    assert np.allclose(found.observed, observed)
+    assert np.allclose(found.probability, mean)

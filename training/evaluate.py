@@ -31,7 +31,7 @@ from trtseg import models
 from trtseg.cli import tables
 from trtseg.errors import InputError, TrtsegError
 from trtseg.metrics.cases import CaseScores, evaluate_case, evaluate_set
-from trtseg.metrics.ranking import PAPER_BAND, roc
+from trtseg.metrics.ranking import PAPER_BAND, reliability, roc
 from trtseg.notice import NOTICE
 from trtseg.report.pictures import disagreement_png
 
@@ -78,7 +78,7 @@ def without_liver(segmenter: trtseg.Segmenter, cases: Iterable[Case]) -> list[tu
 
 
 def ranking(model: str, cases: Sequence[Case], png: Path | None) -> str:
-    """The ROC of the tumour probabilities in FP32 on the net's grid, over slices with liver; as Markdown."""
+    """ROC and reliability of the tumour probabilities, FP32, on the net's grid, over slices with liver; as Markdown."""
     files = models.find(model)
     share = ROC_SLICES // len(cases)
     pairs = [probabilities(files, with_liver(read_checked(case), share)) for case in cases]
@@ -86,12 +86,18 @@ def ranking(model: str, cases: Sequence[Case], png: Path | None) -> str:
     full, restricted = roc(p, truth), roc(p, truth, PAPER_BAND)
     if png is not None:
         curve_png(png, {"all pixels": full, f"probability in {list(PAPER_BAND)}": restricted})
+    inside = p > 0
+    bins = reliability(p[inside], truth[inside])
+    rows = zip(bins.probability, bins.observed, bins.pixels, strict=True)
     return (
         "| tumour, pixels of the net's grid | AUC | share of pixels | threshold | Youden's J |\n|---|---|---|---|---|\n"
         + "\n".join(
             f"| {name} | {r.auc:.4f} | {r.share:.4f} | {r.threshold:.3f} | {r.youden:.3f} |"
             for name, r in (("all pixels", full), (f"probability in {list(PAPER_BAND)}", restricted))
         )
+        + "\n\n| mean probability of tumour, inside the liver mask | share that is tumour | pixels |\n|---|---|---|\n"
+        + "\n".join(f"| {mean:.3f} | {observed:.3f} | {count} |" for mean, observed, count in rows)
+        + f"\n\nExpected calibration error {bins.error:.4f}."
     )
 
 

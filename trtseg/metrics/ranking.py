@@ -100,6 +100,54 @@ def roc(probability: Array, truth: Array, band: tuple[float, float] | None = Non
     return Roc(auc, share, threshold, float(youden.max()) / (tumour * other), fpr[corner], tpr[corner])
 
 
+@dataclass(frozen=True, eq=False)
+class Reliability:
+    """How often pixels of a probability are tumour, in bins of equal width over [0, 1].
+
+    Attributes
+    ----------
+    probability, observed : ndarray of float64
+        Mean probability in each bin, and the share of its pixels that are tumour; NaN where a bin is empty.
+    pixels : ndarray of int64
+        Number of pixels in each bin.
+    error : float
+        Expected calibration error: the mean difference of the two, weighted by pixels (Naeini et al., AAAI 2015). NaN
+        without a pixel.
+    """
+
+    probability: Array
+    observed: Array
+    pixels: Array
+    error: float
+
+
+def reliability(probability: Array, truth: Array, bins: int = 10) -> Reliability:
+    """Compare probabilities with how often they come true.
+
+    Parameters
+    ----------
+    probability : ndarray of float
+        In [0, 1], any shape.
+    truth : ndarray of bool
+        Whether the pixel is tumour; the same shape.
+    bins : int
+        Number of bins; each includes its lower end, the last both.
+
+    Raises
+    ------
+    ArgumentError
+        If an argument is of another type or shape, or a probability is NaN or outside [0, 1].
+    """
+    _check(probability, truth, None)
+    p, positive = probability.reshape(-1).astype(np.float64), truth.reshape(-1)
+    which = np.minimum((p * bins).astype(np.int64), bins - 1)
+    pixels, sums, hits = (np.bincount(which, w, bins) for w in (None, p, positive))
+    with np.errstate(invalid="ignore"):
+        mean, observed = sums / pixels, hits / pixels
+    error = float(np.abs(sums - hits).sum() / p.size) if p.size else math.nan
+    return Reliability(mean, observed, pixels.astype(np.int64), error)
+
+
 def _check(probability: Array, truth: Array, band: tuple[float, float] | None) -> None:
     for name, array, kind, wanted in (
         ("probability", probability, "f", "floats in [0, 1]"),
