@@ -16,11 +16,12 @@ PACKAGE_FILES := $(shell find trtseg -type f -not -name '*.py[co]' -not -name '*
 PIP_INSTALL = bin/python -m pip install -qq --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-gpu sanitize-gpu bench bench-gpu gpu-kit gpu-extension lint train results clean
+.PHONY: help demo test test-slow test-versions test-gpu sanitize-gpu bench bench-gpu gpu-kit gpu-extension lint train results clean
 
 help:
 	@echo 'make demo       install, get a CT, segment it, show the result'
 	@echo 'make test       lint, types and all tests but the slow ones, which are make test-slow'
+	@echo 'make test-versions  what users do, with the lowest and with the newest versions of all dependencies'
 	@echo 'make test-gpu   the tests that need an NVIDIA GPU; without one they fail'
 	@echo 'make sanitize-gpu  our kernels on a GPU under compute-sanitizer'
 	@echo 'make bench-gpu  speed on a GPU, beside PyTorch and what the GPU can do (BENCH=OPTIONS)'
@@ -37,8 +38,9 @@ demo: $(DEMO)/installed
 	@$(DEMO)/bin/trtseg sample -o demo/ct.nii.gz >/dev/null || { \
 	  echo 'No sample CT: going on with a phantom, which is made of formulas and shows that it runs, not how well.'; \
 	  $(DEMO)/bin/trtseg sample --phantom -o demo/ct.nii.gz >/dev/null; }
-	@$(DEMO)/bin/trtseg segment demo/ct.nii.gz -o demo/seg.nii.gz --report --preview
+	@$(DEMO)/bin/trtseg segment demo/ct.nii.gz -o demo/seg.nii.gz --report --preview --html
 	@echo 'CT: demo/ct.nii.gz  labels: demo/seg.nii.gz  preview: demo/seg.png  report: demo/seg.json'
+	@echo 'Open in a browser: demo/seg.html'
 
 # Two at a time, each on a core of its own (tests/conftest.py). What takes minutes is apart.
 test: lint
@@ -46,6 +48,11 @@ test: lint
 
 test-slow: $(TEST)/installed
 	$(TEST)/bin/python -m pytest -m slow
+
+# In environments of their own, beside the package that is built for the tests; pip gets some 400 MB for each.
+test-versions: $(TEST)/installed
+	$(TEST)/bin/python tests/versions.py lowest .venv/lowest
+	$(TEST)/bin/python tests/versions.py newest .venv/newest
 
 # On a machine without a network: make test-gpu GPU_PYTHON=python3. docs/gpu.md says what that Python must have;
 # the extension is built for it in place.

@@ -226,7 +226,7 @@ def test_a_failure_stops_only_its_own_case(cases, monkeypatch):
 def test_one_ct_is_read_ahead_and_no_more(cases, monkeypatch):
     read, second = [], threading.Event()
 
-    def reading(path):
+    def reading(path, **_):
         read.append(path.name)
         if len(read) == 2:
             second.set()

@@ -57,7 +57,7 @@ def built(tmp_path_factory):
 
 
 WHOLE = [
-    ("equals_the_cpu", "label_in_place", "two_threads", "warmed_up", "not_capturable"),
+    ("equals_the_cpu", "streamed", "label_in_place", "two_threads", "warmed_up", "not_capturable"),
     (
         "judged_once",
         "falls_back_to_fp32",

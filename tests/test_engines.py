@@ -15,7 +15,7 @@ from trtseg import models
 from trtseg.engines import available_devices, open_engine, openvino, resolve_device
 from trtseg.engines.base import Net, check_arrays
 from trtseg.engines.openvino import OpenVinoEngine, native_bf16
-from trtseg.engines.precision import BF16, FP16, FP32, PRECISIONS, candidates
+from trtseg.engines.precision import BF16, FP16, FP32, INT8, PRECISIONS, candidates
 from trtseg.errors import ArgumentError, DeviceError, ModelError
 
 GUARD = 12345.0
@@ -106,7 +106,9 @@ def test_refusals(tmp_path):
     files = models.find(tiny.cascade_model(tmp_path))
     spec = files.spec.nets[0]
     for name in ("fp8", "fp16"):
-        with pytest.raises(ArgumentError, match=f"precision: got '{name}'; on the CPU it is 'auto', 'bf16'"):
+        with pytest.raises(
+            ArgumentError, match=f"precision: got '{name}'; on the CPU it is 'auto', 'int8', 'bf16'"
+        ):
             open_engine(files, spec, precision=name)
     with pytest.raises(ModelError, match="cannot run it"):
         OpenVinoEngine(Net(spec, FP32, b"no onnx"))
@@ -145,7 +147,7 @@ class TestNet:
 class TestPrecisions:
     def test_candidates(self):
         assert candidates("auto", "cuda") == (FP16, FP32)
-        assert candidates("auto", "cpu") == (BF16, FP32)
+        assert candidates("auto", "cpu") == (INT8, BF16, FP32)
         assert candidates("fp32", "cuda") == candidates("fp32", "cpu") == (FP32,)
         with pytest.raises(ArgumentError, match="got 'bf16'; on a GPU it is 'auto', 'fp16' or 'fp32'"):
             candidates("bf16", "cuda")
@@ -157,6 +159,8 @@ class TestPrecisions:
     [
         (None, r"OpenVINO is not installed; it runs nets on the CPU, .*: pip install openvino$"),
         ("import libopenvino_of_old", r"OpenVINO does not load \(No module named .*\); .*"),
+        ("raise OSError('invalid ELF header')", r"OpenVINO does not load \(invalid ELF header\); it runs .*"),
+        ("", r"OpenVINO does not load \(module 'openvino' has no attribute 'Core'\); it runs .*"),
         ("raise ImportError('libopenvino.so')", r"OpenVINO does not load \(libopenvino\.so\); it runs"),
     ],
 )

@@ -16,15 +16,17 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # A module may import modules of its own layer and of the layers before it in this list. Add a new module
 # where it belongs; a package's name stands for everything in it.
 LAYERS = [
-    ["errors", "notice", "warnings", "resources", "_core"],
+    ["errors", "notice", "warnings", "resources", "threads", "_core"],
     ["volume", "fit", "body", "orientation", "spec", "phantom", "cuda", "labels"],
     ["reference", "io", "models"],
     ["metrics", "report"],
     ["engines"],
     ["cascade"],
     ["result", "sample"],
+    ["stream"],
     ["api"],
-    ["cohort", "pairs"],
+    ["cohort", "followup", "pairs", "adapters"],
+    ["node"],
     ["cli", "__main__"],
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
@@ -44,7 +46,8 @@ HEAVY = {
 }
 HEAVY |= {"platformdirs", "pycuda", "pydicom", "pynetdicom", "rich", "sklearn", "tensorrt", "tensorrt_rtx"}
 HEAVY.add("typer")
-MAY_BE_HEAVY = {"cli": {"typer"}}
+HEAVY |= {"holoscan", "monai"}
+MAY_BE_HEAVY = {"adapters": {"holoscan", "monai"}, "cli": {"typer"}, "node": {"pynetdicom"}}
 NEVER = {"torch", "training", "tests", "benchmarks"}
 
 FILES = sorted(ROOT.rglob("*.py"))

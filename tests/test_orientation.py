@@ -53,6 +53,17 @@ def test_a_mirrored_header_warns_and_the_option_it_names_puts_it_right(phantom, 
     assert np.array_equal(turned.geometry.affine, wrong)
 
 
+def test_no_orientation_is_told_by_spoilt_values(phantom):
+    hu, said = phantom.ct[:, :, ::-1], lambda array: trtseg.load(array, spacing=SPACING).warnings
+    assert "orientation" in codes(said(hu))
+    narrow = (hu.clip(-160, 240) + 160) * 255 // 400 - 128  # no value left of bone
+    for spoilt, code in ((hu * 2, "values-scale"), (narrow, "values-clipped")):
+        assert code in codes(said(spoilt.astype(np.int16)))
+        assert "orientation" not in codes(said(spoilt.astype(np.int16)))
+    (warning,) = (w for w in said(hu.clip(-160, 240)) if w.code == "orientation")
+    assert warning.text.endswith("The values look spoilt, which may mislead this warning: mend them first.")
+
+
 def test_transposed_axes_are_put_right(phantom):
     stored = phantom.ct.transpose(0, 2, 1)  # columns first
     with pytest.raises(ArgumentError, match="orientation"):

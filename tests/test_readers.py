@@ -227,7 +227,7 @@ def test_chaos_masks_that_cannot_be_placed(tmp_path):
     first, second, third = (refusal(case) for case in chaos(tmp_path))
     assert "not in the order of the slices" in first
     assert "6 slices in DICOM_anon and 5 masks in Ground" in second
-    assert "not a regularly-spaced volume" in third
+    assert "1 slice is missing, between 180 and 260 mm" in third
 
 
 def test_png_slices(tmp_path):

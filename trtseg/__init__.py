@@ -37,6 +37,7 @@ _MODULES = (
     "cohort",
     "errors",
     "fit",
+    "followup",
     "io",
     "labels",
     "metrics",

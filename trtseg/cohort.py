@@ -8,24 +8,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trtseg.errors import ArgumentError, InputError
 from trtseg.io import check_target, load
 from trtseg.io.atomic import resolve_target
+from trtseg.io.dicom import one_of_each_series
+from trtseg.io.dicom_out import check_inputs, check_kinds, file_names
 from trtseg.io.find import find_cts, made_by
 from trtseg.io.folders import check_writable, made_folder
-from trtseg.io.names import WRITTEN, is_folder, stem
+from trtseg.io.names import SEG, WRITTEN, is_folder, stem
+from trtseg.report.index import read_facts
 from trtseg.resources import memory_for
 
 if TYPE_CHECKING:
@@ -38,26 +40,36 @@ _PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Case:
-    """A CT and the files that are written for it; ``report`` and ``preview`` are None where nobody wants them."""
+    """A CT and the files that are written for it; what nobody wants besides is None.
+
+    ``series`` is that of `trtseg.load`. With kinds of ``dicom`` objects, ``labels`` is the first of their files,
+    and the folder that it is in belongs to the case.
+    """
 
     source: Path
     labels: Path
     report: Path | None = None
     preview: Path | None = None
+    html: Path | None = None
+    series: str | None = None
+    dicom: tuple[str, ...] = ()
 
     @property
     def outputs(self) -> tuple[Path, ...]:
-        """The files to write, labels first."""
-        return tuple(path for path in (self.labels, self.report, self.preview) if path is not None)
+        """The files to write, labels first; of DICOM pictures the first."""
+        more = [self.labels.with_name(name) for _, name in file_names(self.dicom)[1:]]
+        paths = (self.labels, *more, self.report, self.preview, self.html)
+        return tuple(path for path in paths if path is not None)
 
-    def is_done(self, fingerprint: str) -> bool:
-        """Tell whether all files to write are there, later than the CT, and of the Segmenter with this fingerprint."""
+    def is_done(self, fingerprint: str, *, keep_identity: bool = False) -> bool:
+        """Tell whether all files are there, newer than the CT, of this Segmenter, pages as ``keep_identity`` says."""
         try:
             times = [path.stat().st_mtime_ns for path in (self.source, *self.outputs)]
         except OSError:
             return False
         # The files of a case are written in this order: a report that is older than its labels is of another run.
-        return times == sorted(times) and made_by(self.labels) == fingerprint
+        named = keep_identity if self.html is None else read_facts(self.html).get("named")
+        return times == sorted(times) and (made_by(self.labels), named) == (fingerprint, keep_identity)
 
 
 @dataclass(frozen=True)
@@ -90,6 +102,9 @@ def plan(
     *,
     report: bool = False,
     preview: bool = False,
+    html: bool = False,
+    series: str | None = None,
+    dicom: Sequence[str] = (),
     name: str = "output",
 ) -> Iterator[tuple[Case, ...]]:
     """Decide which files are written, and find out now whether they can be.
@@ -101,14 +116,20 @@ def plan(
     ----------
     inputs : sequence of path
         The CTs, and folders of CTs, see `trtseg.io.find.find_cts`. Whether CTs can be read is found out by `run`, since
-        one bad CT must not stop the others. Of several files, label maps that trtseg wrote are left out.
+        one bad CT must not stop the others. Of several files, label maps that trtseg wrote are left out, and DICOM
+        files that lie beside an earlier one of their series.
     output : path, optional
-        For one CT a file, ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha``, or an existing folder. For several CTs, and for
-        those of a folder, a folder, created where needed. In a folder, labels are named ``<input>_seg.nii.gz``. CTs
-        from folders keep the folders that they are in, and so do files if two of them have the same name. The default
-        is the current folder.
-    report, preview : bool
-        Whether each case gets a report (``.json``) and a preview (``.png``) beside its labels.
+        For one CT a file, ``.nii.gz``, ``.nii``, ``.nrrd``, ``.mha`` or ``.dcm``, or an existing folder. For several
+        CTs, and for those of a folder, a folder, created where needed. In a folder, labels are named
+        ``<input>_seg.nii.gz``. CTs from folders keep the folders that they are in, and so do files if two of them have
+        the same name. The default is the current folder.
+    report, preview, html : bool
+        Whether each case gets a report (``.json``), a preview (``.png``) and a page (``.html``) beside its labels.
+    series : str, optional
+        Series Instance UID of the DICOM series to take of the only input.
+    dicom : sequence of str
+        Kinds of DICOM objects, see `trtseg.result.Segmentation.save_dicom`: each case gets a folder
+        ``<input>_dicom`` with them, instead of a file of labels.
     name : str
         How messages call ``output``.
 
@@ -129,12 +150,23 @@ def plan(
     """
     folder = Path() if output is None else Path(output)
     is_file = folder.name.lower().endswith(WRITTEN) and not is_folder(folder)
-    found = _find([Path(path) for path in inputs], folder)
+    if series is not None and len(inputs) != 1:
+        raise ArgumentError(
+            f"series: got one for {len(inputs)} inputs; expected one input, a folder or a zip"
+        )
+    kinds = check_kinds(dicom, "dicom") if dicom else ()
+    if is_file and kinds:
+        raise ArgumentError(f"{name}: got the file {folder} for several DICOM objects; expected a folder")
+    found = _find([Path(path) for path in inputs], folder) if series is None else [_single(Path(inputs[0]))]
     sources = [source for source, _ in found]
     if is_file and len(found) > 1:
         raise ArgumentError(f"{name}: got the file {folder} for {len(found)} inputs; expected a folder")
-    several = not is_file and (len(found) > 1 or sources[0] != Path(inputs[0]))
+    if kinds or folder.name.lower().endswith(SEG):
+        check_inputs(sources, name)
+    several = not is_file and (len(found) > 1 or sources[0] != Path(inputs[0]) or bool(kinds))
     names = [place.with_name(f"{place.name}_seg.nii.gz") for _, place in found]
+    if kinds:
+        names = [place.with_name(f"{place.name}_dicom") / file_names(kinds)[0][1] for _, place in found]
     labels = [folder / file for file in names] if several else [file_in(folder, names[0].name, name=name)]
     check_target(labels[0])
     cases = tuple(
@@ -143,6 +175,9 @@ def plan(
             target,
             target.with_name(f"{stem(target)}.json") if report else None,
             target.with_name(f"{stem(target)}.png") if preview else None,
+            target.with_name(f"{stem(target)}.html") if html else None,
+            series,
+            kinds,
         )
         for source, target in zip(sources, labels, strict=True)
     )
@@ -161,6 +196,7 @@ def run(
     segmenter: Segmenter,
     *,
     orientation: str | None = None,
+    keep_identity: bool = False,
     progress: Callable[[str, float], None] | None = None,
 ) -> Generator[Outcome, None, None]:
     """Segment cases and write their files, one case after the other; a case that fails does not stop the others.
@@ -207,7 +243,7 @@ def run(
             check_stopped()
             work = _Work(case)
             with work.attempt():
-                work.volume = load(case.source)
+                work.volume = load(case.source, series=case.series)
             work.read_seconds = work.seconds
             yield work
 
@@ -227,7 +263,7 @@ def run(
                 if work.result is not None:
                     with work.attempt():
                         tell(index, work.case, "writing", 1.0)
-                        work.result = _written(work.case, work.result, work.read_seconds)
+                        work.result = _written(work.case, work.result, work.read_seconds, keep_identity)
                 yield work.outcome()
         finally:
             stopped.set()
@@ -250,13 +286,18 @@ def file_in(
     return output
 
 
+def _single(path: Path) -> tuple[Path, Path]:
+    """Take a path as one CT, whatever is in it."""
+    return path, Path(stem(path))
+
+
 def _find(inputs: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
     """Find the CTs, each with its place in the folder of the results: a path without an ending."""
     if not inputs:
         raise ArgumentError("inputs: got none; expected the path of at least one CT")
     files = [path for path in inputs if not is_folder(path)]
     if len(inputs) > 1:
-        files = [path for path in files if made_by(path) is None]
+        files = one_of_each_series(path for path in files if made_by(path) is None)
     parents = [Path(os.path.abspath(path.parent)) for path in files]  # noqa: PTH100 - links stay
     is_unique = len({stem(path) for path in files}) == len(set(files))
     top = Path(os.path.commonpath(parents)) if parents else Path()
@@ -327,14 +368,18 @@ class _Work:
         return outcome
 
 
-def _written(case: Case, result: Segmentation, seconds: float) -> Segmentation:
+def _written(case: Case, result: Segmentation, seconds: float, keep_identity: bool) -> Segmentation:
     """Write the files of a case, and return the result without its CT, which whoever keeps many results would keep too.
 
     The segmenter does not know the ``seconds`` of reading: it is handed a Volume, which is read already.
     """
-    result = dataclasses.replace(result, timings={**result.timings, "read": seconds})
-    result.save(case.labels, report=case.report, preview=case.preview)
-    return dataclasses.replace(result, volume=None)
+    result = replace(result, timings={**result.timings, "read": seconds})
+    more: dict[str, Any] = {name: getattr(case, name) for name in ("report", "preview", "html")}
+    if case.dicom:
+        result.save_dicom(case.labels.parent, case.dicom, **more, keep_identity=keep_identity)
+    else:
+        result.save(case.labels, **more, keep_identity=keep_identity)
+    return replace(result, volume=None)
 
 
 @contextmanager

@@ -30,3 +30,7 @@ class DeviceError(TrtsegError):
 
 class OutOfMemoryError(DeviceError):
     """A device has too little free memory for what was asked of it."""
+
+
+class BusyError(DeviceError, TimeoutError):
+    """A device is behind with its work, and the time to wait for it has passed: ask again later."""

@@ -56,7 +56,14 @@ class Weights(NamedTuple):
 
 
 def check_orientation(volume: Volume) -> tuple[ResultWarning, ...]:
-    """Warn if the picture shows a patient who lies otherwise than the header says."""
+    """Warn if the picture shows a patient who lies otherwise than the header says.
+
+    Values that are no HU have no say: their classes of tissue are not those that the weights know.
+    """
+    codes = {warning.code for warning in volume.warnings}
+    is_without_bone = "values-clipped" in codes and int(volume.array.max()) <= _CLASSES_HU[-1]
+    if "values-scale" in codes or is_without_bone:
+        return ()
     view = likeliest_view(volume.array, volume.spacing)
     if view is None or (view.axes, view.flips) == ((0, 1, 2), (False, False, False)):
         return ()
@@ -69,6 +76,8 @@ def check_orientation(volume: Volume) -> tuple[ResultWarning, ...]:
         "Volumes are then wrong. Look at the CT, and if the header is wrong, name the orientation: "
         f"--orientation {code}, or orientation= in Python."
     )
+    if any(known.startswith("values-") for known in codes):
+        text += " The values look spoilt, which may mislead this warning: mend them first."
     return (ResultWarning("orientation", text),)
 
 

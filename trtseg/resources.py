@@ -12,14 +12,18 @@ from pathlib import Path
 from trtseg.errors import OutOfMemoryError
 
 _ROOT = Path("/")
-#: Words of runtimes that could get no memory, or no stack for a thread.
+# Words of runtimes, of the loader and of Python itself that could get no memory, or start no thread: for want of memory
+# for its stack, or of a number.
 _NO_MEMORY = (
     "alloc",
-    "failed to map segment",  # of a library
-    "resource temporarily unavailable",
+    "failed to map segment",
     "out of memory",
-    "can't start new thread",
+    "without exception set",
+    "without setting an exc",
 )
+_NO_THREAD = ("resource temporarily unavailable", "can't start new thread")
+_KINDS = (RuntimeError, ImportError, OSError, SystemError)
+_STACKS = 64 << 20  # bytes; with more of them free, it is not memory that a thread lacks
 
 
 def available_cpus(root: Path = _ROOT) -> int:
@@ -98,29 +102,43 @@ def memory_for(what: str, needed: int) -> Iterator[None]:
     check_memory(what, needed)
     try:
         yield
-    except (MemoryError, RuntimeError, ImportError, OSError) as error:
+    except (MemoryError, *_KINDS) as error:
         if not is_lack_of_memory(error):
             raise
-        raise OutOfMemoryError(_sentence(what, needed, free_memory())) from error
+        try:
+            free = free_memory()
+        except MemoryError:  # not even for that
+            free = 0
+        if _says(error, _NO_THREAD) and (free is None or free > _STACKS):
+            raise OutOfMemoryError(
+                f"{what}: no thread can be started; raise the limit of processes (ulimit -u, a container's pids)"
+            ) from error
+        raise OutOfMemoryError(_sentence(what, needed, free)) from error
 
 
 def is_lack_of_memory(error: BaseException) -> bool:
     """Tell whether an exception says that there was no memory; runtimes in C++ have no class for that."""
-    known = isinstance(error, (RuntimeError, ImportError, OSError)) and any(
-        words in str(error).lower() for words in _NO_MEMORY
-    )
-    return isinstance(error, MemoryError) or known
+    return isinstance(error, MemoryError) or _says(error, (*_NO_MEMORY, *_NO_THREAD))
+
+
+def _says(error: BaseException, words: tuple[str, ...]) -> bool:
+    text = str(error).lower() if isinstance(error, _KINDS) else ""
+    return any(word in text for word in words)
 
 
 def _sentence(what: str, needed: int, free: int | None) -> str:
     if free is not None and free >= needed:
-        said = f"needs more than the {free / 1e9:.2f} GB of memory that are free"
+        said = f"needs more than the {_size(free)} of memory that are free"
     else:
-        found = "" if free is None else f", and {free / 1e9:.2f} GB are free"
-        said = f"needs about {needed / 1e9:.2f} GB of memory{found}"
+        found = "" if free is None else f", and {_size(free)} are free"
+        said = f"needs about {_size(needed)} of memory{found}"
     return (
         f"{what}: {said}; close other programs, raise a limit (ulimit, container), or take a larger machine"
     )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def _cgroups(root: Path, controller: str) -> Iterator[Path]:

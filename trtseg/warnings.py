@@ -8,6 +8,8 @@ from typing import NamedTuple
 CODES = {
     "geometry-unknown": "The header has no orientation or no spacing, or a stand-in such as the identity matrix.",
     "geometry-conflict": "The parts of a header (sform, qform, pixdim) contradict each other.",
+    "geometry-uneven": "Slices do not lie at even distances.",
+    "geometry-tilt": "The gantry was tilted: the grid is sheared.",
     "orientation": "The patient lies otherwise than the header says.",
     "values-scale": "Air and tissue do not lie where Hounsfield units have them.",
     "values-clipped": "The values went through a display window.",
@@ -15,6 +17,7 @@ CODES = {
     "slices-blank": "Slices hold nothing.",
     "slices-doubled": "Neighbouring slices are equal.",
     "slices-jump": "Neighbouring slices differ as if slices were missing or out of order.",
+    "slices-unplaced": "DICOM files that may belong to the CT do not say where they lie.",
     "liver-cut": "The liver reaches the end of the scan or of its picture: its volume is a lower bound.",
     "liver-parts": "Much of what the net called liver was dropped, because it is not connected to the rest.",
     "liver-none": "There is nothing that can be called a liver.",

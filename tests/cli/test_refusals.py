@@ -174,7 +174,9 @@ def test_what_is_not_there_is_refused(here, model, phantom_ct, option, value):
     [
         (["segment"], "Missing argument"),
         (["nonsense"], "No such command 'nonsense'"),
-        (["segment", "x.nii", "--nonsense"], "No such option: --nonsense"),
+        (["segment", ""], "got an empty path"),
+        (["evaluate", "x.nii", ""], "got an empty path"),
+        (["segment", "x.nii", "--nonsense"], "No such option"),
         (["segment", "x.nii", "--min-tumour-ml", "much"], "Invalid value for '--min-tumour-ml'"),
     ],
 )

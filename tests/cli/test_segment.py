@@ -103,7 +103,7 @@ def test_a_table_that_cannot_be_printed_is_no_failure(here, model, phantom_ct, b
 @pytest.mark.parametrize(
     ("name", "encoding"),
     [
-        *(("Größe", "ascii"), ("肝臓", "utf-8"), (os.fsdecode(b"caf\xe9"), "ascii")),
+        *(("Größe", "ascii"), ("肝臓", "utf-8"), (os.fsdecode(b"caf\xe9"), "ascii"), ("two\nlines", "utf-8")),
     ],
 )
 def test_any_name_can_be_reported(here, model, phantom_ct, name, encoding):

@@ -68,6 +68,28 @@ def equals_the_cpu() -> None:
             assert engine["acceptance"].startswith("accepted on Played GPU, driver 580.65.06")
 
 
+def streamed() -> None:
+    """Slices one by one, two streams at once, with a batch of 1 and of 4; the graphs are made once."""
+    other = np.ascontiguousarray(CT[:, ::-1])
+    for batch in (1, 4):
+        with segmenter(batch=batch) as one:
+            expected = [one.segment(ct, spacing=SPACING) for ct in (CT, other)]
+            lanes = one._cascade._lanes[:]
+            with (
+                one.stream(CT.shape[1:], spacing=SPACING[1:]) as first,
+                one.stream(CT.shape[1:], spacing=SPACING[1:]) as second,
+            ):
+                for z in (*range(1, len(CT), 2), *range(0, len(CT), 2)):
+                    first.push(CT[z], 8.0 * z)
+                    second.push(other[z], 8.0 * z)
+                results = first.finish(), second.finish()
+            for result, wanted in zip(results, expected, strict=True):
+                assert (result.labels == wanted.labels).all()
+                assert result.lesions == wanted.lesions
+                assert result.warnings == wanted.warnings
+            assert all(a is b for a, b in zip(lanes, one._cascade._lanes, strict=True))
+
+
 def label_in_place() -> None:
     for batch in (4, 1):
         with segmenter(batch=batch) as one, open_device(0) as device, Resources(device) as own:

@@ -7,34 +7,50 @@ Each command has the module of its name. The modules import what is slow to load
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 from typing import Annotated
 
 import typer
 
-from trtseg.cli import build, engines, evaluate, info, sample, segment
+from trtseg.cli import build, compare, engines, evaluate, info, sample, segment, serve
 from trtseg.cli.exits import errors_as_exit_codes
 from trtseg.cli.text import NOT_CLINICAL, fail, out
 
 _TYPER = 0, 16  # versions before break on click 8.2 and newer
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PATIENCE = 5  # seconds
 
 
 def main() -> None:
     """Run the command line; the entry point of the package."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr always has it: any path can be printed
-    # SystemExit, unlike the signal's own effect, lets temporary files be removed and threads end.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if (
-        hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
-    ):  # as nohup sets it
-        signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
+    # NumPy's library would start threads, which nothing here needs, and where it may not, it sends SIGINT to itself.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    for number in _SIGNALS:
+        if (
+            signal.getsignal(number) is not signal.SIG_IGN
+        ):  # as nohup sets it, or a shell for what runs behind it
+            signal.signal(number, _stop)
     if tuple(map(int, typer.__version__.split(".")[:2])) < _TYPER:
         wanted = ".".join(map(str, _TYPER))
         fail(f"typer {typer.__version__} is too old for the command line; pip install 'typer>={wanted}'")
         sys.exit(2)
     app()
+
+
+def _stop(number: int, _: object) -> None:
+    """End the command so that temporary files are removed and threads end, which a signal's own effect does not."""
+    for again in _SIGNALS:  # a second one would stop the cleaning up
+        signal.signal(again, signal.SIG_IGN)
+    # A thread may wait for an input that never comes.
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(128 + number))
+    signal.alarm(_PATIENCE)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
 
 
 def _print_version(wanted: bool) -> None:
@@ -65,9 +81,11 @@ app = typer.Typer(
 app.callback()(_options_of_all)
 app.command(epilog=NOT_CLINICAL)(segment.segment)
 app.command(epilog=NOT_CLINICAL)(evaluate.evaluate)
+app.command(epilog=NOT_CLINICAL)(compare.compare)
 app.command(epilog=NOT_CLINICAL)(info.info)
 app.command(epilog=NOT_CLINICAL)(sample.sample)
 app.command(epilog=NOT_CLINICAL)(build.build)
+app.command(epilog=NOT_CLINICAL)(serve.serve)
 
 _engines = typer.Typer(
     no_args_is_help=True,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ _NAMED = 5  # files named in a note; the JSON file has all
 def evaluate(
     prediction: Annotated[
         Path,
-        typer.Argument(metavar="PREDICTION", help="Labels to judge, or a folder of them.", readable=False),
+        typer.Argument(metavar="PREDICTION", help="Labels to judge, or a folder of them.", parser=text.path),
     ],
     truth: Annotated[
         Path,
@@ -37,7 +36,7 @@ def evaluate(
             metavar="TRUTH",
             help="The true labels, or a folder of them. Files of one name belong together, and so do those of LiTS "
             "(volume-N, segmentation-N), of nnU-Net (N_0000, N) and of 'trtseg segment' (N_seg).",
-            readable=False,
+            parser=text.path,
         ),
     ],
     json: Annotated[
@@ -90,7 +89,7 @@ def evaluate(
     with errors_as_exit_codes():
         from trtseg import pairs
         from trtseg.cli import tables
-        from trtseg.io.folders import check_writable, made_folder
+        from trtseg.io.folders import check_reports, check_writable, made_folder
         from trtseg.metrics.cases import evaluate_set
         from trtseg.metrics.checks import needs
 
@@ -100,7 +99,8 @@ def evaluate(
         liver_only = liver_only or (meaning is not None and tumour_label is None)
         matched = pairs.match(prediction, truth, ct, names=("PREDICTION", "TRUTH", "--ct"))
         needs("scipy.spatial")  # now, once, and not for every case
-        _check_targets(matched, json, markdown)
+        inputs = [p for pair in matched.pairs for p in (pair.prediction, pair.truth, pair.ct) if p]
+        check_reports({"--json": json, "--markdown": markdown}, inputs)
         notes = _unmatched(matched)
         for note in notes:
             text.note(note)
@@ -146,23 +146,6 @@ def _meaning(liver: str | None, tumour: str | None) -> dict[int, int] | None:
     return meaning
 
 
-def _check_targets(matched: Matched, json: Path | None, markdown: Path | None) -> None:
-    """Refuse now what could not be written after the work, or would overwrite an input."""
-    from trtseg.io.atomic import resolve_target
-    from trtseg.io.folders import check_writable
-
-    taken = {
-        os.path.realpath(p) for pair in matched.pairs for p in (pair.prediction, pair.truth, pair.ct) if p
-    }
-    for option, path in (("--json", json), ("--markdown", markdown)):
-        if path is not None:
-            target = resolve_target(path)
-            if os.fspath(target) in taken:
-                raise ArgumentError(f"{option}: {path} is an input or the other report; choose another name")
-            check_writable(target.parent, option)
-            taken.add(os.fspath(target))
-
-
 def _unmatched(matched: Matched) -> list[str]:
     """Name the files that have no partner."""
     notes = []
@@ -189,7 +172,7 @@ def _score(
     cases = _Cases()
     console = Console(stderr=True)
     silent = quiet or len(matched) == 1 or not console.is_terminal
-    for pair in track(matched, "evaluating", console=console, transient=True, disable=silent):
+    for pair in matched if silent else track(matched, "evaluating", console=console, transient=True):
         try:
             scores = pairs.score(pair, liver_only=liver_only, meaning=meaning)
         except Exception as error:

@@ -2,8 +2,7 @@
 
 Exit codes: 0 all done; 1 a bug (with a traceback); 2 bad usage, input, output, model or device, and nothing
 was written; 3 some of several cases failed and the others were written; 129 the terminal was closed; 130
-interrupted; 143 terminated. A table
-of results that cannot be printed does not change the exit code.
+interrupted; 143 terminated. A table of results that cannot be printed does not change the exit code.
 """
 
 from __future__ import annotations
@@ -20,12 +19,15 @@ from trtseg.cli.text import fail
 from trtseg.errors import TrtsegError
 from trtseg.resources import memory_for
 
+# That NumPy and nibabel take when they are imported; without it OpenBLAS ends the process in its own way.
+_MEMORY = 128 << 20
+
 
 @contextmanager
 def errors_as_exit_codes() -> Iterator[None]:
     """End the command with a line on stderr, and no traceback, on an error that the user can do something about."""
     try:
-        with memory_for("trtseg", 0):
+        with memory_for("trtseg", _MEMORY):
             yield
     except TrtsegError as error:
         fail(str(error))
@@ -33,6 +35,13 @@ def errors_as_exit_codes() -> Iterator[None]:
     except KeyboardInterrupt:
         fail("interrupted; nothing is left half-written")
         raise typer.Exit(130) from None
+    except FileNotFoundError:
+        try:
+            Path.cwd()
+        except FileNotFoundError:
+            fail("the current folder does not exist any more; change to another one")
+            raise typer.Exit(2) from None
+        raise
 
 
 def exit_code(done: int, failed: int) -> int:

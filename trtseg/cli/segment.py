@@ -25,9 +25,9 @@ def segment(
         list[Path],
         typer.Argument(
             metavar="INPUTS",
-            help="CT volumes in Hounsfield units: NIfTI, NRRD, MetaImage, Analyze, a folder of DICOM files, or a "
-            "folder with CTs in it and below it.",
-            readable=False,  # not checked here, where it would stop all for one
+            help="CT volumes in Hounsfield units: NIfTI, NRRD, MetaImage, Analyze, DICOM (a file, a folder, a zip), or "
+            "a folder with CTs in it and below it.",
+            parser=text.path,
         ),
     ],
     output: Annotated[
@@ -35,8 +35,8 @@ def segment(
         typer.Option(
             "--output",
             "-o",
-            help="One input: a file (.nii.gz, .nii, .nrrd, .mha), or an existing folder. Several: a folder, created "
-            "where needed. Names in a folder are <input>_seg.nii.gz; CTs of one name keep their folders.",
+            help="One input: a file (.nii.gz, .nii, .nrrd, .mha, .dcm), or an existing folder. Several: a folder, "
+            "created where needed. Names in a folder are <input>_seg.nii.gz; CTs of one name keep their folders.",
             show_default="the current folder",
             readable=False,
         ),
@@ -47,6 +47,20 @@ def segment(
     ] = False,
     preview: Annotated[
         bool, typer.Option("--preview", help="Write a montage of slices with outlines too: <output>.png.")
+    ] = False,
+    html: Annotated[
+        bool,
+        typer.Option(
+            "--html",
+            help="Write a page to look at too, <output>.html: the CT with outlines in three planes, lesions, warnings. "
+            "Of several cases, also index.html and index.csv in the folder, with a row for each.",
+        ),
+    ] = False,
+    keep_identity: Annotated[
+        bool,
+        typer.Option(
+            "--keep-identity", help="The page shows the name of the input, which may tell who the patient is."
+        ),
     ] = False,
     model: Annotated[
         str,
@@ -60,7 +74,9 @@ def segment(
     ] = "auto",
     precision: Annotated[
         str,
-        typer.Option(metavar="auto|fp32|bf16|fp16", help="Arithmetic of the nets; auto: the fastest here."),
+        typer.Option(
+            metavar="auto|fp32|bf16|int8|fp16", help="Arithmetic of the nets; auto: the fastest here."
+        ),
     ] = "auto",
     runtime: Annotated[
         str,
@@ -98,6 +114,22 @@ def segment(
             show_default="as the header says",
         ),
     ] = None,
+    series: Annotated[
+        str | None,
+        typer.Option(
+            metavar="UID|list",
+            help="DICOM series to take of the input, or a list of those there are, and why.",
+            show_default="the best axial CT",
+        ),
+    ] = None,
+    dicom: Annotated[
+        str | None,
+        typer.Option(
+            metavar="seg,sr,sc",
+            help="Write DICOM objects into <output>/<input>_dicom instead of labels: seg, a segmentation; labelmap, "
+            "the same as one label map; sr, a report on seg; sc, pictures for any viewer.",
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")] = False,
 ) -> None:
     """Label liver (1) and tumour (2) in one or several CT volumes, each on its own grid.
@@ -111,7 +143,19 @@ def segment(
     with errors_as_exit_codes():
         from trtseg import cohort
 
-        with cohort.plan(inputs, output, report=report, preview=preview, name="--output") as cases:
+        if series == "list":
+            _list_series(inputs)
+            return
+        with cohort.plan(
+            inputs,
+            output,
+            report=report,
+            preview=preview,
+            html=html,
+            series=series,
+            dicom=() if dicom is None else [kind.strip() for kind in dicom.split(",")],
+            name="--output",
+        ) as cases:
             from trtseg.api import Segmenter
             from trtseg.io.names import is_folder
             from trtseg.labels.postprocess import PostProcess
@@ -134,18 +178,40 @@ def segment(
                 )
             todo, made_by = cases, segmenter.fingerprint(orientation)
             if not overwrite and (len(cases) > 1 or is_folder(inputs[0])):
-                todo = tuple(case for case in cases if not case.is_done(made_by))
+                todo = tuple(case for case in cases if not case.is_done(made_by, keep_identity=keep_identity))
             if not quiet:
                 _say_what_is_left_out(inputs, cases, todo)
             with segmenter:
-                code = _run(todo, segmenter, orientation=orientation, quiet=quiet)
-            raise typer.Exit(code)
+                failures, done = _run(
+                    todo, segmenter, orientation=orientation, keep_identity=keep_identity, quiet=quiet
+                )
+            if html and (len(cases) > 1 or cases[0].source not in inputs):
+                from trtseg.report.index import write_index
+
+                index = write_index([case.html for case in cases if case.html], output or Path())
+                if index is not None and not quiet:
+                    text.note(f"all cases on a page: {index}")
+            raise typer.Exit(failures.exit_code(done + len(cases) - len(todo)))
+
+
+def _list_series(inputs: Sequence[Path]) -> None:
+    """Print the volumes in each DICOM input on stdout, each with its UID in a line of its own, to be copied."""
+    from trtseg.io.dicom import list_series
+
+    for path in inputs:
+        found = list_series(path)
+        free = "is taken" if sum(not one.reason for one in found) == 1 else "can be chosen"
+        for one in found:
+            text.out(f"{one.series}\n    {one.about}: {one.reason or free}\n")
 
 
 def _say_what_is_left_out(inputs: Sequence[Path], cases: Sequence[Case], todo: Sequence[Case]) -> None:
     """Say which inputs are no CTs, and which cases are complete, on stderr."""
+    from trtseg.io.dicom import is_dicom
+
     sources = {case.source for case in cases}
-    if results := [path.name for path in inputs if path not in sources and not path.is_dir()]:
+    left = (path for path in inputs if path not in sources and not path.is_dir())
+    if results := [path.name for path in left if not is_dicom(path)]:
         text.note(f"left out as label maps that trtseg wrote: {', '.join(results)}")
     if done := len(cases) - len(todo):
         text.note(
@@ -154,8 +220,10 @@ def _say_what_is_left_out(inputs: Sequence[Path], cases: Sequence[Case], todo: S
         )
 
 
-def _run(cases: Sequence[Case], segmenter: Segmenter, *, orientation: str | None, quiet: bool) -> int:
-    """Segment all cases, report each failure on stderr, print a table on stdout; return the exit code."""
+def _run(
+    cases: Sequence[Case], segmenter: Segmenter, *, orientation: str | None, keep_identity: bool, quiet: bool
+) -> tuple[Failures, int]:
+    """Segment all cases, report each failure on stderr, print a table; return the failures, and how many went well."""
     from trtseg import cohort
 
     alone = len(cases) == 1
@@ -166,7 +234,13 @@ def _run(cases: Sequence[Case], segmenter: Segmenter, *, orientation: str | None
         with (
             progress.bar(quiet) as bar,
             closing(
-                cohort.run(cases, segmenter, orientation=orientation, progress=progress.follow(bar))
+                cohort.run(
+                    cases,
+                    segmenter,
+                    orientation=orientation,
+                    keep_identity=keep_identity,
+                    progress=progress.follow(bar),
+                )
             ) as outcomes,
         ):
             for outcome in outcomes:
@@ -184,7 +258,7 @@ def _run(cases: Sequence[Case], segmenter: Segmenter, *, orientation: str | None
             headings = ("case", "liver mL", "tumour mL", "lesions", "seconds", "labels")
             table = text.table(headings, rows, right=headings[1:5], caption=text.NOT_CLINICAL)
             text.show_results(table)
-    return failures.exit_code(done)
+    return failures, done
 
 
 def _row(outcome: Outcome, result: Segmentation) -> tuple[str, ...]:
@@ -222,4 +296,5 @@ def _details(outcome: Outcome, result: Segmentation) -> list[tuple[str, ...]]:
     rows.append(("labels", str(case.labels)))
     rows += [("report", str(case.report))] if case.report else []
     rows += [("preview", str(case.preview))] if case.preview else []
+    rows += [("page", str(case.html))] if case.html else []
     return rows

@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 NOT_CLINICAL = f"{NOTICE.capitalize()}."
 
 
+def path(text: str) -> Path:
+    """Parse the path of an input; an empty text, as of a shell's unset variable, is not the current folder."""
+    if not text:
+        raise typer.BadParameter("got an empty path")
+    return Path(text)
+
+
 def fail(message: str) -> None:
     """Write one line about an error to stderr. If stderr cannot be written, there is nobody to tell."""
     _tell(f"error: {message}")

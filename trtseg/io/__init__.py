@@ -13,9 +13,9 @@ import numpy as np
 from trtseg.errors import ArgumentError, OutputError
 from trtseg.io.arrays import from_array, from_image, read_pair, read_pair_labels
 from trtseg.io.atomic import atomic
-from trtseg.io.dicom import read_dicom_folder
+from trtseg.io.dicom import is_dicom, read_dicom
 from trtseg.io.itk import check_installed, read_itk, read_itk_labels, write_itk
-from trtseg.io.names import ANALYZE, ITK, NIFTI, WRITTEN, is_folder
+from trtseg.io.names import ANALYZE, ITK, NIFTI, SEG, WRITTEN, is_folder
 from trtseg.io.nifti import read_nifti, read_nifti_labels, write_nifti
 from trtseg.orientation import check_orientation, reorient
 from trtseg.volume import Geometry, Volume
@@ -23,20 +23,29 @@ from trtseg.volume import Geometry, Volume
 __all__ = ["atomic", "check_target", "load", "read_labels", "read_nifti", "save", "write_nifti"]
 
 
-def load(source: Any, *, affine: Any = None, spacing: Any = None, orientation: str | None = None) -> Volume:
+def load(
+    source: Any,
+    *,
+    affine: Any = None,
+    spacing: Any = None,
+    orientation: str | None = None,
+    series: str | None = None,
+) -> Volume:
     """Load a CT from whatever holds it.
 
     Parameters
     ----------
     source : path, array, nibabel image or Volume
         A ``.nii`` or ``.nii.gz`` file, or a pipe that one comes through; a ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd``
-        file; ``.hdr`` or ``.img`` of Analyze or of a NIfTI pair; a folder that holds the DICOM files of one CT series;
-        an array in HU (anything with ``__array__``, for example a torch CPU tensor); an image loaded with nibabel; or a
-        Volume, which is returned as it is.
+        file; ``.hdr`` or ``.img`` of Analyze or of a NIfTI pair; a folder or a ``.zip`` with the DICOM files of a CT
+        and perhaps others, or one of these files; an array in HU (anything with ``__array__``, for example a torch
+        CPU tensor); an image loaded with nibabel; or a Volume, which is returned as it is.
     affine, spacing : array_like, optional
         Exactly one of the two for an array, see `trtseg.io.arrays.from_array`; neither for any other source.
     orientation : str, optional
         Three letters that replace what the source says of its orientation, see `trtseg.orientation.reorient`.
+    series : str, optional
+        Series Instance UID of the DICOM series to take; by default see `trtseg.io.dicom.series.choose`.
 
     Returns
     -------
@@ -62,10 +71,12 @@ def load(source: Any, *, affine: Any = None, spacing: Any = None, orientation: s
             f"affine, spacing: got one with a {type(source).__name__}, which has its own geometry; "
             "give them with arrays only"
         )
+    if series is not None and not (is_path and (is_folder(source) or is_dicom(source))):
+        raise ArgumentError(f"series: got {series!r} with a source that is not DICOM; leave it out")
     if isinstance(source, Volume):
         return source if orientation is None else reorient(source, orientation)
     if is_path:
-        volume = _read_file(source)
+        volume = _read_file(source, series)
     elif is_image:
         volume = from_image(source)
     elif hasattr(source, "__array__"):
@@ -126,7 +137,7 @@ def save(path: str | os.PathLike[str], labels: np.ndarray, geometry: Geometry, f
     ----------
     path : path
         ``.nii`` or ``.nii.gz``: see `trtseg.io.nifti.write_nifti`. ``.nrrd`` or ``.mha``: see
-        `trtseg.io.itk.write_itk`.
+        `trtseg.io.itk.write_itk`. A ``.dcm`` needs more than labels, see `trtseg.io.dicom_out.write_dicom`.
     labels : ndarray
         uint8, canonical ``[Z, Y, X]``: 0 background, 1 liver, 2 tumour.
     geometry : Geometry
@@ -154,15 +165,15 @@ def check_target(path: str | os.PathLike[str]) -> None:
     """Raise an OutputError unless `save` can write a file of this name."""
     name = os.fspath(path)
     if not name.lower().endswith(WRITTEN):
-        raise OutputError(f"{name}: cannot write this file type; expected .nii.gz, .nii, .nrrd or .mha")
-    if not name.lower().endswith(NIFTI):
+        raise OutputError(f"{name}: cannot write this file type; expected .nii.gz, .nii, .nrrd, .mha or .dcm")
+    if not name.lower().endswith((*NIFTI, SEG)):
         check_installed(name)
 
 
-def _read_file(path: str | os.PathLike[str]) -> Volume:
+def _read_file(path: str | os.PathLike[str], series: str | None) -> Volume:
     name = os.fspath(path).lower()
-    if is_folder(path):
-        return read_dicom_folder(path)
+    if is_folder(path) or is_dicom(path):
+        return read_dicom(path, series)
     if name.endswith(ITK):
         return read_itk(path)
     if name.endswith(ANALYZE):

@@ -87,6 +87,7 @@ def resolve_target(path: str | os.PathLike[str]) -> Path:
     """
     name = os.fspath(path)
     mode = stat.S_IFREG  # stays if there is no file
+    target = Path(name)  # if the current folder is gone
     try:
         target = Path(os.path.realpath(path))
         target.parent.stat()

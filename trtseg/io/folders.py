@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from trtseg.errors import OutputError
+from trtseg.errors import ArgumentError, OutputError
+from trtseg.io.atomic import resolve_target
 
 
 def cache_folder() -> Path:
@@ -87,3 +88,31 @@ def check_writable(folder: Path, name: str) -> None:
         raise OutputError(
             f"{name}: the folder {folder} cannot be written ({error.strerror}); choose another one"
         ) from error
+
+
+def check_reports(reports: Mapping[str, Path | None], inputs: Iterable[Path]) -> None:
+    """Refuse, before the work, reports that could not be written, or would overwrite an input or each other.
+
+    Parameters
+    ----------
+    reports : mapping
+        Option or argument, for messages, to the file that it names, if it names one.
+    inputs : iterable of Path
+        What is read.
+
+    Raises
+    ------
+    ArgumentError
+        If two are one file.
+    OutputError
+        If the folder of a report cannot be written.
+    """
+    taken = {os.path.realpath(path) for path in inputs}
+    for name, path in reports.items():
+        if path is None:
+            continue
+        target = resolve_target(path)
+        if os.fspath(target) in taken:
+            raise ArgumentError(f"{name}: {path} is an input or the other report; choose another name")
+        check_writable(target.parent, name)
+        taken.add(os.fspath(target))

@@ -11,8 +11,13 @@ NIFTI = (".nii.gz", ".nii")
 ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
 #: Endings of Analyze files and of NIfTI pairs, which nibabel reads: voxels, and their header.
 ANALYZE = (".img", ".hdr")
+#: Endings of DICOM files, which may have any name, and of archives with DICOM files in them.
+DICOM: tuple[str, ...] = (".dcm", ".dicom", ".ima")
+ZIP: tuple[str, ...] = (".zip",)
+#: Ending of a DICOM segmentation.
+SEG = ".dcm"
 #: Endings of files that labels are written to.
-WRITTEN = (*NIFTI, ".nrrd", ".mha")
+WRITTEN = (*NIFTI, ".nrrd", ".mha", SEG)
 #: Endings of files in a folder that hold an image; of a pair, the voxels.
 IMAGES = (*NIFTI, *ITK, ".img")
 

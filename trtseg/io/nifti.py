@@ -102,7 +102,8 @@ def _read(name: str, convert: Callable[..., np.ndarray]) -> tuple[np.ndarray, Ge
         size = status.st_size if stat.S_ISREG(status.st_mode) else None  # that of a pipe is not known
         if size is not None and not name.lower().endswith(ENDINGS) and not name.startswith(_DEVICES):
             raise InputError(
-                f"{name}: unknown file type; expected .nii, .nii.gz, .nrrd, .mha or .img, convert others to NIfTI"
+                f"{name}: unknown file type; expected .nii, .nii.gz, .nrrd, .mha, .img, or DICOM; unpack archives "
+                "but .zip, convert others to NIfTI"
             )
         try:
             start = file.read(2)
