@@ -20,7 +20,7 @@ KINDS = ("seg", "sr", "sc")
 # Settings of which 0 would stop the node.
 _AT_LEAST_1 = (
     "associations", "pdu_kb", "instance_mb", "buffer_mb", "rows", "frames", "series_instances", "open_series",
-    "disk_mb", "streams", "threads",
+    "streams", "threads",
 )  # fmt: skip
 
 
