@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from trtseg.errors import ArgumentError
-from trtseg.node import metrics
+from trtseg.errors import ArgumentError, OutputError
+from trtseg.node import metrics, run
 from trtseg.node.config import Config
 from trtseg.node.spool import Spool
 
@@ -18,6 +18,8 @@ from trtseg.node.spool import Spool
         ({"http_port": 99999}, "http_port: got 99999; expected a port, at most 65535"),
         ({"associations": 0}, "associations: got 0; expected at least 1"),
         ({"threads": 0}, "threads: got 0; expected at least 1"),
+        ({"results": ("sr",)}, "results: got sr without seg; expected both"),
+        ({"precision": "fp8"}, "precision: got 'fp8'; on the CPU it is 'auto'"),
         ({"results": ()}, r"results: got \[\]; expected some of seg, sr, sc"),
     ],
 )
@@ -32,3 +34,19 @@ def test_a_port_for_metrics_that_is_taken_is_refused_by_name(tmp_path):
         port = taken.getsockname()[1]
         with pytest.raises(ArgumentError, match=rf"http_port: 127\.0\.0\.1:{port} cannot be listened at \("):
             metrics.serve(Spool(tmp_path), "127.0.0.1", port, dict)
+
+
+def test_where_a_node_cannot_listen_is_refused_at_its_start(monkeypatch):
+    monkeypatch.setattr(run, "_LEFT_OVER", 0.2)
+    listens = socket.create_server(("127.0.0.1", 0))
+    with listens, pytest.raises(ArgumentError, match=r"host, port: got 127\.0\.0\.1 and .* cannot listen"):
+        run._check_port("127.0.0.1", listens.getsockname()[1])
+    with pytest.raises(ArgumentError, match=r"host, port: got 300\.1\.1\.1 and 11112"):
+        run._check_port("300.1.1.1", 11112)
+
+
+def test_a_store_has_one_node(tmp_path):
+    first, second = Spool(tmp_path), Spool(tmp_path)
+    with first.lock("node", wait=False), pytest.raises(OutputError, match="another node uses this store"):
+        second.lock("node", wait=False)
+    second.lock("node", wait=False).close()

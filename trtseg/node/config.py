@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trtseg.engines.precision import candidates
 from trtseg.errors import ArgumentError, InputError
+from trtseg.io.dicom_out import check_kinds
 
 KINDS = ("seg", "sr", "sc")
 # Settings of which 0 would stop the node.
@@ -176,6 +178,8 @@ class Config:
             raise ArgumentError("send_tls: expected tls_cert, tls_key and tls_ca with it")
         if not self.results or set(self.results) - set(KINDS):
             raise ArgumentError(f"results: got {list(self.results)}; expected some of {', '.join(KINDS)}")
+        check_kinds(self.results, "results")
+        candidates(self.precision, "cuda" if self.device.startswith("cuda") else "cpu")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, (int, float)) and not 0 <= value < 1e12:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from trtseg.errors import TrtsegError
+from trtseg.errors import ArgumentError, TrtsegError
 from trtseg.node import log, metrics
 from trtseg.node.config import Config
 from trtseg.node.log import say, scrub, where
@@ -19,6 +21,7 @@ from trtseg.node.spool import Spool
 from trtseg.node.stopping import Stop
 
 _LONG = 60.0  # seconds after which a process counts as well, and the longest wait before it is started again
+_LEFT_OVER = 5.0  # seconds that processes of a node that was killed may take to end
 
 
 def run(config: Config) -> None:
@@ -27,12 +30,15 @@ def run(config: Config) -> None:
     Raises
     ------
     OutputError
-        If the store cannot be used.
+        If the store cannot be used, or another node uses it.
+    ArgumentError
+        If nobody can listen at the host and port.
     """
     os.umask(0o077)
     log.start("node")
     spool = Spool(config.store)
-    alone = spool.lock("node")
+    alone = spool.lock("node", wait=False)
+    _check_port(config.host, config.port)
     context = multiprocessing.get_context("spawn")
     #: The instance or, negative, the series that the worker is at: what it died of, if it dies.
     current = context.RawValue("q", 0)
@@ -64,6 +70,23 @@ def run(config: Config) -> None:
     alone.close()
     spool.close()
     say("stopped")
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raise an ArgumentError unless the receiver can listen there; that of a killed node has some time to end."""
+    until = time.monotonic() + _LEFT_OVER
+    while True:
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            socket.create_server((host, port), family=family).close()
+            return
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > until:
+                raise ArgumentError(
+                    f"host, port: got {host} and {port}, where this machine cannot listen ({error.strerror}); choose "
+                    "an address of this machine and a free port"
+                ) from error
+        time.sleep(0.1)
 
 
 class _Child:

@@ -108,10 +108,16 @@ class Spool:
         """Close the database."""
         self._db.close()
 
-    def lock(self, role: str) -> IO[str]:
+    def lock(self, role: str, wait: bool = True) -> IO[str]:
         """Be the only process with this role, once the one before has ended; the lock ends with the process."""
         handle = (self.folder / f"{role}.lock").open("w")
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            handle.close()
+            raise OutputError(
+                f"{self.folder}: another node uses this store; give each node its own"
+            ) from error
         return handle
 
     @contextlib.contextmanager
