@@ -205,7 +205,7 @@ def test_what_is_unknown_teaches_nothing():
     mask[..., :3] = False
     cell, flag, expected = (x.repeat(2, *[1] * (x.ndim - 1)) for x in cells_of([]))
     loss = weak.TumourLoss(Loss(2, 0.5, "dice"), 1.0, 1.0)
-    loss(logits, label, mask, known, (cell, flag, expected)).backward()
+    loss(logits, label, mask, (known, ~known), (cell, flag, expected)).backward()
     assert logits.grad[..., :3].abs().max() == 0
     assert logits.grad[:, :, :5].abs().max() == 0
     assert logits.grad[1, :, 5:7].abs().max() == 0  # liver where tumours are fused into it

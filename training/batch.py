@@ -57,6 +57,8 @@ class DeviceKit:
         float32 ``[L]``.
     lowest_hu, tumour_known : Tensor
         float32 and bool ``[N]``.
+    weak : Tensor
+        bool ``[N]``: nobody drew the tumours of the slice, so its cells count.
     """
 
     image: Tensor
@@ -67,6 +69,7 @@ class DeviceKit:
     level_hu: Tensor
     lowest_hu: Tensor
     tumour_known: Tensor
+    weak: Tensor
 
     @classmethod
     def of(cls, kit: Kit, rows: np.ndarray, device: torch.device | str) -> DeviceKit:
@@ -74,7 +77,7 @@ class DeviceKit:
         cell, flag = cell_maps(kit, rows)
         area = np.stack([np.bincount(plane.ravel(), minlength=MAX_CELLS + 1) for plane in cell])
         arrays = (kit.image[rows], kit.label[rows], cell, flag, area.astype(np.float32))
-        arrays += (kit.level_hu, kit.lowest_hu[rows], kit.tumour_known[rows])
+        arrays += (kit.level_hu, kit.lowest_hu[rows], kit.tumour_known[rows], ~kit.tumour_known[rows])
         return cls(*(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays))
 
     def __len__(self) -> int:

@@ -51,6 +51,7 @@ class Settings:
     store: str = ""  # SHA-256 of the slice store's manifest
     liver: str = ""  # SHA-256 of the liver net that a tumour net is trained behind
     start: str = ""  # SHA-256 of the nets whose weights this run starts with
+    teachers: str = ""  # SHA-256 of the tumour nets that gave masks to slices with cells
 
 
 def build(settings: Settings, liver: Liver | None = None) -> Method:

@@ -14,7 +14,7 @@ import argparse
 import csv
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training import appearance, batch, kit_score
+from training import appearance, batch, kit_score, pseudo
 from training import kit as kits
 from training.checkpoint import Settings, build, fingerprint, load_liver, read, save, start_from
 from training.losses import Loss
@@ -60,7 +60,15 @@ class Run:
     overlap: str = "dice"
 
 
-def train(role: str, path: Path, out: Path, settings: Settings, run: Run, **files: Path | str | None) -> None:
+def train(
+    role: str,
+    path: Path,
+    out: Path,
+    settings: Settings,
+    run: Run,
+    teachers: Sequence[str] = (),
+    **files: Path | str | None,
+) -> None:
     """Run or resume a training.
 
     Parameters
@@ -73,6 +81,8 @@ def train(role: str, path: Path, out: Path, settings: Settings, run: Run, **file
     **files : Path or str, optional
         ``liver``: checkpoint of the liver net, for a tumour net; ``start``: checkpoint or model whose weights the run
         starts with; ``state``: file of the state of the run, ``out/resume.pt`` if not given.
+    teachers : sequence of str
+        Checkpoints or models whose tumour nets give masks to slices that have only cells (`training.pseudo`).
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -82,13 +92,17 @@ def train(role: str, path: Path, out: Path, settings: Settings, run: Run, **file
     liver = load_liver(Path(files["liver"]), settings.size) if files.get("liver") else None
     if liver:
         settings = replace(settings, liver=fingerprint(liver.nets))
-    settings = replace(settings, store=kit.sha256)
+    nets = [pseudo.teacher(name).to(device) for name in teachers]
+    settings = replace(settings, store=kit.sha256, teachers=pseudo.names(nets))
     torch.manual_seed(settings.seed)
     method = build(settings, liver)
     _report(f"read {len(kit)} slices in {time.perf_counter() - began:.1f} s, device {device}")
 
     rows = _rows(kit, role, "train")
     store = batch.DeviceKit.of(kit, rows, device)
+    if nets:
+        store, count = pseudo.with_masks(store, nets)
+        _report("masks of teachers: " + ", ".join(f"{n} {name}" for name, n in count.items()))
     p = torch.from_numpy(batch.weights(kit, rows, role).astype(np.float32)).to(device)
     held = _rows(kit, role, "validation")
     held_store = batch.DeviceKit.of(kit, held, device)
@@ -233,7 +247,8 @@ class Trainer:
         logits = self.method.logits("tumour", windowed(b.hu, "tumour") * mask[:, None])
         expected = self.store.cell_area[b.row] * b.area[:, None]
         cells = (b.cell, self.store.cell_flag[b.row], expected)
-        return self.loss(logits, b.label, mask, self.store.tumour_known[b.row], cells)
+        slices = (self.store.tumour_known[b.row], self.store.weak[b.row])
+        return self.loss(logits, b.label, mask, slices, cells)
 
     def due(self) -> bool:
         """Whether it is time to validate."""
@@ -346,6 +361,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--liver", type=Path, help="checkpoint of the liver net (tumour only)")
     parser.add_argument("--start", help="checkpoint, or name or folder of an exported model")
+    parser.add_argument(
+        "--teacher",
+        action="append",
+        default=[],
+        help="checkpoint or model for self-training (tumour only; repeat)",
+    )
     parser.add_argument("--state", type=Path, help="file to resume from, OUT/resume.pt if not given")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--width", type=int, default=16)
@@ -361,14 +382,17 @@ def main() -> None:
     run = Run(**{field.name: args.pop(field.name) for field in fields(Run)})
     role, path, out = args.pop("role"), args.pop("kit"), args.pop("out")
     files = {name: args.pop(name) for name in ("liver", "start", "state")}
+    teachers = args.pop("teacher")
     if (role == "tumour") != (files["liver"] is not None):
         parser.error("--liver goes with tumour, which needs it")
+    if teachers and role != "tumour":
+        parser.error("--teacher goes with tumour")
     precision = "bf16" if torch.cuda.is_available() else "fp32"
     settings = Settings(
         role, batch=run.batch, lr=run.lr, ema=run.ema, overlap=run.overlap, precision=precision, **args
     )
     try:
-        train(role, path, out, settings, run, **files)
+        train(role, path, out, settings, run, teachers, **files)
     except TrtsegError as error:
         raise SystemExit(f"error: {error}") from None
 

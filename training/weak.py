@@ -39,7 +39,12 @@ class TumourLoss(nn.Module):
         self.pixels, self.negative, self.positive = pixels, negative, positive
 
     def forward(
-        self, logits: Tensor, label: Tensor, mask: Tensor, tumour_known: Tensor, cells: tuple[Tensor, ...]
+        self,
+        logits: Tensor,
+        label: Tensor,
+        mask: Tensor,
+        slices: tuple[Tensor, Tensor],
+        cells: tuple[Tensor, ...],
     ) -> Tensor:
         """The loss.
 
@@ -51,14 +56,16 @@ class TumourLoss(nn.Module):
             uint8 ``[B, H, W]``: 0, 1, 2, 255 unknown.
         mask : Tensor
             bool ``[B, H, W]``: what the net is shown; nothing counts outside.
-        tumour_known : Tensor
-            bool ``[B]``: where false, label 1 may be tumour too.
+        slices : tuple
+            ``tumour_known`` and ``weak``, bool ``[B]``: where the first is false, label 1 may be tumour too; where the
+            second is true, cells count on what no mask calls tumour.
         cells : tuple
             Map, flags and expected pixels of the cells, see `cell_losses`.
         """
-        known = (label != UNKNOWN) & (tumour_known[:, None, None] | (label != 1))
+        tumour_known, weak = (values[:, None, None] for values in slices)
+        known = (label != UNKNOWN) & (tumour_known | (label != 1))
         total = self.pixels(logits, label == 2, where=mask & known)
-        fused = mask & ~tumour_known[:, None, None] & (label == 1)
+        fused = mask & weak & (label != 0) & (label != 2)
         negative, positive = cell_losses(logits[:, 0].float(), fused, *cells)
         return total + self.negative * negative + self.positive * positive
 
