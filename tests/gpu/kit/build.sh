@@ -27,7 +27,7 @@ grep -rhoE '\bcu[A-Z][A-Za-z0-9]+' "$source"/src/cpp "$source"/src/wrapper | sor
   sed 's/.*/int &(void){return 100;} int &_v2(void){return 100;}/' > "$work/stub/stub.c"
 gcc -w -shared -fPIC -Wl,-soname,libcuda.so.1 -o "$work/stub/libcuda.so" "$work/stub/stub.c"
 home=${CUDA_HOME:-$(dirname "$(dirname "$(command -v nvcc)")")}
-[ -d "$home/include" ] || home=/usr/local/cuda
+[ -f "$home/include/cuda.h" ] || home=/usr/local/cuda
 cat > "$source/siteconf.py" <<P
 CUDA_ROOT = "$home"
 CUDA_INC_DIR = ["$home/include"]
