@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from dataclasses import replace
 
 import pytest
 from engine_models import key
@@ -54,8 +55,21 @@ class TestDevices:
         has(gpus=(ADA, HOPPER), archs="75,86,90")
         assert resolve_device("cuda") == "cuda:0"
         assert resolve_device("cuda:1") == "cuda:1"
-        assert resolve_device("auto") == "cpu"
         assert machine.check_gpu(1)[0] == HOPPER
+
+    def test_auto_is_the_gpu_where_a_like_one_has_confirmed_the_runtime(self, has):
+        only_torch = packages("pycuda", "torch", "onnx")
+        first = replace(HOPPER, index=0)
+        has(gpus=(first,), archs="90", packages=only_torch)
+        assert resolve_device("auto") == "cuda:0"
+        has(gpus=(first,), archs="90")  # TensorRT comes first, and no GPU has confirmed it
+        assert resolve_device("auto") == "cpu"
+        has(gpus=(ADA,), packages=only_torch)
+        assert resolve_device("auto") == "cpu"
+        has(gpus=(first,), archs="90", packages=packages("pycuda"))
+        assert resolve_device("auto") == "cpu"
+        has(gpus=(), problem=NO_DRIVER)
+        assert resolve_device("auto") == "cpu"
 
     @pytest.mark.parametrize(
         ("lacks", "message"),

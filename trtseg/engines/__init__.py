@@ -15,15 +15,19 @@ __all__ = ["Engine", "available_devices", "open_engine", "resolve_device"]
 def resolve_device(device: str) -> str:
     """The device that ``device`` stands for, ``cpu`` or ``cuda:0``; decided here, once, and never again.
 
-    ``auto`` is the CPU for as long as docs/gpu.md says that no GPU has confirmed the other.
+    ``auto`` is the first GPU where its kind has confirmed the runtime that is here (docs/gpu.md), else the CPU.
 
     Raises
     ------
     DeviceError
         The device was named and does not work here. There is no silent fall back to another device.
     """
-    if device in ("auto", "cpu"):
+    if device == "cpu":
         return "cpu"
+    if device == "auto":
+        from trtseg.engines.nvidia.machine import confirmed
+
+        return "cuda:0" if confirmed(0) else "cpu"
     named = re.fullmatch(r"cuda(?::(\d{1,3}))?", device) if isinstance(device, str) else None
     if named is None:
         raise DeviceError(f"device: got {device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:N'")

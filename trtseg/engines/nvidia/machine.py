@@ -27,6 +27,8 @@ from trtseg.errors import ArgumentError, DeviceError
 
 #: Compute capabilities that TensorRT-RTX 1.7 names, known here without importing it.
 RTX_CAPABILITIES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
+#: Runtimes and GPUs on which all of `tests/gpu` has passed, see docs/gpu.md: there the device ``auto`` is the GPU.
+CONFIRMED = frozenset({("torch", "sm_90")})
 
 # Module -> the distributions that provide it, where they have another name.
 _DISTRIBUTIONS = {
@@ -143,6 +145,18 @@ def check_gpu(index: int, named: str | None = None) -> tuple[Gpu, Driver]:
     if problem is not None:
         raise DeviceError(f"device: got {named or f'cuda:{index}'!r}, but {problem}")
     return driver.gpus[index], driver
+
+
+def confirmed(index: int) -> bool:
+    """Whether trtseg runs on the GPU of that number, by a runtime that such a GPU has confirmed."""
+    driver = find_driver()
+    if why_no_gpu(index, driver) is not None:
+        return False
+    try:
+        name, _ = choose_runtime("auto", driver.gpus[index])
+    except DeviceError:
+        return False
+    return (name, driver.gpus[index].sm) in CONFIRMED
 
 
 def compiled_for(archs: str, sm: str) -> bool:
