@@ -15,9 +15,11 @@ from trtseg import models
 
 def test_each_stage_follows_what_it_needs():
     names = [stage.name for stage in recipe.STAGES]
-    assert [stage.role for stage in recipe.STAGES] == ["liver", "tumour"]
     for i, stage in enumerate(recipe.STAGES):
-        assert stage.behind is None or stage.behind in names[:i]
+        assert (stage.role == "tumour") == (stage.behind is not None)
+        assert {stage.behind, stage.start} - {None} <= set(names[:i])
+    roles = {stage.name: stage.role for stage in recipe.STAGES}
+    assert [roles[name] for name in recipe.EXPORTED] == ["liver", "tumour"]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])

@@ -130,11 +130,14 @@ def parity_inputs(nets: dict[str, UNet], specs: dict[str, ModelSpec]) -> dict[st
     return {role: x for role, (x, _) in show(middle, (1.5, 1.5), tuple(specs.values()), run).items()}
 
 
-def nets_of(checkpoints: Sequence[Path]) -> tuple[dict[str, UNet], int]:
-    """The nets of one model by role, in the order in which they run, and the rows and columns of their input."""
+def nets_of(checkpoints: Sequence[Path], behind: Path | None = None) -> tuple[dict[str, UNet], int]:
+    """The nets of one model by role, in the order in which they run, and the rows and columns of their input.
+
+    ``behind`` is the checkpoint of the liver net that the tumour net was trained behind; by default the first.
+    """
     nets, sizes = {}, set()
     for i, path in enumerate(checkpoints):
-        method, settings = load(path, checkpoints[0] if i else None)
+        method, settings = load(path, (behind or checkpoints[0]) if i else None)
         nets.update(method.nets.items())
         sizes.add(settings.size)
     if list(nets) not in (["liver", "tumour"], ["one-step"]) or len(sizes) != 1:
@@ -153,6 +156,7 @@ def export(
     *,
     pixel_mm: float | None = None,
     blend: tuple[str, float] | None = None,
+    behind: Path | None = None,
 ) -> CascadeSpec:
     """Export a model into the folder ``out``; see the module's docstring.
 
@@ -170,8 +174,10 @@ def export(
         Size of the nets' pixels: the nets see the body, see `trtseg.body`. Without it they see the field of view.
     blend : (str, float), optional
         Model and share of `training.blend.blended`, for the tumour net.
+    behind : Path, optional
+        Checkpoint of the liver net that the tumour net was trained behind, where another one is exported.
     """
-    nets, size = nets_of(checkpoints)
+    nets, size = nets_of(checkpoints, behind)
     if blend is not None:
         nets["tumour"] = blended(nets["tumour"], "tumour", *blend)
     if unknown := set(thresholds) - set(nets) | set(thresholds) & {"one-step"}:
@@ -243,6 +249,12 @@ def main() -> None:
         metavar=("MODEL", "SHARE"),
         help="take only this share of the tumour net's way from the tumour net of an exported model",
     )
+    parser.add_argument(
+        "--behind",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="of the liver net that the tumour net was trained behind, if it is another",
+    )
     parser.add_argument("--version", default="0.0.0", help="of the model (0.0.0)")
     parser.add_argument("--trained-on", default="not stated", help="what the weights have seen, a sentence")
     parser.add_argument("--licence", default="not stated", help="under which the weights are")
@@ -260,6 +272,7 @@ def main() -> None:
         {"version": args.version, "trained_on": args.trained_on, "licence": args.licence},
         pixel_mm=args.pixel_mm,
         blend=(args.blend[0], float(args.blend[1])) if args.blend else None,
+        behind=args.behind,
     )
     if args.calibration is not None:
         try:
