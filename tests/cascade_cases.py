@@ -18,6 +18,7 @@ from cascade_nets import (
     Hooked,
     ct,
     expected,
+    expected_logits,
     expected_of_one_step,
     in_threads,
     nines,
@@ -68,6 +69,39 @@ def both_push(backend: Any) -> None:
                         assert (np.concatenate([piece for _, piece in pieces]) == wanted).all()
                     assert (mine == wanted).all()
                     assert all(np.shares_memory(piece, mine) for _, piece in pieces)
+
+
+def both_logits(backend: Any) -> None:
+    """Tumour logits of slices with liver, and of no other, come no later than their labels, to who asks for them."""
+    for batch in (1, BATCH):
+        with opened(backend, batch) as one:
+            for _ in backend.orders():
+                for sizes in ([1] * 13, [3, 5, 0, 1], [22]):
+                    hu, kept = ct(sum(sizes)), {}
+                    wanted = expected_logits(hu, backend.dtype)
+                    assert 0 < len(wanted) < len(hu)
+                    feed, pieces = one.begin(one.place(hu, SPACING), logits=kept), []
+                    for n, last in zip(sizes, accumulate(sizes), strict=True):
+                        pieces += feed.push(hu[last - n : last])
+                        assert (
+                            kept.keys()
+                            >= {z for f, labels in pieces for z in range(f, f + len(labels))} & wanted.keys()
+                        )
+                    pieces += feed.finish()
+                    assert (
+                        np.concatenate([piece for _, piece in pieces]) == expected(hu, backend.dtype)
+                    ).all()
+                    one.run(ct(5, 1), SPACING)  # asks for none
+                    again: dict[int, np.ndarray] = {}
+                    one.run(hu, SPACING, logits=again)
+                    for found in (kept, again):
+                        assert found.keys() == wanted.keys()
+                        for z, plane in found.items():
+                            assert plane.dtype == np.float16
+                            assert (plane == wanted[z]).all()
+    with opened(backend, specs=(ONE_STEP,)) as one:
+        one.run(ct(3), SPACING, logits=(none := {}))
+    assert none == {}
 
 
 def both_one_step(backend: Any) -> None:
@@ -171,6 +205,21 @@ def case_device_arrays(backend: Any) -> None:
                     out = stream.made_late(nines(hu))
                     one.run(hu, SPACING, out, stream=stream.handle)
                     assert (stream.read(out) == wanted).all(), order
+
+
+def case_logits_of_device_arrays(backend: Any) -> None:
+    """Labels stay on the GPU, and logits come to the host."""
+    hu = ct(2 * BATCH + 3)
+    wanted = expected_logits(hu)
+    for batch in (1, BATCH):
+        with opened(backend, batch) as one:
+            for order in backend.orders():
+                with backend.stream() as stream:
+                    source, out, kept = stream.made_late(hu), stream.made_late(nines(hu)), {}
+                    one.run(source, SPACING, out, stream=stream.handle, logits=kept)
+                    assert kept.keys() == wanted.keys()
+                    assert all((kept[z] == wanted[z]).all() for z in kept), order
+                    assert (stream.read(out) == expected(hu)).all(), order
 
 
 def case_push_device_arrays(backend: Any) -> None:

@@ -127,12 +127,22 @@ def ct(slices: int, seed: int = 0) -> np.ndarray:
 
 def expected(hu: np.ndarray, dtype: Any = np.float16) -> np.ndarray:
     """Labels of the two nets, by the oracle."""
+    fit, (l1, l2, _) = LIVER.fit_slice(hu.shape[1:], SPACING), _by_the_oracle(hu, dtype)
+    return reference.label(l1, l2, (LIVER.logit_threshold, TUMOUR.logit_threshold), fit)[0]
+
+
+def expected_logits(hu: np.ndarray, dtype: Any = np.float16) -> dict[int, np.ndarray]:
+    """Logits of the tumour net on each slice with liver, by the oracle."""
+    _, l2, pixels = _by_the_oracle(hu, dtype)
+    return {z: l2[z, 0].astype(np.float16) for z in range(len(hu)) if pixels[z]}
+
+
+def _by_the_oracle(hu: np.ndarray, dtype: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     fit = LIVER.fit_slice(hu.shape[1:], SPACING)
-    thresholds = LIVER.logit_threshold, TUMOUR.logit_threshold
     hu_net, x1 = reference.prepare(hu, fit, LIVER.window, dtype)
     l1 = logits("liver", x1)
-    x2, _ = reference.gate(l1, hu_net, thresholds[0], TUMOUR.window, dtype)
-    return reference.label(l1, logits("tumour", x2), thresholds, fit)[0]
+    x2, pixels = reference.gate(l1, hu_net, LIVER.logit_threshold, TUMOUR.window, dtype)
+    return l1, logits("tumour", x2), pixels
 
 
 def expected_of_one_step(hu: np.ndarray, dtype: Any = np.float16) -> np.ndarray:

@@ -29,6 +29,7 @@ CHUNK = 16
 
 Hu = NDArray[np.int16] | CudaArray  # [n, Y, X]
 Labels = Any  # uint8 [n, Y, X]: an array on the host, or a CudaArray
+Logits = dict[int, NDArray[np.float16]]  # by the number of a slice: [H, W] on the nets' grid
 Timings = dict[str, float]
 
 #: Called with a text, which says what is being done, and the fraction that is done, from 0 to 1.
@@ -77,7 +78,7 @@ class Cascade(Protocol):
     def place(self, hu: Hu, spacing: tuple[float, float]) -> Fit:
         """Find out how slices ``[Z, Y, X]`` lie on the nets' grid: one placement for all of them."""
 
-    def begin(self, fit: Fit, *, stream: int = 0) -> Feed:
+    def begin(self, fit: Fit, *, stream: int = 0, logits: Logits | None = None) -> Feed:
         """Begin a feed of slices.
 
         Parameters
@@ -86,6 +87,9 @@ class Cascade(Protocol):
             How the slices lie on the nets' grid, as `place` gives it.
         stream : int
             CUDA stream on which arrays on the GPU are made and will be used, beside the streams that they name.
+        logits : dict, optional
+            Gets the logits of the tumour net for each slice with liver, no later than the labels of the slice. A
+            one-step model has no such logits.
         """
 
     def run(
@@ -96,6 +100,7 @@ class Cascade(Protocol):
         *,
         fit: Fit | None = None,
         stream: int = 0,
+        logits: Logits | None = None,
         progress: Progress | None = None,
     ) -> tuple[Labels, Timings]:
         """Label a volume.
@@ -110,7 +115,7 @@ class Cascade(Protocol):
             Where the labels go; by default a new array on the host.
         fit : Fit, optional
             Placement of the slices; by default that which `place` finds.
-        stream : int
+        stream, logits
             As for `begin`.
         progress : callable, optional
             Told the fraction of slices whose labels are there.
@@ -151,6 +156,13 @@ def run_volume(
     finally:
         feed.close()
     return labels
+
+
+def keep_logits(logits: Logits, first: int, l2: NDArray[Any], pixels: NDArray[np.int32]) -> None:
+    """Keep the tumour logits ``[n, 1, H, W]`` of those slices, numbered from ``first``, that have liver ``pixels``."""
+    with np.errstate(over="ignore"):  # FP32 logits may be beyond FP16, and are infinite then
+        for n in np.flatnonzero(pixels).tolist():
+            logits[first + n] = l2[n, 0].astype(np.float16)
 
 
 def check_slices(hu: Hu, out: Labels | None, shape: tuple[int, int]) -> None:

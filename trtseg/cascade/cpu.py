@@ -11,7 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtseg import _core
-from trtseg.cascade.base import CHUNK, Progress, Timings, check_slices, ended, run_volume
+from trtseg.cascade.base import (
+    CHUNK,
+    Logits,
+    Progress,
+    Timings,
+    check_slices,
+    ended,
+    keep_logits,
+    run_volume,
+)
 from trtseg.engines import Engine
 from trtseg.errors import DeviceError
 from trtseg.fit import Fit
@@ -50,11 +59,11 @@ class Cascade:
             raise DeviceError("cascade: got slices for a cascade that is closed; open another")
         return self._engines[0].spec.fit_volume(hu, spacing)
 
-    def begin(self, fit: Fit, *, stream: int = 0) -> _Feed:
+    def begin(self, fit: Fit, *, stream: int = 0, logits: Logits | None = None) -> _Feed:
         """Begin a feed of slices; the CPU has no streams."""
         if not self._engines:
             raise DeviceError("cascade: got slices for a cascade that is closed; open another")
-        self._feed = _Feed(self, fit)
+        self._feed = _Feed(self, fit, logits)
         return self._feed
 
     def run(
@@ -65,10 +74,11 @@ class Cascade:
         *,
         fit: Fit | None = None,
         stream: int = 0,
+        logits: Logits | None = None,
         progress: Progress | None = None,
     ) -> tuple[NDArray[np.uint8], Timings]:
         """Label a volume ``[Z, Y, X]``."""
-        feed = self.begin(fit or self.place(hu, spacing))
+        feed = self.begin(fit or self.place(hu, spacing), logits=logits)
         return run_volume(feed, hu, out, progress), feed.timings
 
     def stages(self, hu: NDArray[np.int16], spacing: tuple[float, float]) -> Timings:
@@ -81,17 +91,17 @@ class Cascade:
         for name in ("_hu", "_x1", "_l1", "_x2", "_l2"):
             self.__dict__.pop(name, None)
 
-    def _label(self, hu: NDArray[np.int16], labels: NDArray[np.uint8], fit: Fit, timings: Timings) -> None:
+    def _label(self, hu: NDArray[np.int16], labels: NDArray[np.uint8], feed: _Feed) -> None:
         """Label at most `CHUNK` slices ``[n, Y, X]``."""
         if len(self._engines) == 2:
-            self._two_nets(hu, labels, fit, timings)
+            self._two_nets(hu, labels, feed)
         else:
-            self._one_net(hu, labels, fit, timings)
+            self._one_net(hu, labels, feed.fit, feed.timings)
 
-    def _two_nets(self, hu: NDArray[np.int16], labels: NDArray[np.uint8], fit: Fit, timings: Timings) -> None:
+    def _two_nets(self, hu: NDArray[np.int16], labels: NDArray[np.uint8], feed: _Feed) -> None:
         """``prepare``, liver net, ``gate``, tumour net, ``label``."""
         liver, tumour = self._engines
-        n = len(hu)
+        n, fit, timings = len(hu), feed.fit, feed.timings
         hu_net, x1, l1, x2, l2 = (b[:n] for b in (self._hu, self._x1, self._l1, self._x2, self._l2))
         t1, t2 = liver.spec.logit_threshold, tumour.spec.logit_threshold
         with _timed(timings, "prepare"):
@@ -105,6 +115,8 @@ class Cascade:
             # `label` never looks at the tumour logits of a slice without liver, so skipping such slices is exact
             for first, last in _runs(pixels > 0):
                 tumour.run(x2[first:last], l2[first:last])
+            if feed.logits is not None:
+                keep_logits(feed.logits, feed.first, l2, pixels)
         with _timed(timings, "label"):
             _core.label(l1, l2, (t1, t2), fit, labels, self._counts[:n], threads=self._threads)
 
@@ -123,23 +135,24 @@ class Cascade:
 class _Feed:
     """A feed of `Cascade`: every push returns the labels of its slices."""
 
-    def __init__(self, cascade: Cascade, fit: Fit) -> None:
-        self._cascade, self._fit, self._first = cascade, fit, 0
+    def __init__(self, cascade: Cascade, fit: Fit, logits: Logits | None) -> None:
+        self._cascade, self.fit, self.logits = cascade, fit, logits
+        self.first = 0  # number of the next slice
         self.timings: Timings = {}
 
     def push(self, hu: Any, out: Any = None) -> list[tuple[int, NDArray[np.uint8]]]:
         """Label the next slices."""
         if self._cascade._feed is not self:
             raise ended()
-        check_slices(hu, out, self._fit.native)
+        check_slices(hu, out, self.fit.native)
         labels = np.empty(hu.shape, np.uint8) if out is None else out
         pieces = []
         try:
             for first in range(0, len(hu), CHUNK):
                 piece = labels[first : first + CHUNK]
-                self._cascade._label(hu[first : first + CHUNK], piece, self._fit, self.timings)
-                pieces.append((self._first, piece))
-                self._first += len(piece)
+                self._cascade._label(hu[first : first + CHUNK], piece, self)
+                pieces.append((self.first, piece))
+                self.first += len(piece)
         except BaseException:
             self.close()
             raise

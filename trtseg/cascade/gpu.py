@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from trtseg.cascade.base import Hu, Labels, Progress, Timings, check_slices, ended, run_volume
+from trtseg.cascade.base import Hu, Labels, Logits, Progress, Timings, check_slices, ended, run_volume
 from trtseg.cascade.lane import Lane
 from trtseg.cuda import dlpack
 from trtseg.cuda.arrays import CudaArray
@@ -98,7 +98,7 @@ class CudaCascade:
         with self._working():
             return spec.fit_volume(to_host(hu), spacing)
 
-    def begin(self, fit: Fit, *, stream: int = 0) -> CudaFeed:
+    def begin(self, fit: Fit, *, stream: int = 0, logits: Logits | None = None) -> CudaFeed:
         """Begin a feed of slices; makes lanes where the last feed had another placement."""
         self._check_usable()
         if self._feed is not None:
@@ -108,7 +108,7 @@ class CudaCascade:
                 self._open_nets(self._batch)
             with self._working():
                 self._make_lanes(fit)
-        self._feed = CudaFeed(self, self._lanes, fit.native, self._batch, stream)
+        self._feed = CudaFeed(self, self._lanes, fit.native, self._batch, stream, logits)
         return self._feed
 
     def run(
@@ -119,10 +119,11 @@ class CudaCascade:
         *,
         fit: Fit | None = None,
         stream: int = 0,
+        logits: Logits | None = None,
         progress: Progress | None = None,
     ) -> tuple[Labels, Timings]:
         """Label a volume ``[Z, Y, X]``."""
-        feed = self.begin(fit or self.place(hu, spacing), stream=stream)
+        feed = self.begin(fit or self.place(hu, spacing), stream=stream, logits=logits)
         labels = run_volume(feed, hu, out, progress)
         return labels, {"cascade on the GPU": feed.seconds}
 
@@ -250,10 +251,19 @@ class CudaFeed:
     """
 
     def __init__(
-        self, cascade: CudaCascade, lanes: list[Lane], shape: tuple[int, int], batch: int, stream: int
+        self,
+        cascade: CudaCascade,
+        lanes: list[Lane],
+        shape: tuple[int, int],
+        batch: int,
+        stream: int,
+        logits: Logits | None,
     ) -> None:
         self._cascade, self._shape, self._batch, self._stream = cascade, shape, batch, stream
+        self._lanes = tuple(lanes)
         self._free, self._running = deque(lanes), deque[Lane]()  # the oldest first
+        for lane in lanes:
+            lane.logits = logits
         self._filling: Lane | None = None
         self._at_gate: Lane | None = None  # the newest that runs, while its second half is not launched
         self._first = 0  # number of the next slice
@@ -274,7 +284,7 @@ class CudaFeed:
         with self._working() as pieces:
             if self._batch == len(hu) == 1 and isinstance(hu, np.ndarray) and not places[1]:
                 labels = np.empty(hu.shape, np.uint8) if out is None else out
-                if self._free[0].run(hu, labels):
+                if self._free[0].run(hu, labels, self._first):
                     pieces.append((self._first, labels))
                     self._first += 1
                     return pieces
@@ -301,17 +311,22 @@ class CudaFeed:
             if self._filling is not None:
                 self._start(self._filling)
             self._drain(pieces)
-        self._cascade._feed = None
+        self._end()
         return pieces
 
     def close(self) -> None:
         """End the feed; waits for the chunks that are on their way and forgets them."""
         if self._cascade._feed is not self:
             return
-        self._cascade._feed = None
         with self._working():
             for lane in (*self._running, *([] if self._filling is None else [self._filling])):
                 lane.drop()
+        self._end()
+
+    def _end(self) -> None:
+        self._cascade._feed = None
+        for lane in self._lanes:
+            lane.logits = None
 
     @contextmanager
     def _working(self) -> Iterator[list[tuple[int, Labels]]]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtseg import _core
-from trtseg.cascade.base import Hu, Labels, Timings
+from trtseg.cascade.base import Hu, Labels, Logits, Timings, keep_logits
 from trtseg.cuda.arrays import CudaArray
 from trtseg.cuda.device import Device, Resources, download, upload
 from trtseg.engines.base import GpuEngine
@@ -51,11 +51,18 @@ class Lane:
         Of the slices, which all have one shape.
     batch : int
         Slices in each run of the engines: the most that a chunk has.
+
+    Attributes
+    ----------
+    logits : dict or None
+        Gets the tumour logits of slices with liver, as `trtseg.cascade.base.Cascade.begin` has it; None: they stay on
+        the GPU. It changes only while the lane has no chunk.
     """
 
     def __init__(self, device: Device, engines: tuple[GpuEngine, ...], fit: Fit, batch: int) -> None:
         first, last = engines[0], engines[-1]
         self._device, self._engines, self._fit, self._batch = device, engines, fit, batch
+        self.logits: Logits | None = None
         self._parts: list[_Part] = []
         self._filled = 0
         self._empty = False  # no slice of the chunk has liver: all its labels are 0
@@ -76,6 +83,7 @@ class Lane:
             if len(engines) == 2:
                 self._x2 = own.array((batch, 1, *fit.net), last.dtype)
                 self._l2 = own.array((batch, 1, *fit.net), last.dtype)
+                self._l2_host = own.pinned((batch, 1, *fit.net), last.dtype)
                 self._pixels = own.array((batch,), np.int32)
                 self._pixels_host = own.pinned((batch,), np.int32)
             stack.pop_all()
@@ -144,11 +152,17 @@ class Lane:
                 self._label(part.out, part.rows)
         elif not self._empty:
             self._launch("second, to host")
+        if self._keeps_logits():
+            download(self._l2_host, self._l2, self._stream)
         self._done.record(self._stream)
 
     def finish(self) -> list[tuple[int, Labels]]:
         """Number of the first slice and labels of each part; labels on the GPU are there for streams told of them."""
         parts, self._parts, self._filled = self._parts, [], 0
+        if self._keeps_logits():
+            self._done.synchronize()
+            for part in parts:
+                self._keep(part.first, part.rows)
         if isinstance(parts[0].out, CudaArray):
             for other in dict.fromkeys(other for part in parts for other in part.streams):
                 self._order.wait_for(other, self._stream.handle)
@@ -166,12 +180,20 @@ class Lane:
             pieces.append((part.first, out))
         return pieces
 
-    def run(self, hu: NDArray[np.int16], out: NDArray[np.uint8]) -> bool:
-        """Label a whole chunk ``[batch, Y, X]`` on the host in one call; False, and no labels, where that cannot be."""
+    def run(self, hu: NDArray[np.int16], out: NDArray[np.uint8], first: int = 0) -> bool:
+        """Label a whole chunk ``[batch, Y, X]`` on the host in one call; False, and no labels, where that cannot be.
+
+        ``first`` is the number of the first slice.
+        """
         if self._chunk is None or self._parts:
             return False
         self._done.synchronize()  # as in `take`
         self._chunk.run(hu, out)
+        self._empty = self._pixels_host is not None and not self._pixels_host.any()
+        if self._keeps_logits():
+            download(self._l2_host, self._l2, self._stream)
+            self._stream.synchronize()
+            self._keep(first, slice(0, self._batch))
         return True
 
     def drop(self) -> None:
@@ -207,6 +229,15 @@ class Lane:
         self._chunk, self._parts, self._engines = None, [], ()
         self._graphs.clear()
         self._own.close()
+
+    def _keeps_logits(self) -> bool:
+        """Whether the chunk has tumour logits, and somebody wants them."""
+        return self.logits is not None and self._pixels_host is not None and not self._empty
+
+    def _keep(self, first: int, rows: slice) -> None:
+        assert self.logits is not None
+        assert self._pixels_host is not None
+        keep_logits(self.logits, first, self._l2_host[rows], self._pixels_host[rows])
 
     def _launch(self, name: str) -> None:
         if self._graphs:
