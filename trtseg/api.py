@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from trtseg import __version__, models
 from trtseg.cascade.arrays import checked, checked_on_host
-from trtseg.cascade.base import Progress
+from trtseg.cascade.base import Logits, Progress, Timings, label_volume
 from trtseg.cascade.cpu import Cascade
 from trtseg.engines import open_engine, resolve_device
 from trtseg.engines.nvidia.runtime import check_batch, check_name
@@ -211,11 +211,11 @@ class Segmenter:
         read = time.perf_counter() - start
         with memory_for(volume.name, BYTES_A_VOXEL * volume.array.size):
             with self._opened() as cascade:
-                labels, stages = cascade.run(volume.array, volume.spacing[1:], progress=progress)
+                labels, logits, stages = label_volume(cascade, volume, progress)
                 provenance = self.provenance
                 if orientation is not None:
                     provenance |= {"orientation": orientation, "fingerprint": self.fingerprint(orientation)}
-            return conclude(labels, volume, self.postprocess, {"read": read, **stages}, provenance)
+            return conclude(labels, volume, self.postprocess, {"read": read, **stages}, provenance, logits)
 
     def stream(
         self,
@@ -243,9 +243,9 @@ class Segmenter:
         ...     result = stream.finish()
         """
 
-        def label(hu: NDArray[np.int16], fit: Fit) -> tuple[NDArray[np.uint8], dict[str, float]]:
+        def label(hu: NDArray[np.int16], fit: Fit, logits: Logits) -> tuple[NDArray[np.uint8], Timings]:
             with self._opened() as cascade:
-                return cascade.run(hu, (1.0, 1.0), fit=fit)
+                return cascade.run(hu, (1.0, 1.0), fit=fit, logits=logits)
 
         nets = Nets(self.spec.nets[0], label, self._at_once, self.postprocess, lambda: self.provenance)
         return Stream(nets, shape, spacing, directions, on_labels, queue)

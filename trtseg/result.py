@@ -18,6 +18,7 @@ from trtseg.io.names import SEG
 from trtseg.labels.components import Array, bounding_box, count_voxels
 from trtseg.labels.lesions import Lesion, lesions
 from trtseg.labels.postprocess import PostProcess, postprocess
+from trtseg.labels.probability import TumourLogits
 from trtseg.labels.whole import check_liver
 from trtseg.notice import NOTICE
 from trtseg.volume import Geometry, Volume, spacing_mm
@@ -95,6 +96,7 @@ class Segmentation:
         steps: dict[str, Any] | None = None,
         timings: dict[str, float] | None = None,
         provenance: dict[str, Any] | None = None,
+        logits: TumourLogits | None = None,
     ) -> Segmentation:
         """Measure ``labels`` and keep them with the CT that they belong to, both without a copy.
 
@@ -108,6 +110,8 @@ class Segmentation:
             The report of `trtseg.labels.postprocess.postprocess`.
         timings, provenance : dict, optional
             See the attributes. The time for measuring is added to the timings, as ``measure``.
+        logits : TumourLogits, optional
+            What the tumour net said, for the probabilities of the lesions.
 
         Raises
         ------
@@ -119,7 +123,7 @@ class Segmentation:
             raise ArgumentError(
                 f"labels: got shape {labels.shape}; expected the volume's {volume.array.shape}"
             )
-        found = lesions(labels, volume.affine)
+        found = lesions(labels, volume.affine, logits)
         liver, tumour = (n * volume.voxel_ml for n in count_voxels(labels[bounding_box(labels)]))
         return cls(
             geometry=volume.geometry,
@@ -172,6 +176,8 @@ class Segmentation:
         Volumes are in mL, distances in mm and times in seconds. ``slices`` count from 0, feet to head, both
         ends included. ``diameter_mm`` is the largest distance between the centres of two voxels of the lesion
         that lie on one axial slice, ``diameter_slice``; ``short_mm`` is the longest diameter perpendicular to it there.
+        ``probability`` is the mean over the lesion of what the tumour net calls the probability of tumour, 0 to 1; None
+        if the labels came without it.
         """
         timings = {**self.timings, "total": sum(self.timings.values())}
         return {
@@ -195,6 +201,7 @@ class Segmentation:
                     "diameter_slice": lesion.diameter_slice,
                     "centroid_ras_mm": [round(mm, 2) for mm in lesion.centroid],
                     "slices": list(lesion.slices),
+                    "probability": None if lesion.probability is None else round(lesion.probability, 4),
                 }
                 for lesion in self.lesions
             ],
@@ -376,15 +383,18 @@ def conclude(
     steps: PostProcess,
     timings: dict[str, float],
     provenance: dict[str, Any],
+    logits: TumourLogits | None,
 ) -> Segmentation:
     """Clean the labels ``[Z, Y, X]`` of the nets in place, and measure them.
 
     Parameters
     ----------
-    timings, provenance
+    timings, provenance, logits
         As for `Segmentation.measure`; the time for cleaning is added.
     """
     start = time.perf_counter()
     report = postprocess(labels, volume.voxel_ml, volume.spacing[0], steps)
     timings = {**timings, "postprocess": time.perf_counter() - start}
-    return Segmentation.measure(labels, volume, steps=report, timings=timings, provenance=provenance)
+    return Segmentation.measure(
+        labels, volume, steps=report, timings=timings, provenance=provenance, logits=logits
+    )

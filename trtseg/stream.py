@@ -19,20 +19,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtseg.body import Placement
+from trtseg.cascade.base import Logits, Timings
 from trtseg.errors import ArgumentError, BusyError, InputError
 from trtseg.fit import Fit
 from trtseg.io.dicom.grid import SAME_PLACE_MM
 from trtseg.io.slices import SliceGrid
 from trtseg.labels.components import count_voxels
 from trtseg.labels.postprocess import PostProcess
+from trtseg.labels.probability import TumourLogits
 from trtseg.resources import check_memory, memory_for
 from trtseg.result import Segmentation, conclude
 from trtseg.spec import ModelSpec
 from trtseg.threads import Teller
 from trtseg.volume import Volume
 
-#: Bytes of memory for a voxel, for the labels and the median over slices.
-BYTES_A_VOXEL = 2
+#: Bytes of memory for a voxel, for the labels, the median over slices and the logits.
+BYTES_A_VOXEL = 3
 _ROOM = 64  # slices for which there must be memory when a slice comes; a look at the memory takes a moment
 
 Plane = NDArray[np.int16]
@@ -49,7 +51,7 @@ class Nets:
     spec : ModelSpec
         Of the first net.
     label : callable
-        Labels canonical slices ``[n, Y, X]`` with a placement; returns labels and seconds in each stage.
+        Labels canonical slices ``[n, Y, X]`` with a placement and keeps logits; returns labels, and seconds in stages.
     at_once : int
         Slices that are labelled together where several wait.
     steps : PostProcess
@@ -59,7 +61,7 @@ class Nets:
     """
 
     spec: ModelSpec
-    label: Callable[[NDArray[np.int16], Fit], tuple[NDArray[np.uint8], dict[str, float]]]
+    label: Callable[[NDArray[np.int16], Fit, Logits], tuple[NDArray[np.uint8], Timings]]
     at_once: int
     steps: PostProcess
     provenance: Callable[[], dict[str, Any]]
@@ -73,6 +75,7 @@ class _Slice:
     position: Any = None
     depth: float = 0.0
     labels: NDArray[np.uint8] | None = None
+    logits: NDArray[np.float16] | None = None
     fit: Fit | None = None
     counts: tuple[int, int] = (0, 0)
 
@@ -81,8 +84,7 @@ class Stream:
     """The slices of one scan on their way; made by `trtseg.Segmenter.stream`, which gives ``nets``.
 
     Several threads may push. The end of ``with``, or `close`, gives everything back; without a `finish` before, slices
-    that wait are dropped. Several streams of a Segmenter take turns, slice by slice; a call of `Segmenter.segment`
-    makes them wait for its CT.
+    that wait are dropped. Streams of a Segmenter take turns, slice by slice, and wait for a `Segmenter.segment`.
 
     Parameters
     ----------
@@ -256,10 +258,10 @@ class Stream:
             made, slices = self._made() if volume is None else (volume, self._found(volume))
             read = time.perf_counter() - start
             with memory_for(made.name, BYTES_A_VOXEL * made.array.size):
-                labels = self._labels(made, slices)
+                labels, logits = self._labels(made, slices)
                 timings = {"read": read, **self._stages}
                 provenance = {**self._nets.provenance(), "relabelled_slices": self._again}
-                result = conclude(labels, made, self._nets.steps, timings, provenance)
+                result = conclude(labels, made, self._nets.steps, timings, provenance, logits)
         finally:
             self._stop()
         self._is_done = True
@@ -276,7 +278,7 @@ class Stream:
             self._teller.end()
             self._teller.join()
 
-    def _labels(self, volume: Volume, slices: list[_Slice]) -> NDArray[np.uint8]:
+    def _labels(self, volume: Volume, slices: list[_Slice]) -> tuple[NDArray[np.uint8], TumourLogits]:
         """Labels ``[Z, Y, X]`` of a volume of these slices: those that are there, and the rest once they are made."""
         fit = self._nets.spec.fit_volume(volume.array, volume.spacing[1:])
         with self._changed:
@@ -288,7 +290,9 @@ class Stream:
             self._go_on()
             self._changed.wait_for(lambda: self._stopped or not (self._waiting or self._stale or self._busy))
             self._check_open(finishing=True)
-            return np.stack([one.labels for one in slices if one.labels is not None])
+            labels = np.stack([one.labels for one in slices if one.labels is not None])
+            planes = {z: one.logits for z, one in enumerate(slices) if one.logits is not None}
+            return labels, TumourLogits(fit, planes)
 
     def _made(self) -> tuple[Volume, list[_Slice]]:
         """The volume of the slices that were pushed, and these in its order."""
@@ -317,13 +321,13 @@ class Stream:
             while (taken := self._take()) is not None:
                 slices, fit = taken
                 hu = slices[0].hu[None] if len(slices) == 1 else np.stack([one.hu for one in slices])
-                labels, stages = self._nets.label(hu, fit)
+                labels, stages = self._nets.label(hu, fit, logits := Logits())
                 counts = [count_voxels(plane[None]) for plane in labels]
                 with self._changed:
                     self._stages.update(stages)
-                    for one, plane, count in zip(slices, labels, counts, strict=True):
+                    for z, (one, plane, count) in enumerate(zip(slices, labels, counts, strict=True)):
                         self._again += one.labels is not None
-                        one.labels, one.fit, one.counts = plane, fit, count
+                        one.labels, one.logits, one.fit, one.counts = plane, logits.get(z), fit, count
                         if fit != self._fit:
                             self._stale.append(one)
                     self._busy = []

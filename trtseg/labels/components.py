@@ -72,6 +72,14 @@ class Runs(NamedTuple):
     last: Array  # included
     component: Array
 
+    def voxels(self) -> tuple[Array, Array, Array, Array]:
+        """Component, z, y and x of each voxel, in the order of the runs."""
+        lengths = self.last - self.first + 1
+        ends = np.cumsum(lengths)
+        x = np.arange(ends[-1] if ends.size else 0) + np.repeat(self.first - ends + lengths, lengths)
+        component, z, y = (np.repeat(of, lengths) for of in (self.component, self.z, self.y))
+        return component, z, y, x
+
 
 class Components:
     """Connected components of a mask of ``crop``, numbered from 1 in raster order, kept as runs of voxels.
@@ -145,11 +153,8 @@ class Components:
         """Set the voxels of the components with ``wanted[component]`` to ``label``; return their number."""
         painted = 0
         for runs in self.runs():
-            z, y, first, last = (axis[wanted[runs.component]] for axis in runs[:4])
-            lengths = last - first + 1
-            ends = np.cumsum(lengths)
-            x = np.arange(ends[-1] if ends.size else 0) + np.repeat(first - ends + lengths, lengths)
-            self._crop[np.repeat(z, lengths), np.repeat(y, lengths), x] = label
+            _, z, y, x = Runs(*(axis[wanted[runs.component]] for axis in runs)).voxels()
+            self._crop[z, y, x] = label
             painted += len(x)
         return painted
 

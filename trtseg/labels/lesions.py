@@ -9,6 +9,7 @@ import numpy as np
 
 from trtseg.errors import ArgumentError
 from trtseg.labels.components import Array, Components, Runs, bounding_box, check_labels, is_tumour, stretches
+from trtseg.labels.probability import TumourLogits
 from trtseg.volume import voxel_ml
 
 Line = tuple[tuple[float, float], tuple[float, float]]
@@ -39,6 +40,9 @@ class Lesion:
     axes : tuple
         Both diameters as lines on that slice, to draw them: two ends ``(y, x)`` of the longest, two of the other, in
         voxels of the canonical grid.
+    probability : float or None
+        Mean over the voxels of the tumour net's probability, 0 where it did not run; None if that is not known. It says
+        how sure the net is that there is a tumour, and nothing of whether the tumour is malignant.
     """
 
     volume_ml: float
@@ -49,6 +53,7 @@ class Lesion:
     short_mm: float
     diameter_slice: int
     axes: tuple[Line, Line] = (((0.0, 0.0), (0.0, 0.0)),) * 2
+    probability: float | None = None
 
 
 @dataclass
@@ -69,7 +74,7 @@ class _Longest:
         return long, _across(self.points, i, j) if self.mm > 0 else long
 
 
-def lesions(labels: Array, affine: Array) -> tuple[Lesion, ...]:
+def lesions(labels: Array, affine: Array, logits: TumourLogits | None = None) -> tuple[Lesion, ...]:
     """Measure every 26-connected component of label 2.
 
     Parameters
@@ -78,6 +83,8 @@ def lesions(labels: Array, affine: Array) -> tuple[Lesion, ...]:
         Label map; not changed.
     affine : ndarray, 4x4
         Voxel ``(x, y, z)`` to RAS mm.
+    logits : TumourLogits, optional
+        What the tumour net said, for the probabilities.
 
     Returns
     -------
@@ -92,7 +99,7 @@ def lesions(labels: Array, affine: Array) -> tuple[Lesion, ...]:
     origin = np.array([box[2].start, box[1].start, box[0].start])
     tumours = Components(labels[box], is_tumour, 26)
     n = tumours.count + 1
-    voxels, sums = np.zeros(n), np.zeros((n, 3))
+    voxels, sums, chances = np.zeros(n), np.zeros((n, 3)), np.zeros(n)
     first, last = np.full(n, labels.shape[0]), np.zeros(n, int)
     longest = [_Longest() for _ in range(n)]
     for runs in tumours.runs():
@@ -103,6 +110,10 @@ def lesions(labels: Array, affine: Array) -> tuple[Lesion, ...]:
         np.minimum.at(first, runs.component, runs.z)
         np.maximum.at(last, runs.component, runs.z)
         _longest_in_plane(runs, affine, longest)
+        if logits is not None and logits.planes:
+            component, *place = runs.voxels()
+            z, y, x = (at + first for at, first in zip(place, origin[::-1], strict=True))
+            chances += np.bincount(component, logits.probability(z, y, x), n)
     ml = voxel_ml(affine)
     found = []
     for i in sorted(range(1, n), key=lambda i: -voxels[i]):
@@ -120,6 +131,7 @@ def lesions(labels: Array, affine: Array) -> tuple[Lesion, ...]:
                 short_mm=abs(short[1] - short[0]),
                 diameter_slice=int(widest.z + origin[2]),
                 axes=(_voxels(long, affine, origin), _voxels(short, affine, origin)),
+                probability=float(chances[i] / voxels[i]) if logits is not None and logits.planes else None,
             )
         )
     return tuple(found)

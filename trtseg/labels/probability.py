@@ -1,0 +1,62 @@
+"""How probable a net calls tumour what lies at a voxel, from its logits on its own grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from trtseg.fit import Fit
+from trtseg.labels.components import Array, stretches
+
+_LIMIT = 65504.0  # as in the operations: the largest FP16 number
+
+
+@dataclass(frozen=True, eq=False)
+class TumourLogits:
+    """Logits of the tumour net for the slices of a volume.
+
+    Attributes
+    ----------
+    fit : Fit
+        How the slices lie on the net's grid.
+    planes : dict of int to ndarray
+        float16 ``[H, W]`` by slice ``z``; slices on which the net did not run are not there. None at all are known of
+        a model without a net for tumours alone.
+    """
+
+    fit: Fit
+    planes: dict[int, Array] = field(default_factory=dict)
+
+    def probability(self, z: Array, y: Array, x: Array) -> Array:
+        """Probability at native voxels, float64 ``[n]``; ``z`` is in order.
+
+        The logits are interpolated to a voxel as the operation ``label`` does, and go through the logistic function.
+        Where the net did not run, and outside its grid, the probability is 0. NaN is the lowest logit.
+        """
+        rows, columns = _taps(self.fit, 0), _taps(self.fit, 1)
+        result = np.zeros(len(z))
+        first = stretches(z)
+        for part in map(slice, first, [*first[1:], len(z)]):
+            plane = self.planes.get(int(z[part.start]))
+            if plane is None:
+                continue
+            d = np.nan_to_num(plane.astype(np.float32), nan=-_LIMIT, posinf=_LIMIT, neginf=-_LIMIT)
+            (y0, y1, gy, fy), (x0, x1, gx, fx) = (
+                tuple(tap[at] for tap in taps) for taps, at in ((rows, y[part]), (columns, x[part]))
+            )
+            left, right = (gy * d[y0, i] + fy * d[y1, i] for i in (x0, x1))
+            inside = (gy + fy > 0) & (gx + fx > 0)
+            result[part] = inside * (0.5 + 0.5 * np.tanh(0.5 * (gx * left + fx * right).astype(np.float64)))
+        return result
+
+
+def _taps(fit: Fit, axis: int) -> tuple[Array, Array, Array, Array]:
+    """The two net pixels that make each native pixel of an axis, and their weights; both are 0 outside the grid."""
+    size, step = fit.net[axis], float(fit.step[axis])
+    at = (np.arange(fit.native[axis]) - fit.origin[axis] + 0.5) / step + fit.offset[axis] - 0.5
+    clipped = np.clip(at, 0.0, size - 1.0)
+    low = np.floor(clipped).astype(np.int64)
+    share = (clipped - low).astype(np.float32)
+    inside = ((at >= -0.5) & (at < size - 0.5)).astype(np.float32)
+    return low, np.minimum(low + 1, size - 1), inside * (1 - share), inside * share
