@@ -66,6 +66,7 @@ def test_report_by_hand(result: Segmentation) -> None:
                 "diameter_slice": 0,
                 "centroid_ras_mm": [10.0, -16.0, 95.0],  # input voxel (0, 1, 1)
                 "slices": [0, 0],
+                "probability": None,
             }
         ],
         "postprocess": {"fill_holes": "off"},

@@ -328,7 +328,9 @@ class Stream:
                     for z, (one, plane, count) in enumerate(zip(slices, labels, counts, strict=True)):
                         self._again += one.labels is not None
                         one.labels, one.logits, one.fit, one.counts = plane, logits.get(z), fit, count
-                        if fit != self._fit:
+                        if (
+                            fit != self._fit and plane.shape == self._fit.native
+                        ):  # else it is not of the volume
                             self._stale.append(one)
                     self._busy = []
                     self._changed.notify_all()

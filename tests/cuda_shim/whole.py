@@ -59,6 +59,8 @@ def equals_the_cpu() -> None:
         assert set(np.unique(expected.labels)) == {0, 1, 2}
         result = gpu.segment(CT, spacing=SPACING)
         assert (result.labels == expected.labels).all()
+        assert result.lesions == expected.lesions
+        assert all(0 < lesion.probability < 1 for lesion in result.lesions)
         assert (gpu.label(CT, spacing=SPACING[1:]) == cpu.label(CT, spacing=SPACING[1:])).all()
         assert result.provenance == gpu.provenance
         told = {name: gpu.provenance[name] for name in ("device", "gpu", "driver", "batch", "precision")}
