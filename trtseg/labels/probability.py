@@ -41,13 +41,16 @@ class TumourLogits:
             plane = self.planes.get(int(z[part.start]))
             if plane is None:
                 continue
-            d = np.nan_to_num(plane.astype(np.float32), nan=-_LIMIT, posinf=_LIMIT, neginf=-_LIMIT)
-            (y0, y1, gy, fy), (x0, x1, gx, fx) = (
-                tuple(tap[at] for tap in taps) for taps, at in ((rows, y[part]), (columns, x[part]))
-            )
-            left, right = (gy * d[y0, i] + fy * d[y1, i] for i in (x0, x1))
+            y0, y1, gy, fy = (tap[y[part]] for tap in rows)
+            x0, x1, gx, fx = (tap[x[part]] for tap in columns)
+            top, left = y0.min(), x0.min()
+            d = plane[top : y1.max() + 1, left : x1.max() + 1].astype(np.float32)
+            d = np.clip(np.where(np.isnan(d), -_LIMIT, d), -_LIMIT, _LIMIT)
+            above, below = (y0 - top) * d.shape[1] - left, (y1 - top) * d.shape[1] - left
+            low, high = (gy * d.take(above + at) + fy * d.take(below + at) for at in (x0, x1))
             inside = (gy + fy > 0) & (gx + fx > 0)
-            result[part] = inside * (0.5 + 0.5 * np.tanh(0.5 * (gx * left + fx * right).astype(np.float64)))
+            value = (gx * low + fx * high).astype(np.float64)
+            result[part] = inside * (0.5 + 0.5 * np.tanh(0.5 * value))
         return result
 
 
