@@ -166,7 +166,8 @@ def compare(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Co
     paths = label_map(Path(before)), label_map(Path(after))
     scans = _Scan.read(paths[0]), _Scan.read(paths[1])
     shift, dice = _shift(*scans)
-    warnings = [
+    same = ["before and after are one file, so nothing can have changed"] * paths[0].samefile(paths[1])
+    warnings = same + [
         f"{when}: the liver reaches the end of the scan, so its volume is a lower bound and lesions may be missing"
         for when, scan in zip(("before", "after"), scans, strict=True)
         if scan.labels[0].any() or scan.labels[-1].any()

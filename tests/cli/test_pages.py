@@ -1,5 +1,6 @@
 """``trtseg segment --html``: which pages lie where."""
 
+import html
 import json
 import os
 import shutil
@@ -37,7 +38,9 @@ def test_a_folder_has_an_index_that_knows_what_was_done_before(here, model, phan
     index = Path("out/index.html").read_text("utf-8")
     assert 'href="a_seg.html"' in index
     assert 'href="deep/b_seg.html"' in index
-    assert len(Path("out/index.csv").read_text().splitlines()) == 3
+    assert len(Path("out/index.csv").read_text().splitlines()) == 4
+    (why,) = (line.partition("error: ")[2] for line in done.stderr.splitlines() if "error: " in line)
+    assert f'<th scope="row">broken</th><td>{html.escape(why.replace("cts/", ""))}</td>' in index
     again = run(*arguments)
     assert again.exit_code == 3, "the same cases, the same exit code"
     assert "2 of 3 cases are complete" in again.stderr

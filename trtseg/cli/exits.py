@@ -10,7 +10,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import typer
@@ -55,6 +55,7 @@ class Failures:
 
     count: int = 0
     bugs: int = 0
+    reasons: dict[Path, str] = field(default_factory=dict)  # by the first path of each case
 
     def add(self, error: Exception, *paths: Path, alone: bool = False) -> str:
         """Say on stderr why a case failed, and return the reason.
@@ -73,11 +74,13 @@ class Failures:
             named = alone or any(str(path) in str(error) for path in paths)
             reason = str(error) if named else f"{paths[0]}: {error}"
             fail(reason)
-            return reason
-        self.bugs += 1
-        fail(f"{paths[0]}: unexpected, please report this:")
-        traceback.print_exception(error)
-        return f"unexpected {type(error).__name__}"
+        else:
+            self.bugs += 1
+            reason = f"unexpected {type(error).__name__}"
+            fail(f"{paths[0]}: unexpected, please report this:")
+            traceback.print_exception(error)
+        self.reasons[paths[0]] = reason
+        return reason
 
     def exit_code(self, done: int) -> int:
         """Exit code of the command, if ``done`` other cases went well."""

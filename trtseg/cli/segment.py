@@ -188,7 +188,13 @@ def segment(
             if html and (len(cases) > 1 or cases[0].source not in inputs):
                 from trtseg.report.index import write_index
 
-                index = write_index([case.html for case in cases if case.html], output or Path())
+                named = {case.source: case.html for case in cases if case.html}
+                failed = {
+                    page: reason.replace(str(source), source.name)
+                    for source, page in named.items()
+                    if (reason := failures.reasons.get(source))
+                }
+                index = write_index(list(named.values()), output or Path(), failed)
                 if index is not None and not quiet:
                     text.note(f"all cases on a page: {index}")
             raise typer.Exit(failures.exit_code(done + len(cases) - len(todo)))
@@ -285,6 +291,8 @@ def _details(outcome: Outcome, result: Segmentation) -> list[tuple[str, ...]]:
     for number, lesion in enumerate(result.lesions[:_LISTED], 1):
         first, last = lesion.slices
         size = f"{lesion.volume_ml:.1f} mL, {lesion.diameter_mm:.0f} mm across, slices {first} to {last}"
+        if lesion.probability is not None:
+            size += f", probability {lesion.probability:.2f}"
         rows.append((f"  {number}", size))
     if len(result.lesions) > _LISTED:
         rows.append(("", f"and {len(result.lesions) - _LISTED} smaller ones"))

@@ -99,6 +99,10 @@ def _facts(
         "tumour_burden": report["tumour_burden"],
         "lesion_count": report["lesion_count"],
         "largest_mm": round(max((lesion.diameter_mm for lesion in lesions), default=0.0), 1),
+        "highest_probability": max(
+            (round(lesion.probability, 4) for lesion in lesions if lesion.probability is not None),
+            default=None,
+        ),
         "warnings": [code for code, _ in warnings],
         "model": " ".join(
             str(report["provenance"].get(key, "")) for key in ("model", "model_version")
@@ -126,15 +130,26 @@ def _lesions(lesions: Sequence[Lesion], labels: Array) -> str:
             f"{lesion.volume_ml:.1f}" if lesion.volume_ml >= 1 else f"{lesion.volume_ml:.2f}",
             f"{lesion.diameter_mm:.1f}",
             f"{lesion.short_mm:.1f}",
+            "–" if lesion.probability is None else f"{lesion.probability:.2f}",
             f"{lesion.diameter_slice} <small>({lesion.slices[0]} to {lesion.slices[1]})</small>",
             _side(_focus(lesion, labels), box),
         )
         for n, lesion in enumerate(lesions)
     ]
-    headings = ("No.", "Volume, mL", "Long axis, mm", "Short axis, mm", "Slice", "Part of the liver")
+    headings = (
+        "No.",
+        "Volume, mL",
+        "Long axis, mm",
+        "Short axis, mm",
+        "Probability",
+        "Slice",
+        "Part of the liver",
+    )
     note = (
-        "Axes are those of the slice with the longest axis. Slices count from 0 at the feet. The part of the liver "
-        "is told from the middle of the box around it; right and left are the patient's."
+        "Axes are those of the slice with the longest axis. The probability is the mean of what the tumour net says "
+        "inside the lesion: how sure the net is that there is a tumour, and not the chance that a lesion is real or "
+        "malignant. Slices count from 0 at the feet. The part of the liver is told from the middle of the box around "
+        "it; right and left are the patient's."
     )
     return f'{pages.table("Lesions, largest first", headings, rows, "lesions")}<p class="note">{note}</p>'
 

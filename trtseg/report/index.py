@@ -8,7 +8,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ _COLUMNS = {
     "tumour_burden": ("Burden", ".1%"),
     "lesion_count": ("Lesions", "d"),
     "largest_mm": ("Largest, mm", ".1f"),
+    "highest_probability": ("Highest probability", ".2f"),
 }
 
 
@@ -38,18 +39,22 @@ class Row:
     facts: dict[str, Any]
 
 
-def write_index(cases: Sequence[Path], folder: Path) -> Path | None:
+def write_index(cases: Sequence[Path], folder: Path, failed: Mapping[Path, str] | None = None) -> Path | None:
     """Write ``index.html`` and ``index.csv`` into a folder: a row for each of the pages of ``cases`` that is there.
 
-    Returns the path of the page; None if there is no page of a case. An OutputError says that a file cannot be written.
+    ``failed`` says of pages, by their paths, why they were not made; a page that lies there is then of an earlier run,
+    and left out. Returns the path of the page; None if there is no page of a case. An OutputError says that a file
+    cannot be written.
     """
-    rows = [row for page in cases if (row := read_row(page, folder)) is not None]
+    reasons = {} if failed is None else failed
+    rows = [row for page in cases if page not in reasons and (row := read_row(page, folder)) is not None]
+    failures = [(_name(page, folder), text) for page, text in reasons.items()]
     if not rows:
         return None
     index = folder / "index.html"
     with atomic(index, index.with_suffix(".csv")) as (page, table):
-        page.write_bytes(index_html(rows))
-        table.write_text(index_csv(rows), encoding="utf-8", errors="replace", newline="")
+        page.write_bytes(index_html(rows, failures))
+        table.write_text(index_csv(rows, failures), encoding="utf-8", errors="replace", newline="")
     return index
 
 
@@ -60,9 +65,13 @@ def read_row(page: Path, folder: Path) -> Row | None:
     """
     if not (facts := read_facts(page)):
         return None
-    path = Path(os.path.relpath(page, folder)).as_posix()
-    name = re.sub(r"(_seg|_dicom/seg)?\.html$", "", path)
-    return Row(name, quote(path, errors="replace"), facts)
+    link = quote(Path(os.path.relpath(page, folder)).as_posix(), errors="replace")
+    return Row(_name(page, folder), link, facts)
+
+
+def _name(page: Path, folder: Path) -> str:
+    """Name a case by its page."""
+    return re.sub(r"(_seg|_dicom/seg)?\.html$", "", Path(os.path.relpath(page, folder)).as_posix())
 
 
 def read_facts(page: Path) -> dict[str, Any]:
@@ -75,10 +84,14 @@ def read_facts(page: Path) -> dict[str, Any]:
     return {} if found is None else dict(json.loads(found[1]))
 
 
-def index_html(rows: Sequence[Row]) -> bytes:
-    """Make the page of all cases, one HTML file that needs no other but those to which it leads."""
+def index_html(rows: Sequence[Row], failures: Sequence[tuple[str, str]] = ()) -> bytes:
+    """Make the page of all cases, one HTML file that needs no other but those to which it leads.
+
+    ``failures`` are names of cases that have no page, and why.
+    """
     codes = sorted({code for row in rows for code in row.facts["warnings"]})
     parts = {
+        "failed": _failed(failures),
         "count": f"{len(rows)} case{'s' * (len(rows) != 1)}",
         "codes": "".join(f"<option>{html.escape(code)}</option>" for code in codes),
         "histograms": "".join(
@@ -98,23 +111,30 @@ def index_html(rows: Sequence[Row]) -> bytes:
     return pages.page("index", "Livers and their lesions", parts)
 
 
-def index_csv(rows: Sequence[Row]) -> str:
-    """Write the numbers of all cases as comma-separated values, with a row of headings."""
+def index_csv(rows: Sequence[Row], failures: Sequence[tuple[str, str]] = ()) -> str:
+    """Write the numbers of all cases, and why others failed, as comma-separated values, with a row of headings."""
     file = io.StringIO()
     table = csv.writer(file)
-    table.writerow(["case", *_COLUMNS, "warnings", "model", "page"])
+    headings = ["case", *_COLUMNS, "warnings", "model", "page", "error"]
+    table.writerow(headings)
+    empty = [""] * (len(headings) - 2)
+    lines: list[list[Any]] = []
     for row in rows:
         facts = row.facts
-        texts = (
-            row.name,
-            *(facts[key] for key in _COLUMNS),
-            " ".join(facts["warnings"]),
-            facts["model"],
-            row.link,
-        )
+        values = ["" if (value := facts.get(key)) is None else value for key in _COLUMNS]
+        lines.append([row.name, *values, " ".join(facts["warnings"]), facts["model"], row.link, ""])
+    for texts in (*lines, *([name, *empty, reason] for name, reason in failures)):
         # A spreadsheet would take a name that begins like this for a formula.
         table.writerow([f"'{text}" if str(text)[:1] in ("=", "+", "-", "@") else text for text in texts])
     return file.getvalue()
+
+
+def _failed(failures: Sequence[tuple[str, str]]) -> str:
+    if not failures:
+        return ""
+    rows = [(html.escape(name), html.escape(reason)) for name, reason in failures]
+    caption = f"{len(rows)} case{'s' * (len(rows) != 1)} failed"
+    return pages.table(caption, ("Case", "Why"), rows, "failed")
 
 
 def _row(row: Row) -> str:
@@ -122,14 +142,18 @@ def _row(row: Row) -> str:
     source = f"data:image/jpeg;base64,{facts['thumbnail']}"
     picture = f'<img loading="lazy" decoding="async" width="120" height="96" alt="" src="{source}">'
     name = html.escape(row.name)
-    cells = "".join(
-        f'<td data-value="{facts[key]}">{format(facts[key], style)}</td>'
-        for key, (_, style) in _COLUMNS.items()
-    )
+    cells = "".join(_cell(facts.get(key), style) for key, (_, style) in _COLUMNS.items())
     codes = html.escape(" ".join(facts["warnings"]))
     link = f'<a href="{html.escape(row.link)}">{picture}<span>{name}</span></a>'
     warnings = f'<td data-value="{codes}">{codes.replace(" ", "<br>")}</td>'
     return f'<tr><th scope="row" data-value="{name}">{link}</th>{cells}{warnings}</tr>'
+
+
+def _cell(value: float | None, style: str) -> str:
+    """A number, or a dash that is less than any number."""
+    if value is None:
+        return '<td data-value="-1">–</td>'
+    return f'<td data-value="{value}">{format(value, style)}</td>'
 
 
 def _histogram(heading: str, values: Sequence[float]) -> str:

@@ -1,0 +1,166 @@
+"""The page of a case in a real browser: what it says, to whom, and what it may do."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+from viewing import NAME, make_result, opened
+
+from trtseg.result import Segmentation
+from trtseg.warnings import CODES, ResultWarning
+
+
+def test_numbers_are_those_of_the_report(page, result):
+    report = result.report()
+    shown = page.locator(".figures dd").all_inner_texts()
+    assert shown == [
+        f"{report['liver_ml']:.1f} mL",
+        f"{report['tumour_ml']:.1f} mL",
+        f"{report['tumour_burden']:.1%}",
+        "2",
+    ]
+    for row, lesion in zip(page.locator(".lesions tbody tr").all(), report["lesions"], strict=True):
+        cells = row.locator("td").all_inner_texts()
+        assert cells[0] == f"{lesion['volume_ml']:.1f}"
+        assert cells[1:3] == [f"{lesion[key]:.1f}" for key in ("diameter_mm", "short_mm")]
+        assert cells[3] == f"{lesion['probability']:.2f}"
+        assert cells[4].split()[0] == str(lesion["diameter_slice"])
+    one, three = (1 / (1 + math.exp(-logit)) for logit in (1, 3))
+    assert [lesion["probability"] for lesion in report["lesions"]] == pytest.approx(
+        [(one + three) / 6, 0.5 / 3], abs=1e-4
+    )  # of six slices and of three; the net did not run on the others
+    assert "not the chance that a lesion is real or malignant" in page.inner_text("main")
+    assert page.locator(".lesions tbody tr td:last-child").all_inner_texts() == [
+        "right, front, upper",
+        "left, back, lower",
+    ]
+
+
+def test_nothing_can_be_fetched(browser, saved):
+    page, told = opened(browser, saved)
+    for attempt in (
+        "fetch('https://example.org')",
+        "fetch('data:text/plain,x')",
+        "import('data:text/javascript,1')",
+    ):
+        assert page.evaluate(f"{attempt}.then(() => 'fetched', () => 'refused')") == "refused"
+    assert any("Content Security Policy" in line for line in told)
+    assert not [line for line in told if line.startswith("https://")]
+    page.close()
+
+
+def test_the_name_is_shown_only_if_asked_for_and_is_no_code(browser, saved, result, tmp_path):
+    warning = ResultWarning("geometry-unknown", f"{NAME}: no geometry")
+    named = make_result(warnings=[warning])
+    for keep in (False, True):
+        named.save(tmp_path / "seg.nii.gz", html=tmp_path / "seg.html", keep_identity=keep)
+        page, told = opened(browser, tmp_path / "seg.html")
+        text = (tmp_path / "seg.html").read_text()
+        assert ("JANE" in text) == keep
+        assert "<script>alert" not in text
+        assert (NAME in page.inner_text("h1")) == keep
+        assert page.inner_text(".warnings li").startswith(NAME if keep else "the CT")
+        assert told == [(tmp_path / "seg.html").as_uri()]
+        page.close()
+
+
+@pytest.mark.parametrize("name", ["CT", "1"])
+def test_a_folders_short_name_changes_no_sentence(tmp_path, name):
+    text = "The CT has 1 slice of 1 x 1 x 1 mm."
+    warnings = [ResultWarning("slices-blank", text), ResultWarning("slices-jump", f"{name}: jumps")]
+    make_result(name, warnings).save(tmp_path / "seg.nii.gz", html=tmp_path / "seg.html")
+    page = (tmp_path / "seg.html").read_text()
+    assert f"<li>{text} " in page
+    assert "<li>the CT: jumps " in page
+
+
+def pages_of(pdf):
+    return max(int(n) for n in re.findall(rb"/Count (\d+)", pdf))
+
+
+def test_print_is_two_pages_whatever_there_is_to_say(browser, saved, tmp_path):
+    page, _ = opened(browser, saved)
+    assert pages_of(page.pdf(prefer_css_page_size=True)) == 2
+    page.close()
+    sentence = (
+        "The header says one thing and the picture another, so that nobody knows which of the two is right. "
+    )
+    full = make_result("x", [ResultWarning(code, sentence * 2) for code in CODES])
+    full.canonical[8:28:2, 12:44:3, 8:48:4] = 2
+    many = Segmentation.measure(full.canonical, full.volume, provenance=full.provenance)
+    assert len(many.lesions) > 100
+    many.save(tmp_path / "seg.nii.gz", html=tmp_path / "seg.html")
+    page, _ = opened(browser, tmp_path / "seg.html", color_scheme="dark")
+    assert pages_of(page.pdf(prefer_css_page_size=True)) == 2
+    page.close()
+
+
+def test_what_a_screen_reader_gets(page):
+    unnamed = page.evaluate(
+        """() => [...document.querySelectorAll("button, input, canvas, img, table, select")].filter((e) =>
+        !(e.getAttribute("aria-label") || e.labels?.[0]?.innerText.trim() || e.innerText?.trim() || e.alt
+        || e.caption?.textContent)).length"""
+    )
+    assert unnamed == 0
+    assert page.locator("thead th:not([scope=col]), tbody th:not([scope=row])").count() == 0
+    assert page.get_attribute("html", "lang") == "en"
+    assert "tumour" in page.get_attribute("[data-plane=axial] canvas", "aria-label")
+    # warnings come before all numbers, and these before the pictures
+    order = page.evaluate(
+        """[".warnings, .no-warning", ".figures", ".planes", ".lesions"].map((s) => document.querySelector(s))
+        .every((e, n, all) => !n || all[n - 1].compareDocumentPosition(e) & 4)"""
+    )
+    assert order
+    assert "Not for clinical use" in page.inner_text("header")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_dark_mode_and_contrast(browser, saved, scheme):
+    page, _ = opened(browser, saved, color_scheme=scheme)
+    colours = page.evaluate(
+        """[".figures dd", ".figures dt", ".notice", ".note"].map((s) => document.querySelector(s))
+        .map((e) => [getComputedStyle(e).color, getComputedStyle(document.body).backgroundColor])"""
+    )
+
+    def luminance(text):
+        rgb = [int(n) / 255 for n in re.findall(r"\d+", text)[:3]]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for text, paper in colours:
+        high, low = sorted((luminance(text), luminance(paper)), reverse=True)
+        assert (high + 0.05) / (low + 0.05) > 4.5
+        assert (luminance(paper) < 0.1) == (scheme == "dark")
+    page.close()
+
+
+def test_a_ct_without_a_liver_has_a_page(browser, tmp_path):
+    empty = make_result("x")
+    nothing = Segmentation.measure(np.zeros_like(empty.canonical), empty.volume, provenance=empty.provenance)
+    nothing.save(tmp_path / "seg.nii.gz", html=tmp_path / "seg.html")
+    page, told = opened(browser, tmp_path / "seg.html")
+    assert "No lesions were found" in page.inner_text("main")
+    assert page.inner_text(".warnings h2") == "1 warning"
+    assert told == [(tmp_path / "seg.html").as_uri()]
+    page.close()
+
+
+def test_a_probability_that_is_not_known_is_a_dash(tmp_path):
+    known = make_result("x")
+    made = Segmentation.measure(known.canonical, known.volume, provenance=known.provenance)
+    made.save(tmp_path / "seg.nii.gz", html=tmp_path / "seg.html")
+    assert (tmp_path / "seg.html").read_text().count("<td>–</td>") == 2
+
+
+def test_notebooks_show_the_page_in_a_frame(browser, result, tmp_path):
+    (tmp_path / "notebook.html").write_text(f"<body>{result.view(height=500)._repr_html_()}")
+    page, told = opened(browser, tmp_path / "notebook.html")
+    frame = page.frame_locator("iframe")
+    frame.locator("body[data-ready]").wait_for()
+    frame.locator("[aria-label='Show lesion 2']").click()
+    assert frame.locator("#place").inner_text().endswith("tumour")
+    assert told == [(tmp_path / "notebook.html").as_uri(), "about:srcdoc"][: len(told)]
+    page.close()

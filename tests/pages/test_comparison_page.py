@@ -1,0 +1,28 @@
+"""The page of two scans of one patient in a real browser."""
+
+from __future__ import annotations
+
+from viewing import opened
+
+from trtseg.followup import Comparison, Finding, Side
+from trtseg.report.comparison import comparison_html
+
+
+def test_the_page_of_a_comparison(browser, tmp_path):
+    old, new = Side((1,), 2.0, 20.0, 10.0, 5), Side((1, 2), 3.0, 22.0, 12.0, 6)
+    findings = (Finding("grown", old, new), Finding("gone", old, None), Finding("new", None, new))
+    made = Comparison(
+        ("a<b.nii", "b"), (1500.0, 1400.0), (4.0, 6.0), (1, 2, 3), 0.9, findings, ("livers <agree> poorly",)
+    )
+    path = tmp_path / "compare.html"
+    path.write_bytes(comparison_html(made.report()))
+    page, told = opened(browser, path)
+    rows = [row.locator("th, td").all_inner_texts() for row in page.locator("tbody tr").all()]
+    assert rows[0] == ["1", "grown (+50%)", "2.00", "3.00", "20.0", "22.0", "10.0", "12.0", "5", "6"]
+    assert rows[1][1:4] == ["gone", "2.00", "–"]
+    assert rows[2][1:4] == ["new", "–", "3.00"]
+    assert "livers <agree> poorly" in page.inner_text(".warnings")
+    assert "a<b" not in page.inner_text("body")
+    assert "progression" in page.inner_text(".figures")
+    assert told == [path.as_uri()]
+    page.close()
