@@ -98,6 +98,16 @@ def test_print_is_two_pages_whatever_there_is_to_say(browser, saved, tmp_path):
     page.close()
 
 
+@pytest.mark.parametrize("width", [390, 800, 1250])
+def test_no_column_is_cut_off(browser, saved, width):
+    page, _ = opened(browser, saved, viewport={"width": width, "height": 900})
+    seen, wanted = page.evaluate(
+        "() => { const e = document.querySelector('.lesions').parentElement; return [e.clientWidth, e.scrollWidth] }"
+    )
+    assert wanted <= seen
+    page.close()
+
+
 def test_what_a_screen_reader_gets(page):
     unnamed = page.evaluate(
         """() => [...document.querySelectorAll("button, input, canvas, img, table, select")].filter((e) =>
