@@ -206,7 +206,12 @@ def test_one_slice(tmp_path):
 def test_the_report_has_the_measurements_and_refers_to_the_segments(tmp_path):
     case = make(tmp_path / "ct", "rows from the back")
     warning = ResultWarning("liver-cut", "The liver is cut.")
-    result = dataclasses.replace(case.result, warnings=(warning,))
+    chances = (0.875, 0.0, None)  # of the lesions
+    known = tuple(
+        dataclasses.replace(lesion, probability=chance)
+        for lesion, chance in zip(case.result.lesions, chances, strict=True)
+    )
+    result = dataclasses.replace(case.result, warnings=(warning,), lesions=known)
     result.save_dicom(tmp_path, ["sr", "seg"])
     assert errors(tmp_path / "sr.dcm") == []
     seg, report = pydicom.dcmread(tmp_path / "seg.dcm"), highdicom.sr.srread(tmp_path / "sr.dcm")
@@ -227,7 +232,9 @@ def test_the_report_has_the_measurements_and_refers_to_the_segments(tmp_path):
             [segment.SegmentNumber],
         )
     for group, lesion in zip(parts[1:], result.lesions, strict=True):
-        volume, long, short = group.get_measurements()
+        volume, long, short, *rest = group.get_measurements()
+        wanted = [] if lesion.probability is None else [("111012", 100 * lesion.probability, "%")]
+        assert [(m.name.value, m.value, m.unit.value) for m in rest] == wanted
         expected = (lesion.volume_ml, lesion.diameter_mm, lesion.short_mm)
         assert (volume.value, long.value, short.value) == pytest.approx(expected, abs=1e-3)
         assert [m.unit.value for m in (volume, long, short)] == ["mL", "mm", "mm"]

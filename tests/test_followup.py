@@ -111,6 +111,19 @@ def test_what_makes_a_comparison_doubtful_is_said(tmp_path):
     assert "agree poorly" in poor
 
 
+def test_one_file_given_twice_is_said(tmp_path):
+    one = scan(tmp_path / "a.nii.gz", [((0, 0, 0), 12)])
+    (tmp_path / "link.nii.gz").symlink_to(one)
+    (tmp_path / "a.json").write_text("{}")
+    for other in (one, tmp_path / "link.nii.gz", tmp_path / "a.json"):
+        made = compare(one, other)
+        assert made.warnings == ("before and after are one file, so nothing can have changed",)
+        assert [f.status for f in made.findings] == ["unchanged"]
+    (tmp_path / "copy.nii.gz").write_bytes(one.read_bytes())
+    assert compare(one, tmp_path / "copy.nii.gz").warnings == ()
+    assert "warning: before and after are one file" in run("compare", one, one).stderr
+
+
 def test_no_liver_and_no_labels_are_errors(tmp_path):
     empty = tmp_path / "empty.nii.gz"
     nib.save(nib.Nifti1Image(np.zeros((16, 16, 4), np.uint8), np.eye(4)), empty)

@@ -114,6 +114,8 @@ def _part(source: Source, result: Result, seg: Any, segment: Segment) -> Any:
     measurements = [_measurement(codes.VOLUME, ml, codes.ML)]
     if len(lesions) == 1:
         measurements += _axes(source, result, lesions[0])
+        if lesions[0].probability is not None:
+            measurements.append(_measurement(codes.CERTAINTY, 100 * lesions[0].probability, codes.PERCENT))
     return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(uid=segment.tracking_uid, identifier=segment.label),
         referenced_segment=sr.ReferencedSegment(
