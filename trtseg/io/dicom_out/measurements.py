@@ -32,7 +32,7 @@ def make_report(source: Source, result: Result, seg: Any, segments: Sequence[Seg
     Returns
     -------
     highdicom.sr.ComprehensiveSR
-        Explicit VR Little Endian.
+        Explicit VR Little Endian. It is to be written: highdicom's ``content`` shows a part of it.
     """
     from highdicom import sr
 
@@ -59,11 +59,13 @@ def make_report(source: Source, result: Result, seg: Any, segments: Sequence[Seg
             codes.code(codes.ENGLISH)
         ),
     )
-    root = content[0].ContentSequence
+    items = content[0].ContentSequence
     for text in _comments(result):
-        root.append(sr.TextContentItem(codes.code(codes.COMMENT), text, sr.RelationshipTypeValues.CONTAINS))
+        items.append(sr.TextContentItem(codes.code(codes.COMMENT), text, sr.RelationshipTypeValues.CONTAINS))
+    # highdicom copies and searches all items several times, so it gets the root with the first of them.
+    content[0].ContentSequence = [items[0]]
     dataset = sr.ComprehensiveSR(
-        evidence=[*source.stubs(_referenced(source, result)), seg],  # the first lends its patient
+        evidence=[*source.stubs([0]), seg],  # the first lends its patient
         content=content[0],
         series_instance_uid=codes.new_uid(),
         series_number=source.number(3),
@@ -73,6 +75,7 @@ def make_report(source: Source, result: Result, seg: Any, segments: Sequence[Seg
         series_description=codes.description("measurements"),
         **codes.equipment(result.provenance),
     )
+    dataset.ContentSequence = items
     source.dress(dataset)
     _name_evidence(dataset, source)
     return dataset
@@ -165,14 +168,8 @@ def _algorithm(result: Result) -> Any:
     )
 
 
-def _referenced(source: Source, result: Result) -> list[int]:
-    """Slices that the report refers to, and one in any case."""
-    found = {source.slice_of(result.geometry, lesion.diameter_slice) for lesion in result.lesions}
-    return sorted({k for k in found if k is not None} | {0})
-
-
 def _name_evidence(dataset: Any, source: Source) -> None:
-    """Name the instances of the source once each, by their own class: highdicom was told of some slices."""
+    """Name all instances of the source, by their own class: highdicom was told of one slice."""
     for study in dataset.CurrentRequestedProcedureEvidenceSequence:
         for series in study.ReferencedSeriesSequence:
             if series.SeriesInstanceUID == source.series:
