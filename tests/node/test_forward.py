@@ -12,6 +12,7 @@ from nodes import Archive, ct_series, free_port, wait_for
 
 from trtseg.node.config import Config
 from trtseg.node.forward import report_commitments, send_waiting
+from trtseg.node.purge import purge
 from trtseg.node.receive import STORAGE_COMMITMENT
 from trtseg.node.spool import Facts, Made, Spool
 
@@ -82,18 +83,18 @@ def test_a_rejected_result_is_put_aside_with_the_reason(tmp_path):
     note, dicom = sorted((config.store / "dead").iterdir(), key=lambda path: path.suffix != ".json")
     assert json.loads(note.read_text())["reason"] == "status 0xA900"
     assert uids[0].encode() in dicom.read_bytes()
-    spool.purge(config.keep_s, config.keep_dead_s)  # of what is settled, the rejected stays
+    purge(spool, config.keep_s, config.keep_dead_s)  # of what is settled, the rejected stays
     assert not list((config.store / "results").iterdir())
     assert not list((config.store / "instances").iterdir())
     assert dicom.exists()
-    spool.purge(0, -1)
+    purge(spool, 0, -1)
     assert not dicom.exists()
 
 
 def test_what_waits_is_never_purged(tmp_path):
     config = Config(tmp_path / "store", send=("ARCHIVE@127.0.0.1:9",))
     spool, uids, _ = filled(config)
-    spool.purge(-1, -1)
+    purge(spool, -1, -1)
     assert len(list((config.store / "results").iterdir())) == len(uids)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import logging
 import sys
 import time
 
 import numpy as np
+import pydicom
 import pytest
 from nodes import ct_series
 from pydicom.encaps import encapsulate
@@ -15,6 +17,7 @@ from tiny import cascade_model
 
 from trtseg.api import Segmenter
 from trtseg.node.config import Config
+from trtseg.node.results import write_pictures
 from trtseg.node.spool import Facts, Spool
 from trtseg.node.work import Worker
 
@@ -138,10 +141,88 @@ def test_what_takes_too_much_memory_is_tried_twice(worker, monkeypatch):
 
 
 def test_more_series_than_streams_are_all_done(worker):
-    import dataclasses
-
     worker.config = dataclasses.replace(worker.config, streams=1)
     for seed in range(3):
         store(worker.spool, *ct_series(4, seed=seed))
     assert finish(worker) == [("done", None)] * 3
     assert np.sum([row["bytes"] for row in worker.spool.rows("SELECT bytes FROM result")]) > 0
+
+
+@pytest.fixture
+def drawing(worker, monkeypatch):
+    """A worker that makes all results, two pictures at a time, and ends after the first two when it is told to."""
+    worker.config = dataclasses.replace(worker.config, results=("seg", "sr", "sc"))
+    monkeypatch.setattr("trtseg.node.results._TOGETHER", 2)
+
+    def end_after(parts):
+        def pictures(*args):
+            for number, part in enumerate(write_pictures(*args)):
+                if number == parts:
+                    raise OSError("killed")
+                yield part
+
+        monkeypatch.setattr("trtseg.node.work.write_pictures", pictures)
+        with pytest.raises(OSError, match="killed"):
+            finish(worker)
+        monkeypatch.setattr("trtseg.node.work.write_pictures", write_pictures)
+        worker.close()  # as at the start of a new process
+        worker.spool.sweep("results", "result")
+
+    worker.end_after = end_after
+    return worker
+
+
+def results(worker):
+    """Kinds and headers of all results, in the order in which they are sent."""
+    rows = worker.spool.rows("SELECT kind, file FROM result ORDER BY id")
+    read = [pydicom.dcmread(worker.spool.path("results", row["file"])) for row in rows]
+    return [row["kind"] for row in rows], read
+
+
+@pytest.mark.parametrize("parts", [0, 1, 2])
+def test_a_restart_between_report_and_pictures_goes_on_with_the_pictures(drawing, parts):
+    store(drawing.spool, *ct_series(16))
+    drawing.end_after(parts)
+    kinds, before = results(drawing)
+    assert kinds == ["seg", "sr"] + ["sc"] * 2 * parts
+    assert finish(drawing) == [("done", None)]
+    kinds, after = results(drawing)
+    pictures = after[2:]
+    assert kinds == ["seg", "sr"] + ["sc"] * len(pictures)
+    assert [one.SOPInstanceUID for one in after[: len(before)]] == [one.SOPInstanceUID for one in before]
+    assert len({one.SeriesInstanceUID for one in pictures}) == 1
+    assert [one.InstanceNumber for one in pictures] == list(range(1, len(pictures) + 1))
+    heights = [float(one.ImageComments.split()[2].strip(",")) for one in pictures]
+    assert heights == sorted(set(heights), reverse=True)
+    assert len(pictures) > 4
+    files = {path.name for path in (drawing.spool.folder / "results").iterdir()}
+    assert files == {row["file"] for row in drawing.spool.rows("SELECT file FROM result")}
+    counted = dict(drawing.spool.rows("SELECT name, value FROM counter"))
+    assert (counted["series_done"], counted.get("series_failed", 0)) == (1, 0)
+
+
+def test_a_late_slice_between_report_and_pictures_gives_all_results_anew(drawing, monkeypatch):
+    *series, late = ct_series(16)
+    store(drawing.spool, *series)
+
+    def pictures(*args):
+        store(drawing.spool, late)
+        yield from write_pictures(*args)
+
+    monkeypatch.setattr("trtseg.node.work.write_pictures", pictures)
+    assert finish(drawing) == [("done", None)]
+    kinds, read = results(drawing)
+    assert kinds.count("seg") == kinds.count("sr") == 2
+    assert len({one.SeriesInstanceUID for one in read}) == 6
+    assert len(read[kinds.index("seg", 1)].ReferencedSeriesSequence[0].ReferencedInstanceSequence) == 16
+
+
+def test_pictures_of_another_model_are_not_added(drawing, monkeypatch):
+    store(drawing.spool, *ct_series(16))
+    drawing.end_after(1)
+    monkeypatch.setattr("trtseg.api.Segmenter.fingerprint", lambda *_: "another")
+    assert finish(drawing) == [("done", None)]
+    kinds, read = results(drawing)
+    assert kinds.count("seg") == 2
+    assert [one.DeviceSerialNumber == "another" for one in read] == [False] * 4 + [True] * (len(read) - 4)
+    assert [one.InstanceNumber for one in read[6:]] == list(range(1, len(read) - 5))

@@ -32,6 +32,8 @@ class Evidence:
         All the others were released, neither aborted nor lost.
     last : float
         When the last instance arrived or the last association ended.
+    is_over : bool
+        The series was ended before, and has a part of its results.
     """
 
     instances: int
@@ -40,6 +42,7 @@ class Evidence:
     open: bool
     clean: bool
     last: float
+    is_over: bool = False
 
 
 def due(evidence: Evidence, quiet: float, long_quiet: float) -> float:
@@ -52,6 +55,8 @@ def due(evidence: Evidence, quiet: float, long_quiet: float) -> float:
     quiet, long_quiet : float
         Seconds of silence after the last association was released, and where there is no sign of an end.
     """
+    if evidence.is_over:
+        return evidence.last
     if evidence.related is not None:  # the sender's own count, of exactly this series
         complete = evidence.instances >= evidence.related
         return evidence.last + (0 if complete else long_quiet)
@@ -61,12 +66,13 @@ def due(evidence: Evidence, quiet: float, long_quiet: float) -> float:
 
 
 def look(spool: Spool) -> dict[int, Evidence]:
-    """Collect the evidence of all open series."""
+    """Collect the evidence of all series that are open, or have a part of their results."""
     parts: dict[int, list[Any]] = {}
     for row in spool.rows(
-        "SELECT i.series, i.association, i.acquisition, COUNT(*) n, MAX(related) related, MAX(in_acquisition) wanted,"
-        " MAX(received) received, MAX(i.id) newest FROM instance i JOIN series s ON s.id=i.series"
-        " WHERE s.state='open' GROUP BY i.series, i.association, i.acquisition"
+        "SELECT i.series, s.state, i.association, i.acquisition, COUNT(*) n, MAX(related) related,"
+        " MAX(in_acquisition) wanted, MAX(received) received, MAX(i.id) newest"
+        " FROM instance i JOIN series s ON s.id=i.series WHERE s.state IN ('open', 'part')"
+        " GROUP BY i.series, i.association, i.acquisition"
     ):
         parts.setdefault(row["series"], []).append(row)
     used = {row["association"] for rows in parts.values() for row in rows}
@@ -99,4 +105,5 @@ def _evidence(rows: Sequence[Any], associations: Sequence[Any]) -> Evidence:
         open=any(one["ended"] is None and one["newest"] <= newest for one in associations),
         clean=all(one["how"] in (None, "released") for one in associations),
         last=max(max(row["received"] for row in rows), *(one["ended"] or 0.0 for one in associations)),
+        is_over=rows[0]["state"] == "part",
     )

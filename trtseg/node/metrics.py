@@ -45,7 +45,7 @@ class Collector:
             (
                 "open_series",
                 "Series that are not finished.",
-                "SELECT COUNT(*) FROM series WHERE state='open'",
+                "SELECT COUNT(*) FROM series WHERE state IN ('open', 'part')",
             ),
             (
                 "open_associations",

@@ -17,6 +17,7 @@ from trtseg.errors import ArgumentError, TrtsegError
 from trtseg.node import log, metrics
 from trtseg.node.config import Config
 from trtseg.node.log import say, scrub, where
+from trtseg.node.purge import purge
 from trtseg.node.spool import Spool
 from trtseg.node.stopping import Stop
 
@@ -190,7 +191,7 @@ def _blame(spool: Spool, name: str, current: Any) -> None:
 
 def _purge(spool: Spool, config: Config) -> None:
     try:
-        if removed := spool.purge(config.keep_s, config.keep_dead_s):
+        if removed := purge(spool, config.keep_s, config.keep_dead_s):
             say("removed", files=removed)
     except Exception as error:
         say("failed", level=logging.ERROR, reason=where(error))

@@ -164,8 +164,8 @@ class Spool:
         """Where a file of the spool lies."""
         return self.folder / folder / file
 
-    def write(self, folder: str, *parts: Any) -> str:
-        """Write a new file of bytes and flush it and its name to the disk; returns its name."""
+    def write(self, folder: str, *parts: Any, flush_name: bool = True) -> str:
+        """Write a new file of bytes and flush it and, unless told otherwise, its name to the disk; returns its name."""
         name = secrets.token_hex(16) + ".dcm"
         temporary = self.path(folder, "." + name)
         try:
@@ -176,7 +176,8 @@ class Spool:
                         view = view[file.write(view) :]
                 os.fsync(file.fileno())
             temporary.rename(self.path(folder, name))
-            flush_folder(self.folder / folder)
+            if flush_name:
+                flush_folder(self.folder / folder)
         except BaseException:
             temporary.unlink(missing_ok=True)
             self.path(folder, name).unlink(missing_ok=True)
@@ -213,13 +214,14 @@ class Spool:
 
     def sweep(self, folder: str, table: str) -> int:
         """Remove files without a row, which a killed process left; only the one process that writes them may."""
-        known = set(self._files(table))
+        known = set(self.files(table))
         left = [path for path in (self.folder / folder).iterdir() if path.name not in known]
         for path in left:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         return len(left)
 
-    def _files(self, where: str, *values: Any) -> list[str]:
+    def files(self, where: str, *values: Any) -> list[str]:
+        """Names of the files of rows, as ``result WHERE id=?``."""
         return [row["file"] for row in self.rows(f"SELECT file FROM {where}", *values)]  # noqa: S608
 
     # instances
@@ -306,6 +308,7 @@ class Spool:
         results: Sequence[Made],
         destinations: Sequence[str],
         reason: str | None = None,
+        more: bool = False,
     ) -> bool:
         """End a series with its results, or with the reason why it has none; both or nothing is on the disk.
 
@@ -317,34 +320,55 @@ class Spool:
             To be sent to each of ``destinations``.
         reason : str, optional
             Why there are none.
+        more : bool
+            `add_results` brings further results soon; until it has brought the last, the series is in state ``part``.
 
         Returns
         -------
         bool
             False if instances came in the meantime: the series goes on, and its results are to be made again.
         """
-        now = time.time()
+        state = "failed" if reason else "part" if more else "done"
         with self.transaction():
             if self.row("SELECT 1 FROM instance WHERE series=? AND id>?", series, last):
                 return False
             self.do(
                 "UPDATE series SET state=?, revision=revision+?, crashes=0, reason=?, ended=? WHERE id=?",
-                *("failed" if reason else "done", bool(results), reason, now, series),
+                *(state, bool(results) or more, reason, time.time(), series),
             )
-            (revision,) = self.row("SELECT revision FROM series WHERE id=?", series)
-            for made in results:
-                row = self.do(
-                    "INSERT INTO result(series, revision, kind, sop_class, sop, file, bytes, made)"
-                    " VALUES(?,?,?,?,?,?,?,?)",
-                    *(series, revision, *made, self.path("results", made.file).stat().st_size, now),
-                )
-                for destination in destinations:
-                    self.do(
-                        "INSERT INTO delivery(result, destination, state, due) VALUES(?, ?, 'waiting', ?)",
-                        *(row, destination, now),
-                    )
-            self.count("series_failed" if reason else "series_done")
+            self._insert(series, results, destinations)
+            if not more:
+                self.count("series_failed" if reason else "series_done")
         return True
+
+    def add_results(
+        self, series: int, results: Sequence[Made], destinations: Sequence[str], more: bool
+    ) -> None:
+        """Add results to those that `finish` brought; unless there are ``more``, the series ends.
+
+        A series that has begun anew, with instances that came in the meantime, stays as it is.
+        """
+        with self.transaction():
+            self._insert(series, results, destinations)
+            if not more:
+                self.do(
+                    "UPDATE series SET state='done', ended=? WHERE id=? AND state='part'", time.time(), series
+                )
+                self.count("series_done")
+
+    def _insert(self, series: int, results: Sequence[Made], destinations: Sequence[str]) -> None:
+        now = time.time()
+        (revision,) = self.row("SELECT revision FROM series WHERE id=?", series)
+        for made in results:
+            row = self.do(
+                "INSERT INTO result(series, revision, kind, sop_class, sop, file, bytes, made) VALUES(?,?,?,?,?,?,?,?)",
+                *(series, revision, *made, self.path("results", made.file).stat().st_size, now),
+            )
+            for destination in destinations:
+                self.do(
+                    "INSERT INTO delivery(result, destination, state, due) VALUES(?, ?, 'waiting', ?)",
+                    *(row, destination, now),
+                )
 
     def bury(self, result: int, destination: str, file: str, reason: str) -> None:
         """Put a result that a destination rejected aside, with the reason."""
@@ -360,37 +384,6 @@ class Spool:
                 *(reason, time.time(), result, destination),
             )
             self.count("results_dead")
-
-    def purge(self, keep: float, keep_dead: float) -> int:
-        """Remove what was finished, and what was rejected, longer ago than that many seconds; the number of files."""
-        old = time.time() - keep
-        ended = "SELECT id FROM series WHERE state!='open' AND ended<?"
-        settled = "made<? AND id NOT IN (SELECT result FROM delivery WHERE state='waiting')"
-        with (
-            self.transaction()
-        ):  # rows first: a file without a row is swept, a row without a file would be an error
-            instances = self._files(f"instance WHERE series IN ({ended})", old)
-            results = self._files(f"result WHERE {settled}", old)
-            if instances or results:
-                self.do(f"DELETE FROM instance WHERE series IN ({ended})", old)  # noqa: S608
-                self.do(f"DELETE FROM result WHERE {settled}", old)  # noqa: S608
-                self.do("DELETE FROM delivery WHERE result NOT IN (SELECT id FROM result)")
-                self.do(
-                    "DELETE FROM series WHERE state!='open' AND ended<? AND id NOT IN (SELECT series FROM result)",
-                    old,
-                )
-            self.do(
-                "DELETE FROM association WHERE ended<? AND id NOT IN (SELECT association FROM instance)", old
-            )
-        self.remove("instances", instances)
-        self.remove("results", results)
-        dead = [
-            path.name
-            for path in (self.folder / "dead").iterdir()
-            if path.stat().st_ctime < time.time() - keep_dead
-        ]
-        self.remove("dead", dead)
-        return len(instances) + len(results) + len(dead)
 
 
 def flush_folder(folder: Path) -> None:

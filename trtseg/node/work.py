@@ -12,15 +12,15 @@ import os
 import resource
 import signal
 import sqlite3
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from trtseg.errors import ArgumentError, DeviceError, InputError, ModelError, OutputError
+from trtseg.errors import ArgumentError, DeviceError, InputError, ModelError
 from trtseg.node.config import Config
 from trtseg.node.ending import due, look
 from trtseg.node.log import say, scrub, where
+from trtseg.node.results import begun, series_of_pictures, write_pictures, write_results
 from trtseg.node.spool import Made, Spool
 from trtseg.node.stopping import Stop
 
@@ -165,39 +165,71 @@ class Worker:
 
     def _finish(self, series: Series, ends: float) -> None:
         """End a series with its results or the reason why there are none."""
-        made: list[Made] = []
-        reason = None
-        facts: dict[str, Any] = {}
-        is_kept = False
+        facts: dict[str, Any] | None = None
+        is_failed = False
         try:
             try:
                 (crashes,) = self.spool.row("SELECT crashes FROM series WHERE id=?", series.number)
                 if crashes >= _CRASHES:
                     raise InputError("segmenting it has ended the process")
                 with self._at(-series.number):
-                    result = series.finish()
-                    made = write_results(self.spool, result, self.config.results)
-                facts = {"results": len(made), "warnings": [warning.code for warning in result.warnings]}
-                if result.liver_ml == 0:
-                    facts["note"] = "no liver found"
+                    facts = self._make(series)
             except (InputError, ModelError) as error:
                 reason = self._reason(error, series)
-            is_kept = self.spool.finish(series.number, series.last, made, self.config.destinations, reason)
+                is_failed = self.spool.finish(series.number, series.last, [], (), reason)
+                facts = {"reason": reason} if is_failed else None
         finally:
-            if not is_kept:
-                self.spool.remove("results", [one.file for one in made])
             self._drop(series.number)
-        if not is_kept:
+        if facts is None:
             say("series goes on", series=series.number)
             return
         took = time.time() - ends
         self.spool.count("tail_seconds_sum", took)
         self.spool.count("tail_seconds_count")
         say(
-            "series failed" if reason else "series done", level=logging.WARNING if reason else logging.INFO,
+            "series failed" if is_failed else "series done", level=logging.WARNING if is_failed else logging.INFO,
             series=series.number, instances=len(series.headers), unreadable=series.unreadable,
-            took_s=round(took, 3), **({"reason": reason} if reason else facts),
+            took_s=round(took, 3), **facts,
         )  # fmt: skip
+
+    def _make(self, series: Series) -> dict[str, Any] | None:
+        """Make the results of a series, and say what they are; None if instances came in the meantime.
+
+        Segmentation and report are on their way before the first picture is drawn. After a restart in between, the
+        pictures that are missing follow.
+        """
+        spool, number, destinations = self.spool, series.number, self.config.destinations
+        result = series.finish()
+        pictures = begun(spool, number, self.segmenter.fingerprint())
+        more = "sc" in self.config.results and result.liver_ml > 0
+        count = 0
+        if pictures is None:
+            made = write_results(spool, result, [kind for kind in self.config.results if kind != "sc"])
+            with self._removed_if_unknown(made):
+                is_kept = spool.finish(number, series.last, made, destinations, more=more)
+            if not is_kept:
+                return None
+            count = len(made)
+        if more:
+            uid = series_of_pictures(spool, number, series.last)
+            for made, follow in write_pictures(spool, result, uid, pictures or 0):
+                with self._removed_if_unknown(made):
+                    spool.add_results(number, made, destinations, follow)
+                count += len(made)
+        elif pictures is not None:  # they are no longer asked for
+            spool.add_results(number, [], destinations, False)
+        facts = {"results": count, "warnings": [warning.code for warning in result.warnings]}
+        return facts | ({"note": "no liver found"} if result.liver_ml == 0 else {})
+
+    @contextlib.contextmanager
+    def _removed_if_unknown(self, made: Sequence[Made]) -> Iterator[None]:
+        """Remove the files of results that the body did not note in the spool."""
+        try:
+            yield
+        finally:
+            for one in made:
+                if not self.spool.row("SELECT 1 FROM result WHERE file=?", one.file):
+                    self.spool.remove("results", [one.file])
 
     def _drop(self, number: int) -> None:
         self._series.pop(number).close()
@@ -216,35 +248,6 @@ class Worker:
             raise
         finally:
             self._current.value = 0
-
-
-def write_results(spool: Spool, result: Segmentation, kinds: Sequence[str]) -> list[Made]:
-    """Write the DICOM objects of a result into the spool, where nobody knows of them yet.
-
-    Raises
-    ------
-    InputError
-        The headers of the source do not allow for such objects.
-    OSError
-        The disk cannot be written.
-    """
-    import pydicom
-
-    if result.liver_ml == 0:  # there is no empty Segmentation
-        return []
-    with tempfile.TemporaryDirectory(prefix=".", dir=spool.folder / "results") as folder:
-        try:
-            paths = result.save_dicom(folder, kinds)
-        except OutputError as error:
-            if isinstance(error.__cause__, OSError):
-                raise error.__cause__ from None
-            raise InputError(str(error)) from error
-        tags = ["SOPClassUID", "SOPInstanceUID"]
-        headers = [pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags) for path in paths]
-        return [
-            Made(path.stem.partition("_")[0], header.SOPClassUID, header.SOPInstanceUID, file)
-            for path, header, file in zip(paths, headers, spool.adopt("results", paths), strict=True)
-        ]
 
 
 def work(config: Config, current: Any) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from trtseg.errors import ArgumentError, OutputError
-from trtseg.io.dicom_out.capture import write_captures
+from trtseg.io.dicom_out.capture import encode_captures
 from trtseg.io.dicom_out.measurements import make_report
 from trtseg.io.dicom_out.seg import write_seg
 from trtseg.io.dicom_out.source import Source, dicom_source, quiet
@@ -121,17 +122,42 @@ def write_dicom(
         If the source is no DICOM series, or no object can be made for it.
     """
     source = check_result(result)
+    with _headers_allow_it():
+        for kind, path in files:
+            if kind == "labelmap":
+                write_seg(path, source, result, labelmap=True)
+            elif kind == "seg":
+                seg, segments = write_seg(path, source, result)
+            elif kind == "sr":
+                make_report(source, result, seg, segments).save_as(path)
+        captures = [path for kind, path in files if kind == "sc"]
+        for path, (_, parts) in zip(captures, encode_captures(source, result, pictures), strict=True):
+            with path.open("wb") as file:
+                file.writelines(parts)
+
+
+def encode_pictures(
+    result: Result, pictures: Iterable[tuple[int, Array]], series_uid: str, first: int = 1
+) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Encode the pictures of a result one by one, see `trtseg.io.dicom_out.capture.encode_captures`.
+
+    Raises
+    ------
+    OutputError
+        As `write_dicom`.
+    """
+    source = check_result(result)
+    with _headers_allow_it():
+        yield from encode_captures(source, result, pictures, series_uid, first)
+
+
+@contextmanager
+def _headers_allow_it() -> Iterator[None]:
+    """Make an OutputError of what pydicom and highdicom do not allow."""
     try:
         with quiet():
-            for kind, path in files:
-                if kind == "labelmap":
-                    write_seg(path, source, result, labelmap=True)
-                elif kind == "seg":
-                    seg, segments = write_seg(path, source, result)
-                elif kind == "sr":
-                    make_report(source, result, seg, segments).save_as(path)
-            write_captures([path for kind, path in files if kind == "sc"], source, result, pictures)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:  # of pydicom and highdicom
+            yield
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         # Their sentences quote values, which may tell who the patient is.
         raise OutputError(
             f"DICOM output: the headers of the source do not allow it ({type(error).__name__}); export the series "

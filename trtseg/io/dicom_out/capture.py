@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from trtseg.io.dicom_out import codes
-from trtseg.io.dicom_out.frames import element
+from trtseg.io.dicom_out.frames import element_head
 from trtseg.labels.components import Array
 
 if TYPE_CHECKING:
@@ -17,37 +16,52 @@ if TYPE_CHECKING:
     from trtseg.io.dicom_out.source import Source
 
 
-def write_captures(
-    paths: Sequence[Path], source: Source, result: Result, pictures: Iterable[tuple[int, Array]]
-) -> None:
-    """Write pictures as one series, an instance each: 8-bit RGB, Explicit VR Little Endian, uncompressed.
+def encode_captures(
+    source: Source,
+    result: Result,
+    pictures: Iterable[tuple[int, Array]],
+    series_uid: str | None = None,
+    first: int = 1,
+) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Encode pictures as one series, an instance each: 8-bit RGB, Explicit VR Little Endian, uncompressed.
 
     Parameters
     ----------
-    paths : sequence of Path
-        A file for each picture.
     source : Source
         The series that was drawn on.
     result : Result
         What was drawn.
     pictures : iterable of (int, ndarray)
-        Axial slices ``z`` of the canonical grid, and their pictures, uint8 ``[Y, X, 3]``.
+        Axial slices ``z`` of the canonical grid, and their pictures, uint8 ``[Y, X, 3]``, C-contiguous.
+    series_uid : str, optional
+        Of the series; by default a new one.
+    first : int
+        Number of the first picture in the series.
+
+    Yields
+    ------
+    uid : str
+        SOP Instance UID.
+    parts : tuple of buffer
+        The file in parts, to be written one after the other.
     """
     dataset = None
-    for number, (path, (z, picture)) in enumerate(zip(paths, pictures, strict=True), 1):
+    for number, (z, picture) in enumerate(pictures, first):
         if dataset is None:
-            dataset = _first(source, result, picture)
+            dataset = _first(source, result, picture, series_uid or codes.new_uid())
         uid = codes.new_uid()
         dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = uid
         dataset.InstanceNumber = number
         dataset.ImageComments = f"Axial slice {z}, counted from 0 at the feet"
         _refer(dataset, source, result, z)
-        dataset.save_as(path)
-        with path.open("ab") as file:  # pixels are the last element; pydicom would copy them several times
-            file.write(element(0x7FE00010, b"OB", picture.tobytes()))
+        head = io.BytesIO()
+        dataset.save_as(head)
+        # Pixels are the last element; pydicom would copy them several times.
+        head.write(element_head(0x7FE00010, b"OB", picture.nbytes))
+        yield uid, (head.getvalue(), picture, b"\0" * (picture.nbytes % 2))
 
 
-def _first(source: Source, result: Result, picture: Array) -> Any:
+def _first(source: Source, result: Result, picture: Array, series_uid: str) -> Any:
     """Make the object that all instances of the series are made of."""
     import highdicom
     import pydicom
@@ -62,7 +76,7 @@ def _first(source: Source, result: Result, picture: Array) -> Any:
         patient_orientation=("L", "P"),
         pixel_spacing=(sy, sx),
         study_instance_uid=source.study,
-        series_instance_uid=codes.new_uid(),
+        series_instance_uid=series_uid,
         series_number=source.number(4),
         sop_instance_uid=codes.new_uid(),
         instance_number=1,

@@ -110,12 +110,21 @@ def _code(code: tuple[str, str, str]) -> bytes:
 
 def element(tag: int, vr: bytes, value: bytes) -> bytes:
     """Encode an element in Explicit VR Little Endian; values of odd length are padded."""
-    value += (b"\0" if vr in (b"UI", b"OB") else b" ") * (len(value) % 2)
-    head = struct.pack("<HH", tag >> 16, tag & 0xFFFF) + vr
     return (
-        head
-        + (struct.pack("<HI", 0, len(value)) if vr in (b"SQ", b"OB") else struct.pack("<H", len(value)))
+        element_head(tag, vr, len(value))
         + value
+        + (b"\0" if vr in (b"UI", b"OB") else b" ") * (len(value) % 2)
+    )
+
+
+def element_head(tag: int, vr: bytes, length: int) -> bytes:
+    """Encode what stands before the value of an element, of which ``length`` is given without padding."""
+    length += length % 2
+    long = vr in (b"SQ", b"OB")
+    return (
+        struct.pack("<HH", tag >> 16, tag & 0xFFFF)
+        + vr
+        + struct.pack("<HI" if long else "<H", *(0,) * long, length)
     )
 
 

@@ -1,0 +1,43 @@
+"""What a node no longer keeps."""
+
+from __future__ import annotations
+
+import time
+
+from trtseg.node.spool import Spool
+
+_ENDED = "SELECT id FROM series WHERE state NOT IN ('open', 'part') AND ended<?"
+_SETTLED = (
+    "made<? AND id NOT IN (SELECT result FROM delivery WHERE state='waiting')"
+    " AND series NOT IN (SELECT id FROM series WHERE state='part')"
+)
+
+
+def purge(spool: Spool, keep: float, keep_dead: float) -> int:
+    """Remove what was finished, and what was rejected, longer ago than that many seconds; the number of files."""
+    old = time.time() - keep
+    with (
+        spool.transaction()
+    ):  # rows first: a file without a row is swept, a row without a file would be an error
+        instances = spool.files(f"instance WHERE series IN ({_ENDED})", old)
+        results = spool.files(f"result WHERE {_SETTLED}", old)
+        if instances or results:
+            spool.do(f"DELETE FROM instance WHERE series IN ({_ENDED})", old)  # noqa: S608
+            spool.do(f"DELETE FROM result WHERE {_SETTLED}", old)  # noqa: S608
+            spool.do("DELETE FROM delivery WHERE result NOT IN (SELECT id FROM result)")
+            spool.do(
+                f"DELETE FROM series WHERE id IN ({_ENDED}) AND id NOT IN (SELECT series FROM result)",  # noqa: S608
+                old,
+            )
+        spool.do(
+            "DELETE FROM association WHERE ended<? AND id NOT IN (SELECT association FROM instance)", old
+        )
+    spool.remove("instances", instances)
+    spool.remove("results", results)
+    dead = [
+        path.name
+        for path in (spool.folder / "dead").iterdir()
+        if path.stat().st_ctime < time.time() - keep_dead
+    ]
+    spool.remove("dead", dead)
+    return len(instances) + len(results) + len(dead)

@@ -1,0 +1,127 @@
+"""Results -> DICOM objects in the spool: Segmentation and report together, then the pictures, a few at a time."""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from trtseg.errors import InputError, OutputError
+from trtseg.node.spool import Made, Spool, flush_folder
+
+if TYPE_CHECKING:
+    from trtseg.result import Segmentation
+
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_TOGETHER = 8  # pictures that are noted at once: the first are sent while the next are drawn
+
+
+def write_results(spool: Spool, result: Segmentation, kinds: Sequence[str]) -> list[Made]:
+    """Write the DICOM objects of a result into the spool, where nobody knows of them yet.
+
+    Raises
+    ------
+    InputError
+        The headers of the source do not allow for such objects.
+    OSError
+        The disk cannot be written.
+    """
+    import pydicom
+
+    if result.liver_ml == 0 or not kinds:  # there is no empty Segmentation
+        return []
+    with tempfile.TemporaryDirectory(prefix=".", dir=spool.folder / "results") as folder:
+        try:
+            paths = result.save_dicom(folder, kinds)
+        except OutputError as error:
+            raise _as_input(error) from error
+        tags = ["SOPClassUID", "SOPInstanceUID"]
+        headers = [pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags) for path in paths]
+        return [
+            Made(path.stem.partition("_")[0], header.SOPClassUID, header.SOPInstanceUID, file)
+            for path, header, file in zip(paths, headers, spool.adopt("results", paths), strict=True)
+        ]
+
+
+def write_pictures(
+    spool: Spool, result: Segmentation, series_uid: str, first: int
+) -> Iterator[tuple[list[Made], bool]]:
+    """Draw and write the pictures of a result from the first on, counted from 0.
+
+    Yields
+    ------
+    made : list of Made
+        Some pictures, on the disk.
+    more : bool
+        Others follow.
+
+    Raises
+    ------
+    InputError, OSError
+        As `write_results`.
+    """
+    from trtseg.io.dicom_out import encode_pictures
+    from trtseg.report.captures import draw_captures, drawn_slices
+
+    assert result.volume is not None
+    slices = drawn_slices(result.canonical, result.geometry.spacing[0], result.lesions)[first:]
+    pictures = draw_captures(result.volume, result.canonical, slices)
+    writing: list[tuple[str, Any]] = []
+
+    def written(more: bool) -> tuple[list[Made], bool]:
+        made = [Made("sc", SECONDARY_CAPTURE, uid, file.result()) for uid, file in writing]
+        flush_folder(spool.folder / "results")
+        writing.clear()
+        return made, more
+
+    with ThreadPoolExecutor(1) as pool:  # a picture goes to the disk while the next one is drawn
+        try:
+            for uid, parts in encode_pictures(result, pictures, series_uid, first + 1):
+                if len(writing) == _TOGETHER:
+                    yield written(more=True)
+                writing.append((uid, pool.submit(spool.write, "results", *parts, flush_name=False)))
+            yield written(more=False)
+        except OutputError as error:
+            raise _as_input(error) from error
+        finally:  # what was not noted is removed
+            left = [file for _, file in writing if not file.exception()]
+            spool.remove("results", [file.result() for file in left])
+
+
+def series_of_pictures(spool: Spool, series: int, last: int) -> str:
+    """UID of the series of the pictures that a series and its last instance gave: the same after a restart."""
+    (file,) = spool.row("SELECT file FROM instance WHERE id=?", last)
+    (revision,) = spool.row("SELECT revision FROM series WHERE id=?", series)
+    return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, f'{file} {revision}').int}"
+
+
+def begun(spool: Spool, series: int, fingerprint: str) -> int | None:
+    """Tell how many pictures a series in state ``part`` has; None if its results are to be made from the beginning.
+
+    Parameters
+    ----------
+    fingerprint : str
+        Of the Segmenter. Results that another model or version has begun are not continued.
+    """
+    import pydicom
+
+    (state,) = spool.row("SELECT state FROM series WHERE id=?", series)
+    if state != "part":
+        return None
+    made = spool.rows(
+        "SELECT kind, file FROM result WHERE series=? AND revision=(SELECT revision FROM series WHERE id=?)",
+        *(series, series),
+    )
+    for row in made[:1]:
+        path = spool.path("results", row["file"])
+        header = pydicom.dcmread(path, specific_tags=["DeviceSerialNumber"], stop_before_pixels=True)
+        if header.DeviceSerialNumber != fingerprint:
+            return None
+    return len([row for row in made if row["kind"] == "sc"])
+
+
+def _as_input(error: OutputError) -> Exception:
+    """What an OutputError is for the node: a broken disk, or a source that no objects can be made for."""
+    return error.__cause__ if isinstance(error.__cause__, OSError) else InputError(str(error))
