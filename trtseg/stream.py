@@ -288,11 +288,19 @@ class Stream:
             self._waiting = deque(one for one in slices if one.labels is None and one not in self._busy)
             self._set_fit(fit, slices)
             self._go_on()
+            have = [one.labels for one in slices]
+        labels = np.empty(volume.array.shape, np.uint8)
+        for plane, known in zip(labels, have, strict=True):  # while the nets are at the last slices
+            if known is not None:
+                plane[...] = known
+        with self._changed:
             self._changed.wait_for(lambda: self._stopped or not (self._waiting or self._stale or self._busy))
             self._check_open(finishing=True)
-            labels = np.stack([one.labels for one in slices if one.labels is not None])
+            for plane, one, known in zip(labels, slices, have, strict=True):
+                if one.labels is not known:
+                    plane[...] = one.labels
             planes = {z: one.logits for z, one in enumerate(slices) if one.logits is not None}
-            return labels, TumourLogits(fit, planes)
+        return labels, TumourLogits(fit, planes)
 
     def _made(self) -> tuple[Volume, list[_Slice]]:
         """The volume of the slices that were pushed, and these in its order."""

@@ -7,6 +7,7 @@ again.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -14,17 +15,19 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from trtseg.node.config import Config, Peer
 from trtseg.node.log import say, where
 from trtseg.node.receive import STORAGE_COMMITMENT, UNCOMPRESSED, tls_context
+from trtseg.node.results import RESULT_CLASSES
 from trtseg.node.spool import Spool, flush_folder
 from trtseg.node.stopping import Stop
 
-_TOGETHER = 100  # results that go by one association
+_TOGETHER = 100  # results that are sent in one go
+_IDLE_S = 1.0  # seconds that an association stays open after the last result
 _NO_SUCH_INSTANCE, _CLASS_INSTANCE_CONFLICT = 0x0112, 0x0119
 
 
@@ -45,40 +48,82 @@ def forward(config: Config) -> None:
     _config.STORE_SEND_CHUNKED_DATASET = True  # files are sent as they are, not read and encoded again
     spool = Spool(config.store)
     lock = spool.lock("forward")
-    loops = [
-        threading.Thread(target=_loop, args=(send_waiting, spool, config, d, stop))
+    lines = {
+        d: Line(config, config.peers[d.partition(":")[2]])
         for d in config.destinations
-    ]
-    loops.append(threading.Thread(target=_loop, args=(report_commitments, spool, config, "", stop)))
+        if d.startswith("send:")
+    }
+    work = [functools.partial(send_waiting, spool, config, d, lines.get(d)) for d in config.destinations]
+    work.append(functools.partial(report_commitments, spool, config))
+    loops = [threading.Thread(target=_loop, args=(each, config, stop)) for each in work]
     for loop in loops:
         loop.start()
     while not stop.wait(1.0):
         pass
     for loop in loops:
         loop.join(timeout=10)
+    if not any(loop.is_alive() for loop in loops):
+        for line in lines.values():
+            line.close()
     lock.close()
     say("stopped")
     os._exit(0)  # a destination that does not answer keeps no process alive
 
 
-def _loop(work: Any, spool: Spool, config: Config, destination: str, stop: Stop) -> None:
+def _loop(work: Callable[[], None], config: Config, stop: Stop) -> None:
     while not stop.is_set():
         try:
-            work(spool, config, destination)
+            work()
         except Exception as error:  # a full disk, for example: tried again
             say("sending failed", level=logging.ERROR, reason=where(error))
             stop.wait(config.retry_s)
-        stop.wait(0.05)
+        stop.wait(0.02)
 
 
-def send_waiting(spool: Spool, config: Config, destination: str) -> None:
-    """Send what is due to one destination, all over one association."""
+class Line:
+    """An association with a DICOM node that stays open for a moment, since the results of a series come in parts."""
+
+    def __init__(self, config: Config, peer: Peer) -> None:
+        self._config, self._peer = config, peer
+        self._association: Any = None
+        self._classes: frozenset[str] = frozenset()
+        self._used = 0.0
+
+    def open(self, classes: Iterable[str]) -> Any:
+        """Open an association for SOP classes, or take the one that is open; Later if the peer does not accept it."""
+        wanted = frozenset(classes)
+        if self._association is not None and not (
+            self._association.is_established and wanted <= self._classes
+        ):
+            self.close()
+        if self._association is None:
+            self._classes = wanted | RESULT_CLASSES
+            self._association = _associate(self._config, self._peer, sorted(self._classes))
+        self._used = time.monotonic()
+        return self._association
+
+    def close_if_idle(self) -> None:
+        """Release the association if nothing has been sent for a while."""
+        if self._association is not None and time.monotonic() - self._used > _IDLE_S:
+            self.close()
+
+    def close(self) -> None:
+        """Release the association, if one is open."""
+        association, self._association = self._association, None
+        if association is not None and association.is_established:
+            association.release()
+
+
+def send_waiting(spool: Spool, config: Config, destination: str, line: Line | None = None) -> None:
+    """Send what is due to one destination, all over one association: that of ``line``, or else one of its own."""
     waiting = spool.rows(
         "SELECT r.id, r.series, r.kind, r.sop_class, r.file, d.attempts FROM delivery d JOIN result r ON r.id=d.result"
         " WHERE d.state='waiting' AND d.destination=? AND d.due<=? ORDER BY r.id LIMIT ?",
         *(destination, time.time(), _TOGETHER),
     )
     if not waiting:
+        if line is not None:
+            line.close_if_idle()
         return
     kind, _, place = destination.partition(":")
     left = {row["id"]: row for row in waiting}
@@ -101,7 +146,14 @@ def send_waiting(spool: Spool, config: Config, destination: str) -> None:
     files = {row["id"]: spool.path("results", row["file"]) for row in waiting}
     try:
         if kind == "send":
-            _send(config, config.peers[place], files, {row["id"]: row["sop_class"] for row in waiting}, sent)
+            own = line or Line(config, config.peers[place])
+            try:
+                _send(own, files, {row["id"]: row["sop_class"] for row in waiting}, sent)
+            except BaseException:
+                own.close()
+                raise
+            if line is None:
+                own.close()
         elif kind == "stow":
             _stow(place, files, sent)
         else:
@@ -148,31 +200,26 @@ def _hurry(event: Any) -> None:
     connection.__class__ = PromptSocket
 
 
-def _send(config: Config, peer: Peer, files: dict[int, Path], classes: dict[int, str], sent: Any) -> None:
+def _send(line: Line, files: dict[int, Path], classes: dict[int, str], sent: Any) -> None:
     """C-STORE results to a DICOM node, whose classes are given too."""
     import pydicom
 
-    association = _associate(config, peer, sorted(set(classes.values())))
-    try:
-        accepted = {
-            (str(c.abstract_syntax), str(c.transfer_syntax[0])) for c in association.accepted_contexts
-        }
-        for result, path in files.items():
-            as_is, converted = ((classes[result], syntax) in accepted for syntax in UNCOMPRESSED[:2])
-            if not as_is and not converted:
-                sent(result, "SOP class not accepted")
-                continue
-            status = association.send_c_store(path if as_is else pydicom.dcmread(path)).get("Status")
-            if status is None:
-                raise Later("association lost")
-            if status == 0 or status >> 12 == 0xB:  # a warning: stored all the same
-                sent(result)
-            elif status >> 8 == 0xA7:
-                raise Later(f"out of resources, status 0x{status:04X}")
-            else:
-                sent(result, f"status 0x{status:04X}")
-    finally:
-        association.release()
+    association = line.open(classes.values())
+    accepted = {(str(c.abstract_syntax), str(c.transfer_syntax[0])) for c in association.accepted_contexts}
+    for result, path in files.items():
+        as_is, converted = ((classes[result], syntax) in accepted for syntax in UNCOMPRESSED[:2])
+        if not as_is and not converted:
+            sent(result, "SOP class not accepted")
+            continue
+        status = association.send_c_store(path if as_is else pydicom.dcmread(path)).get("Status")
+        if status is None:
+            raise Later("association lost")
+        if status == 0 or status >> 12 == 0xB:  # a warning: stored all the same
+            sent(result)
+        elif status >> 8 == 0xA7:
+            raise Later(f"out of resources, status 0x{status:04X}")
+        else:
+            sent(result, f"status 0x{status:04X}")
 
 
 def _stow(url: str, files: dict[int, Path], sent: Any) -> None:
@@ -213,7 +260,7 @@ def _copy(folder: Path, files: dict[int, Path], sent: Any) -> None:
         sent(result)
 
 
-def report_commitments(spool: Spool, config: Config, _: str = "") -> None:
+def report_commitments(spool: Spool, config: Config) -> None:
     """Tell those who asked for storage commitment which instances are stored, each on an association of its own."""
     for row in spool.rows("SELECT * FROM commitment WHERE due<=? ORDER BY id LIMIT 10", time.time()):
         peer = config.commit_peers.get(row["ae"])

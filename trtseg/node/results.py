@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from trtseg.result import Segmentation
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+#: SOP classes of results: Segmentation, Comprehensive SR and secondary capture.
+RESULT_CLASSES = frozenset(
+    ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.88.33", SECONDARY_CAPTURE)
+)
 _TOGETHER = 8  # pictures that are noted at once: the first are sent while the next are drawn
 
 
