@@ -294,6 +294,11 @@ def test_what_makes_no_ct_is_refused(segmenter, hu):
         ):
             with pytest.raises(ArgumentError, match=message):
                 stream.push(bad, place)
+        for timeout in (-1, True, "soon", np.nan, np.inf):
+            with pytest.raises(
+                ArgumentError, match=f"timeout: got {timeout!r}; expected a number of seconds"
+            ):
+                stream.push(hu[1], 1.0, timeout=timeout)
         assert stream.counts[0] == 1
     with pytest.raises(ArgumentError, match="after its end"):
         stream.push(hu[2], 2.0)
@@ -302,6 +307,9 @@ def test_what_makes_no_ct_is_refused(segmenter, hu):
         ({"directions": (1, 0, 0, 1, 0, 0)}, r"directions: got .*; expected two unit vectors"),
         ({"directions": "LPS"}, "directions: got 'LPS'"),
         ({"queue": 0}, "queue: got 0"),
+        ({"queue": True}, "queue: got True"),
+        ({"queue": 2.0}, r"queue: got 2\.0"),
+        ({"on_labels": 3}, "on_labels: got 3; expected a function"),
     ):
         with pytest.raises(ArgumentError, match=message):
             opened(segmenter, **options)
@@ -320,6 +328,23 @@ def test_leaving_early_gives_everything_back(segmenter, hu, whole):
     gc.collect()
     assert gone() is None
     assert (segmenter.segment(hu, spacing=SPACING).labels == whole.labels).all()
+
+
+def test_the_callback_may_close_its_stream(segmenter, hu):
+    closed = threading.Event()
+
+    def callback(*_):
+        stream.close()
+        closed.set()
+
+    before = threading.active_count()
+    with opened(segmenter, on_labels=callback) as stream:
+        stream.push(hu[10], position(10))
+        assert closed.wait(10)
+        with pytest.raises(ArgumentError, match="after its end"):
+            stream.push(hu[11], position(11))
+    assert stream.failure is None
+    assert threading.active_count() == before
 
 
 def test_failing_nets_end_the_stream(monkeypatch, segmenter, hu, whole):

@@ -30,7 +30,7 @@ from trtseg.labels.probability import TumourLogits
 from trtseg.resources import check_memory, memory_for
 from trtseg.result import Segmentation, conclude
 from trtseg.spec import ModelSpec
-from trtseg.threads import Teller
+from trtseg.threads import Teller, check_timeout
 from trtseg.volume import Volume
 
 #: Bytes of memory for a voxel, for the labels, the median over slices and the logits.
@@ -113,8 +113,10 @@ class Stream:
         on_labels: OnLabels | None,
         queue: int,
     ) -> None:
-        if not isinstance(queue, int) or queue < 1:
+        if not isinstance(queue, int) or isinstance(queue, bool) or queue < 1:
             raise ArgumentError(f"queue: got {queue!r}; expected a number of slices, at least 1")
+        if on_labels is not None and not callable(on_labels):
+            raise ArgumentError(f"on_labels: got {on_labels!r}; expected a function of position and labels")
         self._nets, self._queue = nets, queue
         self._grid = SliceGrid(shape, spacing, directions)
         self._placement = None
@@ -169,6 +171,7 @@ class Stream:
             The nets have failed. The stream has ended.
         """
         plane, depth = self._grid.plane(hu), self._grid.depth(position)
+        check_timeout(timeout)
         with self._changed:
             self._check_open()
             if not self._changed.wait_for(lambda: len(self._waiting) < self._queue or self._stopped, timeout):
@@ -210,10 +213,7 @@ class Stream:
 
     @property
     def liver_ml(self) -> float:
-        """Volume of liver and tumours in the slices so far, by the nets alone, in mL.
-
-        Each slice stands for the space up to half the way to the next slices that are labelled; 0 for less than two.
-        """
+        """Volume of liver and tumours in the slices so far, by the nets alone, in mL; 0 for less than two slices."""
         return self._ml(0)
 
     @property
@@ -270,7 +270,7 @@ class Stream:
         return result
 
     def close(self) -> None:
-        """End the stream. After `finish` this waits until the callback has got all slices."""
+        """End the stream, from the callback too. After `finish` this waits until the callback has got all slices."""
         self._stop()
         if self._teller is not None:
             if not self._is_done:
@@ -402,9 +402,4 @@ class Stream:
     def _ml(self, label: int) -> float:
         with self._changed:
             done = [(one.depth, one.counts[label]) for one in self._slices if one.labels is not None]
-        if len(done) < 2:
-            return 0.0
-        depth, voxels = np.array(done).T
-        gaps = np.diff(depth)
-        thick = (np.append(gaps[0], gaps) + np.append(gaps, gaps[-1])) / 2
-        return float(voxels @ thick) * self._grid.spacing[0] * self._grid.spacing[1] / 1000
+        return self._grid.ml(done)

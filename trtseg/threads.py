@@ -6,11 +6,26 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from numbers import Real
 from typing import Generic, TypeVar
+
+from trtseg.errors import ArgumentError
 
 log = logging.getLogger("trtseg")
 
 T = TypeVar("T")
+
+
+def check_timeout(timeout: object) -> None:
+    """Raise an ArgumentError unless this is a number of seconds, or None: as long as it takes."""
+    if timeout is None:
+        return
+    if (
+        isinstance(timeout, bool)
+        or not isinstance(timeout, Real)
+        or not 0 <= float(timeout) <= threading.TIMEOUT_MAX
+    ):
+        raise ArgumentError(f"timeout: got {timeout!r}; expected a number of seconds, 0 or more, or None")
 
 
 class Turns:
@@ -96,8 +111,8 @@ class Teller(Generic[T]):
             self._changed.notify()
 
     def join(self) -> None:
-        """Wait until everything has been told."""
-        if self._thread is not None:
+        """Wait until everything has been told; the function itself cannot wait for that, and goes on."""
+        if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
     def _work(self) -> None:

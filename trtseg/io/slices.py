@@ -85,6 +85,18 @@ class SliceGrid:
         """Millimetres along row direction x column direction; ArgumentError unless it is a position."""
         return float(self._point(position) @ self._normal)
 
+    def ml(self, counts: Sequence[tuple[float, int]]) -> float:
+        """Volume of voxels that were counted in slices, given as ``(depth, voxels)`` in the order of depth, in mL.
+
+        Each slice stands for the space up to half the way to the next ones; 0 for less than two slices.
+        """
+        if len(counts) < 2:
+            return 0.0
+        depth, voxels = np.array(counts).T
+        gaps = np.diff(depth)
+        thick = (np.append(gaps[0], gaps) + np.append(gaps, gaps[-1])) / 2
+        return float(voxels @ thick) * self.spacing[0] * self.spacing[1] / 1000
+
     def volume(self, planes: Sequence[NDArray[np.int16]], positions: Sequence[Any]) -> Volume:
         """Make the Volume of canonical slices ``[Y, X]``, feet to head, with all warnings.
 
