@@ -157,7 +157,7 @@ def main() -> None:
 
 def tail(spool: Spool, datasets: list[Any], rate: float, port: int, http: int) -> tuple[float, float]:
     """Seconds from the last acknowledgment to the SEG, and to all results, at the archive."""
-    (done,) = spool.row("SELECT COUNT(*) FROM delivery WHERE state='sent'")
+    (done,) = spool.row("SELECT COUNT(*) FROM series WHERE state='done'")
     send(port, datasets, rate)
     start = time.perf_counter()
     study = datasets[0].StudyInstanceUID
@@ -165,7 +165,7 @@ def tail(spool: Spool, datasets: list[Any], rate: float, port: int, http: int) -
     seg = time.perf_counter() - start
     wait_for(
         lambda: (
-            spool.row("SELECT COUNT(*) FROM delivery WHERE state='sent'")[0] > done
+            spool.row("SELECT COUNT(*) FROM series WHERE state='done'")[0] > done
             and not spool.row("SELECT 1 FROM delivery WHERE state='waiting'")
         )
     )

@@ -209,3 +209,10 @@ def test_label_refuses(segmenter, phantom):
     ):
         with pytest.raises(ArgumentError, match=message):
             segmenter.label(given, spacing=SPACING[1:], out=out)
+
+
+def test_a_runtime_of_gpus_is_no_choice_on_the_cpu():
+    with pytest.raises(
+        ArgumentError, match="runtime: got 'torch', which runs nets on a GPU, with device 'auto'"
+    ):
+        trtseg.Segmenter(runtime="torch")

@@ -305,3 +305,11 @@ def test_the_command_lists_and_takes_series(tmp_path):
         cohort.plan([folder] * 2, series="1"),
     ):
         pass
+
+
+@pytest.mark.parametrize("name", ["CT.ZIP", "ct.tar.xz"])
+def test_a_folder_with_an_archive_alone_says_so(tmp_path, name):
+    (tmp_path / "readme.txt").write_text("see the archive")
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(InputError, match=f"holds no image, but {name}; give that zip itself, or unpack"):
+        load(tmp_path)

@@ -92,7 +92,7 @@ def test_labels_that_cannot_be_read_are_named(tmp_path):
         "a.mha": "no NRRD or MetaImage file, or damaged",
         "folder.nii": "is a folder",
         "text.nii": "neither gzip nor NIfTI",
-        "empty.nii.gz": "neither gzip nor NIfTI",
+        "empty.nii.gz": "is empty",
         "cut.nii.gz": "truncated or corrupt",
         "flipped.nii.gz": "truncated or corrupt",  # in the checksum
         "cut.nii": "truncated or corrupt",

@@ -61,7 +61,7 @@ class Segmenter:
         Slices in each run of an engine on a GPU: 16 for volumes, 1 for slices that come one by one. The CPU has no
         fixed batch.
     runtime : str
-        What runs the nets on a GPU: ``tensorrt``, ``tensorrt-rtx``, ``torch``, or ``auto``.
+        What runs the nets on a GPU: ``tensorrt``, ``tensorrt-rtx``, ``torch``, or ``auto``; only the last on the CPU.
     threads : int, optional
         Threads of operations and nets on the CPU; by default one for each processor that this process may use by its
         affinity and the quota of its cgroup.
@@ -98,6 +98,11 @@ class Segmenter:
             raise ArgumentError(f"threads: got {threads!r}; expected a whole number of at least 1")
         if runtime != "auto":
             check_name(runtime)
+            if self.device == "cpu":
+                raise ArgumentError(
+                    f"runtime: got {runtime!r}, which runs nets on a GPU, with device {device!r}, the CPU; leave it "
+                    "out, or choose device 'cuda'"
+                )
         files = models.find(model)
         self.spec: CascadeSpec = files.spec
         self.postprocess = PostProcess() if postprocess is None else postprocess

@@ -126,6 +126,7 @@ def test_a_whole_ct_comes_back_from_orthanc_as_it_is_segmented_here(tmp_path, sh
         assert [sender.wait(300) for sender in senders] == [0] * 4
         wait_for(lambda: node.events("destination not reached"), 300)
         with orthanc:
+            wait_for(lambda: node.events("series done"), 300)
             wait_for(lambda: not node.ask("SELECT 1 FROM delivery WHERE state='waiting'"), 300)
             found = orthanc.modalities()
             assert {"SEG", "SR", "OT"} <= found.keys()

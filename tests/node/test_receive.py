@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import struct
 import sys
@@ -200,18 +201,29 @@ def _no_space(_):
     raise OSError(28, "No space left on device")
 
 
-def test_a_request_for_commitment_by_somebody_unknown(serve):
+@pytest.mark.parametrize(
+    ("commit", "status", "reason"),
+    [
+        ((), 0x0110, "not listed in 'commit'"),
+        (("CT1@127.0.0.1:9",), 0x0115, "no request for 1 to 10000 instances"),
+    ],
+)
+def test_a_request_for_commitment_by_somebody_unknown_or_for_nothing(serve, caplog, commit, status, reason):
     import pydicom
 
-    config, spool = serve()
+    config, spool = serve(commit=commit)
     association = connect(config.port, contexts=[receiving.STORAGE_COMMITMENT])
     request = pydicom.Dataset()
     request.TransactionUID = "1.2.3"
-    status, _ = association.send_n_action(
-        request, 1, receiving.STORAGE_COMMITMENT, f"{receiving.STORAGE_COMMITMENT}.1"
-    )
-    assert status.Status == 0x0110
+    with caplog.at_level(logging.WARNING):
+        answer, _ = association.send_n_action(
+            request, 1, receiving.STORAGE_COMMITMENT, f"{receiving.STORAGE_COMMITMENT}.1"
+        )
+    assert answer.Status == status
     assert spool.rows("SELECT * FROM commitment") == []
+    (facts,) = [one.facts for one in caplog.records if one.getMessage() == "storage commitment refused"]
+    assert facts["calling"] == "CT1"
+    assert facts["reason"].startswith(reason)
 
 
 def test_the_receiver_needs_no_nets():

@@ -14,6 +14,8 @@ ANALYZE = (".img", ".hdr")
 #: Endings of DICOM files, which may have any name, and of archives with DICOM files in them.
 DICOM: tuple[str, ...] = (".dcm", ".dicom", ".ima")
 ZIP: tuple[str, ...] = (".zip",)
+#: Endings of archives, of which zips alone are read.
+ARCHIVES = (*ZIP, ".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst", ".7z", ".rar")
 #: Ending of a DICOM segmentation.
 SEG = ".dcm"
 #: Endings of files that labels are written to.

@@ -194,6 +194,8 @@ def _parse_header(name: str, stream: IO[bytes], compressed: bool) -> tuple[Any, 
             return header, version
     if compressed:
         raise InputError(f"{name}: gzip, but what is inside is not NIfTI; expected a NIfTI image")
+    if not block:
+        raise InputError(f"{name}: is empty; expected a NIfTI image: {_FETCH}")
     raise InputError(f"{name}: neither gzip nor NIfTI (it starts with {block[:8]!r}); expected a NIfTI image")
 
 

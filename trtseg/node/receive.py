@@ -145,8 +145,10 @@ class Receiver:
             ]
             request = json.dumps({"transaction": str(wanted.TransactionUID), "references": references})
             if len(wanted.ReferencedSOPSequence) > _MOST_REFERENCES:
-                return INVALID_ARGUMENT, None
-        except Exception:
+                raise ValueError
+        except Exception as error:
+            reason = f"no request for 1 to {_MOST_REFERENCES} instances: {where(error)}"
+            say("storage commitment refused", level=logging.WARNING, calling=ae, reason=reason)
             return INVALID_ARGUMENT, None
         try:
             self.spool.do(

@@ -12,7 +12,7 @@ from typing import Any
 
 from trtseg.errors import InputError
 from trtseg.io.dicom.dataset import check_installed, parse, read_bytes
-from trtseg.io.dicom.find import DicomFile, find_files, is_dicom, one_of_each_series, study_of
+from trtseg.io.dicom.find import DicomFile, archives, find_files, is_dicom, one_of_each_series, study_of
 from trtseg.io.dicom.frames import slices_of
 from trtseg.io.dicom.header import text
 from trtseg.io.dicom.pixels import to_hu
@@ -143,6 +143,11 @@ def _sorted(path: str | os.PathLike[str]) -> tuple[list[DicomFile], list[Instanc
     """Find the files, and the volumes that they make; an InputError says that there are no files."""
     files = find_files(path)
     if not files:
+        if packed := archives(path):
+            raise InputError(
+                f"{os.fspath(path)}: holds no image, but {packed[0].name}; give that zip itself, or unpack archives of "
+                "other kinds"
+            )
         kind = "is a folder" if is_folder(path) else "holds no DICOM files"
         raise InputError(
             f"{os.fspath(path)}: {kind}; expected a .nii or .nii.gz file, or a folder that holds the DICOM files of "

@@ -16,7 +16,7 @@ from trtseg.errors import InputError
 from trtseg.io.dicom.dataset import MAX_BYTES, SNIFFED, looks_like_dicom, parse, read_bytes
 from trtseg.io.dicom.header import text
 from trtseg.io.dicom.series import why_no_picture
-from trtseg.io.names import DICOM, IMAGES, ZIP, is_folder
+from trtseg.io.names import ARCHIVES, DICOM, IMAGES, ZIP, is_folder
 from trtseg.resources import is_lack_of_memory
 
 _NO_DICOM = (*IMAGES, ".hdr", ".gz", ".json", ".png", ".jpg", ".txt", ".csv", ".xml", ".pdf", ".zip")
@@ -56,6 +56,14 @@ def find_files(path: str | os.PathLike[str]) -> list[DicomFile]:
     folder, own = Path(path).parent, Path(path)
     beside = [one for one in _listed(folder) if one == own or (_may_be(one.name) and _is_dicom(one))]
     return [DicomFile(one, partial(read_bytes, one)) for one in beside]
+
+
+def archives(path: str | os.PathLike[str]) -> list[Path]:
+    """List archives that lie in a folder, where nobody looks into them; zips first."""
+    found = (
+        [one for one in _listed(Path(path)) if one.name.lower().endswith(ARCHIVES)] if is_folder(path) else []
+    )
+    return sorted(found, key=lambda one: not one.name.lower().endswith(ZIP))
 
 
 def study_of(paths: Iterable[Path]) -> str | None:
