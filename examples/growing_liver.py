@@ -13,6 +13,7 @@ from pathlib import Path
 
 import trtseg
 from trtseg.io.dicom import read_slice
+from trtseg.stream import Stream
 
 
 def arriving(folder: Path, quiet: float) -> Iterator[Path]:
@@ -29,7 +30,15 @@ def arriving(folder: Path, quiet: float) -> Iterator[Path]:
 
 def main(folder: Path, quiet: float, model: str) -> None:
     """Segment the slices as they come."""
-    stream = None
+    stream: Stream | None = None
+
+    def show(*_: object) -> None:
+        assert stream is not None
+        labelled = stream.counts[1]
+        print(
+            f"{labelled} slices: liver {stream.liver_ml:.0f} mL, tumour {stream.tumour_ml:.0f} mL", flush=True
+        )
+
     with ExitStack() as stack:
         segmenter = stack.enter_context(trtseg.Segmenter(model))
         for path in arriving(folder, quiet):
@@ -37,13 +46,15 @@ def main(folder: Path, quiet: float, model: str) -> None:
             if stream is None:
                 directions = header.ImageOrientationPatient
                 stream = stack.enter_context(
-                    segmenter.stream(hu.shape, spacing=header.PixelSpacing, directions=directions)
+                    segmenter.stream(
+                        hu.shape, spacing=header.PixelSpacing, directions=directions, on_labels=show
+                    )
                 )
             stream.push(hu, header.ImagePositionPatient)
-            _, labelled = stream.counts
-            print(f"{labelled} slices: liver {stream.liver_ml:.0f} mL, tumour {stream.tumour_ml:.0f} mL")
         if stream is not None:
-            print(stream.finish().summary())
+            result = stream.finish()
+            stream.close()  # after the last line of `show`
+            print(result.summary())
 
 
 if __name__ == "__main__":
