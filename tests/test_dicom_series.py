@@ -313,3 +313,12 @@ def test_a_folder_with_an_archive_alone_says_so(tmp_path, name):
     (tmp_path / name).write_bytes(b"PK")
     with pytest.raises(InputError, match=f"holds no image, but {name}; give that zip itself, or unpack"):
         load(tmp_path)
+
+
+def test_two_patients_under_one_study_are_told_apart(tmp_path):
+    made.save_series(tmp_path / "a", CT, SeriesInstanceUID="1.1", StudyInstanceUID="1", PatientID="A-17")
+    made.save_series(tmp_path / "b", CT, SeriesInstanceUID="1.2", StudyInstanceUID="1", PatientID="B-18")
+    with pytest.raises(InputError, match="holds CTs of 2 patients; give the folder of one") as error:
+        load(tmp_path)
+    assert "A-17" not in str(error.value)
+    assert load(tmp_path, series="1.2").array.shape == CT.shape

@@ -67,6 +67,8 @@ class Candidate:
         The greater, the better, see `_RANKS`.
     problem : InputError or None
         Why one of its files cannot be used.
+    patient : str
+        Patient ID, which no message tells.
     """
 
     series: str
@@ -76,6 +78,7 @@ class Candidate:
     reason: str
     rank: tuple[float, ...]
     problem: InputError | None = None
+    patient: str = ""
 
 
 def volumes(instances: Sequence[tuple[Path, Any]]) -> tuple[list[Instance], list[Candidate]]:
@@ -164,11 +167,13 @@ def choose(
         raise problem or InputError(f"{name}: holds no CT that can be segmented: {listing(candidates)}")
     best = max(usable, key=lambda one: one.rank)
     studies = {one.study for one in usable}
-    if len(studies) > 1:
-        raise InputError(
-            f"{name}: holds CTs of {len(studies)} studies; give the folder of one, or choose with --series (series= in "
-            f"Python): {listing(usable)}"
-        )
+    patients = {one.patient for one in usable if one.patient}
+    for found, what in ((studies, "studies"), (patients, "patients")):
+        if len(found) > 1:
+            raise InputError(
+                f"{name}: holds CTs of {len(found)} {what}; give the folder of one, or choose with --series (series= "
+                f"in Python): {listing(usable)}"
+            )
     rivals = [one for one in usable if _is_rival(one, best)]
     if len(rivals) > 1:
         raise InputError(
@@ -234,7 +239,7 @@ def _candidate(first: Instance, slices: Sequence[Slice]) -> Candidate:
         f"{len(slices)} slices of {one.size[0]} x {one.size[1]}, {step:.3g} mm apart"
         f"{f', kernel {kernel}' if kernel else ''}{', ' + ' '.join(image_type) if image_type else ''}"
     )
-    return Candidate("", study, tuple(slices), about, reason, rank)
+    return Candidate("", study, tuple(slices), about, reason, rank, patient=text(header, "PatientID"))
 
 
 def why_no_picture(header: Any) -> str:
