@@ -213,6 +213,6 @@ def test_label_refuses(segmenter, phantom):
 
 def test_a_runtime_of_gpus_is_no_choice_on_the_cpu():
     with pytest.raises(
-        ArgumentError, match="runtime: got 'torch', which runs nets on a GPU, with device 'auto'"
+        ArgumentError, match="runtime: got 'torch', which runs nets on a GPU, and the device is the CPU"
     ):
         trtseg.Segmenter(runtime="torch")

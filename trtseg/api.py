@@ -97,12 +97,7 @@ class Segmenter:
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise ArgumentError(f"threads: got {threads!r}; expected a whole number of at least 1")
         if runtime != "auto":
-            check_name(runtime)
-            if self.device == "cpu":
-                raise ArgumentError(
-                    f"runtime: got {runtime!r}, which runs nets on a GPU, with device {device!r}, the CPU; leave it "
-                    "out, or choose device 'cuda'"
-                )
+            check_name(runtime, self.device)
         files = models.find(model)
         self.spec: CascadeSpec = files.spec
         self.postprocess = PostProcess() if postprocess is None else postprocess

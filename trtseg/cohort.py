@@ -160,10 +160,8 @@ def plan(
     found = _find([Path(path) for path in inputs], folder) if series is None else [_single(Path(inputs[0]))]
     sources = [source for source, _ in found]
     if is_file and len(found) > 1:
-        some = ", ".join([*map(str, sources[:3]), *["..."] * (len(found) > 3)])
-        raise ArgumentError(
-            f"{name}: got the file {folder} for {len(found)} inputs; expected a folder, or one of {some}"
-        )
+        got = f"{len(found)} inputs ({', '.join(map(str, sources[:3]))}{', ...' * (len(found) > 3)})"
+        raise ArgumentError(f"{name}: got the file {folder} for {got}; expected a folder, or one input")
     if kinds or folder.name.lower().endswith(SEG):
         check_inputs(sources, name)
     several = not is_file and (len(found) > 1 or sources[0] != Path(inputs[0]) or bool(kinds))

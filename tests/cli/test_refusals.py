@@ -117,7 +117,9 @@ def test_outputs_are_checked_before_the_work(here, phantom_ct, monkeypatch):
     monkeypatch.setattr(trtseg.api.Segmenter, "__init__", no_segmenter)
     refused("--output: got out.hdr; expected a name ending in .nii.gz, .nii, ", phantom_ct, "-o", "out.hdr")
     refused("missing does not exist; create it first", phantom_ct, "-o", "missing/out.nii.gz")
-    several = f"--output: got the file o.nii for 2 inputs; expected a folder, or one of {phantom_ct}, b.nii"
+    several = (
+        f"--output: got the file o.nii for 2 inputs ({phantom_ct}, b.nii); expected a folder, or one input"
+    )
     refused(several, phantom_ct, "b.nii", "-o", "o.nii")
     shutil.copy(phantom_ct, "ct.nii.gz")
     refused("--output: ct.nii.gz is the input ct.nii.gz", "ct.nii.gz", "-o", "ct.nii.gz")

@@ -76,11 +76,16 @@ class Runtime:
         return tuple(f"sm_{n}" for n in sorted(int(match[1]) for match in numbers if match))
 
 
-def check_name(name: str) -> None:
-    """Refuse an unknown name of a runtime with an ArgumentError."""
+def check_name(name: str, device: str = "cuda") -> None:
+    """Refuse an unknown name of a runtime with an ArgumentError, and every name with the CPU as the device."""
     if name not in NAMES:
         *names, last = map(repr, NAMES)
         raise ArgumentError(f"runtime: got {name!r}; expected {', '.join(names)} or {last}")
+    if device == "cpu":
+        raise ArgumentError(
+            f"runtime: got {name!r}, which runs nets on a GPU, and the device is the CPU; leave it out, or choose "
+            "device 'cuda'"
+        )
 
 
 def check_batch(batch: object) -> int:
