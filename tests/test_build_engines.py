@@ -28,7 +28,7 @@ import trtseg
 from trtseg import models
 from trtseg.engines.nvidia import build, cache, runtime
 from trtseg.engines.nvidia.driver import Driver, Gpu
-from trtseg.engines.nvidia.trust import engine_folder
+from trtseg.engines.trust import engine_folder
 from trtseg.errors import ArgumentError, DeviceError, ModelError, TrtsegError
 
 RTX_4090 = Gpu(0, "NVIDIA GeForce RTX 4090", "sm_89", 24 << 30)

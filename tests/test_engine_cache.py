@@ -18,8 +18,9 @@ import pytest
 from engine_cache_cases import ENGINE, KEY, beside, flip, load, never, put
 from engine_models import key, sidecar
 
+from trtseg.engines.blobs import load_blob, store_blob
 from trtseg.engines.nvidia import cache
-from trtseg.engines.nvidia.trust import engine_folder
+from trtseg.engines.trust import engine_folder
 from trtseg.errors import ModelError
 
 
@@ -242,7 +243,7 @@ class TestList:
     def test_sorted_and_only_engines(self, folder):
         for batch in (16, 1):
             put(key(batch=batch), ENGINE)
-        cache.store_blob("timing", b"times")
+        store_blob("timing", b"times")
         (folder / "notes.json").write_text("{}")
         found = cache.entries(verify=True)
         assert [entry.sidecar.key.batch for entry in found] == [1, 16]
@@ -250,7 +251,7 @@ class TestList:
         assert found == cache.entries(folder)
 
     def test_clear_takes_all_that_is_ours(self, path, folder):
-        cache.store_blob("timing", b"times")
+        store_blob("timing", b"times")
         (folder / "notes.json").write_text("{}")
         (folder / f".{'0' * 16}-{KEY.file_name}").write_bytes(b"left by a killed process")
         size = len(ENGINE) + len(beside(path).read_bytes()) + 32 + 5 + 24
@@ -270,19 +271,19 @@ class TestList:
 
 class TestBlobs:
     def test_kept(self):
-        assert cache.load_blob("timing") is None
-        cache.store_blob("timing", b"times")
-        assert cache.load_blob("timing") == b"times"
-        cache.store_blob("timing", b"")
-        assert cache.load_blob("timing") == b""
+        assert load_blob("timing") is None
+        store_blob("timing", b"times")
+        assert load_blob("timing") == b"times"
+        store_blob("timing", b"")
+        assert load_blob("timing") == b""
 
     @pytest.mark.parametrize(
         "damage", [lambda p: flip(p, 33), lambda p: p.write_bytes(b""), lambda p: p.chmod(0o666)]
     )
     def test_not_used_if_damaged_or_not_mine(self, folder, damage):
-        cache.store_blob("timing", b"times")
+        store_blob("timing", b"times")
         damage(folder / "timing.blob")
-        assert cache.load_blob("timing") is None
+        assert load_blob("timing") is None
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from engine_cache_cases import ENGINE, KEY, beside, flip, load, never, put
 from engine_models import sidecar
 
+from trtseg.engines.blobs import store_blob
 from trtseg.engines.nvidia import cache
 from trtseg.errors import ModelError, OutputError
 
@@ -41,7 +42,7 @@ class TestTrust:
         old = os.umask(0)
         try:
             put(KEY, ENGINE)
-            cache.store_blob("timing", b"times")
+            store_blob("timing", b"times")
             cache.keep_acceptance(KEY, {"accepted": True}, sha256=sidecar(KEY, ENGINE).sha256)
         finally:
             os.umask(old)

@@ -100,8 +100,8 @@ def test_nothing_imports_upwards(path):
 
 
 # The rooms of engines; `trtseg/engines/__init__.py`, the one if-chain, stands above them all.
-ENGINE_LAYERS = [["precision"], ["base"], ["openvino", "onnxruntime"], ["calibration"], ["acceptance"]]
-ENGINE_LAYERS.append(["nvidia.driver", "nvidia.runtime", "nvidia.sidecar", "nvidia.trust"])
+ENGINE_LAYERS = [["precision", "trust"], ["base", "blobs"], ["openvino", "onnxruntime"]]
+ENGINE_LAYERS += [["calibration"], ["acceptance"], ["nvidia.driver", "nvidia.runtime", "nvidia.sidecar"]]
 ENGINE_LAYERS.append(["nvidia.machine", "nvidia.cache", "nvidia.serialize"])
 ENGINE_LAYERS += [["nvidia.build", "nvidia.tensorrt", "nvidia.torch"], ["nvidia.nets"]]
 

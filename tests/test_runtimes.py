@@ -10,9 +10,10 @@ import pytest
 from engine_models import NO_DRIVER, cascade_model, needs_rtx
 
 import trtseg
+from trtseg.engines.blobs import load_blob, store_blob
 from trtseg.engines.nvidia import build, cache, runtime, serialize
 from trtseg.engines.nvidia.driver import Driver, Gpu
-from trtseg.engines.nvidia.trust import engine_folder
+from trtseg.engines.trust import engine_folder
 from trtseg.errors import DeviceError, TrtsegError
 
 H100 = Gpu(0, "NVIDIA H100 80GB HBM3", "sm_90", 80 << 30)
@@ -88,8 +89,8 @@ class TestTensorRT:
         assert settings["distributive_independence"] is True
         assert not {"compute_capability", "require_user_allocation"} & settings.keys()
         blob = "timing-tensorrt-11.4.0.1-NVIDIA-H100-80GB-HBM3"
-        assert cache.load_blob(blob)
-        cache.store_blob(blob, b"of another version")
+        assert load_blob(blob)
+        store_blob(blob, b"of another version")
         trtseg.build_engines(model, runtime="tensorrt", batch=1)
         assert [entry.problem for entry in cache.entries(verify=True)] == [None, None]
 

@@ -254,7 +254,7 @@ class Segmenter:
         """Make ready for slices of one size, so that the first of them takes no longer than the others.
 
         A GPU takes the memory, runs the nets for the first time and makes the CUDA graphs; they stay until slices of
-        another size or spacing come. The CPU only labels a slice of air.
+        another size or spacing come. On the CPU the nets are compiled for single slices, of any size.
 
         Parameters
         ----------
@@ -277,6 +277,9 @@ class Segmenter:
         """
         rows, columns = checked_shape(shape)
         self.label(np.full((1, rows, columns), AIR_HU, np.int16), spacing=spacing)
+        with self._opened() as cascade:
+            if isinstance(cascade, Cascade):
+                cascade.warm_up()
 
     def label(
         self,

@@ -21,7 +21,7 @@ from trtseg.engines.nvidia import machine  # noqa: E402
 from trtseg.engines.nvidia import nets as nvidia  # noqa: E402
 from trtseg.engines.nvidia.driver import Driver, Gpu  # noqa: E402
 from trtseg.engines.nvidia.runtime import Runtime  # noqa: E402
-from trtseg.engines.nvidia.trust import engine_folder  # noqa: E402
+from trtseg.engines.trust import engine_folder  # noqa: E402
 from trtseg.errors import ArgumentError, DeviceError  # noqa: E402
 from trtseg.models import find  # noqa: E402
 from trtseg.phantom import abdomen  # noqa: E402

@@ -23,7 +23,7 @@ def list_engines(folder: _Folder = None) -> None:
     """Say which engines there are; read only what lies beside them."""
     with errors_as_exit_codes():
         from trtseg.engines.nvidia import cache
-        from trtseg.engines.nvidia.trust import is_own
+        from trtseg.engines.trust import is_own
 
         place = _place(folder)
         found = cache.entries(place)
@@ -93,7 +93,7 @@ def clear(folder: _Folder = None) -> None:
 
 def _place(folder: Path | None) -> Path:
     """Folder of engines: the named one, or the user's cache."""
-    from trtseg.engines.nvidia.trust import engine_folder
+    from trtseg.engines.trust import engine_folder
 
     return engine_folder() if folder is None else folder
 

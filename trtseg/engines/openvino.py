@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import io
+import json
+import logging
 import os
 import sys
 import threading
@@ -16,12 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtseg.engines.base import Net
+from trtseg.engines.blobs import load_blob, store_blob
 from trtseg.engines.precision import BF16, FP32, INT8, Precision, candidates
 from trtseg.errors import DeviceError, ModelError, TrtsegError
 from trtseg.models import ModelFiles, find
 from trtseg.resources import available_cpus, is_lack_of_memory, memory_for
 
+log = logging.getLogger("trtseg")
+
 _MEMORY = 150 << 20  # that OpenVINO takes for a net
+_CPUINFO = Path("/proc/cpuinfo")
+_MOST_STREAMS = 16  # slices that are computed at a time; each takes the memory of its activations
 _TELEMETRY = "openvino_telemetry"
 _lock = threading.Lock()
 
@@ -87,16 +96,22 @@ def native_bf16() -> bool:
 
 
 @functools.cache
-def native_int8(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+def native_int8(cpuinfo: Path = _CPUINFO) -> bool:
     """Whether this processor sums products of INT8 in 32 bits (VNNI or AMX).
 
     Older x86 processors sum pairs of them in 16 bits, which overflow, so that logits are wrong by whole units.
     """
-    try:
-        words = set(cpuinfo.read_text().split())
-    except OSError:
-        return False
-    return not words.isdisjoint({"avx512_vnni", "avx_vnni", "amx_int8"})
+    return not _features(cpuinfo).isdisjoint({"avx512_vnni", "avx_vnni", "amx_int8"})
+
+
+@functools.cache
+def _features(cpuinfo: Path = _CPUINFO) -> frozenset[str]:
+    """What this processor has, as Linux calls it; nothing where that is not known."""
+    with contextlib.suppress(OSError):
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith(("flags", "Features")):
+                return frozenset(line.partition(":")[2].split())
+    return frozenset()
 
 
 def choose_precision(name: str, files: ModelFiles, role: str) -> Precision:
@@ -119,12 +134,16 @@ def describe_cpu() -> str:
 
 
 class OpenVinoEngine:
-    """A net on the CPU, one slice a call of the runtime, with all threads on that slice.
+    """A net on the CPU.
 
-    The shape is static, and the runtime reads and writes the caller's own arrays. BF16 means BF16 convolutions with
-    FP32 accumulation; INT8 means what the ONNX file quantises, and FP32 for the rest. Input and output stay FP32. Where
-    the processor would compute INT8 wrongly (`native_int8`), the quantised values are computed with in FP32: the logits
-    are those of other processors, but it takes as long as FP32.
+    Several slices are computed side by side, one a thread: threads that share a slice wait for each other. Where single
+    slices come, from the second on each gets all threads, by a copy of the net that is compiled then. Both ways give
+    the same logits, bit for bit. Shapes are static, and the runtime reads and writes the caller's own arrays. Compiled
+    nets are kept in this user's cache.
+
+    BF16 means BF16 convolutions with FP32 accumulation; INT8 means what the ONNX file quantises, and FP32 for the rest.
+    Input and output stay FP32. Where the processor would compute INT8 wrongly (`native_int8`), the quantised values are
+    computed with in FP32: the logits are those of other processors, but it takes as long as FP32.
 
     Parameters
     ----------
@@ -149,29 +168,13 @@ class OpenVinoEngine:
         spec = self.spec = net.spec
         self.precision, self.dtype = net.precision.name, net.precision.dtype
         self._tensor = functools.partial(openvino.Tensor, shared_memory=True)
-        wanted = getattr(openvino.Type, net.precision.openvino)
-        threads = threads or available_cpus()
-        options = {
-            "INFERENCE_PRECISION_HINT": wanted,
-            "NUM_STREAMS": 1,  # a slice gets all threads: the lowest latency, at little loss in total
-            "INFERENCE_NUM_THREADS": threads,
-            # Processes that share a machine would all be pinned to its first cores.
-            "ENABLE_CPU_PINNING": threads >= (os.cpu_count() or 1),
-        }
-        if net.precision is INT8 and not native_int8():
-            options["LP_TRANSFORMS_MODE"] = "NO"
-        core = _core()
-        try:
-            with memory_for(f"{spec.role} net", _MEMORY):
-                model = core.read_model(io.BytesIO(net.onnx))
-                model.reshape([1, 1, *spec.size])
-                compiled = core.compile_model(model, "CPU", options)
-                self._request = compiled.create_infer_request()
-        except RuntimeError as error:
-            raise ModelError(
-                f"{spec.role} net: OpenVINO cannot run it ({error}); export the model again"
-            ) from error
-        if compiled.get_property("INFERENCE_PRECISION_HINT") != wanted:  # OpenVINO may ignore the hint
+        self._net, self._threads = net, threads or available_cpus()
+        streams = min(self._threads, _MOST_STREAMS)
+        compiled = _compiled(net, self._threads, streams)
+        self._side_by_side = openvino.AsyncInferQueue(compiled, streams)
+        self._alone = self._side_by_side if streams == 1 else None
+        self._singles = 0  # single slices that came
+        if compiled.get_property("INFERENCE_PRECISION_HINT") != _type(net):  # OpenVINO may ignore the hint
             raise DeviceError(
                 f"precision: got {net.precision.name!r}, which this processor does not run; use {FP32.name!r} or 'auto'"
             )
@@ -183,15 +186,94 @@ class OpenVinoEngine:
 
     def run(self, src: NDArray[Any], dst: NDArray[Any], stream: int = 0) -> None:
         """Compute logits ``dst`` ``[n, channels, H, W]`` of slices ``src`` ``[n, 1, H, W]``; ``stream`` is not used."""
-        for i in range(len(src)):
-            self._request.set_input_tensor(self._tensor(src[i : i + 1]))
-            self._request.set_output_tensor(self._tensor(dst[i : i + 1]))
+        queue = self._side_by_side
+        if len(src) == 1:
+            self._singles += 1
+            if self._alone is None and self._singles > 1:
+                compiled = _compiled(self._net, self._threads, 1)
+                self._alone = import_openvino().AsyncInferQueue(compiled, 1)
+            queue = self._alone or queue
+        try:
             try:
-                self._request.infer()
+                for i in range(len(src)):
+                    request = queue[queue.get_idle_request_id()]
+                    request.set_input_tensor(self._tensor(src[i : i + 1]))
+                    request.set_output_tensor(self._tensor(dst[i : i + 1]))
+                    queue.start_async()
+            finally:
+                queue.wait_all()  # also after an error: the arrays are the caller's
+        except RuntimeError as error:
+            if is_lack_of_memory(error):
+                raise
+            raise DeviceError(
+                f"{self.spec.role} net: OpenVINO failed on this processor, perhaps for want of memory ({error}); "
+                "free some, or install another version of openvino"
+            ) from error
+
+
+def _type(net: Net) -> Any:
+    return getattr(import_openvino().Type, net.precision.openvino)
+
+
+def _compiled(net: Net, threads: int, streams: int) -> Any:
+    """Compile a net for as many slices at a time as there are streams, or take it from this user's cache."""
+    options = {
+        "INFERENCE_PRECISION_HINT": _type(net),
+        "NUM_STREAMS": streams,
+        "INFERENCE_NUM_THREADS": threads,
+        # Processes that share a machine would all be pinned to its first cores.
+        "ENABLE_CPU_PINNING": threads >= (os.cpu_count() or 1),
+    }
+    if net.precision is INT8 and not native_int8():
+        options["LP_TRANSFORMS_MODE"] = "NO"
+    core, name = _core(), _name(net, options)
+    with memory_for(f"{net.spec.role} net", _MEMORY):
+        kept = _kept(name)
+        if kept is not None:
+            try:
+                return core.import_model(kept, "CPU", options)
             except RuntimeError as error:
                 if is_lack_of_memory(error):
                     raise
-                raise DeviceError(
-                    f"{self.spec.role} net: OpenVINO failed on this processor, perhaps for want of memory ({error}); "
-                    "free some, or install another version of openvino"
-                ) from error
+                log.warning(
+                    "%s: OpenVINO does not take the net of the cache (%s); it is compiled again", name, error
+                )
+        try:
+            model = core.read_model(io.BytesIO(net.onnx))
+            model.reshape([1, 1, *net.spec.size])
+            compiled = core.compile_model(model, "CPU", options)
+            _keep(name, compiled)
+            return compiled
+        except RuntimeError as error:
+            raise ModelError(
+                f"{net.spec.role} net: OpenVINO cannot run it ({error}); export the model again"
+            ) from error
+
+
+def _name(net: Net, options: dict[str, Any]) -> str:
+    """Name of a compiled net in the cache: all that it depends on, hashed; nothing of it is of a patient."""
+    core = _core()
+    processor = [core.get_property("CPU", key) for key in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
+    about = [
+        import_openvino().get_version(),
+        processor,
+        sorted(_features()),
+        net.sha256,
+        sorted(options.items()),
+    ]
+    digest = hashlib.sha256(json.dumps(about, default=str).encode()).hexdigest()[:16]
+    return f"{net.spec.role}-openvino-{net.precision.name}-{digest}"
+
+
+def _kept(name: str) -> bytes | None:
+    with contextlib.suppress(TrtsegError):  # no home, or no folder of this user's own
+        return load_blob(name)
+    return None
+
+
+def _keep(name: str, compiled: Any) -> None:
+    """Keep a compiled net; a cache that cannot be written costs time, and nothing else."""
+    try:
+        store_blob(name, compiled.export_model().getvalue())
+    except (TrtsegError, RuntimeError) as error:
+        log.info("%s: not kept for the next time (%s)", name, error)

@@ -20,14 +20,15 @@ from pathlib import Path
 
 from trtseg import __version__
 from trtseg.engines.base import Net
+from trtseg.engines.blobs import load_blob, store_blob
 from trtseg.engines.nvidia import cache
 from trtseg.engines.nvidia.driver import Gpu, find_driver
 from trtseg.engines.nvidia.machine import place_of, resolve_targets, runs_portable
 from trtseg.engines.nvidia.runtime import BUILDERS, NAMES, TITLES, Runtime, check_batch, load_runtime
 from trtseg.engines.nvidia.serialize import serialize
 from trtseg.engines.nvidia.sidecar import EngineKey, Sidecar, sidecar_path
-from trtseg.engines.nvidia.trust import engine_folder, is_own, locked
 from trtseg.engines.precision import FP16, candidates
+from trtseg.engines.trust import engine_folder, is_own, locked
 from trtseg.errors import ArgumentError, TrtsegError
 from trtseg.io.atomic import atomic
 from trtseg.io.folders import made_folder
@@ -160,11 +161,11 @@ def build_engine(
     """Build one engine, whether or not the cache has it; return the engine and its sidecar."""
     start = time.perf_counter()
     name = "-".join(["timing", key.runtime, key.runtime_version, re.sub(r"\W+", "-", key.gpu)])
-    known = cache.load_blob(name) if runtime.needs_gpu else None
+    known = load_blob(name) if runtime.needs_gpu else None
     made = serialize(runtime, net, key, progress=progress, timing_cache=known)
     if made.timing_cache is not None:
         try:
-            cache.store_blob(name, made.timing_cache)
+            store_blob(name, made.timing_cache)
         except TrtsegError as error:  # only that the next build takes longer
             log.warning("%s", error)
     sidecar = Sidecar(

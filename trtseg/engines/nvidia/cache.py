@@ -1,6 +1,6 @@
 """Engines on disk: found by key, built once, and loaded only if this user's own trtseg built them.
 
-A serialised engine can run any code. `trtseg.engines.nvidia.trust` decides which files may be read. This module
+A serialised engine can run any code. `trtseg.engines.trust` decides which files may be read. This module
 compares the SHA-256 with the sidecar's and the sidecar with the key, and hands on the bytes that were hashed, never a
 path. An engine from elsewhere is refused unless the user names and allows it.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from trtseg.engines.nvidia.sidecar import EngineKey, Sidecar, sidecar_path
-from trtseg.engines.nvidia.trust import engine_folder, is_own, locked, opened, prepared, read
+from trtseg.engines.trust import engine_folder, is_own, locked, opened, read
 from trtseg.errors import ModelError, OutputError
 from trtseg.io.atomic import atomic
 
@@ -171,24 +171,6 @@ def keep_acceptance(key: EngineKey, acceptance: dict[str, Any], *, sha256: str) 
             part.write_text(text, encoding="utf-8")
             part.chmod(part.stat().st_mode & 0o755)
     return checked
-
-
-def load_blob(name: str) -> bytes | None:
-    """Read the bytes that `store_blob` kept; None if they are missing, damaged, or not this user's alone."""
-    path = engine_folder() / f"{name}.blob"
-    try:
-        content = read(path, own=True)
-    except ModelError:
-        return None
-    digest, data = content[:32], content[32:]
-    return data if hashlib.sha256(data).digest() == digest else None
-
-
-def store_blob(name: str, data: bytes) -> None:
-    """Keep bytes that save work next time (a timing cache, compiled kernels), under the rules for engines."""
-    with prepared(), atomic(engine_folder() / f"{name}.blob") as (part,):
-        part.write_bytes(hashlib.sha256(data).digest() + data)
-        part.chmod(part.stat().st_mode & 0o755)
 
 
 def entries(folder: Path | None = None, *, verify: bool = False) -> list[Entry]:

@@ -11,6 +11,7 @@ import numpy as np
 from trtseg.cuda.arrays import CudaArray
 from trtseg.cuda.device import Device, Resources, errors
 from trtseg.engines.base import check_arrays
+from trtseg.engines.blobs import load_blob, store_blob
 from trtseg.engines.nvidia import cache
 from trtseg.engines.nvidia.runtime import Runtime, failure, logger, one_at_a_time
 from trtseg.engines.nvidia.sidecar import EngineKey, Sidecar
@@ -97,7 +98,7 @@ class LoadedEngine:
             return
         self._compiled = bytes(blob)
         try:
-            cache.store_blob(self._blob_name(), self._compiled)
+            store_blob(self._blob_name(), self._compiled)
         except TrtsegError as error:  # only that the next start takes longer
             self._log.log(self._runtime.module.ILogger.WARNING, str(error))
 
@@ -139,7 +140,7 @@ class LoadedEngine:
         kept = config.create_runtime_cache()
         if kept is None:
             return
-        compiled = cache.load_blob(self._blob_name())
+        compiled = load_blob(self._blob_name())
         if compiled and not kept.deserialize(compiled):
             compiled = None  # compiled for another driver or GPU
         # The config does not keep the cache alive, so this object does. A cache taken from the config would have a

@@ -19,7 +19,7 @@ from typing import Any
 
 from trtseg.cuda.arrays import CudaArray
 from trtseg.engines.base import Net, check_arrays
-from trtseg.engines.nvidia import cache
+from trtseg.engines.blobs import load_blob, store_blob
 from trtseg.engines.nvidia.sidecar import EngineKey
 from trtseg.errors import DeviceError, ModelError, OutOfMemoryError
 from trtseg.spec import ModelSpec
@@ -269,13 +269,13 @@ class LoadedTorch:
 
     def kept_acceptance(self) -> dict[str, Any] | None:
         """Acceptance in this user's cache, None before the first."""
-        kept = cache.load_blob(self._blob_name())
+        kept = load_blob(self._blob_name())
         found: dict[str, Any] | None = None if kept is None else json.loads(kept)
         return found
 
     def keep_acceptance(self, acceptance: dict[str, Any]) -> None:
         """Keep the acceptance in this user's cache."""
-        cache.store_blob(self._blob_name(), json.dumps(acceptance).encode())
+        store_blob(self._blob_name(), json.dumps(acceptance).encode())
 
     def close(self) -> None:
         """Do nothing: the weights go with the last reference."""
