@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from trtseg.resources import available_cpus, memory_for
 from trtseg.result import Segmentation, conclude
 from trtseg.spec import CascadeSpec
 from trtseg.stream import BYTES_A_VOXEL, Nets, OnLabels, Stream
-from trtseg.threads import Turns
+from trtseg.threads import Ahead, Turns
 
 if TYPE_CHECKING:
     from trtseg.cascade.gpu import CudaCascade
@@ -105,8 +106,9 @@ class Segmenter:
         self._at_once = 1 if self.device == "cpu" else batch  # slices of a stream; see Stream
         if self.device == "cpu":
             threads = threads or available_cpus()
-            nets = (open_engine(files, net, precision=precision, threads=threads) for net in self.spec.nets)
-            self._cascade = Cascade(*nets, threads=threads)
+            opened = partial(open_engine, files, precision=precision, threads=threads)
+            nets = [Ahead(partial(opened, net)) for net in self.spec.nets]
+            self._cascade = Cascade(*(net.result() for net in nets), threads=threads)
         else:
             from trtseg.cascade.gpu import open_cuda_cascade  # costs nothing on the CPU
 
@@ -348,15 +350,8 @@ class Segmenter:
     def stages(self, hu: Any, *, spacing: tuple[float, float]) -> dict[str, float]:
         """Seconds that each stage of the cascade takes for a chunk of slices, in order.
 
-        On a GPU the stages are launched one by one between events, so nothing overlaps and the tumour net runs in any
-        case; each time is a median of repeated runs.
-
-        Parameters
-        ----------
-        hu : int16 [n, Y, X]
-            Slices on the host, on a GPU at most a batch.
-        spacing : (float, float)
-            Millimetres along the axes of a slice, ``(sy, sx)``.
+        ``hu``, int16 ``[n, Y, X]``, are on the host, and ``spacing`` is that of `place`. On a GPU ``n`` is at most the
+        batch, nothing overlaps, the tumour net runs in any case, and each time is a median of repeated runs.
         """
         slices = checked_on_host(hu, "hu", np.int16, self._cascade)
         with self._opened() as cascade:
@@ -381,7 +376,7 @@ def segment(
     progress: Progress | None = None,
     **options: Any,
 ) -> Segmentation:
-    """Segment one CT; `Segmenter` loads the model once for many.
+    """Segment one CT, which is read while the model is loaded; `Segmenter` loads the model once for many.
 
     Parameters
     ----------
@@ -397,7 +392,7 @@ def segment(
     >>> result = trtseg.segment("ct.nii.gz")               # doctest: +SKIP
     >>> result.liver_ml, result.tumour_ml, result.save("seg.nii.gz")  # doctest: +SKIP
     """
+    reading = Ahead(partial(load, source, affine=affine, spacing=spacing, series=series))
     with Segmenter(**options, progress=progress) as segmenter:
-        return segmenter.segment(
-            source, affine=affine, spacing=spacing, orientation=orientation, series=series, progress=progress
-        )
+        result = segmenter.segment(reading.result(), orientation=orientation, progress=progress)
+    return dataclasses.replace(result, timings={**result.timings, "read": reading.seconds})

@@ -1,9 +1,10 @@
-"""What threads do with each other: take turns, and tell without waiting."""
+"""What threads do with each other: take turns, tell without waiting, and work ahead."""
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from numbers import Real
@@ -59,6 +60,42 @@ class Turns:
                 self._waiting.popleft().release()
             else:
                 self._taken = False
+
+
+class Ahead(Generic[T]):
+    """What a function returns or raises, which a thread of its own finds out; nobody waits for it but who asks.
+
+    Parameters
+    ----------
+    function : callable
+        Called once, at once.
+
+    Attributes
+    ----------
+    seconds : float
+        How long the function took.
+    """
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self.seconds = 0.0
+        self._function, self._found, self._error = function, list[T](), list[BaseException]()
+        self._thread = threading.Thread(target=self._work, name="trtseg ahead", daemon=True)
+        self._thread.start()
+
+    def result(self) -> T:
+        """Wait for what the function returns; what it raises is raised here."""
+        self._thread.join()
+        for error in self._error:
+            raise error
+        return self._found[0]
+
+    def _work(self) -> None:
+        start = time.perf_counter()
+        try:
+            self._found.append(self._function())
+        except BaseException as error:
+            self._error.append(error)
+        self.seconds = time.perf_counter() - start
 
 
 class Teller(Generic[T]):

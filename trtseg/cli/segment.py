@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -141,6 +143,7 @@ def segment(
     the same command goes on with the cases that are not complete.
     """
     with errors_as_exit_codes():
+        _import_nibabel()
         from trtseg import cohort
 
         if series == "list":
@@ -198,6 +201,17 @@ def segment(
                 if index is not None and not quiet:
                     text.note(f"all cases on a page: {index}")
             raise typer.Exit(failures.exit_code(done + len(cases) - len(todo)))
+
+
+def _import_nibabel() -> None:
+    """Import nibabel without pydicom, which takes longer than all else, for extensions that nobody reads here."""
+    hidden = {"pydicom": None} if "pydicom" not in sys.modules else {}
+    sys.modules.update(hidden)  # type: ignore[arg-type]  # the import of such a module fails
+    try:
+        importlib.import_module("nibabel.nifti1")
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 def _list_series(inputs: Sequence[Path]) -> None:
