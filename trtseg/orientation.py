@@ -241,8 +241,11 @@ def _frame(page: np.ndarray) -> tuple[int, int, int, int] | None:
 def _grow(mask: np.ndarray, by: int) -> np.ndarray:
     """A mask ``[Y, X]``, larger by some pixels on all sides."""
     for _ in "YX":
-        padded = np.pad(mask, ((by, by), (0, 0)))
-        mask = np.logical_or.reduce([padded[i : i + len(mask)] for i in range(2 * by + 1)]).T
+        grown = mask.copy()
+        for i in range(1, by + 1):
+            grown[i:] |= mask[:-i]
+            grown[:-i] |= mask[i:]
+        mask = grown.T
     return mask
 
 
