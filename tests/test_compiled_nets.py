@@ -105,6 +105,11 @@ def test_several_processes_at_once(folder):
     assert len(contents(folder)) == 1
 
 
+@pytest.mark.parametrize("threads", [1, 3, 20])  # fewer and more than there are processors here
+def test_threads_change_no_logit(threads):
+    assert (logits(net(), threads) == logits(net())).all()
+
+
 def test_single_slices_have_the_logits_of_many():
     together = logits(net())
     engine = OpenVinoEngine(net(), 2)

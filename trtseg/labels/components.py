@@ -16,7 +16,7 @@ from trtseg.errors import ArgumentError
 Array = np.ndarray[Any, Any]
 Box = tuple[slice, slice, slice]
 #: Voxels that are labelled at a time; bounds the memory, which is about 8 bytes for each.
-_SLAB_VOXELS = 1 << 23
+_SLAB_VOXELS = 1 << 22
 
 
 def bounding_box(labels: Array, at_least: int = 1) -> Box:
