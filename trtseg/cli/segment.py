@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trtseg.cli import progress, text
+from trtseg.cli import lean, progress, text
 from trtseg.cli.exits import Failures, errors_as_exit_codes
 
 if TYPE_CHECKING:
@@ -143,7 +141,7 @@ def segment(
     the same command goes on with the cases that are not complete.
     """
     with errors_as_exit_codes():
-        _import_nibabel()
+        lean.import_nibabel()
         from trtseg import cohort
 
         if series == "list":
@@ -201,17 +199,6 @@ def segment(
                 if index is not None and not quiet:
                     text.note(f"all cases on a page: {index}")
             raise typer.Exit(failures.exit_code(done + len(cases) - len(todo)))
-
-
-def _import_nibabel() -> None:
-    """Import nibabel without pydicom, which takes longer than all else, for extensions that nobody reads here."""
-    hidden = {"pydicom": None} if "pydicom" not in sys.modules else {}
-    sys.modules.update(hidden)  # type: ignore[arg-type]  # the import of such a module fails
-    try:
-        importlib.import_module("nibabel.nifti1")
-    finally:
-        for name in hidden:
-            del sys.modules[name]
 
 
 def _list_series(inputs: Sequence[Path]) -> None:
