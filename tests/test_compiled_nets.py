@@ -108,12 +108,3 @@ def test_several_processes_at_once(folder):
 @pytest.mark.parametrize("threads", [1, 3, 20])  # fewer and more than there are processors here
 def test_threads_change_no_logit(threads):
     assert (logits(net(), threads) == logits(net())).all()
-
-
-def test_single_slices_have_the_logits_of_many():
-    together = logits(net())
-    engine = OpenVinoEngine(net(), 2)
-    for i in (0, 1, 2, 3, 4, 0):  # from the second on by a net of its own
-        alone = np.empty((1, 3, *SRC.shape[2:]), np.float32)
-        engine.run(SRC[i : i + 1], alone)
-        assert (alone[0] == together[i]).all()

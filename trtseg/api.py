@@ -106,9 +106,8 @@ class Segmenter:
         self._at_once = 1 if self.device == "cpu" else batch  # slices of a stream; see Stream
         if self.device == "cpu":
             threads = threads or available_cpus()
-            opened = partial(open_engine, files, precision=precision, threads=threads)
-            nets = [Ahead(partial(opened, net)) for net in self.spec.nets]
-            self._cascade = Cascade(*(net.result() for net in nets), threads=threads)
+            nets = (open_engine(files, net, precision=precision, threads=threads) for net in self.spec.nets)
+            self._cascade = Cascade(*nets, threads=threads)
         else:
             from trtseg.cascade.gpu import open_cuda_cascade  # costs nothing on the CPU
 
@@ -256,7 +255,7 @@ class Segmenter:
         """Make ready for slices of one size, so that the first of them takes no longer than the others.
 
         A GPU takes the memory, runs the nets for the first time and makes the CUDA graphs; they stay until slices of
-        another size or spacing come. On the CPU the nets are compiled for single slices, of any size.
+        another size or spacing come. The CPU only labels a slice of air.
 
         Parameters
         ----------
@@ -279,9 +278,6 @@ class Segmenter:
         """
         rows, columns = checked_shape(shape)
         self.label(np.full((1, rows, columns), AIR_HU, np.int16), spacing=spacing)
-        with self._opened() as cascade:
-            if isinstance(cascade, Cascade):
-                cascade.warm_up()
 
     def label(
         self,

@@ -85,13 +85,6 @@ class Cascade:
         """Seconds in each stage of a chunk."""
         return self.run(hu, spacing)[1]
 
-    def warm_up(self) -> None:
-        """Let the nets make themselves ready for single slices, which they do when these keep coming."""
-        for engine in self._engines:
-            shape = 1, engine.spec.channels, *engine.spec.size
-            for _ in range(2):
-                engine.run(np.zeros((1, 1, *engine.spec.size), engine.dtype), np.empty(shape, engine.dtype))
-
     def close(self) -> None:
         """Let engines and buffers go."""
         self._feed, self._engines = None, ()

@@ -30,7 +30,6 @@ log = logging.getLogger("trtseg")
 
 _MEMORY = 150 << 20  # that OpenVINO takes for a net
 _CPUINFO = Path("/proc/cpuinfo")
-_MOST_STREAMS = 16  # slices that are computed at a time; each takes the memory of its activations
 _TELEMETRY = "openvino_telemetry"
 _lock = threading.Lock()
 
@@ -134,12 +133,10 @@ def describe_cpu() -> str:
 
 
 class OpenVinoEngine:
-    """A net on the CPU.
+    """A net on the CPU, one slice a call of the runtime, with all threads on that slice.
 
-    Several slices are computed side by side, one a thread: threads that share a slice wait for each other. Where single
-    slices come, from the second on each gets all threads, by a copy of the net that is compiled then. Both ways give
-    the same logits, bit for bit. Shapes are static, and the runtime reads and writes the caller's own arrays. Compiled
-    nets are kept in this user's cache.
+    The shape is static, and the runtime reads and writes the caller's own arrays. Compiled nets are kept in this user's
+    cache.
 
     BF16 means BF16 convolutions with FP32 accumulation; INT8 means what the ONNX file quantises, and FP32 for the rest.
     Input and output stay FP32. Where the processor would compute INT8 wrongly (`native_int8`), the quantised values are
@@ -168,12 +165,8 @@ class OpenVinoEngine:
         spec = self.spec = net.spec
         self.precision, self.dtype = net.precision.name, net.precision.dtype
         self._tensor = functools.partial(openvino.Tensor, shared_memory=True)
-        self._net, self._threads = net, threads or available_cpus()
-        streams = min(self._threads, _MOST_STREAMS)
-        compiled = _compiled(net, self._threads, streams)
-        self._side_by_side = openvino.AsyncInferQueue(compiled, streams)
-        self._alone = self._side_by_side if streams == 1 else None
-        self._singles = 0  # single slices that came
+        compiled = _compiled(net, threads or available_cpus())
+        self._request = compiled.create_infer_request()
         if compiled.get_property("INFERENCE_PRECISION_HINT") != _type(net):  # OpenVINO may ignore the hint
             raise DeviceError(
                 f"precision: got {net.precision.name!r}, which this processor does not run; use {FP32.name!r} or 'auto'"
@@ -186,40 +179,31 @@ class OpenVinoEngine:
 
     def run(self, src: NDArray[Any], dst: NDArray[Any], stream: int = 0) -> None:
         """Compute logits ``dst`` ``[n, channels, H, W]`` of slices ``src`` ``[n, 1, H, W]``; ``stream`` is not used."""
-        queue = self._side_by_side
-        if len(src) == 1:
-            self._singles += 1
-            if self._alone is None and self._singles > 1:
-                compiled = _compiled(self._net, self._threads, 1)
-                self._alone = import_openvino().AsyncInferQueue(compiled, 1)
-            queue = self._alone or queue
-        try:
+        for i in range(len(src)):
+            self._request.set_input_tensor(self._tensor(src[i : i + 1]))
+            self._request.set_output_tensor(self._tensor(dst[i : i + 1]))
             try:
-                for i in range(len(src)):
-                    request = queue[queue.get_idle_request_id()]
-                    request.set_input_tensor(self._tensor(src[i : i + 1]))
-                    request.set_output_tensor(self._tensor(dst[i : i + 1]))
-                    queue.start_async()
-            finally:
-                queue.wait_all()  # also after an error: the arrays are the caller's
-        except RuntimeError as error:
-            if is_lack_of_memory(error):
-                raise
-            raise DeviceError(
-                f"{self.spec.role} net: OpenVINO failed on this processor, perhaps for want of memory ({error}); "
-                "free some, or install another version of openvino"
-            ) from error
+                self._request.infer()
+            except RuntimeError as error:
+                if is_lack_of_memory(error):
+                    raise
+                raise DeviceError(
+                    f"{self.spec.role} net: OpenVINO failed on this processor, perhaps for want of memory ({error}); "
+                    "free some, or install another version of openvino"
+                ) from error
 
 
 def _type(net: Net) -> Any:
     return getattr(import_openvino().Type, net.precision.openvino)
 
 
-def _compiled(net: Net, threads: int, streams: int) -> Any:
-    """Compile a net for as many slices at a time as there are streams, or take it from this user's cache."""
+def _compiled(net: Net, threads: int) -> Any:
+    """Compile a net, or take it from this user's cache."""
     options = {
         "INFERENCE_PRECISION_HINT": _type(net),
-        "NUM_STREAMS": streams,
+        # A slice gets all threads: the lowest latency, at little loss in total. With two streams, nets of OpenVINO
+        # 2026.4 were sometimes loaded wrongly: single runs gave other logits, by whole units.
+        "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": threads,
         # Processes that share a machine would all be pinned to its first cores.
         "ENABLE_CPU_PINNING": threads >= (os.cpu_count() or 1),
