@@ -201,8 +201,8 @@ def _compiled(net: Net, threads: int) -> Any:
     """Compile a net, or take it from this user's cache."""
     options = {
         "INFERENCE_PRECISION_HINT": _type(net),
-        # A slice gets all threads: the lowest latency, at little loss in total. With two streams, nets of OpenVINO
-        # 2026.4 were sometimes loaded wrongly: single runs gave other logits, by whole units.
+        # A slice gets all threads: the lowest latency, at little loss in total. With two streams the INT8 nets gave
+        # other logits in some runs of OpenVINO 2026.4 (docs/performance.md).
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": threads,
         # Processes that share a machine would all be pinned to its first cores.
