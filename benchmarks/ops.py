@@ -54,7 +54,11 @@ def cases(dtype: type, threads: int) -> list[tuple[str, list[np.ndarray], Callab
         return lambda: _core.label(logits, l2, (0.0, 0.0), fit, labels, counts, threads=threads)
 
     k = {"threads": threads}
+    air, box, mask = np.full_like(hu, -1000), np.empty(4, np.int32), np.empty((61, 61), np.uint8)
+    rows = hu[:, ::8]  # every eighth row is looked at
     return [
+        ("frame, air", [air], lambda: _core.frame(air, box, **k)),
+        ("thick", [rows, mask], lambda: _core.thick(hu, (0, 512, 0, 512), (8, 4), (8, 4), mask, **k)),
         ("prepare", [hu, hu_net, x], lambda: _core.prepare(hu, fit, WINDOW, hu_net, x, **k)),
         ("gate", [l1, hu_net, x], lambda: _core.gate(l1, hu_net, 0.0, WINDOW, x, voxels, **k)),
         ("label", [l1, l2, labels], label(l1)),

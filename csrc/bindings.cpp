@@ -3,6 +3,7 @@
 #include <pybind11/gil_safe_call_once.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <array>
@@ -34,8 +35,10 @@ using Types = std::initializer_list<Type>;
 
 std::string text(py::handle value) { return py::cast<std::string>(py::str(value)); }
 
-// `kind` and `bytes` as in NumPy's type strings; the byte order has been checked.
-Type find_type(const char* name, char kind, py::ssize_t bytes, Types allowed, const std::string& got) {
+// `kind` and `bytes` as in NumPy's type strings; the byte order has been checked. `got` makes text of the dtype, which
+// takes longer than all the rest of a call.
+template <typename Got>
+Type find_type(const char* name, char kind, py::ssize_t bytes, Types allowed, Got got) {
   std::string expected;
   for (const Type a : allowed) {
     for (const TypeName& t : kTypes) {
@@ -44,7 +47,7 @@ Type find_type(const char* name, char kind, py::ssize_t bytes, Types allowed, co
       expected += (expected.empty() ? "" : " or ") + std::string(t.name);
     }
   }
-  throw ArgumentError(std::string(name) + ": got dtype " + got + ", expected " + expected +
+  throw ArgumentError(std::string(name) + ": got dtype " + got() + ", expected " + expected +
                       "; convert it with .astype(...) (nothing is converted silently)");
 }
 
@@ -70,9 +73,12 @@ View numpy_view(const py::array& a, const char* name, Types allowed, bool output
   const char order = type.byteorder();
   constexpr char kHere = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? '<' : '>';  // nibabel names it: "<i2"
   const bool native = order == '=' || order == '|' || order == kHere;
-  View v{name, nullptr, find_type(name, native ? type.kind() : '?', type.itemsize(), allowed, text(type)),
+  const auto got = [&] { return text(type); };
+  View v{name, nullptr, find_type(name, native ? type.kind() : '?', type.itemsize(), allowed, got),
          Device::cpu, 0, {0, 0, 0, 0}};
-  set_shape(v, a.attr("shape"));
+  if (a.ndim() > 4) set_shape(v, a.attr("shape"));  // refuses it
+  v.ndim = static_cast<int>(a.ndim());
+  std::copy(a.shape(), a.shape() + v.ndim, v.shape);
   constexpr int kLayout = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
   if ((a.flags() & kLayout) != kLayout) {
     not_contiguous(v, output ? "allocate it with np.empty" : "use np.ascontiguousarray");
@@ -87,8 +93,8 @@ View cuda_view(const py::dict& interface, const char* name, Types allowed, bool 
   const auto typestr = interface["typestr"].cast<std::string>();
   const bool native = typestr.size() == 3 && (typestr[0] == '<' || typestr[0] == '|');
   const int bytes = native ? typestr[2] - '0' : 0;
-  View v{name, nullptr, find_type(name, native ? typestr[1] : '?', bytes, allowed, "'" + typestr + "'"),
-         Device::cuda, 0, {0, 0, 0, 0}};
+  const auto got = [&] { return "'" + typestr + "'"; };
+  View v{name, nullptr, find_type(name, native ? typestr[1] : '?', bytes, allowed, got), Device::cuda, 0, {0, 0, 0, 0}};
   set_shape(v, interface["shape"]);
   // Every library gives None for a C-contiguous array; trtseg/cuda/arrays.py looks at strides that are there.
   if (interface.contains("strides") && !interface["strides"].is_none()) {
@@ -157,6 +163,36 @@ Fit to_fit(py::handle fit) {
 Window to_window(py::handle window) {
   const auto w = pair_of<double>(window, "window", "(lower, upper) in HU");
   return make_window(w.first, w.second);
+}
+
+// Rows or columns that `thick` looks at.
+Samples to_samples(const std::array<int, 4>& frame, py::handle value, const char* name, int axis) {
+  const auto s = pair_of<int>(value, name, "(pixels from sample to sample, samples that are thick)");
+  return {frame[static_cast<std::size_t>(2 * axis)], frame[static_cast<std::size_t>(2 * axis + 1)], s.first, s.second};
+}
+
+std::array<int, 4> to_frame(py::handle frame) {
+  try {
+    return py::cast<std::array<int, 4>>(frame);
+  } catch (const py::cast_error&) {
+    throw ArgumentError("frame: got " + text(py::repr(frame)) + ", expected begin and end of the rows, begin and end of "
+                        "the columns; pass four integers");
+  }
+}
+
+void py_frame(py::handle hu, py::handle box, std::uintptr_t stream, int threads) {
+  const Frame p{input(hu, "hu", {Type::i16}), output(box, "box", {Type::i32})};
+  const py::gil_scoped_release release;
+  frame(p, {stream, threads});
+}
+
+void py_thick(py::handle hu, py::handle frame, py::handle rows, py::handle columns, py::handle mask,
+              std::uintptr_t stream, int threads) {
+  const std::array<int, 4> box = to_frame(frame);
+  const Thick p{input(hu, "hu", {Type::i16}), to_samples(box, rows, "rows", 0), to_samples(box, columns, "columns", 1),
+                output(mask, "mask", {Type::u8})};
+  const py::gil_scoped_release release;
+  thick(p, {stream, threads});
 }
 
 constexpr Types kFloats = {Type::f32, Type::f16};
@@ -346,6 +382,22 @@ named; nothing is converted or copied. All arrays of a call must be on one devic
 CPU a call uses up to `threads` threads (0: all that the process may use). Bad arguments raise
 trtseg.errors.ArgumentError before anything is written.)";
 
+constexpr const char* kFrameDoc = R"(Find the box of all voxels above -1000 HU, over all slices.
+
+hu           int16 [n, Y, X]                       in, Hounsfield units
+box          int32 [4]                             out, begin and end of the rows, begin and end of the columns;
+                                                   (Y, 0, X, 0) where there is no such voxel)";
+
+constexpr const char* kThickDoc = R"(Find where something thick above -400 HU begins in any slice.
+
+hu           int16 [n, Y, X]                       in, Hounsfield units
+frame        (int, int, int, int)                  the box that is looked at, as of `frame`
+rows         (int, int)                            pixels from sample to sample, from the frame's begin; how many
+                                                   samples in a row are thick
+columns      (int, int)                            the same along the other axis
+mask         uint8 [j, i]                          out, 1 where all samples from (j, i) on are above -400 HU that are
+                                                   thick; there are ceil(frame / pixels) - thick + 1 along an axis)";
+
 constexpr const char* kPrepareDoc = R"(Lay CT slices on the net's grid and map a HU window to [0, 1].
 
 hu           int16 [n, Y, X]                       in, Hounsfield units; (Y, X) == fit.native
@@ -430,6 +482,9 @@ out          any [...]                             out, of the size and dtype of
 PYBIND11_MODULE(_core, m) {
   m.doc() = kModuleDoc;
   py::register_exception_translator(&translate);
+  m.def("frame", &py_frame, kFrameDoc, py::arg("hu"), py::arg("box"), py::arg("stream") = 0, py::arg("threads") = 0);
+  m.def("thick", &py_thick, kThickDoc, py::arg("hu"), py::arg("frame"), py::arg("rows"), py::arg("columns"),
+        py::arg("mask"), py::arg("stream") = 0, py::arg("threads") = 0);
   m.def("prepare", &py_prepare, kPrepareDoc, py::arg("hu"), py::arg("fit"), py::arg("window"), py::arg("hu_net"),
         py::arg("x1"), py::arg("stream") = 0, py::arg("threads") = 0);
   m.def("gate", &py_gate, kGateDoc, py::arg("l1"), py::arg("hu_net"), py::arg("logit_threshold"), py::arg("window"),

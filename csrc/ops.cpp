@@ -73,6 +73,32 @@ std::int64_t check_slices(const View& a) {
   return a.ndim > 0 ? a.shape[0] : kAny;
 }
 
+// Shape and size of slices [n, Y, X]; returns n.
+std::int64_t check_any_slices(const View& a) {
+  const std::int64_t n = check_slices(a);
+  check_shape(a, {kAny, kAny, kAny}, "slices, rows, columns");
+  const std::int64_t* s = a.shape;
+  if (s[1] < 1 || s[2] < 1 || s[1] > kMaxAxis || s[2] > kMaxAxis) {
+    throw ArgumentError(std::string(a.name) + ": got slices of " + std::to_string(s[1]) + "x" + std::to_string(s[2]) +
+                        ", expected 1 to " + std::to_string(kMaxAxis) + " rows and columns");
+  }
+  return n;
+}
+
+void check_samples(const Samples& s, std::int64_t native, const char* name, const char* axis) {
+  std::ostringstream text;
+  if (s.begin < 0 || s.begin >= s.end || s.end > native) {
+    text << "frame: got " << s.begin << " to " << s.end << " along " << axis << ", expected a part of the slice's "
+         << native << " pixels; take it from `frame`";
+  } else if (s.stride < 1 || s.thick < 1 || s.thick > s.count()) {
+    text << name << ": got " << s.thick << " samples of every " << s.stride << " pixels, expected 1 or more of each "
+         << "and no more samples than lie in the frame's " << s.end - s.begin << " pixels";
+  } else {
+    return;
+  }
+  throw ArgumentError(text.str());
+}
+
 const char* device_text(Device d) { return d == Device::cpu ? "a CPU array" : "a CUDA array"; }
 
 void check_devices(std::initializer_list<View> arrays) {
@@ -131,6 +157,22 @@ float make_threshold(const char* name, double value) {
   throw ArgumentError(s.str());
 }
 
+void frame(const Frame& p, const Run& run) {
+  check_devices({p.hu, p.box});
+  check_any_slices(p.hu);
+  check_shape(p.box, {4}, "begin and end of the rows, begin and end of the columns");
+  dispatch(p, p.hu.device, run, cpu::frame, TRTSEG_ON_CUDA(frame));
+}
+
+void thick(const Thick& p, const Run& run) {
+  check_devices({p.hu, p.mask});
+  check_any_slices(p.hu);
+  check_samples(p.y, p.hu.shape[1], "rows", "y");
+  check_samples(p.x, p.hu.shape[2], "columns", "x");
+  check_shape(p.mask, {p.y.starts(), p.x.starts()}, "the samples at which something thick may begin");
+  dispatch(p, p.hu.device, run, cpu::thick, TRTSEG_ON_CUDA(thick));
+}
+
 void prepare(const Prepare& p, const Run& run) {
   check_devices({p.hu, p.hu_net, p.x1});
   check_fit(p.fit);
@@ -143,13 +185,8 @@ void prepare(const Prepare& p, const Run& run) {
 
 void gate(const Gate& p, const Run& run) {
   check_devices({p.l1, p.hu_net, p.x2, p.liver_voxels});
-  const std::int64_t n = check_slices(p.hu_net);
+  const std::int64_t n = check_any_slices(p.hu_net);
   const std::int64_t* s = p.hu_net.shape;
-  check_shape(p.hu_net, {kAny, kAny, kAny}, "slices, rows, columns");
-  if (s[1] < 1 || s[2] < 1 || s[1] > kMaxAxis || s[2] > kMaxAxis) {
-    throw ArgumentError("hu_net: got slices of " + std::to_string(s[1]) + "x" + std::to_string(s[2]) +
-                        ", expected 1 to " + std::to_string(kMaxAxis) + " rows and columns");
-  }
   check_shape(p.l1, {n, 1, s[1], s[2]}, "one channel of hu_net's slices");
   check_shape(p.x2, {n, 1, s[1], s[2]}, "one channel of hu_net's slices");
   check_shape(p.liver_voxels, {n}, "one counter per slice");

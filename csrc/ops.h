@@ -1,4 +1,4 @@
-// The four fused ops: their parameters, and an entry point for each. README.md has the formulas.
+// The ops: their parameters, and an entry point for each. README.md has the formulas.
 #pragma once
 
 #include <cfenv>
@@ -77,6 +77,17 @@ struct Run {
   int threads;            // CPU threads, 0: as many as this process may use; not used on CUDA
 };
 
+struct Frame {
+  View hu;       // in:  int16 [n, Y, X]
+  View box;      // out: int32 [4], begin and end of the rows and of the columns with voxels above air; Y, 0, X, 0: none
+};
+
+struct Thick {
+  View hu;       // in:  int16 [n, Y, X]
+  Samples y, x;
+  View mask;     // out: uint8 [y.starts(), x.starts()], 1 where something thick begins in any slice
+};
+
 struct Prepare {
   View hu;       // in:  int16 [n, Y, X]
   Fit fit;       //      (Y, X) -> (H, W)
@@ -116,12 +127,16 @@ float make_threshold(const char* name, double value);
 
 // Each checks its parameters, then runs on the device of the arrays. Each throws ArgumentError before any output is
 // written, and DeviceError when the device fails. On CUDA an op only enqueues work on the stream.
+void frame(const Frame& p, const Run& run);
+void thick(const Thick& p, const Run& run);
 void prepare(const Prepare& p, const Run& run);
 void gate(const Gate& p, const Run& run);
 void label(const Label& p, const Run& run);
 void label3(const Label3& p, const Run& run);
 
 namespace cpu {  // ops_cpu.cpp; arguments are checked already
+void frame(const Frame& p, int threads);
+void thick(const Thick& p, int threads);
 void prepare(const Prepare& p, int threads);
 void gate(const Gate& p, int threads);
 void label(const Label& p, int threads);
@@ -129,6 +144,8 @@ void label3(const Label3& p, int threads);
 }  // namespace cpu
 
 namespace cuda {  // ops_cuda.cu; arguments are checked already, but not on which GPU the arrays are
+void frame(const Frame& p, std::uintptr_t stream);
+void thick(const Thick& p, std::uintptr_t stream);
 void prepare(const Prepare& p, std::uintptr_t stream);
 void gate(const Gate& p, std::uintptr_t stream);
 void label(const Label& p, std::uintptr_t stream);

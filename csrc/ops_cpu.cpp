@@ -1,6 +1,7 @@
 // The ops on the CPU: loops over slices, bands of rows and rows. The arithmetic is in voxel.h, row by row in rows.h.
 #include <algorithm>
 #include <cstring>
+#include <mutex>
 #include <vector>
 
 #include "ops.h"
@@ -11,10 +12,58 @@ namespace trtseg::cpu {
 namespace {
 
 constexpr int kBand = 32;     // rows that one thread takes at a time
+constexpr std::int64_t kGroup = 8;  // slices that one thread takes at a time, where slices are looked at as a whole
 constexpr int kChunk = 2048;  // pixels that stay in the L1 cache on their way through several row loops
 
 int bands_of(int rows) { return (rows + kBand - 1) / kBand; }
 std::size_t size(std::int64_t n) { return static_cast<std::size_t>(n); }
+
+// ---- frame, thick -----------------------------------------------------------------------------------------------
+
+struct Box {
+  int y0, y1, x0, x1;
+};
+
+// Makes a box hold all voxels of a slice that are above air. It looks only at voxels that can make the box larger:
+// mostly the box is the picture after a few rows.
+void grow(Box& b, const std::int16_t* slice, int rows, int columns) {
+  const auto row = [&](int y) { return slice + static_cast<std::int64_t>(y) * columns; };
+  const auto any = [&](int y, int begin, int end) {
+    std::int16_t largest = 0;
+    row_max(row(y) + begin, end - begin, &largest);
+    return above_air(largest);
+  };
+  for (int y = 0; y < b.y0; ++y) {
+    if (any(y, 0, columns)) b.y0 = y, b.y1 = std::max(b.y1, y + 1);
+  }
+  if (b.y0 == rows) return;  // air
+  for (int y = rows - 1; y >= b.y1; --y) {
+    if (any(y, 0, columns)) b.y1 = y + 1;
+  }
+  for (int y = b.y0; y < b.y1 && (b.x0 > 0 || b.x1 < columns); ++y) {
+    const std::int16_t* hu = row(y);
+    if (any(y, 0, b.x0)) {
+      b.x0 = static_cast<int>(std::find_if(hu, hu + b.x0, above_air) - hu);
+      b.x1 = std::max(b.x1, b.x0 + 1);
+    }
+    if (any(y, b.x1, columns)) {
+      int end = columns;
+      while (!above_air(hu[end - 1])) --end;
+      b.x1 = end;
+    }
+  }
+}
+
+// out[i] = whether `s.thick` samples of the body begin at sample i of a row, which begins with the first sample.
+void thick_row(std::uint8_t* out, const std::int16_t* hu, const Samples& s) {
+  const int n = s.count(), stride = s.stride, thick = s.thick;
+  int run = 0, i = 0;
+  for (; i + 1 < thick; ++i) run = (run + 1) & -static_cast<int>(in_body(hu[i * stride]));
+  for (; i < n; ++i) {
+    run = (run + 1) & -static_cast<int>(in_body(hu[i * stride]));
+    *out++ = run >= thick;
+  }
+}
 
 // ---- prepare ----------------------------------------------------------------------------------------------------
 
@@ -171,6 +220,63 @@ void label_bands(const View& labels, const View& counts, int threads, Fn fn) {
 }
 
 }  // namespace
+
+void frame(const Frame& p, int threads) {
+  const std::int64_t n = p.hu.shape[0];
+  const int rows = static_cast<int>(p.hu.shape[1]), columns = static_cast<int>(p.hu.shape[2]);
+  const auto slice = [&](std::int64_t z) { return p.hu.as<std::int16_t>() + z * rows * columns; };
+  Box box{rows, 0, columns, 0};
+  const auto inside = [&] { return static_cast<std::int64_t>(box.y1 - box.y0) * (box.x1 - box.x0); };
+  const std::int64_t first = std::min(n, kGroup), pixels = static_cast<std::int64_t>(rows) * columns;
+  for (std::int64_t z = 0; z < first && (box.y1 == 0 || inside() < pixels); ++z) grow(box, slice(z), rows, columns);
+  const std::int64_t outside = box.y1 == 0 ? pixels : pixels - inside();
+  if (outside > 0) {
+    std::mutex access;  // to the box, which is the same in whatever order threads grow it
+    parallel_for((n - first + kGroup - 1) / kGroup, threads, (n - first) * outside, [&](std::int64_t unit) {
+      std::unique_lock<std::mutex> lock(access);
+      Box mine = box;
+      lock.unlock();
+      const std::int64_t begin = first + unit * kGroup, end = std::min(n, begin + kGroup);
+      for (std::int64_t z = begin; z < end; ++z) grow(mine, slice(z), rows, columns);
+      lock.lock();
+      box = {std::min(box.y0, mine.y0), std::max(box.y1, mine.y1), std::min(box.x0, mine.x0),
+             std::max(box.x1, mine.x1)};
+    });
+  }
+  const std::int32_t out[] = {box.y0, box.y1, box.x0, box.x1};
+  std::copy(out, out + 4, p.box.as<std::int32_t>());
+}
+
+void thick(const Thick& p, int threads) {
+  const Samples &y = p.y, &x = p.x;
+  const std::int64_t n = p.hu.shape[0], width = p.hu.shape[2], native = p.hu.shape[1] * width;
+  const int starts = x.starts(), samples = y.count();
+  std::uint8_t* mask = p.mask.as<std::uint8_t>();
+  std::fill(mask, mask + p.mask.bytes(), std::uint8_t{0});
+  std::mutex access;  // to the mask, which is the same in whatever order threads add to it
+  const std::int64_t work = n * samples * (x.end - x.begin);
+  parallel_for((n + kGroup - 1) / kGroup, threads, work, [&](std::int64_t unit) {
+    std::vector<std::uint8_t> found(p.mask.bytes()), row(size(starts));
+    std::vector<std::uint16_t> run(size(starts));
+    for (std::int64_t z = unit * kGroup, end = std::min(n, z + kGroup); z < end; ++z) {
+      std::fill(run.begin(), run.end(), std::uint16_t{0});
+      for (int j = 0; j < samples; ++j) {
+        const std::int16_t* hu = p.hu.as<std::int16_t>() + z * native + (y.begin + j * y.stride) * width + x.begin;
+        if (j + 1 < samples) {  // too far away for the processor to fetch by itself
+          const char* next = reinterpret_cast<const char*>(hu + y.stride * width);
+          for (int at = 0; at < (x.end - x.begin) * 2; at += 64) __builtin_prefetch(next + at);
+        }
+        thick_row(row.data(), hu, x);
+        row_run(run.data(), row.data(), starts);
+        const int start = j + 1 - y.thick;
+        if (start < 0) continue;
+        row_mark(found.data() + start * starts, run.data(), static_cast<std::uint16_t>(y.thick), starts);
+      }
+    }
+    const std::lock_guard<std::mutex> lock(access);
+    row_or(mask, found.data(), starts * y.starts());
+  });
+}
 
 void prepare(const Prepare& p, int threads) {
   const Axis &y = p.fit.y, &x = p.fit.x;

@@ -1,6 +1,6 @@
 // The ops on CUDA: kernels, in which each thread finds its voxel and writes it, and launchers. The arithmetic is in
-// voxel.h. One thread per voxel of the output; slices along z. The maps of an axis need doubles, which many GPUs compute
-// slowly, so a block computes the maps of its 32 columns and 8 rows once.
+// voxel.h. One thread per voxel of the output, in `frame` per pixel of the slices; slices along z. The maps of an axis
+// need doubles, which many GPUs compute slowly, so a block computes the maps of its 32 columns and 8 rows once.
 #include <algorithm>
 #include <initializer_list>
 
@@ -19,6 +19,59 @@ __device__ float load(const View& a, std::int64_t i) {
 __device__ void store(const View& a, std::int64_t i, float value) {
   if (a.type == Type::f16) a.as<std::uint16_t>()[i] = float_to_half(value);
   else a.as<float>()[i] = value;
+}
+
+__global__ void frame_start_kernel(Frame p) {
+  std::int32_t* box = p.box.as<std::int32_t>();
+  box[0] = static_cast<std::int32_t>(p.hu.shape[1]), box[1] = 0;
+  box[2] = static_cast<std::int32_t>(p.hu.shape[2]), box[3] = 0;
+}
+
+// Each thread looks at one pixel of all slices, until a slice has something there: in most CTs the first slices do.
+__global__ void __launch_bounds__(kThreads) frame_kernel(Frame p) {
+  __shared__ std::int32_t box[4];
+  const std::int64_t n = p.hu.shape[0], rows = p.hu.shape[1], columns = p.hu.shape[2];
+  const int x = static_cast<int>(blockIdx.x * kColumns + threadIdx.x);
+  const int y = static_cast<int>(blockIdx.y * kRows + threadIdx.y);
+  const bool leads = threadIdx.x == 0 && threadIdx.y == 0;
+  if (leads) box[0] = 32767, box[1] = 0, box[2] = 32767, box[3] = 0;
+  __syncthreads();
+  bool any = false;
+  if (x < columns && y < rows) {
+    const std::int16_t* pixel = p.hu.as<std::int16_t>() + y * columns + x;
+    constexpr int kAtOnce = 8;  // loads that are on their way at the same time
+    for (std::int64_t z = 0; z < n && !any; z += kAtOnce) {
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) any |= above_air(pixel[(z + k < n ? z + k : n - 1) * rows * columns]);
+    }
+  }
+  if (any) {
+    atomicMin(box, y);
+    atomicMax(box + 1, y + 1);
+    atomicMin(box + 2, x);
+    atomicMax(box + 3, x + 1);
+  }
+  __syncthreads();
+  if (leads && box[1] > 0) {
+    std::int32_t* out = p.box.as<std::int32_t>();
+    atomicMin(out, box[0]);
+    atomicMax(out + 1, box[1]);
+    atomicMin(out + 2, box[2]);
+    atomicMax(out + 3, box[3]);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) thick_kernel(Thick p) {
+  const std::int64_t width = p.hu.shape[2], native = p.hu.shape[1] * width;
+  const int i = static_cast<int>(blockIdx.x * kColumns + threadIdx.x);
+  const int j = static_cast<int>(blockIdx.y * kRows + threadIdx.y);
+  if (i >= p.x.starts() || j >= p.y.starts()) return;
+  for (std::int64_t n = blockIdx.z; n < p.hu.shape[0]; n += gridDim.z) {
+    const std::int16_t* slice = p.hu.as<std::int16_t>() + n * native;
+    if (!thick_at(slice, static_cast<int>(width), p.y, p.x, j, i)) continue;
+    p.mask.as<std::uint8_t>()[static_cast<std::int64_t>(j) * p.x.starts() + i] = 1;  // so do threads of other slices
+    return;
+  }
 }
 
 __global__ void __launch_bounds__(kThreads) prepare_kernel(Prepare p) {
@@ -149,6 +202,23 @@ void clear(const View& counters, std::int64_t n, cudaStream_t stream) {
 }
 
 }  // namespace
+
+void frame(const Frame& p, std::uintptr_t stream) {
+  const std::int64_t n = p.hu.shape[0];
+  const OnDevice device(n > 0 ? device_of({p.hu, p.box}) : device_of(p.box));
+  launch(frame_start_kernel, p, {1}, {1}, stream_of(stream));
+  if (n == 0) return;
+  const auto rows = static_cast<int>(p.hu.shape[1]), columns = static_cast<int>(p.hu.shape[2]);
+  launch(frame_kernel, p, grid_of(1, rows, columns), {kColumns, kRows}, stream_of(stream));
+}
+
+void thick(const Thick& p, std::uintptr_t stream) {
+  const std::int64_t n = p.hu.shape[0];
+  const OnDevice device(n > 0 ? device_of({p.hu, p.mask}) : device_of(p.mask));
+  CUDA_CHECK(cudaMemsetAsync(p.mask.data, 0, p.mask.bytes(), stream_of(stream)));
+  if (n == 0) return;
+  launch(thick_kernel, p, grid_of(n, p.y.starts(), p.x.starts()), {kColumns, kRows}, stream_of(stream));
+}
 
 void prepare(const Prepare& p, std::uintptr_t stream) {
   const OnDevice device(device_of({p.hu, p.hu_net, p.x1}));

@@ -30,8 +30,8 @@ inline int available_cpus() {
 template <typename Fn>
 void parallel_for(std::int64_t units, int threads, std::int64_t work, Fn fn) {
   constexpr std::int64_t kWorkPerThread = 512 * 1024;  // 0.1 ms or more; a thread starts in some 0.03 ms
-  std::int64_t count = threads > 0 ? threads : available_cpus();
-  count = std::min({count, units, std::max<std::int64_t>(1, work / kWorkPerThread)});
+  std::int64_t count = std::min(units, work / kWorkPerThread);
+  if (count > 1) count = std::min<std::int64_t>(count, threads > 0 ? threads : available_cpus());
   if (count <= 1) {
     for (std::int64_t u = 0; u < units; ++u) fn(u);
     return;

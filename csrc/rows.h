@@ -16,6 +16,28 @@
 namespace trtseg {
 namespace {
 
+// The largest of n pixels; -32768 of none.
+ROW_LOOP row_max(const std::int16_t* RESTRICT hu, int n, std::int16_t* RESTRICT largest) {
+  std::int16_t m = -32768;
+  for (int x = 0; x < n; ++x) m = hu[x] > m ? hu[x] : m;
+  *largest = m;
+}
+
+// run = how many rows in a row have a 1, down to this row
+ROW_LOOP row_run(std::uint16_t* RESTRICT run, const std::uint8_t* RESTRICT row, int n) {
+  for (int x = 0; x < n; ++x) run[x] = static_cast<std::uint16_t>(row[x] ? run[x] + 1 : 0);
+}
+
+// mask |= other
+ROW_LOOP row_or(std::uint8_t* RESTRICT mask, const std::uint8_t* RESTRICT other, int n) {
+  for (int x = 0; x < n; ++x) mask[x] = static_cast<std::uint8_t>(mask[x] | other[x]);
+}
+
+// mask |= run >= least
+ROW_LOOP row_mark(std::uint8_t* RESTRICT mask, const std::uint16_t* RESTRICT run, std::uint16_t least, int n) {
+  for (int x = 0; x < n; ++x) mask[x] = static_cast<std::uint8_t>(mask[x] | (run[x] >= least));
+}
+
 // The sums below start with the first product, not with 0 + it: only the sign of a zero can differ, which neither an
 // integer nor a comparison shows.
 

@@ -23,6 +23,33 @@ static_assert(FLT_EVAL_METHOD == 0, "float expressions must be evaluated in bina
 static_assert(std::numeric_limits<float>::is_iec559 && std::numeric_limits<double>::is_iec559, "IEEE 754");
 
 constexpr std::int16_t kAirHu = -1000;  // of net pixels outside the native slice; trtseg/fit.py says the same
+constexpr std::int16_t kBodyHu = -400;  // the body is above it; trtseg/body.py says the same
+
+// ---- frame, thick: where the patient is -------------------------------------------------------------------------
+
+HOST_DEVICE inline bool above_air(std::int16_t hu) { return hu > kAirHu; }
+HOST_DEVICE inline bool in_body(std::int16_t hu) { return hu > kBodyHu; }
+
+// Samples along one axis: pixels begin, begin + stride, ... before end. Something with `thick` samples in a row is
+// thick, and begins at one of the first `starts` samples.
+struct Samples {
+  int begin, end, stride, thick;
+
+  HOST_DEVICE int count() const { return (end - begin - 1) / stride + 1; }
+  HOST_DEVICE int starts() const { return count() - thick + 1; }
+};
+
+// Whether something thick begins at sample (j, i) of a slice. The CPU does the same with sums of rows.
+HOST_DEVICE inline bool thick_at(const std::int16_t* slice, int width, const Samples& y, const Samples& x, int j,
+                                 int i) {
+  for (int v = 0; v < y.thick; ++v) {
+    const std::int16_t* row = slice + static_cast<std::int64_t>(y.begin + (j + v) * y.stride) * width + x.begin;
+    for (int u = 0; u < x.thick; ++u) {
+      if (!in_body(row[(i + u) * x.stride])) return false;
+    }
+  }
+  return true;
+}
 
 // One axis of a Fit (trtseg/fit.py): how `native` pixels lie on `net` pixels.
 //

@@ -1,5 +1,6 @@
 """The test bodies of both cascades: on the CPU, on a played GPU (tests/cuda_shim) and on a real GPU (tests/gpu)."""
 
+import dataclasses
 import threading
 import types
 from collections.abc import Callable
@@ -202,6 +203,37 @@ def case_device_arrays(backend: Any) -> None:
                     out = stream.made_late(nines(hu))
                     one.run(hu, SPACING, out, stream=stream.handle)
                     assert (stream.read(out) == wanted).all(), order
+
+
+def case_body_on_the_gpu(backend: Any) -> None:
+    """Slices that a stream makes late are placed as on the host; only box and samples go there."""
+    specs = [dataclasses.replace(spec, fit="body", pixel_mm=1.5) for spec in (LIVER, TUMOUR)]
+    slim = np.full((2, 70, 80), -1000, np.int16)
+    slim[:, 10:60, 30:34] = 40  # is thin
+    large = np.full((1, 75, 70), 40, np.int16)
+    for order in backend.orders():
+        with opened(backend, specs=specs) as one, backend.stream() as maker, backend.stream() as user:
+            for hu, spacing in (
+                (ct(BATCH + 1), SPACING),
+                (np.pad(ct(BATCH + 1), ((0, 0), (0, 31), (7, 0)), constant_values=-1024), SPACING),
+                (np.full((3, 24, 30), -1000, np.int16), SPACING),
+                (slim, SPACING),
+                (large, (9.0, 9.0)),  # more samples than there was memory for
+            ):
+                fit = specs[0].fit_volume(hu, spacing)
+                assert fit != specs[0].fit_slice(hu.shape[1:], spacing) or hu.max() < -400
+                for stream, name in ((user, maker.handle), (maker, None)):
+                    source = maker.made_late(hu)
+                    source.stream = name
+                    assert one.place(source, spacing, stream=stream.handle) == fit, order
+            hu = ct(BATCH + 1)
+            source, out = maker.made_late(hu), maker.made_late(nines(hu))
+            one.run(source, SPACING, out, stream=maker.handle)
+            wanted = expected(hu, fit=specs[0].fit_volume(hu, SPACING))
+            assert set(np.unique(wanted)) == {0, 1, 2}
+            assert (maker.read(out) == wanted).all(), order
+            with pytest.raises(ArgumentError, match="spacing: got"):
+                one.place(source, (0.0, 1.0), stream=maker.handle)
 
 
 def case_logits_of_device_arrays(backend: Any) -> None:

@@ -15,6 +15,7 @@ from trtseg import reference
 from trtseg.cascade.cpu import Cascade
 from trtseg.cascade.gpu import CudaCascade
 from trtseg.cuda.device import Resources, open_device
+from trtseg.fit import Fit
 from trtseg.spec import ModelSpec
 
 SPACING = (1.1, 0.9)
@@ -125,20 +126,20 @@ def ct(slices: int, seed: int = 0) -> np.ndarray:
     return hu
 
 
-def expected(hu: np.ndarray, dtype: Any = np.float16) -> np.ndarray:
+def expected(hu: np.ndarray, dtype: Any = np.float16, fit: Fit | None = None) -> np.ndarray:
     """Labels of the two nets, by the oracle."""
-    fit, (l1, l2, _) = LIVER.fit_slice(hu.shape[1:], SPACING), _by_the_oracle(hu, dtype)
+    fit = fit or LIVER.fit_slice(hu.shape[1:], SPACING)
+    l1, l2, _ = _by_the_oracle(hu, dtype, fit)
     return reference.label(l1, l2, (LIVER.logit_threshold, TUMOUR.logit_threshold), fit)[0]
 
 
 def expected_logits(hu: np.ndarray, dtype: Any = np.float16) -> dict[int, np.ndarray]:
     """Logits of the tumour net on each slice with liver, by the oracle."""
-    _, l2, pixels = _by_the_oracle(hu, dtype)
+    _, l2, pixels = _by_the_oracle(hu, dtype, LIVER.fit_slice(hu.shape[1:], SPACING))
     return {z: l2[z, 0].astype(np.float16) for z in range(len(hu)) if pixels[z]}
 
 
-def _by_the_oracle(hu: np.ndarray, dtype: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    fit = LIVER.fit_slice(hu.shape[1:], SPACING)
+def _by_the_oracle(hu: np.ndarray, dtype: Any, fit: Fit) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     hu_net, x1 = reference.prepare(hu, fit, LIVER.window, dtype)
     l1 = logits("liver", x1)
     x2, pixels = reference.gate(l1, hu_net, LIVER.logit_threshold, TUMOUR.window, dtype)

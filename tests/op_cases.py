@@ -51,6 +51,19 @@ GEOMETRIES |= {
     "far-beside": _placed((30, 20), (16, 16), (0.5, 0.5), (0, -5000)),
     "part-of-the-grid": Fit((50, 60), (32, 32), (1.3, 1.3), (4, 7), (20, 9), (10, -4)),
 }
+#: What `thick` looks at: name -> shape of a slice, frame, and along each axis: pixels from sample to sample, samples.
+SEARCHES = {
+    "one-pixel": ((1, 1), (0, 1, 0, 1), (1, 1), (1, 1)),
+    "as-of-a-ct": ((128, 96), (0, 128, 0, 96), (8, 4), (7, 3)),
+    "odd-frame": ((67, 83), (5, 66, 3, 80), (3, 4), (2, 5)),
+    "every-pixel": ((33, 40), (0, 33, 0, 40), (1, 3), (1, 6)),
+    "single-samples": ((40, 50), (1, 40, 0, 49), (5, 1), (4, 1)),
+    "narrower-than-thick": ((30, 50), (10, 13, 4, 48), (4, 1), (4, 11)),
+    "all-of-it": ((12, 13), (0, 12, 0, 13), (1, 12), (1, 13)),
+    "one-column": ((90, 1), (0, 90, 0, 1), (2, 3), (9, 1)),
+    "one-row": ((1, 300), (0, 1, 20, 300), (30, 1), (3, 4)),
+    "stride-beyond": ((20, 20), (0, 20, 0, 20), (2**31 - 1, 1), (100, 1)),
+}
 WINDOW = (-100.0, 400.0)
 WINDOW2 = (-37.5, 187.25)
 
@@ -110,6 +123,19 @@ def slices(n: int, shape: tuple[int, int], seed: int = 0) -> np.ndarray:
     return hu
 
 
+def bodies(n: int, shape: tuple[int, int], seed: int = 0) -> np.ndarray:
+    """Boxes of body in air with voxels at both thresholds, beside slices of air: int16 [n, Y, X]."""
+    rng = np.random.default_rng(seed)
+    hu = np.full((n, *shape), -1000, np.int16)
+    for plane in hu[:: 1 + seed % 2]:
+        y, x = np.sort(rng.integers(0, np.array(shape)[:, None] + 1, (2, 2)), axis=1)
+        plane[y[0] : y[1], x[0] : x[1]] = rng.choice([-399, -399, 40, 32767], (y[1] - y[0], x[1] - x[0]))
+        plane.flat[rng.integers(0, plane.size, 1 + plane.size // 300)] = rng.choice(
+            [-400, -999, -1000, -32768]
+        )
+    return hu
+
+
 def logits(shape: tuple[int, ...], dtype: Any, seed: int = 0) -> np.ndarray:
     """Noisy blobs of positive logits, with NaN, infinities and large numbers; the last slice has no liver."""
     rng = np.random.default_rng(seed)
@@ -135,6 +161,19 @@ def check_prepare(backend: Any, hu: np.ndarray, fit: Fit, window: tuple[float, f
     x1 = Output(backend, (len(hu), 1, *fit.net), dtype)
     _core.prepare(backend.put(hu), fit, window, hu_net.array, x1.array, **backend.options)
     return hu_net.check(expected[0]), x1.check(expected[1])
+
+
+def check_frame(backend: Any, hu: np.ndarray) -> np.ndarray:
+    box = Output(backend, (4,), np.int32)
+    _core.frame(backend.put(hu), box.array, **backend.options)
+    return box.check(reference.frame(hu))
+
+
+def check_thick(backend: Any, hu: np.ndarray, *of: Any) -> np.ndarray:
+    expected = reference.thick(hu, *of)
+    mask = Output(backend, expected.shape, np.uint8)
+    _core.thick(backend.put(hu), *of, mask.array, **backend.options)
+    return mask.check(expected)
 
 
 def check_gate(
@@ -179,6 +218,28 @@ def _check_labels(backend: Any, call: Callable[..., None], expected: tuple, fit:
 
 
 # ---- The cases that every device must pass. ---------------------------------------------------------------
+
+
+def case_frame(backend: Any) -> None:
+    """Nothing, one voxel anywhere, boxes and noise, in few and in many slices."""
+    for shape in ((1, 1), (1, 300), (70, 1), (33, 65), (64, 96)):
+        for n in (0, 1, 2, 9, 35):
+            hu = np.full((n, *shape), -1000, np.int16)
+            assert check_frame(backend, hu.copy()).tolist() == [shape[0], 0, shape[1], 0]
+            for z, y, x in ((0, 0, 0), (-1, -1, -1), (n // 2, shape[0] // 3, shape[1] // 2)) if n else ():
+                hu[z, y, x] = -999
+                check_frame(backend, hu.copy())
+        for seed in range(3):
+            check_frame(backend, bodies(20, shape, seed))
+        check_frame(backend, slices(3, shape))
+
+
+def case_thick(backend: Any, search: str, n: int) -> None:
+    shape, *of = SEARCHES[search]
+    for seed in range(4):
+        check_thick(backend, bodies(n, shape, seed), *of)
+    assert check_thick(backend, np.full((n, *shape), -399, np.int16), *of).all() == (n > 0)
+    assert not check_thick(backend, np.full((n, *shape), -400, np.int16), *of).any()
 
 
 def case_prepare(backend: Any, geometry: str, n: int, dtype: Any) -> None:

@@ -13,7 +13,7 @@ def run(shim: Shim, *cases: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("case", ["prepare", "gate", "label", "label3", "skipping", "half"])
+@pytest.mark.parametrize("case", ["frame", "thick", "prepare", "gate", "label", "label3", "skipping", "half"])
 def test_equals_oracle(shim, case):
     run(shim, case)
 

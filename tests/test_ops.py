@@ -10,20 +10,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import (
     GEOMETRIES,
+    SEARCHES,
     WINDOW,
     WINDOW2,
     NumpyBackend,
+    bodies,
+    case_frame,
     case_from_half,
     case_gate,
     case_label,
     case_label3,
     case_prepare,
     case_skipped_slices,
+    case_thick,
     case_to_half,
+    check_frame,
     check_gate,
     check_label,
     check_label3,
     check_prepare,
+    check_thick,
     logits,
     slices,
 )
@@ -149,6 +155,24 @@ def test_the_largest_of_three_wins_and_the_lowest_class_on_ties():
     assert counts.tolist() == [[2, 1]]
 
 
+def test_the_frame_begins_above_air():
+    hu = np.full((2, 5, 6), -1000, np.int16)
+    assert reference.frame(hu).tolist() == [5, 0, 6, 0]
+    hu[0, 1, 4] = hu[1, 3, 2] = -999
+    assert reference.frame(hu).tolist() == [1, 4, 2, 5]
+    assert reference.frame(hu[:0]).tolist() == [5, 0, 6, 0]
+
+
+def test_thick_is_what_holds_enough_samples_in_one_slice():
+    row = np.array([9, -400, 9, 9, -399, 9, 9, 9], np.int16)  # every second: 9, 9, -399, 9
+    hu = np.stack([np.stack([row, row]), np.full((2, 8), -400, np.int16)])
+    assert reference.thick(hu, (0, 2, 0, 8), (1, 2), (2, 3)).tolist() == [[1, 1]]
+    assert reference.thick(hu, (0, 2, 0, 8), (1, 2), (1, 3)).tolist() == [[0, 0, 1, 1, 1, 1]]
+    assert reference.thick(hu, (0, 2, 1, 8), (1, 1), (2, 2)).tolist() == [[0, 1, 1]] * 2  # -400, 9, 9, 9
+    hu[1, 1], hu[0, 1] = row, -400  # a row in each slice is not two rows
+    assert not reference.thick(hu, (0, 2, 0, 8), (1, 2), (2, 3)).any()
+
+
 # ---- The extension equals the oracle. ----------------------------------------------------------------------
 
 
@@ -168,6 +192,16 @@ class TestEqualsOracle:
 
     def test_label3(self, geometry, n, dtype):
         case_label3(CPU, geometry, n, dtype)
+
+
+def test_frame():
+    case_frame(CPU)
+
+
+@pytest.mark.parametrize("n", [0, 1, 3, 19])
+@pytest.mark.parametrize("search", SEARCHES)
+def test_thick(search, n):
+    case_thick(CPU, search, n)
 
 
 @dtypes
@@ -211,6 +245,9 @@ def test_any_number_of_threads(threads):
     check_gate(backend, l1, slices(n, fit.net), 0.0, WINDOW2, np.float32)
     check_label(backend, l1, l2, (0.0, 0.0), fit)
     check_label3(backend, logits((n, 3, *fit.net), np.float32), fit)
+    hu = np.concatenate([np.full_like(slices(20, fit.native), -1000), bodies(n, fit.native, 1)])
+    assert check_frame(backend, hu)[1] > 0
+    assert check_thick(backend, hu, (0, 512, 3, 500), (8, 4), (7, 4)).any()
 
 
 def test_mixed_precisions_of_the_two_nets():

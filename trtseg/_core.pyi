@@ -14,6 +14,16 @@ class _BuildInfo(TypedDict):
     cuda_archs: str | None
     compiler: str
 
+def frame(hu: _Array, box: _Array, stream: int = 0, threads: int = 0) -> None: ...
+def thick(
+    hu: _Array,
+    frame: tuple[int, int, int, int],
+    rows: tuple[int, int],
+    columns: tuple[int, int],
+    mask: _Array,
+    stream: int = 0,
+    threads: int = 0,
+) -> None: ...
 def prepare(
     hu: _Array,
     fit: Fit,

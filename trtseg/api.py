@@ -329,19 +329,19 @@ class Segmenter:
             made, _ = cascade.run(slices, spacing, labels, fit=fit, stream=stream)
         return made if out is None else out
 
-    def place(self, hu: Any, *, spacing: tuple[float, float]) -> Fit:
+    def place(self, hu: Any, *, spacing: tuple[float, float], stream: int = 0) -> Fit:
         """Find out how slices lie on the grid of the nets, for `label`: where the patient is, not the picture.
 
         Parameters
         ----------
         hu : int16 [Z, Y, X]
             Slices in Hounsfield units, on the host or on the GPU: the whole scan, or the first slices of it.
-        spacing : (float, float)
-            Millimetres along the axes of a slice, ``(sy, sx)``.
+        spacing, stream
+            As for `label`.
         """
         slices = checked(hu, "hu", np.int16, self._cascade)
         with self._opened() as cascade:
-            return cascade.place(slices, spacing)
+            return cascade.place(slices, spacing, stream=stream)
 
     def stages(self, hu: Any, *, spacing: tuple[float, float]) -> dict[str, float]:
         """Seconds that each stage of the cascade takes for a chunk of slices, in order.

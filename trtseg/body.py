@@ -20,14 +20,19 @@ protocol share one placement.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
+from trtseg import _core
+from trtseg.cuda.arrays import CudaArray
 from trtseg.errors import ArgumentError
-from trtseg.fit import AIR_HU, Fit, check_sizes
+from trtseg.fit import Fit, check_sizes
 
-#: Voxels of the body are above this many HU: fat is, lung and foam are not.
+#: Voxels of the body are above this many HU: fat is, lung and foam are not. csrc/voxel.h says the same.
 BODY_HU = -400
 #: What is thinner than this, in mm, is no body.
 THICK_MM = 24.0
@@ -40,25 +45,39 @@ MOVE = 16
 #: A grid stays where it is while the body's centre is at most this many net pixels away from the grid's centre.
 OFF_CENTRE = 24
 
+Hu = NDArray[np.int16] | CudaArray  # [n, Y, X]
+
 #: First row, end of the rows, first column, end of the columns.
 Box = tuple[int, int, int, int]
 
+#: Calls an op that lacks nothing but its output, with an array of a shape and dtype; returns the output on the host.
+Run = Callable[[Callable[..., None], tuple[int, ...], DTypeLike], NDArray[Any]]
+
+
+def on_host(op: Callable[..., None], shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """The `Run` of slices on the host."""
+    out = np.empty(shape, dtype)
+    op(out)
+    return out
+
 
 def place_body(
-    hu: NDArray[np.int16], spacing: tuple[float, float], net: tuple[int, int], pixel_mm: float
+    hu: Hu, spacing: tuple[float, float], net: tuple[int, int], pixel_mm: float, run: Run = on_host
 ) -> Fit:
     """Lay a net's grid around the patient: one placement for all slices of a CT.
 
     Parameters
     ----------
     hu : int16 [Z, Y, X]
-        The CT in HU.
+        The CT in HU, on the host, or where ``run`` runs ops.
     spacing : (float, float)
         Millimetres between rows and between columns.
     net : (int, int)
         Rows and columns of the net's input.
     pixel_mm : float
         Size of a net pixel in mm, unless the body needs larger ones.
+    run : callable, optional
+        Runs the two ops that look at voxels; see `Run`.
 
     Returns
     -------
@@ -71,14 +90,16 @@ def place_body(
     ArgumentError
         ``hu`` has not three axes, or a size is not positive.
     """
-    if hu.ndim != 3:
+    if len(hu.shape) != 3:
         raise ArgumentError(f"hu: got shape {hu.shape}; expected slices [Z, Y, X]")
     shape = (hu.shape[1], hu.shape[2])
     check_sizes(shape, spacing, net)
-    frame = _frame(hu)
+    if isinstance(hu, np.ndarray):
+        hu = np.ascontiguousarray(hu)
+    frame = _frame(hu, run)
     if frame is None:
         return place_picture(shape, spacing, net, pixel_mm)
-    body = _body(_thick(hu, spacing, frame), spacing, frame)
+    body = _body(_thick(hu, spacing, frame, run), spacing, frame)
     return _place(shape, spacing, net, pixel_mm, frame, body or frame)
 
 
@@ -108,17 +129,19 @@ class Placement:
         self.fit = place_picture(*self._of)
 
     def add(self, plane: NDArray[np.int16]) -> None:
-        """Take a slice ``[Y, X]``, which must not change afterwards."""
+        """Take a slice ``[Y, X]``, C-contiguous, which must not change afterwards."""
         _, spacing, _, _ = self._of
         self._slices.append(plane)
-        frame = _frame(plane[None], self._frame)
+        frame = _frame(plane[None], on_host, self._frame)
         if frame is None:
             return
         if frame == self._frame:
-            self._mask |= _thick(plane[None], spacing, frame)
+            self._mask |= _thick(plane[None], spacing, frame, on_host)
         else:  # other voxels are looked at
             self._frame = frame
-            self._mask = np.logical_or.reduce([_thick(p[None], spacing, frame) for p in self._slices])
+            self._mask = np.logical_or.reduce(
+                [_thick(p[None], spacing, frame, on_host) for p in self._slices]
+            )
         self.fit = _place(*self._of, frame, _body(self._mask, spacing, frame) or frame)
 
 
@@ -135,24 +158,11 @@ def place_picture(
     return _place(shape, spacing, net, pixel_mm, frame, centre)
 
 
-def _frame(hu: NDArray[np.int16], known: Box | None = None) -> Box | None:
+def _frame(hu: Hu, run: Run, known: Box | None = None) -> Box | None:
     """The box of all voxels above air, over all slices and in the box that is known; None if there is none."""
-    rows, columns = hu.shape[1:]
-    y0, y1, x0, x1 = known or (rows, 0, columns, 0)
-    for plane in hu:
-        if (y0, y1, x0, x1) == (0, rows, 0, columns):
-            break  # the usual case, after the first slice
-        if y0 >= y1:  # nothing yet
-            box = _bounds(plane > AIR_HU)
-            if box is not None:
-                y0, y1, x0, x1 = box
-            continue
-        above, below = plane[:y0], plane[y1:]
-        left, right = plane[y0:y1, :x0], plane[y0:y1, x1:]
-        if any(part.size and part.max() > AIR_HU for part in (above, below, left, right)):
-            box = _bounds(plane > AIR_HU)
-            assert box is not None
-            y0, y1, x0, x1 = min(y0, box[0]), max(y1, box[1]), min(x0, box[2]), max(x1, box[3])
+    y0, y1, x0, x1 = run(partial(_core.frame, hu), (4,), np.int32).tolist()
+    if known is not None:
+        y0, y1, x0, x1 = min(y0, known[0]), max(y1, known[1]), min(x0, known[2]), max(x1, known[3])
     return (y0, y1, x0, x1) if y0 < y1 else None
 
 
@@ -166,22 +176,14 @@ def _samples(spacing: tuple[float, float], frame: Box) -> list[tuple[int, int]]:
     return found
 
 
-def _thick(hu: NDArray[np.int16], spacing: tuple[float, float], frame: Box) -> NDArray[np.bool_]:
+def _thick(hu: Hu, spacing: tuple[float, float], frame: Box, run: Run) -> NDArray[np.bool_]:
     """Samples ``[y, x]`` at which something thick above `BODY_HU` begins in any slice.
 
     The samples begin at the frame's corner, so that padding does not change which voxels are looked at.
     """
     rows, columns = _samples(spacing, frame)
-    mask = hu[:, frame[0] : frame[1] : rows[0], frame[2] : frame[3] : columns[0]] > BODY_HU
-    for axis, (_, k) in enumerate((rows, columns), start=1):
-        n = mask.shape[axis]
-        mask = np.moveaxis(mask, axis, 0)
-        eroded = mask[: n - k + 1].copy()
-        for i in range(1, k):
-            eroded &= mask[i : n - k + 1 + i]
-        mask = np.moveaxis(eroded, 0, axis)
-    anywhere: NDArray[np.bool_] = np.logical_or.reduce(mask, axis=0)
-    return anywhere
+    shape = [-(-(frame[a + 1] - frame[a]) // s) - k + 1 for a, (s, k) in ((0, rows), (2, columns))]
+    return run(partial(_core.thick, hu, frame, rows, columns), tuple(shape), np.uint8).view(bool)
 
 
 def _body(thick: NDArray[np.bool_], spacing: tuple[float, float], frame: Box) -> Box | None:
@@ -200,8 +202,10 @@ def _body(thick: NDArray[np.bool_], spacing: tuple[float, float], frame: Box) ->
 
 def _bounds(mask: NDArray[np.bool_]) -> Box | None:
     """The box of the true elements of a mask ``[Y, X]``; None if there are none."""
-    y, x = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return (int(y[0]), int(y[-1]) + 1, int(x[0]), int(x[-1]) + 1) if len(y) else None
+    rows, columns = mask.any(1).tobytes(), mask.any(0).tobytes()
+    if 1 not in rows:
+        return None
+    return rows.find(1), rows.rfind(1) + 1, columns.find(1), columns.rfind(1) + 1
 
 
 def _place(

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
+from trtseg.body import BODY_HU
 from trtseg.fit import AIR_HU, Fit
 
 Array = npt.NDArray[Any]
@@ -20,6 +22,62 @@ _Tap = tuple[int, np.float32]
 _ONE = np.float32(1)
 _ROUNDER = np.float32(12582912)  # 1.5 * 2**23: adding it leaves no fraction bits, rounded half to even
 _LIMIT = np.float32(65504)  # the largest FP16 number: margins are finite in every precision
+
+
+def frame(hu: Array) -> Array:
+    """Find the box of all voxels above air, over all slices.
+
+    Parameters
+    ----------
+    hu : int16 [n, Y, X]
+        Hounsfield units.
+
+    Returns
+    -------
+    int32 [4]
+        Begin and end of the rows, begin and end of the columns; ``Y, 0, X, 0`` where all is air.
+
+    Examples
+    --------
+    >>> frame(np.array([[[-1000, 7, -1000]], [[-1000, -1000, -999]]], np.int16)).tolist()
+    [0, 1, 1, 3]
+    """
+    box = []
+    for axis, size in ((1, hu.shape[1]), (2, hu.shape[2])):
+        used = np.flatnonzero((hu > AIR_HU).any((0, 3 - axis)))
+        box += [used[0], used[-1] + 1] if len(used) else [size, 0]
+    return np.array(box, np.int32)
+
+
+def thick(
+    hu: Array, frame: tuple[int, int, int, int], rows: tuple[int, int], columns: tuple[int, int]
+) -> Array:
+    """Find where something thick above -400 HU begins in any slice.
+
+    Parameters
+    ----------
+    hu : int16 [n, Y, X]
+        Hounsfield units.
+    frame : (int, int, int, int)
+        The part of the slices that is looked at, as of `frame`.
+    rows, columns : (int, int)
+        Pixels from sample to sample, counted from the frame's begin, and how many samples in a row are thick.
+
+    Returns
+    -------
+    uint8 [j, i]
+        1 where all samples from ``(j, i)`` on are above -400 HU that are thick, in at least one slice.
+
+    Examples
+    --------
+    >>> thick(np.array([[[9, -500, 9, -500, 9, 9, -500]]], np.int16), (0, 1, 0, 7), (1, 1), (2, 2)).tolist()
+    [[1, 1, 0]]
+    """
+    mask: Array = hu[:, frame[0] : frame[1] : rows[0], frame[2] : frame[3] : columns[0]] > BODY_HU
+    for axis, (_, k) in ((1, rows), (2, columns)):
+        mask = np.all(sliding_window_view(mask, k, axis), axis=-1)
+    found: Array = np.any(mask, axis=0).astype(np.uint8)
+    return found
 
 
 def prepare(

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from trtseg.body import place_body, place_picture
+from trtseg.body import Hu, Run, on_host, place_body, place_picture
 from trtseg.errors import ModelError
 from trtseg.fit import Fit
 
@@ -104,10 +103,13 @@ class ModelSpec:
         """The threshold as a logit, rounded to FP32: ``p > t`` is tested as ``logit > log(t / (1 - t))``."""
         return float(np.float32(math.log(self.threshold / (1 - self.threshold))))
 
-    def fit_volume(self, hu: NDArray[np.int16], spacing: tuple[float, float]) -> Fit:
-        """Place the slices of a CT ``[Z, Y, X]`` in HU, with ``spacing`` (sy, sx) in mm, on this net's grid."""
+    def fit_volume(self, hu: Hu, spacing: tuple[float, float], run: Run = on_host) -> Fit:
+        """Place the slices of a CT ``[Z, Y, X]`` in HU, with ``spacing`` (sy, sx) in mm, on this net's grid.
+
+        ``run`` runs ops where ``hu`` is, see `trtseg.body.Run`.
+        """
         if self.pixel_mm is not None:
-            return place_body(hu, spacing, self.size, self.pixel_mm)
+            return place_body(hu, spacing, self.size, self.pixel_mm, run)
         return self.fit_slice((hu.shape[1], hu.shape[2]), spacing)
 
     def fit_slice(self, shape: tuple[int, int], spacing: tuple[float, float]) -> Fit:

@@ -153,6 +153,18 @@ inline int atomicAdd(int* address, int value) {
   return old;
 }
 
+inline int atomicMin(int* address, int value) {
+  const int old = *address;
+  *address = value < old ? value : old;
+  return old;
+}
+
+inline int atomicMax(int* address, int value) {
+  const int old = *address;
+  *address = value > old ? value : old;
+  return old;
+}
+
 enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,

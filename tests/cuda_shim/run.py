@@ -94,6 +94,15 @@ def equals_oracle(op: str) -> None:
             raise AssertionError(f"{where}: {error}") from error
 
 
+def frame() -> None:
+    op_cases.case_frame(ShimBackend())
+
+
+def thick() -> None:
+    for search, n in product(op_cases.SEARCHES, (0, 1, 5)):
+        op_cases.case_thick(ShimBackend(), search, n)
+
+
 def skipping() -> None:
     for dtype in DTYPES:
         op_cases.case_skipped_slices(ShimBackend(), dtype)

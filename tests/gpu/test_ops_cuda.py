@@ -8,15 +8,21 @@ import pytest
 from op_cases import (
     GEOMETRIES,
     GUARD_BYTE,
+    SEARCHES,
     WINDOW,
     WINDOW2,
+    bodies,
+    case_frame,
     case_from_half,
     case_gate,
     case_label,
     case_label3,
     case_prepare,
     case_skipped_slices,
+    case_thick,
     case_to_half,
+    check_frame,
+    check_thick,
     slices,
 )
 
@@ -85,6 +91,23 @@ class TestEqualsOracle:
         case_label3(backend, geometry, n, dtype)
 
 
+def test_frame(backend):
+    case_frame(backend)
+
+
+@pytest.mark.parametrize("n", [0, 1, 3, 19])
+@pytest.mark.parametrize("search", SEARCHES)
+def test_thick(backend, search, n):
+    case_thick(backend, search, n)
+
+
+def test_frame_and_thick_of_a_ct(backend):
+    for seed in range(3):
+        hu = bodies(60, (512, 512), seed)
+        assert check_frame(backend, hu)[1] > 0
+        assert check_thick(backend, hu, (0, 512, 3, 500), (8, 4), (7, 4)).any()
+
+
 @dtypes
 def test_skipping_the_tumour_net_is_exact(backend, dtype):
     case_skipped_slices(backend, dtype)
@@ -111,6 +134,12 @@ def test_more_slices_than_a_grid_is_deep(backend):
     _core.label(l1, l1, (5.0, 9.0), fit, labels, counts, **backend.options)
     expected_gate = reference.gate(backend.get(l1), hu, 5.0, WINDOW2)
     expected_label = reference.label(backend.get(l1), backend.get(l1), (5.0, 9.0), fit)
+    box, mask = (torch.empty(s, dtype=d, device="cuda") for s, d in ((4, torch.int32), ((1, 2), torch.uint8)))
+    last = np.full_like(hu, -1000)
+    last[-1, 0, 1] = 7
+    _core.frame(backend.put(last), box, **backend.options)
+    _core.thick(backend.put(last), (0, 1, 0, 2), (1, 1), (1, 1), mask, **backend.options)
+    assert (backend.get(box).tolist(), backend.get(mask).tolist()) == ([0, 1, 1, 2], [[0, 1]])
     for got, expected in zip((x2, liver_voxels, labels, counts), expected_gate + expected_label, strict=True):
         assert (backend.get(got) == expected).all()
 

@@ -81,8 +81,11 @@ class Cascade(Protocol):
     def provenance(self) -> dict[str, Any]:
         """What a result tells of device and engines."""
 
-    def place(self, hu: Hu, spacing: tuple[float, float]) -> Fit:
-        """Find out how slices ``[Z, Y, X]`` lie on the nets' grid: one placement for all of them."""
+    def place(self, hu: Hu, spacing: tuple[float, float], *, stream: int = 0) -> Fit:
+        """Find out how slices ``[Z, Y, X]`` lie on the nets' grid: one placement for all of them.
+
+        ``stream`` is the CUDA stream on which slices on the GPU are made, beside the stream that they name.
+        """
 
     def begin(self, fit: Fit, *, stream: int = 0, logits: Logits | None = None) -> Feed:
         """Begin a feed of slices.

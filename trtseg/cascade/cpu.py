@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trtseg import _core
+from trtseg.body import on_host
 from trtseg.cascade.base import (
     CHUNK,
     Logits,
@@ -53,11 +55,13 @@ class Cascade:
             self._x2 = np.empty((CHUNK, 1, height, width), last.dtype)
             self._l2 = np.zeros((CHUNK, 1, height, width), last.dtype)
 
-    def place(self, hu: NDArray[np.int16], spacing: tuple[float, float]) -> Fit:
-        """Place slices on the nets' grid."""
+    def place(self, hu: NDArray[np.int16], spacing: tuple[float, float], *, stream: int = 0) -> Fit:
+        """Place slices on the nets' grid; the CPU has no streams."""
         if not self._engines:
             raise DeviceError("cascade: got slices for a cascade that is closed; open another")
-        return self._engines[0].spec.fit_volume(hu, spacing)
+        return self._engines[0].spec.fit_volume(
+            hu, spacing, lambda op, *of: on_host(partial(op, threads=self._threads), *of)
+        )
 
     def begin(self, fit: Fit, *, stream: int = 0, logits: Logits | None = None) -> _Feed:
         """Begin a feed of slices; the CPU has no streams."""

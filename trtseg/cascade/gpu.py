@@ -22,7 +22,7 @@ from trtseg.cascade.base import Hu, Labels, Logits, Progress, Timings, check_sli
 from trtseg.cascade.lane import Lane
 from trtseg.cuda import dlpack
 from trtseg.cuda.arrays import CudaArray
-from trtseg.cuda.device import Device, Resources, errors, open_device, to_host
+from trtseg.cuda.device import Device, OneOutput, Resources, errors, open_device
 from trtseg.engines.base import GpuEngine
 from trtseg.errors import ArgumentError, DeviceError, OutOfMemoryError, TrtsegError
 from trtseg.fit import Fit
@@ -71,10 +71,11 @@ class CudaCascade:
         self._unusable: str | None = None
         self._told = False  # that there are no graphs
         self._own = Resources(device)
+        self._found: OneOutput | None = None  # where the patient is, of slices on the GPU
         with ExitStack() as stack:
             stack.callback(self._own.close)
             with device:
-                self._handover = self._own.stream().handle
+                self._handover = self._own.stream()
             self._open_nets(batch)
             stack.pop_all()
 
@@ -83,20 +84,23 @@ class CudaCascade:
         if hasattr(array, "__cuda_array_interface__"):
             return CudaArray.of(array, name, dtype, 3)
         with self._device:
-            return dlpack.view(array, name, dtype, 3, device=self._device.index, stream=self._handover)
+            return dlpack.view(array, name, dtype, 3, device=self._device.index, stream=self._handover.handle)
 
-    def place(self, hu: Hu, spacing: tuple[float, float]) -> Fit:
-        """Place slices on the nets' grid; slices on the GPU are copied to the host where the patient is searched."""
+    def place(self, hu: Hu, spacing: tuple[float, float], *, stream: int = 0) -> Fit:
+        """Place slices on the nets' grid; the patient is searched where the slices are."""
         self._check_usable()
         if not self._contexts:  # there was no memory for them
             self._open_nets(self._batch)
         spec = self._contexts[0][0].spec
         if not isinstance(hu, CudaArray):
             return spec.fit_volume(hu, spacing)
+        guess = spec.fit_slice((hu.shape[1], hu.shape[2]), spacing)  # which checks them, too
         if spec.fit != "body":
-            return spec.fit_slice((hu.shape[1], hu.shape[2]), spacing)
+            return guess
         with self._working():
-            return spec.fit_volume(to_host(hu), spacing)
+            self._found = self._found or OneOutput(self._own, self._handover)
+            self._found.wait_for({stream, stream if hu.stream is None else hu.stream})
+            return spec.fit_volume(hu, spacing, self._found.run)
 
     def begin(self, fit: Fit, *, stream: int = 0, logits: Logits | None = None) -> CudaFeed:
         """Begin a feed of slices; makes lanes where the last feed had another placement."""
@@ -123,7 +127,8 @@ class CudaCascade:
         progress: Progress | None = None,
     ) -> tuple[Labels, Timings]:
         """Label a volume ``[Z, Y, X]``."""
-        feed = self.begin(fit or self.place(hu, spacing), stream=stream, logits=logits)
+        fit = fit or self.place(hu, spacing, stream=stream)
+        feed = self.begin(fit, stream=stream, logits=logits)
         labels = run_volume(feed, hu, out, progress)
         return labels, {"cascade on the GPU": feed.seconds}
 
@@ -137,7 +142,7 @@ class CudaCascade:
 
     def close(self) -> None:
         """Give back lanes, engines and nets, on whatever thread; labels that are on their way to the GPU get there."""
-        self._feed = None
+        self._feed = self._found = None
         self._unusable = self._unusable or "cascade: got slices for a cascade that is closed; open another"
         try:
             with self._device, ExitStack() as stack:

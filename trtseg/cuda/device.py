@@ -10,7 +10,7 @@ import ctypes
 import functools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from trtseg import _core
 from trtseg.cuda.arrays import CudaArray
 from trtseg.errors import DeviceError, OutOfMemoryError, TrtsegError
 
@@ -253,12 +254,33 @@ def download(dst: NDArray[Any], src: CudaArray, stream: Stream) -> None:
         driver.memcpy_dtoh_async(dst, src.address, stream._stream)
 
 
-def to_host(src: CudaArray) -> NDArray[Any]:
-    """Copy an array from the GPU, after all work that was enqueued there."""
-    import pycuda.driver as driver
+class OneOutput:
+    """Runs ops that have one small output, one at a time, and brings the output to the host; its device is current.
 
-    dst = np.empty(src.shape, src.dtype)
-    with errors():
-        driver.Context.synchronize()
-        driver.memcpy_dtoh(dst, src.address)
-    return dst
+    Parameters
+    ----------
+    own : Resources
+        Gives memory and events, which it keeps.
+    stream : Stream
+        Where the ops run.
+    """
+
+    def __init__(self, own: Resources, stream: Stream) -> None:
+        self._own, self._stream, self._order = own, stream, _core.Event()
+        self._memory, self._host = CudaArray(0, (0,), np.uint8), np.empty(0, np.uint8)
+
+    def wait_for(self, streams: Iterable[int]) -> None:
+        """Let ops wait for what is enqueued on other streams so far."""
+        for other in streams:
+            self._order.wait_for(self._stream.handle, other)
+
+    def run(self, op: Callable[..., None], shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """Call an op with an array of this shape and dtype, and its stream; wait, and return the array on the host."""
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+        if nbytes > self._host.nbytes:  # the first time mostly: 4 KiB hold the samples of a CT
+            size = max(4096, 2 * nbytes)
+            self._memory, self._host = self._own.array((size,), np.uint8), self._own.pinned((size,), np.uint8)
+        op(CudaArray(self._memory.address, shape, dtype), stream=self._stream.handle)
+        download(self._host[:nbytes], self._memory[:nbytes], self._stream)
+        self._stream.synchronize()
+        return self._host[:nbytes].copy().view(dtype).reshape(shape)
