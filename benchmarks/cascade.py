@@ -15,27 +15,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
-from onnx import numpy_helper
 
 import trtseg
-from training.unet import UNet, folded
+from benchmarks.peers.nets import torch_net
 from trtseg import models
 from trtseg.volume import Volume
-
-
-def torch_net(onnx_file: bytes) -> torch.nn.Module:
-    """The U-Net of an ONNX file as a PyTorch module."""
-    weights = {
-        w.name: torch.from_numpy(numpy_helper.to_array(w).copy())
-        for w in onnx.load_from_string(onnx_file).graph.initializer
-    }
-    width, classes = len(weights["down.0.0.weight"]), len(weights["head.weight"])
-    depth = sum(name.startswith("down.") and name.endswith(".0.weight") for name in weights) - 1
-    net = folded(UNet(classes, width, depth))
-    net.load_state_dict(weights)
-    return net
 
 
 def naive(volume: Volume, nets: list[torch.nn.Module], spec: trtseg.spec.CascadeSpec) -> np.ndarray:

@@ -52,7 +52,7 @@ def comparisons(files: ModelFiles, fit: Fit, *, compiled: bool) -> dict[str, Cal
 
 def torch_nets(files: ModelFiles, device: str, dtype: torch.dtype) -> list[Any]:
     """A model's own nets in PyTorch, channels last."""
-    from benchmarks.cascade import torch_net  # needs onnx
+    from benchmarks.peers.nets import torch_net  # needs onnx
 
     # Weights that are made in inference mode would stay tensors that torch.compile may not take.
     with torch.inference_mode(False):

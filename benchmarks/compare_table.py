@@ -1,0 +1,190 @@
+"""The figures of `benchmarks.compare` as Markdown and as a chart."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers.contenders import CONTENDERS
+
+AGREES = 0.95  # Dice of the liver with trtseg's labels; below, the row says so
+#: Goals on the first CT: how many times longer than the fastest trtseg the fastest of these contenders takes.
+GOALS = (
+    ("(a) PyTorch eager FP32", ("torch",), 6.0),
+    (
+        "(b) the best of channels-last PyTorch",
+        ("torch-last", "torch-last-compiled", "torch-bf16", "torch-bf16-compiled"),
+        2.5,
+    ),
+    ("(c) ONNX Runtime FP32", ("onnxruntime",), 4.0),
+    ("(d) nnU-Net without mirroring", ("nnunet", "nnunet-planned"), 8.0),
+    ("(e) MONAI", ("monai",), 6.0),
+)
+OVERHEAD_GOAL = 0.12
+P50_GOAL_MS = 25.0
+
+
+def markdown(data: dict[str, Any]) -> str:
+    """All tables."""
+    parts = [_head(data)]
+    parts += [_table(data, ct) for ct in data["runs"]]
+    if data["latency"]:
+        parts.append(_latency(data["latency"]))
+    if data["runs"]:
+        parts.append(_goals(data))
+    return "\n\n".join(parts)
+
+
+def median(row: dict[str, Any]) -> float | None:
+    """Median seconds of a contender's runs; None without runs."""
+    return statistics.median(row["seconds"]) if row.get("seconds") else None
+
+
+def fastest(rows: dict[str, Any], names: list[str] | tuple[str, ...]) -> tuple[str, float] | None:
+    """The fastest of some contenders."""
+    found = [(seconds, name) for name in names if (seconds := median(rows.get(name, {}))) is not None]
+    return min(found)[::-1] if found else None  # type: ignore[return-value]
+
+
+def ours(rows: dict[str, Any]) -> tuple[str, float] | None:
+    """The fastest trtseg."""
+    return fastest(rows, [c.name for c in CONTENDERS if c.ours])
+
+
+def _head(data: dict[str, Any]) -> str:
+    machine, settings = data["machine"], data["settings"]
+    native = ", ".join(name.upper() for name in machine["native"]) or "neither BF16 nor INT8"
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(data["versions"].items()))
+    sessions = machine["sessions"]
+    lines = [
+        f"{machine['cpu']}, {settings['threads']} threads; arithmetic of its own for {native}. "
+        f"Model `{settings['model']}`, Python {machine['python']}, {versions}."
+    ]
+    if sessions > 1:
+        lines.append(f"Measured in {sessions} sessions: only figures of one session were taken in turns.")
+    return "\n\n".join(lines)
+
+
+def _table(data: dict[str, Any], ct: str) -> str:
+    rows = data["runs"][ct]
+    best = ours(rows)
+    lines = [
+        f"{ct}, {' x '.join(map(str, data['cts'][ct]['shape']))} voxels:",
+        "",
+        "| contender | median s | min to max, runs | of the fastest trtseg | start to labels s | peak MB "
+        "| Dice liver | Dice tumour |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for contender in CONTENDERS:
+        if contender.name not in rows:
+            continue
+        row, seconds = rows[contender.name], median(rows[contender.name])
+        if seconds is None:
+            lines.append(f"| {contender.title} | {row.get('error', 'not run yet')} | | | | | | |")
+            continue
+        runs = row["seconds"]
+        times = f"{seconds / best[1]:.2f} times" if best else ""
+        lines.append(
+            f"| {contender.title} | {seconds:.2f} | {min(runs):.2f} to {max(runs):.2f}, {len(runs)} | {times} "
+            f"| {row['start_s']:.1f} | {row['peak_mb']} | {_agreement(row.get('dice'))} |"
+        )
+    for contender in CONTENDERS:
+        floor = data["floor"].get(ct, {}).get(contender.name)
+        if floor:
+            liver, tumour = floor["slices"]
+            lines.append(
+                f"| floor: engines alone, {contender.title} | {floor['floor']:.2f} | {floor['passes']} passes | "
+                f"liver net on {liver} slices, tumour net on {tumour} | | | | |"
+            )
+    return "\n".join(lines)
+
+
+def _agreement(dice: dict[str, float | None] | None) -> str:
+    if dice is None:
+        return "other nets | "
+    liver, tumour = dice["liver"], dice["tumour"]
+    if liver is None:
+        return "no liver | "
+    flag = "" if liver >= AGREES else " DISAGREES"
+    return f"{liver:.4f}{flag} | {'no tumour' if tumour is None else f'{tumour:.3f}'}"
+
+
+def _latency(latency: dict[str, Any]) -> str:
+    titles = {contender.name: contender.title for contender in CONTENDERS}
+    lines = ["| one slice through both nets, warm | p50 ms | p99 ms | slices |", "|---|---|---|---|"]
+    for name, row in latency.items():
+        lines.append(f"| {titles[name]} | {row['p50']:.1f} | {row['p99']:.1f} | {row['slices']} |")
+    return "\n".join(lines)
+
+
+def _goals(data: dict[str, Any]) -> str:
+    """The goals on the first CT, each with what was found."""
+    ct, rows = next(iter(data["runs"].items()))
+    best = ours(rows)
+    if best is None:
+        return ""
+    name, seconds = best
+    titles = {contender.name: contender.title for contender in CONTENDERS}
+    lines = [f"| goal ({ct}, {titles[name]}) | asked | found | met |", "|---|---|---|---|"]
+
+    def add(goal: str, asked: str, found: str, met: bool) -> None:
+        lines.append(f"| {goal} | {asked} | {found} | {'yes' if met else 'no'} |")
+
+    for goal, names, times in GOALS:
+        if peer := fastest(rows, names):
+            ratio = peer[1] / seconds
+            add(f"{goal}: {titles[peer[0]]}", f"{times:g} times", f"{ratio:.2f} times", ratio >= times)
+    if floor := data["floor"].get(ct, {}).get(name):
+        share = 1 - floor["floor"] / seconds
+        add(
+            "everything but the engines",
+            f"at most {OVERHEAD_GOAL:.0%}",
+            f"{share:.1%}",
+            share <= OVERHEAD_GOAL,
+        )
+    if row := data["latency"].get("trtseg-int8") or data["latency"].get(name):
+        met = row["p50"] <= P50_GOAL_MS and row["p99"] <= 2 * P50_GOAL_MS
+        add(
+            "one slice, p50 and p99",
+            f"{P50_GOAL_MS:g} and {2 * P50_GOAL_MS:g} ms",
+            f"{row['p50']:.1f} and {row['p99']:.1f} ms",
+            met,
+        )
+    return "\n".join(lines)
+
+
+def chart(data: dict[str, Any], png: Path, ct: str | None = None) -> None:
+    """Draw the medians of a CT, by default the first, as bars, with their spread."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    ct = ct or next(iter(data["runs"]))
+    rows = data["runs"][ct]
+    shown = [c for c in CONTENDERS if median(rows.get(c.name, {})) is not None]
+    shown.sort(key=lambda contender: statistics.median(rows[contender.name]["seconds"]))
+    medians = [statistics.median(rows[c.name]["seconds"]) for c in shown]
+    spread = [
+        [m - min(rows[c.name]["seconds"]) for c, m in zip(shown, medians, strict=True)],
+        [max(rows[c.name]["seconds"]) - m for c, m in zip(shown, medians, strict=True)],
+    ]
+    figure, axes = plt.subplots(figsize=(8, 0.36 * len(shown) + 1.1), layout="constrained")
+    colours = ["#1f6f8b" if c.ours else "#b8c4cc" for c in shown]
+    bars = axes.barh(
+        [c.title for c in shown], medians, xerr=spread, color=colours, ecolor="#555555", capsize=2
+    )
+    best = ours(rows)
+    texts = [f"{m:.1f} s" + (f", {m / best[1]:.1f}x" if best else "") for m in medians]
+    axes.bar_label(bars, texts, padding=6, fontsize=9)
+    axes.invert_yaxis()
+    axes.margins(x=0.16)
+    axes.spines[["top", "right"]].set_visible(False)
+    machine, settings = data["machine"], data["settings"]
+    slices = data["cts"][ct]["shape"][0]
+    axes.set_xlabel(
+        f"seconds from file to file, {ct}, {slices} slices, {settings['threads']} threads, {machine['cpu']}"
+    )
+    figure.savefig(png, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,96 @@
+"""trtseg itself, as a contender: `Segmenter.segment` and `save`, post-processing and measurements included.
+
+It also tells the floor: what the engines alone take for the slices that need them, and for one slice.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import trtseg
+from benchmarks.peers import serve
+from trtseg import models, reference
+from trtseg.engines import open_engine
+
+CHUNK = 16
+
+
+def floor(ct: Path, model: str, precision: str, threads: int, seconds: float) -> dict[str, Any]:
+    """Slices that need each net, and the seconds of its engine for these: median of passes in about ``seconds``.
+
+    The liver net is needed by slices that show anything, the tumour net by slices of whose pixels the liver net calls
+    one liver.
+    """
+    files = models.find(model)
+    volume = trtseg.load(ct)
+    engines = [open_engine(files, spec, precision=precision, threads=threads) for spec in files.spec.nets]
+    liver, tumour = files.spec.nets
+    fit = liver.fit_volume(volume.array, volume.spacing[1:])
+    inputs: tuple[list[np.ndarray], list[np.ndarray]] = [], []
+    for first in range(0, len(volume.array), CHUNK):
+        hu_net, x1 = reference.prepare(volume.array[first : first + CHUNK], fit, liver.window)
+        l1 = np.empty_like(x1)
+        engines[0].run(x1, l1)
+        x2, pixels = reference.gate(l1, hu_net, liver.logit_threshold, tumour.window)
+        inputs[0].append(x1[x1.max(axis=(1, 2, 3)) > 0])
+        inputs[1].append(x2[pixels > 0])
+    passes, end = [], time.perf_counter() + seconds
+    while not passes or time.perf_counter() < end:
+        start = time.perf_counter()
+        for engine, pieces in zip(engines, inputs, strict=True):
+            for x in pieces:
+                engine.run(x, np.empty_like(x))
+        passes.append(time.perf_counter() - start)
+    return {
+        "precision": engines[0].precision,
+        "slices": [sum(map(len, pieces)) for pieces in inputs],
+        "floor": float(np.median(passes)),
+        "passes": len(passes),
+    }
+
+
+def latencies(ct: Path, segmenter: Any, seconds: float) -> dict[str, Any]:
+    """Milliseconds of `Segmenter.label` for single slices that both nets see, one after the other: p50 and p99."""
+    volume = trtseg.load(ct)
+    spacing = volume.spacing[1:]
+    fit = segmenter.place(volume.array, spacing=spacing)
+    with_liver = np.flatnonzero(segmenter.label(volume.array, spacing=spacing).any((1, 2)))
+    found: list[float] = []
+    end = time.perf_counter() + seconds
+    while with_liver.size and (len(found) < 20 or time.perf_counter() < end):
+        z = with_liver[len(found) % len(with_liver)]
+        start = time.perf_counter()
+        segmenter.label(volume.array[z : z + 1], spacing=spacing, fit=fit)
+        found.append(1e3 * (time.perf_counter() - start))
+    p50, p99 = np.percentile(found, (50, 99)) if found else (0.0, 0.0)
+    return {"slices": len(found), "p50": float(p50), "p99": float(p99)}
+
+
+def main() -> None:
+    options = serve.parser()
+    options.add_argument("--precision", default="auto")
+    options.add_argument("--raw", action="store_true", help="no post-processing, to compare labels with")
+    args = options.parse_args()
+    steps = trtseg.PostProcess(0.0, False, False, 0.0) if args.raw else None
+    segmenter = trtseg.Segmenter(
+        args.model, device="cpu", precision=args.precision, threads=args.threads, postprocess=steps
+    )
+
+    def label(source: Path, target: Path, job: dict[str, Any]) -> dict[str, Any]:
+        if "floor" in job:
+            return floor(source, args.model, args.precision, args.threads, job["floor"])
+        if "latency" in job:
+            return latencies(source, segmenter, job["latency"])
+        result = segmenter.segment(source)
+        result.save(target)
+        return {"stages": result.timings, "precision": segmenter.precision}
+
+    serve.serve(label, ("trtseg", "openvino", "numpy"))
+
+
+if __name__ == "__main__":
+    main()
