@@ -4,9 +4,9 @@
     python -m benchmarks.compare ../shared/data       # table on stdout; compare.json; --png FILE for the chart
 
 Each contender is a process that opens the nets once and labels a CT from file to file, again and again. Its first
-labels tell the time from the start of the process. Then the contenders take turns, until each has ``--repeats`` runs of
-a CT or has used ``--budget`` seconds for it. The JSON file is written after every run: whoever is stopped calls the same
-command again, and it goes on. docs/performance-peers.md says how the peers are set up, and why.
+labels tell the time from the start of the process. Then the contenders take turns, until each has ``--repeats`` runs
+of a CT or has used ``--budget`` seconds for it. The JSON file is written after every run: whoever is stopped calls the
+same command again, and it goes on. docs/performance-peers.md says how the peers are set up, and why.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ def main() -> None:
         args.work.mkdir(parents=True, exist_ok=True)
         comparison = Comparison(args)
         contenders = chosen(args.only, comparison.native)
-        names = [*args.ct, *([compare_cts.STACK] if args.long else [])]
+        names = [*args.ct, *([compare_table.STACK] if args.long else [])]
         compare_cts.prepare(args.data, args.work, names, args.slices)
         for ct in names:
             fits = [c for c in contenders if args.only or not c.first_only or ct == names[0]]

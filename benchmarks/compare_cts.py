@@ -10,11 +10,11 @@ import numpy as np
 
 import trtseg
 from benchmarks import robustness
+from benchmarks.compare_table import STACK
 from trtseg import models
 from trtseg.io.atomic import atomic
 
 NAMES = ("chaos3", "ircadb01", "sample")
-STACK = "stack800"
 STACK_SLICES = 800
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,18 @@ from benchmarks.peers.contenders import CONTENDERS
 AGREES = 0.95  # Dice of the liver with trtseg's labels; below, the row says so
 #: Goals on the first CT: how many times longer than the fastest trtseg the fastest of these contenders takes.
 GOALS = (
-    ("(a) PyTorch eager FP32", ("torch",), 6.0),
-    (
-        "(b) the best of channels-last PyTorch",
-        ("torch-last", "torch-last-compiled", "torch-bf16", "torch-bf16-compiled"),
-        2.5,
-    ),
-    ("(c) ONNX Runtime FP32", ("onnxruntime",), 4.0),
-    ("(d) nnU-Net without mirroring", ("nnunet", "nnunet-planned"), 8.0),
-    ("(e) MONAI", ("monai",), 6.0),
+    ("a", "PyTorch eager FP32", 6.0),
+    ("b", "the best channels-last PyTorch", 2.5),
+    ("c", "ONNX Runtime FP32", 4.0),
+    ("d", "the best nnU-Net without mirroring", 8.0),
+    ("e", "MONAI", 6.0),
 )
 OVERHEAD_GOAL = 0.12
 P50_GOAL_MS = 25.0
+MEMORY_GOAL_MB = 400
+#: Not what the goals of their groups ask for.
+NOT_OF_GOALS = ("nnunet-mirroring", "onnxruntime-int8")
+STACK = "stack800"
 
 
 def markdown(data: dict[str, Any]) -> str:
@@ -131,10 +132,16 @@ def _goals(data: dict[str, Any]) -> str:
     def add(goal: str, asked: str, found: str, met: bool) -> None:
         lines.append(f"| {goal} | {asked} | {found} | {'yes' if met else 'no'} |")
 
-    for goal, names, times in GOALS:
+    for group, goal, times in GOALS:
+        names = [c.name for c in CONTENDERS if c.group == group and c.name not in NOT_OF_GOALS]
         if peer := fastest(rows, names):
             ratio = peer[1] / seconds
-            add(f"{goal}: {titles[peer[0]]}", f"{times:g} times", f"{ratio:.2f} times", ratio >= times)
+            add(
+                f"({group}) {goal}",
+                f"{times:g} times",
+                f"{ratio:.2f} times, {titles[peer[0]]}",
+                ratio >= times,
+            )
     if floor := data["floor"].get(ct, {}).get(name):
         share = 1 - floor["floor"] / seconds
         add(
@@ -143,13 +150,21 @@ def _goals(data: dict[str, Any]) -> str:
             f"{share:.1%}",
             share <= OVERHEAD_GOAL,
         )
-    if row := data["latency"].get("trtseg-int8") or data["latency"].get(name):
+    if row := data["latency"].get(name):
         met = row["p50"] <= P50_GOAL_MS and row["p99"] <= 2 * P50_GOAL_MS
+        asked, found = (
+            f"{a:.{n}f} and {b:.{n}f} ms"
+            for a, b, n in ((P50_GOAL_MS, 2 * P50_GOAL_MS, 0), (row["p50"], row["p99"], 1))
+        )
+        add("one slice, p50 and p99", asked, found, met)
+    if long := ours(data["runs"].get(STACK, {})):
+        voxels = math.prod(data["cts"][STACK]["shape"])
+        extra = data["runs"][STACK][long[0]]["peak_mb"] - 3 * voxels / 1e6  # int16 in, a byte out
         add(
-            "one slice, p50 and p99",
-            f"{P50_GOAL_MS:g} and {2 * P50_GOAL_MS:g} ms",
-            f"{row['p50']:.1f} and {row['p99']:.1f} ms",
-            met,
+            f"{STACK}: memory beyond CT and labels",
+            f"{MEMORY_GOAL_MB} MB",
+            f"{extra:.0f} MB",
+            extra <= MEMORY_GOAL_MB,
         )
     return "\n".join(lines)
 

@@ -50,11 +50,11 @@ def main() -> None:
         batch = list_data_collate([before({"image": source})])
         with torch.inference_mode():
             batch["pred"] = inferer(batch["image"], net)
-        result = [after(item) for item in decollate_batch(batch)][0]["pred"]
+        result = next(after(item) for item in decollate_batch(batch))["pred"]
         save = t.SaveImage(output_dtype="uint8", print_log=False)
         save(result, filename=str(target).removesuffix(".nii.gz"))
 
-    serve.serve(label, ("monai", "torch", "nibabel", "numpy"))
+    serve.serve(label, "monai", "torch", "nibabel", "numpy")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """nnU-Net v2: its predictor, reader, resampling and export, with a 2-D configuration of the size of the model's nets.
 
 ``--net both`` (default) is the model's two nets with their own weights, in nnU-Net's network class; it has neither
-normalisation layers nor leaky ReLUs, because the model's nets have none. ``--net planned`` is one net with three classes
-as nnU-Net would plan it at equal width and depth, untrained: its labels are background, its time is real.
+normalisation layers nor leaky ReLUs, because the model's nets have none. ``--net planned`` is one net with three
+classes as nnU-Net would plan it at equal width and depth, untrained: its labels are background, its time is real.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def copied(net: dict[str, Any], onnx_file: bytes) -> nn.Module:
     the other.
     """
     found = nets.weights(onnx_file)
-    classes, width, depth = nets.sizes(found)
+    classes, _, _ = nets.sizes(found)
     network: Any = build(net, classes)
 
     def copy(layer: nn.Module, name: str, *, joined: bool = False) -> None:
@@ -167,7 +167,7 @@ def main() -> None:
         # In this process: predict_from_files starts processes, which takes longer for a single CT.
         predictor.predict_from_files_sequential([[str(source)]], [str(target).removesuffix(".nii.gz")])
 
-    serve.serve(label, ("nnunetv2", "torch", "SimpleITK", "numpy"))
+    serve.serve(label, "nnunetv2", "torch", "SimpleITK", "numpy")
 
 
 if __name__ == "__main__":

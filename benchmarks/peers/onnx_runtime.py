@@ -34,7 +34,7 @@ def main() -> None:
     ending = "onnx" if args.precision == "fp32" else "int8.onnx"
     both = [runner(args.model / f"{role}.{ending}", args.threads) for role in ("liver", "tumour")]
     specs = nets.specs(args.model)
-    serve.serve(lambda *job: student.label(*job, both, specs), ("onnxruntime", "torch", "nibabel", "numpy"))
+    serve.serve(lambda *job: student.label(*job, both, specs), "onnxruntime", "torch", "nibabel", "numpy")
 
 
 if __name__ == "__main__":

@@ -16,30 +16,33 @@ from typing import Any
 Label = Callable[[Path, Path, dict[str, Any]], dict[str, Any] | None]
 
 
+_answers: Any = None
+
+
 def parser() -> argparse.ArgumentParser:
-    """The options that every contender has."""
+    """The options that every contender has. From here on, what libraries print goes to stderr."""
+    global _answers
+    _answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     options = argparse.ArgumentParser()
     options.add_argument("--model", type=Path, required=True, help="folder with ONNX files")
     options.add_argument("--threads", type=int, required=True)
     return options
 
 
-def serve(label: Label, packages: tuple[str, ...]) -> None:
-    """Answer jobs on stdin until it ends; whatever libraries print goes to stderr."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    versions = {name: importlib.metadata.version(name) for name in packages}
-
-    def answer(message: dict[str, Any]) -> None:
-        print(json.dumps(message), file=answers, flush=True)
-
-    answer({"versions": versions})
+def serve(label: Label, *packages: str, **versions: str) -> None:
+    """Answer jobs on stdin until it ends; tell the versions of packages first."""
+    _answer({"versions": {name: importlib.metadata.version(name) for name in packages} | versions})
     for line in sys.stdin:
         job = json.loads(line)
         start = time.perf_counter()
         try:
             more = label(Path(job["input"]), Path(job["output"]), job) or {}
         except Exception as error:  # the other contenders go on
-            answer({"error": f"{type(error).__name__}: {error}"})
+            _answer({"error": f"{type(error).__name__}: {error}"})
             raise
-        answer({"seconds": time.perf_counter() - start, **more})
+        _answer({"seconds": time.perf_counter() - start, **more})
+
+
+def _answer(message: dict[str, Any]) -> None:
+    print(json.dumps(message), file=_answers, flush=True)

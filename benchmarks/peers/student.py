@@ -88,7 +88,7 @@ def main() -> None:
         for role in ("liver", "tumour")
     ]
     specs = nets.specs(args.model)
-    serve.serve(lambda *job: label(*job, both, specs), ("torch", "nibabel", "numpy"))
+    serve.serve(lambda *job: label(*job, both, specs), "torch", "nibabel", "numpy")
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def main() -> None:
         result.save(target)
         return {"stages": result.timings, "precision": segmenter.precision}
 
-    serve.serve(label, ("trtseg", "openvino", "numpy"))
+    serve.serve(label, "openvino", "numpy", trtseg=trtseg.__version__)
 
 
 if __name__ == "__main__":
