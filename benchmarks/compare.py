@@ -121,7 +121,7 @@ class Comparison:
         answer = process.ask(input=str(self.args.work / f"{ct}.nii.gz"), output=str(target), **job)
         row.setdefault("start_s", round(time.perf_counter() - process.started, 3))
         self.data["versions"] |= process.versions
-        if contender.same:
+        if not contender.differs:
             row["dice"] = compare_cts.dice(compare_cts.labels(target), reference)
         note(
             f"{ct} {contender.name}: first labels after {row['start_s']:.1f} s, then {answer['seconds']:.2f} s"

@@ -88,7 +88,7 @@ def _table(data: dict[str, Any], ct: str) -> str:
         times = f"{seconds / best[1]:.2f} times" if best else ""
         lines.append(
             f"| {contender.title} | {seconds:.2f} | {min(runs):.2f} to {max(runs):.2f}, {len(runs)} | {times} "
-            f"| {row['start_s']:.1f} | {row['peak_mb']} | {_agreement(row.get('dice'))} |"
+            f"| {row['start_s']:.1f} | {row['peak_mb']} | {contender.differs + ' |' if contender.differs else _agreement(row['dice'])} |"
         )
     for contender in CONTENDERS:
         floor = data["floor"].get(ct, {}).get(contender.name)
@@ -101,9 +101,7 @@ def _table(data: dict[str, Any], ct: str) -> str:
     return "\n".join(lines)
 
 
-def _agreement(dice: dict[str, float | None] | None) -> str:
-    if dice is None:
-        return "other nets | "
+def _agreement(dice: dict[str, float | None]) -> str:
     liver, tumour = dice["liver"], dice["tumour"]
     if liver is None:
         return "no liver | "

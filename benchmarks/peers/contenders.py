@@ -20,8 +20,8 @@ class Contender:
         Module of `benchmarks.peers`, and its options.
     needs : str
         ``bf16`` or ``int8``: arithmetic without which the contender is left out unless it is named.
-    same : bool
-        Whether it computes the same labels as trtseg.
+    differs : str
+        Why its labels are not those of trtseg, by design.
     first_only : bool
         Whether it is so slow that it runs on the first CT only, unless it is named.
     """
@@ -32,7 +32,7 @@ class Contender:
     program: str
     options: tuple[str, ...] = ()
     needs: str = ""
-    same: bool = True
+    differs: str = ""
     first_only: bool = False
 
     @property
@@ -89,7 +89,7 @@ CONTENDERS = (
         "d",
         "nnunet",
         ("--net", "planned"),
-        same=False,
+        differs="another net",
     ),
     Contender(
         "nnunet-mirroring",
@@ -97,6 +97,7 @@ CONTENDERS = (
         "d",
         "nnunet",
         ("--mirroring",),
+        differs="nets not trained for it",
         first_only=True,
     ),
     Contender("monai", "MONAI SliceInferer", "e", "monai_slices"),

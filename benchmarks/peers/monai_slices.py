@@ -41,8 +41,7 @@ def main() -> None:
     args = serve.parser().parse_args()
     torch.set_num_threads(args.threads)
     specs = nets.specs(args.model)
-    roles = [(args.model / f"{spec['role']}.onnx").read_bytes() for spec in specs]
-    net = nets.ThreeClasses([nets.torch_net(data) for data in roles], specs).eval()
+    net = nets.both([(args.model / f"{spec['role']}.onnx").read_bytes() for spec in specs], specs)
     before, after = pipelines(specs[0])
     inferer = SliceInferer(roi_size=specs[0]["size"], spatial_dim=2, sw_batch_size=BATCH)
 

@@ -65,3 +65,8 @@ class ThreeClasses(nn.Module):
         x2 = ((x * (high - low) + low - low2) / (high2 - low2)).clamp(0, 1) * inside
         m2 = self.tumour(x2) - tumour["logit"]
         return torch.cat([torch.zeros_like(m1), m1, torch.where(inside, m1 + m2, m1)], dim=1)
+
+
+def both(onnx_files: list[bytes], specs: list[dict[str, Any]]) -> nn.Module:
+    """The liver net and the tumour net of ONNX files as one."""
+    return ThreeClasses([torch_net(data) for data in onnx_files], specs).eval()

@@ -1,8 +1,8 @@
 """nnU-Net v2: its predictor, reader, resampling and export, with a 2-D configuration of the size of the model's nets.
 
-``--net both`` (default) is the model's two nets with their own weights, in nnU-Net's network class; it has neither
-normalisation layers nor leaky ReLUs, because the model's nets have none. ``--net planned`` is one net with three
-classes as nnU-Net would plan it at equal width and depth, untrained: its labels are background, its time is real.
+``--net both`` (default) gives the predictor the model's two nets as its network. ``--net planned`` is one net with
+three classes as nnU-Net itself would build it at equal width and depth, untrained: instance norm, leaky ReLU, strides
+instead of pooling. Its labels are background, its time is real.
 """
 
 from __future__ import annotations
@@ -20,11 +20,9 @@ CLASS = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
 RESAMPLING = {"is_seg": False, "order_z": 0, "force_separate_z": None}  # nnU-Net's own defaults
 
 
-def architecture(width: int, depth: int, *, planned: bool) -> dict[str, Any]:
-    """A network of plans; ``planned`` has the layers that nnU-Net's planner takes."""
+def architecture(width: int, depth: int) -> dict[str, Any]:
+    """A network with the layers that nnU-Net's planner takes."""
     stages = depth + 1
-    norm = {"norm_op": "torch.nn.modules.instancenorm.InstanceNorm2d", "nonlin": "torch.nn.LeakyReLU"}
-    plain = {"norm_op": None, "nonlin": "torch.nn.ReLU"}
     return {
         "network_class_name": CLASS,
         "arch_kwargs": {
@@ -36,11 +34,12 @@ def architecture(width: int, depth: int, *, planned: bool) -> dict[str, Any]:
             "n_conv_per_stage": [2] * stages,
             "n_conv_per_stage_decoder": [2] * depth,
             "conv_bias": True,
+            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm2d",
             "norm_op_kwargs": {"eps": 1e-5, "affine": True},
             "dropout_op": None,
             "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
             "nonlin_kwargs": {"inplace": True},
-            **(norm if planned else plain),
         },
         "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
     }
@@ -81,58 +80,19 @@ def plans(spec: dict[str, Any], net: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def build(net: dict[str, Any], classes: int) -> nn.Module:
+def planned(net: dict[str, Any]) -> nn.Module:
     """The network of plans, by nnU-Net's own function."""
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
     imports = net["_kw_requires_import"]
-    made: nn.Module = get_network_from_plans(
-        net["network_class_name"], net["arch_kwargs"], imports, 1, classes, deep_supervision=False
+    made: Any = get_network_from_plans(
+        net["network_class_name"], net["arch_kwargs"], imports, 1, 3, deep_supervision=False
     )
-    return made.eval()
-
-
-def copied(net: dict[str, Any], onnx_file: bytes) -> nn.Module:
-    """The network of plans with the weights of an ONNX file.
-
-    The halves of what is joined in the decoder are swapped: nnU-Net puts the path from below first, the model's nets
-    the other.
-    """
-    found = nets.weights(onnx_file)
-    classes, _, _ = nets.sizes(found)
-    network: Any = build(net, classes)
-
-    def copy(layer: nn.Module, name: str, *, joined: bool = False) -> None:
-        weight = found[f"{name}.weight"]
-        if joined:
-            weight = torch.cat(weight.chunk(2, dim=1)[::-1], dim=1)
-        layer.load_state_dict({"weight": weight, "bias": found[f"{name}.bias"]})
-
-    for level, stage in enumerate(network.encoder.stages):
-        for conv, place in zip(stage[0].convs, (0, 3), strict=True):
-            copy(conv.conv, f"down.{level}.{place}")
-    for level, (up, stage) in enumerate(
-        zip(network.decoder.transpconvs, network.decoder.stages, strict=True)
-    ):
-        copy(up, f"up.{level}")
-        for conv, place in zip(stage.convs, (0, 3), strict=True):
-            copy(conv.conv, f"merge.{level}.{place}", joined=place == 0)
-    copy(network.decoder.seg_layers[-1], "head")
-    return network
-
-
-def network(model: Path, specs: list[dict[str, Any]], *, planned: bool) -> tuple[nn.Module, dict[str, Any]]:
-    """The net, and the architecture for the plans."""
-    files = [(model / f"{spec['role']}.onnx").read_bytes() for spec in specs]
-    _, width, depth = nets.sizes(nets.weights(files[0]))
-    net = architecture(width, depth, planned=planned)
-    if not planned:
-        return nets.ThreeClasses([copied(net, data) for data in files], specs), net
-    made: Any = build(net, 3)
     with torch.no_grad():  # background everywhere: labels at random would make writing slow
         made.decoder.seg_layers[-1].weight.zero_()
         made.decoder.seg_layers[-1].bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
-    return made, net
+    network: nn.Module = made.eval()
+    return network
 
 
 def main() -> None:
@@ -151,7 +111,10 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     specs = nets.specs(args.model)
-    net, of_plans = network(args.model, specs, planned=args.net == "planned")
+    files = [(args.model / f"{spec['role']}.onnx").read_bytes() for spec in specs]
+    _, width, depth = nets.sizes(nets.weights(files[0]))
+    of_plans = architecture(width, depth)
+    net = planned(of_plans) if args.net == "planned" else nets.both(files, specs)
     manager = PlansManager(plans(specs[0], of_plans))
     about = {
         "channel_names": {"0": "CT"},
