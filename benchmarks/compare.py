@@ -5,7 +5,7 @@
 
 Each contender is a process that opens the nets once and labels a CT from file to file, again and again. Its first
 labels tell the time from the start of the process. Then the contenders take turns, until each has ``--repeats`` runs
-of a CT or has used ``--budget`` seconds for it. The JSON file is written after every run: whoever is stopped calls the
+of a CT or has used ``--budget`` seconds. The JSON file is written after every run: whoever is stopped calls the
 same command again, and it goes on. docs/performance-peers.md says how the peers are set up, and why.
 """
 
@@ -74,10 +74,11 @@ class Comparison:
         row: dict[str, Any] = rows.setdefault(contender.name, {"seconds": []})
         return row
 
-    def is_done(self, row: dict[str, Any]) -> bool:
+    def is_done(self, ct: str, row: dict[str, Any]) -> bool:
         """Whether a contender has its runs of a CT."""
         seconds = row["seconds"]
-        enough = len(seconds) >= self.args.repeats or sum(seconds) >= self.args.budget
+        budget = self.args.budget if ct == self.args.ct[0] else self.args.budget / 2
+        enough = len(seconds) >= self.args.repeats or sum(seconds) >= budget
         return "error" in row or (bool(seconds) and enough)
 
     def open(self, contender: Contender) -> Process:
@@ -94,7 +95,7 @@ class Comparison:
         with ExitStack() as stack:
             running: list[tuple[Contender, Process]] = []
             for contender in contenders:
-                if not self.is_done(self.row(ct, contender)):
+                if not self.is_done(ct, self.row(ct, contender)):
                     with self._failures(ct, contender):
                         process = self.open(contender)
                         stack.callback(process.close)
@@ -109,7 +110,7 @@ class Comparison:
                         row["peak_mb"] = round(process.peak / 1e6)
                         row["stages"] = answer.get("stages", {})
                         note(f"{ct} {contender.name}: {answer['seconds']:.2f} s")
-                    if self.is_done(row):
+                    if self.is_done(ct, row):
                         running.remove((contender, process))
                     self.keep()
 
@@ -178,7 +179,7 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Parse the command line, measure what is missing, print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -193,7 +194,12 @@ def main() -> None:
     )
     parser.add_argument("--slices", type=int, help="that many slices of each CT only")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--budget", type=float, default=15.0, help="seconds for a contender and CT")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=24.0,
+        help="seconds for a contender on the first CT; half of it on the others",
+    )
     parser.add_argument("--model", default="default")
     parser.add_argument("--threads", type=int, default=available_cpus())
     parser.add_argument("--python", type=Path, default=Path(".venv/peers/bin/python"))
@@ -204,7 +210,7 @@ def main() -> None:
     parser.add_argument(
         "--table", action="store_true", help="measure nothing, print what the JSON file holds"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.slices is not None:
         args.work = args.work / f"slices{args.slices}"
 

@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.contenders import CONTENDERS
+from benchmarks.peers.contenders import CONTENDERS, Contender
 
 AGREES = 0.95  # Dice of the liver with trtseg's labels; below, the row says so
 #: Goals on the first CT: how many times longer than the fastest trtseg the fastest of these contenders takes.
@@ -29,6 +29,8 @@ STACK = "stack800"
 def markdown(data: dict[str, Any]) -> str:
     """All tables."""
     parts = [_head(data)]
+    if len(data["runs"]) > 1:
+        parts.append(_summary(data))
     parts += [_table(data, ct) for ct in data["runs"]]
     if data["latency"]:
         parts.append(_latency(data["latency"]))
@@ -88,7 +90,7 @@ def _table(data: dict[str, Any], ct: str) -> str:
         times = f"{seconds / best[1]:.2f} times" if best else ""
         lines.append(
             f"| {contender.title} | {seconds:.2f} | {min(runs):.2f} to {max(runs):.2f}, {len(runs)} | {times} "
-            f"| {row['start_s']:.1f} | {row['peak_mb']} | {contender.differs + ' |' if contender.differs else _agreement(row['dice'])} |"
+            f"| {row['start_s']:.1f} | {row['peak_mb']} | {_agreement(contender, row)} |"
         )
     for contender in CONTENDERS:
         floor = data["floor"].get(ct, {}).get(contender.name)
@@ -101,12 +103,31 @@ def _table(data: dict[str, Any], ct: str) -> str:
     return "\n".join(lines)
 
 
-def _agreement(dice: dict[str, float | None]) -> str:
-    liver, tumour = dice["liver"], dice["tumour"]
+def _agreement(contender: Contender, row: dict[str, Any]) -> str:
+    """Two cells: Dice with the labels of trtseg in FP32 without post-processing."""
+    if contender.differs:
+        return f"{contender.differs} | "
+    liver, tumour = row["dice"]["liver"], row["dice"]["tumour"]
     if liver is None:
         return "no liver | "
     flag = "" if liver >= AGREES else " DISAGREES"
     return f"{liver:.4f}{flag} | {'no tumour' if tumour is None else f'{tumour:.3f}'}"
+
+
+def _summary(data: dict[str, Any]) -> str:
+    """Medians on all CTs, side by side."""
+    cts = list(data["runs"])
+    heads = [f"{ct}, {data['cts'][ct]['shape'][0]} slices" for ct in cts]
+    lines = [f"| median s, times the fastest trtseg | {' | '.join(heads)} |", f"|---|{'---|' * len(cts)}"]
+    for contender in CONTENDERS:
+        cells = []
+        for ct in cts:
+            seconds, best = median(data["runs"][ct].get(contender.name, {})), ours(data["runs"][ct])
+            times = f", {seconds / best[1]:.1f}" if seconds and best else ""
+            cells.append("" if seconds is None else f"{seconds:.2f}{times}")
+        if any(cells):
+            lines.append(f"| {contender.title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _latency(latency: dict[str, Any]) -> str:
