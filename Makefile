@@ -1,11 +1,12 @@
 # `make demo` and `make test` set up all they need in .venv/; what they need is Python >= 3.11 with its headers, and a
 # C++17 compiler. Another Python: make test PYTHON=python3.12
 #
-# Two environments: .venv/demo holds what a user gets from `pip install .`, so that the demo shows exactly that, and
-# .venv/test an editable install with torch and the tools.
+# Three environments: .venv/demo holds what a user gets from `pip install .`, so that the demo shows exactly that,
+# .venv/test an editable install with torch and the tools, and .venv/peers what trtseg is compared with.
 
 DEMO := .venv/demo
 TEST := .venv/test
+PEERS := .venv/peers
 BUILD_FILES := pyproject.toml setup.py $(wildcard csrc/*)
 # What `make train` reads, a folder laid out as training/README.md says, and where it keeps its runs.
 DATA := ../shared/data
@@ -16,7 +17,7 @@ PACKAGE_FILES := $(shell find trtseg -type f -not -name '*.py[co]' -not -name '*
 PIP_INSTALL = bin/python -m pip install -qq --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-versions test-gpu sanitize-gpu bench bench-gpu gpu-kit gpu-extension lint train results clean
+.PHONY: help demo test test-slow test-versions test-gpu sanitize-gpu bench bench-peers peers bench-gpu gpu-kit gpu-extension lint train results clean
 
 help:
 	@echo 'make demo       install, get a CT, segment it, show the result'
@@ -28,6 +29,8 @@ help:
 	@echo '                these three without a network: GPU_PYTHON=python3, which has what they need'
 	@echo 'make gpu-kit    collect what an offline GPU machine needs for tests and benchmark (KIT_PYTHON, KIT_ARCHS)'
 	@echo 'make bench      speed of the ops and of the cascade here (CT=FILE: on that CT)'
+	@echo 'make bench-peers  speed from file to file beside nnU-Net, MONAI, PyTorch and ONNX Runtime, on the CTs in DATA'
+	@echo '                (BENCH=OPTIONS); make peers installs these (2 GB)'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make train      from CT slices to a model in runs/, as training/recipe.py says; an interrupted run resumes'
 	@echo 'make results    train all methods and write the tables of docs/results.md, in an hour or two'
@@ -87,6 +90,12 @@ bench: $(TEST)/installed
 	$(TEST)/bin/python -m benchmarks.ops
 	$(TEST)/bin/python -m benchmarks.cascade "$${CT:-$$($(TEST)/bin/trtseg sample)}"
 
+# In a quarter of an hour; an interrupted run goes on. docs/performance-peers.md says what it does.
+bench-peers: $(TEST)/installed $(PEERS)/installed
+	$(TEST)/bin/python -m benchmarks.compare $(DATA) --png build/compare/speed.png $(BENCH)
+
+peers: $(PEERS)/installed
+
 lint: $(TEST)/installed
 	$(TEST)/bin/ruff check .
 	$(TEST)/bin/ruff format --check .
@@ -118,12 +127,17 @@ $(TEST)/installed: $(TEST)/bin/python $(BUILD_FILES)
 	@$(TEST)/$(PIP_INSTALL) --editable '.[dev,train]'
 	@touch $@
 
+$(PEERS)/installed: $(PEERS)/bin/python benchmarks/peers/requirements.txt
+	@echo 'Installing what trtseg is compared with into $(PEERS) ...'
+	@$(PEERS)/$(PIP_INSTALL) -r benchmarks/peers/requirements.txt
+	@touch $@
+
 CHECK = import sys, sysconfig, os; \
   sys.version_info >= (3, 11) or sys.exit("is older than 3.11"); \
   os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")) or sys.exit("has no headers (python3-dev)"); \
   import venv, ensurepip
 
-$(DEMO)/bin/python $(TEST)/bin/python:
+$(DEMO)/bin/python $(TEST)/bin/python $(PEERS)/bin/python:
 	@command -v $${CXX:-c++} >/dev/null || { \
 	  echo 'error: no C++ compiler found; install g++ or clang++, or set CXX' >&2; exit 1; }
 	@for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3.14 python3 python); do \
