@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -214,6 +215,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.slices is not None:
         args.work = args.work / f"slices{args.slices}"
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the contenders too
     if not args.table:
         if not args.python.exists():
             raise SystemExit(f"--python: {args.python} is not there; make it with: make peers")

@@ -66,7 +66,7 @@ class Process:
         """End the process and what it started."""
         self._stop.set()
         self._watcher.join()
-        if self._process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):

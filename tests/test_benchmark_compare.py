@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -27,6 +28,11 @@ def row(*seconds: float, liver: float | None = 0.99, peak: int = 500) -> dict:
         "peak_mb": peak,
         "dice": {"liver": liver, "tumour": None},
     }
+
+
+def is_running(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.fixture
@@ -115,6 +121,23 @@ def test_a_process_answers_and_its_memory_is_seen(tmp_path):
         assert 80e6 < process.peak < 300e6
     finally:
         process.close()
+
+
+def test_closing_a_process_ends_what_it_started(tmp_path):
+    program = (
+        "import json, subprocess, sys\n"
+        "child = subprocess.Popen(['sleep', '60'])\n"
+        "print(json.dumps({'versions': {}}), flush=True)\n"
+        "sys.stdin.readline()\n"
+        "print(json.dumps({'child': child.pid}), flush=True)\n"
+    )
+    process = Process([sys.executable, "-c", program], 1, tmp_path / "log")
+    child = process.ask()["child"]
+    process.close()
+    deadline = time.monotonic() + 10
+    while is_running(child) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not is_running(child)
 
 
 @pytest.fixture(scope="module")
