@@ -202,7 +202,7 @@ def test_the_peers_label_a_phantom_as_trtseg_does_and_a_run_goes_on_where_it_was
         pytest.skip("no environment of the peers: make peers")
     (tmp_path / ct.name).write_bytes(ct.read_bytes())
     names = ["trtseg-fp32", "torch", "onnxruntime", "nnunet", "nnunet-planned", "monai"]
-    options = [str(tmp_path), "--ct", "sample", "--repeats", "1", "--python", str(PEERS)]
+    options = [str(tmp_path), "--ct", "sample", "--repeats", "1", "--threads", "1", "--python", str(PEERS)]
     options += ["--work", str(tmp_path), "--json", str(tmp_path / "figures.json")]
     compare.main([*options, "--only", *names[:3]])
     first = json.loads((tmp_path / "figures.json").read_text())["runs"]["sample"]
