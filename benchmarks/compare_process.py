@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-SAMPLE_SECONDS = 0.05
+SAMPLE_SECONDS = 0.1
 
 
 class Process:
@@ -43,7 +43,7 @@ class Process:
                 start_new_session=True,
             )
         self.peak = 0
-        self._stop = threading.Event()
+        self._stop, self._busy = threading.Event(), threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
         try:
@@ -76,7 +76,10 @@ class Process:
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
+        self._busy.set()
         line = self._process.stdout.readline()
+        self._busy.clear()
+        self.peak = max(self.peak, highest(self._process.pid))
         if not line:
             last = self._log.read_text(errors="replace").strip().splitlines()[-1:] or ["no word"]
             raise RuntimeError(f"it ended: {last[0]}")
@@ -86,7 +89,8 @@ class Process:
     def _watch(self) -> None:
         """Keep the largest sum of resident memory of the tree; shared pages count once for each process."""
         while not self._stop.wait(SAMPLE_SECONDS):
-            self.peak = max(self.peak, sum(map(resident, tree(self._process.pid))))
+            if self._busy.is_set():  # to watch those that wait would take time from the one that runs
+                self.peak = max(self.peak, sum(map(resident, tree(self._process.pid))))
 
 
 def tree(pid: int) -> list[int]:
@@ -106,4 +110,13 @@ def resident(pid: int) -> int:
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError, ValueError):
+        return 0
+
+
+def highest(pid: int) -> int:
+    """Most bytes of memory that a process ever held, without what it started; 0 if it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
         return 0
