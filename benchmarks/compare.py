@@ -12,6 +12,7 @@ same command again, and it goes on. docs/performance-peers.md says how the peers
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import platform
 import signal
@@ -32,6 +33,7 @@ from trtseg.resources import available_cpus
 
 FLOOR_SECONDS = 6.0
 LATENCY_SECONDS = 12.0
+MARK = "<!-- from here on printed by benchmarks.compare -->\n"
 
 
 class Comparison:
@@ -47,7 +49,13 @@ class Comparison:
         self.args = args
         self.model = models.find(args.model).folder
         self.native = {name for name, yes in (("bf16", native_bf16()), ("int8", native_int8())) if yes}
-        settings = {"model": args.model, "threads": args.threads, "slices": args.slices}
+        self.weights = hashlib.sha256((self.model / "model.json").read_bytes()).hexdigest()[:8]
+        settings = {
+            "model": f"{args.model} {models.find(args.model).spec.version}",
+            "weights": self.weights,
+            "threads": args.threads,
+            "slices": args.slices,
+        }
         self.data: dict[str, Any] = {"settings": settings, "cts": {}, "runs": {}, "floor": {}, "latency": {}}
         if args.json.exists() and not args.fresh:
             self.data = json.loads(args.json.read_text())
@@ -145,7 +153,7 @@ class Comparison:
 
     def _reference(self, ct: str, path: Path, job: dict[str, Any]) -> Any:
         """Labels of trtseg in FP32 without post-processing."""
-        target = self._output(ct, REFERENCE)
+        target = self.args.work / f"{ct}_reference_{self.weights}.nii.gz"
         if not target.exists():
             process = self.open(REFERENCE)
             try:
@@ -207,6 +215,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("build/compare"), help="CTs, labels and logs")
     parser.add_argument("--json", type=Path, default=Path("compare.json"))
     parser.add_argument("--png", type=Path, help="also draw the chart")
+    parser.add_argument("--into", type=Path, metavar="FILE", help="document whose tables are replaced")
     parser.add_argument("--fresh", action="store_true", help="forget earlier figures")
     parser.add_argument(
         "--table", action="store_true", help="measure nothing, print what the JSON file holds"
@@ -229,7 +238,14 @@ def main(argv: list[str] | None = None) -> None:
             comparison.measure(ct, fits)
             comparison.engines(ct, fits)
     data = json.loads(args.json.read_text())
-    print(compare_table.markdown(data))
+    text = compare_table.markdown(data)
+    print(text)
+    if args.into:
+        above, mark, _ = args.into.read_text(encoding="utf-8").partition(MARK)
+        if not mark:
+            raise SystemExit(f"{args.into}: has no line {MARK!r}; the tables go below it")
+        with atomic(args.into) as (temporary,):
+            temporary.write_text(f"{above}{mark}\n{text}\n", encoding="utf-8")
     if args.png:
         compare_table.chart(data, args.png)
 

@@ -61,12 +61,16 @@ def _head(data: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in sorted(data["versions"].items()))
     sessions = machine["sessions"]
     lines = [
-        f"{machine['cpu']}, {settings['threads']} threads; arithmetic of its own for {native}. "
+        f"{machine['cpu']}, {_threads(settings)}; arithmetic of its own for {native}. "
         f"Model `{settings['model']}`, Python {machine['python']}, {versions}."
     ]
     if sessions > 1:
         lines.append(f"Measured in {sessions} sessions: only figures of one session were taken in turns.")
     return "\n\n".join(lines)
+
+
+def _threads(settings: dict[str, Any]) -> str:
+    return "1 thread" if settings["threads"] == 1 else f"{settings['threads']} threads"
 
 
 def _table(data: dict[str, Any], ct: str) -> str:
@@ -218,7 +222,7 @@ def chart(data: dict[str, Any], png: Path, ct: str | None = None) -> None:
     machine, settings = data["machine"], data["settings"]
     slices = data["cts"][ct]["shape"][0]
     axes.set_xlabel(
-        f"seconds from file to file, {ct}, {slices} slices, {settings['threads']} threads, {machine['cpu']}"
+        f"seconds from file to file, {ct}, {slices} slices, {_threads(settings)}, {machine['cpu']}"
     )
     figure.savefig(png, dpi=120)
     plt.close(figure)

@@ -155,7 +155,9 @@ def test_the_loop_of_students_labels_as_trtseg_does(ct, tmp_path):
 
     folder = models.find("default").folder
     with Segmenter(
-        device="cpu", precision="fp32", postprocess=PostProcess(0.0, False, False, 0.0)
+        device="cpu",
+        precision="fp32",
+        postprocess=PostProcess(median_mm=0.0, largest_liver=False, fill_holes=False, min_tumour_ml=0.0),
     ) as segmenter:
         segmenter.segment(ct).save(tmp_path / "ours.nii.gz")
     ours = compare_cts.labels(tmp_path / "ours.nii.gz")

@@ -76,7 +76,11 @@ def main() -> None:
     options.add_argument("--precision", default="auto")
     options.add_argument("--raw", action="store_true", help="no post-processing, to compare labels with")
     args = options.parse_args()
-    steps = trtseg.PostProcess(0.0, False, False, 0.0) if args.raw else None
+    steps = (
+        trtseg.PostProcess(median_mm=0.0, largest_liver=False, fill_holes=False, min_tumour_ml=0.0)
+        if args.raw
+        else None
+    )
     segmenter = trtseg.Segmenter(
         args.model, device="cpu", precision=args.precision, threads=args.threads, postprocess=steps
     )
