@@ -217,7 +217,7 @@ def chart(data: dict[str, Any], png: Path, ct: str | None = None) -> None:
     texts = [f"{m:.1f} s" + (f", {m / best[1]:.1f}x" if best else "") for m in medians]
     axes.bar_label(bars, texts, padding=6, fontsize=9)
     axes.invert_yaxis()
-    axes.margins(x=0.16)
+    axes.margins(x=0.22)
     axes.spines[["top", "right"]].set_visible(False)
     machine, settings = data["machine"], data["settings"]
     slices = data["cts"][ct]["shape"][0]
