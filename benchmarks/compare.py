@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import platform
 import signal
 import sys
@@ -68,6 +69,7 @@ class Comparison:
             "cpu": describe_cpu().rpartition(",")[0],
             "native": sorted(self.native),
             "python": platform.python_version(),
+            "load": max(self.data.get("machine", {}).get("load", 0.0), round(os.getloadavg()[0], 1)),
             "sessions": self.data.get("machine", {}).get("sessions", 0) + 1,
         }
         self.data.setdefault("versions", {})

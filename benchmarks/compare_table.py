@@ -19,6 +19,7 @@ GOALS = (
     ("e", "MONAI", 6.0),
 )
 OVERHEAD_GOAL = 0.12
+QUIET = 0.5  # load average of the minute before the start
 P50_GOAL_MS = 25.0
 MEMORY_GOAL_MB = 400
 #: Not what the goals of their groups ask for.
@@ -64,6 +65,11 @@ def _head(data: dict[str, Any]) -> str:
         f"{machine['cpu']}, {_threads(settings)}; arithmetic of its own for {native}. "
         f"Model `{settings['model']}`, Python {machine['python']}, {versions}."
     ]
+    if machine["load"] > QUIET:
+        lines.append(
+            f"NOT QUIET: the load average was {machine['load']} before the start. Runtimes with OpenMP, as PyTorch "
+            "and nnU-Net, lose most by that; the ratios are not fair."
+        )
     if sessions > 1:
         lines.append(f"Measured in {sessions} sessions: only figures of one session were taken in turns.")
     return "\n\n".join(lines)

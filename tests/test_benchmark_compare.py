@@ -51,7 +51,7 @@ def data() -> dict:
     }
     return {
         "settings": {"model": "default", "threads": 2, "slices": None},
-        "machine": {"cpu": "Some CPU", "native": ["int8"], "python": "3.11", "sessions": 1},
+        "machine": {"cpu": "Some CPU", "native": ["int8"], "python": "3.11", "sessions": 1, "load": 0.1},
         "versions": {"torch": "2.13"},
         "cts": {"chaos3": {"shape": [78, 512, 512]}, "stack800": {"shape": [800, 500, 500]}},
         "runs": {"chaos3": runs, "stack800": {"trtseg-int8": row(10.0, peak=1100)}},
@@ -84,6 +84,9 @@ def test_the_tables_say_what_the_figures_say(data):
     assert [cell.strip() for cell in goals["one slice, p50 and p99"]] == ["20.0 and 51.0 ms", "no"]
     assert [cell.strip() for cell in goals["stack800: memory beyond CT and labels"]] == ["500 MB", "no"]
     assert "(e) MONAI" not in goals
+    assert "NOT QUIET" not in text
+    data["machine"]["load"] = 3.0
+    assert "NOT QUIET" in compare_table.markdown(data)
 
 
 def test_the_chart_is_drawn(data, tmp_path):
