@@ -45,7 +45,7 @@ HEAVY = {
     "scipy",
 }
 HEAVY |= {"platformdirs", "pycuda", "pydicom", "pynetdicom", "rich", "sklearn", "tensorrt", "tensorrt_rtx"}
-HEAVY.add("typer")
+HEAVY |= {"fsspec", "ray", "typer"}
 HEAVY |= {"holoscan", "monai"}
 MAY_BE_HEAVY = {"adapters": {"holoscan", "monai"}, "cli": {"typer"}, "node": {"pynetdicom"}}
 NEVER = {"torch", "training", "tests", "benchmarks"}

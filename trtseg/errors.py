@@ -34,3 +34,7 @@ class OutOfMemoryError(DeviceError):
 
 class BusyError(DeviceError, TimeoutError):
     """A device is behind with its work, and the time to wait for it has passed: ask again later."""
+
+
+class WorkerError(DeviceError):
+    """A process that segments cases of a cohort ended before its case was done, or does not start."""

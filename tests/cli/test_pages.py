@@ -34,7 +34,8 @@ def test_a_folder_has_an_index_that_knows_what_was_done_before(here, model, phan
     assert done.exit_code == 3
     assert "1 of 3 cases are complete" in done.stderr
     assert "all cases on a page: out/index.html" in done.stderr
-    assert sorted(os.listdir("out")) == ["a_seg.html", "a_seg.nii.gz", "deep", "index.csv", "index.html"]
+    pages = ["a_seg.html", "a_seg.nii.gz", "cohort.csv", "cohort.jsonl", "deep", "index.csv", "index.html"]
+    assert sorted(os.listdir("out")) == pages
     index = Path("out/index.html").read_text("utf-8")
     assert 'href="a_seg.html"' in index
     assert 'href="deep/b_seg.html"' in index

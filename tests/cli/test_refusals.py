@@ -31,6 +31,7 @@ def truncated(path):
     path.write_bytes(path.read_bytes()[:5000])
 
 
+COHORT = ("cohort.csv", "cohort.jsonl")  # beside the results of several cases
 BAD = {
     "missing": (lambda path: None, "no such file; check the path"),
     "truncated": (truncated, "ended before the end-of-stream marker was reached); the file is truncated"),
@@ -56,7 +57,7 @@ def test_one_bad_case_of_several_is_3_and_the_others_are_written(here, model, ph
     Path("bad.nii.gz").write_text("text")
     done = run("segment", "bad.nii.gz", "good.nii.gz", "missing.nii.gz", "--model", model, "-o", "out")
     assert done.exit_code == 3, done.output
-    assert os.listdir("out") == ["good_seg.nii.gz"]
+    assert sorted(os.listdir("out")) == [*COHORT, "good_seg.nii.gz"]
     bad, missing = but_warnings(done.stderr).splitlines()
     assert "bad.nii.gz" in bad
     assert "missing.nii.gz" in missing
@@ -85,7 +86,7 @@ def test_a_bug_shows_its_traceback_and_the_others_go_on(here, model, phantom_ct,
     assert done.exit_code == 1
     assert "ZeroDivisionError: a bug" in done.stderr
     assert "one.nii.gz: unexpected, please report this" in done.stderr
-    assert os.listdir("out") == ["two_seg.nii.gz"]
+    assert sorted(os.listdir("out")) == [*COHORT, "two_seg.nii.gz"]
 
 
 def test_an_input_that_may_not_be_read_does_not_stop_the_others(here, model, phantom_ct):
@@ -101,7 +102,7 @@ def test_an_input_that_may_not_be_read_does_not_stop_the_others(here, model, pha
     assert but_warnings(done.stderr).splitlines() == [
         f"error: {name}: no permission to read it; change the file's mode or owner" for name in inputs[:2]
     ]
-    assert os.listdir("out") == ["good_seg.nii.gz"]
+    assert sorted(os.listdir("out")) == [*COHORT, "good_seg.nii.gz"]
     done = run_without_privileges("segment", "locked/in.nii.gz", "--model", model)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1

@@ -55,17 +55,17 @@ class Failures:
 
     count: int = 0
     bugs: int = 0
-    reasons: dict[Path, str] = field(default_factory=dict)  # by the first path of each case
+    reasons: dict[str, str] = field(default_factory=dict)  # by the first path of each case
 
-    def add(self, error: Exception, *paths: Path, alone: bool = False) -> str:
+    def add(self, error: Exception, *paths: Path | str, alone: bool = False) -> str:
         """Say on stderr why a case failed, and return the reason.
 
         Parameters
         ----------
         error : Exception
             The reason. If it is no TrtsegError it is a bug, and its traceback is printed.
-        *paths : Path
-            Files of the case. The first is put before a message that names none of them.
+        *paths : Path or str
+            Files of the case, or URLs. The first is put before a message that names none of them.
         alone : bool
             There is no other case, so the message need not name the case.
         """
@@ -79,7 +79,7 @@ class Failures:
             reason = f"unexpected {type(error).__name__}"
             fail(f"{paths[0]}: unexpected, please report this:")
             traceback.print_exception(error)
-        self.reasons[paths[0]] = reason
+        self.reasons[str(paths[0])] = reason
         return reason
 
     def exit_code(self, done: int) -> int:

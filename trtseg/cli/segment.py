@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import closing
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,20 +15,22 @@ from trtseg.cli.exits import Failures, errors_as_exit_codes
 
 if TYPE_CHECKING:
     from trtseg.api import Segmenter
-    from trtseg.cohort import Case, Outcome
+    from trtseg.cohort import Case, Outcome, Workers
     from trtseg.result import Segmentation
 
-_LISTED = 10  # lesions printed one by one; the report has all
+_LISTED = 10  # lesions printed one by one; the report has all. Failures that leave the table on the screen
+_MOST_ROWS = 1000  # of the table that is printed
+_TABLE = "cohort.csv"
 
 
 def segment(
     inputs: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="INPUTS",
-            help="CT volumes in Hounsfield units: NIfTI, NRRD, MetaImage, Analyze, DICOM (a file, a folder, a zip), or "
-            "a folder with CTs in it and below it.",
-            parser=text.path,
+            help="CT volumes in Hounsfield units: NIfTI, NRRD, MetaImage, Analyze, DICOM (a file, a folder, a zip); a "
+            "folder with CTs in it and below it; a quoted pattern; a list, as .csv with a column 'input'; URLs.",
+            parser=text.path_or_url,
         ),
     ],
     output: Annotated[
@@ -85,6 +88,25 @@ def segment(
     threads: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Threads on the CPU.", show_default="as many as it may use"),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            "-j",
+            metavar="N",
+            min=1,
+            help="Of several cases, do N at a time, each in a process of its own that may fail alone. docs/cohorts.md.",
+            show_default="one, in this process",
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Do several cases on a Ray cluster: host:port, auto, or local. --jobs says how many at a time.",
+            show_default="this machine",
+        ),
     ] = None,
     overwrite: Annotated[
         bool,
@@ -157,8 +179,6 @@ def segment(
             dicom=() if dicom is None else [kind.strip() for kind in dicom.split(",")],
             name="--output",
         ) as cases:
-            from trtseg.api import Segmenter
-            from trtseg.io.names import is_folder
             from trtseg.labels.postprocess import PostProcess
 
             steps = PostProcess(
@@ -167,114 +187,131 @@ def segment(
                 fill_holes=not no_fill_holes,
                 min_tumour_ml=min_tumour_ml,
             )
-            with progress.bar(quiet) as bar:
-                segmenter = Segmenter(
-                    model,
-                    device=device,
-                    precision=precision,
-                    postprocess=steps,
-                    runtime=runtime,
-                    threads=threads,
-                    progress=progress.follow(bar, "building"),
-                )
-            todo, made_by = cases, segmenter.fingerprint(orientation)
-            if not overwrite and (len(cases) > 1 or is_folder(inputs[0])):
-                todo = tuple(case for case in cases if not case.is_done(made_by, keep_identity=keep_identity))
+            options: dict[str, Any] = {
+                "model": model,
+                "device": device,
+                "precision": precision,
+                "runtime": runtime,
+            }
+            options |= {"postprocess": steps, "threads": threads}
+            is_alone = cohort.is_alone(cases, inputs)
+            folder = output or Path() if not is_alone else cases[0].labels.parent if jobs or ray else None
             if not quiet:
-                _say_what_is_left_out(inputs, cases, todo)
-            with segmenter:
-                failures, done = _run(
-                    todo, segmenter, orientation=orientation, keep_identity=keep_identity, quiet=quiet
+                _say_what_is_left_out(inputs, cases)
+            with ExitStack() as stack:
+                segmenter: Segmenter | Workers
+                if jobs is None and ray is None:
+                    from trtseg.api import Segmenter
+
+                    with progress.bar(quiet) as bar:
+                        segmenter = Segmenter(**options, progress=progress.follow(bar, "building"))
+                    stack.enter_context(segmenter)
+                else:
+                    segmenter = cohort.Workers(jobs, ray, options=options)
+                tell = stack.enter_context(progress.told(quiet, len(cases) > 1))
+                outcomes = cohort.run(
+                    cases,
+                    segmenter,
+                    folder=folder,
+                    overwrite=overwrite,
+                    orientation=orientation,
+                    keep_identity=keep_identity,
+                    progress=tell,
                 )
-            if html and (len(cases) > 1 or cases[0].source not in inputs):
+                failures, done = _show(stack.enter_context(closing(outcomes)), len(cases), quiet)
+            if failures.count > _LISTED and folder and not quiet and (folder / _TABLE).exists():
+                text.note(f"{failures.count} of {len(cases)} cases failed: {folder / _TABLE} says why")
+            if html and not is_alone:
                 from trtseg.report.index import write_index
 
-                named = {case.source: case.html for case in cases if case.html}
                 failed = {
-                    page: reason.replace(str(source), source.name)
-                    for source, page in named.items()
-                    if (reason := failures.reasons.get(source))
+                    case.html: reason.replace(case.input, case.source.name)
+                    for case in cases
+                    if case.html and (reason := failures.reasons.get(case.input))
                 }
-                index = write_index(list(named.values()), output or Path(), failed)
+                index = write_index([case.html for case in cases if case.html], output or Path(), failed)
                 if index is not None and not quiet:
                     text.note(f"all cases on a page: {index}")
-            raise typer.Exit(failures.exit_code(done + len(cases) - len(todo)))
+            raise typer.Exit(failures.exit_code(done))
 
 
-def _list_series(inputs: Sequence[Path]) -> None:
+def _list_series(inputs: Sequence[str]) -> None:
     """Print the volumes in each DICOM input on stdout, each with its UID in a line of its own, to be copied."""
     from trtseg.io.dicom import list_series
 
     for path in inputs:
-        found = list_series(path)
+        found = list_series(Path(path))
         free = "is taken" if sum(not one.reason for one in found) == 1 else "can be chosen"
         for one in found:
             text.out(f"{one.series}\n    {one.about}: {one.reason or free}\n")
 
 
-def _say_what_is_left_out(inputs: Sequence[Path], cases: Sequence[Case], todo: Sequence[Case]) -> None:
-    """Say which inputs are no CTs, and which cases are complete, on stderr."""
+def _say_what_is_left_out(inputs: Sequence[str], cases: Sequence[Case]) -> None:
+    """Say which inputs are no CTs, on stderr."""
     from trtseg.io.dicom import is_dicom
 
     sources = {case.source for case in cases}
-    left = (path for path in inputs if path not in sources and not path.is_dir())
-    if results := [path.name for path in left if not is_dicom(path)]:
+    left = (Path(path) for path in inputs if Path(path) not in sources and os.path.isfile(path))  # noqa: PTH113
+    results = [path.name for path in left if not is_dicom(path) and path.suffix.lower() != ".csv"]
+    if results:
         text.note(f"left out as label maps that trtseg wrote: {', '.join(results)}")
-    if done := len(cases) - len(todo):
-        text.note(
-            f"{done} of {len(cases)} cases are complete, made by this model and these options; "
-            "--overwrite does them again"
-        )
 
 
-def _run(
-    cases: Sequence[Case], segmenter: Segmenter, *, orientation: str | None, keep_identity: bool, quiet: bool
-) -> tuple[Failures, int]:
-    """Segment all cases, report each failure on stderr, print a table; return the failures, and how many went well."""
-    from trtseg import cohort
+def _show(outcomes: Iterable[Outcome], count: int, quiet: bool) -> tuple[Failures, int]:
+    """Report each failure on stderr and print a table; return the failures, and how many cases are well.
 
-    alone = len(cases) == 1
+    ``count`` is the number of cases.
+    """
     failures = Failures()
-    rows: list[tuple[str, ...]] = []  # what the table shows of each case; a result is too large to be kept
-    done = 0
+    rows: list[tuple[str, ...]] = []  # what the table shows of each case
+    done = old = 0
     try:
-        with (
-            progress.bar(quiet) as bar,
-            closing(
-                cohort.run(
-                    cases,
-                    segmenter,
-                    orientation=orientation,
-                    keep_identity=keep_identity,
-                    progress=progress.follow(bar),
-                )
-            ) as outcomes,
-        ):
-            for outcome in outcomes:
-                if outcome.error is not None:
-                    failures.add(outcome.error, outcome.case.source, alone=alone)
-                elif outcome.result is not None:
-                    done += 1
-                    for warning in outcome.result.warnings:
-                        text.warn(f"{outcome.case.source}: {warning.text} [{warning.code}]")
-                    rows += _details(outcome, outcome.result) if alone else [_row(outcome, outcome.result)]
+        for outcome in outcomes:
+            if outcome.is_old:
+                old += 1
+                continue
+            if not done and not failures.count:
+                _say_old(old, count, quiet)
+            if outcome.error is not None:
+                failures.add(outcome.error, outcome.case.input, alone=count == 1)
+                continue
+            done += 1
+            for warning in outcome.warnings:
+                text.warn(f"{outcome.case.input}: {warning.text} [{warning.code}]")
+            if outcome.result is not None and count == 1:
+                rows += _details(outcome, outcome.result)
+            elif outcome.row is not None and len(rows) < _MOST_ROWS:
+                rows.append(_row(outcome, outcome.row))
+        if not done and not failures.count:
+            _say_old(old, count, quiet)
     finally:
-        if rows and not quiet and alone:
+        if rows and not quiet and count == 1:
             text.show_results(text.listing(rows, caption=text.NOT_CLINICAL, indent=True))
         elif rows and not quiet:
             headings = ("case", "liver mL", "tumour mL", "lesions", "seconds", "labels")
             table = text.table(headings, rows, right=headings[1:5], caption=text.NOT_CLINICAL)
             text.show_results(table)
-    return failures, done
+    if done > len(rows) == _MOST_ROWS and not quiet:
+        text.note(f"{done - len(rows)} more cases are in the table of the folder, {_TABLE}")
+    return failures, done + old
 
 
-def _row(outcome: Outcome, result: Segmentation) -> tuple[str, ...]:
+def _say_old(old: int, count: int, quiet: bool) -> None:
+    """Say how many cases were complete before, on stderr."""
+    if old and not quiet:
+        text.note(
+            f"{old} of {count} cases are complete, made by this model and these options; "
+            "--overwrite does them again"
+        )
+
+
+def _row(outcome: Outcome, row: Mapping[str, Any]) -> tuple[str, ...]:
     """Lay out one case of several in a row."""
     return (
         outcome.case.source.name,
-        f"{result.liver_ml:.1f}",
-        f"{result.tumour_ml:.1f}",
-        str(len(result.lesions)),
+        f"{row['liver_ml']:.1f}",
+        f"{row['tumour_ml']:.1f}",
+        str(row["lesion_count"]),
         f"{outcome.seconds:.1f}",
         str(outcome.case.labels),
     )

@@ -26,6 +26,12 @@ def path(text: str) -> Path:
     return Path(text)
 
 
+def path_or_url(text: str) -> str:
+    """Parse an input that may be a path, a pattern or a URL."""
+    path(text)
+    return text
+
+
 def fail(message: str) -> None:
     """Write one line about an error to stderr. If stderr cannot be written, there is nobody to tell."""
     _tell(f"error: {message}")

@@ -70,7 +70,7 @@ def atomic(*paths: str | os.PathLike[str]) -> Iterator[tuple[Path, ...]]:
                 _flush(path)
             _rename_all(temporary, targets)
         except OSError as error:
-            raise OutputError(_explain(error, _hit(error, paths, temporary))) from error
+            raise OutputError(explain(error, _hit(error, paths, temporary))) from error
     finally:
         for path in temporary:
             with contextlib.suppress(OSError):
@@ -96,7 +96,7 @@ def resolve_target(path: str | os.PathLike[str]) -> Path:
     except FileNotFoundError:
         raise OutputError(f"{name}: the folder {target.parent} does not exist; create it first") from None
     except (OSError, ValueError) as error:  # ValueError: a null character
-        raise OutputError(_explain(error, name)) from error
+        raise OutputError(explain(error, name)) from error
     if stat.S_ISDIR(mode):
         raise OutputError(f"{name}: is a folder; give the path of a file in it")
     if not stat.S_ISREG(mode):
@@ -163,7 +163,7 @@ def _hit(error: OSError, paths: Sequence[Any], temporary: Sequence[Path]) -> str
     return ", ".join(hit or names)
 
 
-def _explain(error: OSError | ValueError, name: str) -> str:
+def explain(error: OSError | ValueError, name: str) -> str:
     """Say why a target cannot be written, and what to do."""
     code = getattr(error, "errno", None)
     if code in _FULL:

@@ -1,0 +1,170 @@
+"""What inputs of a cohort stand for: patterns, lists, and CTs in stores that fsspec reads."""
+
+import os
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from tiny import cascade_model
+
+import trtseg
+from trtseg import cohort
+from trtseg.cohort.remote import look
+from trtseg.errors import ArgumentError, InputError
+
+fsspec = pytest.importorskip("fsspec")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """An empty current folder, and an empty store in memory."""
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    fsspec.filesystem("memory").store.clear()
+    fsspec.filesystem("memory").pseudo_dirs[:] = [""]
+
+
+def planned(*inputs, output="out", **options):
+    """Each input with the path of its labels."""
+    with cohort.plan(inputs, output, **options) as cases:
+        return {case.input: str(case.labels) for case in cases}
+
+
+def test_a_pattern_is_all_files_of_that_name(phantom_ct):
+    for folder in ("scans/a", "scans/b/deep"):
+        Path(folder).mkdir(parents=True)
+        shutil.copy(phantom_ct, f"{folder}/ct.nii.gz")
+    assert planned("scans/*/ct.nii.gz") == {"scans/a/ct.nii.gz": "out/ct_seg.nii.gz"}
+    assert planned("scans/**/ct.nii.gz") == {
+        "scans/a/ct.nii.gz": "out/a/ct_seg.nii.gz",
+        "scans/b/deep/ct.nii.gz": "out/b/deep/ct_seg.nii.gz",
+    }
+    shutil.copy(phantom_ct, "scan[1].nii.gz")
+    assert planned("scan[1].nii.gz", output="o.nii.gz") == {"scan[1].nii.gz": "o.nii.gz"}
+    with pytest.raises(InputError, match=r"none/\*\.nii: no file or folder has a name of this pattern"):
+        planned("none/*.nii")
+
+
+def test_a_list_names_inputs_and_where_their_labels_go(phantom_ct):
+    Path("data/more").mkdir(parents=True)
+    for name in ("a", "b", "more/c", "d"):
+        shutil.copy(phantom_ct, f"data/{name}.nii.gz")
+    rows = [
+        "input,output,series",
+        "a.nii.gz,p1/liver,",
+        '"b.nii.gz",p2.nii,',
+        "more,,",
+        f"{Path('data/d.nii.gz').resolve()},,",
+    ]
+    Path("data/list.csv").write_text("\ufeff" + "\n".join(rows))
+    assert planned("data/list.csv") == {
+        "data/a.nii.gz": "out/p1/liver.nii.gz",
+        "data/b.nii.gz": "out/p2.nii",
+        "data/more/c.nii.gz": "out/more/c_seg.nii.gz",
+        str(Path("data/d.nii.gz").resolve()): "out/d_seg.nii.gz",
+    }
+    assert planned("data/list.csv", html=True)["data/a.nii.gz"] == "out/p1/liver.nii.gz"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path\na.nii\n", r"list\.csv: got the columns \['path'\]; expected input and, if wanted, output"),
+        ("input,output\na.nii,../b\n", "line 2 has the output ../b; expected a path in the folder of the"),
+        ("input,output\na.nii,/b\n", "line 2 has the output /b"),
+        ("input,output\na.nii,b\n,c\n", "line 3 has no input"),
+        ("input,output\na.nii,b\nc.nii,b.nii.gz\n", "a.nii and c.nii would both be written to out/b.nii.gz"),
+        ("input\n", "inputs: got none"),
+    ],
+)
+def test_a_list_that_says_nothing_sensible_is_refused(text, message):
+    Path("list.csv").write_text(text)
+    with pytest.raises((InputError, ArgumentError), match=message):
+        planned("list.csv")
+    with pytest.raises(InputError, match=r"missing\.csv: cannot be read"):
+        planned("missing.csv")
+
+
+@pytest.fixture
+def stores(phantom_ct):
+    """Two CTs and a label map in memory, in a zip and in a local folder, each with the URL of its top."""
+    memory = fsspec.filesystem("memory")
+    names = ("scans/a.nii.gz", "scans/deep/b.nii.gz", "scans/deep/b_seg.nii.gz", "scans/.hidden/c.nii.gz")
+    with zipfile.ZipFile("all.zip", "w") as archive:
+        for name in names:
+            memory.pipe_file(f"/{name}", phantom_ct.read_bytes())
+            archive.write(phantom_ct, name)
+            Path("local", name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(phantom_ct, Path("local", name))
+    return [
+        ("memory:///", ""),
+        ("zip://", f"::file://{Path('all.zip').resolve()}"),
+        (f"file://{Path('local').resolve()}/", ""),
+    ]
+
+
+def test_cts_in_stores_are_found_and_read_as_those_of_files_are(stores, phantom_ct):
+    with trtseg.Segmenter(cascade_model(Path("model"))) as segmenter:
+        segmenter.segment(phantom_ct).save("alone.nii.gz")
+        for number, (start, end) in enumerate(stores):
+            out = f"out{number}"
+            for inside in ("scans", "scans/**/[ab].nii.gz"):
+                labels = planned(f"{start}{inside}{end}", output=out)
+                assert list(labels.values()) == [f"{out}/a_seg.nii.gz", f"{out}/deep/b_seg.nii.gz"], start
+            one = f"{start}scans/a.nii.gz{end}"
+            assert planned(one, output="one.nii.gz") == {one: "one.nii.gz"}
+            with cohort.plan([f"{start}scans{end}"], out) as cases:
+                for is_old in (False, True):
+                    outcomes = list(cohort.run(cases, segmenter, folder=out))
+                    assert [(o.error, o.is_old) for o in outcomes] == [(None, is_old)] * 2
+            for name in ("a_seg.nii.gz", "deep/b_seg.nii.gz"):
+                assert Path(out, name).read_bytes() == Path("alone.nii.gz").read_bytes()
+
+
+def test_a_store_that_cannot_be_read_is_one_sentence_about_its_url(stores, monkeypatch):
+    Path("copies").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", "copies")
+    memory = fsspec.filesystem("memory")
+    for url, message in (
+        ("memory://nowhere/*.nii", r"memory://nowhere/\*\.nii: holds no CT"),
+        ("nonsense://a", r"nonsense://a: "),
+        ("memory:///list.csv", r"memory:///list\.csv: cannot be read \(FileNotFoundError"),
+    ):
+        with pytest.raises(InputError, match=message):
+            planned(url)
+    memory.pipe_file("/scans/a.nii.gz", b"text")
+    with (
+        trtseg.Segmenter(cascade_model(Path("model"))) as segmenter,
+        cohort.plan(["memory://scans", "memory://gone.nii.gz"], "out") as cases,
+    ):
+        outcomes = {o.case.input: o for o in cohort.run(cases, segmenter, folder="out")}
+    assert str(outcomes.pop("memory:///scans/a.nii.gz").error).startswith("memory:///scans/a.nii.gz: ")
+    assert "cannot be read (FileNotFoundError" in str(outcomes.pop("memory://gone.nii.gz").error)
+    (rest,) = outcomes.values()
+    assert rest.error is None
+    assert os.listdir("copies") == []
+
+
+def test_a_folder_of_dicom_in_a_store_is_one_ct():
+    memory = fsspec.filesystem("memory")
+    for name in ("one/1.dcm", "one/2.dcm", "two/IM0", "two/notes.txt"):
+        memory.pipe_file(f"/study/{name}", b"x")
+    assert planned("memory://study") == {
+        "memory:///study/one": "out/one_seg.nii.gz",
+        "memory:///study/two": "out/two_seg.nii.gz",
+    }
+
+
+def test_a_change_in_a_store_is_seen():
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/d/1.dcm", b"x")
+    file, folder = (cohort.Case(Path("1.dcm"), Path(), url=url) for url in ("memory://d/1.dcm", "memory://d"))
+    before = look(file), look(folder)
+    assert "" not in before
+    assert (look(file), look(folder)) == before
+    memory.pipe_file("/d/1.dcm", b"xy")
+    assert look(file) != before[0]
+    assert look(folder) != before[1]
+    assert look(cohort.Case(Path(), Path(), url="memory://gone")) == ""

@@ -1,0 +1,368 @@
+"""Cohorts whose processes are killed, at any moment and on any machine: nothing twice, nothing lost."""
+
+import contextlib
+import csv
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from tiny import cascade_model
+
+import trtseg
+from trtseg import cohort
+from trtseg.cohort.manifest import Manifest
+from trtseg.cohort.remote import look
+from trtseg.cohort.tasks import Bench, Setup, Task
+from trtseg.errors import (
+    ArgumentError,
+    InputError,
+    ModelError,
+    OutputError,
+    WorkerError,
+)
+from trtseg.labels.postprocess import PostProcess
+from trtseg.phantom import abdomen
+from trtseg.sample import write_phantom
+
+SECONDS = 60  # that a process may take to get somewhere, on a busy machine
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return cascade_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def forty(tmp_path_factory, model):
+    """A folder of 40 CTs of five shapes, and the labels that each has when it is segmented alone."""
+    top = tmp_path_factory.mktemp("forty")
+    (top / "cts").mkdir()
+    for n in range(5):
+        write_phantom(
+            abdomen((12 + n, 64, 64), (20.0, 6.0, 6.0)), top / f"cts/ct{n:02}.nii.gz", top / "truth.nii.gz"
+        )
+    with trtseg.Segmenter(model) as segmenter:
+        for n in range(5):
+            segmenter.segment(top / f"cts/ct{n:02}.nii.gz").save(top / f"ct{n:02}_seg.nii.gz")
+    for n in range(5, 40):
+        shutil.copy(top / f"cts/ct{n % 5:02}.nii.gz", top / f"cts/ct{n:02}.nii.gz")
+        shutil.copy(top / f"ct{n % 5:02}_seg.nii.gz", top / f"ct{n:02}_seg.nii.gz")
+    return top
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+def planned(inputs, folder, **options):
+    folder.mkdir(exist_ok=True)
+    with cohort.plan(inputs, folder, **options) as cases:
+        return cases
+
+
+def check_all_once(forty, out):
+    """Each case has a line that it is done, and only one; its labels are those that it has alone."""
+    lines = [json.loads(line) for line in (out / "cohort.jsonl").read_text().splitlines()[1:]]
+    names = sorted(f"ct{n:02}_seg.nii.gz" for n in range(40))
+    assert sorted(line["case"] for line in lines) == names
+    assert [name for name in names if (out / name).read_bytes() != (forty / name).read_bytes()] == []
+    with (out / "cohort.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["labels"], row["state"]) for row in rows] == [(name, "done") for name in names]
+    assert set(os.listdir(out)) == {"cohort.csv", "cohort.jsonl", *names}
+
+
+def kill_five_times(command, out, seed):
+    """Run a command six times, and kill the first five runs after a random time with at least one case more."""
+    chance = random.Random(seed)
+    kept = {}
+    for kill in range(6):
+        before = lines_of(out)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        if kill < 5:
+            until = time.monotonic() + SECONDS
+            while lines_of(out) == before:
+                assert process.poll() is None, process.stderr.read()
+                assert time.monotonic() < until
+                time.sleep(0.005)
+            time.sleep(chance.uniform(0, 0.25))
+            process.kill()
+        _, stderr = process.communicate(timeout=SECONDS)
+        for path, written in kept.items():
+            assert path.stat().st_mtime_ns == written, "a case that was complete was done again"
+        kept |= {path: path.stat().st_mtime_ns for path in out.glob("*.nii.gz")}
+    assert process.returncode == 0, stderr
+
+
+def lines_of(out):
+    try:
+        return (out / "cohort.jsonl").read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
+def children(pid):
+    """The processes that a process has started."""
+    found = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False
+    )
+    return set(map(int, found.stdout.split()))
+
+
+# --- killed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", [(), ("--jobs", "2")], ids=["one process", "two workers"])
+def test_forty_cases_killed_five_times_are_each_done_once(forty, model, out, jobs):
+    command = [sys.executable, "-m", "trtseg", "segment", str(forty / "cts"), "--model", str(model)]
+    kill_five_times([*command, "-o", str(out), *jobs], out, seed=len(jobs))
+    check_all_once(forty, out)
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from trtseg.cohort import Case
+from trtseg.cohort import manifest
+point, n = sys.argv[1], 0
+def end(*_):
+    os._exit(9)
+case = Case(Path("ct.nii"), Path("out/a_seg.nii.gz"), Path("out/a_seg.json"))
+def second(*arguments, real=Path.replace):
+    global n
+    n += 1
+    return end() if n == 2 else real(*arguments)
+if point == "before the line": os.write = end
+if point == "after the line": Path.replace = end
+if point == "between two files": Path.replace = second
+if point == "in the line": os.write = lambda file, data, real=os.write: (real(file, data[:-9]), end())
+with manifest.Manifest(Path("out")) as book:
+    staged = book.stage()
+    for path in case.outputs:
+        (staged / path.name).write_text(path.name)
+    book.finish(case, manifest.look(case), "made", staged, {"liver_ml": 7.0})
+"""
+
+
+@pytest.mark.parametrize(
+    ("point", "is_done"),
+    [
+        ("before the line", False),
+        ("in the line", False),
+        ("after the line", True),
+        ("between two files", True),
+    ],
+)
+def test_a_case_is_done_from_its_line_on(tmp_path, monkeypatch, point, is_done):
+    monkeypatch.chdir(tmp_path)
+    Path("ct.nii").write_text("CT")
+    Path("out").mkdir()
+    ended = subprocess.run([sys.executable, "-c", KILLED, point], check=False)
+    assert ended.returncode == 9
+    case = cohort.Case(Path("ct.nii"), Path("out/a_seg.nii.gz"), Path("out/a_seg.json"))
+    for _ in range(2):
+        with Manifest(Path("out")) as manifest:
+            assert manifest.is_done(case, "made") == is_done
+            assert not manifest.is_done(case, "made by another model")
+    files = (
+        {"a_seg.nii.gz", "a_seg.json", "cohort.csv", "cohort.jsonl"} if is_done else set(os.listdir("out"))
+    )
+    assert set(os.listdir("out")) == files
+    assert not any(name.startswith((".", "a_seg")) for name in os.listdir("out")) or is_done
+    with Manifest(Path("out")) as manifest:
+        staged = manifest.stage()
+        for path in case.outputs:
+            (staged / path.name).write_text(path.name)
+        manifest.finish(case, look(case), "made", staged, {"liver_ml": 8.0})
+    assert Path("out/a_seg.json").read_text() == "a_seg.json"
+    assert Path("out/cohort.csv").read_text().count("8.0") == 1
+
+
+def test_one_process_at_a_time_writes_into_a_folder(tmp_path):
+    with (
+        Manifest(tmp_path),
+        pytest.raises(OutputError, match="another trtseg writes there"),
+        Manifest(tmp_path),
+    ):
+        pass
+    (tmp_path / "cohort.jsonl").write_text('{"trtseg cohort": 2}\n')
+    with pytest.raises(OutputError, match="another version"), Manifest(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_command_that_is_ended_leaves_no_worker(forty, model, out, sent, code):
+    """Two workers read from pipes when it happens."""
+    pipes = [out.parent / "a.nii.gz", out.parent / "b.nii.gz"]
+    for pipe in pipes:
+        os.mkfifo(pipe)
+    command = [sys.executable, "-m", "trtseg", "segment", *map(str, pipes), "--model", str(model)]
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with (
+        subprocess.Popen([*command, "-o", str(out), "-j", "2"], stderr=subprocess.PIPE, **heard) as process,
+        pipes[0].open("wb"),
+        pipes[1].open("wb"),
+    ):
+        workers = children(process.pid)
+        process.send_signal(sent)
+        assert process.wait(SECONDS) == code
+        until = time.monotonic() + SECONDS
+        while any(Path(f"/proc/{pid}/fd").exists() and os.listdir(f"/proc/{pid}/fd") for pid in workers):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    assert len(workers) == 2
+    assert not out.exists() or sent == signal.SIGKILL
+
+
+# --- what is done again
+
+
+def test_a_changed_ct_option_or_file_is_noticed(forty, model, out):
+    cts = [shutil.copy(forty / f"cts/ct0{n}.nii.gz", out.parent) for n in range(3)]
+
+    def done(segmenter, cases, **options):
+        outcomes = list(cohort.run(cases, segmenter, folder=out, **options))
+        assert [outcome.error for outcome in outcomes] == [None] * 3
+        assert all(outcome.row["liver_ml"] > 0 for outcome in outcomes)
+        return sorted(outcome.case.source.name for outcome in outcomes if not outcome.is_old)
+
+    plain, paged = planned(cts, out), planned(cts, out, html=True)
+    names = [Path(ct).name for ct in cts]
+    with trtseg.Segmenter(model) as segmenter:
+        assert done(segmenter, plain) == names
+        assert done(segmenter, plain) == []
+        os.utime(cts[0], ns=(1, 1))
+        assert done(segmenter, plain) == names[:1]
+        (out / "ct01_seg.nii.gz").unlink()
+        assert done(segmenter, plain) == names[1:2]
+        assert done(segmenter, paged) == names
+        assert done(segmenter, plain) == [], "what is there besides is no harm"
+        assert done(segmenter, paged, keep_identity=True) == names
+        assert done(segmenter, plain, orientation="RAS") == names
+        assert done(segmenter, plain, orientation="RAS", overwrite=True) == names
+    with trtseg.Segmenter(model, postprocess=PostProcess(min_tumour_ml=1)) as segmenter:
+        assert done(segmenter, plain) == names
+
+
+def test_what_failed_is_in_the_table_and_is_tried_again(forty, model, out):
+    good, bad = shutil.copy(forty / "cts/ct00.nii.gz", out.parent), out.parent / "=bad.nii.gz"
+    bad.write_text("text")
+    cases = planned([good, bad], out)
+    with trtseg.Segmenter(model) as segmenter:
+        for _ in range(2):
+            outcomes = {o.case.source.name: o for o in cohort.run(cases, segmenter, folder=out)}
+            assert isinstance(outcomes["=bad.nii.gz"].error, InputError)
+            with (out / "cohort.csv").open() as file:
+                (bad_row, good_row) = csv.DictReader(file)
+            assert (bad_row["case"], bad_row["state"], bad_row["liver_ml"]) == ("'=bad", "failed", "")
+            assert "InputError: " in bad_row["error"]
+            assert good_row["state"] == "done"
+        assert outcomes["ct00.nii.gz"].is_old
+        shutil.copy(good, bad)
+        assert [o.is_old for o in cohort.run(cases, segmenter, folder=out)] == [True, False]
+
+
+# --- workers
+
+
+def test_a_worker_that_is_killed_fails_its_case_and_no_other(forty, model, out):
+    """A pipe keeps the worker that reads it, until it is killed; so do its retries."""
+    pipe = out.parent / "ct00.nii.gz"
+    os.mkfifo(pipe)
+    kills = 2
+    ended = threading.Event()
+
+    def kill():
+        killed = set()
+        while len(killed) < kills:
+            with pipe.open("wb"):  # somebody reads, perhaps one that is about to end
+                for child in children(os.getpid()) - killed:
+                    with contextlib.suppress(OSError):
+                        if pipe.resolve() in {link.resolve() for link in Path(f"/proc/{child}/fd").iterdir()}:
+                            os.kill(child, signal.SIGKILL)
+                            killed.add(child)
+        ended.set()
+
+    threading.Thread(target=kill, daemon=True).start()
+    bad = out.parent / "ct09.nii.gz"
+    bad.write_text("text")
+    cases = planned([pipe, bad, *sorted((forty / "cts").glob("ct0[1-6].nii.gz"))], out)
+    workers = cohort.Workers(2, retries=kills - 1, options={"model": model})
+    outcomes = list(cohort.run(cases, workers, folder=out))
+    assert ended.wait(SECONDS)
+    errors = {outcome.case.source.name: outcome.error for outcome in outcomes if outcome.error}
+    assert set(errors) == {"ct00.nii.gz", "ct09.nii.gz"}
+    assert isinstance(errors["ct09.nii.gz"], InputError)
+    assert isinstance(errors["ct00.nii.gz"], WorkerError)
+    assert f"its worker was lost {kills} times: the process was ended by SIGKILL" in str(
+        errors["ct00.nii.gz"]
+    )
+    for n in range(1, 7):
+        name = f"ct0{n}_seg.nii.gz"
+        assert (out / name).read_bytes() == (forty / name).read_bytes()
+    assert (out / "cohort.csv").read_text().count("failed") == 2
+
+
+def test_a_case_that_is_tried_again_starts_with_an_empty_folder(forty, model, out):
+    out.mkdir()
+    (out / ".half-written").write_text("by a worker that was killed")
+    case = cohort.Case(forty / "cts/ct00.nii.gz", Path("ct00_seg.nii.gz"))
+    done = Bench(Setup({"model": model}, None, False)).do(Task(case, "", out))
+    assert (done.row["liver_ml"] > 0, done.files) == (True, {})
+    assert os.listdir(out) == ["ct00_seg.nii.gz"]
+
+
+def test_a_model_that_no_worker_can_load_is_an_error(forty, out):
+    (forty / "empty").mkdir(exist_ok=True)
+    cases = planned([forty / "cts"], out)
+    with pytest.raises(ModelError):
+        next(cohort.run(cases, cohort.Workers(2, options={"model": forty / "empty"}), folder=out))
+    with pytest.raises(ArgumentError, match="folder: got None"):
+        next(cohort.run(cases, cohort.Workers(2)))
+
+
+# --- Ray
+
+NO_RAY = pytest.mark.skipif(
+    not importlib.util.find_spec("ray"), reason="ray is not installed: pip install ray"
+)
+
+LOSE = """
+import sys
+import psutil
+from trtseg import cohort
+cts, model, out = sys.argv[1:]
+workers = cohort.Workers(2, ray="local", options={"model": model})
+n = 0
+with cohort.plan([cts], out) as cases:
+    for outcome in cohort.run(cases, workers, folder=out):
+        assert outcome.error is None, outcome.error
+        n += 1
+        if n == 5:  # one of two workers, at its work
+            procs = psutil.process_iter(["cmdline"])
+            actors = [p for p in procs if (p.info["cmdline"] or [""])[0].startswith("ray::_Actor")]
+            assert len(actors) == 2, actors
+            actors[0].kill()
+from ray._common.usage.usage_lib import usage_stats_enabled
+assert not usage_stats_enabled()
+"""
+
+
+@NO_RAY
+@pytest.mark.slow
+def test_forty_cases_on_ray_with_a_lost_worker_are_each_done_once(forty, model, out):
+    command = [sys.executable, "-c", LOSE, str(forty / "cts"), str(model), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    check_all_once(forty, out)

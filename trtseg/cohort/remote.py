@@ -1,0 +1,167 @@
+"""CTs in stores that fsspec knows (``s3://``, ``gs://``, ``https://``, ``zip://``, ...): found, fetched, told apart."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from trtseg.cohort.case import Case
+from trtseg.errors import InputError, TrtsegError
+from trtseg.io.names import IMAGES, is_folder, says_labels
+
+# What changes with a file; each store has its own names. fsspec's `ukey` also stands for what is new each time.
+_CHANGING = {
+    "size",
+    "etag",
+    "mtime",
+    "last_modified",
+    "lastmodified",
+    "last-modified",
+    "updated",
+    "generation",
+}
+_CHANGING |= {"created", "date_time", "crc", "md5", "md5hash", "content_md5", "version_id", "versionid"}
+
+
+def is_url(text: object) -> bool:
+    """Tell whether an input is a URL, and no path."""
+    return isinstance(text, str) and "://" in text
+
+
+def find_remote(url: str) -> list[str]:
+    """Find the CTs that a URL stands for: a file, a pattern with ``*``, or a folder with CTs in it and below it.
+
+    In folders, image files whose names do not say that they are labels are CTs, and so is each folder that other files
+    lie in, which are taken for DICOM.
+
+    Raises
+    ------
+    InputError
+        If there is none, or the store cannot be read.
+    """
+    with _store(url) as (store, path):
+        if any(sign in path for sign in "*?["):
+            found = [name for name in store.glob(path) if not says_labels(Path(name))]
+        elif store.isdir(path):
+            found = _cts(path, store.find(path))
+        else:
+            found = [path]
+        if not found:
+            raise InputError(f"{url}: holds no CT; give a file, or a folder or a pattern of CTs")
+        return [_with_path(url, path, name) for name in sorted(found)]
+
+
+def read_remote(url: str) -> str:
+    """Read a text file."""
+    with _store(url) as (store, path):
+        return str(store.cat_file(path).decode("utf-8-sig"))
+
+
+def name_of(url: str) -> Path:
+    """The path of a URL inside its store, without what stands before and behind."""
+    return Path(PurePosixPath(url.partition("::")[0].partition("://")[2].rstrip("/")))
+
+
+@contextmanager
+def fetched(case: Case) -> Iterator[Path]:
+    """Have the CT of a case as a local file or folder: itself, or a copy for the time of the ``with`` block.
+
+    The block's errors name the URL instead of the copy.
+    """
+    if case.url is None:
+        yield case.source
+        return
+    with tempfile.TemporaryDirectory(prefix="trtseg-") as folder:
+        local = Path(folder, case.source.name)
+        with _store(case.url) as (store, path):
+            if store.isdir(path):
+                store.get(path.rstrip("/") + "/", f"{local}/", recursive=True)
+            else:
+                store.get_file(path, str(local))
+        try:
+            yield local
+        except TrtsegError as error:
+            error.args = (str(error).replace(str(local), case.url), *error.args[1:])
+            raise
+
+
+def look(case: Case) -> str:
+    """Stand for the CT of a case: where it lies, how large it is and when it was changed; of a folder, all its files.
+
+    "" if the CT cannot be looked at; reading it says why.
+    """
+    facts: list[Any] = [case.series]
+    try:
+        if case.url is not None:
+            with _store(case.url) as (store, path):
+                infos = store.find(path, detail=True) if store.isdir(path) else {path: store.info(path)}
+                facts += [case.url, [(name, _changed(infos[name])) for name in sorted(infos)]]
+        else:
+            facts.append(os.path.abspath(case.source))  # noqa: PTH100 - links stay
+            facts += _folder(case.source) if is_folder(case.source) else [_stamp(os.stat(case.source))]  # noqa: PTH116
+    except (OSError, InputError):
+        return ""
+    return hashlib.sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _folder(folder: Path) -> list[Any]:
+    found = []
+    for path, folders, files in os.walk(folder):
+        folders.sort()
+        found += [(path, name, _stamp(os.stat(os.path.join(path, name)))) for name in sorted(files)]  # noqa: PTH116, PTH118 - many
+    return found
+
+
+def _changed(info: Mapping[str, Any]) -> list[str]:
+    """What a store says of a file that is another when the file changes."""
+    return [str(value) for key, value in sorted(info.items()) if key.lower() in _CHANGING]
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
+
+
+def _cts(top: str, names: list[str]) -> list[str]:
+    """Files and folders of a folder that are CTs."""
+    images, folders = [], dict[str, None]()
+    for name in names:
+        inside = PurePosixPath(name).relative_to(PurePosixPath(top))
+        if any(part.startswith(".") for part in inside.parts):
+            continue
+        if name.lower().endswith(IMAGES):
+            images += [] if says_labels(Path(name)) else [name]
+        elif PurePosixPath(name).suffix.lower() in ("", ".dcm", ".dicom", ".ima"):
+            folders[str(PurePosixPath(name).parent)] = None
+    return images + list(folders)
+
+
+def _with_path(url: str, path: str, name: str) -> str:
+    """The URL of another file of the same store, whose path ``url`` has as ``path``."""
+    first, chain, rest = url.partition("::")
+    scheme, _, _ = first.partition("://")
+    if name == path:
+        return url
+    full = name if scheme in ("http", "https") else f"{scheme}://{name}"
+    return f"{full}{chain}{rest}"
+
+
+@contextmanager
+def _store(url: str) -> Iterator[tuple[Any, str]]:
+    """The store of a URL and the path there; whatever fails is an InputError that names the URL."""
+    try:
+        import fsspec
+    except ImportError as error:
+        raise InputError(f"{url}: fsspec is needed to read it; pip install 'trtseg[cohort]'") from error
+    try:
+        yield fsspec.core.url_to_fs(url)
+    except TrtsegError:
+        raise
+    except ImportError as error:  # the package of that store
+        raise InputError(f"{url}: {error}") from error
+    except Exception as error:  # each store has errors of its own
+        raise InputError(f"{url}: cannot be read ({type(error).__name__}: {error})") from error

@@ -1,0 +1,57 @@
+"""The measurements of a cohort: a row for each case, and the table of all as comma-separated values."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from trtseg.io.atomic import atomic
+from trtseg.result import Segmentation
+
+#: Name of the table in the folder of the results.
+TABLE = "cohort.csv"
+#: Its columns. ``largest_mm`` is the largest diameter of a lesion, ``highest_probability`` that of
+#: the lesion with the highest; ``state`` is ``done`` or ``failed``.
+COLUMNS = (
+    "case", "state", "liver_ml", "tumour_ml", "tumour_burden", "lesion_count", "largest_mm", "highest_probability",
+    "warnings", "slices", "slice_mm", "model", "model_version", "device", "precision", "seconds", "labels",
+    "input", "error",
+)  # fmt: skip
+
+
+def row_of(result: Segmentation, seconds: float) -> dict[str, Any]:
+    """What the table says of a result, beside the names of its files."""
+    made = result.provenance
+    chances = [lesion.probability for lesion in result.lesions if lesion.probability is not None]
+    return {
+        "liver_ml": round(result.liver_ml, 4),
+        "tumour_ml": round(result.tumour_ml, 4),
+        "tumour_burden": round(result.burden, 6),
+        "lesion_count": len(result.lesions),
+        "largest_mm": round(max((lesion.diameter_mm for lesion in result.lesions), default=0.0), 2),
+        "highest_probability": round(max(chances), 4) if chances else "",
+        "warnings": " ".join(sorted({warning.code for warning in result.warnings})),
+        "slices": len(result.canonical),
+        "slice_mm": round(result.geometry.spacing[0], 4),
+        **{name: made.get(name, "") for name in ("model", "model_version", "device", "precision")},
+        "seconds": round(seconds, 3),
+    }
+
+
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows of `COLUMNS` as a file, completely or not at all; what a row has not stays empty."""
+    with (
+        atomic(path) as (temporary,),
+        temporary.open("w", encoding="utf-8", errors="replace", newline="") as file,
+    ):
+        table = csv.writer(file)
+        table.writerow(COLUMNS)
+        for row in rows:
+            table.writerow([_cell(row.get(column, "")) for column in COLUMNS])
+
+
+def _cell(value: Any) -> Any:
+    """A spreadsheet would take a text that begins like this for a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
