@@ -164,7 +164,7 @@ def test_a_broken_case_is_reported_and_left_out(here):
     assert done.exit_code == 3, done.output
     labels, empty = done.stderr.splitlines()
     assert labels.startswith("error: p/b.nii.gz: got the labels 5, 6, 7; expected 0")
-    assert empty.startswith("error: t/c.nii.gz: neither gzip nor NIfTI")
+    assert empty.startswith("error: t/c.nii.gz: is empty; expected a NIfTI image")
     document = json.loads(Path("o.json").read_text())
     assert [case["name"] for case in document["cases"]] == ["a"]
     assert [case["name"] for case in document["left_out"]] == ["b", "c"]
