@@ -10,26 +10,30 @@ from pathlib import Path
 
 import torch
 
+from training.checkpoint import load
 from training.unet import UNet, folded
 from training.unfold import folded_net, weights
 from trtseg import models
 
 
-def blended(net: UNet, role: str, model: str | Path, share: float) -> UNet:
-    """Return the net whose weights lie between those of an exported model and of ``net``.
+def blended(net: UNet, role: str, source: str | Path, share: float) -> UNet:
+    """Return the net whose weights lie between those of an earlier net and of ``net``.
 
     Parameters
     ----------
     net : UNet
-        Trained from the weights of the model; with batch norms.
+        Trained from the weights of the earlier net; with batch norms.
     role : str
-        Which of the model's nets.
-    model : str or Path
-        Name or folder of the exported model.
+        ``liver`` or ``tumour``.
+    source : str or Path
+        The earlier net: name or folder of an exported model, or, of a liver net, its checkpoint (``.pt``).
     share : float
-        0 gives the net of the model, 1 gives ``net``; both with batch norms folded in.
+        0 gives the earlier net, 1 gives ``net``; both with batch norms folded in.
     """
-    before = folded_net(weights(models.find(model).read(f"{role}.onnx")))
+    if str(source).endswith(".pt"):
+        before = folded(load(Path(source))[0].nets[role])
+    else:
+        before = folded_net(weights(models.find(source).read(f"{role}.onnx")))
     after = folded(net)
     old = before.state_dict()
     with torch.no_grad():

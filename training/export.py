@@ -14,7 +14,7 @@ import argparse
 import hashlib
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -155,7 +155,7 @@ def export(
     provenance: dict[str, str],
     *,
     pixel_mm: float | None = None,
-    blend: tuple[str, float] | None = None,
+    blend: Mapping[str, tuple[str | Path, float]] | None = None,
     behind: Path | None = None,
 ) -> CascadeSpec:
     """Export a model into the folder ``out``; see the module's docstring.
@@ -172,14 +172,14 @@ def export(
         ``version``, ``trained_on`` and ``licence`` of the `ModelSpec`.
     pixel_mm : float, optional
         Size of the nets' pixels: the nets see the body, see `trtseg.body`. Without it they see the field of view.
-    blend : (str, float), optional
-        Model and share of `training.blend.blended`, for the tumour net.
+    blend : mapping, optional
+        Source and share of `training.blend.blended`, by role.
     behind : Path, optional
         Checkpoint of the liver net that the tumour net was trained behind, where another one is exported.
     """
     nets, size = nets_of(checkpoints, behind)
-    if blend is not None:
-        nets["tumour"] = blended(nets["tumour"], "tumour", *blend)
+    for role, (source, share) in (blend or {}).items():
+        nets[role] = blended(nets[role], role, source, share)
     if unknown := set(thresholds) - set(nets) | set(thresholds) & {"one-step"}:
         raise SystemExit(f"thresholds: got one for {', '.join(sorted(unknown))}; these nets do not have one")
     specs = {
@@ -245,9 +245,11 @@ def main() -> None:
     )
     parser.add_argument(
         "--blend",
-        nargs=2,
-        metavar=("MODEL", "SHARE"),
-        help="take only this share of the tumour net's way from the tumour net of an exported model",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("ROLE", "SOURCE", "SHARE"),
+        help="take only this share of a net's way from that of an exported model or of a checkpoint",
     )
     parser.add_argument(
         "--behind",
@@ -271,7 +273,7 @@ def main() -> None:
         {role: t for role in ("liver", "tumour") if (t := getattr(args, f"{role}_threshold")) is not None},
         {"version": args.version, "trained_on": args.trained_on, "licence": args.licence},
         pixel_mm=args.pixel_mm,
-        blend=(args.blend[0], float(args.blend[1])) if args.blend else None,
+        blend={role: (source, float(share)) for role, source, share in args.blend},
         behind=args.behind,
     )
     if args.calibration is not None:
