@@ -1,5 +1,7 @@
 """Batches, appearance, losses, scores and the loop of training from a kit."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +10,11 @@ import torch
 
 from tests.training_data import tiny_kit
 from training import appearance, batch, kit, kit_score, kit_train, weak
-from training.checkpoint import Settings, load
+from training.checkpoint import Settings, fingerprint, load
+from training.distil import distilled
 from training.losses import Loss
 from training.methods import Method
+from training.trained import trained_net
 from trtseg.errors import InputError
 
 
@@ -302,6 +306,32 @@ def test_a_run_starts_with_given_weights(tmp_path):
     kit_train.train(role, path, tmp_path / "again", settings, run, start=first)
     one, two = (torch.load(p, weights_only=True)["result"] for p in (first, tmp_path / "again" / "last.pt"))
     assert all(torch.allclose(one[k], two[k]) for k in one if k.endswith("weight"))
+
+
+def test_a_small_net_imitates_a_large_one(tmp_path):
+    kit_train.train(*small_run(tmp_path, steps=2, every=1e9))
+    large = tmp_path / "liver" / "last.pt"
+    role, path, _, settings, run = small_run(tmp_path, steps=2, every=1e9)
+    settings = replace(settings, depth=1, stem=3)
+    kit_train.train(role, path, tmp_path / "small", settings, run, distil=large)
+    method, found = load(tmp_path / "small" / "last.pt")
+    assert found.distilled == fingerprint(trained_net(large, "liver"))
+    assert method.probabilities(torch.zeros(1, 32, 32))[0].shape == (1, 32, 32)
+
+
+def test_the_loss_of_distillation():
+    loss = Loss(2, 0.5, "none")
+    loss.frequency.copy_(torch.tensor([0.75, 0.25]))
+    zero, two = torch.zeros(1, 1, 1, 2), torch.tensor([[[[2.0, 0.0]]]])
+    at_two = math.log(1 + math.exp(2)) - 1  # cross-entropy of p = 0.5 with the logit 2
+    # a pixel of p = 0.5 weighs the mean of both classes
+    mean = (0.75**-0.5 + 0.25**-0.5) / 2 / (0.75**0.5 + 0.25**0.5)
+    assert float(distilled(loss, two, zero)) == pytest.approx(mean * (at_two + math.log(2)) / 2, rel=1e-5)
+    first = torch.tensor([[[True, False]]])
+    assert float(distilled(loss, two, zero, first)) == pytest.approx(mean * at_two, rel=1e-5)
+    logits = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    distilled(loss, logits, logits.detach()).backward()
+    assert float(logits.grad.abs().max()) < 1e-7  # least where both say the same
 
 
 def test_a_kit_needs_neither_the_extension_nor_readers(tmp_path):

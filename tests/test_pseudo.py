@@ -8,6 +8,7 @@ from torch import nn
 from tests.training_data import tiny_kit
 from training import batch, kit, kit_train, pseudo
 from training.checkpoint import Settings, read
+from training.trained import trained_net
 from trtseg.errors import InputError
 
 NOBODY, LIVER, TUMOUR, UNKNOWN = 0, 1, 2, 255
@@ -114,7 +115,7 @@ def test_a_student_learns_from_a_teacher(tmp_path):
     teacher = str(tmp_path / "teacher/last.pt")
     kit_train.train("tumour", path, tmp_path / "student", tumour, run, [teacher], liver=liver)
     settings, _ = read(tmp_path / "student/last.pt")
-    assert settings.teachers == pseudo.names([pseudo.teacher(teacher)])
+    assert settings.teachers == pseudo.names([trained_net(teacher, "tumour")])
     assert settings.teachers != ""
-    with pytest.raises(InputError, match="expected tumour"):
-        pseudo.teacher(str(liver))
+    with pytest.raises(InputError, match="expected a tumour net"):
+        trained_net(str(liver), "tumour")

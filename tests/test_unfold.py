@@ -35,7 +35,7 @@ def runs(request, store, tmp_path_factory):
         paths = [folder / "one-step/last.pt"]
     else:
         train.train(settings("liver"), store, folder / "liver")
-        train.train(settings("tumour"), store, folder / "tumour", folder / "liver/last.pt")
+        train.train(settings("tumour", stem=6), store, folder / "tumour", folder / "liver/last.pt")
         paths = [folder / "liver/last.pt", folder / "tumour/last.pt"]
     export.export(paths, folder / "model", {}, {"version": "1", "trained_on": "x", "licence": "y"})
     return paths, folder / "model"
@@ -57,7 +57,7 @@ def test_an_unfolded_net_says_what_it_said_and_learns(runs, store, tmp_path, mon
         with torch.no_grad():
             for a, b in zip(old.probabilities(hu), new.probabilities(hu), strict=True):
                 assert np.abs(a.numpy() - b.numpy()).max() < 1e-4
-        again = settings(made.method, lr=0.0, steps=1)
+        again = settings(made.method, lr=0.0, steps=1, stem=made.stem)
         train.train(again, store, tmp_path / f"more-{made.method}", behind[1], after)
         if made.method != "tumour":  # its input is masked
             samples = Samples(slices, made.method, made.lesions, made.seed)

@@ -10,10 +10,8 @@ from pathlib import Path
 
 import torch
 
-from training.checkpoint import load
+from training.trained import trained_net
 from training.unet import UNet, folded
-from training.unfold import folded_net, weights
-from trtseg import models
 
 
 def blended(net: UNet, role: str, source: str | Path, share: float) -> UNet:
@@ -26,16 +24,11 @@ def blended(net: UNet, role: str, source: str | Path, share: float) -> UNet:
     role : str
         ``liver`` or ``tumour``.
     source : str or Path
-        The earlier net: name or folder of an exported model, or, of a liver net, its checkpoint (``.pt``).
+        The earlier net: name or folder of an exported model, or its checkpoint (``.pt``).
     share : float
         0 gives the earlier net, 1 gives ``net``; both with batch norms folded in.
     """
-    if str(source).endswith(".pt"):
-        before = folded(load(Path(source))[0].nets[role])
-    else:
-        before = folded_net(weights(models.find(source).read(f"{role}.onnx")))
-    after = folded(net)
-    old = before.state_dict()
+    after, old = folded(net), trained_net(source, role).state_dict()
     with torch.no_grad():
         for name, value in after.state_dict().items():
             value.lerp_(old[name], 1 - share)

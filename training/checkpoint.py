@@ -26,6 +26,7 @@ class Settings:
     size: int = 256
     width: int = 16
     depth: int = 4
+    stem: int = 0
     dropout: float = 0.1
     optimizer: str = "adamw"
     lr: float = 2e-3
@@ -52,6 +53,7 @@ class Settings:
     liver: str = ""  # SHA-256 of the liver net that a tumour net is trained behind
     start: str = ""  # SHA-256 of the nets whose weights this run starts with
     teachers: str = ""  # SHA-256 of the tumour nets that gave masks to slices with cells
+    distilled: str = ""  # SHA-256 of the net whose logits this run imitates
 
 
 def build(settings: Settings, liver: Liver | None = None) -> Method:
@@ -65,7 +67,7 @@ def build(settings: Settings, liver: Liver | None = None) -> Method:
 def _fresh(settings: Settings, liver: Liver | None) -> Method:
 
     def net(classes: int) -> UNet:
-        return UNet(classes, settings.width, settings.depth, settings.dropout)
+        return UNet(classes, settings.width, settings.depth, settings.dropout, settings.stem)
 
     def loss(classes: int) -> Loss:
         return Loss(classes, settings.balance, settings.overlap)
@@ -130,7 +132,7 @@ def load_liver(path: Path, size: int) -> Liver:
 def start_from(path: Path, settings: Settings, method: Method, device: torch.device) -> None:
     """Give the nets of a method the weights that are the result of another run."""
     other, state = read(path, device)
-    for name in ("method", "width", "depth"):
+    for name in ("method", "width", "depth", "stem"):
         if getattr(other, name) != getattr(settings, name):
             raise SystemExit(
                 f"{path}: has {name} {getattr(other, name)!r}, but this run {getattr(settings, name)!r}; "

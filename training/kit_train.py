@@ -4,6 +4,7 @@
     python -m training.kit_train tumour runs/kit.zip --seconds 140 --out runs/tumour --liver runs/liver/last.pt
 
 ``--start`` begins with the weights of another run or, with the name or folder of an exported model, with its own.
+``--distil`` lets the net imitate another one besides: a small net a large one.
 The run writes ``last.pt``, which ``training.export`` and ``training.kit_score`` read, ``log.csv``, and the state from
 which the same command resumes a run that was killed; the time that was spent counts.
 """
@@ -12,52 +13,22 @@ from __future__ import annotations
 
 import argparse
 import csv
-import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from training import appearance, batch, kit_score, pseudo
+from training import batch, kit_score, pseudo
 from training import kit as kits
-from training.checkpoint import Settings, build, fingerprint, load_liver, read, save, start_from
-from training.losses import Loss
-from training.methods import Method, Tumour, windowed
-from training.weak import TumourLoss, liver_loss
-from trtseg.errors import InputError, TrtsegError
-
-#: Slices with whose statistics the batch norms of an exported net are made anew.
-UNFOLD_SLICES = 128
-
-
-@dataclass(frozen=True)
-class Run:
-    """How a run goes, besides the `training.checkpoint.Settings` that its checkpoint holds."""
-
-    seconds: float = 120.0  # validation included; reading the kit comes on top
-    steps: int = 0  # above 0: so many steps, however long they take
-    batch: int = 64
-    lr: float = 2e-3
-    warm_up: float = 0.03  # share of the time in which the rate rises
-    ema: float = 0.995
-    every: float = 20.0  # seconds from the end of a validation, with a checkpoint, to the next
-    lesions: float = 0.3  # shares of slices that get synthetic lesions,
-    gallbladders: float = 0.15  # something like a gallbladder beside the liver,
-    other_livers: float = 0.15  # or a darker or brighter liver (liver net only),
-    hidden: float = 0.08  # whose liver is painted over (liver net only),
-    cut: float = 0.12  # or of which a part is blanked (liver net only)
-    grow: int = 6  # pixels by which the mask of a tumour net grows at most
-    own_mask: float = (
-        0.5  # share of slices that a tumour net sees in the mask of its liver net, not in the true one
-    )
-    negative: float = 0.5  # weights of the cells without
-    positive: float = 0.1  # and with a tumour
-    overlap: str = "dice"
+from training.checkpoint import Settings, build, fingerprint, load_liver, save
+from training.trained import trained_net
+from training.trainer import Run, Trainer
+from training.unet import UNet
+from trtseg.errors import TrtsegError
 
 
 def train(
@@ -80,7 +51,8 @@ def train(
     settings, run : Settings, Run
     **files : Path or str, optional
         ``liver``: checkpoint of the liver net, for a tumour net; ``start``: checkpoint or model whose weights the run
-        starts with; ``state``: file of the state of the run, ``out/resume.pt`` if not given.
+        starts with; ``distil``: checkpoint or model whose logits the net imitates besides (`training.distil`);
+        ``state``: file of the state of the run, ``out/resume.pt`` if not given.
     teachers : sequence of str
         Checkpoints or models whose tumour nets give masks to slices that have only cells (`training.pseudo`).
     """
@@ -92,8 +64,14 @@ def train(
     liver = load_liver(Path(files["liver"]), settings.size) if files.get("liver") else None
     if liver:
         settings = replace(settings, liver=fingerprint(liver.nets))
-    nets = [pseudo.teacher(name).to(device) for name in teachers]
-    settings = replace(settings, store=kit.sha256, teachers=pseudo.names(nets))
+    nets = [_teacher(name, role, device) for name in teachers]
+    imitated = _teacher(files["distil"], role, device) if files.get("distil") else None
+    settings = replace(
+        settings,
+        store=kit.sha256,
+        teachers=pseudo.names(nets),
+        distilled=fingerprint(imitated) if imitated else "",
+    )
     torch.manual_seed(settings.seed)
     method = build(settings, liver)
     _report(f"read {len(kit)} slices in {time.perf_counter() - began:.1f} s, device {device}")
@@ -107,11 +85,12 @@ def train(
     held = _rows(kit, role, "validation")
     held_store = batch.DeviceKit.of(kit, held, device)
     kit_score.to_device(method, device)
-    trainer = Trainer(role, method, settings, run, store, p)
+    trainer = Trainer(role, method, settings, run, store, p, imitated)
     out.mkdir(parents=True, exist_ok=True)
     state = Path(files.get("state") or out / "resume.pt")
     if state.exists():
         trainer.resume(state)
+        _report(f"resumed at step {trainer.step}, {trainer.elapsed:.0f} s")
     elif files.get("start"):
         trainer.start(str(files["start"]))
     _report(
@@ -147,188 +126,8 @@ def train(
     _report(f"finished after {time.perf_counter() - began:.1f} s")
 
 
-class Trainer:
-    """A net in training: weights, averages, optimizer, and the time that was spent."""
-
-    def __init__(
-        self, role: str, method: Method, settings: Settings, run: Run, store: batch.DeviceKit, p: Tensor
-    ) -> None:
-        self.role, self.method, self.settings, self.run = role, method, settings, run
-        self.store, self.p = store, p
-        self.device = store.image.device
-        self.net = method.nets[role]
-        pixels = Loss(2, settings.balance, run.overlap).to(self.device)
-        self.loss = pixels if role == "liver" else TumourLoss(pixels, run.negative, run.positive)
-        decay = [w for w in self.net.parameters() if w.ndim > 1]
-        rest = [w for w in self.net.parameters() if w.ndim <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decay, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}],
-            lr=run.lr,
-            fused=self.device.type == "cuda",
-        )
-        self.average = [t.detach().clone() for t in self._floats()]
-        self.g = torch.Generator(self.device)
-        self.step, self.elapsed, self.last_saved, self.began = 0, 0.0, 0.0, 0.0
-        self.losses: list[Tensor] = []
-
-    def _floats(self) -> list[Tensor]:
-        return [t for t in self.net.state_dict().values() if t.dtype.is_floating_point]
-
-    def steps(self) -> Iterator[float]:
-        """Train, and after each step give the share of the run that is done; the clock runs on in between."""
-        self.began = time.perf_counter() - self.elapsed
-        progress = self._progress()
-        while progress < 1:
-            self._train_step(progress)
-            if self.step % 10 == 0 and self.device.type == "cuda":
-                torch.cuda.synchronize()  # so that the clock is that of the device
-            self.elapsed = time.perf_counter() - self.began
-            progress = self._progress()
-            yield progress
-
-    def _progress(self) -> float:
-        return self.step / self.run.steps if self.run.steps else min(1.0, self.elapsed / self.run.seconds)
-
-    def _train_step(self, progress: float) -> None:
-        warm = min(1.0, (progress + 1e-4) / max(self.run.warm_up, 1e-4))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.run.lr * warm * 0.5 * (1 + math.cos(math.pi * progress))
-        seed = self.settings.seed * 1_000_003 + self.step
-        self.g.manual_seed(seed)
-        torch.manual_seed(seed)  # of the dropout
-        self.method.train()
-        loss = self._loss(*self.samples())
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
-        self.optimizer.step()
-        decay = min(self.run.ema, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(self.average, [t.detach() for t in self._floats()], 1 - decay)
-        self.step += 1
-        self.losses.append(loss.detach())
-
-    @torch.no_grad()
-    def samples(self) -> tuple[batch.Batch, Tensor]:
-        """A batch, and for a tumour net the mask, bool ``[B, H, W]``, that it is shown."""
-        run, g, size = self.run, self.g, self.settings.size
-        b = batch.draw(self.store, self.p, run.batch, g, size)
-        b = b._replace(hu=appearance.unclip(b.hu, self.store.lowest_hu[b.row], g))
-        if self.role == "liver":
-            b = appearance.other_liver(b, run.other_livers, g)
-        b = appearance.lesions(b, run.lesions, g)
-        b = appearance.gallbladders(b, run.gallbladders, g)
-        if self.role == "liver":
-            b = appearance.without_liver(b, run.hidden, g)
-        b = b._replace(hu=appearance.scanner(b.hu, g))
-        if self.role == "liver":
-            return appearance.cut(b, run.cut, g), b.hu
-        return b, self._mask(b)
-
-    def _mask(self, b: batch.Batch) -> Tensor:
-        """The true liver of some slices, that of the liver net for the others, and each a bit larger or smaller."""
-        assert isinstance(self.method, Tumour)
-        mask = (b.label > 0).float()
-        own = round(len(mask) * self.run.own_mask)
-        if own:
-            mask[:own] = (self.method.liver[0].probabilities(b.hu[:own])[0] > 0.5).float()
-        parts = []
-        # interleaved, so that both kinds of masks are in each part
-        radii = torch.randint(-1, self.run.grow + 1, (4,), generator=torch.Generator().manual_seed(self.step))
-        for i, r in enumerate(radii.tolist()):
-            part = mask[i::4]
-            parts.append(1 - appearance.grown(1 - part, 1) if r < 0 else appearance.grown(part, r))
-        for i, part in enumerate(parts):
-            mask[i::4] = part
-        return mask > 0
-
-    def _loss(self, b: batch.Batch, mask: Tensor) -> Tensor:
-        if self.role == "liver":
-            return liver_loss(self.loss, self.method.logits("liver", windowed(b.hu, "liver")), b.label)
-        logits = self.method.logits("tumour", windowed(b.hu, "tumour") * mask[:, None])
-        expected = self.store.cell_area[b.row] * b.area[:, None]
-        cells = (b.cell, self.store.cell_flag[b.row], expected)
-        slices = (self.store.tumour_known[b.row], self.store.weak[b.row])
-        return self.loss(logits, b.label, mask, slices, cells)
-
-    def due(self) -> bool:
-        """Whether it is time to validate."""
-        return self.elapsed - self.last_saved >= self.run.every
-
-    def mean_loss(self) -> float:
-        """Mean loss since this was asked last."""
-        mean = float(torch.stack(self.losses).mean()) if self.losses else math.nan
-        self.losses.clear()
-        return mean
-
-    def result(self) -> Method:
-        """The method with the averaged weights, in evaluation."""
-        behind = self.method.liver[0] if isinstance(self.method, Tumour) else None
-        method = build(self.settings, behind)
-        kit_score.to_device(method, self.device)
-        own = method.nets[self.role].state_dict()
-        for target, value in zip(
-            [t for t in own.values() if t.dtype.is_floating_point], self.average, strict=True
-        ):
-            target.copy_(value)
-        return method.eval()
-
-    def start(self, source: str) -> None:
-        """Take the weights of a checkpoint, or those of the net of an exported model."""
-        if source.endswith(".pt"):
-            start_from(Path(source), self.settings, self.method, self.device)
-        else:
-            self.net.load_state_dict(_unfolded(source, self))
-        self.average = [t.detach().clone() for t in self._floats()]
-
-    def save(self, path: Path) -> None:
-        """Write all that a resumed run needs."""
-        state = {
-            "net": self.net.state_dict(),
-            "average": self.average,
-            "optimizer": self.optimizer.state_dict(),
-            "loss": self.loss.state_dict(),
-            "step": self.step,
-            "elapsed": self.elapsed,
-            "run": asdict(self.run),
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save(path, self.settings, state)
-
-    def resume(self, path: Path) -> None:
-        """Go on where a run of the same settings was; its length may be another one."""
-        settings, state = read(path, self.device)
-        free = ("seconds", "steps", "every")
-        before, now = (
-            {k: v for k, v in r.items() if k not in free} for r in (state["run"], asdict(self.run))
-        )
-        if settings != self.settings or before != now:
-            raise InputError(f"{path}: is of a run with other settings; choose another --out or --state")
-        self.net.load_state_dict(state["net"])
-        self.average = state["average"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.loss.load_state_dict(state["loss"])
-        self.step, self.elapsed = state["step"], state["elapsed"]
-        self.last_saved = self.elapsed
-        _report(f"resumed at step {self.step}, {self.elapsed:.0f} s")
-
-
-def _unfolded(model: str, trainer: Trainer) -> dict[str, Tensor]:
-    """The state with batch norms of the net of an exported model, their statistics those of samples of the run."""
-    from training.unfold import folded_net, unfold, weights
-    from trtseg import models
-
-    net = folded_net(weights(models.find(model).read(f"{trainer.role}.onnx")))
-    width, depth = net.head.in_channels, len(net.up)
-    if (width, depth) != (trainer.settings.width, trainer.settings.depth):
-        raise InputError(f"start: {model} has nets of width {width} and depth {depth}; the run has others")
-    seen = []
-    while sum(map(len, seen)) < UNFOLD_SLICES:
-        trainer.g.manual_seed(len(seen))
-        b, mask = trainer.samples()
-        x = windowed(b.hu, trainer.role)
-        seen.append(x * mask[:, None] if trainer.role == "tumour" else x)
-    net.to(trainer.device)
-    return unfold(net, lambda: [net(x) for part in seen for x in part.split(16)])
+def _teacher(source: Path | str, role: str, device: torch.device) -> UNet:
+    return trained_net(source, role).to(device, memory_format=torch.channels_last)
 
 
 def _rows(kit: kits.Kit, role: str, split: str) -> np.ndarray:
@@ -361,6 +160,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--liver", type=Path, help="checkpoint of the liver net (tumour only)")
     parser.add_argument("--start", help="checkpoint, or name or folder of an exported model")
+    parser.add_argument("--distil", help="checkpoint or model whose net this one imitates besides")
     parser.add_argument(
         "--teacher",
         action="append",
@@ -371,6 +171,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--depth", type=int, default=4)
+    parser.add_argument("--stem", type=int, default=0, help="channels of a first convolution with stride 2")
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--balance", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=0)
@@ -381,7 +182,7 @@ def main() -> None:
     args = vars(parser.parse_args())
     run = Run(**{field.name: args.pop(field.name) for field in fields(Run)})
     role, path, out = args.pop("role"), args.pop("kit"), args.pop("out")
-    files = {name: args.pop(name) for name in ("liver", "start", "state")}
+    files = {name: args.pop(name) for name in ("liver", "start", "distil", "state")}
     teachers = args.pop("teacher")
     if (role == "tumour") != (files["liver"] is not None):
         parser.error("--liver goes with tumour, which needs it")

@@ -8,39 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from training.batch import DeviceKit, cell_sums
-from training.checkpoint import fingerprint, read
+from training.checkpoint import fingerprint
 from training.methods import windowed
-from training.unet import UNet
 from training.weak import CELL_SHARE, UNKNOWN
-from trtseg.errors import InputError
 
 #: Probabilities above which a pixel is tumour where no cell is known, and below which it is none.
 SURE, NONE = 0.8, 0.1
 #: In a cell with a tumour: the first of these above which there are enough pixels; below a third of it there is none.
 STEPS = (0.7, 0.5, 0.35, 0.2)
 BATCH = 32
-
-
-def teacher(source: str) -> UNet:
-    """The tumour net of a checkpoint (``.pt``), or of an exported model by name or folder, in evaluation."""
-    if source.endswith(".pt"):
-        settings, state = read(Path(source))
-        if settings.method != "tumour":
-            raise InputError(f"teacher: {source} is of the method {settings.method}; expected tumour")
-        net = UNet(1, settings.width, settings.depth, 0.0)
-        net.load_state_dict({name.removeprefix("tumour."): value for name, value in state["result"].items()})
-    else:
-        from training.unfold import folded_net, weights
-        from trtseg import models
-
-        net = folded_net(weights(models.find(source).read("tumour.onnx")))
-    return net.eval().to(memory_format=torch.channels_last)
 
 
 def names(teachers: Sequence[nn.Module]) -> str:

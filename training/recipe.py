@@ -19,9 +19,9 @@ import torch
 import trtseg
 from training import calibration, evaluate, export, int8, kit, kit_train
 from training.checkpoint import Settings
-from training.kit_train import Run
 from training.readers import png_slices
 from training.readers.shared import VALIDATION, shared_cases
+from training.trainer import Run
 from trtseg.errors import TrtsegError
 
 

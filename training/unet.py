@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -36,20 +37,30 @@ class UNet(nn.Module):
         Number of poolings; rows and columns of the input must be divisible by ``2 ** depth``.
     dropout : float
         Probability with which a channel is dropped in the expanding path, as in Gruber et al., section 2.4.
+    stem : int
+        0, or channels of a convolution with stride 2 in front, so that the first level has half the rows and columns of
+        the input; the head then gives four logits a pixel. Rows and columns must be divisible by twice as much.
     """
 
-    def __init__(self, classes: int = 1, width: int = 16, depth: int = 4, dropout: float = 0.1) -> None:
+    def __init__(
+        self, classes: int = 1, width: int = 16, depth: int = 4, dropout: float = 0.1, stem: int = 0
+    ) -> None:
         super().__init__()
+        self.sizes = {"width": width, "depth": depth, "stem": stem}
         channels = [width * 2**level for level in range(depth + 1)]
+        self.stem: nn.Module = nn.Identity()
+        if stem:
+            first = nn.Conv2d(1, stem, 4, stride=2, padding=1, bias=False)
+            self.stem = nn.Sequential(first, nn.BatchNorm2d(stem), nn.ReLU(inplace=True))
         self.down = nn.ModuleList(
-            DoubleConv(c_in, c_out) for c_in, c_out in zip([1, *channels[:-1]], channels, strict=True)
+            DoubleConv(c_in, c_out) for c_in, c_out in zip([stem or 1, *channels[:-1]], channels, strict=True)
         )
         self.up = nn.ModuleList(nn.ConvTranspose2d(c, c // 2, 2, stride=2) for c in reversed(channels[1:]))
         self.merge = nn.ModuleList(DoubleConv(c, c // 2, dropout) for c in reversed(channels[1:]))
-        self.head = nn.Conv2d(width, classes, 1)
+        self.head = nn.ConvTranspose2d(width, classes, 2, stride=2) if stem else nn.Conv2d(width, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:  # [n, 1, H, W] -> [n, classes, H, W]
-        skips = []
+        x, skips = self.stem(x), []
         for level, block in enumerate(self.down):
             if level:
                 x = nn.functional.max_pool2d(x, 2)
@@ -71,4 +82,15 @@ def folded(net: UNet) -> UNet:
             block[conv] = nn.utils.fuse_conv_bn_eval(block[conv], block[norm])
             block[norm] = nn.Identity()
         block[6] = nn.Identity()
+    if isinstance(net.stem, nn.Sequential):
+        net.stem[0], net.stem[1] = nn.utils.fuse_conv_bn_eval(net.stem[0], net.stem[1]), nn.Identity()
+    return net
+
+
+def shaped(tensors: Mapping[str, Tensor]) -> UNet:
+    """A folded net of the shape of these tensors, which are named as in `UNet`; a KeyError where one is missing."""
+    depth = sum(name.startswith("down.") and name.endswith(".0.weight") for name in tensors) - 1
+    stem = len(tensors["stem.0.weight"]) if "stem.0.weight" in tensors else 0
+    net = folded(UNet(len(tensors["head.bias"]), len(tensors["down.0.0.weight"]), depth, stem=stem))
+    net.load_state_dict({name: tensors[name] for name in net.state_dict()})
     return net

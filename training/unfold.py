@@ -23,7 +23,7 @@ from training import data
 from training.checkpoint import Settings, build, fingerprint, load_liver, save
 from training.methods import WINDOW
 from training.sample import Samples
-from training.unet import UNet, folded
+from training.unet import UNet, shaped
 from trtseg import models
 from trtseg.engines.precision import FP32
 from trtseg.errors import ModelError, TrtsegError
@@ -42,10 +42,7 @@ def weights(onnx_bytes: bytes) -> dict[str, Tensor]:
 def folded_net(tensors: dict[str, Tensor]) -> UNet:
     """The net of these tensors, without batch norm, as wide and deep as they are."""
     try:
-        depth = sum(name.startswith("down.") and name.endswith(".0.weight") for name in tensors) - 1
-        head = tensors["head.weight"]
-        net = folded(UNet(len(head), head.shape[1], depth))
-        net.load_state_dict({name: tensors[name] for name in net.state_dict()})
+        net = shaped(tensors)
     except (KeyError, RuntimeError) as error:
         raise ModelError(f"model: is no net that training.export wrote ({error})") from None
     return net.eval()
@@ -69,6 +66,8 @@ def unfold(net: UNet, run: Callable[[], object]) -> dict[str, Tensor]:
         for level, block in enumerate(getattr(net, part))
         for place in (0, 3)
     }
+    if isinstance(net.stem, nn.Sequential):
+        convolutions["stem.0"] = net.stem[0]
     sums = {
         name: torch.zeros(3, conv.out_channels, dtype=torch.float64, device=conv.weight.device)
         for name, conv in convolutions.items()
@@ -115,9 +114,7 @@ def unfold_model(model: str | Path, store: Path, out: Path) -> list[Path]:
                 f"model: its {spec.role} net has the window {spec.window}; here it is trained with {WINDOW[spec.role]}"
             )
         net = folded_net(weights(files.read(FP32.file(spec.role))))
-        settings = Settings(
-            spec.role, size=spec.size[0], width=net.head.in_channels, depth=len(net.up), precision="fp32"
-        )
+        settings = Settings(spec.role, size=spec.size[0], precision="fp32", **net.sizes)
         liver = load_liver(paths[0], settings.size) if spec.role == "tumour" else None
         if liver:
             settings = replace(settings, liver=fingerprint(liver.nets))

@@ -12,7 +12,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from training.unet import UNet, folded
+from training.unet import UNet, shaped
 
 
 def weights(onnx_file: bytes) -> dict[str, Tensor]:
@@ -21,18 +21,9 @@ def weights(onnx_file: bytes) -> dict[str, Tensor]:
     return {w.name: torch.from_numpy(numpy_helper.to_array(w).copy()) for w in graph.initializer}
 
 
-def sizes(found: dict[str, Tensor]) -> tuple[int, int, int]:
-    """Classes, width and depth of the U-Net with these weights."""
-    depth = sum(name.startswith("down.") and name.endswith(".0.weight") for name in found) - 1
-    return len(found["head.weight"]), len(found["down.0.0.weight"]), depth
-
-
-def torch_net(onnx_file: bytes) -> nn.Module:
+def torch_net(onnx_file: bytes) -> UNet:
     """The U-Net of an ONNX file as a PyTorch module."""
-    found = weights(onnx_file)
-    net = folded(UNet(*sizes(found)))
-    net.load_state_dict(found)
-    return net
+    return shaped(weights(onnx_file))
 
 
 def specs(model: Path) -> list[dict[str, Any]]:

@@ -112,8 +112,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     specs = nets.specs(args.model)
     files = [(args.model / f"{spec['role']}.onnx").read_bytes() for spec in specs]
-    _, width, depth = nets.sizes(nets.weights(files[0]))
-    of_plans = architecture(width, depth)
+    sizes = nets.torch_net(files[0]).sizes
+    of_plans = architecture(sizes["width"], sizes["depth"])
     net = planned(of_plans) if args.net == "planned" else nets.both(files, specs)
     manager = PlansManager(plans(specs[0], of_plans))
     about = {
