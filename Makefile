@@ -11,7 +11,7 @@ BUILD_FILES := pyproject.toml setup.py $(wildcard csrc/*)
 # What `make train` reads, a folder laid out as training/README.md says, and where it keeps its runs.
 DATA := ../shared/data
 RUNS := runs
-# The model whose weights the training of the shipped nets goes on from.
+# The model whose nets the shipped ones learn to imitate.
 START := default
 PACKAGE_FILES := $(shell find trtseg -type f -not -name '*.py[co]' -not -name '*.so')
 PIP_INSTALL = bin/python -m pip install -qq --disable-pip-version-check

@@ -176,10 +176,9 @@ class TestBounds:
 @functools.cache
 def emulated(role, precision):
     """Accept a shipped net with weights and activations rounded, sums in FP32 as on tensor cores; and its case."""
-    import onnx
     import torch
 
-    from training.unet import UNet, folded
+    from training.trained import trained_net
 
     type_ = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision.name]
 
@@ -188,10 +187,8 @@ def emulated(role, precision):
 
     files = models.find("default")
     spec = next(net for net in files.spec.nets if net.role == role)
-    net = folded(UNet())
-    weights = onnx.load_from_string(files.read(FP32.file(role))).graph.initializer
-    arrays = {w.name: torch.from_numpy(onnx.numpy_helper.to_array(w).copy()) for w in weights}
-    net.load_state_dict({name: rounded(array) for name, array in arrays.items()})
+    net = trained_net("default", role)
+    net.load_state_dict({name: rounded(array) for name, array in net.state_dict().items()})
     for part in net.modules():
         if not list(part.children()):
             part.register_forward_hook(lambda part, inputs, output: rounded(output))

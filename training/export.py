@@ -14,7 +14,7 @@ import argparse
 import hashlib
 import io
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,6 @@ import onnx
 import torch
 
 from training import calibration
-from training.blend import blended
 from training.checkpoint import load
 from training.methods import WINDOW
 from training.readers import png_slices
@@ -130,14 +129,11 @@ def parity_inputs(nets: dict[str, UNet], specs: dict[str, ModelSpec]) -> dict[st
     return {role: x for role, (x, _) in show(middle, (1.5, 1.5), tuple(specs.values()), run).items()}
 
 
-def nets_of(checkpoints: Sequence[Path], behind: Path | None = None) -> tuple[dict[str, UNet], int]:
-    """The nets of one model by role, in the order in which they run, and the rows and columns of their input.
-
-    ``behind`` is the checkpoint of the liver net that the tumour net was trained behind; by default the first.
-    """
+def nets_of(checkpoints: Sequence[Path]) -> tuple[dict[str, UNet], int]:
+    """The nets of one model by role, in the order in which they run, and the rows and columns of their input."""
     nets, sizes = {}, set()
     for i, path in enumerate(checkpoints):
-        method, settings = load(path, (behind or checkpoints[0]) if i else None)
+        method, settings = load(path, checkpoints[0] if i else None)
         nets.update(method.nets.items())
         sizes.add(settings.size)
     if list(nets) not in (["liver", "tumour"], ["one-step"]) or len(sizes) != 1:
@@ -155,8 +151,6 @@ def export(
     provenance: dict[str, str],
     *,
     pixel_mm: float | None = None,
-    blend: Mapping[str, tuple[str | Path, float]] | None = None,
-    behind: Path | None = None,
 ) -> CascadeSpec:
     """Export a model into the folder ``out``; see the module's docstring.
 
@@ -172,14 +166,8 @@ def export(
         ``version``, ``trained_on`` and ``licence`` of the `ModelSpec`.
     pixel_mm : float, optional
         Size of the nets' pixels: the nets see the body, see `trtseg.body`. Without it they see the field of view.
-    blend : mapping, optional
-        Source and share of `training.blend.blended`, by role.
-    behind : Path, optional
-        Checkpoint of the liver net that the tumour net was trained behind, where another one is exported.
     """
-    nets, size = nets_of(checkpoints, behind)
-    for role, (source, share) in (blend or {}).items():
-        nets[role] = blended(nets[role], role, source, share)
+    nets, size = nets_of(checkpoints)
     if unknown := set(thresholds) - set(nets) | set(thresholds) & {"one-step"}:
         raise SystemExit(f"thresholds: got one for {', '.join(sorted(unknown))}; these nets do not have one")
     specs = {
@@ -243,20 +231,6 @@ def main() -> None:
         metavar="MM",
         help="size of the nets' pixels, which are laid around the body",
     )
-    parser.add_argument(
-        "--blend",
-        nargs=3,
-        action="append",
-        default=[],
-        metavar=("ROLE", "SOURCE", "SHARE"),
-        help="take only this share of a net's way from that of an exported model or of a checkpoint",
-    )
-    parser.add_argument(
-        "--behind",
-        type=Path,
-        metavar="CHECKPOINT",
-        help="of the liver net that the tumour net was trained behind, if it is another",
-    )
     parser.add_argument("--version", default="0.0.0", help="of the model (0.0.0)")
     parser.add_argument("--trained-on", default="not stated", help="what the weights have seen, a sentence")
     parser.add_argument("--licence", default="not stated", help="under which the weights are")
@@ -273,8 +247,6 @@ def main() -> None:
         {role: t for role in ("liver", "tumour") if (t := getattr(args, f"{role}_threshold")) is not None},
         {"version": args.version, "trained_on": args.trained_on, "licence": args.licence},
         pixel_mm=args.pixel_mm,
-        blend={role: (source, float(share)) for role, source, share in args.blend},
-        behind=args.behind,
     )
     if args.calibration is not None:
         try:
