@@ -1,12 +1,14 @@
 """How fast trtseg is on a GPU, beside PyTorch in the same process, and beside the floor of the GPU.
 
     python -m benchmarks.gpu [--json FILE] [--model default] [--runtime auto] [--slices 200] [--runs 2000] [--compile]
+                             [--only NAME ...]
 
 A phantom of 200 slices of 512x512 is segmented by each candidate, from host memory to host memory and from GPU memory
 to GPU memory, and slices with liver one by one. Candidates take turns. Their labels are compared.
 
 Candidates: trtseg; eager-fp16-host: PyTorch, with NumPy between the nets; eager-fp16: PyTorch, its ops on the GPU;
-torch-graphs: the same in CUDA graphs; torch-compile (with --compile; takes minutes).
+torch-graphs: the same in CUDA graphs. With --compile, which takes minutes: trtseg-compiled, the runtime torch with
+engines that are built first; torch-compile, PyTorch's nets and ops compiled, in CUDA graphs.
 All run FP16 nets, channels last. Clocks are not locked: look at the shortest time, too.
 
 The exit code is 2 without a GPU, and 1 if a part failed: the others went on.
@@ -15,15 +17,17 @@ The exit code is 2 without a GPU, and 1 if a part failed: the others went on.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import gc
 import itertools
 import json
+import os
 import platform
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -32,13 +36,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks import gpu_floor
-from trtseg import Segmenter, __version__, _core, models
+from trtseg import Segmenter, __version__, _core, build_engines, models
 from trtseg.engines.nvidia.driver import find_driver
+from trtseg.io.folders import cache_folder
 from trtseg.metrics.overlap import overlap
 from trtseg.phantom import abdomen
 
 BATCH = 16
 PACKAGES = ("numpy", "torch", "triton", "tensorrt", "tensorrt-rtx-cu13", "pycuda")
+CANDIDATES = ("trtseg", "trtseg-compiled", "eager-fp16-host", "eager-fp16", "torch-graphs", "torch-compile")
+COMPILED = ("trtseg-compiled", "torch-compile")
 RECORDED = ("runtime", "slices", "runs", "repeats")  # of the arguments; no paths
 SIZE, FIELD_MM, LENGTH_MM = 512, 384.0, 400.0
 SPACING = (FIELD_MM / SIZE, FIELD_MM / SIZE)
@@ -57,6 +64,35 @@ class Trtseg:
     def run(self, hu: Any, out: Any) -> None:
         """Label slices ``hu`` into ``out``."""
         self.segmenter.label(hu, spacing=SPACING, out=out)
+
+
+def open_compiled(model: str, batch: int, folder: str = "compiled") -> Trtseg:
+    """Trtseg by the runtime torch with compiled engines, built where ``folder`` of the cache has none.
+
+    They lie apart, so that the other candidate finds none.
+    """
+    with _environment("TRTSEG_CACHE", str(cache_folder() / folder)):
+        for built in (False, True):
+            if built:
+                build_engines(model, runtime="torch", batch=batch)
+            segmenter = Segmenter(model, device="cuda", batch=batch, runtime="torch")
+            engines = segmenter.provenance["engines"]
+            if all(engine.get("kernels") == "compiled" for engine in engines.values()):
+                return Trtseg(segmenter)
+            segmenter.close()
+    raise RuntimeError(f"PyTorch's own operators run instead: {engines}")
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 # ---- Measuring -----------------------------------------------------------------------------------------------------
@@ -146,7 +182,9 @@ class Benchmark:
         for name, open_one in self._opened.items():
             if self.data["parts"][name]["status"] != "ok":
                 continue
-            runner = open_one(1)
+            runner = self.part(f"{name}, batch 1", functools.partial(open_one, 1))
+            if runner is None:
+                continue
             turns = itertools.cycle([self.hu[z : z + 1] for z in liver])
             calls[name] = lambda r=runner, t=turns: r.run(next(t), out)
             for _ in range(3):
@@ -211,7 +249,7 @@ def table(data: dict[str, Any], names: Sequence[str]) -> str:
     lines.append(
         "\nVolumes: median (shortest). Slices: host to host, one by one. Dice: with the first candidate."
     )
-    for part in ("stages", "floor"):
+    for part in ("stages", "stages, compiled", "floor"):
         if part in data:
             lines.append(f"{part}: " + ", ".join(f"{name} {value:.3g}" for name, value in data[part].items()))
     return "\n".join(lines)
@@ -248,8 +286,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--slices", type=int, default=200, help=f"of the volume, {BATCH} or more")
     parser.add_argument("--runs", type=int, default=2000, help="slices that each candidate labels one by one")
     parser.add_argument("--repeats", type=int, default=10, help="of the volume")
-    parser.add_argument("--compile", action="store_true", help="torch-compile, too")
+    parser.add_argument("--compile", action="store_true", help="candidates that compile, too")
+    parser.add_argument("--only", nargs="+", choices=CANDIDATES, metavar="NAME", help="these candidates")
     args = parser.parse_args(argv)
+    args.only = args.only or [name for name in CANDIDATES if args.compile or name not in COMPILED]
     if args.slices < BATCH:
         parser.error(f"--slices: got {args.slices}; expected {BATCH} or more")
     return args
@@ -275,7 +315,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return Trtseg(Segmenter(args.model, device="cuda", batch=batch, runtime=args.runtime))
 
     fit = files.spec.nets[0].fit_slice((SIZE, SIZE), SPACING)
-    opened = {"trtseg": ours, **comparisons(files, fit, compiled=args.compile)}
+    opened = {
+        "trtseg": ours,
+        "trtseg-compiled": functools.cache(functools.partial(open_compiled, args.model)),
+        **comparisons(files, fit),
+    }
+    opened = {name: open_one for name, open_one in opened.items() if name in args.only}
     benchmark = Benchmark(opened, hu, args.json)
     data = benchmark.data
     data |= machine() | {"arguments": {name: vars(args)[name] for name in RECORDED}}
@@ -286,12 +331,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         data["rates"] = benchmark.part("rates", gpu_floor.rates)
         if data["rates"] is not None:
             data["floor"] = gpu_floor.floor(benchmark.labels, BATCH, nets, data["rates"])
-        if "trtseg" in data.get("host", {}):
-            most = int((benchmark.labels > 0).sum((1, 2)).argmax())
-            chunk, segmenter = hu[min(most, len(hu) - BATCH) :][:BATCH], ours(BATCH).segmenter
-            found = benchmark.part("stages", lambda: segmenter.stages(chunk, spacing=SPACING))
-            data["stages"] = {stage: 1e3 * seconds for stage, seconds in (found or {}).items()}
-            data["provenance"] = segmenter.provenance
+        most = int((benchmark.labels > 0).sum((1, 2)).argmax())
+        chunk = hu[min(most, len(hu) - BATCH) :][:BATCH]
+        for name, key in (("trtseg", "stages"), ("trtseg-compiled", "stages, compiled")):
+            if name in data.get("host", {}):
+                segmenter = opened[name](BATCH).segmenter
+                found = benchmark.part(key, lambda s=segmenter: s.stages(chunk, spacing=SPACING))
+                data[key] = {stage: 1e3 * seconds for stage, seconds in (found or {}).items()}
+                data.setdefault("provenance", {})[name] = segmenter.provenance
     benchmark.write()
     print(f"{data['machine']}; {data['date']}\n{data['versions']}\n\n{table(data, list(opened))}")
     return 1 if any(part["status"].startswith("failed") for part in data["parts"].values()) else 0

@@ -27,7 +27,7 @@ Net = Callable[[Tensor], Tensor]
 _cuda: Any = torch.cuda  # it has no types
 
 
-def comparisons(files: ModelFiles, fit: Fit, *, compiled: bool) -> dict[str, Callable[[int], Any]]:
+def comparisons(files: ModelFiles, fit: Fit) -> dict[str, Callable[[int], Any]]:
     """Each candidate's name, and how it is opened for a batch of slices that lie on the nets' grid as ``fit`` says."""
     half = torch.float16
 
@@ -39,15 +39,13 @@ def comparisons(files: ModelFiles, fit: Fit, *, compiled: bool) -> dict[str, Cal
         options = {"device": "cuda", "dtype": half, **options}
         return lambda batch: TorchCascade(files.spec, fit, [change(net) for net in nets()], batch, **options)
 
-    found = {
+    compile_net = functools.cache(lambda net: torch.compile(net, dynamic=False))
+    return {
         "eager-fp16-host": of(lambda net: through_host(net, half), device="cpu", dtype=torch.float32),
         "eager-fp16": of(lambda net: net),
         "torch-graphs": of(lambda net: net, graphs=True),
+        "torch-compile": of(compile_net, compiled=True, graphs=True),
     }
-    if compiled:
-        compile_net = functools.cache(lambda net: torch.compile(net, dynamic=False))
-        found["torch-compile"] = of(compile_net, compiled=True, graphs=True)
-    return found
 
 
 def torch_nets(files: ModelFiles, device: str, dtype: torch.dtype) -> list[Any]:

@@ -192,8 +192,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"runtime": "onnx"}, r"runtime: got 'onnx'; expected 'tensorrt' or 'tensorrt-rtx'"),
-            ({"runtime": "torch"}, r"runtime: got 'torch', but PyTorch builds no engines: it runs the ONNX"),
+            ({"runtime": "onnx"}, r"runtime: got 'onnx'; expected 'tensorrt', 'tensorrt-rtx' or 'torch'"),
             ({"precision": "bf16"}, r"precision: got 'bf16'; on a GPU it is 'auto', 'fp16' or 'fp32'"),
             ({"batch": 0}, r"batch: got 0; expected a number of slices from 1 to 256"),
             ({"batch": True}, r"batch: got True; expected"),

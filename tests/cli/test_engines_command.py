@@ -71,7 +71,10 @@ class TestBuild:
             (["--batch", "1,x"], "--batch: got 'x'; expected numbers of slices with commas between them"),
             (["--batch", "-1"], "--batch: got '-1'; expected"),
             (["--target", "sm_86,turing"], "target: got 'turing'; expected 'native', 'portable', or compute"),
-            (["--runtime", "torch"], "runtime: got 'torch'"),  # which builds no engines
+            (
+                ["--runtime", "torch"],
+                "target: got 'sm_86', but PyTorch builds only on a machine with the GPU",
+            ),
             (["--model", "none"], "model: got 'none'; expected one of default, or a folder with a"),
         ],
     )

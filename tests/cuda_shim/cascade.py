@@ -169,6 +169,26 @@ def the_host_copies_while_the_gpu_works() -> None:
         assert BACKEND.runs == {"liver": 3, "tumour": 2}  # the last slice has no liver
 
 
+def the_host_copies_beside_chunks_without_liver() -> None:
+    """A chunk is copied in before the host waits for the chunk before it, where the oldest chunk has no liver."""
+    air, liver = np.full((BATCH, *ct(1).shape[1:]), -1000, np.int16), ct(2 * BATCH)[BATCH:]
+    copied, copy = [], _core.copy
+    with opened(BACKEND) as one:
+        one.run(air, SPACING)
+        feed, chunks = one.begin(one.place(liver, SPACING)), (air, air, liver, liver, air)
+        BACKEND.runs.clear()
+        _core.copy = lambda *given: (copied.append(BACKEND.runs["liver"]), copy(*given))
+        try:
+            for chunk in chunks:
+                feed.push(chunk)
+            copied_in = copied[:]
+            feed.finish()
+        finally:
+            _core.copy = copy
+    # Nets that had run, because somebody waited for them, at each copy: to the GPU, and of the labels of chunk 2.
+    assert copied_in == [0, 0, 1, 2, 4, 4], copied_in
+
+
 def out_of_memory() -> None:
     """Half the slices a run, and half of that, with the same labels, and the log says so; at last an error."""
     hu, limits = ct(21), {}

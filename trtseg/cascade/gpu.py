@@ -246,8 +246,11 @@ class CudaCascade:
 class CudaFeed:
     """A feed of `CudaCascade`.
 
-    The order of calls keeps the GPU busy: before a chunk is filled, the chunk before it goes on to its second half. So
-    the host copies the labels of the oldest chunk out, and the new chunk in, while the GPU runs the tumour net.
+    The order of calls keeps the GPU busy while the host copies the labels of the oldest chunk out, and a new chunk in:
+
+    - The oldest chunk has liver: before that, the chunk between goes on to its second half, which the GPU runs.
+    - The oldest chunk has no liver, or there is none: nothing of it is awaited, and the GPU runs the first half of the
+      chunk between, which goes on afterwards.
 
     Attributes
     ----------
@@ -300,6 +303,7 @@ class CudaFeed:
                 lane = self._filling = self._filling or self._next_lane(pieces)
                 rows = slice(taken, min(taken + lane.free, len(hu)))
                 lane.take(hu[rows], None if out is None else out[rows], self._first, streams)
+                self._go_on()
                 self._first += rows.stop - taken
                 taken = rows.stop
                 if lane.free == 0:
@@ -341,8 +345,9 @@ class CudaFeed:
         self.seconds += time.perf_counter() - start
 
     def _next_lane(self, pieces: list[tuple[int, Labels]]) -> Lane:
-        self._go_on()
         if not self._free:
+            if not self._running[0].empty:
+                self._go_on()
             self._finish_oldest(pieces)
         return self._free.popleft()
 

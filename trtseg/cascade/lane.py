@@ -57,6 +57,8 @@ class Lane:
     logits : dict or None
         Gets the tumour logits of slices with liver, as `trtseg.cascade.base.Cascade.begin` has it; None: they stay on
         the GPU. It changes only while the lane has no chunk.
+    empty : bool
+        After `go_on`: no slice of the chunk has liver, and all its labels are 0.
     """
 
     def __init__(self, device: Device, engines: tuple[GpuEngine, ...], fit: Fit, batch: int) -> None:
@@ -65,7 +67,7 @@ class Lane:
         self.logits: Logits | None = None
         self._parts: list[_Part] = []
         self._filled = 0
-        self._empty = False  # no slice of the chunk has liver: all its labels are 0
+        self.empty = False
         self._graphs: dict[str, _core.Graph] = {}
         self._chunk: _core.Chunk | None = None
         with ExitStack() as stack:
@@ -144,13 +146,13 @@ class Lane:
         """Wait for the first half, and launch the second."""
         if self._pixels_host is not None:
             self._done.synchronize()
-            self._empty = not self._pixels_host[: self._filled].any()
+            self.empty = not self._pixels_host[: self._filled].any()
         if isinstance(self._parts[0].out, CudaArray):
-            if not self._empty:
+            if not self.empty:
                 self._launch("second")
             for part in self._parts:
                 self._label(part.out, part.rows)
-        elif not self._empty:
+        elif not self.empty:
             self._launch("second, to host")
         if self._keeps_logits():
             download(self._l2_host, self._l2, self._stream)
@@ -167,13 +169,13 @@ class Lane:
             for other in dict.fromkeys(other for part in parts for other in part.streams):
                 self._order.wait_for(other, self._stream.handle)
             return [(part.first, part.out) for part in parts]
-        if not self._empty:
+        if not self.empty:
             self._done.synchronize()
         pieces = []
         for part in parts:
             source = self._labels_host[part.rows]
             out = np.empty(source.shape, np.uint8) if part.out is None else part.out
-            if self._empty:
+            if self.empty:
                 _core.clear(out)
             else:
                 _core.copy(out, source)
@@ -189,7 +191,7 @@ class Lane:
             return False
         self._done.synchronize()  # as in `take`
         self._chunk.run(hu, out)
-        self._empty = self._pixels_host is not None and not self._pixels_host.any()
+        self.empty = self._pixels_host is not None and not self._pixels_host.any()
         if self._keeps_logits():
             download(self._l2_host, self._l2, self._stream)
             self._stream.synchronize()
@@ -232,7 +234,7 @@ class Lane:
 
     def _keeps_logits(self) -> bool:
         """Whether the chunk has tumour logits, and somebody wants them."""
-        return self.logits is not None and self._pixels_host is not None and not self._empty
+        return self.logits is not None and self._pixels_host is not None and not self.empty
 
     def _keep(self, first: int, rows: slice) -> None:
         assert self.logits is not None

@@ -24,8 +24,8 @@ def build(
     runtime: Annotated[
         str,
         typer.Option(
-            metavar="tensorrt|tensorrt-rtx",
-            help="What builds and runs them; tensorrt-rtx builds without a GPU.",
+            metavar="tensorrt|tensorrt-rtx|torch",
+            help="What builds and runs them; tensorrt-rtx builds without a GPU, torch with Triton.",
         ),
     ] = "tensorrt-rtx",
     target: Annotated[

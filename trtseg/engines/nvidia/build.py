@@ -21,10 +21,10 @@ from pathlib import Path
 from trtseg import __version__
 from trtseg.engines.base import Net
 from trtseg.engines.blobs import load_blob, store_blob
-from trtseg.engines.nvidia import cache
+from trtseg.engines.nvidia import cache, torch
 from trtseg.engines.nvidia.driver import Gpu, find_driver
 from trtseg.engines.nvidia.machine import place_of, resolve_targets, runs_portable
-from trtseg.engines.nvidia.runtime import BUILDERS, NAMES, TITLES, Runtime, check_batch, load_runtime
+from trtseg.engines.nvidia.runtime import Runtime, check_batch, check_name, load_runtime
 from trtseg.engines.nvidia.serialize import serialize
 from trtseg.engines.nvidia.sidecar import EngineKey, Sidecar, sidecar_path
 from trtseg.engines.precision import FP16, candidates
@@ -71,7 +71,8 @@ def build_engines(
     model : str or path
         Name of a model that trtseg ships, or a folder with one.
     runtime : str
-        ``tensorrt``, which builds for the GPU it runs on, or ``tensorrt-rtx``, which needs no GPU.
+        ``tensorrt``, which builds for the GPU it runs on; ``tensorrt-rtx``, which needs no GPU; or ``torch``, which
+        compiles for the GPU it runs on, with Triton and a C compiler. PyTorch also runs without an engine, slower.
     target : str or sequence of str
         ``native``, the GPU here; compute capabilities as ``sm_86``; or ``portable``, any GPU from Ampere on
         (TensorRT-RTX only).
@@ -93,7 +94,7 @@ def build_engines(
     Raises
     ------
     ArgumentError
-        An argument is none of the values above, or the runtime builds no engines.
+        An argument is none of the values above.
     ModelError
         The model is not there, damaged, or has no such precision.
     DeviceError
@@ -105,9 +106,7 @@ def build_engines(
     --------
     >>> build_engines(target=["sm_86", "sm_89"], output="engines")  # doctest: +SKIP
     """
-    if runtime not in BUILDERS:
-        why = f", but {TITLES[runtime]} builds no engines: it runs the ONNX files" if runtime in NAMES else ""
-        raise ArgumentError(f"runtime: got {runtime!r}{why}; expected {' or '.join(map(repr, BUILDERS))}")
+    check_name(runtime)
     row = candidates(precision, "cuda")[0]
     targets = [target] if isinstance(target, str) or not isinstance(target, Sequence) else target
     batches = list(dict.fromkeys(map(check_batch, batch if isinstance(batch, Sequence) else [batch])))
@@ -161,8 +160,11 @@ def build_engine(
     """Build one engine, whether or not the cache has it; return the engine and its sidecar."""
     start = time.perf_counter()
     name = "-".join(["timing", key.runtime, key.runtime_version, re.sub(r"\W+", "-", key.gpu)])
-    known = load_blob(name) if runtime.needs_gpu else None
-    made = serialize(runtime, net, key, progress=progress, timing_cache=known)
+    if runtime.name == "torch":
+        made = torch.serialize(net, key, "cuda:0")  # the GPU of `resolve_targets`
+    else:
+        known = load_blob(name) if runtime.needs_gpu else None
+        made = serialize(runtime, net, key, progress=progress, timing_cache=known)
     if made.timing_cache is not None:
         try:
             store_blob(name, made.timing_cache)

@@ -141,6 +141,16 @@ def obtain(
         return data, sidecar
 
 
+def find(key: EngineKey) -> tuple[bytes, Sidecar] | None:
+    """Return the engine of that key from this user's cache; None if it is missing or fails a check."""
+    try:
+        return _load(key)
+    except ModelError as error:
+        if (engine_folder() / key.file_name).exists():
+            log.warning("%s", error)
+        return None
+
+
 def write(parts: tuple[Path, ...], data: bytes, sidecar: Sidecar) -> None:
     """Write an engine and its sidecar into two new files that only this user may write."""
     for part, content in zip(parts, (data, sidecar.to_json().encode()), strict=True):

@@ -229,8 +229,8 @@ def abilities(driver: Driver) -> list[Ability]:
 
 
 def _can_build(name: str, gpu: Gpu | None, driver: Driver) -> tuple[bool, str]:
-    if name == "torch":
-        return False, "it builds no engines: it runs the ONNX files"
+    if name == "torch" and installed("triton") is None:
+        return False, "it needs Triton to compile: pip install triton"
     if name == "tensorrt-rtx":
         return True, f"for {', '.join(RTX_CAPABILITIES)} and portable; needs no GPU"
     if gpu is None:

@@ -1,13 +1,14 @@
 """From a model to nets that run on a GPU that is here: which runtime, which precision, and whether they are accepted.
 
-TensorRT's engines come from this user's cache, or are built into it. PyTorch runs the ONNX files. Before an engine is
-first used on a GPU it must pass the acceptance gate (`trtseg.engines.acceptance`), and its acceptance is kept.
+TensorRT's engines come from this user's cache, or are built into it. PyTorch runs the ONNX files, or its engines where
+the cache has them. Before an engine is first used on a GPU it must pass the acceptance gate
+(`trtseg.engines.acceptance`), and its acceptance is kept.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,7 +26,7 @@ from trtseg.engines.nvidia.machine import check_gpu, choose_runtime, place_of
 from trtseg.engines.nvidia.runtime import Runtime, check_batch, load_runtime
 from trtseg.engines.nvidia.sidecar import EngineKey
 from trtseg.engines.nvidia.tensorrt import LoadedEngine
-from trtseg.engines.nvidia.torch import LoadedTorch
+from trtseg.engines.nvidia.torch import LoadedTorch, load_compiled
 from trtseg.engines.precision import Precision, candidates
 from trtseg.errors import DeviceError
 from trtseg.models import ModelFiles
@@ -175,29 +176,35 @@ def _open_net(
     refused: list[str] = []
     for row in rows:
         net = Net.read(place.files, spec, row)
-        with ExitStack() as stack:
-            loaded = _load(place, net, progress)
-            stack.callback(loaded.close)
-            found = _acceptance(place, net, loaded)
-            if found.accepted:
-                if refused:
-                    log.warning("the %s net runs its %s engine instead", spec.role, row.name)
-                stack.pop_all()
-                return loaded, {**loaded.provenance, "acceptance": str(found), "refused": refused}
-        refused.append(f"{row.name}: {'; '.join(found.reasons)}")
-        log.warning("the %s engine of the %s net is not used: %s", row.name, spec.role, refused[-1])
+        for loaded in _load(place, net, progress):
+            with ExitStack() as stack:
+                stack.callback(loaded.close)
+                found = _acceptance(place, net, loaded)
+                if found.accepted:
+                    if refused:
+                        log.warning("the %s net runs its %s engine instead", spec.role, row.name)
+                    stack.pop_all()
+                    return loaded, {**loaded.provenance, "acceptance": str(found), "refused": refused}
+            refused.append(f"{row.name}: {'; '.join(found.reasons)}")
+            log.warning("the %s engine of the %s net is not used: %s", row.name, spec.role, refused[-1])
     raise DeviceError(
         f"precision: tried {', '.join(row.name for row in rows)}, but no engine of the {spec.role} net agrees with the "
         f"FP32 reference on {place.device.name} ({'. '.join(refused)}); use device='cpu', or another runtime"
     )
 
 
-def _load(place: _Place, net: Net, progress: Progress | None) -> Loaded:
+def _load(place: _Place, net: Net, progress: Progress | None) -> Iterator[Loaded]:
+    """Load a net; for PyTorch first with its engine, where one was built, and then without."""
     if place.runtime.name == "torch":
         key = engine_key(net, place.runtime, place_of(place.runtime, place.gpu), place.batch)
-        return LoadedTorch(net, key, f"cuda:{place.device.index}")
-    data, sidecar = engine_for(net, place.runtime, place.gpu, place.batch, progress=progress)
-    return LoadedEngine(place.runtime, data, sidecar, place.device)
+        device = f"cuda:{place.device.index}"
+        compiled = load_compiled(net, key, device)
+        if compiled is not None:
+            yield compiled
+        yield LoadedTorch(net, key, device)
+    else:
+        data, sidecar = engine_for(net, place.runtime, place.gpu, place.batch, progress=progress)
+        yield LoadedEngine(place.runtime, data, sidecar, place.device)
 
 
 def _acceptance(place: _Place, net: Net, loaded: Loaded) -> Acceptance:

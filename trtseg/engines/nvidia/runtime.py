@@ -16,10 +16,8 @@ from typing import Any
 
 from trtseg.errors import ArgumentError, DeviceError, OutOfMemoryError
 
-#: The runtimes that build engines, as options and keys name them.
-BUILDERS = ("tensorrt", "tensorrt-rtx")
-#: All runtimes, in the order in which ``auto`` looks for them.
-NAMES = (*BUILDERS, "torch")
+#: All runtimes, as options and keys name them, in the order in which ``auto`` looks for them.
+NAMES = ("tensorrt", "tensorrt-rtx", "torch")
 #: Name of each for people.
 TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX", "torch": "PyTorch"}
 #: Module of each runtime.
@@ -64,8 +62,8 @@ class Runtime:
 
     @property
     def needs_gpu(self) -> bool:
-        """Whether the runtime builds on a GPU, and for that GPU only, as TensorRT does; TensorRT-RTX needs none."""
-        return self.name == "tensorrt"
+        """Whether the runtime builds on a GPU, and for that GPU only; TensorRT-RTX needs none."""
+        return self.name != "tensorrt-rtx"
 
     @property
     def capabilities(self) -> tuple[str, ...]:

@@ -1,11 +1,8 @@
-"""The GPU engine on PyTorch: the net of the ONNX file, channels last, in the cascade's own buffers and streams.
+"""The GPU engine on PyTorch, in the cascade's own buffers and streams.
 
-It runs on every GPU that PyTorch knows, also where TensorRT cannot be installed. PyTorch and onnx are imported only
-when this engine is opened.
-
-The acceptance gate demands that a slice has the same logits in every slot of a batch, bit for bit. Some of cuDNN's
-kernels compute the last rows of a batch in another order of sums than the rest. So `TorchNet` tries each operator once
-on a batch of equal slices. An operator that gives unequal rows is run on parts of the batch, one after the other.
+It runs on every GPU that PyTorch knows, also where TensorRT cannot be installed. Its engine file, which
+`trtseg.build_engines` makes, is what PyTorch's compiler gives for a net. Where there is none, or the engine does not
+do, PyTorch's own operators run.
 """
 
 from __future__ import annotations
@@ -13,232 +10,48 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 from trtseg.cuda.arrays import CudaArray
 from trtseg.engines.base import Net, check_arrays
 from trtseg.engines.blobs import load_blob, store_blob
-from trtseg.engines.nvidia.sidecar import EngineKey
-from trtseg.errors import DeviceError, ModelError, OutOfMemoryError
-from trtseg.spec import ModelSpec
+from trtseg.engines.nvidia import cache
+from trtseg.engines.nvidia.runtime import load_runtime
+from trtseg.engines.nvidia.serialize import Serialized
+from trtseg.engines.nvidia.sidecar import EngineKey, Sidecar
+from trtseg.engines.nvidia.torch_net import TorchNet
+from trtseg.errors import DeviceError, OutOfMemoryError
 
 log = logging.getLogger("trtseg")
 
-# An operator with its weights: activations in, activations out.
-_Operator = Callable[..., Any]
 
-# One step of a net: the name of its result, the names of its inputs, and the operator.
-_Step = tuple[str, tuple[str, ...], _Operator]
+def serialize(net: Net, key: EngineKey, device: str) -> Serialized:
+    """Build the engine ``key`` of a net on a GPU: see `TorchNet.compile`."""
+    made = TorchNet(net, key.batch, device)
+    tensors = [
+        {"name": name, "mode": mode, "dtype": key.precision, "shape": [key.batch, channels, *net.spec.size]}
+        for name, mode, channels in ((made._input, "input", 1), (made._output, "output", net.spec.channels))
+    ]
+    return Serialized(made.compile(), tensors, {"parts of a batch": made.parts}, [], None)
 
 
-def import_torch() -> Any:
-    """Import PyTorch; a DeviceError says what to install."""
+def load_compiled(net: Net, key: EngineKey, device: str) -> LoadedTorch | None:
+    """Load a net with the engine of this user's cache; None where there is none, or it does not run."""
+    kept = cache.find(key)
+    if kept is None:
+        return None
     try:
-        import torch
-    except ImportError as error:
-        raise DeviceError(
-            f"runtime: got 'torch', but PyTorch does not load ({error}); install it with pip install \"trtseg[torch]\""
-        ) from error
-    return torch
-
-
-class TorchNet:
-    """A net of an ONNX file as PyTorch functions, with its weights on a device: ``[batch, 1, H, W]`` to logits.
-
-    Parameters
-    ----------
-    net : Net
-        The net, of the operators Conv, ConvTranspose, Relu, MaxPool and Concat.
-    batch : int
-        Slices in each call.
-    device : str
-        ``cpu``, or ``cuda:0``.
-
-    Attributes
-    ----------
-    parts : dict
-        Name of an operator's result to the number of parts of the batch that the operator takes one after the other.
-        Operators that take the whole batch at once are left out.
-
-    Raises
-    ------
-    ModelError
-        The file has another operator than these.
-    DeviceError
-        PyTorch or onnx is not installed, or PyTorch fails.
-    """
-
-    def __init__(self, net: Net, batch: int, device: str) -> None:
-        torch = self._torch = import_torch()
-        try:
-            import onnx
-        except ImportError as error:
-            raise DeviceError(
-                f"runtime: got 'torch', but onnx does not load ({error}); install it with pip install \"trtseg[torch]\""
-            ) from error
-        self.net, self.spec, self.batch, self.device = net, net.spec, batch, device
-        self.parts: dict[str, int] = {}
-        graph = onnx.load_from_string(net.onnx).graph
-        self._input, self._output = graph.input[0].name, graph.output[0].name
-        with self.failures():
-            weights = {}
-            for tensor in graph.initializer:
-                weight = torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy()).to(device)
-                if weight.ndim == 4:
-                    weight = weight.to(memory_format=torch.channels_last)
-                weights[tensor.name] = weight
-            self._steps = self._chosen(self._ways(onnx, graph, weights))
-
-    def _ways(
-        self, onnx: Any, graph: Any, weights: dict[str, Any]
-    ) -> Iterator[tuple[_Step, list[_Operator]]]:
-        """For each step of the graph, in order: the step with its plainest operator, and faster operators for it."""
-        torch = self._torch
-        readers = [name for node in graph.node for name in node.input]
-        nodes = list(graph.node)
-        while nodes:
-            node = nodes.pop(0)
-            arguments = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-            own = [weights[name] for name in node.input if name in weights]
-            operator, result = _operator(torch, node.op_type, arguments, own, self.spec), node.output[0]
-            faster: list[_Operator] = []
-            following = nodes[0] if nodes and readers.count(result) == 1 else None
-            if following is not None and (node.op_type, following.op_type) == ("Conv", "Relu"):
-                result = nodes.pop(0).output[0]
-                operator, faster = _with_relu(torch, operator, arguments, own, self.device)
-            inputs = tuple(name for name in node.input if name not in weights)
-            yield (result, inputs, operator), faster
-
-    def __call__(self, x: Any) -> Any:
-        """Enqueue the net on the current stream; ``x`` ``[batch, 1, H, W]`` is channels last."""
-        values = {self._input: x}
-        for number, step in enumerate(self._steps):
-            self._compute(number, step, values)
-        return values[self._output]
-
-    def _compute(self, number: int, step: _Step, values: dict[str, Any]) -> None:
-        """Add the result of a step to ``values``, and drop the values that no later step reads."""
-        result, inputs, operator = step
-        values[result] = operator(*(values[name] for name in inputs))
-        for name in inputs:
-            if self._last_use.get(name, number) == number:
-                values.pop(name, None)
-
-    @contextmanager
-    def settings(self) -> Iterator[None]:
-        """Context in which a call computes: no gradients, no TF32, kernels chosen by rules.
-
-        Kernels chosen by a measurement could be others in another thread or process.
-        """
-        flags = self._torch.backends.cudnn.flags
-        with (
-            self._torch.inference_mode(),
-            flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-        ):
-            yield
-
-    @contextmanager
-    def failures(self) -> Iterator[None]:
-        """Context that raises PyTorch's errors as trtseg's."""
-        try:
-            yield
-        except self._torch.OutOfMemoryError as error:
-            raise OutOfMemoryError(f"the GPU has too little free memory ({error})") from error
-        except RuntimeError as error:
-            raise DeviceError(
-                f"runtime: got 'torch', but the {self.spec.role} net fails on {self.device} ({error}); use another "
-                "runtime, or device='cpu'"
-            ) from error
-
-    def _chosen(self, steps: Iterator[tuple[_Step, list[_Operator]]]) -> list[_Step]:
-        """Take for each step the first operator that gives equal rows for equal slices, whatever lies in memory."""
-        torch, found = self._torch, list(steps)
-        self._last_use = {name: i for i, ((_, inputs, _), _) in enumerate(found) for name in inputs}
-        generator = torch.Generator().manual_seed(0)
-        slice_ = torch.rand((1, *self.spec.size, 1), generator=generator)
-        same = slice_.expand(self.batch, *self.spec.size, 1).contiguous().permute(0, 3, 1, 2)
-        values = {self._input: same.to(self.device, getattr(torch, self.net.precision.dtype.name))}
-        halves = [2**k for k in range(1, self.batch.bit_length()) if self.batch % 2**k == 0]
-        numbers = dict.fromkeys([*halves, self.batch])  # of parts
-        chosen = []
-        with self.settings():
-            for number, ((result, inputs, plain), faster) in enumerate(found):
-                tries = [(1, operator) for operator in (*faster, plain)]
-                tries += [(n, _in_parts(torch, plain, n)) for n in numbers]
-                parts, operator = self._first_sound(tries, [values[name] for name in inputs])
-                if parts > 1:
-                    self.parts[result] = parts
-                    log.info("%s net: %s is computed in %d parts of a batch", self.spec.role, result, parts)
-                chosen.append((result, inputs, operator))
-                self._compute(number, chosen[-1], values)
-        return chosen
-
-    def _first_sound(self, tries: list[tuple[int, _Operator]], given: list[Any]) -> tuple[int, _Operator]:
-        """Return the first operator whose rows are equal for equal slices, with its number of parts."""
-        for parts, operator in tries:
-            # The next result goes where NaN is left now: a kernel must not read its output.
-            operator(*given).fill_(float("nan"))
-            value = operator(*given)
-            if bool((value == value[:1]).all()):  # NaN is not equal to NaN
-                return parts, operator
-        raise DeviceError(
-            f"runtime: got 'torch', but the {self.spec.role} net gives other logits for equal slices on "
-            f"{self.device}; use another runtime, or device='cpu'"
-        )
-
-
-def _operator(
-    torch: Any, op: str, arguments: dict[str, Any], weights: list[Any], spec: ModelSpec
-) -> _Operator:
-    """Make the function of an ONNX operator with its weights; a ModelError for operators that trtseg's nets lack."""
-    functional = torch.nn.functional
-    strides, pads = arguments.get("strides", [1, 1]), arguments.get("pads", [0, 0, 0, 0])
-    plain = (
-        pads[:2] == pads[2:]
-        and arguments.get("group", 1) == 1
-        and set(arguments.get("dilations", [1])) == {1}
-    )
-    if op == "Conv" and plain:
-        return lambda x: functional.conv2d(x, *weights, stride=strides, padding=pads[:2])
-    if op == "ConvTranspose" and plain and not any(arguments.get("output_padding", [0])):
-        return lambda x: functional.conv_transpose2d(x, *weights, stride=strides, padding=pads[:2])
-    if op == "MaxPool" and plain:
-        return lambda x: functional.max_pool2d(x, arguments["kernel_shape"], strides, pads[:2])
-    if op == "Relu":
-        return lambda x: functional.relu(x)
-    if op == "Concat" and arguments.get("axis") == 1:
-        return lambda *parts: torch.cat(parts, dim=1)
-    raise ModelError(
-        f"{spec.role} net: has the operator {op} {arguments}, which the runtime 'torch' does not run; use another "
-        "runtime, or device='cpu'"
-    )
-
-
-def _with_relu(
-    torch: Any, convolution: _Operator, arguments: dict[str, Any], weights: list[Any], device: str
-) -> tuple[_Operator, list[_Operator]]:
-    """Operators for a convolution with bias and ReLU: one after the other, and on a GPU both in one kernel."""
-    strides, pads = arguments.get("strides", [1, 1]), arguments.get("pads", [0, 0, 0, 0])
-    faster: list[_Operator] = []
-    if device.startswith("cuda"):
-        faster = [lambda x: torch.cudnn_convolution_relu(x, *weights, strides, pads[:2], [1, 1], 1)]
-    return (lambda x: torch.relu_(convolution(x))), faster
-
-
-def _in_parts(torch: Any, operator: _Operator, n: int) -> _Operator:
-    """Make an operator that takes ``n`` parts of the batch, one after the other."""
-
-    def run(*given: Any) -> Any:
-        parts = zip(*(x.chunk(n) for x in given), strict=True)
-        return torch.cat([operator(*part) for part in parts])
-
-    return run
+        return LoadedTorch(net, key, device, kept)
+    except OutOfMemoryError:
+        raise
+    except DeviceError as error:
+        log.warning("%s; PyTorch's own operators run instead", error)
+        return None
 
 
 class LoadedTorch:
-    """A net that PyTorch runs on a GPU, from which engines are made; there is no engine file.
+    """A net that PyTorch runs on a GPU, from which engines are made.
 
     Parameters
     ----------
@@ -248,16 +61,23 @@ class LoadedTorch:
         Its key; ``key.batch`` slices are in each run.
     device : str
         ``cuda:0``.
+    engine : (bytes, Sidecar), optional
+        An engine file of that key, which `trtseg.engines.nvidia.cache` found. Without it PyTorch's own operators run.
     """
 
-    def __init__(self, net: Net, key: EngineKey, device: str) -> None:
+    def __init__(
+        self, net: Net, key: EngineKey, device: str, engine: tuple[bytes, Sidecar] | None = None
+    ) -> None:
         self.key = key
-        self._net = TorchNet(net, key.batch, device)
+        self._sidecar = None if engine is None else engine[1]
+        self._net = TorchNet(net, key.batch, device, None if engine is None else engine[0])
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What a result tells of the engine; the hash is the ONNX file's."""
+        """What a result tells of the engine; the hash is the engine file's or, without one, the ONNX file's."""
         told = {"precision": self.key.precision, "sha256": self.key.onnx_sha256, "target": self.key.target}
+        if self._sidecar is not None:
+            return {**told, "sha256": self._sidecar.sha256, "kernels": "compiled"}
         return told | ({"parts of a batch": self._net.parts} if self._net.parts else {})
 
     def context(self) -> TorchEngine:
@@ -265,16 +85,21 @@ class LoadedTorch:
         return TorchEngine(self._net)
 
     def keep_compiled(self) -> None:
-        """Do nothing: PyTorch compiles nothing here."""
+        """Do nothing: PyTorch compiles only for `trtseg.build_engines`."""
 
     def kept_acceptance(self) -> dict[str, Any] | None:
-        """Acceptance in this user's cache, None before the first."""
+        """Acceptance in the engine's sidecar or, without an engine, in this user's cache; None before the first."""
+        if self._sidecar is not None:
+            return self._sidecar.acceptance
         kept = load_blob(self._blob_name())
         found: dict[str, Any] | None = None if kept is None else json.loads(kept)
         return found
 
     def keep_acceptance(self, acceptance: dict[str, Any]) -> None:
-        """Keep the acceptance in this user's cache."""
+        """Keep the acceptance where `kept_acceptance` finds it."""
+        if self._sidecar is not None:
+            self._sidecar = cache.keep_acceptance(self.key, acceptance, sha256=self._sidecar.sha256)
+            return
         store_blob(self._blob_name(), json.dumps(acceptance).encode())
 
     def close(self) -> None:
@@ -290,7 +115,7 @@ class TorchEngine:
     def __init__(self, net: TorchNet) -> None:
         self.spec, self.batch, self.device = net.spec, net.batch, net.device
         self.precision, self.dtype = net.net.precision.name, net.net.precision.dtype
-        self._net, self._torch = net, import_torch()
+        self._net, self._torch = net, load_runtime("torch").module
         # A graph keeps the addresses of its activations, so no other code may get this memory while the engine lives.
         self._pool = self._torch.cuda.MemPool()
 
