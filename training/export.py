@@ -151,6 +151,7 @@ def export(
     provenance: dict[str, str],
     *,
     pixel_mm: float | None = None,
+    size: int | None = None,
 ) -> CascadeSpec:
     """Export a model into the folder ``out``; see the module's docstring.
 
@@ -166,8 +167,11 @@ def export(
         ``version``, ``trained_on`` and ``licence`` of the `ModelSpec`.
     pixel_mm : float, optional
         Size of the nets' pixels: the nets see the body, see `trtseg.body`. Without it they see the field of view.
+    size : int, optional
+        Rows and columns of the nets' input, by default as in training.
     """
-    nets, size = nets_of(checkpoints)
+    nets, trained = nets_of(checkpoints)
+    size = size or trained
     if unknown := set(thresholds) - set(nets) | set(thresholds) & {"one-step"}:
         raise SystemExit(f"thresholds: got one for {', '.join(sorted(unknown))}; these nets do not have one")
     specs = {
@@ -231,6 +235,7 @@ def main() -> None:
         metavar="MM",
         help="size of the nets' pixels, which are laid around the body",
     )
+    parser.add_argument("--size", type=int, help="rows and columns of the nets' input (as in training)")
     parser.add_argument("--version", default="0.0.0", help="of the model (0.0.0)")
     parser.add_argument("--trained-on", default="not stated", help="what the weights have seen, a sentence")
     parser.add_argument("--licence", default="not stated", help="under which the weights are")
@@ -247,6 +252,7 @@ def main() -> None:
         {role: t for role in ("liver", "tumour") if (t := getattr(args, f"{role}_threshold")) is not None},
         {"version": args.version, "trained_on": args.trained_on, "licence": args.licence},
         pixel_mm=args.pixel_mm,
+        size=args.size,
     )
     if args.calibration is not None:
         try:

@@ -82,12 +82,11 @@ def liver_table(scores: Sequence[LooseScores]) -> str:
         "| single slices | patients | slices | liver Dice, mean | SD | worst |",
         "|---|---|---|---|---|---|",
     ]
-    patients = _by_patient(scores)
     for name in (*FAMILIES, ""):
-        own = {who: each for (family, who), each in patients.items() if family.startswith(name)}
+        own = _by_patient(scores, name)
         if not own:
             continue
-        dices = {who: sum((s.liver for s in each), Overlap(0, 0, 0, 0)).dice for who, each in own.items()}
+        dices = liver_dices(scores, name)
         worst = min(dices, key=dices.__getitem__)
         values = list(dices.values())
         slices = sum(s.slices for each in own.values() for s in each)
@@ -96,6 +95,12 @@ def liver_table(scores: Sequence[LooseScores]) -> str:
             f"{dices[worst]:.3f} ({worst}) |"
         )
     return "\n".join(rows)
+
+
+def liver_dices(scores: Sequence[LooseScores], family: str = "") -> dict[str, float]:
+    """Liver Dice of each patient, by name, in the sets of a family (of `FAMILIES`; by default in all)."""
+    patients = _by_patient(scores, family)
+    return {who: sum((s.liver for s in each), Overlap(0, 0, 0, 0)).dice for who, each in patients.items()}
 
 
 def cells_table(scores: Sequence[LooseScores]) -> str:
@@ -123,10 +128,10 @@ def cells_table(scores: Sequence[LooseScores]) -> str:
     return "\n".join(rows)
 
 
-def _by_patient(scores: Sequence[LooseScores]) -> dict[tuple[str, str], list[LooseScores]]:
-    """The scores of each patient in each family of sets."""
+def _by_patient(scores: Sequence[LooseScores], wanted: str) -> dict[str, list[LooseScores]]:
+    """The scores of each patient in a family of sets; of a patient in several families those of the last one."""
     found: dict[tuple[str, str], list[LooseScores]] = {}
     for s in scores:
         family = next((name for name in FAMILIES if s.source.startswith(name)), s.source)
         found.setdefault((family, s.patient), []).append(s)
-    return found
+    return {who: each for (family, who), each in found.items() if family.startswith(wanted)}
