@@ -33,7 +33,7 @@ help:
 	@echo '                (BENCH=OPTIONS); make peers installs these (2 GB)'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make train      from CT slices to a model in runs/, as training/recipe.py says; an interrupted run resumes'
-	@echo 'make results    train all methods and write the tables of docs/results.md, in an hour or two'
+	@echo 'make results    train all methods and write the tables of docs/results.md; wants a GPU'
 	@echo 'make clean      remove environments, builds, caches and demo/'
 
 demo: $(DEMO)/installed
@@ -106,12 +106,11 @@ train: $(TEST)/installed
 	$(TEST)/bin/python -m training.recipe --shared $(DATA) -o $(RUNS) --start $(START)
 
 # The paper's table for our data.
-results: $(RUNS)/store256/manifest.json
-	$(TEST)/bin/python -m training.compare --data $(RUNS)/store256 --out $(RUNS)/compare
+results: $(RUNS)/kit.zip
+	$(TEST)/bin/python -m training.compare $(RUNS)/kit.zip --out $(RUNS)/compare --jobs 8
 	$(TEST)/bin/python -m training.results $(RUNS)/compare --into docs/results.md
-$(RUNS)/store256/manifest.json: | $(TEST)/installed
-	@mkdir -p $(RUNS)
-	$(TEST)/bin/python -m training.prepare --shared $(DATA) --size 256 -o $(RUNS)/store256
+$(RUNS)/kit.zip: | $(TEST)/installed
+	$(TEST)/bin/python -m training.kit --shared $(DATA) -o $@
 
 # `pip install .` copies through build/, where files linger that no longer exist in the source.
 $(DEMO)/installed: $(DEMO)/bin/python $(BUILD_FILES) $(PACKAGE_FILES)

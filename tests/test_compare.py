@@ -1,115 +1,239 @@
-"""The paper's table from training to text, and labels made by a net, on a phantom."""
+"""The paper's table from a kit: what rows train on and are scored by, processes, and the text that is printed."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from torch import nn
-from training_data import lesions_case
+import torch
+from sklearn.metrics import roc_auc_score
 
-from training import compare, data, prepare, results, score, train
-from training.predict import Predictions, checkpoint, predict
+from tests.training_data import tiny_kit
+from training import compare, kit, results, row, tally
+from training.batch import DeviceKit
+from training.checkpoint import Settings
+from training.methods import Method, OneStep
+from training.row import Split
+from training.tally import EDGES, Tally
 from trtseg.errors import InputError
+from trtseg.metrics.overlap import Overlap, overlap
+
+FOLDS = (Split(("p0",), ("p1",)), Split(("p3",), ("p1",)))
+SMALL = Settings("one-step", steps=2, batch=2, size=16, width=4, depth=2, overlap="none", lesions=0.3, grow=0)
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """Patients A (validates), B and D (test), C (trains)."""
+class Found(Method):
+    """Gives probabilities that are stored, slice by slice."""
 
-    folder = tmp_path_factory.mktemp("store")
-    prepare.prepare([lesions_case(group) for group in "ABCD"], folder, prepare.Settings(size=64))
-    return folder
+    def __init__(self, liver, tumour):
+        Method.__init__(self, {})
+        self.pairs = [liver, tumour]
 
-
-@pytest.mark.parametrize("name", ["one-step, balanced", "sequential"])
-def test_a_row_of_the_table(store, tmp_path, name, monkeypatch):
-    settings = replace(compare.TABLE[name], steps=2, batch=2, size=32, width=4, depth=2, compile=False)
-    folder = compare.folder_of(tmp_path, name, 0)
-    folder.mkdir(parents=True)
-    compare.run(settings, store, folder)
-    validation, test = (Predictions.read(folder / f"{split}.npz") for split in ("validation", "test"))
-    assert set(test.case) == {"B", "D"}
-    assert set(validation.case) == {"A"}
-    assert score.score(validation, test, settings.method).keys() == score.COLUMNS.keys()
-    stamp = (folder / "test.npz").stat().st_mtime_ns
-    compare.run(settings, store, folder)  # done is done
-    assert (folder / "test.npz").stat().st_mtime_ns == stamp
-    with pytest.raises(SystemExit, match="steps 2, not 3"):
-        compare.run(replace(settings, steps=3), store, folder)
+    def probabilities(self, hu):
+        return tuple(self.pairs)
 
 
-def test_tables_go_where_the_old_ones_are(store, tmp_path, monkeypatch):
-    """Of two rows, one of which is run; what is written by hand stays."""
-    first = "one-step, balanced"
-    small = replace(compare.TABLE[first], steps=2, batch=2, size=32, width=4, depth=2, compile=False)
-    for module in (compare, results):
-        monkeypatch.setattr(module, "SEEDS", (0,))
-    monkeypatch.setattr(results, "TABLE", {first: small, "joint": compare.TABLE["joint"]})
+class FoundByOne(Found, OneStep):
+    """The same from one net for three classes."""
+
+
+def random_pair():
+    rng = np.random.default_rng(0)
+    tumour = rng.random((10, 32, 32)).astype(np.float32) ** 3
+    return torch.from_numpy(tumour + (1 - tumour) * rng.random(tumour.shape, np.float32)), torch.from_numpy(
+        tumour
+    )
+
+
+def with_unknown():
+    made = tiny_kit()
+    made.label[1, :8] = 255
+    return made
+
+
+def test_rows_train_on_known_tumours_of_other_patients():
+    made = tiny_kit()
+    # p2 is 4 and 5, and of 5 nobody knows the tumours; 8 and 9 have no liver; p1 validates
+    assert row.training_rows(made, FOLDS[0]).tolist() == [4, 6, 7]
+    assert row.training_rows(made, FOLDS[1]).tolist() == [0, 1, 4]
+    assert row.scored_rows(made, ["p2", "p3"]).tolist() == [4, 6, 7]
+
+
+@pytest.mark.parametrize("kind", [Found, FoundByOne])
+def test_tallies_are_counts_of_known_pixels(kind):
+    made, rows = with_unknown(), np.arange(10)
+    liver, tumour = random_pair()
+    found = tally.tallies(made, rows, DeviceKit.of(made, rows, "cpu"), kind(liver, tumour), 32)
+    assert list(found) == ["p0", "p1", "p2", "p3", "p4"]
+    assert found["p0"].slices.tolist() == [2, 1]
+    known, truth = made.label[:2] != 255, made.label[:2] == 2
+    p, whole = tumour.numpy()[:2], liver.numpy()[:2]
+    labels = (p > 0.5) & (whole > 0.5)
+    if kind is FoundByOne:
+        labels = (p > whole - p) & (p > 1 - whole)
+    assert found["p0"].tumour == overlap(labels[known], truth[known])
+    assert found["p0"].above(0.5) == overlap((p > 0.5)[known], truth[known])
+    assert found["p0"].above(float(EDGES[40])) == overlap((p > EDGES[40])[known], truth[known])
+    assert found["p0"].pixels.sum() == known.sum()
+    assert tally.auc(found["p0"].pixels) == pytest.approx(roc_auc_score(truth[known], p[known]), abs=0.003)
+    band = known & (p >= 0.01) & (p <= 0.99)
+    assert tally.in_band(found["p0"].pixels).sum() == band.sum()
+    assert Tally.from_json(json.loads(json.dumps(found["p0"].to_json()))).to_json() == found["p0"].to_json()
+
+
+def of(other, tumour):
+    """A tally of pixels by their probabilities."""
+    bins = len(EDGES) + 1
+    pixels = [np.bincount(np.searchsorted(EDGES, np.float32(p)), minlength=bins) for p in (other, tumour)]
+    nothing = Overlap(0, 0, 0, 0)
+    return Tally(np.array([1, 1]), np.stack(pixels), nothing, nothing)
+
+
+def test_the_threshold_is_chosen_with_patients_weighing_the_same():
+    # above 0.3 lie all tumours and a tenth of the first patient's other pixels, but half of the second's
+    first, second = of([0.05] * 90 + [0.4] * 10, [0.5] * 3), of([0.05, 0.4], [0.5])
+    assert 0.4 <= tally.best_threshold({"a": first, "b": second}) < 0.5
+    # what is outside of the band has no say
+    assert tally.best_threshold({"a": first, "b": of([0.999] * 1000, [0.001])}) == pytest.approx(
+        tally.best_threshold({"a": first})
+    )
+    assert tally.best_threshold({"a": of([0.2], [])}) == 0.5
+
+
+@pytest.mark.parametrize("method", ["one-step", "sequential", "joint"])
+def test_every_method_sees_the_same_samples(method, monkeypatch):
+    made, seen = tiny_kit(), {}
+    real = row.RowTrainer._loss
+
+    def loss(self, b, mask):
+        seen.setdefault(self.role, []).append((b.hu.clone(), b.label.clone()))
+        return real(self, b, mask)
+
+    monkeypatch.setattr(row.RowTrainer, "_loss", loss)
+    monkeypatch.setattr(row, "AHEAD", 2)
+    steps = 3
+    stored = row.run(made, replace(SMALL, method=method, steps=steps), FOLDS[0], torch.device("cpu"))
+    row.run(made, replace(SMALL, steps=steps, balance=1.0), FOLDS[0], torch.device("cpu"))
+    assert list(stored["test"]) == ["p0"]
+    assert list(stored["validation"]) == ["p1"]
+    assert (stored["steps"], stored["training_slices"], stored["training_patients"]) == (steps, 3, 2)
+    expected = seen["one-step"][-steps:]
+    assert not torch.equal(expected[0][0], expected[1][0])
+    assert len(seen) == (3 if method == "sequential" else len({method, "one-step"}))
+    for samples in seen.values():
+        for one, other in zip(samples, expected, strict=False):
+            assert torch.equal(one[0], other[0])
+            assert torch.equal(one[1], other[1])
+
+
+COMMAND = """
+import sys
+for name in ('trtseg._core', 'openvino', 'nibabel', 'highdicom', 'pydicom', 'scipy', 'PIL', 'tqdm', 'matplotlib',
+             'onnx', 'sklearn'): sys.modules[name] = None
+from dataclasses import replace
+from training import compare
+from training.row import Split
+compare.PACE_STEPS, compare.ROUND_STEPS = 2, 1
+compare.FOLDS = (Split(('p0',), ('p1',)), Split(('p3',), ('p1',)))
+names = ('one-step', 'joint', 'joint, balanced', 'sequential, balanced', 'joint, balanced, half the steps')
+small = {n: replace(compare.EVERYTHING[n], batch=2, size=16, width=4, depth=2) for n in names}
+compare.TABLE = compare.EVERYTHING = small
+compare.PARTS = (small,)
+compare.main()
+"""
+
+
+def start(path, out, *options):
+    """`training.compare` of small nets, as on a machine that has Python, torch, NumPy and little else."""
+    command = [sys.executable, "-c", COMMAND, str(path), "--out", str(out), *options]
+    return subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120)
+
+
+def test_all_rows_run_side_by_side_and_are_printed(tmp_path, monkeypatch):
+    path, out = tmp_path / "kit.zip", tmp_path / "runs"
+    kit.write(path, tiny_kit())
+    done = start(path, out, "--jobs", "2", "--seconds", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = sorted(out.iterdir())
+    assert len(runs) == 5 * 2 * 2
+    given = {json.loads(file.read_text())["budget"] for file in runs}
+    assert len(given) == 1
+
+    # what is done is kept, what is missing is done with the same steps
+    kept, gone = runs[1].stat().st_mtime_ns, runs[0]
+    gone.unlink()
+    assert start(path, out).returncode == 0
+    assert runs[1].stat().st_mtime_ns == kept
+    assert json.loads(gone.read_text())["budget"] == given.pop()
+    with pytest.raises(InputError, match=r"not 99; choose another --out"):
+        compare.compare(path, out, 1, steps=99)
+
+    monkeypatch.setattr(results, "FOLDS", FOLDS)
     document = tmp_path / "results.md"
     document.write_text(f"By hand.\n\n{results.MARK}old tables\n")
-    monkeypatch.setattr("sys.argv", ["results", str(tmp_path), "--into", str(document)])
-    with pytest.raises(SystemExit, match=r"run training\.compare first"):
-        results.main()
-    compare.run(small, store, compare.folder_of(tmp_path, first, 0))
+    compare.file_of(out, "one-step", 1, 0).unlink()
+    for fold in (0, 1):
+        compare.file_of(out, "joint", fold, 0).unlink()
+    monkeypatch.setattr("sys.argv", ["results", str(out), "--into", str(document)])
     results.main()
     hand, _, printed = document.read_text().partition(results.MARK)
     assert hand == "By hand.\n\n"
     assert "old tables" not in printed
-    assert "Test: LiTS groups B and D (16 slices" in printed
-    assert f"| {first} | 0." in printed
-    assert "| joint | not run |" in printed
+    assert "| one-step (1 seed) | 0." in printed
+    assert "| joint (not run) |" in printed
+    assert "| joint, balanced less sequential, balanced | tumour Dice |" in printed
+    assert max(map(len, printed.split("##")[0].splitlines())) <= 120
     document.write_text("no mark\n")
     with pytest.raises(SystemExit, match="the tables go below it"):
         results.main()
     assert document.read_text() == "no mark\n"
 
 
-def test_the_papers_split_is_scored_by_one_command(tmp_path, capsys, monkeypatch):
-    """A store with a test split of its own: the threshold is of its validation."""
-    store, run = tmp_path / "store", tmp_path / "run"
-
-    prepare.prepare([lesions_case(x, "lits") for x in "ABCD"], store, prepare.Settings(size=64, paper=0))
-    settings = replace(compare.PLAIN, steps=2, batch=2, size=32, width=4, depth=2, compile=False, without="")
-    train.train(settings, store, run)
-    monkeypatch.setattr("sys.argv", ["score", str(run / "last.pt"), "--data", str(store)])
-    score.main()
-    row = capsys.readouterr().out.splitlines()[-1].split(" | ")
-    method = checkpoint(run / "last.pt")
-    validation, test = (predict(method, data.of_split(store, 64, s)) for s in ("validation", "test"))
-    assert not set(validation.case) & set(test.case)
-    assert row[0] == "| one-step"
-    assert row[1] == f"{score.score(validation, test, 'one-step')['accuracy']:.4f}"
+def test_a_folder_without_a_row_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match=r"run training\.compare first"):
+        results.tables(tmp_path)
 
 
-def test_a_store_without_test_split_says_so(store):
-    with pytest.raises(InputError, match=r"no slices to test on; .*--paper SEED"):
-        data.of_split(store, 64, "test")
+def test_a_kit_without_the_patients_is_refused(tmp_path):
+    kit.write(tmp_path / "kit.zip", tiny_kit())
+    with pytest.raises(InputError, match="has no patients A, B"):
+        compare.compare(tmp_path / "kit.zip", tmp_path / "runs", 1)
 
 
-def test_scores_by_hand():
-    liver = np.array([[[0.1, 0.9, 0.9, 0.9, 0.75, 0.0]]], np.float32)
-    tumour = np.array([[[0.0, 0.8, 0.6, 0.2, 0.4, 0.0]]], np.float32)
-    label = np.array([[[0, 2, 1, 2, 2, 0]]], np.uint8)
-    found = Predictions(liver, tumour, label, np.array(["x"]))
-    two = score.score(found, found, "joint")
-    # tumour above 0.5: two pixels, one of them right; three are true
-    assert two["tumour Dice"] == pytest.approx(2 * 1 / (2 + 3))
-    assert two["IoU"] == pytest.approx(1 / 4)
-    assert two["accuracy"] == pytest.approx(3 / 6)
-    assert two["liver Dice"] == 1
-    # pairs of true and false tumour: 0.8 > 0, 0.6, 0; 0.2 > 0, 0 but < 0.6; 0.4 > 0, 0 but < 0.6
-    assert two["AUC"] == pytest.approx(7 / 9)
-    assert two["its share of pixels"] == pytest.approx(4 / 6)
-    assert two["restricted AUC"] == pytest.approx(1 / 3)
-    # three classes: at the fifth pixel (0.25, 0.35, 0.4) tumour is the largest, though below 0.5
-    one = score.score(found, found, "one-step")
-    assert one["tumour Dice"] == pytest.approx(2 * 2 / (3 + 3))
+def test_steps_follow_from_the_time():
+    # 4 runs of the table's 5 pairs of nets, of 2 halves, of the gates' 2, of the last 2: 10 ms a step of a pair, 8 jobs
+    seconds = compare.LEAST_STEPS * 0.010 * 4 / 8 / compare.TRAINING_SHARE
+    assert compare.steps_for(10.01 * seconds, 0.010, 8) == 1000
+    assert compare.steps_for(9.9 * seconds, 0.010, 8) == 1200  # without the last
+    assert compare.steps_for(6.01 * seconds, 0.010, 8) == 1000
+    assert compare.steps_for(5.01 * seconds, 0.010, 8) == 1000
+    assert compare.steps_for(2.51 * seconds, 0.010, 8) == 500
 
 
-class Threshold(nn.Module):
-    """A net that is sure of liver where the windowed input is above one half, by a steep slope."""
+def scored(tp, fp, fn):
+    table = Overlap(tp, fp, fn, 100)
+    return results.Scored(replace(of([0.1], [0.9]), tumour=table, liver=table), table)
 
-    def forward(self, x):
-        return 200 * (x - 0.5)
+
+def test_differences_are_of_the_same_patients():
+    worse = {"a": scored(1, 1, 1), "b": scored(1, 0, 0), "c": scored(0, 1, 1)}
+    better = {"c": scored(1, 0, 0), "a": scored(1, 0, 0), "b": scored(1, 0, 0)}
+    seeds, (low, high), more, count = results.difference([better, worse], [worse, worse], "tumour Dice")
+    # in the first seed 0.5, 0 and 1 more, in the second nothing
+    assert seeds == pytest.approx([0.5, 0])
+    assert (more, count) == (2, 3)
+    assert 0 <= low < 0.25 < high <= 0.5
+
+
+def test_patients_weigh_the_same_or_pixels_do():
+    small, large = scored(1, 0, 0), scored(50, 100, 50)
+    runs = {"row": [{"a": small, "b": large}]}
+    each, together = (results.scores_table(runs, t).splitlines()[-1].split(" | ") for t in (False, True))
+    at = 1 + list(results.COLUMNS).index("tumour Dice")
+    assert each[at] == f"{(1 + 100 / 250) / 2:.3f}"
+    assert together[at] == f"{102 / 252:.3f}"

@@ -140,3 +140,24 @@ def test_one_step_takes_the_largest_logit():
     e = np.exp([0.5, 1.0, 1.0])
     assert float(liver[0, 0, 3]) == pytest.approx((e[1] + e[2]) / e.sum())
     assert float(tumour[0, 0, 3]) == pytest.approx(e[2] / e.sum())
+
+
+@pytest.mark.parametrize("name", ["one-step", "liver", "tumour", "joint"])
+def test_pixels_that_nobody_knows_do_not_count(name):
+    def net(classes=1):
+        torch.manual_seed(0)
+        return nn.Conv2d(1, classes, 1)
+
+    n1 = Linear(*LIVER_ABOVE_40)
+    method = {
+        "one-step": lambda: OneStep(net(3), Loss(3, 0.5, "dice")),
+        "liver": lambda: Liver(net(), Loss(2, 0.5, "dice")),
+        "tumour": lambda: Tumour(net(), Loss(2, 0.5, "dice"), Liver(n1, loss())),
+        "joint": lambda: Joint(n1, net(), (loss(), Loss(2, 0.5, "dice"))),
+    }[name]().eval()
+    label, other, unknown = LABEL.clone(), HU.clone(), LABEL.clone()
+    other[..., 7] = 120.0  # liver before and after
+    unknown[..., 7] = 255
+    assert float(method(HU, unknown)) == float(method(other, unknown))
+    assert float(method(HU, label)) != float(method(other, label))
+    assert float(method(HU, unknown)) != float(method(HU, label))

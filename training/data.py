@@ -115,12 +115,6 @@ def read(root: Path, size: int, without: Collection[str] = ()) -> tuple[Slices, 
     return slices.where(trains), {name: subset for name, subset in subsets.items() if len(subset)}
 
 
-def of_patients(root: Path, groups: Collection[str]) -> Slices:
-    """All slices of some patients, whatever their split."""
-    store = Store.open(root)
-    return _slices(store).where(np.isin(store.group, list(groups)))
-
-
 def of_split(root: Path, size: int, split: str) -> Slices:
     """All slices of one split of a store whose slices have ``size`` rows; an `InputError` if it has none."""
     store = _open(root, size)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.losses import Loss
+from training.losses import UNKNOWN, Loss
 from training.unet import UNet
 
 WINDOW = {
@@ -63,8 +63,9 @@ class OneStep(Method):
         self.loss = loss
 
     def forward(self, hu: Tensor, label: Tensor, balance: float | None = None) -> Tensor:
-        """The loss on HU and labels ``[n, H, W]``."""
-        return self.loss(self.logits("one-step", windowed(hu, "one-step")), label, balance)
+        """The loss on HU and labels ``[n, H, W]``; pixels that nobody knows do not count."""
+        known = label != UNKNOWN
+        return self.loss(self.logits("one-step", windowed(hu, "one-step")), label * known, balance, known)
 
     def probabilities(self, hu: Tensor) -> tuple[Tensor, Tensor]:
         """See `Method`."""
@@ -84,8 +85,9 @@ class Liver(Method):
         self.loss = loss
 
     def forward(self, hu: Tensor, label: Tensor, balance: float | None = None) -> Tensor:
-        """The loss on HU and labels ``[n, H, W]``."""
-        return self.loss(self.logits("liver", windowed(hu, "liver")), label > 0, balance)
+        """The loss on HU and labels ``[n, H, W]``; pixels that nobody knows do not count."""
+        known = label != UNKNOWN
+        return self.loss(self.logits("liver", windowed(hu, "liver")), (label > 0) & known, balance, known)
 
     def probabilities(self, hu: Tensor) -> tuple[Tensor, Tensor]:
         """See `Method`; it knows no tumour."""
@@ -125,7 +127,7 @@ class Tumour(Method):
         if self.grow and self.training:
             r = int(torch.randint(0, self.grow + 1, ()))
             mask = F.max_pool2d(mask.float()[:, None], 2 * r + 1, 1, r)[:, 0] > 0
-        return self.loss(self._logits(hu, mask), label == 2, balance, mask)
+        return self.loss(self._logits(hu, mask), label == 2, balance, mask & (label != UNKNOWN))
 
     def probabilities(self, hu: Tensor) -> tuple[Tensor, Tensor]:
         """See `Method`."""
@@ -179,7 +181,9 @@ class Joint(Method):
         """The loss on HU and labels ``[n, H, W]``."""
         l1, l2 = self._run(hu)
         (c1, c2), (loss1, loss2) = self.constants, self.losses
-        return c1 * loss1(l1, label > 0, balance) + c2 * loss2(l2, label == 2, balance, l1[:, 0] > 0)
+        known = label != UNKNOWN
+        of_liver = loss1(l1, (label > 0) & known, balance, known)
+        return c1 * of_liver + c2 * loss2(l2, label == 2, balance, known & (l1[:, 0] > 0))
 
     def probabilities(self, hu: Tensor) -> tuple[Tensor, Tensor]:
         """See `Method`."""

@@ -1,4 +1,4 @@
-"""Store what a method says about slices, in FP32, so that any metric can be computed from it later."""
+"""What a method says about the slices of a store, in FP32."""
 
 from __future__ import annotations
 
@@ -22,18 +22,6 @@ class Predictions(NamedTuple):
     tumour: np.ndarray  # float32
     label: np.ndarray  # uint8: 0, 1 liver, 2 tumour
     case: np.ndarray  # [N], names
-
-    def save(self, path: Path) -> None:
-        """Write as ``.npz``."""
-        with path.with_suffix(".tmp").open("wb") as file:
-            np.savez_compressed(file, **self._asdict())
-        path.with_suffix(".tmp").replace(path)
-
-    @classmethod
-    def read(cls, path: Path) -> Predictions:
-        """Read what `save` wrote."""
-        with np.load(path) as file:
-            return cls(**file)
 
     def largest(self) -> np.ndarray:
         """The most probable of three classes, uint8 ``[N, H, W]``: how one net with three classes decides."""

@@ -11,7 +11,7 @@ et al.). A store has a test split if it was prepared with ``--paper``.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,24 +52,10 @@ def score(validation: Predictions, test: Predictions, method: str) -> dict[str, 
     }
 
 
-def cell(values: list[float], decimals: int) -> str:
-    """Mean of the seeds, with their range where rounding does not hide it."""
-    low, high = f"{min(values):.{decimals}f}", f"{max(values):.{decimals}f}"
-    mean = f"{np.mean(values):.{decimals}f}"
-    return mean if low == high else f"{mean} ({low}–{high})"
-
-
-def table(names: Iterable[str], scores: Callable[[str], list[dict[str, float]]]) -> str:
-    """A Markdown table with a row a name; of runs that are not there it says so."""
-    lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for name in names:
-        rows = scores(name)
-        if not rows:
-            lines.append(f"| {name} | not run" + " |" * len(COLUMNS))
-            continue
-        cells = [cell([row[c] for row in rows], d) for c, d in COLUMNS.items()]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def main() -> None:
@@ -90,7 +76,7 @@ def main() -> None:
         row = score(*(predict(method, slices) for slices in splits), settings.method)
     except TrtsegError as error:
         raise SystemExit(f"error: {error}") from None
-    print(table([settings.method], lambda _: [row]))
+    print(grid(["", *COLUMNS], [[settings.method, *(f"{row[c]:.{d}f}" for c, d in COLUMNS.items())]]))
 
 
 if __name__ == "__main__":

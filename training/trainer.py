@@ -66,7 +66,7 @@ class Trainer:
         self.role, self.method, self.settings, self.run = role, method, settings, run
         self.store, self.p, self.teacher = store, p, teacher
         self.device = store.image.device
-        self.net = method.nets[role]
+        self.net = _net(method, role)
         self.pixels = Loss(2, settings.balance, run.overlap).to(self.device)
         self.loss = self.pixels if role == "liver" else TumourLoss(self.pixels, run.negative, run.positive)
         decay = [w for w in self.net.parameters() if w.ndim > 1]
@@ -186,7 +186,7 @@ class Trainer:
         behind = self.method.liver[0] if isinstance(self.method, Tumour) else None
         method = build(self.settings, behind)
         kit_score.to_device(method, self.device)
-        own = method.nets[self.role].state_dict()
+        own = _net(method, self.role).state_dict()
         for target, value in zip(
             [t for t in own.values() if t.dtype.is_floating_point], self.average, strict=True
         ):
@@ -230,6 +230,11 @@ class Trainer:
         self.loss.load_state_dict(state["loss"])
         self.step, self.elapsed = state["step"], state["elapsed"]
         self.last_saved = self.elapsed
+
+
+def _net(method: Method, role: str) -> nn.Module:
+    """The net of a role, or both nets of the joint method."""
+    return method.nets if role == "joint" else method.nets[role]
 
 
 def _unfolded(model: str, trainer: Trainer) -> dict[str, Tensor]:
