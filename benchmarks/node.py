@@ -27,6 +27,7 @@ import pydicom
 from pynetdicom import AE
 
 import trtseg
+from trtseg.node.forward import keep_answers
 from trtseg.node.spool import Spool
 
 
@@ -88,6 +89,7 @@ def send(port: int, datasets: list[Any], rate: float = 0.0, ae: str = "TRTSEG") 
         entity.add_requested_context(*kind)
     association = entity.associate("127.0.0.1", port, ae_title=ae)
     assert association.is_established
+    keep_answers(association)
     association.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     start = time.perf_counter()
     for number, one in enumerate(datasets):

@@ -20,6 +20,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 
+from trtseg.node.forward import keep_answers
 from trtseg.phantom import abdomen
 
 PERSONAL = ("SECRET^PATIENT", "SECRET", "PATIENT", "ID-4711-X", "19570313", "20260102", "Ward of Doctor Who")
@@ -84,7 +85,9 @@ def connect(port: int, ae: str = "CT1", called: str = "TRTSEG", contexts=None, *
         entity.add_requested_context(context, ExplicitVRLittleEndian)
     entity.acse_timeout = entity.network_timeout = 30
     entity.dimse_timeout = 10
-    return entity.associate("127.0.0.1", port, ae_title=called, **options)
+    association = entity.associate("127.0.0.1", port, ae_title=called, **options)
+    keep_answers(association)
+    return association
 
 
 def send(port: int, datasets, **options) -> list[int]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 import shutil
 import subprocess
 import tarfile
+import time
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -31,7 +34,7 @@ def program(name):
 class Orthanc:
     """An Orthanc with a folder and ports of its own, on this machine only."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, **settings):
         self.port, self.http = free_port(), free_port()
         self._config = folder / "orthanc.json"
         self._config.write_text(
@@ -40,6 +43,7 @@ class Orthanc:
                     "StorageDirectory": str(folder / "storage"), "IndexDirectory": str(folder / "storage"),
                     "DicomAet": "ORTHANC", "DicomPort": self.port, "HttpPort": self.http, "Plugins": [],
                     "RemoteAccessAllowed": False, "AuthenticationEnabled": False, "DicomAlwaysAllowStore": True,
+                    **settings,
                 }
             )
         )  # fmt: skip
@@ -63,8 +67,8 @@ class Orthanc:
         except OSError:
             return False
 
-    def get(self, path):
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/{path}", timeout=10) as answer:
+    def get(self, path, data=None):
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/{path}", data, timeout=10) as answer:
             return answer.read()
 
     def modalities(self):
@@ -103,6 +107,47 @@ def _by_file(result):
     source = result.geometry.source
     order = np.argsort([path.name for path in source.files])
     return result.labels[np.array(source.index)[order]]
+
+
+@pytest.mark.slow
+def test_orthanc_forwards_by_the_recipe_of_the_docs_and_has_all_once(tmp_path):
+    """What Orthanc receives comes back as results, which are not forwarded again."""
+    docs = (Path(__file__).parents[2] / "docs/node.md").read_text(encoding="utf-8")
+    recipe, script = (
+        re.search(rf"\*\*Orthanc\*\*.*?```{kind}\n(.*?)```", docs, re.DOTALL)[1] for kind in ("json", "lua")
+    )
+    (tmp_path / "trtseg.lua").write_text(script)
+    node = Node(
+        tmp_path / "store", model=str(cascade_model(tmp_path / "model")), send=["ORTHANC@127.0.0.1:1"]
+    )
+    settings = json.loads(recipe) | {"LuaScripts": [str(tmp_path / "trtseg.lua")]}
+    settings["DicomModalities"]["trtseg"]["Port"] = node.port
+    orthanc = Orthanc(tmp_path, **settings)
+    node.config.write_text(node.config.read_text().replace("127.0.0.1:1", f"127.0.0.1:{orthanc.port}"))
+    series = ct_series(8)
+    files = sorted(write_folder(series, tmp_path / "ct").iterdir())
+    with orthanc, node:
+        assert storescu(orthanc.port, files).wait(60) == 0
+        (done,) = wait_for(lambda: node.events("series done"), 60)
+        wait_for(lambda: not node.ask("SELECT 1 FROM delivery WHERE state='waiting'"), 30)
+        time.sleep(2)  # what would be forwarded again is forwarded by now
+        sops = {dataset.SOPInstanceUID for dataset in series}
+        assert sorted(node.ask("SELECT sop FROM instance")) == sorted((sop,) for sop in sops)
+        results = dict(node.ask("SELECT sop, kind FROM result"))
+        assert list(results.values()).count("seg") == list(results.values()).count("sr") == 1
+        assert done["results"] == len(results) > 2
+        there = [orthanc.dataset(one).SOPInstanceUID for one in json.loads(orthanc.get("instances"))]
+        assert sorted(there) == sorted([*sops, *results])
+        assert not node.events("instance refused")
+        assert not node.events("result rejected")
+        # Once more, series and all: nothing happens.
+        (ct,) = {
+            json.loads(orthanc.get(f"instances/{one}"))["ParentSeries"] for one in orthanc.modalities()["CT"]
+        }
+        assert json.loads(orthanc.get("modalities/trtseg/store", ct.encode()))["FailedInstancesCount"] == 0
+        time.sleep(2)
+        assert len(node.events("series done")) == 1
+        assert dict(node.ask("SELECT sop, kind FROM result")) == results
 
 
 @pytest.mark.slow

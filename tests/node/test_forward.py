@@ -9,9 +9,11 @@ import time
 
 import pytest
 from nodes import Archive, ct_series, free_port, wait_for
+from pynetdicom import AE
+from pynetdicom.sop_class import CTImageStorage, SegmentationStorage, Verification
 
 from trtseg.node.config import Config
-from trtseg.node.forward import report_commitments, send_waiting
+from trtseg.node.forward import Line, report_commitments, send_waiting
 from trtseg.node.purge import purge
 from trtseg.node.receive import STORAGE_COMMITMENT
 from trtseg.node.spool import Facts, Made, Spool
@@ -89,6 +91,46 @@ def test_a_rejected_result_is_put_aside_with_the_reason(tmp_path):
     assert dicom.exists()
     purge(spool, 0, -1)
     assert not dicom.exists()
+
+
+def test_what_an_archive_lacks_waits_if_it_is_everything_and_is_put_aside_if_it_is_not(tmp_path):
+    entity = AE(ae_title="ARCHIVE")
+    entity.add_supported_context(Verification)
+    config = Config(tmp_path / "store", send=(f"ARCHIVE@127.0.0.1:{free_port()}",))
+    spool, _, _ = filled(config, 1)
+    (peer,) = config.peers.values()
+    server = entity.start_server((peer.host, peer.port), block=False)
+    send_waiting(spool, config, *config.destinations)
+    assert tuple(spool.row("SELECT state, reason FROM delivery")) == ("waiting", "no SOP class accepted")
+    server.shutdown()
+    entity.add_supported_context(SegmentationStorage)  # the result is a CT
+    server = entity.start_server((peer.host, peer.port), block=False)
+    again(spool, config, *config.destinations)
+    assert tuple(spool.row("SELECT state, reason FROM delivery")) == ("dead", "SOP class not accepted")
+    server.shutdown()
+
+
+def test_no_answer_is_taken_by_another_thread(tmp_path):
+    """That of pynetdicom looks for messages too, mostly when there are none."""
+    with Archive() as archive:
+        config = Config(tmp_path / "store", send=(f"ARCHIVE@127.0.0.1:{archive.port}",))
+        spool, _, _ = filled(config)
+        line = Line(config, *config.peers.values())
+        association = line.open([CTImageStorage])
+        association.dimse_timeout = 2
+        is_over = threading.Event()
+
+        def look():
+            while not is_over.wait(0.0001):
+                association.dimse.get_msg(block=False)
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        send_waiting(spool, config, *config.destinations, line)
+        is_over.set()
+        thread.join()
+        line.close()
+    assert states(spool) == ["sent"] * 3
 
 
 def test_what_waits_is_never_purged(tmp_path):

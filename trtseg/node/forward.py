@@ -187,8 +187,22 @@ def _associate(config: Config, peer: Peer, classes: Sequence[str], **options: An
     options["evt_handlers"] = [(evt.EVT_CONN_OPEN, _hurry)]
     association = entity.associate(peer.host, peer.port, ae_title=peer.ae, **options)
     if not association.is_established:
+        if association.rejected_contexts:  # all of them
+            raise Later("no SOP class accepted")
         raise Later("association rejected" if association.is_rejected else "no connection")
+    keep_answers(association)
     return association
+
+
+def keep_answers(association: Any) -> None:
+    """Leave answers to those who wait for them.
+
+    A thread of pynetdicom 3.0.4 looks for messages between two requests. Where it wakes up late, the next request is on
+    its way, and it would take the answer to that, for which the sender then waits until ``dimse_timeout``. Nobody sends
+    requests over an association that was asked for here.
+    """
+    take = association.dimse.get_msg
+    association.dimse.get_msg = lambda block=False: take(block=True) if block else (None, None)
 
 
 def _hurry(event: Any) -> None:
