@@ -91,13 +91,14 @@ def plot(points: Sequence[Point], png: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    end = 1250 * max(p.seconds for p in points)
     for organ, axis in zip(("liver", "tumour"), axes, strict=True):
         for p in points:
             at = 1e3 * p.seconds, getattr(p, organ)
             axis.plot(*at, "o", color="tab:red" if p.name == points[0].name else "tab:blue")
             axis.annotate(f" {p.name}", at, fontsize="small")
-        axis.set(xlabel="both nets, ms a slice", ylabel=f"Dice of the {organ}", xlim=(0, None))
-        axis.margins(x=0.25, y=0.15)
+        axis.set(xlabel="both nets, ms a slice", ylabel=f"Dice of the {organ}", xlim=(0, end))
+        axis.margins(y=0.15)
     figure.savefig(png, dpi=120)
     plt.close(figure)
 
