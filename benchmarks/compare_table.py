@@ -172,7 +172,7 @@ def _goals(data: dict[str, Any]) -> str:
                 ratio >= times,
             )
     if floor := data["floor"].get(ct, {}).get(name):
-        share = 1 - floor["floor"] / seconds
+        share = floor["rest"]
         add(
             "everything but the engines",
             f"at most {OVERHEAD_GOAL:.0%}",

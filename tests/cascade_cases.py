@@ -27,9 +27,11 @@ from cascade_nets import (
 )
 
 from trtseg.cascade.gpu import LANES, CudaCascade
+from trtseg.cascade.volumes import label_volume
 from trtseg.cuda.arrays import CudaArray
 from trtseg.errors import ArgumentError, DeviceError
 from trtseg.spec import ModelSpec
+from trtseg.volume import Geometry, Volume
 
 # ---- The cases that both cascades must pass. -----------------------------------------------------------------------
 
@@ -100,6 +102,22 @@ def both_logits(backend: Any) -> None:
     with opened(backend, specs=(ONE_STEP,)) as one:
         one.run(ct(3), SPACING, logits=(none := {}))
     assert none == {}
+
+
+def both_search(backend: Any) -> None:
+    """Several feeds of slices that do not lie side by side give the labels and logits of one."""
+    hu = np.concatenate([np.full((9, *ct(1).shape[1:]), -1000, np.int16), ct(8, 3), ct(22, 1)[8:15]])
+    geometry = Geometry.from_affine(hu.shape[::-1], np.diag([-SPACING[1], -SPACING[0], 5.0, 1.0]))
+    volume = Volume(hu, geometry.canonical_affine(), geometry, "ct")
+    with opened(backend) as one:
+        for order in backend.orders():
+            labels, logits, timings, labelled = label_volume(one, volume, None, 10.0)
+            assert (labels == expected(hu, backend.dtype)).all(), order
+            assert labelled < len(hu)
+            wanted = expected_logits(hu, backend.dtype)
+            assert logits.planes.keys() == wanted.keys()
+            assert all((logits.planes[z] == wanted[z]).all() for z in wanted)
+            assert min(timings.values()) > 0
 
 
 def both_one_step(backend: Any) -> None:

@@ -13,10 +13,11 @@ from scipy import ndimage, special
 
 import trtseg
 from trtseg import reference
-from trtseg.cascade.base import label_volume
 from trtseg.cascade.cpu import Cascade
+from trtseg.cascade.volumes import label_volume
 from trtseg.fit import Fit
 from trtseg.labels.lesions import lesions, number_lesions
+from trtseg.labels.postprocess import PostProcess, postprocess
 from trtseg.labels.probability import TumourLogits
 from trtseg.phantom import abdomen
 from trtseg.volume import Geometry, Volume
@@ -76,12 +77,36 @@ def test_what_the_cascade_keeps_is_that_of_the_volume():
     hu = ct(22)
     geometry = Geometry.from_affine(hu.shape[::-1], np.diag([-SPACING[1], -SPACING[0], 4.0, 1.0]))
     volume = Volume(hu, geometry.canonical_affine(), geometry, "ct")
-    labels, logits, _ = label_volume(Cascade(CpuEngine(LIVER), CpuEngine(TUMOUR)), volume, None)
+    labels, logits, *_ = label_volume(Cascade(CpuEngine(LIVER), CpuEngine(TUMOUR)), volume, None)
     wanted = TumourLogits(LIVER.fit_slice(hu.shape[1:], SPACING), expected_logits(hu, np.float32))
     assert logits.fit == wanted.fit
     found = [lesion.probability for lesion in lesions(labels, volume.affine, logits)]
     assert found == pytest.approx(oracle(wanted, labels), abs=1e-12)
     assert 0.5 < min(found) < max(found) < 1
+
+
+@pytest.mark.parametrize("search_mm", [0, 10])
+@pytest.mark.parametrize(("median_mm", "slice_mm"), [(0, 5), (4, 4), (4, 1.3), (200, 1)])
+def test_logits_that_are_not_kept_are_not_missed(search_mm, median_mm, slice_mm):
+    """The median makes tumours where the slice itself has none, and none of its liver."""
+    hu = ct(70, 7)
+    geometry = Geometry.from_affine(hu.shape[::-1], np.diag([-SPACING[1], -SPACING[0], slice_mm, 1.0]))
+    volume = Volume(hu, geometry.canonical_affine(), geometry, "ct")
+    steps = PostProcess(median_mm=median_mm, largest_liver=False, min_tumour_ml=0)
+    found, sizes = [], []
+    for of in (None, steps):
+        labels, logits, *_ = label_volume(
+            Cascade(CpuEngine(LIVER), CpuEngine(TUMOUR)), volume, None, search_mm, of
+        )
+        before = labels.copy()
+        postprocess(labels, 0.01, slice_mm, steps)
+        beyond = np.count_nonzero((labels == 2) & (before == 0))
+        found.append([lesion.probability for lesion in lesions(labels, volume.affine, logits)])
+        sizes.append(sum(plane.nbytes for plane in logits.planes.values()))
+    assert found[0] == found[1]
+    assert found[0] or median_mm == 200
+    assert sizes[1] < sizes[0]
+    assert beyond or median_mm != 4 or slice_mm != 1.3
 
 
 @pytest.fixture(scope="module")

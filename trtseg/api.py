@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from trtseg import __version__, models
 from trtseg.cascade.arrays import checked, checked_on_host
-from trtseg.cascade.base import Logits, Progress, Timings, label_volume
+from trtseg.cascade.base import Logits, Progress, Timings
 from trtseg.cascade.cpu import Cascade
+from trtseg.cascade.volumes import check_search, label_volume
 from trtseg.engines import open_engine, resolve_device
 from trtseg.engines.nvidia.runtime import check_batch, check_name
 from trtseg.errors import ArgumentError
@@ -64,8 +65,10 @@ class Segmenter:
     runtime : str
         What runs the nets on a GPU: ``tensorrt``, ``tensorrt-rtx``, ``torch``, or ``auto``; only the last on the CPU.
     threads : int, optional
-        Threads of operations and nets on the CPU; by default one for each processor that this process may use by its
-        affinity and the quota of its cgroup.
+        Threads of operations and nets on the CPU; by default one for each processor that this process may use.
+    search_mm : float
+        Label slices this many mm apart first, 10 to 50, and then only those as near to a slice with liver: quicker
+        where much more than the liver was scanned. 0 labels all. It holds for `segment` alone; docs/performance.md.
     progress : callable, optional
         Called as ``progress(text, fraction)`` while engines are built for a GPU, at their first use.
 
@@ -91,6 +94,7 @@ class Segmenter:
         batch: int = 16,
         runtime: str = "auto",
         threads: int | None = None,
+        search_mm: float = 0.0,
         progress: Progress | None = None,
     ) -> None:
         self.device = resolve_device(device)
@@ -99,6 +103,7 @@ class Segmenter:
             raise ArgumentError(f"threads: got {threads!r}; expected a whole number of at least 1")
         if runtime != "auto":
             check_name(runtime, self.device)
+        self.search_mm = check_search(search_mm)
         files = models.find(model)
         self.spec: CascadeSpec = files.spec
         self.postprocess = PostProcess() if postprocess is None else postprocess
@@ -135,9 +140,7 @@ class Segmenter:
     @property
     def provenance(self) -> dict[str, Any]:
         """What a result tells of the model, the device, the engines and the versions, so that it can be made again."""
-        packages = ["numpy"]
-        if self.device == "cpu":  # on a GPU the cascade names the runtime, and OpenVINO need not be installed
-            packages.append("openvino")
+        packages = ("numpy", "openvino") if self.device == "cpu" else ("numpy",)  # a GPU needs no OpenVINO
         return {
             "model": self.spec.name,
             "model_version": self.spec.version,
@@ -146,6 +149,7 @@ class Segmenter:
             "device": self.device,
             "precision": self.precision,
             **self._cascade.provenance,
+            **({"search_mm": self.search_mm} if self.search_mm else {}),
             "versions": {
                 "trtseg": __version__,
                 "python": platform.python_version(),
@@ -156,16 +160,14 @@ class Segmenter:
         }
 
     def fingerprint(self, orientation: str | None = None) -> str:
-        """Stand for all that decides on the labels of a CT: version, nets, thresholds, device, precision and steps.
+        """Stand for all that decides on a CT's labels: version, nets, thresholds, device, precision, steps, search.
 
         ``orientation`` is that of `segment`.
         """
         nets = [(self.spec.sha256[f"{net.role}.onnx"], net.threshold) for net in self.spec.nets]
-        steps = dataclasses.asdict(self.postprocess)
-        decisive = [__version__, nets, self.device.split(":")[0], self.precision, steps]
-        if orientation is not None:
-            decisive.append(orientation.upper())
-        return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
+        more = orientation and orientation.upper(), self.search_mm and f"search {self.search_mm} mm"
+        made = [__version__, nets, self.device.split(":")[0], self.precision, vars(self.postprocess)]
+        return hashlib.sha256(json.dumps([*made, *filter(None, more)]).encode()).hexdigest()[:16]
 
     def segment(
         self,
@@ -212,8 +214,10 @@ class Segmenter:
         read = time.perf_counter() - start
         with memory_for(volume.name, BYTES_A_VOXEL * volume.array.size):
             with self._opened() as cascade:
-                labels, logits, stages = label_volume(cascade, volume, progress)
-                provenance = self.provenance
+                labels, logits, stages, n = label_volume(
+                    cascade, volume, progress, self.search_mm, self.postprocess
+                )
+                provenance = self.provenance | ({"labelled_slices": n} if self.search_mm else {})
                 if orientation is not None:
                     provenance |= {"orientation": orientation, "fingerprint": self.fingerprint(orientation)}
             return conclude(labels, volume, self.postprocess, {"read": read, **stages}, provenance, logits)
@@ -234,7 +238,7 @@ class Segmenter:
         Raises
         ------
         ArgumentError, ModelError
-            An argument is wrong, the slices are not axial, or the model takes none of that size.
+            An argument or ``search_mm`` is wrong, the slices are not axial, or the model takes none of that size.
 
         Examples
         --------
@@ -243,6 +247,8 @@ class Segmenter:
         ...         stream.push(hu, position)
         ...     result = stream.finish()
         """
+        if self.search_mm:
+            raise ArgumentError(f"search_mm: got {self.search_mm:g}; expected 0: a stream labels all slices")
 
         def label(hu: NDArray[np.int16], fit: Fit, logits: Logits) -> tuple[NDArray[np.uint8], Timings]:
             with self._opened() as cascade:

@@ -50,6 +50,17 @@ def test_report_and_preview_lie_beside_the_labels(here, model, phantom_ct):
         assert text in done.stdout
 
 
+def test_the_search_is_passed_on_and_reported(here, model, phantom_ct):
+    done = run("segment", phantom_ct, "--model", model, "-o", "out.nii.gz", "--report", "--search-mm", "50")
+    assert done.exit_code == 0, done.output
+    made = json.loads(Path("out.json").read_text())["provenance"]
+    assert (made["search_mm"], made["labelled_slices"]) == (50, 12)
+    assert "on slices 50 mm apart, 12 of 12 slices labelled" in done.stdout
+    done = run("segment", phantom_ct, "--model", model, "-o", "other.nii.gz", "--search-mm", "5")
+    assert (done.exit_code, os.path.exists("other.nii.gz")) == (2, False)
+    assert "error: search_mm: got 5.0; expected 0 (label all slices), or 10 to 50 mm" in done.stderr
+
+
 def test_steps_are_passed_on_and_reported(here, model, phantom_ct):
     run("segment", phantom_ct, "--model", model, "-o", "plain.nii.gz", "--report", "--precision", "fp32")
     run(

@@ -15,7 +15,7 @@ its feed. ``tests/cascade_cases.py`` holds both cascades to this text.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,6 @@ from numpy.typing import NDArray
 from trtseg.cuda.arrays import CudaArray
 from trtseg.errors import ArgumentError
 from trtseg.fit import Fit
-from trtseg.labels.probability import TumourLogits
-from trtseg.volume import Volume
-
-if TYPE_CHECKING:
-    from trtseg.cascade.cpu import Cascade as CpuCascade
-    from trtseg.cascade.gpu import CudaCascade
 
 #: Slices of a volume that are pushed at a time: enough to keep every core busy in the ops, few enough for the caches.
 CHUNK = 16
@@ -44,6 +38,10 @@ Progress = Callable[[str, float], None]
 
 class Feed(Protocol):
     """Slices of one placement on their way through a cascade."""
+
+    @property
+    def timings(self) -> Timings:
+        """Seconds in each stage so far."""
 
     def push(self, hu: Hu, out: Labels | None = None) -> list[tuple[int, Labels]]:
         """Take the next slices.
@@ -165,15 +163,6 @@ def run_volume(
     finally:
         feed.close()
     return labels
-
-
-def label_volume(
-    cascade: CpuCascade | CudaCascade, volume: Volume, progress: Progress | None
-) -> tuple[NDArray[np.uint8], TumourLogits, Timings]:
-    """Label a volume and keep its tumour logits; with the seconds in each stage."""
-    fit, planes = cascade.place(volume.array, volume.spacing[1:]), Logits()
-    labels, timings = cascade.run(volume.array, volume.spacing[1:], fit=fit, logits=planes, progress=progress)
-    return labels, TumourLogits(fit, planes), timings
 
 
 def keep_logits(logits: Logits, first: int, l2: NDArray[Any], pixels: NDArray[np.int32]) -> None:

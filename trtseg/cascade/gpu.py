@@ -130,7 +130,7 @@ class CudaCascade:
         fit = fit or self.place(hu, spacing, stream=stream)
         feed = self.begin(fit, stream=stream, logits=logits)
         labels = run_volume(feed, hu, out, progress)
-        return labels, {"cascade on the GPU": feed.seconds}
+        return labels, feed.timings
 
     def stages(self, hu: NDArray[np.int16], spacing: tuple[float, float]) -> Timings:
         """Seconds in each stage of a chunk, launched step by step without graphs; its tumour net runs in any case."""
@@ -251,11 +251,6 @@ class CudaFeed:
     - The oldest chunk has liver: before that, the chunk between goes on to its second half, which the GPU runs.
     - The oldest chunk has no liver, or there is none: nothing of it is awaited, and the GPU runs the first half of the
       chunk between, which goes on afterwards.
-
-    Attributes
-    ----------
-    seconds : float
-        Time that the caller has spent in the feed.
     """
 
     def __init__(
@@ -276,7 +271,7 @@ class CudaFeed:
         self._at_gate: Lane | None = None  # the newest that runs, while its second half is not launched
         self._first = 0  # number of the next slice
         self._places: tuple[bool, bool] | None = None  # whether slices and labels are on the GPU
-        self.seconds = 0.0
+        self.timings: Timings = {"cascade on the GPU": 0.0}  # that the caller has spent in the feed
 
     def push(self, hu: Hu, out: Labels | None = None) -> list[tuple[int, Labels]]:
         """Take the next slices; labels on the GPU are there for the streams that the feed and the arrays name."""
@@ -342,7 +337,7 @@ class CudaFeed:
         start = time.perf_counter()
         with self._cascade._working():
             yield []
-        self.seconds += time.perf_counter() - start
+        self.timings["cascade on the GPU"] += time.perf_counter() - start
 
     def _next_lane(self, pieces: list[tuple[int, Labels]]) -> Lane:
         if not self._free:

@@ -56,6 +56,11 @@ class PostProcess:
             if not isinstance(value, Real) or not math.isfinite(value) or value < 0:
                 raise ArgumentError(f"{name}: got {value!r}; expected {unit}, 0 or more")
 
+    def reach(self, slice_mm: float) -> int:
+        """How many slices above and below a slice change it, with slices so far apart."""
+        # As much reach as slices allow, although headers round the distance of slices; counts fit a byte.
+        return min(math.floor(self.median_mm / slice_mm * (1 + ROUNDING)), 127)
+
 
 def postprocess(labels: Array, voxel_ml: float, slice_mm: float, steps: PostProcess) -> dict[str, Any]:
     """Apply ``steps`` to ``labels`` in place.
@@ -95,7 +100,7 @@ def postprocess(labels: Array, voxel_ml: float, slice_mm: float, steps: PostProc
         ("median_mm", "largest_liver", "fill_holes", "min_tumour_ml"), "off"
     )
     if steps.median_mm > 0:
-        report["median_mm"] = _median(labels, steps.median_mm, slice_mm)
+        report["median_mm"] = _median(labels, steps.reach(slice_mm))
     crop = labels[bounding_box(labels)]
     if steps.largest_liver:
         report["largest_liver"] = _keep_largest(crop, voxel_ml)
@@ -108,10 +113,8 @@ def postprocess(labels: Array, voxel_ml: float, slice_mm: float, steps: PostProc
     return report
 
 
-def _median(labels: Array, reach_mm: float, slice_mm: float) -> dict[str, Any]:
+def _median(labels: Array, reach: int) -> dict[str, Any]:
     """Median along z, ``labels`` ``[Z, Y, X]`` in place; beyond the first and last slice there are copies of them."""
-    # As much reach as slices allow, although headers round the distance of slices.
-    reach = min(math.floor(reach_mm / slice_mm * (1 + ROUNDING)), 127)  # counts fit a byte
     z, y, x = bounding_box(labels)
     crop = labels[max(z.start - reach, 0) : z.stop + reach, y, x]
     changed, last = 0, len(crop) - 1

@@ -23,10 +23,24 @@ class TumourLogits:
     planes : dict of int to ndarray
         float16 ``[H, W]`` by slice ``z``; slices on which the net did not run are not there. None at all are known of
         a model without a net for tumours alone.
+    corners : dict of int to (int, int)
+        First row and column of planes that `narrow` has cut.
     """
 
     fit: Fit
     planes: dict[int, Array] = field(default_factory=dict)
+    corners: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    def narrow(self, z: int, rows: slice, columns: slice) -> None:
+        """Keep of slice ``z`` what `probability` needs for native ``rows`` and ``columns``; they may be empty."""
+        plane = self.planes.pop(z, None)
+        if plane is not None and rows.stop > rows.start:
+            box = []
+            for axis, part in enumerate((rows, columns)):
+                first, last, *_ = _taps(self.fit, axis)
+                box.append(slice(int(first[part.start]), int(last[part.stop - 1]) + 1))
+            self.planes[z] = plane[tuple(box)].copy()
+            self.corners[z] = box[0].start, box[1].start
 
     def probability(self, z: Array, y: Array, x: Array) -> Array:
         """Probability at native voxels, float64 ``[n]``; ``z`` is in order.
@@ -41,8 +55,10 @@ class TumourLogits:
             plane = self.planes.get(int(z[part.start]))
             if plane is None:
                 continue
+            corner = self.corners.get(int(z[part.start]), (0, 0))
             y0, y1, gy, fy = (tap[y[part]] for tap in rows)
             x0, x1, gx, fx = (tap[x[part]] for tap in columns)
+            y0, y1, x0, x1 = y0 - corner[0], y1 - corner[0], x0 - corner[1], x1 - corner[1]
             top, left = y0.min(), x0.min()
             d = plane[top : y1.max() + 1, left : x1.max() + 1].astype(np.float32)
             d = np.clip(np.where(np.isnan(d), -_LIMIT, d), -_LIMIT, _LIMIT)

@@ -85,7 +85,7 @@ def _ends(labels: Array, hu: Array, spacing: tuple[float, float, float]) -> Iter
     wide = (box[0], *(slice(max(0, part.start - 2), part.stop + 2) for part in box[1:]))
     area = 0.0
     for plane, ct in zip(labels[wide], hu[wide], strict=True):  # one by one, for the sake of memory
-        liver = is_liver(plane)
+        liver, dark = is_liver(plane), ct <= _FLAT_HU
         for axis, mm, start, stop, n in (
             (0, sx, box[1].start, box[1].stop, rows),
             (1, sy, box[2].start, box[2].stop, columns),
@@ -98,9 +98,9 @@ def _ends(labels: Array, hu: Array, spacing: tuple[float, float, float]) -> Iter
                 (slice(None),) * axis + (part,) for part in (slice(-2), slice(1, -1), slice(2, None))
             ]
             for inside, beside, beyond in (three, three[::-1]):
-                edge = liver[inside] & ~liver[beside]
+                edge = liver[inside] & dark[beyond]  # seldom, and all that follows is only there
                 at = np.divmod(np.flatnonzero(edge), edge.shape[1])
-                value = ct[beyond][at]
-                area += np.count_nonzero((value <= _FLAT_HU) & (value == ct[beside][at])) * sz * mm
+                flat = ct[beyond][at] == ct[beside][at]
+                area += np.count_nonzero(flat & ~liver[beside][at]) * sz * mm
     if area > 4 * CUT_MM2:
         yield "the edge of the field of view"

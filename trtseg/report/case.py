@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -180,6 +180,7 @@ def _made(report: Mapping[str, Any]) -> str:
         *((f"SHA-256 of {file}", digest) for file, digest in made.get("sha256", {}).items()),
         ("Thresholds", _pairs(made.get("thresholds", {}))),
         ("Device and precision", f"{made.get('device', '?')}, {made.get('precision', '?')}"),
+        *_search(made),
         ("Steps after the nets", _pairs(report["postprocess"])),
         ("Seconds", _pairs(report["timings_s"])),
         ("Versions", _pairs(made.get("versions", {}))),
@@ -188,6 +189,13 @@ def _made(report: Mapping[str, Any]) -> str:
     ]
     escaped = [(html.escape(name), html.escape(text)) for name, text in rows]
     return pages.table("How the labels were made", (), escaped, "made")
+
+
+def _search(made: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Say that the liver was searched for, if it was."""
+    if "search_mm" in made:
+        count = made.get("labelled_slices", "?")
+        yield "Search for the liver", f"on slices {made['search_mm']:g} mm apart, {count} slices labelled"
 
 
 def _spacing(report: Mapping[str, Any]) -> str:

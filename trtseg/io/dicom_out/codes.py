@@ -71,9 +71,8 @@ def version(provenance: Mapping[str, Any]) -> str:
 def parameters(provenance: Mapping[str, Any]) -> dict[str, str]:
     """What else the labels depend on, with the notice first."""
     made = {"notice": NOTICE}
-    made |= {
-        name: str(provenance[name]) for name in ("device", "precision", "fingerprint") if name in provenance
-    }
+    names = ("device", "precision", "search_mm", "fingerprint")
+    made |= {name: str(provenance[name]) for name in names if name in provenance}
     return {name: value[: _LONG // 8] for name, value in made.items()}
 
 
