@@ -53,10 +53,10 @@ def test_layers_have_the_flops_that_torch_counts_and_the_bytes_of_their_shapes(n
         assert sum(layer.flops for layer in layers) == counter.get_total_flops()
         parameters = sum(weight.numel() for weight in net.parameters())
         assert sum(layer.weights for layer in layers) == 2 * parameters
-        pixels, width = spec.size[0] * spec.size[1], len(net.state_dict()["down.0.0.weight"])
-        assert layers[0].bytes == 2 * pixels * (1 + width)
+        # the strided convolution from 1 to 16 channels, and the first pooling of 24
+        assert layers[0].bytes == 2 * (256 * 256 + 16 * 128 * 128)
         pool = next(layer for layer in layers if layer.flops == 0)
-        assert (pool.bytes, pool.weights) == (2 * pixels * width * 5 // 4, 0)
+        assert (pool.bytes, pool.weights) == (2 * 24 * (128 * 128 + 64 * 64), 0)
 
 
 def test_floor():
