@@ -158,6 +158,8 @@ def test_predictions_are_labels_by_a_threshold(exported):
 
 def test_nets_that_do_not_belong_together_are_refused(tmp_path):
     liver, tumour = checkpoints("sequential", tmp_path)
+    with pytest.raises(SystemExit, match="size: got 50; expected a multiple of 4, for nets of depth 2"):
+        export.export([liver, tumour], tmp_path / "m", {}, PROVENANCE, size=50)
     with pytest.raises(SystemExit, match="behind a liver net; name"):
         export.export([tumour], tmp_path / "m", {}, PROVENANCE)
     with pytest.raises(SystemExit, match=r"got nets \['liver'\].*expected those of liver and tumour"):
@@ -210,6 +212,7 @@ def test_evaluation_of_a_model(exported, tmp_path):
         Case("leg", "x", "r", lambda: Scan(empty.ct, np.zeros(empty.ct.shape, np.uint8), (np.nan, 6.0, 6.0), [0]),
              body_part="pelvis"),
     ]  # fmt: skip
+    tmp_path /= "made"
     text = evaluate.evaluate(Segmenter(folder), str(folder), cases, tmp_path, 1)
     assert "not for clinical use" in text.lower()
     assert "| ill |" in text

@@ -58,10 +58,21 @@ class Settings:
 
 def build(settings: Settings, liver: Liver | None = None) -> Method:
     """The method with fresh nets; all nets run in the precision of the settings, where auto is FP32."""
+    check_size(settings.size, settings)
     method = _fresh(settings, liver)
     for part in (method, *((liver,) if liver else ())):
         part.precision = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     return method
+
+
+def check_size(size: int, settings: Settings) -> None:
+    """Refuse rows and columns that the nets of these settings cannot halve as often as they do."""
+    step = 2 ** (settings.depth + bool(settings.stem))
+    if size < step or size % step:
+        raise SystemExit(
+            f"size: got {size}; expected a multiple of {step}, for nets of depth {settings.depth}"
+            + (" and a stem" if settings.stem else "")
+        )
 
 
 def _fresh(settings: Settings, liver: Liver | None) -> Method:

@@ -136,6 +136,8 @@ def evaluate(
     segmenter: trtseg.Segmenter, model: str, cases: Sequence[Case], out: Path | None, worst: int
 ) -> str:
     """Score all cases, write what there is to write, and return the Markdown."""
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
     empty = [case for case in cases if case.body_part]
     about = (
         f"{segmenter.spec.name} {segmenter.spec.version}, {segmenter.device} {segmenter.precision}. {NOTICE}"
@@ -217,8 +219,6 @@ def main() -> None:
                 cases += READERS[name](folder)
         if not cases:
             parser.error("no cases; give --shared or a data set")
-        if args.output:
-            args.output.mkdir(parents=True, exist_ok=True)
         segmenter = trtseg.Segmenter(args.model, precision=args.precision)
         print(evaluate(segmenter, args.model, cases, args.output, args.worst), end="")
     except TrtsegError as error:

@@ -22,7 +22,7 @@ import onnx
 import torch
 
 from training import calibration
-from training.checkpoint import load
+from training.checkpoint import check_size, load, read
 from training.methods import WINDOW
 from training.readers import png_slices
 from training.unet import UNet, folded
@@ -171,7 +171,8 @@ def export(
         Rows and columns of the nets' input, by default as in training.
     """
     nets, trained = nets_of(checkpoints)
-    size = size or trained
+    size = trained if size is None else size
+    check_size(size, read(checkpoints[0])[0])
     if unknown := set(thresholds) - set(nets) | set(thresholds) & {"one-step"}:
         raise SystemExit(f"thresholds: got one for {', '.join(sorted(unknown))}; these nets do not have one")
     specs = {

@@ -1,7 +1,8 @@
 """Turn an exported model back into checkpoints, to train on: the shipped model on your own data, for one.
 
     python -m training.unfold default --data STORE --out runs/shipped
-    python -m training.train liver --start runs/shipped/liver/last.pt --data STORE --lr 0.0004 --out runs/mine/liver
+    python -m training.train liver --start runs/shipped/liver/last.pt --width 24 --depth 3 --stem 16 --data STORE \
+      --lr 0.0004 --out runs/mine/liver
 
 An exported net has its batch norms folded into its convolutions, and would not train without them. They are put back
 with the statistics of training samples of ``STORE`` and the scale and shift that undo them, so that in evaluation the
