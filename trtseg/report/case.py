@@ -195,7 +195,7 @@ def _search(made: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Say that the liver was searched for, if it was."""
     if "search_mm" in made:
         count = made.get("labelled_slices", "?")
-        yield "Search for the liver", f"on slices {made['search_mm']:g} mm apart; slices labelled: {count}"
+        yield "Search for the liver", f"on slices {made['search_mm']:g} mm apart, {count} slices labelled"
 
 
 def _spacing(report: Mapping[str, Any]) -> str:
