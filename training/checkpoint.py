@@ -60,8 +60,7 @@ def build(settings: Settings, liver: Liver | None = None) -> Method:
     """The method with fresh nets; all nets run in the precision of the settings, where auto is FP32."""
     check_size(settings.size, settings)
     method = _fresh(settings, liver)
-    for part in (method, *((liver,) if liver else ())):
-        part.precision = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    method.compute_in(torch.bfloat16 if settings.precision == "bf16" else torch.float32)
     return method
 
 

@@ -160,10 +160,8 @@ def to_device(method: Method, device: torch.device) -> None:
     method.to(device)
     if isinstance(method, Tumour):
         method.liver[0].to(device)
-        if device.type == "cuda":
-            method.liver[0].precision = torch.bfloat16
     if device.type == "cuda":
-        method.precision = torch.bfloat16
+        method.compute_in(torch.bfloat16)
 
 
 if __name__ == "__main__":

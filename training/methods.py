@@ -40,6 +40,10 @@ class Method(nn.Module):
         self.nets = nn.ModuleDict(nets).to(memory_format=torch.channels_last)
         self.precision = torch.float32
 
+    def compute_in(self, precision: torch.dtype) -> None:
+        """Let all nets run in a precision, also the liver net that a tumour net stands behind."""
+        self.precision = precision
+
     def logits(self, role: str, x: Tensor) -> Tensor:
         """FP32 logits ``[n, c, H, W]`` of the net ``role`` for its input ``[n, 1, H, W]``."""
         with torch.autocast(x.device.type, self.precision, enabled=self.precision != torch.float32):
@@ -115,6 +119,11 @@ class Tumour(Method):
         super().__init__({"tumour": net})
         self.loss, self.grow = loss, grow
         self.liver = (liver.eval().requires_grad_(False),)  # in a tuple: not one of the modules that train
+
+    def compute_in(self, precision: torch.dtype) -> None:
+        """See `Method`."""
+        super().compute_in(precision)
+        self.liver[0].compute_in(precision)
 
     def _logits(self, hu: Tensor, mask: Tensor) -> Tensor:
         """Tumour logits ``[n, 1, H, W]`` of HU ``[n, H, W]`` within a mask of that shape."""

@@ -37,8 +37,7 @@ class Predictions(NamedTuple):
 def checkpoint(path: Path, liver: Path | None = None) -> Method:
     """The method of a checkpoint, computing in FP32."""
     method, _ = load(path, liver)
-    for part in (method, *getattr(method, "liver", ())):
-        part.precision = torch.float32
+    method.compute_in(torch.float32)
     return method
 
 

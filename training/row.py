@@ -14,7 +14,7 @@ from torch import Tensor
 from training import appearance, batch, kit_score
 from training.checkpoint import Settings, build
 from training.kit import Kit
-from training.methods import Liver, Method, Tumour
+from training.methods import Liver, Method
 from training.tally import Tally, tallies
 from training.trainer import Run, Trainer
 
@@ -112,19 +112,13 @@ def run(kit: Kit, settings: Settings, split: Split, device: torch.device) -> dic
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
         "kit": kit.sha256,
     }
-    in_fp32(method)
+    method.compute_in(torch.float32)
     for name, patients in (("validation", split.validation), ("test", split.test)):
         rows = scored_rows(kit, patients)
         found = tallies(kit, rows, batch.DeviceKit.of(kit, rows, device), method, settings.size)
         result[name] = {patient: tally.to_json() for patient, tally in found.items()}
     result["seconds"] = [round(trained_s, 1), round(time.perf_counter() - began - trained_s, 1)]
     return result
-
-
-def in_fp32(method: Method) -> None:
-    """Let a method compute in FP32."""
-    for part in (method, *(method.liver if isinstance(method, Tumour) else ())):
-        part.precision = torch.float32
 
 
 def read_tallies(stored: dict[str, Any]) -> dict[str, Tally]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from training.checkpoint import read
-from training.unet import UNet, folded
+from training.unet import UNet, folded, weights
 from trtseg.errors import InputError
 
 
@@ -20,7 +20,7 @@ def trained_net(source: str | Path, role: str) -> UNet:
         ``liver`` or ``tumour``.
     """
     if not str(source).endswith(".pt"):
-        from training.unfold import folded_net, weights  # onnx is not needed for checkpoints
+        from training.unfold import folded_net  # checkpoints need neither this nor onnx
         from trtseg import models
 
         return folded_net(weights(models.find(source).read(f"{role}.onnx")))

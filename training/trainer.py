@@ -16,7 +16,7 @@ from training.checkpoint import Settings, build, read, save, start_from
 from training.distil import distilled
 from training.losses import Loss
 from training.methods import Method, Tumour, windowed
-from training.unet import UNet
+from training.unet import UNet, weights
 from training.weak import TumourLoss, liver_loss
 from trtseg.errors import InputError
 
@@ -239,7 +239,7 @@ def _net(method: Method, role: str) -> nn.Module:
 
 def _unfolded(model: str, trainer: Trainer) -> dict[str, Tensor]:
     """The state with batch norms of the net of an exported model, their statistics those of samples of the run."""
-    from training.unfold import folded_net, unfold, weights
+    from training.unfold import folded_net, unfold
     from trtseg import models
 
     net = folded_net(weights(models.find(model).read(f"{trainer.role}.onnx")))

@@ -87,6 +87,14 @@ def folded(net: UNet) -> UNet:
     return net
 
 
+def weights(onnx_file: bytes) -> dict[str, Tensor]:
+    """The tensors of an exported net by the names that they have in `UNet`."""
+    import onnx  # which machines that only train need not have
+
+    graph = onnx.load_from_string(onnx_file).graph
+    return {i.name: torch.from_numpy(onnx.numpy_helper.to_array(i).copy()) for i in graph.initializer}
+
+
 def shaped(tensors: Mapping[str, Tensor]) -> UNet:
     """A folded net of the shape of these tensors, which are named as in `UNet`; a KeyError where one is missing."""
     depth = sum(name.startswith("down.") and name.endswith(".0.weight") for name in tensors) - 1

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import onnx
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +23,7 @@ from training import data
 from training.checkpoint import Settings, build, fingerprint, load_liver, save
 from training.methods import WINDOW
 from training.sample import Samples
-from training.unet import UNet, shaped
+from training.unet import UNet, shaped, weights
 from trtseg import models
 from trtseg.engines.precision import FP32
 from trtseg.errors import ModelError, TrtsegError
@@ -32,12 +31,6 @@ from trtseg.errors import ModelError, TrtsegError
 #: Number of training samples for the statistics.
 SAMPLES = 96
 EPS = nn.BatchNorm2d(1).eps
-
-
-def weights(onnx_bytes: bytes) -> dict[str, Tensor]:
-    """The tensors of an exported net by the names that they have in `UNet`."""
-    graph = onnx.load_from_string(onnx_bytes).graph
-    return {i.name: torch.from_numpy(onnx.numpy_helper.to_array(i).copy()) for i in graph.initializer}
 
 
 def folded_net(tensors: dict[str, Tensor]) -> UNet:

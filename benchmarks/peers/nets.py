@@ -9,16 +9,9 @@ from typing import Any
 
 import onnx
 import torch
-from onnx import numpy_helper
 from torch import Tensor, nn
 
-from training.unet import UNet, shaped
-
-
-def weights(onnx_file: bytes) -> dict[str, Tensor]:
-    """The weights of an ONNX file by their names in `training.unet.UNet`."""
-    graph = onnx.load_from_string(onnx_file).graph
-    return {w.name: torch.from_numpy(numpy_helper.to_array(w).copy()) for w in graph.initializer}
+from training.unet import UNet, shaped, weights
 
 
 def torch_net(onnx_file: bytes) -> UNet:
