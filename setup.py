@@ -7,6 +7,7 @@ MAX_JOBS=4                  object files to compile at a time
 """
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -50,6 +51,11 @@ if os.environ.get("TRTSEG_WERROR") == "1":
     CXX_FLAGS += ["-Werror"]
     NVCC_FLAGS += ["-Werror=all-warnings", "-Xcompiler=-Werror"]
 CSRC = Path("csrc")
+# The nets' convolutions promise no bits, and run only where the processor has these instructions (conv.cpp asks).
+CONV_FLAGS = [
+    "-ffp-contract=fast",
+    *(["-mavx2", "-mfma"] if platform.machine() in ("x86_64", "AMD64") else []),
+]
 CUDA_SOURCES = ("ops_cuda.cu", "graph_cuda.cu")  # only where there is an nvcc
 
 # What they need of a toolkit and of its host compiler: C++17, and launches with a configuration (CUDA 11.8).
@@ -225,8 +231,12 @@ class BuildExt(build_ext):
                 pool.submit(cuda.compile, s, objects_folder / s.with_suffix(".o")) for s in cuda_sources
             ]
 
+            def compile_cxx(source, *, extra_postargs, **kwargs):
+                own = CONV_FLAGS if Path(source).name == "conv.cpp" else []
+                return compile_one([source], extra_postargs=[*extra_postargs, *own], **kwargs)
+
             def compile_all(sources, **kwargs):
-                objects = [o for one in pool.map(lambda s: compile_one([s], **kwargs), sources) for o in one]
+                objects = [o for one in pool.map(lambda s: compile_cxx(s, **kwargs), sources) for o in one]
                 return objects + [o.result() for o in cuda_objects]
 
             self.compiler.compile = compile_all
@@ -238,7 +248,10 @@ class BuildExt(build_ext):
 
 core = Pybind11Extension(
     "trtseg._core",
-    [str(CSRC / name) for name in ("bindings.cpp", "ops.cpp", "ops_cpu.cpp")],
+    [
+        str(CSRC / name)
+        for name in ("bind_net.cpp", "bindings.cpp", "conv.cpp", "net.cpp", "ops.cpp", "ops_cpu.cpp")
+    ],
     depends=[str(p) for p in sorted(CSRC.glob("*.[ch]*"))],
     include_dirs=[str(CSRC)],
     extra_compile_args=CXX_FLAGS,

@@ -28,7 +28,7 @@ from benchmarks import compare_cts, compare_table
 from benchmarks.compare_process import Process
 from benchmarks.peers.contenders import REFERENCE, Contender, chosen
 from trtseg import models
-from trtseg.engines.openvino import describe_cpu, native_bf16, native_int8
+from trtseg.engines.processor import describe_cpu, native_bf16, native_int8
 from trtseg.io.atomic import atomic
 from trtseg.resources import available_cpus
 

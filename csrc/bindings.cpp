@@ -11,6 +11,7 @@
 #include <memory>
 #include <string>
 
+#include "bind_net.h"
 #include "graph.h"
 #include "host_copy.h"
 #include "ops.h"
@@ -508,6 +509,7 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init<std::uintptr_t, py::object, py::object, py::object, py::object, py::object>(), py::arg("stream"),
            py::arg("hu"), py::arg("first"), py::arg("pixels"), py::arg("rest"), py::arg("labels"))
       .def("run", &Chunk::run, kChunkRunDoc, py::arg("hu"), py::arg("out"));
+  bind_net(m);
   m.def("build_info", &build_info,
         "How this extension was built: {'cuda': bool, 'cuda_version', 'cuda_archs': str or None, 'compiler': str}.");
 }

@@ -42,6 +42,7 @@ class CpuEngine:
     """A net in NumPy."""
 
     device, precision, batch, dtype = "cpu", "fp32", None, np.dtype(np.float32)
+    runtime = "NumPy"
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec

@@ -15,8 +15,8 @@ from training.int8 import Row, add, quantised, verdict
 from trtseg import models
 from trtseg.engines import open_engine
 from trtseg.engines.calibration import references
-from trtseg.engines.openvino import choose_precision, native_bf16, native_int8
 from trtseg.engines.precision import BF16, FP32, INT8
+from trtseg.engines.processor import choose_precision, native_bf16, native_int8
 from trtseg.errors import ModelError
 from trtseg.metrics.overlap import Overlap, overlap
 from trtseg.spec import METADATA_KEY
@@ -111,7 +111,7 @@ def test_auto_takes_the_fastest_that_model_and_processor_have(folder, tmp_path, 
     files, without = models.find(folder), models.find(tiny.cascade_model(tmp_path))
     fallback = BF16 if native_bf16() else FP32
     for native in (True, False):
-        monkeypatch.setattr("trtseg.engines.openvino.native_int8", lambda native=native: native)
+        monkeypatch.setattr("trtseg.engines.processor.native_int8", lambda native=native: native)
         assert choose_precision("auto", files, "liver") is (INT8 if native else fallback)
         assert choose_precision("auto", without, "liver") is fallback
         assert choose_precision("int8", files, "liver") is INT8

@@ -14,7 +14,7 @@ import trtseg
 from training.evaluate import FAR_FROM_LIVER, validating, without_liver
 from trtseg import models, reference
 from trtseg.engines import open_engine
-from trtseg.engines.openvino import native_bf16
+from trtseg.engines.processor import native_bf16
 from trtseg.phantom import abdomen
 
 

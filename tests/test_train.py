@@ -22,7 +22,7 @@ from training.data import Slices
 from training.losses import Loss
 from training.methods import Liver
 from training.unet import UNet, folded
-from trtseg.engines.openvino import native_bf16
+from trtseg.engines.processor import native_bf16
 from trtseg.errors import InputError
 from trtseg.phantom import abdomen
 

@@ -36,7 +36,7 @@ from training.curves import plot
 from training.methods import Method
 from training.sample import Samples
 from training.store import MANIFEST
-from trtseg.engines.openvino import native_bf16
+from trtseg.engines.processor import native_bf16
 from trtseg.errors import TrtsegError
 from trtseg.metrics.overlap import overlap
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import platform
 import time
@@ -140,7 +139,6 @@ class Segmenter:
     @property
     def provenance(self) -> dict[str, Any]:
         """What a result tells of the model, the device, the engines and the versions, so that it can be made again."""
-        packages = ("numpy", "openvino") if self.device == "cpu" else ("numpy",)  # a GPU needs no OpenVINO
         return {
             "model": self.spec.name,
             "model_version": self.spec.version,
@@ -153,7 +151,7 @@ class Segmenter:
             "versions": {
                 "trtseg": __version__,
                 "python": platform.python_version(),
-                **{name: importlib.metadata.version(name) for name in packages},
+                "numpy": np.__version__,
             },
             "intended_use": self.spec.nets[0].intended_use,
             "fingerprint": self.fingerprint(),

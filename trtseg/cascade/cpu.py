@@ -23,7 +23,7 @@ from trtseg.cascade.base import (
     keep_logits,
     run_volume,
 )
-from trtseg.engines import Engine
+from trtseg.engines import CpuEngine
 from trtseg.errors import DeviceError
 from trtseg.fit import Fit
 
@@ -33,17 +33,18 @@ class Cascade:
 
     Parameters
     ----------
-    engines : sequence of Engine
+    engines : sequence of CpuEngine
         ``(liver, tumour)``, or a single ``one-step`` engine.
     threads : int
         Threads of the ops; 0: one for each processor that this process may use.
     """
 
-    def __init__(self, *engines: Engine, threads: int = 0) -> None:
+    def __init__(self, *engines: CpuEngine, threads: int = 0) -> None:
         first, last = engines[0], engines[-1]
         height, width = first.spec.size
         self.precision = first.precision
-        self.provenance: dict[str, Any] = {}
+        runtimes = {engine.runtime: None for engine in engines}  # in order
+        self.provenance: dict[str, Any] = {"runtime": ", ".join(runtimes)}
         self._engines, self._threads = engines, threads
         self._feed: _Feed | None = None
         self._hu = np.empty((CHUNK, height, width), np.int16)

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import platform
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -55,18 +54,9 @@ def collect() -> dict[str, Any]:
 
 def _cpu() -> dict[str, Any]:
     """Name of the processor, cores that this process may use, and features that the nets profit from."""
-    name, flags = platform.machine(), set()
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                key, _, value = line.partition(":")
-                if key.strip() == "model name":
-                    name = value.strip()
-                elif key.strip() in ("flags", "Features"):
-                    flags = set(value.split())
-                    break
-    except OSError:
-        pass  # not on Linux: the features stay unknown
+    from trtseg.engines.processor import read_cpuinfo
+
+    name, flags = read_cpuinfo()
     return {
         "name": name,
         "cores": available_cpus(),

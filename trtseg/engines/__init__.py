@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
-from trtseg.engines.base import Engine, Net
-from trtseg.errors import DeviceError
+from trtseg.engines.base import CpuEngine, Net
+from trtseg.engines.precision import FP32
+from trtseg.engines.processor import choose_precision, describe_cpu
+from trtseg.errors import DeviceError, ModelError
 from trtseg.models import ModelFiles
 from trtseg.spec import ModelSpec
 
-__all__ = ["Engine", "available_devices", "open_engine", "resolve_device"]
+__all__ = ["CpuEngine", "available_devices", "open_engine", "resolve_device"]
+
+log = logging.getLogger("trtseg")
 
 
 def resolve_device(device: str) -> str:
@@ -40,7 +45,7 @@ def resolve_device(device: str) -> str:
 
 def open_engine(
     files: ModelFiles, spec: ModelSpec, *, precision: str = "auto", threads: int | None = None
-) -> Engine:
+) -> CpuEngine:
     """Open the CPU engine of a net. `trtseg.engines.nvidia.nets.open_nets` opens all nets of a model on a GPU.
 
     Parameters
@@ -61,24 +66,26 @@ def open_engine(
     ModelError
         The net's file is missing, damaged, or cannot be run.
     DeviceError
-        OpenVINO is not installed, or this processor does not run the precision.
+        The net needs OpenVINO, which is not installed, or this processor does not run the precision.
     """
-    from trtseg.engines.openvino import OpenVinoEngine, choose_precision
+    from trtseg.engines.openvino import OpenVinoEngine
+    from trtseg.engines.winograd import WinogradEngine
 
-    return OpenVinoEngine(Net.read(files, spec, choose_precision(precision, files, spec.role)), threads)
+    net = Net.read(files, spec, choose_precision(precision, files, spec.role))
+    if net.precision is FP32:
+        try:
+            return WinogradEngine(net, threads)
+        except ModelError as error:  # a net of another kind, or an old processor
+            log.info("%s", error)
+    return OpenVinoEngine(net, threads)
 
 
 def available_devices() -> list[tuple[str, bool, str]]:
     """Each device, whether it works here, and what it is or why it does not work."""
     from trtseg.engines.nvidia.driver import find_driver
     from trtseg.engines.nvidia.machine import choose_runtime, describe_runtime, why_no_gpu
-    from trtseg.engines.openvino import describe_cpu
 
-    devices: list[tuple[str, bool, str]] = []
-    try:
-        devices.append(("cpu", True, describe_cpu()))
-    except DeviceError as error:
-        devices.append(("cpu", False, str(error)))
+    devices: list[tuple[str, bool, str]] = [("cpu", True, describe_cpu())]
     driver = find_driver()
     problem = why_no_gpu(0, driver)
     if problem is not None:

@@ -107,6 +107,14 @@ class Engine(Protocol):
         """Compute logits ``dst`` ``[n, channels, H, W]`` of slices ``src`` ``[n, 1, H, W]``."""
 
 
+class CpuEngine(Engine, Protocol):
+    """A net that is ready to run on the CPU."""
+
+    @property
+    def runtime(self) -> str:
+        """What runs it, with its version; ``trtseg`` for trtseg itself."""
+
+
 class GpuEngine(Engine, Protocol):
     """A net that is ready to run on a GPU."""
 

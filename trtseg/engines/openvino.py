@@ -1,4 +1,4 @@
-"""The CPU engine, on OpenVINO."""
+"""The CPU engine on OpenVINO: BF16 and INT8, and nets that `trtseg.engines.winograd` does not run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,15 +20,14 @@ from numpy.typing import NDArray
 
 from trtseg.engines.base import Net
 from trtseg.engines.blobs import load_blob, store_blob
-from trtseg.engines.precision import BF16, FP32, INT8, Precision, candidates
+from trtseg.engines.precision import FP32, INT8
+from trtseg.engines.processor import native_int8, read_cpuinfo
 from trtseg.errors import DeviceError, ModelError, TrtsegError
-from trtseg.models import ModelFiles, find
 from trtseg.resources import available_cpus, is_lack_of_memory, memory_for
 
 log = logging.getLogger("trtseg")
 
 _MEMORY = 150 << 20  # that OpenVINO takes for a net
-_CPUINFO = Path("/proc/cpuinfo")
 _TELEMETRY = "openvino_telemetry"
 _lock = threading.Lock()
 
@@ -89,49 +87,6 @@ def _core() -> Any:
     return core
 
 
-def native_bf16() -> bool:
-    """Whether this processor multiplies BF16 in hardware, so that BF16 is faster than FP32."""
-    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
-@functools.cache
-def native_int8(cpuinfo: Path = _CPUINFO) -> bool:
-    """Whether this processor sums products of INT8 in 32 bits (VNNI or AMX).
-
-    Older x86 processors sum pairs of them in 16 bits, which overflow, so that logits are wrong by whole units.
-    """
-    return not _features(cpuinfo).isdisjoint({"avx512_vnni", "avx_vnni", "amx_int8"})
-
-
-@functools.cache
-def _features(cpuinfo: Path = _CPUINFO) -> frozenset[str]:
-    """What this processor has, as Linux calls it; nothing where that is not known."""
-    with contextlib.suppress(OSError):
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith(("flags", "Features")):
-                return frozenset(line.partition(":")[2].split())
-    return frozenset()
-
-
-def choose_precision(name: str, files: ModelFiles, role: str) -> Precision:
-    """The precision that an option stands for, for a net of a model on this processor.
-
-    ``auto`` is the first one that the model has a file for and that the processor has arithmetic for.
-    """
-    rows = candidates(name, "cpu")
-    if len(rows) == 1:
-        return rows[0]
-    native = {INT8: native_int8(), BF16: native_bf16(), FP32: True}
-    return next(row for row in rows if row.file(role) in files.spec.sha256 and native[row])
-
-
-def describe_cpu() -> str:
-    """The processor and the precision that ``auto`` takes on it for the shipped model."""
-    name = _core().get_property("CPU", "FULL_DEVICE_NAME")
-    files = find("default")
-    return f"{name}, {choose_precision('auto', files, files.spec.nets[0].role).name.upper()} by default"
-
-
 class OpenVinoEngine:
     """A net on the CPU, one slice a call of the runtime, with all threads on that slice.
 
@@ -163,6 +118,7 @@ class OpenVinoEngine:
     def __init__(self, net: Net, threads: int | None = None) -> None:
         openvino = import_openvino()
         spec = self.spec = net.spec
+        self.runtime = f"OpenVINO {openvino.get_version().partition('-')[0]}"
         self.precision, self.dtype = net.precision.name, net.precision.dtype
         self._tensor = functools.partial(openvino.Tensor, shared_memory=True)
         compiled = _compiled(net, threads or available_cpus())
@@ -241,7 +197,7 @@ def _name(net: Net, options: dict[str, Any]) -> str:
     about = [
         import_openvino().get_version(),
         processor,
-        sorted(_features()),
+        sorted(read_cpuinfo()[1]),
         net.sha256,
         sorted(options.items()),
     ]

@@ -1,0 +1,266 @@
+// Compiled for AVX2 and FMA on x86-64 (setup.py), so nothing here may be shared with code for older processors: no
+// templates or inline functions of the standard library.
+#include "conv.h"
+
+namespace trtseg::conv {
+namespace {
+
+// Eight floats at any address: a register of AVX2, or two of NEON.
+typedef float Vec __attribute__((vector_size(kLanes * sizeof(float)), aligned(alignof(float)), may_alias));
+
+inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
+inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
+inline Vec all(float x) { return Vec{x, x, x, x, x, x, x, x}; }
+inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+
+constexpr int kRows = 4;  // rows of the left matrix that the inner loop takes together
+
+// Keeps a value in its register: the compiler would load it again for each sum.
+#if defined(__x86_64__)
+#define TRTSEG_HOLD(v) asm("" : "+x"(v))
+#else
+#define TRTSEG_HOLD(v) asm("" : "+w"(v))
+#endif
+
+// kRows rows of `a`, `apart` floats apart, times a matrix [in][kLanes * N], with bias; a register for each sum.
+template <int N>
+inline void product(const float* a, std::ptrdiff_t apart, int in, const float* b, const float* bias, float* c,
+                    std::ptrdiff_t c_apart) {
+  Vec sum[kRows][N];
+  for (int n = 0; n < N; ++n) {
+    const Vec start = bias ? load(bias + n * kLanes) : all(0.0f);
+    for (int r = 0; r < kRows; ++r) sum[r][n] = start;
+  }
+  const float *a0 = a, *a1 = a + apart, *a2 = a1 + apart, *a3 = a2 + apart;
+#pragma GCC unroll 2
+  for (int i = 0; i < in; ++i, b += N * kLanes) {
+    Vec weight[N];
+    for (int n = 0; n < N; ++n) {
+      weight[n] = load(b + n * kLanes);
+      TRTSEG_HOLD(weight[n]);
+    }
+    const Vec x0 = all(a0[i]);
+    for (int n = 0; n < N; ++n) sum[0][n] += x0 * weight[n];
+    const Vec x1 = all(a1[i]);
+    for (int n = 0; n < N; ++n) sum[1][n] += x1 * weight[n];
+    const Vec x2 = all(a2[i]);
+    for (int n = 0; n < N; ++n) sum[2][n] += x2 * weight[n];
+    const Vec x3 = all(a3[i]);
+    for (int n = 0; n < N; ++n) sum[3][n] += x3 * weight[n];
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 3
+    for (int n = 0; n < N; ++n) store(c + r * c_apart + n * kLanes, sum[r][n]);
+}
+
+// The same for a packed matrix [in][out].
+inline void multiply(const float* a, std::ptrdiff_t apart, int in, const float* packed, const float* bias, float* c,
+                     std::ptrdiff_t c_apart, int out) {
+  for (int done = 0; done < out;) {
+    const int width = out - done < kBlock ? out - done : kBlock;
+    const float* own = bias ? bias + done : nullptr;
+    switch (width / kLanes) {
+      case 3: product<3>(a, apart, in, packed, own, c + done, c_apart); break;
+      case 2: product<2>(a, apart, in, packed, own, c + done, c_apart); break;
+      default: product<1>(a, apart, in, packed, own, c + done, c_apart);
+    }
+    packed += static_cast<std::ptrdiff_t>(in) * width;
+    done += width;
+  }
+}
+
+// B^T d for six values of a patch, `step` floats apart, to values that are `apart` floats apart.
+inline void patch_transform(const float* d, std::ptrdiff_t step, float* to, std::ptrdiff_t apart) {
+  const Vec d0 = load(d), d1 = load(d + step), d2 = load(d + 2 * step), d3 = load(d + 3 * step);
+  const Vec d4 = load(d + 4 * step), d5 = load(d + 5 * step);
+  const Vec a = d4 - 4.0f * d2, b = d3 - 4.0f * d1, c = d4 - d2, e = d3 - d1;
+  store(to, d4 + (4.0f * d0 - 5.0f * d2));
+  store(to + apart, a + b);
+  store(to + 2 * apart, a - b);
+  store(to + 3 * apart, c + 2.0f * e);
+  store(to + 4 * apart, c - 2.0f * e);
+  store(to + 5 * apart, d5 + (4.0f * d1 - 5.0f * d3));
+}
+
+// A^T m for six products, `step` floats apart: four values.
+inline void tile_transform(const float* m, std::ptrdiff_t step, Vec* y) {
+  const Vec m1 = load(m + step), m2 = load(m + 2 * step), m3 = load(m + 3 * step), m4 = load(m + 4 * step);
+  const Vec sum = m1 + m2, difference = m1 - m2, sum2 = m3 + m4, difference2 = m3 - m4;
+  y[0] = load(m) + sum + sum2;
+  y[1] = difference + 2.0f * difference2;
+  y[2] = sum + 4.0f * sum2;
+  y[3] = load(m + 5 * step) + difference + 8.0f * difference2;
+}
+
+// Where the patch or the products of tile `t` begin, of so many channels: [t / kRows][kPoints][kRows][channels].
+inline std::ptrdiff_t place(int t, int channels) {
+  return (t / kRows * kPoints * kRows + t % kRows) * std::ptrdiff_t{channels};
+}
+
+// The patches of tiles, transformed.
+void read_patches(const Map& src, int first, int count, float* patches) {
+  const int across = tiles(src.columns);
+  const std::ptrdiff_t apart = std::ptrdiff_t{kRows} * src.channels;
+  alignas(64) float half[kPoints * kLanes];  // [row][column] of a patch
+  for (int t = 0; t < count; ++t) {
+    const float* corner = src.at((first + t) / across * kTile - 1, (first + t) % across * kTile - 1);
+    float* to = patches + place(t, src.channels);
+    for (int c = 0; c < src.channels; c += kLanes, to += kLanes) {
+#pragma GCC unroll 6
+      for (int j = 0; j < kPatch; ++j)
+        patch_transform(corner + j * src.pixel + c, src.row, half + j * kLanes, kPatch * kLanes);
+#pragma GCC unroll 6
+      for (int i = 0; i < kPatch; ++i)
+        patch_transform(half + i * kPatch * kLanes, kLanes, to + i * kPatch * apart, apart);
+    }
+  }
+}
+
+// The products of one tile and kLanes channels -> pixels, with bias and ReLU, as far as `rows` and `columns` reach.
+inline void write_tile(const float* from, std::ptrdiff_t apart, Vec bias, const Map& dst, float* to, int rows,
+                       int columns, const Map* pool, float* maxima) {
+  alignas(64) float half[kTile * kPatch * kLanes];  // [row of the tile][column of the patch]
+#pragma GCC unroll 6
+  for (int j = 0; j < kPatch; ++j) {
+    Vec column[kTile];
+    tile_transform(from + j * apart, kPatch * apart, column);
+#pragma GCC unroll 4
+    for (int i = 0; i < kTile; ++i) store(half + (i * kPatch + j) * kLanes, column[i]);
+  }
+  Vec above[kTile / 2];
+#pragma GCC unroll 4
+  for (int i = 0; i < kTile; ++i) {
+    Vec out[kTile];
+    tile_transform(half + i * kPatch * kLanes, kLanes, out);
+#pragma GCC unroll 4
+    for (int j = 0; j < kTile; ++j) {
+      out[j] = larger(out[j] + bias, all(0.0f));
+      if (i < rows && j < columns) store(to + i * dst.row + j * dst.pixel, out[j]);
+    }
+    if (pool == nullptr) continue;
+#pragma GCC unroll 2
+    for (int j = 0; j < kTile / 2; ++j) {
+      const Vec both = larger(out[2 * j], out[2 * j + 1]);
+      if (i % 2 == 0) above[j] = both;
+      else if (i < rows && 2 * j < columns) store(maxima + i / 2 * pool->row + j * pool->pixel, larger(above[j], both));
+    }
+  }
+}
+
+// Products of tiles -> pixels, with bias and ReLU, and their maxima.
+void write_tiles(const float* products, const float* bias, const Map& dst, const Map* pool, int first, int count) {
+  const int across = tiles(dst.columns);
+  const std::ptrdiff_t apart = std::ptrdiff_t{kRows} * dst.channels;
+  for (int t = 0; t < count; ++t) {
+    const int y = (first + t) / across * kTile, x = (first + t) % across * kTile;
+    const int rows = dst.rows - y, columns = dst.columns - x;
+    const float* from = products + place(t, dst.channels);
+    float *to = dst.at(y, x), *maxima = pool ? pool->at(y / 2, x / 2) : nullptr;
+    for (int c = 0; c < dst.channels; c += kLanes, from += kLanes, to += kLanes) {
+      const Vec b = load(bias + c);
+      if (rows < kTile || columns < kTile) write_tile(from, apart, b, dst, to, rows, columns, pool, maxima);
+      else if (pool) write_tile(from, apart, b, dst, to, kTile, kTile, pool, maxima);
+      else write_tile(from, apart, b, dst, to, kTile, kTile, nullptr, nullptr);
+      if (pool) maxima += kLanes;
+    }
+  }
+}
+
+}  // namespace
+
+bool is_supported() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+  return true;
+#endif
+}
+
+std::size_t packed_size(int points, int in, int out) { return static_cast<std::size_t>(points) * in * out; }
+
+void pack(const float* src, int points, int in, int out, float* dst) {
+  for (int k = 0; k < points; ++k, src += static_cast<std::ptrdiff_t>(in) * out)
+    for (int first = 0; first < out; first += kBlock)
+      for (int i = 0; i < in; ++i)
+        for (int o = first; o < out && o < first + kBlock; ++o) *dst++ = src[static_cast<std::ptrdiff_t>(i) * out + o];
+}
+
+void transform_weights(const float* weights, int in, int out, float* dst) {
+  constexpr double g[kPatch][3] = {{1.0 / 4, 0, 0},
+                                   {-1.0 / 6, -1.0 / 6, -1.0 / 6},
+                                   {-1.0 / 6, 1.0 / 6, -1.0 / 6},
+                                   {1.0 / 24, 1.0 / 12, 1.0 / 6},
+                                   {1.0 / 24, -1.0 / 12, 1.0 / 6},
+                                   {0, 0, 1}};
+  for (int o = 0; o < out; ++o)
+    for (int i = 0; i < in; ++i) {
+      const float* w = weights + (static_cast<std::ptrdiff_t>(o) * in + i) * 9;
+      for (int p = 0; p < kPatch; ++p)
+        for (int q = 0; q < kPatch; ++q) {
+          double sum = 0;
+          for (int a = 0; a < 3; ++a)
+            for (int b = 0; b < 3; ++b) sum += g[p][a] * w[a * 3 + b] * g[q][b];
+          dst[(static_cast<std::ptrdiff_t>(p * kPatch + q) * in + i) * out + o] = static_cast<float>(sum);
+        }
+    }
+}
+
+std::size_t scratch_size(int in, int out, int count) { 
+  return static_cast<std::size_t>(kPoints) * (in + out) * ((count + kRows - 1) / kRows * kRows);
+}
+
+void conv3x3(const Map& src, const float* packed, const float* bias, const Map& dst, const Map* pool, int first,
+             int count, float* scratch) {
+  const int in = src.channels, out = dst.channels;
+  float* patches = scratch;
+  float* products = scratch + std::ptrdiff_t{kPoints} * in * ((count + kRows - 1) / kRows * kRows);
+  read_patches(src, first, count, patches);
+  for (int k = 0; k < kPoints; ++k)
+    for (int t = 0; t < count; t += kRows) {
+      const std::ptrdiff_t row = std::ptrdiff_t{t} * kPoints + k * kRows;
+      multiply(patches + row * in, in, in, packed + std::ptrdiff_t{k} * in * out, nullptr, products + row * out, out, out);
+    }
+  write_tiles(products, bias, dst, pool, first, count);
+}
+
+void conv_first(const float* src, std::ptrdiff_t row, const float* weights, const float* bias, int size, int stride,
+                const Map& dst, int y) {
+  const Vec zero = all(0.0f);
+  for (int x = 0; x < dst.columns; ++x)
+    for (int c = 0; c < dst.channels; c += kLanes) {
+      Vec sum = load(bias + c);
+      const float* weight = weights + c;
+      for (int i = 0; i < size; ++i)
+        for (int j = 0; j < size; ++j, weight += dst.channels) sum += all(src[i * row + x * stride + j]) * load(weight);
+      store(dst.at(y, x) + c, larger(sum, zero));
+    }
+}
+
+void upsample(const Map& src, const float* packed, const float* bias, const Map& dst, int y) {
+  const std::ptrdiff_t matrix = std::ptrdiff_t{src.channels} * dst.channels;
+  for (int first = 0; first < src.columns; first += kRows) {
+    const int x = first + kRows <= src.columns ? first : src.columns - kRows;  // the last ones perhaps twice
+    for (int k = 0; k < 4; ++k)
+      multiply(src.at(y, x), src.pixel, src.channels, packed + k * matrix, bias, dst.at(2 * y + k / 2, 2 * x + k % 2),
+               2 * dst.pixel, dst.channels);
+  }
+}
+
+void head(const Map& src, const float* weights, const float* bias, int classes, int scale, float* dst, int y) {
+  const std::ptrdiff_t width = std::ptrdiff_t{src.columns} * scale, plane = width * src.rows * scale;
+  for (int x = 0; x < src.columns; ++x) {
+    const float *in = src.at(y, x), *w = weights;
+    for (int i = 0; i < scale; ++i)
+      for (int j = 0; j < scale; ++j)
+        for (int k = 0; k < classes; ++k, w += src.channels) {
+          Vec sum = all(0.0f);
+          for (int c = 0; c < src.channels; c += kLanes) sum += load(in + c) * load(w + c);
+          float total = bias[k];
+          for (int n = 0; n < kLanes; ++n) total += sum[n];
+          dst[k * plane + (y * scale + i) * width + x * scale + j] = total;
+        }
+  }
+}
+
+}  // namespace trtseg::conv

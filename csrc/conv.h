@@ -1,0 +1,64 @@
+// Convolutions of a U-Net on the CPU, in FP32, for a part of a layer each, so that threads can share a layer.
+//
+// 3x3 convolutions are Winograd's F(4x4, 3x3) (Lavin and Gray, arXiv 1509.09308): an output tile of 4x4 pixels takes 36
+// products a pair of channels instead of 144. What a call computes does not depend on how a layer is divided.
+//
+// Maps are channels last: `[rows][columns][channels]`, channels a multiple of kLanes, with a frame of zeros around them.
+#pragma once
+
+#include <cstddef>
+
+namespace trtseg::conv {
+
+constexpr int kLanes = 8;                // channels that are computed together
+constexpr int kTile = 4;                 // rows and columns of an output tile
+constexpr int kPatch = kTile + 2;        // of what it sees
+constexpr int kPoints = kPatch * kPatch;  // products a tile and pair of channels
+constexpr int kBlock = 3 * kLanes;       // output channels that the inner loop takes together
+
+// A map, or some of the channels of one.
+struct Map {
+  float* data;            // channel 0 of the first pixel inside the frame
+  std::ptrdiff_t row;     // floats from a row to the next
+  std::ptrdiff_t pixel;   // floats from a pixel to the next
+  int rows, columns, channels;
+
+  float* at(std::ptrdiff_t y, std::ptrdiff_t x) const { return data + y * row + x * pixel; }
+};
+
+// Whether this processor has the instructions that these functions are compiled for.
+bool is_supported();
+
+// Floats of `points` weight matrices `[in][out]` as `pack` arranges them.
+std::size_t packed_size(int points, int in, int out);
+
+// Arranges `points` matrices `[in][out]`, one after the other in `src`, for the inner loop.
+void pack(const float* src, int points, int in, int out, float* dst);
+
+// Transforms 3x3 weights `[out][in][3][3]` to kPoints matrices `[in][out]`.
+void transform_weights(const float* weights, int in, int out, float* dst);
+
+// Output tiles in a row of a map, and rows of tiles.
+inline int tiles(int pixels) { return (pixels + kTile - 1) / kTile; }
+
+// Floats of scratch memory that `conv3x3` takes for `count` tiles.
+std::size_t scratch_size(int in, int out, int count);
+
+// 3x3 convolution with bias and ReLU of the tiles [first, first + count), counted along rows, and where `pool` is given
+// their maxima over 2x2 pixels, too. The frame of `src` must reach as far as the last tile and one pixel more.
+void conv3x3(const Map& src, const float* packed, const float* bias, const Map& dst, const Map* pool, int first,
+             int count, float* scratch);
+
+// Row `y` of `dst` of a convolution of one channel by a kernel of size x size, with bias and ReLU. `src` has rows of
+// `row` floats and begins where the kernel of the row's first pixel does. Weights `[size][size][out]`.
+void conv_first(const float* src, std::ptrdiff_t row, const float* weights, const float* bias, int size, int stride,
+                const Map& dst, int y);
+
+// Transposed 2x2 convolution with stride 2 and bias, of row `y` of `src`. Weights: four matrices `[in][out]`, packed.
+void upsample(const Map& src, const float* packed, const float* bias, const Map& dst, int y);
+
+// Logits of row `y` of `src`: scale x scale pixels of each plane of `dst` `[classes][rows * scale][columns * scale]` for
+// a pixel of `src`. Weights `[scale][scale][classes][in]`.
+void head(const Map& src, const float* weights, const float* bias, int classes, int scale, float* dst, int y);
+
+}  // namespace trtseg::conv

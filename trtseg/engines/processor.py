@@ -1,0 +1,59 @@
+"""The processor: what it is, what it computes in hardware, and the precision that ``auto`` takes on it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import platform
+from pathlib import Path
+
+from trtseg.engines.precision import BF16, FP32, INT8, Precision, candidates
+from trtseg.models import ModelFiles, find
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+@functools.cache
+def read_cpuinfo(cpuinfo: Path = _CPUINFO) -> tuple[str, frozenset[str]]:
+    """Name of the processor, and what it has, as Linux calls it; nothing where that is not known."""
+    name, features = platform.processor() or platform.machine(), frozenset[str]()
+    with contextlib.suppress(OSError):
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+            elif key.strip() in ("flags", "Features"):
+                return name, frozenset(value.split())
+    return name, features
+
+
+def native_bf16(cpuinfo: Path = _CPUINFO) -> bool:
+    """Whether this processor multiplies BF16 in hardware, so that BF16 is faster than FP32."""
+    return not read_cpuinfo(cpuinfo)[1].isdisjoint({"avx512_bf16", "amx_bf16"})
+
+
+def native_int8(cpuinfo: Path = _CPUINFO) -> bool:
+    """Whether this processor sums products of INT8 in 32 bits (VNNI or AMX).
+
+    Older x86 processors sum pairs of them in 16 bits, which overflow, so that logits are wrong by whole units.
+    """
+    return not read_cpuinfo(cpuinfo)[1].isdisjoint({"avx512_vnni", "avx_vnni", "amx_int8"})
+
+
+def choose_precision(name: str, files: ModelFiles, role: str) -> Precision:
+    """The precision that an option stands for, for a net of a model on this processor.
+
+    ``auto`` is the first one that the model has a file for and that the processor has arithmetic for.
+    """
+    rows = candidates(name, "cpu")
+    if len(rows) == 1:
+        return rows[0]
+    native = {INT8: native_int8(), BF16: native_bf16(), FP32: True}
+    return next(row for row in rows if row.file(role) in files.spec.sha256 and native[row])
+
+
+def describe_cpu() -> str:
+    """The processor and the precision that ``auto`` takes on it for the shipped model."""
+    files = find("default")
+    precision = choose_precision("auto", files, files.spec.nets[0].role)
+    return f"{read_cpuinfo()[0]}, {precision.name.upper()} by default"

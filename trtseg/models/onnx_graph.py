@@ -1,0 +1,166 @@
+"""The graph of an ONNX file, read without an ONNX library: nodes in order, and FP32 tensors.
+
+Numbers of fields are those of onnx/onnx.proto3. Files with external data, and what nets do not have, are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtseg.errors import ModelError
+
+_GRAPH = 7  # of the model
+_NODE, _INITIALIZER, _INPUT, _OUTPUT = 1, 5, 11, 12  # of the graph
+_FROM, _TO, _OPERATOR, _ATTRIBUTE = 1, 2, 4, 5  # of a node
+_KEY, _NUMBER, _NUMBERS = 1, 3, 8  # of an attribute
+_DIMENSION, _TYPE, _NAME, _RAW = 1, 2, 8, 9  # of a tensor
+_FLOAT32 = 1
+
+
+@dataclass(frozen=True)
+class Node:
+    """An operator.
+
+    Attributes
+    ----------
+    operator : str
+        As ONNX calls it.
+    inputs, outputs : tuple of str
+        Names of values.
+    numbers : dict
+        Its attributes that are integers, or lists of them.
+    """
+
+    operator: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    numbers: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What an ONNX file computes: nodes in order, tensors by name, and the names of its inputs and outputs."""
+
+    nodes: tuple[Node, ...]
+    tensors: dict[str, NDArray[np.float32]]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def read_graph(onnx: bytes) -> Graph:
+    """Read the graph of an ONNX file.
+
+    Raises
+    ------
+    ModelError
+        It is no ONNX file, or its weights are not FP32 and in the file.
+    """
+    try:
+        found = [value for number, value in _fields(memoryview(onnx)) if number == _GRAPH]
+        parts = _grouped(found[0])
+        tensors = dict(_tensor(value) for value in parts.get(_INITIALIZER, []))
+        nodes = tuple(_node(value) for value in parts.get(_NODE, []))
+        inputs, outputs = (
+            tuple(_text(_grouped(value)[1][0]) for value in parts.get(number, []))
+            for number in (_INPUT, _OUTPUT)
+        )
+    except (ValueError, KeyError, IndexError) as error:
+        raise ModelError(
+            f"not an ONNX file with weights in FP32 ({error}); export the model again"
+        ) from error
+    return Graph(nodes, tensors, inputs, outputs)
+
+
+# What a field holds: a number, or bytes.
+_Value = int | memoryview
+
+
+def _node(data: _Value) -> Node:
+    parts = _grouped(data)
+    inputs, outputs = (tuple(map(_text, parts.get(number, []))) for number in (_FROM, _TO))
+    numbers = {}
+    for value in parts.get(_ATTRIBUTE, []):
+        attribute = _grouped(value)
+        if found := [*attribute.get(_NUMBERS, []), *attribute.get(_NUMBER, [])]:
+            numbers[_text(attribute[_KEY][0])] = _integers(found)
+    return Node(_text(parts[_OPERATOR][0]), inputs, outputs, numbers)
+
+
+def _tensor(data: _Value) -> tuple[str, NDArray[np.float32]]:
+    parts = _grouped(data)
+    name, shape = _text(parts[_NAME][0]), _integers(parts.get(_DIMENSION, []))
+    if parts[_TYPE] != [_FLOAT32] or _RAW not in parts:
+        raise ValueError(f"{name} has another type")
+    return name, np.frombuffer(_bytes(parts[_RAW][0]), "<f4").astype(np.float32).reshape(shape)
+
+
+def _integers(values: list[_Value]) -> tuple[int, ...]:
+    """Signed integers, of which several may be packed into one field."""
+    found: list[int] = []
+    for value in values:
+        if isinstance(value, int):
+            found.append(value)
+            continue
+        at = 0
+        while at < len(value):
+            number, at = _varint(value, at)
+            found.append(number)
+    return tuple(number - (number >> 63 << 64) for number in found)
+
+
+def _text(value: _Value) -> str:
+    return str(_bytes(value), "utf-8")
+
+
+def _grouped(message: _Value) -> dict[int, list[_Value]]:
+    """Values of a message by the number of their field, in order."""
+    groups: dict[int, list[_Value]] = {}
+    for number, value in _fields(_bytes(message)):
+        groups.setdefault(number, []).append(value)
+    return groups
+
+
+def _bytes(value: _Value) -> memoryview:
+    if isinstance(value, int):
+        raise ValueError("a field holds a number instead of bytes")
+    return value
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, _Value]]:
+    """Number and value of each field of a protocol-buffer message."""
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        kind = tag & 7
+        if kind == 0:
+            value, at = _varint(data, at)
+            yield tag >> 3, value
+            continue
+        if kind == 2:
+            size, at = _varint(data, at)
+        elif kind in (1, 5):
+            size = 8 if kind == 1 else 4
+        else:
+            raise ValueError(f"field {tag >> 3} is of the unknown kind {kind}")
+        if at + size > len(data):
+            raise ValueError("it is cut off")
+        yield tag >> 3, data[at : at + size]
+        at += size
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    """A number of seven bits a byte, the lowest first, and where it ends."""
+    value = 0
+    for shift in range(0, 64, 7):
+        if at >= len(data):
+            raise ValueError("it is cut off")
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise ValueError("a number in it is too long")
