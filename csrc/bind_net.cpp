@@ -19,16 +19,17 @@ namespace trtseg {
 namespace {
 
 using Floats = py::array_t<float, py::array::c_style>;  // given with noconvert: nothing is converted silently
+using Flags = py::array_t<bool, py::array::c_style>;
 using Span = std::array<int, 3>;                        // map, first channel, channels
 
 Part part(const Span& span) { return {span[0], span[1], span[2]}; }
 
-void check_shape(const char* name, const Floats& array, std::initializer_list<std::int64_t> expected) {
+void check_shape(const char* name, const py::array& array, std::initializer_list<std::int64_t> expected) {
   bool fits = array.ndim() == static_cast<py::ssize_t>(expected.size());
   py::ssize_t axis = 0;
   for (const std::int64_t length : expected) fits = fits && array.shape(axis++) == length;
   if (fits) return;
-  const std::string got = py::cast<std::string>(py::str(py::array(array).attr("shape")));
+  const std::string got = py::cast<std::string>(py::str(array.attr("shape")));
   std::string wanted;
   for (const std::int64_t length : expected) wanted += (wanted.empty() ? "" : ", ") + std::to_string(length);
   throw ArgumentError(std::string(name) + ": got shape " + got + ", expected [" + wanted + "]");
@@ -63,13 +64,15 @@ void add_head(Net& net, const Span& src, const Floats& weights, const Floats& bi
                checked("bias", bias, {net.classes()}), static_cast<int>(scale));
 }
 
-void run(Net& net, const Floats& src, Floats& dst, int threads) {
+void run(Net& net, const Floats& src, Floats& dst, const std::optional<Flags>& wanted, int threads) {
   const std::int64_t n = src.ndim() == 4 ? src.shape(0) : 0;
   const float* from = checked("src", src, {n, 1, net.rows(), net.columns()});
   check_shape("dst", dst, {n, net.classes(), net.rows(), net.columns()});
+  if (wanted) check_shape("wanted", *wanted, {n, net.rows(), net.columns()});
   float* to = dst.mutable_data();  // an error where it is read-only
+  const auto* flags = wanted ? reinterpret_cast<const unsigned char*>(wanted->data()) : nullptr;
   const py::gil_scoped_release release;
-  net.run(from, to, n, threads);
+  net.run(from, to, flags, n, threads);
 }
 
 constexpr const char* kNetDoc = R"(A U-Net in FP32 on the CPU; 3x3 convolutions are Winograd's.
@@ -108,6 +111,7 @@ constexpr const char* kRunDoc = R"(Compute logits. They depend neither on the nu
 
 src          float32 [n, 1, H, W]                  in
 dst          float32 [n, classes, H, W]            out
+wanted       bool [n, H, W] or None                the logits that count; the others are -65504, or what they would be
 threads      int                                   0: all processors that this process may use)";
 
 }  // namespace
@@ -125,7 +129,8 @@ void bind_net(py::module_& m) {
       .def("add_up", &add_up, kUpDoc, py::arg("src"), py::arg("dst"), py::arg("weights").noconvert(),
            py::arg("bias").noconvert())
       .def("add_head", &add_head, kHeadDoc, py::arg("src"), py::arg("weights").noconvert(), py::arg("bias").noconvert())
-      .def("run", &run, kRunDoc, py::arg("src").noconvert(), py::arg("dst").noconvert(), py::arg("threads") = 0);
+      .def("run", &run, kRunDoc, py::arg("src").noconvert(), py::arg("dst").noconvert(),
+           py::arg("wanted").noconvert() = py::none(), py::arg("threads") = 0);
 }
 
 }  // namespace trtseg

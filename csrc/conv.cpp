@@ -98,13 +98,22 @@ inline std::ptrdiff_t place(int t, int channels) {
   return (t / kRows * kPoints * kRows + t % kRows) * std::ptrdiff_t{channels};
 }
 
+// The part of a map that a tile covers.
+struct Area {
+  int y, x, rows, columns;
+  Area(const Map& map, int tile) : y(tile / tiles(map.columns) * kTile), x(tile % tiles(map.columns) * kTile) {
+    rows = map.rows - y < kTile ? map.rows - y : kTile;
+    columns = map.columns - x < kTile ? map.columns - x : kTile;
+  }
+};
+
 // The patches of tiles, transformed.
-void read_patches(const Map& src, int first, int count, float* patches) {
-  const int across = tiles(src.columns);
+void read_patches(const Map& src, const int* tile, int count, float* patches) {
   const std::ptrdiff_t apart = std::ptrdiff_t{kRows} * src.channels;
   alignas(64) float half[kPoints * kLanes];  // [row][column] of a patch
   for (int t = 0; t < count; ++t) {
-    const float* corner = src.at((first + t) / across * kTile - 1, (first + t) % across * kTile - 1);
+    const Area area(src, tile[t]);
+    const float* corner = src.at(area.y - 1, area.x - 1);
     float* to = patches + place(t, src.channels);
     for (int c = 0; c < src.channels; c += kLanes, to += kLanes) {
 #pragma GCC unroll 6
@@ -117,7 +126,7 @@ void read_patches(const Map& src, int first, int count, float* patches) {
   }
 }
 
-// The products of one tile and kLanes channels -> pixels, with bias and ReLU, as far as `rows` and `columns` reach.
+// The products of one tile and kLanes channels -> pixels, with bias and ReLU, as far as the area reaches.
 inline void write_tile(const float* from, std::ptrdiff_t apart, Vec bias, const Map& dst, float* to, int rows,
                        int columns, const Map* pool, float* maxima) {
   alignas(64) float half[kTile * kPatch * kLanes];  // [row of the tile][column of the patch]
@@ -149,19 +158,21 @@ inline void write_tile(const float* from, std::ptrdiff_t apart, Vec bias, const 
 }
 
 // Products of tiles -> pixels, with bias and ReLU, and their maxima.
-void write_tiles(const float* products, const float* bias, const Map& dst, const Map* pool, int first, int count) {
-  const int across = tiles(dst.columns);
+void write_tiles(const float* products, const float* bias, const Map& dst, const Map* pool, const int* tile, int count) {
   const std::ptrdiff_t apart = std::ptrdiff_t{kRows} * dst.channels;
   for (int t = 0; t < count; ++t) {
-    const int y = (first + t) / across * kTile, x = (first + t) % across * kTile;
-    const int rows = dst.rows - y, columns = dst.columns - x;
+    const Area area(dst, tile[t]);
     const float* from = products + place(t, dst.channels);
-    float *to = dst.at(y, x), *maxima = pool ? pool->at(y / 2, x / 2) : nullptr;
+    float *to = dst.at(area.y, area.x), *maxima = pool ? pool->at(area.y / 2, area.x / 2) : nullptr;
     for (int c = 0; c < dst.channels; c += kLanes, from += kLanes, to += kLanes) {
       const Vec b = load(bias + c);
-      if (rows < kTile || columns < kTile) write_tile(from, apart, b, dst, to, rows, columns, pool, maxima);
-      else if (pool) write_tile(from, apart, b, dst, to, kTile, kTile, pool, maxima);
-      else write_tile(from, apart, b, dst, to, kTile, kTile, nullptr, nullptr);
+      if (area.rows < kTile || area.columns < kTile) {
+        write_tile(from, apart, b, dst, to, area.rows, area.columns, pool, maxima);
+      } else if (pool) {
+        write_tile(from, apart, b, dst, to, kTile, kTile, pool, maxima);
+      } else {
+        write_tile(from, apart, b, dst, to, kTile, kTile, nullptr, nullptr);
+      }
       if (pool) maxima += kLanes;
     }
   }
@@ -210,57 +221,69 @@ std::size_t scratch_size(int in, int out, int count) {
   return static_cast<std::size_t>(kPoints) * (in + out) * ((count + kRows - 1) / kRows * kRows);
 }
 
-void conv3x3(const Map& src, const float* packed, const float* bias, const Map& dst, const Map* pool, int first,
+void conv3x3(const Map& src, const float* packed, const float* bias, const Map& dst, const Map* pool, const int* tile,
              int count, float* scratch) {
   const int in = src.channels, out = dst.channels;
   float* patches = scratch;
   float* products = scratch + std::ptrdiff_t{kPoints} * in * ((count + kRows - 1) / kRows * kRows);
-  read_patches(src, first, count, patches);
+  read_patches(src, tile, count, patches);
   for (int k = 0; k < kPoints; ++k)
     for (int t = 0; t < count; t += kRows) {
       const std::ptrdiff_t row = std::ptrdiff_t{t} * kPoints + k * kRows;
-      multiply(patches + row * in, in, in, packed + std::ptrdiff_t{k} * in * out, nullptr, products + row * out, out, out);
+      multiply(patches + row * in, in, in, packed + std::ptrdiff_t{k} * in * out, nullptr, products + row * out, out,
+               out);
     }
-  write_tiles(products, bias, dst, pool, first, count);
+  write_tiles(products, bias, dst, pool, tile, count);
 }
 
 void conv_first(const float* src, std::ptrdiff_t row, const float* weights, const float* bias, int size, int stride,
-                const Map& dst, int y) {
-  const Vec zero = all(0.0f);
-  for (int x = 0; x < dst.columns; ++x)
+                const Map& dst, int tile) {
+  const Area area(dst, tile);
+  std::ptrdiff_t at[kTile];  // the last pixel of a narrow tile several times
+  for (int x = 0; x < kTile; ++x) at[x] = std::ptrdiff_t{x < area.columns ? x : area.columns - 1} * stride;
+  for (int y = area.y; y < area.y + area.rows; ++y)
     for (int c = 0; c < dst.channels; c += kLanes) {
-      Vec sum = load(bias + c);
+      // The pixels of a row together: the weights are loaded once, and no sum waits for the one before.
+      const float* from = src + y * stride * row + area.x * stride;
       const float* weight = weights + c;
-      for (int i = 0; i < size; ++i)
-        for (int j = 0; j < size; ++j, weight += dst.channels) sum += all(src[i * row + x * stride + j]) * load(weight);
-      store(dst.at(y, x) + c, larger(sum, zero));
+      Vec sum[kTile];
+      for (Vec& s : sum) s = load(bias + c);
+      for (int i = 0; i < size; ++i, from += row)
+        for (int j = 0; j < size; ++j, weight += dst.channels) {
+          const Vec w = load(weight);
+#pragma GCC unroll 4
+          for (int x = 0; x < kTile; ++x) sum[x] += all(from[j + at[x]]) * w;
+        }
+      for (int x = 0; x < area.columns; ++x) store(dst.at(y, area.x + x) + c, larger(sum[x], all(0.0f)));
     }
 }
 
-void upsample(const Map& src, const float* packed, const float* bias, const Map& dst, int y) {
+void upsample(const Map& src, const float* packed, const float* bias, const Map& dst, int tile) {
   const std::ptrdiff_t matrix = std::ptrdiff_t{src.channels} * dst.channels;
-  for (int first = 0; first < src.columns; first += kRows) {
-    const int x = first + kRows <= src.columns ? first : src.columns - kRows;  // the last ones perhaps twice
+  const Area area(src, tile);
+  const int x = area.x + kRows <= src.columns ? area.x : src.columns - kRows;  // some columns perhaps twice
+  for (int y = area.y; y < area.y + area.rows; ++y)
     for (int k = 0; k < 4; ++k)
       multiply(src.at(y, x), src.pixel, src.channels, packed + k * matrix, bias, dst.at(2 * y + k / 2, 2 * x + k % 2),
                2 * dst.pixel, dst.channels);
-  }
 }
 
-void head(const Map& src, const float* weights, const float* bias, int classes, int scale, float* dst, int y) {
+void head(const Map& src, const float* weights, const float* bias, int classes, int scale, float* dst, int tile) {
   const std::ptrdiff_t width = std::ptrdiff_t{src.columns} * scale, plane = width * src.rows * scale;
-  for (int x = 0; x < src.columns; ++x) {
-    const float *in = src.at(y, x), *w = weights;
-    for (int i = 0; i < scale; ++i)
-      for (int j = 0; j < scale; ++j)
-        for (int k = 0; k < classes; ++k, w += src.channels) {
-          Vec sum = all(0.0f);
-          for (int c = 0; c < src.channels; c += kLanes) sum += load(in + c) * load(w + c);
-          float total = bias[k];
-          for (int n = 0; n < kLanes; ++n) total += sum[n];
-          dst[k * plane + (y * scale + i) * width + x * scale + j] = total;
-        }
-  }
+  const Area area(src, tile);
+  for (int y = area.y; y < area.y + area.rows; ++y)
+    for (int x = area.x; x < area.x + area.columns; ++x) {
+      const float *in = src.at(y, x), *w = weights;
+      for (int i = 0; i < scale; ++i)
+        for (int j = 0; j < scale; ++j)
+          for (int k = 0; k < classes; ++k, w += src.channels) {
+            Vec sum = all(0.0f);
+            for (int c = 0; c < src.channels; c += kLanes) sum += load(in + c) * load(w + c);
+            float total = bias[k];
+            for (int n = 0; n < kLanes; ++n) total += sum[n];
+            dst[k * plane + (y * scale + i) * width + x * scale + j] = total;
+          }
+    }
 }
 
 }  // namespace trtseg::conv

@@ -38,27 +38,27 @@ void pack(const float* src, int points, int in, int out, float* dst);
 // Transforms 3x3 weights `[out][in][3][3]` to kPoints matrices `[in][out]`.
 void transform_weights(const float* weights, int in, int out, float* dst);
 
-// Output tiles in a row of a map, and rows of tiles.
+// Tiles in a row of a map, and rows of tiles. A map's tiles are counted along its rows.
 inline int tiles(int pixels) { return (pixels + kTile - 1) / kTile; }
 
 // Floats of scratch memory that `conv3x3` takes for `count` tiles.
 std::size_t scratch_size(int in, int out, int count);
 
-// 3x3 convolution with bias and ReLU of the tiles [first, first + count), counted along rows, and where `pool` is given
-// their maxima over 2x2 pixels, too. The frame of `src` must reach as far as the last tile and one pixel more.
-void conv3x3(const Map& src, const float* packed, const float* bias, const Map& dst, const Map* pool, int first,
+// 3x3 convolution with bias and ReLU, of `count` tiles of `dst`. Where `pool` is given, it gets the maxima over 2x2
+// pixels. The frame of `src` must reach as far as the last tile and one pixel more.
+void conv3x3(const Map& src, const float* packed, const float* bias, const Map& dst, const Map* pool, const int* tile,
              int count, float* scratch);
 
-// Row `y` of `dst` of a convolution of one channel by a kernel of size x size, with bias and ReLU. `src` has rows of
-// `row` floats and begins where the kernel of the row's first pixel does. Weights `[size][size][out]`.
+// Convolution of one channel by a kernel of size x size, with bias and ReLU, of a tile of `dst`. `src` has rows of `row`
+// floats and begins where the kernel of the first pixel does. Weights `[size][size][out]`.
 void conv_first(const float* src, std::ptrdiff_t row, const float* weights, const float* bias, int size, int stride,
-                const Map& dst, int y);
+                const Map& dst, int tile);
 
-// Transposed 2x2 convolution with stride 2 and bias, of row `y` of `src`. Weights: four matrices `[in][out]`, packed.
-void upsample(const Map& src, const float* packed, const float* bias, const Map& dst, int y);
+// Transposed 2x2 convolution with stride 2 and bias, of a tile of `src`. Weights: four matrices `[in][out]`, packed.
+void upsample(const Map& src, const float* packed, const float* bias, const Map& dst, int tile);
 
-// Logits of row `y` of `src`: scale x scale pixels of each plane of `dst` `[classes][rows * scale][columns * scale]` for
-// a pixel of `src`. Weights `[scale][scale][classes][in]`.
-void head(const Map& src, const float* weights, const float* bias, int classes, int scale, float* dst, int y);
+// Logits of a tile of `src`: scale x scale pixels of each plane of `dst` `[classes][rows * scale][columns * scale]` for a
+// pixel of `src`. Weights `[scale][scale][classes][in]`.
+void head(const Map& src, const float* weights, const float* bias, int classes, int scale, float* dst, int tile);
 
 }  // namespace trtseg::conv

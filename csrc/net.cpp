@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <numeric>
 #include <string>
 #include <thread>
 #include <utility>
@@ -21,8 +22,8 @@ Floats::Floats(std::size_t count) : data_(static_cast<float*>(::operator new[](c
 
 namespace {
 
-constexpr int kTilesTogether = 8;  // of a 3x3 convolution: what they need stays in the second cache
-constexpr int kRowsTogether = 4;   // of the other layers
+constexpr int kConvTogether = 8, kTogether = 16;  // tiles: what they need stays in the second cache
+constexpr int kSlice = -1, kLogits = -2;          // instead of the number of a map
 
 // A map with its frame of zeros.
 struct Framed {
@@ -36,12 +37,8 @@ struct Framed {
   Map map;
 };
 
-int units_of(int count, int together) { return (count + together - 1) / together; }
-
-// Calls fn(row) for the rows of a unit.
-template <typename Fn>
-void for_rows(int unit, int rows, Fn fn) {
-  for (int y = unit * kRowsTogether; y < std::min(rows, (unit + 1) * kRowsTogether); ++y) fn(y);
+std::size_t tiles_of(int rows, int columns) {
+  return static_cast<std::size_t>(conv::tiles(rows)) * static_cast<std::size_t>(conv::tiles(columns));
 }
 
 std::vector<float> copied(const float* values, int count) { return {values, values + count}; }
@@ -52,11 +49,39 @@ std::vector<float> copied(const float* values, int count) { return {values, valu
 
 std::string text(int rows, int columns) { return std::to_string(rows) + " x " + std::to_string(columns); }
 
+// Flags of the pixels of a map or of the logits.
+class Marks {
+ public:
+  Marks(int rows, int columns) : rows_(rows), columns_(columns), own_(static_cast<std::size_t>(rows) * columns) {}
+  Marks(int rows, int columns, const unsigned char* flags) : rows_(rows), columns_(columns), flags_(flags) {}
+
+  // Whether a pixel of rows [y0, y1) and columns [x0, x1) is marked; they may reach beyond the map.
+  bool any(int y0, int y1, int x0, int x1) const {
+    const unsigned char* flags = flags_ ? flags_ : own_.data();
+    for (int y = std::max(0, y0); y < std::min(rows_, y1); ++y)
+      for (int x = std::max(0, x0); x < std::min(columns_, x1); ++x)
+        if (flags[std::ptrdiff_t{y} * columns_ + x]) return true;
+    return false;
+  }
+
+  void set(int y0, int y1, int x0, int x1) {
+    const int left = std::max(0, x0), width = std::min(columns_, x1) - left;
+    for (int y = std::max(0, y0); y < std::min(rows_, y1); ++y)
+      std::memset(own_.data() + std::ptrdiff_t{y} * columns_ + left, 1, static_cast<std::size_t>(width));
+  }
+
+ private:
+  int rows_, columns_;
+  std::vector<unsigned char> own_;
+  const unsigned char* flags_ = nullptr;
+};
+
 }  // namespace
 
 // What a slice needs on its way.
 struct Net::Memory {
-  explicit Memory(const Net& net) : padded(net.padded_) {
+  explicit Memory(const Net& net)
+      : wide(net.columns_ + 2 * net.pad_), padded(static_cast<std::size_t>(wide) * (net.rows_ + 2 * net.pad_)) {
     for (const Size& size : net.maps_) maps.push_back(std::make_unique<Framed>(size.rows, size.columns, size.channels));
   }
 
@@ -67,9 +92,11 @@ struct Net::Memory {
     return map;
   }
 
-  std::vector<std::unique_ptr<Framed>> maps;
+  std::ptrdiff_t wide;  // floats of a padded row
   Floats padded;
-  const float* src = nullptr;
+  std::vector<std::unique_ptr<Framed>> maps;
+  const Plan* plan = nullptr;
+  Plan own_plan;
   float* dst = nullptr;
 };
 
@@ -87,17 +114,18 @@ class Net::Team {
   // helps the others. No member waits for one that has not begun.
   void work(int member, float* scratch) {
     for (std::size_t i = 0; i < layers_.size(); ++i) {
-      const Layer& layer = layers_[i];
+      const std::vector<int>& tiles = (*memory_.plan)[i];
+      const int units = layers_[i].units(tiles.size());
       for (int k = 0; k < members_; ++k) {
         const int share = (member + k) % members_;
-        const int first = layer.units * share / members_, last = layer.units * (share + 1) / members_;
+        const int first = units * share / members_, last = units * (share + 1) / members_;
         std::atomic<int>& taken = taken_[i * static_cast<std::size_t>(members_) + static_cast<std::size_t>(share)];
         for (int unit = first + taken++; unit < last; unit = first + taken++) {
-          layer.compute(memory_, unit, scratch);
+          layers_[i].work(memory_, tiles, unit, scratch);
           ++done_[i];
         }
       }
-      for (int tries = 0; done_[i] < layer.units; ++tries) {
+      for (int tries = 0; done_[i] < units; ++tries) {
         if (tries > kTries) std::this_thread::yield();
       }
     }
@@ -111,6 +139,13 @@ class Net::Team {
   const int members_;
   std::vector<std::atomic<int>> taken_, done_;  // units, of each share and layer, and of each layer
 };
+
+int Net::Layer::units(std::size_t tiles) const { return (static_cast<int>(tiles) + together - 1) / together; }
+
+void Net::Layer::work(const Memory& memory, const std::vector<int>& tiles, int unit, float* scratch) const {
+  const int first = unit * together;
+  compute(memory, tiles.data() + first, std::min(together, static_cast<int>(tiles.size()) - first), scratch);
+}
 
 Net::Net(int rows, int columns, int classes) : rows_(rows), columns_(columns), classes_(classes) {
   if (rows < 1 || columns < 1 || classes < 1) refuse("net", text(rows, columns), "at least one pixel and one class");
@@ -137,9 +172,11 @@ const Net::Size& Net::check(Part part, const char* name) const {
   return size;
 }
 
-void Net::add(int units, std::function<void(const Memory&, int, float*)> compute) {
+void Net::add(Layer layer) {
   if (has_head_) refuse("net", "a layer after the head", "the head last");
-  layers_.push_back({units, std::move(compute)});
+  all_.emplace_back(tiles_of(layer.grid.rows, layer.grid.columns));
+  std::iota(all_.back().begin(), all_.back().end(), 0);
+  layers_.push_back(std::move(layer));
   memories_.clear();
   scratches_.clear();
 }
@@ -151,23 +188,17 @@ void Net::add_first(Part dst, const float* weights, const float* bias, int size,
       (wide - size) / stride + 1 != out.columns) {
     refuse("dst", text(out.rows, out.columns), "what the convolution gives");
   }
-  padded_ = std::max(padded_, static_cast<std::size_t>(high) * static_cast<std::size_t>(wide));
-  add(units_of(rows_, kRowsTogether), [=](const Memory& memory, int unit, float*) {
-    for_rows(unit, rows_, [&](int y) {
-      const std::ptrdiff_t at = std::ptrdiff_t{y + pad} * wide + pad, from = std::ptrdiff_t{y} * columns_;
-      std::memcpy(memory.padded.get() + at, memory.src + from, static_cast<std::size_t>(columns_) * sizeof(float));
-    });
-  });
+  if (!layers_.empty()) refuse("net", "a layer before the first", "none");
+  pad_ = pad;
   std::vector<float> own;  // [size][size][out]
   for (int k = 0; k < size * size; ++k)
     for (int o = 0; o < dst.count; ++o) own.push_back(weights[o * size * size + k]);
-  add(units_of(out.rows, kRowsTogether),
-      [=, own = std::move(own), bias = copied(bias, dst.count)](const Memory& memory, int unit, float*) {
-        for_rows(unit, out.rows, [&](int y) {
-          const float* from = memory.padded.get() + std::ptrdiff_t{y} * stride * wide;
-          conv::conv_first(from, wide, own.data(), bias.data(), size, stride, memory.part(dst), y);
-        });
-      });
+  add({out, kSlice, 0, {{dst.map, 1, 1}}, kTogether,
+       [=, own = std::move(own), bias = copied(bias, dst.count)](const Memory& memory, const int* tile, int count, float*) {
+         for (int i = 0; i < count; ++i) {
+           conv::conv_first(memory.padded.get(), memory.wide, own.data(), bias.data(), size, stride, memory.part(dst), tile[i]);
+         }
+       }});
 }
 
 void Net::add_conv(Part src, Part dst, const Part* pool, const float* weights, const float* bias) {
@@ -175,31 +206,32 @@ void Net::add_conv(Part src, Part dst, const Part* pool, const float* weights, c
   if (src.map == dst.map || in.rows != out.rows || in.columns != out.columns) {
     refuse("dst", text(out.rows, out.columns), "another map of " + text(in.rows, in.columns));
   }
+  std::vector<Output> outputs{{dst.map, 1, 1}};
   if (pool != nullptr) {
     const Size half = check(*pool, "pool");
     if (half.rows * 2 != out.rows || half.columns * 2 != out.columns || pool->count != dst.count) {
       refuse("pool", text(half.rows, half.columns), "half of dst, with as many channels");
     }
+    outputs.push_back({pool->map, 1, 2});
   }
   const std::size_t count = conv::packed_size(conv::kPoints, src.count, dst.count);
   std::vector<float> transformed(count);
   conv::transform_weights(weights, src.count, dst.count, transformed.data());
   const auto packed = std::make_shared<Floats>(count);
   conv::pack(transformed.data(), conv::kPoints, src.count, dst.count, packed->get());
-  const int tiles = conv::tiles(out.rows) * conv::tiles(out.columns);
-  scratch_ = std::max(scratch_, conv::scratch_size(src.count, dst.count, kTilesTogether));
-  add(units_of(tiles, kTilesTogether), [=, has_pool = pool != nullptr, pool = pool ? *pool : Part{},
-                                        bias = copied(bias, dst.count)](const Memory& memory, int unit, float* scratch) {
-    const int first = unit * kTilesTogether;
-    const Map maxima = has_pool ? memory.part(pool) : Map{};
-    conv::conv3x3(memory.part(src), packed->get(), bias.data(), memory.part(dst), has_pool ? &maxima : nullptr, first,
-                  std::min(kTilesTogether, tiles - first), scratch);
-  });
+  scratch_ = std::max(scratch_, conv::scratch_size(src.count, dst.count, kConvTogether));
+  add({out, src.map, 1, outputs, kConvTogether,
+       [=, has_pool = pool != nullptr, pool = pool ? *pool : Part{}, bias = copied(bias, dst.count)](
+           const Memory& memory, const int* tile, int count, float* scratch) {
+         const Map maxima = has_pool ? memory.part(pool) : Map{};
+         conv::conv3x3(memory.part(src), packed->get(), bias.data(), memory.part(dst), has_pool ? &maxima : nullptr,
+                       tile, count, scratch);
+       }});
 }
 
 void Net::add_up(Part src, Part dst, const float* weights, const float* bias) {
   const Size in = check(src, "src"), out = check(dst, "dst");
-  if (in.rows * 2 != out.rows || in.columns * 2 != out.columns) {
+  if (src.map == dst.map || in.rows * 2 != out.rows || in.columns * 2 != out.columns) {
     refuse("dst", text(out.rows, out.columns), "twice " + text(in.rows, in.columns));
   }
   constexpr int kPoints = 4;
@@ -212,11 +244,12 @@ void Net::add_up(Part src, Part dst, const float* weights, const float* bias) {
       }
   const auto packed = std::make_shared<Floats>(count);
   conv::pack(matrices.data(), kPoints, src.count, dst.count, packed->get());
-  add(units_of(in.rows, kRowsTogether), [=, bias = copied(bias, dst.count)](const Memory& memory, int unit, float*) {
-    for_rows(unit, in.rows, [&](int y) {
-      conv::upsample(memory.part(src), packed->get(), bias.data(), memory.part(dst), y);
-    });
-  });
+  add({in, src.map, 0, {{dst.map, 2, 1}}, kTogether,
+       [=, bias = copied(bias, dst.count)](const Memory& memory, const int* tile, int count, float*) {
+         for (int i = 0; i < count; ++i) {
+           conv::upsample(memory.part(src), packed->get(), bias.data(), memory.part(dst), tile[i]);
+         }
+       }});
 }
 
 void Net::add_head(Part src, const float* weights, const float* bias, int scale) {
@@ -228,25 +261,61 @@ void Net::add_head(Part src, const float* weights, const float* bias, int scale)
   for (int k = 0; k < scale * scale; ++k)
     for (int c = 0; c < classes_; ++c)
       for (int i = 0; i < src.count; ++i) own.push_back(weights[(i * classes_ + c) * scale * scale + k]);
-  add(units_of(in.rows, kRowsTogether),
-      [=, own = std::move(own), bias = copied(bias, classes_)](const Memory& memory, int unit, float*) {
-        for_rows(unit, in.rows, [&](int y) {
-          conv::head(memory.part(src), own.data(), bias.data(), classes_, scale, memory.dst, y);
-        });
-      });
+  add({in, src.map, 0, {{kLogits, scale, 1}}, kTogether,
+       [=, own = std::move(own), bias = copied(bias, classes_)](const Memory& memory, const int* tile, int count, float*) {
+         for (int i = 0; i < count; ++i) {
+           conv::head(memory.part(src), own.data(), bias.data(), classes_, scale, memory.dst, tile[i]);
+         }
+       }});
   has_head_ = true;
 }
 
-void Net::run(const float* src, float* dst, std::int64_t n, int threads) {
+Net::Plan Net::plan(const unsigned char* wanted) const {
+  std::vector<Marks> marks;
+  for (const Size& size : maps_) marks.emplace_back(size.rows, size.columns);
+  const Marks logits(rows_, columns_, wanted);
+  Plan found(layers_.size());
+  for (std::size_t i = layers_.size(); i-- > 0;) {  // from the logits back
+    const Layer& layer = layers_[i];
+    for (const int tile : all_[i]) {
+      const int y = tile / conv::tiles(layer.grid.columns) * conv::kTile, x = tile % conv::tiles(layer.grid.columns) * conv::kTile;
+      const int y1 = std::min(layer.grid.rows, y + conv::kTile), x1 = std::min(layer.grid.columns, x + conv::kTile);
+      const bool is_wanted = std::any_of(layer.outputs.begin(), layer.outputs.end(), [&](const Output& out) {
+        const Marks& own = out.map == kLogits ? logits : marks[static_cast<std::size_t>(out.map)];
+        return own.any(y * out.up / out.down, y1 * out.up / out.down, x * out.up / out.down, x1 * out.up / out.down);
+      });
+      if (!is_wanted) continue;
+      found[i].push_back(tile);
+      if (layer.src != kSlice) {
+        // all that the tile is computed from, if it reaches beyond the map, too
+        marks[static_cast<std::size_t>(layer.src)].set(y - layer.reach, y + conv::kTile + layer.reach, x - layer.reach,
+                                                       x + conv::kTile + layer.reach);
+      }
+    }
+  }
+  return found;
+}
+
+void Net::run(const float* src, float* dst, const unsigned char* wanted, std::int64_t n, int threads) {
   if (!has_head_) refuse("net", "no head", "one");
   const int most = threads > 0 ? threads : available_cpus();
   const int left = static_cast<int>(n % most);
   while (static_cast<int>(memories_.size()) < (n >= most ? most : left)) memories_.push_back(std::make_unique<Memory>(*this));
   while (static_cast<int>(scratches_.size()) < most) scratches_.emplace_back(scratch_);
-  const auto memory_of = [&](std::int64_t number, std::int64_t slice) -> const Memory& {
+  const std::int64_t pixels = std::int64_t{rows_} * columns_;
+  const auto begin = [&](std::int64_t number, std::int64_t slice) -> const Memory& {
     Memory& own = *memories_[static_cast<std::size_t>(number)];
-    own.src = src + slice * rows_ * columns_;
-    own.dst = dst + slice * rows_ * columns_ * classes_;
+    for (int y = 0; y < rows_; ++y) {
+      std::memcpy(own.padded.get() + (y + pad_) * own.wide + pad_, src + slice * pixels + std::int64_t{y} * columns_,
+                  static_cast<std::size_t>(columns_) * sizeof(float));
+    }
+    own.dst = dst + slice * pixels * classes_;
+    own.plan = &all_;
+    if (wanted != nullptr) {
+      own.own_plan = plan(wanted + slice * pixels);
+      own.plan = &own.own_plan;
+      std::fill_n(own.dst, pixels * classes_, kUnwanted);
+    }
     return own;
   };
   constexpr std::int64_t kWork = std::int64_t{1} << 40;  // always pays for threads
@@ -256,16 +325,18 @@ void Net::run(const float* src, float* dst, std::int64_t n, int threads) {
   parallel_for(n >= most ? most : 0, most, kWork, [&](std::int64_t thread) {
     float* scratch = scratches_[static_cast<std::size_t>(thread)].get();
     for (std::int64_t slice = next++; slice < n - left; slice = next++) {
-      const Memory& own = memory_of(thread, slice);
-      for (const Layer& layer : layers_)
-        for (int unit = 0; unit < layer.units; ++unit) layer.compute(own, unit, scratch);
+      const Memory& own = begin(thread, slice);
+      for (std::size_t i = 0; i < layers_.size(); ++i) {
+        const std::vector<int>& tiles = (*own.plan)[i];
+        for (int unit = 0; unit < layers_[i].units(tiles.size()); ++unit) layers_[i].work(own, tiles, unit, scratch);
+      }
     }
   });
 
   // Several threads share each slice that is left.
   std::vector<std::unique_ptr<Team>> teams;
   for (int i = 0; i < left; ++i) {
-    teams.push_back(std::make_unique<Team>(memory_of(i, n - left + i), layers_, (most - i + left - 1) / left));
+    teams.push_back(std::make_unique<Team>(begin(i, n - left + i), layers_, (most - i + left - 1) / left));
   }
   parallel_for(left ? most : 0, most, kWork, [&](std::int64_t thread) {
     const int number = static_cast<int>(thread);

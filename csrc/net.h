@@ -32,6 +32,9 @@ struct Part {
 // write a part joins what they make. Weights are laid out as in ONNX. An ArgumentError says what does not fit.
 class Net {
  public:
+  // A logit that nobody wants: the lowest FP16 number.
+  static constexpr float kUnwanted = -65504.0f;
+
   // For slices of rows x columns, and logits of so many classes.
   Net(int rows, int columns, int classes);
   ~Net();
@@ -48,8 +51,10 @@ class Net {
   void add_head(Part src, const float* weights, const float* bias, int scale);
 
   // Logits `dst` `[n][classes][rows][columns]` of slices `src` `[n][rows][columns]` on up to `threads` threads (0: all
-  // CPUs). They depend neither on the number of threads nor on the other slices. One call at a time.
-  void run(const float* src, float* dst, std::int64_t n, int threads);
+  // CPUs). They depend neither on the number of threads nor on the other slices. Where `wanted` `[n][rows][columns]` is
+  // given, logits that are not 0 there are the same, and all that they do not depend on is left out: the other logits
+  // are kUnwanted, or what they would be. One call at a time.
+  void run(const float* src, float* dst, const unsigned char* wanted, std::int64_t n, int threads);
 
   int rows() const { return rows_; }
   int columns() const { return columns_; }
@@ -61,20 +66,33 @@ class Net {
   };
   struct Memory;
   class Team;
-  // Work in units that any thread may do, in any order, with a `scratch` of its own.
-  struct Layer {
-    int units;
-    std::function<void(const Memory& memory, int unit, float* scratch)> compute;
+  // A map that a layer writes, or the logits, with `up` pixels there for `down` pixels of its tiles.
+  struct Output {
+    int map, up, down;
   };
+  struct Layer {
+    Size grid;                    // pixels whose tiles are the layer's work
+    int src, reach;               // the map that it reads (kSlice: the slice), and how far beyond a tile
+    std::vector<Output> outputs;
+    int together;                 // tiles of a unit of work
+    // Any thread may do any unit, in any order, with a `scratch` of its own.
+    std::function<void(const Memory& memory, const int* tile, int count, float* scratch)> compute;
+
+    int units(std::size_t tiles) const;
+    void work(const Memory& memory, const std::vector<int>& tiles, int unit, float* scratch) const;
+  };
+  using Plan = std::vector<std::vector<int>>;  // the tiles of each layer
 
   const Size& check(Part part, const char* name) const;
-  void add(int units, std::function<void(const Memory&, int, float*)> compute);
+  void add(Layer layer);
+  Plan plan(const unsigned char* wanted) const;
 
-  int rows_, columns_, classes_;
+  int rows_, columns_, classes_, pad_ = 0;
   bool has_head_ = false;
-  std::size_t padded_ = 0, scratch_ = 0;  // floats that the layers need
+  std::size_t scratch_ = 0;  // floats that the layers need
   std::vector<Size> maps_;
   std::vector<Layer> layers_;
+  Plan all_;
   std::vector<std::unique_ptr<Memory>> memories_;  // of slices on their way
   std::vector<Floats> scratches_;                  // of threads
 };

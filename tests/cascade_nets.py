@@ -47,8 +47,10 @@ class CpuEngine:
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
 
-    def run(self, src: np.ndarray, dst: np.ndarray, stream: int = 0) -> None:
+    def run(self, src: np.ndarray, dst: np.ndarray, stream: int = 0, *, wanted=None) -> None:
         dst[:] = logits(self.spec.role, src)
+        if wanted is not None:
+            dst[~np.broadcast_to(wanted[:, None], dst.shape)] = -65504
 
 
 class CpuBackend:
@@ -94,9 +96,9 @@ class Hooked:
     def engine(self, spec: ModelSpec, batch: int) -> Any:
         engine, hook = self._backend.engine(spec, batch), self._hook
 
-        def run(*arguments: Any, run: Callable[..., None] = engine.run) -> None:
+        def run(*arguments: Any, run: Callable[..., None] = engine.run, **options: Any) -> None:
             hook()
-            run(*arguments)
+            run(*arguments, **options)
 
         engine.run = run
         return engine
@@ -135,8 +137,12 @@ def expected(hu: np.ndarray, dtype: Any = np.float16, fit: Fit | None = None) ->
 
 
 def expected_logits(hu: np.ndarray, dtype: Any = np.float16) -> dict[int, np.ndarray]:
-    """Logits of the tumour net on each slice with liver, by the oracle."""
-    _, l2, pixels = _by_the_oracle(hu, dtype, LIVER.fit_slice(hu.shape[1:], SPACING))
+    """Logits of the tumour net on each slice with liver, by the oracle; on the CPU those beside liver pixels only."""
+    l1, l2, pixels = _by_the_oracle(hu, dtype, LIVER.fit_slice(hu.shape[1:], SPACING))
+    if dtype == np.float32:
+        liver = np.pad(l1 > LIVER.logit_threshold, ((0, 0), (0, 0), (1, 1), (1, 1)))
+        near = np.lib.stride_tricks.sliding_window_view(liver, (3, 3), axis=(2, 3)).any((4, 5))
+        l2 = np.where(near, l2, -65504)
     return {z: l2[z, 0].astype(np.float16) for z in range(len(hu)) if pixels[z]}
 
 

@@ -95,8 +95,8 @@ class Cascade(Protocol):
         stream : int
             CUDA stream on which arrays on the GPU are made and will be used, beside the streams that they name.
         logits : dict, optional
-            Gets the logits of the tumour net for each slice with liver, no later than the labels of the slice. A
-            one-step model has no such logits.
+            Gets the logits of the tumour net for each slice with liver, no later than the labels of the slice. On the
+            CPU they may be -65504 where no pixel of the liver is near. A one-step model has no such logits.
         """
 
     def run(

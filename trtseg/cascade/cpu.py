@@ -117,9 +117,11 @@ class Cascade:
             pixels = self._liver_pixels[:n]
             _core.gate(l1, hu_net, t1, tumour.spec.window, x2, pixels, threads=self._threads)
         with _timed(timings, "tumour net"):
-            # `label` never looks at the tumour logits of a slice without liver, so skipping such slices is exact
+            # `label` interpolates, and looks at tumour logits only where one of four pixels is liver: all others may be
+            # left out, and slices without liver skipped, which is exact.
+            wanted = _with_neighbours(l1[:, 0] > t1)
             for first, last in _runs(pixels > 0):
-                tumour.run(x2[first:last], l2[first:last])
+                tumour.run(x2[first:last], l2[first:last], wanted=wanted[first:last])
             if feed.logits is not None:
                 keep_logits(feed.logits, feed.first, l2, pixels)
         with _timed(timings, "label"):
@@ -174,6 +176,16 @@ class _Feed:
         """End the feed."""
         if self._cascade._feed is self:
             self._cascade._feed = None
+
+
+def _with_neighbours(liver: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels of ``liver`` ``[n, H, W]``, and their eight neighbours."""
+    near = liver.copy()
+    for axis in (1, 2):
+        before, after = near.swapaxes(1, axis), near.copy().swapaxes(1, axis)
+        before[:, 1:] |= after[:, :-1]
+        before[:, :-1] |= after[:, 1:]
+    return near
 
 
 def _runs(flags: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:

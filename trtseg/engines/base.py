@@ -114,6 +114,9 @@ class CpuEngine(Engine, Protocol):
     def runtime(self) -> str:
         """What runs it, with its version; ``trtseg`` for trtseg itself."""
 
+    def run(self, src: Any, dst: Any, stream: int = 0, *, wanted: NDArray[np.bool_] | None = None) -> None:
+        """Compute logits as `Engine.run`; those that are not ``wanted`` ``[n, H, W]`` may be -65504 instead."""
+
 
 class GpuEngine(Engine, Protocol):
     """A net that is ready to run on a GPU."""

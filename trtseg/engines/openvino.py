@@ -133,8 +133,15 @@ class OpenVinoEngine:
                 f"{[1, spec.channels, *spec.size]}; export the model again"
             )
 
-    def run(self, src: NDArray[Any], dst: NDArray[Any], stream: int = 0) -> None:
-        """Compute logits ``dst`` ``[n, channels, H, W]`` of slices ``src`` ``[n, 1, H, W]``; ``stream`` is not used."""
+    def run(
+        self,
+        src: NDArray[Any],
+        dst: NDArray[Any],
+        stream: int = 0,
+        *,
+        wanted: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Compute logits ``dst`` ``[n, channels, H, W]`` of slices ``src`` ``[n, 1, H, W]``, whether wanted or not."""
         for i in range(len(src)):
             self._request.set_input_tensor(self._tensor(src[i : i + 1]))
             self._request.set_output_tensor(self._tensor(dst[i : i + 1]))

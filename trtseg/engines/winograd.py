@@ -58,9 +58,20 @@ class WinogradEngine:
         except (ArgumentError, ModelError, KeyError) as error:
             raise ModelError(f"{net.spec.role} net: {error}") from error
 
-    def run(self, src: NDArray[Any], dst: NDArray[Any], stream: int = 0) -> None:
-        """Compute logits ``dst`` ``[n, channels, H, W]`` of slices ``src`` ``[n, 1, H, W]``; ``stream`` is not used."""
-        self._net.run(src, dst, threads=self._threads)
+    def run(
+        self,
+        src: NDArray[Any],
+        dst: NDArray[Any],
+        stream: int = 0,
+        *,
+        wanted: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Compute logits ``dst`` ``[n, channels, H, W]`` of slices ``src`` ``[n, 1, H, W]``; ``stream`` is not used.
+
+        Of each layer only the tiles are computed on which logits depend that are ``wanted`` ``[n, H, W]``; these logits
+        are the same, bit for bit.
+        """
+        self._net.run(src, dst, wanted, self._threads)
 
 
 @dataclass
