@@ -15,6 +15,7 @@ import numpy as np
 import trtseg
 from benchmarks.peers import serve
 from trtseg import models, reference
+from trtseg.cascade.cpu import with_neighbours
 from trtseg.engines import open_engine
 
 CHUNK = 16
@@ -24,7 +25,7 @@ def floor(ct: Path, segmenter: Any, model: str, threads: int, seconds: float) ->
     """Slices that need each net, and the seconds of its engine for these: median of passes in about ``seconds``.
 
     The liver net is needed by slices that show anything, the tumour net by slices of whose pixels the liver net calls
-    one liver. After each pass there is a run from file to file, and ``rest`` is what of it is not engines: the median
+    one liver, for these pixels and those beside them. After each pass there is a run from file to file, and ``rest`` is what of it is not engines: the median
     of the pairs, so that a slower minute of the machine meets both.
     """
     files = models.find(model)
@@ -35,6 +36,7 @@ def floor(ct: Path, segmenter: Any, model: str, threads: int, seconds: float) ->
     liver, tumour = files.spec.nets
     fit = liver.fit_volume(volume.array, volume.spacing[1:])
     inputs: tuple[list[np.ndarray], list[np.ndarray]] = [], []
+    wanted: list[np.ndarray] = []
     for first in range(0, len(volume.array), CHUNK):
         hu_net, x1 = reference.prepare(volume.array[first : first + CHUNK], fit, liver.window)
         l1 = np.empty_like(x1)
@@ -42,14 +44,16 @@ def floor(ct: Path, segmenter: Any, model: str, threads: int, seconds: float) ->
         x2, pixels = reference.gate(l1, hu_net, liver.logit_threshold, tumour.window)
         inputs[0].append(x1[x1.max(axis=(1, 2, 3)) > 0])
         inputs[1].append(x2[pixels > 0])
+        wanted.append(with_neighbours(l1[:, 0] > liver.logit_threshold)[pixels > 0])
     logits = np.empty_like(l1, shape=(CHUNK, *l1.shape[1:]))
     passes, rests, end = [], [], time.perf_counter() + seconds
     with tempfile.TemporaryDirectory() as folder:
         while not passes or time.perf_counter() < end:
             start = time.perf_counter()
-            for engine, pieces in zip(engines, inputs, strict=True):
-                for x in pieces:
-                    engine.run(x, logits[: len(x)])
+            for x in inputs[0]:
+                engines[0].run(x, logits[: len(x)])
+            for x, own in zip(inputs[1], wanted, strict=True):
+                engines[1].run(x, logits[: len(x)], wanted=own)
             between = time.perf_counter()
             segmenter.segment(ct).save(Path(folder, "labels.nii.gz"))
             passes.append(between - start)

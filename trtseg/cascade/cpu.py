@@ -119,7 +119,7 @@ class Cascade:
         with _timed(timings, "tumour net"):
             # `label` interpolates, and looks at tumour logits only where one of four pixels is liver: all others may be
             # left out, and slices without liver skipped, which is exact.
-            wanted = _with_neighbours(l1[:, 0] > t1)
+            wanted = with_neighbours(l1[:, 0] > t1)
             for first, last in _runs(pixels > 0):
                 tumour.run(x2[first:last], l2[first:last], wanted=wanted[first:last])
             if feed.logits is not None:
@@ -178,7 +178,7 @@ class _Feed:
             self._cascade._feed = None
 
 
-def _with_neighbours(liver: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def with_neighbours(liver: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Pixels of ``liver`` ``[n, H, W]``, and their eight neighbours."""
     near = liver.copy()
     for axis in (1, 2):
