@@ -35,8 +35,15 @@ void check_shape(const char* name, const py::array& array, std::initializer_list
   throw ArgumentError(std::string(name) + ": got shape " + got + ", expected [" + wanted + "]");
 }
 
+void check_memory(const char* name, const Floats& array, bool output) {
+  if ((array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) == 0 || (output && !array.writeable())) {
+    throw ArgumentError(std::string(name) + ": got an array that is read-only or not aligned; pass a copy");
+  }
+}
+
 const float* checked(const char* name, const Floats& array, std::initializer_list<std::int64_t> expected) {
   check_shape(name, array, expected);
+  check_memory(name, array, false);
   return array.data();
 }
 
@@ -69,7 +76,8 @@ void run(Net& net, const Floats& src, Floats& dst, const std::optional<Flags>& w
   const float* from = checked("src", src, {n, 1, net.rows(), net.columns()});
   check_shape("dst", dst, {n, net.classes(), net.rows(), net.columns()});
   if (wanted) check_shape("wanted", *wanted, {n, net.rows(), net.columns()});
-  float* to = dst.mutable_data();  // an error where it is read-only
+  check_memory("dst", dst, true);
+  float* to = dst.mutable_data();
   const auto* flags = wanted ? reinterpret_cast<const unsigned char*>(wanted->data()) : nullptr;
   const py::gil_scoped_release release;
   net.run(from, to, flags, n, threads);
@@ -107,7 +115,7 @@ src          (int, int, int)
 weights      float32 [in, classes, scale, scale]
 bias         float32 [classes])";
 
-constexpr const char* kRunDoc = R"(Compute logits. They depend neither on the number of threads nor on the other slices.
+constexpr const char* kRunDoc = R"(Compute logits. They depend neither on the number of threads nor on the other slices. Only one thread may call this.
 
 src          float32 [n, 1, H, W]                  in
 dst          float32 [n, classes, H, W]            out

@@ -11,15 +11,15 @@ typedef float Vec __attribute__((vector_size(kLanes * sizeof(float)), aligned(al
 inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 inline Vec all(float x) { return Vec{x, x, x, x, x, x, x, x}; }
-inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec larger(Vec a, Vec b) { return b > a ? b : a; }  // `a` where one of them is NaN
 
 constexpr int kRows = 4;  // rows of the left matrix that the inner loop takes together
 
 // Keeps a value in its register: the compiler would load it again for each sum.
-#if defined(__x86_64__)
+#if defined(__AVX2__)
 #define TRTSEG_HOLD(v) asm("" : "+x"(v))
 #else
-#define TRTSEG_HOLD(v) asm("" : "+w"(v))
+#define TRTSEG_HOLD(v)
 #endif
 
 // kRows rows of `a`, `apart` floats apart, times a matrix [in][kLanes * N], with bias; a register for each sum.
@@ -217,7 +217,7 @@ void transform_weights(const float* weights, int in, int out, float* dst) {
     }
 }
 
-std::size_t scratch_size(int in, int out, int count) { 
+std::size_t scratch_size(int in, int out, int count) {
   return static_cast<std::size_t>(kPoints) * (in + out) * ((count + kRows - 1) / kRows * kRows);
 }
 
@@ -247,7 +247,7 @@ void conv_first(const float* src, std::ptrdiff_t row, const float* weights, cons
       const float* from = src + y * stride * row + area.x * stride;
       const float* weight = weights + c;
       Vec sum[kTile];
-      for (Vec& s : sum) s = load(bias + c);
+      for (int x = 0; x < kTile; ++x) sum[x] = load(bias + c);  // a reference would want the alignment of a register
       for (int i = 0; i < size; ++i, from += row)
         for (int j = 0; j < size; ++j, weight += dst.channels) {
           const Vec w = load(weight);

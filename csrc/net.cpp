@@ -24,6 +24,8 @@ namespace {
 
 constexpr int kConvTogether = 8, kTogether = 16;  // tiles: what they need stays in the second cache
 constexpr int kSlice = -1, kLogits = -2;          // instead of the number of a map
+constexpr int kMost = 1 << 14;                    // rows, columns, channels, classes: so no number of tiles overflows
+constexpr int kMostThreads = 512;
 
 // A map with its frame of zeros.
 struct Framed {
@@ -148,15 +150,22 @@ void Net::Layer::work(const Memory& memory, const std::vector<int>& tiles, int u
 }
 
 Net::Net(int rows, int columns, int classes) : rows_(rows), columns_(columns), classes_(classes) {
-  if (rows < 1 || columns < 1 || classes < 1) refuse("net", text(rows, columns), "at least one pixel and one class");
+  if (std::min({rows, columns, classes}) < 1 || std::max({rows, columns, classes}) > kMost) {
+    refuse("net", text(rows, columns) + " and " + std::to_string(classes) + " classes", "from 1 to 16384 of each");
+  }
 }
 
 Net::~Net() = default;
 
 int Net::add_map(int rows, int columns, int channels) {
-  if (rows < conv::kTile || columns < conv::kTile) refuse("map", text(rows, columns), "at least 4 x 4");
-  if (channels < 1 || channels % conv::kLanes) refuse("map", std::to_string(channels) + " channels", "a multiple of 8");
+  if (std::min(rows, columns) < conv::kTile || std::max(rows, columns) > kMost) {
+    refuse("map", text(rows, columns), "from 4 x 4 to 16384 x 16384");
+  }
+  if (channels < 1 || channels > kMost || channels % conv::kLanes) {
+    refuse("map", std::to_string(channels) + " channels", "a multiple of 8 up to 16384");
+  }
   maps_.push_back({rows, columns, channels});
+  made_.emplace_back(channels);
   memories_.clear();
   return static_cast<int>(maps_.size()) - 1;
 }
@@ -172,6 +181,20 @@ const Net::Size& Net::check(Part part, const char* name) const {
   return size;
 }
 
+const Net::Size& Net::check_made(Part part, const char* name) const {
+  const Size& size = check(part, name);
+  const auto first = made_[static_cast<std::size_t>(part.map)].begin() + part.first;
+  if (!std::all_of(first, first + part.count, [](bool made) { return made; })) {
+    refuse(name, "channels that no layer has made", "those of layers before");
+  }
+  return size;
+}
+
+void Net::make(Part part) {
+  const auto first = made_[static_cast<std::size_t>(part.map)].begin() + part.first;
+  std::fill(first, first + part.count, true);
+}
+
 void Net::add(Layer layer) {
   if (has_head_) refuse("net", "a layer after the head", "the head last");
   all_.emplace_back(tiles_of(layer.grid.rows, layer.grid.columns));
@@ -183,26 +206,30 @@ void Net::add(Layer layer) {
 
 void Net::add_first(Part dst, const float* weights, const float* bias, int size, int stride, int pad) {
   const Size out = check(dst, "dst");
+  if (!layers_.empty()) refuse("net", "a convolution of the slice after another layer", "it first");
+  if (size > kMost) refuse("weights", text(size, size), "up to 16384 x 16384");
+  if (pad < 0 || pad >= size) refuse("pad", std::to_string(pad), "less than the kernel's " + std::to_string(size));
   const int high = rows_ + 2 * pad, wide = columns_ + 2 * pad;
-  if (size < 1 || stride < 1 || pad < 0 || high < size || wide < size || (high - size) / stride + 1 != out.rows ||
+  if (size < 1 || stride < 1 || high < size || wide < size || (high - size) / stride + 1 != out.rows ||
       (wide - size) / stride + 1 != out.columns) {
     refuse("dst", text(out.rows, out.columns), "what the convolution gives");
   }
-  if (!layers_.empty()) refuse("net", "a layer before the first", "none");
   pad_ = pad;
   std::vector<float> own;  // [size][size][out]
-  for (int k = 0; k < size * size; ++k)
-    for (int o = 0; o < dst.count; ++o) own.push_back(weights[o * size * size + k]);
+  const std::ptrdiff_t area = std::ptrdiff_t{size} * size;
+  for (std::ptrdiff_t k = 0; k < area; ++k)
+    for (int o = 0; o < dst.count; ++o) own.push_back(weights[o * area + k]);
   add({out, kSlice, 0, {{dst.map, 1, 1}}, kTogether,
        [=, own = std::move(own), bias = copied(bias, dst.count)](const Memory& memory, const int* tile, int count, float*) {
          for (int i = 0; i < count; ++i) {
            conv::conv_first(memory.padded.get(), memory.wide, own.data(), bias.data(), size, stride, memory.part(dst), tile[i]);
          }
        }});
+  make(dst);
 }
 
 void Net::add_conv(Part src, Part dst, const Part* pool, const float* weights, const float* bias) {
-  const Size in = check(src, "src"), out = check(dst, "dst");
+  const Size in = check_made(src, "src"), out = check(dst, "dst");
   if (src.map == dst.map || in.rows != out.rows || in.columns != out.columns) {
     refuse("dst", text(out.rows, out.columns), "another map of " + text(in.rows, in.columns));
   }
@@ -227,10 +254,12 @@ void Net::add_conv(Part src, Part dst, const Part* pool, const float* weights, c
          conv::conv3x3(memory.part(src), packed->get(), bias.data(), memory.part(dst), has_pool ? &maxima : nullptr,
                        tile, count, scratch);
        }});
+  make(dst);
+  if (pool != nullptr) make(*pool);
 }
 
 void Net::add_up(Part src, Part dst, const float* weights, const float* bias) {
-  const Size in = check(src, "src"), out = check(dst, "dst");
+  const Size in = check_made(src, "src"), out = check(dst, "dst");
   if (src.map == dst.map || in.rows * 2 != out.rows || in.columns * 2 != out.columns) {
     refuse("dst", text(out.rows, out.columns), "twice " + text(in.rows, in.columns));
   }
@@ -250,17 +279,19 @@ void Net::add_up(Part src, Part dst, const float* weights, const float* bias) {
            conv::upsample(memory.part(src), packed->get(), bias.data(), memory.part(dst), tile[i]);
          }
        }});
+  make(dst);
 }
 
 void Net::add_head(Part src, const float* weights, const float* bias, int scale) {
-  const Size in = check(src, "src");
-  if (scale < 1 || in.rows * scale != rows_ || in.columns * scale != columns_) {
+  const Size in = check_made(src, "src");
+  if (scale < 1 || scale > kMost || in.rows * scale != rows_ || in.columns * scale != columns_) {
     refuse("src", text(in.rows, in.columns), "a map that the head brings to " + text(rows_, columns_));
   }
   std::vector<float> own;  // [scale][scale][classes][in]
-  for (int k = 0; k < scale * scale; ++k)
+  const std::ptrdiff_t area = std::ptrdiff_t{scale} * scale;
+  for (std::ptrdiff_t k = 0; k < area; ++k)
     for (int c = 0; c < classes_; ++c)
-      for (int i = 0; i < src.count; ++i) own.push_back(weights[(i * classes_ + c) * scale * scale + k]);
+      for (int i = 0; i < src.count; ++i) own.push_back(weights[(std::ptrdiff_t{i} * classes_ + c) * area + k]);
   add({in, src.map, 0, {{kLogits, scale, 1}}, kTogether,
        [=, own = std::move(own), bias = copied(bias, classes_)](const Memory& memory, const int* tile, int count, float*) {
          for (int i = 0; i < count; ++i) {
@@ -298,7 +329,7 @@ Net::Plan Net::plan(const unsigned char* wanted) const {
 
 void Net::run(const float* src, float* dst, const unsigned char* wanted, std::int64_t n, int threads) {
   if (!has_head_) refuse("net", "no head", "one");
-  const int most = threads > 0 ? threads : available_cpus();
+  const int most = std::min(threads > 0 ? threads : available_cpus(), kMostThreads);
   const int left = static_cast<int>(n % most);
   while (static_cast<int>(memories_.size()) < (n >= most ? most : left)) memories_.push_back(std::make_unique<Memory>(*this));
   while (static_cast<int>(scratches_.size()) < most) scratches_.emplace_back(scratch_);

@@ -41,7 +41,8 @@ class Net {
 
   // Adds a map `[rows][columns][channels]` and returns its number. Channels come in eights.
   int add_map(int rows, int columns, int channels);
-  // Convolution of the slice by `[out][1][size][size]`, with bias and ReLU, padded by `pad` zeros on each side.
+  // The first layer: convolution of the slice by `[out][1][size][size]`, with bias and ReLU, padded by `pad` zeros on
+  // each side.
   void add_first(Part dst, const float* weights, const float* bias, int size, int stride, int pad);
   // Convolution by `[out][in][3][3]` with bias and ReLU, padded by 1; with `pool`, its 2x2 maxima too.
   void add_conv(Part src, Part dst, const Part* pool, const float* weights, const float* bias);
@@ -84,6 +85,8 @@ class Net {
   using Plan = std::vector<std::vector<int>>;  // the tiles of each layer
 
   const Size& check(Part part, const char* name) const;
+  const Size& check_made(Part part, const char* name) const;
+  void make(Part part);
   void add(Layer layer);
   Plan plan(const unsigned char* wanted) const;
 
@@ -91,6 +94,7 @@ class Net {
   bool has_head_ = false;
   std::size_t scratch_ = 0;  // floats that the layers need
   std::vector<Size> maps_;
+  std::vector<std::vector<bool>> made_;  // by a layer, each channel of the maps
   std::vector<Layer> layers_;
   Plan all_;
   std::vector<std::unique_ptr<Memory>> memories_;  // of slices on their way

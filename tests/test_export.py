@@ -16,8 +16,11 @@ from training.methods import WINDOW
 from training.predict import checkpoint, predict
 from training.rank import curve_png, probabilities
 from training.unet import UNet
-from trtseg import Segmenter, build_engines, models, reference
+from trtseg import Segmenter, _core, build_engines, models, reference
+from trtseg.engines.base import Net, logits_of
 from trtseg.engines.calibration import FILE, read_slices, references
+from trtseg.engines.precision import FP32
+from trtseg.engines.winograd import WinogradEngine
 from trtseg.errors import InputError
 from trtseg.metrics.ranking import roc
 from trtseg.phantom import abdomen
@@ -82,6 +85,22 @@ def test_the_exported_model_says_what_the_checkpoint_says(exported):
     assert truth.sum() == (phantom.labels[:, 1::2, 1::2] == 2).sum()
     result = Segmenter(folder).segment(phantom.ct, spacing=SPACING)
     assert result.labels.shape == phantom.ct.shape
+
+
+@pytest.mark.skipif(not _core.Net.is_supported(), reason="this processor has no AVX2 and FMA")
+def test_trtsegs_own_engine_runs_a_net_of_eights(tmp_path):
+    torch.manual_seed(0)
+    net, spec = UNet(3, width=8, depth=2, stem=24).eval(), tiny.spec("one-step", size=(48, 32))
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            torch.nn.init.uniform_(module.running_var, 0.2, 1.0)
+    export.export_onnx(net, spec, tmp_path / "net.onnx", half=False)
+    x = torch.rand(2, 1, *spec.size)
+    with torch.no_grad():
+        expected = net.double()(x.double()).numpy()
+    engine = WinogradEngine(Net(spec, FP32, (tmp_path / "net.onnx").read_bytes()))
+    assert np.abs(logits_of(engine, x.numpy()) - expected).max() < 1e-5  # measured: 1e-6
 
 
 def test_fp16_files_build_as_engines_without_a_gpu(exported, tmp_path):

@@ -25,8 +25,8 @@ def floor(ct: Path, segmenter: Any, model: str, threads: int, seconds: float) ->
     """Slices that need each net, and the seconds of its engine for these: median of passes in about ``seconds``.
 
     The liver net is needed by slices that show anything, the tumour net by slices of whose pixels the liver net calls
-    one liver, for these pixels and those beside them. After each pass there is a run from file to file, and ``rest`` is what of it is not engines: the median
-    of the pairs, so that a slower minute of the machine meets both.
+    one liver, for these pixels and those beside them. After each pass there is a run from file to file, and ``rest`` is
+    what of it is not engines: the median of the pairs, so that a slower minute of the machine meets both.
     """
     files = models.find(model)
     volume = trtseg.load(ct)

@@ -6,6 +6,7 @@ The fixture `shim` (tests/conftest.py) is a `Shim`.
 
 import fcntl
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ CSRC = SHIM.parents[1] / "csrc"
 FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", f"-I{CSRC}"]
 MACROS = ["-DTRTSEG_CUDA=1", '-DTRTSEG_CUDA_VERSION="shim"', '-DTRTSEG_CUDA_ARCHS="shim"']
 CUDA_FLAGS = ["-O1", "-g1", "-Wall", "-Wextra", f"-I{SHIM}", "-x", "c++"]
+CONV_FLAGS = ["-O1", "-g1", *(["-mavx2", "-mfma"] if platform.machine() in ("x86_64", "AMD64") else [])]
 SANITIZE = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
 
 
@@ -86,7 +88,9 @@ def build_shim(folder: Path, *, watched: bool = True) -> Shim:
     unwatched = why_no_sanitizers(gxx, folder) if watched else "they were not asked for"
     sanitize = SANITIZE if unwatched is None else []
     rest = ["-O0", f"-I{pybind11.get_include()}", f"-I{headers}", *MACROS]
-    flags = dict.fromkeys((CSRC / name for name in ("bindings.cpp", "ops.cpp", "ops_cpu.cpp")), rest)
+    sources = ("bind_net.cpp", "bindings.cpp", "ops.cpp", "ops_cpu.cpp")
+    flags = dict.fromkeys((CSRC / name for name in sources), rest)
+    flags |= {CSRC / "conv.cpp": [*CONV_FLAGS, *sanitize], CSRC / "net.cpp": ["-O1", "-g1", *sanitize]}
     cuda = [*CUDA_FLAGS, *sanitize]
     flags |= dict.fromkeys((CSRC / "ops_cuda.cu", CSRC / "graph_cuda.cu"), cuda)
     flags[SHIM / "played.cpp"] = ["-O0"]

@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 from trtseg import _core
 from trtseg.engines.base import Net
 from trtseg.engines.precision import FP32
-from trtseg.errors import ArgumentError, ModelError
+from trtseg.errors import ModelError
 from trtseg.models.onnx_graph import Graph, Node, read_graph
 from trtseg.resources import available_cpus, memory_for
 
+# Attributes of convolutions and poolings, and what they are where a node does not say. `_geometry` counts on the order.
+_DEFAULTS = {"kernel_shape": 0, "strides": 1, "pads": 0}
+_DEFAULTS |= {"dilations": 1, "group": 1, "output_padding": 0, "ceil_mode": 0, "storage_order": 0}
 _MEMORY = 40 << 20  # that a net and its maps take, and somewhat more
 
 #: Number of a map, first channel, channels.
@@ -55,8 +58,8 @@ class WinogradEngine:
         try:
             with memory_for(f"{net.spec.role} net", _MEMORY):
                 self._net = _built(read_graph(net.onnx), net.spec.size, net.spec.channels)
-        except (ArgumentError, ModelError, KeyError) as error:
-            raise ModelError(f"{net.spec.role} net: {error}") from error
+        except (ModelError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise ModelError(f"{net.spec.role} net: not for trtseg's own engine ({error})") from error
 
     def run(
         self,
@@ -92,12 +95,18 @@ def _layers(graph: Graph) -> tuple[list[_Layer], dict[str, str]]:
         result = node.outputs[0]
         if node.operator in ("Conv", "ConvTranspose") and len(node.inputs) == 3:
             layers[result] = _Layer(node, result)
-        elif node.operator == "Relu" and node.inputs[0] in layers:
-            layer = layers[result] = layers.pop(node.inputs[0])
+            continue
+        layer = layers.get(node.inputs[0])
+        if node.operator == "Relu" and layer and layer.pool is None:
+            layers[result] = layers.pop(layer.result)
             layer.result, layer.has_relu = result, True
-        elif node.operator == "MaxPool" and _geometry(node) == (2, 2, 0) and node.inputs[0] in layers:
-            layers[node.inputs[0]].pool = result
-        elif node.operator == "Concat" and node.numbers["axis"] == (1,):
+        elif node.operator == "MaxPool" and layer and layer.pool is None and _geometry(node) == (2, 2, 0):
+            layer.pool = result
+        elif (
+            node.operator == "Concat"
+            and node.numbers == {"axis": (1,)}
+            and len({*node.inputs} - joined.keys()) == len(node.inputs)
+        ):
             joined |= dict.fromkeys(node.inputs, result)
         else:
             raise _unknown(node)
@@ -152,26 +161,31 @@ def _built(graph: Graph, size: tuple[int, int], classes: int) -> _core.Net:
     """Make a net of a graph, layer by layer."""
     net = _core.Net(*size, classes)
     layers, joined = _layers(graph)
+    if len(graph.inputs) != 1 or graph.outputs != (layers[-1].result,) or layers[-1].has_relu:
+        raise ModelError("it does not lead from one input to one last convolution")
     maps = _Maps(net, graph, layers, joined)
     for layer in layers:
         node, (source, *names) = layer.node, layer.node.inputs
         weights, bias = (np.ascontiguousarray(graph.tensors[name]) for name in names)
         kernel, stride, pad = geometry = _geometry(node)
-        kind = node.operator, layer.has_relu
-        if source in graph.inputs and kind == ("Conv", True) and layer.pool is None:
+        kind = node.operator, layer.has_relu, layer.pool is not None
+        if source in graph.inputs and kind == ("Conv", True, False):
             rows, columns = ((length + 2 * pad - kernel) // stride + 1 for length in size)
             net.add_first(maps.make(layer.result, (rows, columns)), weights, bias, stride, pad)
-        elif layer.result in graph.outputs and not layer.has_relu and kernel == stride and pad == 0:
-            weights = (
-                weights if node.operator == "ConvTranspose" else np.ascontiguousarray(weights.swapaxes(0, 1))
-            )
+        elif layer is layers[-1] and kind == ("Conv", False, False) and geometry == (1, 1, 0):
+            net.add_head(maps.part(source), np.ascontiguousarray(weights.swapaxes(0, 1)), bias)
+        elif (
+            layer is layers[-1]
+            and kind == ("ConvTranspose", False, False)
+            and geometry == (kernel, kernel, 0)
+        ):
             net.add_head(maps.part(source), weights, bias)
-        elif kind == ("Conv", True) and geometry == (3, 1, 1):
+        elif kind[:2] == ("Conv", True) and geometry == (3, 1, 1):
             rows, columns = maps.size(source)
             dst = maps.make(layer.result, (rows, columns))
             pool = None if layer.pool is None else maps.make(layer.pool, (rows // 2, columns // 2))
             net.add_conv(maps.part(source), dst, pool, weights, bias)
-        elif kind == ("ConvTranspose", False) and geometry == (2, 2, 0):
+        elif kind == ("ConvTranspose", False, False) and geometry == (2, 2, 0):
             rows, columns = maps.size(source)
             net.add_up(maps.part(source), maps.make(layer.result, (2 * rows, 2 * columns)), weights, bias)
         else:
@@ -181,21 +195,15 @@ def _built(graph: Graph, size: tuple[int, int], classes: int) -> _core.Net:
 
 def _geometry(node: Node) -> tuple[int, int, int]:
     """Kernel size, stride and padding of a node, each the same on all sides."""
-    numbers = node.numbers
-    found = [
-        set(numbers.get(key, (default,)))
-        for key, default in (("kernel_shape", 0), ("strides", 1), ("pads", 0))
-    ]
-    others = {*numbers.get("dilations", (1,)), *numbers.get("group", (1,))} | {
-        1 + n for n in numbers.get("output_padding", (0,))
-    }
-    if any(len(values) != 1 for values in found) or others != {1}:
+    values = {key: {default} for key, default in _DEFAULTS.items()}
+    values |= {key: {*numbers} for key, numbers in node.numbers.items()}
+    kernel, stride, pad, *others = values.values()
+    if others != [{1}, {1}, {0}, {0}, {0}] or any(len(found) != 1 for found in (kernel, stride, pad)):
         raise _unknown(node)
-    kernel, stride, pad = (values.pop() for values in found)
-    return kernel, stride, pad
+    return kernel.pop(), stride.pop(), pad.pop()
 
 
 def _unknown(node: Node) -> ModelError:
     return ModelError(
-        f"has the operator {node.operator} {node.numbers}, which this engine does not run here; use another"
+        f"it has {node.operator} {node.numbers} of {', '.join(node.inputs)}, which this engine does not run there"
     )

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from trtseg.errors import ModelError
 
-_GRAPH = 7  # of the model
+_GRAPH, _FUNCTION = 7, 25  # of the model
 _NODE, _INITIALIZER, _INPUT, _OUTPUT = 1, 5, 11, 12  # of the graph
-_FROM, _TO, _OPERATOR, _ATTRIBUTE = 1, 2, 4, 5  # of a node
-_KEY, _NUMBER, _NUMBERS = 1, 3, 8  # of an attribute
+_FROM, _TO, _OPERATOR, _ATTRIBUTE, _DOMAIN = 1, 2, 4, 5, 7  # of a node
+_KEY, _NUMBER, _STRING, _NUMBERS = 1, 3, 4, 8  # of an attribute
 _DIMENSION, _TYPE, _NAME, _RAW = 1, 2, 8, 9  # of a tensor
 _FLOAT32 = 1
 
@@ -28,11 +28,12 @@ class Node:
     Attributes
     ----------
     operator : str
-        As ONNX calls it.
+        As ONNX calls it; of another set of operators with its domain in front.
     inputs, outputs : tuple of str
         Names of values.
     numbers : dict
-        Its attributes that are integers, or lists of them.
+        Its attributes: integers, or lists of them. An attribute of another kind is an empty tuple, and ``NOTSET``,
+        which stands for the default, is left out.
     """
 
     operator: str
@@ -43,7 +44,10 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """What an ONNX file computes: nodes in order, tensors by name, and the names of its inputs and outputs."""
+    """What an ONNX file computes: nodes in order, tensors by name, and the names of its inputs and outputs.
+
+    An input for which the file has a tensor is none.
+    """
 
     nodes: tuple[Node, ...]
     tensors: dict[str, NDArray[np.float32]]
@@ -60,8 +64,11 @@ def read_graph(onnx: bytes) -> Graph:
         It is no ONNX file, or its weights are not FP32 and in the file.
     """
     try:
-        found = [value for number, value in _fields(memoryview(onnx)) if number == _GRAPH]
-        parts = _grouped(found[0])
+        model = _grouped(memoryview(onnx))
+        (graph,) = model[_GRAPH]
+        if _FUNCTION in model:
+            raise ValueError("it defines operators")
+        parts = _grouped(graph)
         tensors = dict(_tensor(value) for value in parts.get(_INITIALIZER, []))
         nodes = tuple(_node(value) for value in parts.get(_NODE, []))
         inputs, outputs = (
@@ -72,7 +79,7 @@ def read_graph(onnx: bytes) -> Graph:
         raise ModelError(
             f"not an ONNX file with weights in FP32 ({error}); export the model again"
         ) from error
-    return Graph(nodes, tensors, inputs, outputs)
+    return Graph(nodes, tensors, tuple(name for name in inputs if name not in tensors), outputs)
 
 
 # What a field holds: a number, or bytes.
@@ -85,16 +92,20 @@ def _node(data: _Value) -> Node:
     numbers = {}
     for value in parts.get(_ATTRIBUTE, []):
         attribute = _grouped(value)
-        if found := [*attribute.get(_NUMBERS, []), *attribute.get(_NUMBER, [])]:
+        if [*map(_text, attribute.get(_STRING, []))] != ["NOTSET"]:
+            found = [*attribute.get(_NUMBERS, []), *attribute.get(_NUMBER, [])]
             numbers[_text(attribute[_KEY][0])] = _integers(found)
-    return Node(_text(parts[_OPERATOR][0]), inputs, outputs, numbers)
+    operator = ".".join(
+        text for number in (_DOMAIN, _OPERATOR) for text in map(_text, parts.get(number, [])) if text
+    )
+    return Node(operator, inputs, outputs, numbers)
 
 
 def _tensor(data: _Value) -> tuple[str, NDArray[np.float32]]:
     parts = _grouped(data)
     name, shape = _text(parts[_NAME][0]), _integers(parts.get(_DIMENSION, []))
-    if parts[_TYPE] != [_FLOAT32] or _RAW not in parts:
-        raise ValueError(f"{name} has another type")
+    if parts[_TYPE] != [_FLOAT32] or _RAW not in parts or any(length < 0 for length in shape):
+        raise ValueError(f"{name} has another type or shape")
     return name, np.frombuffer(_bytes(parts[_RAW][0]), "<f4").astype(np.float32).reshape(shape)
 
 
@@ -162,5 +173,5 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return value, at
+            return value & (1 << 64) - 1, at
     raise ValueError("a number in it is too long")

@@ -1,0 +1,430 @@
+"""`_core.Net`, layer by layer, against float64: a head that leaves each channel as it is shows a map as logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from trtseg import _core
+from trtseg.errors import ArgumentError
+
+pytestmark = pytest.mark.skipif(not _core.Net.is_supported(), reason="this processor has no AVX2 and FMA")
+
+GUARD = 12345.0
+# Largest differences from float64 of values up to about 8; measured: 7.5e-6, and without Winograd 1.2e-6.
+WINOGRAD, DIRECT = 5e-5, 1e-5
+SIZES = [(5, 7), (6, 10), (16, 12), (4, 4), (9, 33)]
+
+
+def normal(rng, *shape, fan=1):
+    return rng.normal(0, fan**-0.5, shape).astype(np.float32)
+
+
+def convolved(x, weights, bias, stride=1, pad=1):
+    """Convolution and ReLU of ``x`` ``[n, in, rows, columns]``."""
+    padded = np.pad(np.asarray(x, np.float64), ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, weights.shape[2:], axis=(2, 3))
+    sums = np.einsum("ncyxij,ocij->noyx", windows[:, :, ::stride, ::stride], weights.astype(np.float64))
+    return np.maximum(sums + bias[:, None, None], 0)
+
+
+def pooled(x):
+    n, channels, rows, columns = x.shape
+    return x.reshape(n, channels, rows // 2, 2, columns // 2, 2).max((3, 5))
+
+
+def enlarged(x, weights, bias):
+    """Transposed convolution whose stride is its size."""
+    n, _, rows, columns = x.shape
+    _, out, scale, _ = weights.shape
+    sums = np.einsum("ncyx,coij->noyixj", np.asarray(x, np.float64), weights.astype(np.float64))
+    return sums.reshape(n, out, rows * scale, columns * scale) + bias[:, None, None]
+
+
+def show(net, part):
+    """Make channels of a map the logits: products with 1 and 0 are exact."""
+    net.add_head(part, np.eye(part[2], dtype=np.float32)[:, :, None, None], np.zeros(part[2], np.float32))
+
+
+def run(net, classes, src, threads=1, wanted=None):
+    """Logits, of which every element was written, and nothing around them."""
+    whole = np.full((len(src) + 2, classes, *src.shape[2:]), GUARD, np.float32)
+    dst = whole[1:-1]
+    net.run(src, dst, wanted, threads)
+    assert (whole[[0, -1]] == GUARD).all()
+    assert not (dst == GUARD).any()
+    return dst
+
+
+def differs(found, expected):
+    assert found.shape == expected.shape
+    return np.abs(found - expected).max()
+
+
+def first(net, rng, size, channels, shape=(3, 1, 1)):
+    """Add a map that a convolution of the slice makes; return its part, and the layer in float64."""
+    kernel, stride, pad = shape
+    part = (net.add_map(*size, channels), 0, channels)
+    weights, bias = normal(rng, channels, 1, kernel, kernel, fan=kernel), normal(rng, channels)
+    net.add_first(part, weights, bias, stride, pad)
+    return part, lambda x: convolved(x, weights, bias, stride, pad)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("channels", [(8, 24), (16, 8), (24, 48), (32, 40), (40, 16), (48, 32)])
+def test_convolution(size, channels):
+    rng = np.random.default_rng(sum(size) + sum(channels))
+    into, out = channels
+    net = _core.Net(*size, out)
+    src, before = first(net, rng, size, into)
+    dst = (net.add_map(*size, out), 0, out)
+    weights, bias = normal(rng, out, into, 3, 3, fan=9 * into), normal(rng, out)
+    net.add_conv(src, dst, None, weights, bias)
+    show(net, dst)
+    x = rng.random((2, 1, *size), np.float32)
+    assert differs(run(net, out, x), convolved(before(x), weights, bias)) < WINOGRAD
+
+
+@pytest.mark.parametrize("size", [(16, 12), (8, 8), (10, 22), (14, 8)])
+@pytest.mark.parametrize("channels", [8, 24, 40])
+def test_maxima(size, channels):
+    rng = np.random.default_rng(channels)
+    half = (size[0] // 2, size[1] // 2)
+    weights, bias = normal(rng, channels, 8, 3, 3, fan=72), normal(rng, channels)
+    x = rng.random((2, 1, *size), np.float32)
+    found = []
+    for shows_pool in (False, True):
+        net = _core.Net(*size, channels)
+        src, before = first(net, np.random.default_rng(0), size, 8)
+        dst, pool = ((net.add_map(*shape, channels + 8), 8, channels) for shape in (size, half))
+        net.add_conv(src, dst, pool, weights, bias)
+        if shows_pool:  # each pixel four times
+            head = np.eye(channels, dtype=np.float32)[:, :, None, None].repeat(2, 2).repeat(2, 3).copy()
+            net.add_head(pool, head, np.zeros(channels, np.float32))
+        else:
+            show(net, dst)
+        found.append(run(net, channels, x))
+    assert differs(found[0], convolved(before(x), weights, bias)) < WINOGRAD
+    assert (found[1] == pooled(found[0]).repeat(2, 2).repeat(2, 3)).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1), (4, 2, 1), (1, 1, 0), (5, 3, 2), (2, 2, 0)])
+@pytest.mark.parametrize("channels", [8, 24])
+def test_first_convolution(shape, channels):
+    kernel, stride, pad = shape
+    rng = np.random.default_rng(kernel)
+    size = tuple(4 * stride + kernel - 2 * pad + more * stride for more in (0, 3))
+    out = tuple((length + 2 * pad - kernel) // stride + 1 for length in size)
+    net = _core.Net(*size, channels)
+    src, before = first(net, rng, out, channels, shape)
+    weights = np.zeros((channels, channels, stride, stride), np.float32)
+    weights[np.arange(channels), np.arange(channels)] = 1
+    x = rng.random((2, 1, *size), np.float32)
+    if out[0] * stride != size[0]:
+        with pytest.raises(ArgumentError, match="src: got"):
+            net.add_head(src, weights, np.zeros(channels, np.float32))
+        return
+    net.add_head(src, weights, np.zeros(channels, np.float32))
+    assert differs(run(net, channels, x), before(x).repeat(stride, 2).repeat(stride, 3)) < DIRECT
+
+
+@pytest.mark.parametrize("size", [(4, 4), (5, 7), (8, 6)])
+@pytest.mark.parametrize("channels", [(8, 8), (16, 24), (48, 32)])
+def test_up(size, channels):
+    rng = np.random.default_rng(sum(channels))
+    into, out = channels
+    double = (2 * size[0], 2 * size[1])
+    net = _core.Net(*double, out)
+    src, before = first(net, rng, size, into, (4, 2, 1))
+    dst = (net.add_map(*double, out + 16), 16, out)
+    weights, bias = normal(rng, into, out, 2, 2, fan=into), normal(rng, out)
+    net.add_up(src, dst, weights, bias)
+    show(net, dst)
+    x = rng.random((2, 1, *double), np.float32)
+    assert differs(run(net, out, x), enlarged(before(x), weights, bias)) < DIRECT
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_head(scale, classes):
+    rng = np.random.default_rng(scale)
+    size = (5 * scale, 6 * scale)
+    net = _core.Net(*size, classes)
+    src, before = first(net, rng, (5, 6), 24, (scale, scale, 0))
+    weights, bias = normal(rng, 24, classes, scale, scale, fan=24), normal(rng, classes)
+    net.add_head(src, weights, bias)
+    x = rng.random((3, 1, *size), np.float32)
+    assert differs(run(net, classes, x), enlarged(before(x), weights, bias)) < DIRECT
+
+
+def unet(classes=3, size=(24, 20)):
+    """A net with a joined map, some channels of which are read alone, and what it computes in float64."""
+    rng = np.random.default_rng(5)
+    half = (size[0] // 2, size[1] // 2)
+    net = _core.Net(*size, classes)
+    src, before = first(net, rng, size, 8)
+    joined, low, last = net.add_map(*size, 24), net.add_map(*half, 24), net.add_map(*size, 16)
+    w1, w2, w3, w4 = (normal(rng, o, i, 3, 3, fan=9 * i) for o, i in ((16, 8), (8, 16), (8, 24), (8, 16)))
+    b1, b2, b3, b4 = (normal(rng, len(w)) for w in (w1, w2, w3, w4))
+    up, head = normal(rng, 8, 8, 2, 2, fan=8), normal(rng, 16, classes, 1, 1, fan=16)
+    net.add_conv(src, (joined, 0, 16), (low, 8, 16), w1, b1)
+    net.add_conv((low, 8, 16), (low2 := net.add_map(*half, 8), 0, 8), None, w2, b2)
+    net.add_up((low2, 0, 8), (joined, 16, 8), up, b2)
+    net.add_conv((joined, 0, 24), (last, 0, 8), None, w3, b3)
+    net.add_conv((joined, 8, 16), (last, 8, 8), None, w4, b4)
+    net.add_head((last, 0, 16), head, np.zeros(classes, np.float32))
+
+    def compute(x):
+        skip = convolved(before(x), w1, b1)
+        both = np.concatenate([skip, enlarged(convolved(pooled(skip), w2, b2), up, b2)], 1)
+        ends = [convolved(both, w3, b3), convolved(both[:, 8:], w4, b4)]
+        return enlarged(np.concatenate(ends, 1), head, np.zeros(classes))
+
+    return net, compute
+
+
+def test_joined_maps():
+    net, compute = unet()
+    x = np.random.default_rng(0).random((2, 1, 24, 20), np.float32)
+    assert differs(run(net, 3, x), compute(x)) < WINOGRAD
+
+
+def test_threads_and_neighbours_change_no_bit():
+    net, _ = unet()
+    x = np.random.default_rng(1).normal(size=(5, 1, 24, 20)).astype(np.float32)
+    alone = np.concatenate([run(net, 3, x[i : i + 1]) for i in range(5)])
+    for n in (0, 1, 2, 5):
+        for threads in (1, 2, 3, 7, 0, -1):
+            assert (run(net, 3, x[:n], threads) == alone[:n]).all()
+    assert (run(net, 3, x[::-1].copy(), 3) == alone[::-1]).all()
+
+
+@pytest.mark.parametrize("size", [(24, 20), (14, 18), (40, 36)])
+def test_wanted_logits_are_the_same(size):
+    """Whatever slices before have left in the maps."""
+    net, _ = unet(size=size)
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(12, 1, *size)).astype(np.float32)
+    whole = run(net, 3, x)
+    wanted = rng.random((12, *size)) < 0.01
+    wanted[0], wanted[1], wanted[2] = False, True, False
+    wanted[(2, *rng.integers(size))] = True
+    wanted[3:5] = False
+    wanted[3, :, -1] = wanted[4, -1, :3] = True
+    where = np.broadcast_to(wanted[:, None], whole.shape)
+    for n in (1, 5, 12):
+        for threads in (1, 2, 3, 7):
+            run(net, 3, np.full((7, 1, *size), np.nan, np.float32), threads)
+            found = run(net, 3, x[:n], threads, wanted[:n])
+            same = found == whole[:n]
+            assert same[where[:n]].all()
+            assert (same | (found == -65504)).all()
+    assert (found[0] == -65504).all()
+    assert (found[2] == -65504).any()
+
+
+def test_nan_stays_in_its_slice():
+    net, _ = unet()
+    x = np.random.default_rng(2).random((3, 1, 24, 20), np.float32)
+    clean = run(net, 3, x)
+    for pixel in [(11, 9), (11, 10), (10, 9), (10, 10), (0, 0), (23, 19)]:
+        bad = x.copy()
+        bad[(1, 0, *pixel)] = np.nan
+        for threads in (1, 2, 3):
+            found = run(net, 3, bad, threads)
+            assert np.isnan(found[(1, slice(None), *pixel)]).all()
+            assert (found[[0, 2]] == clean[[0, 2]]).all()
+    assert (run(net, 3, x) == clean).all()
+
+
+def weights_of(*shape):
+    return np.ones(shape, np.float32)
+
+
+def one():
+    return weights_of(8)
+
+
+def small():
+    """A net of 8 x 8 with maps 0 (8 x 8, made), 1 (8 x 8), 2 (4 x 4) and 3 (4 x 4, made)."""
+    net = _core.Net(8, 8, 1)
+    for length in (8, 8, 4, 4):
+        net.add_map(length, length, 16)
+    net.add_first((0, 0, 16), weights_of(16, 1, 3, 3), weights_of(16), 1, 1)
+    net.add_conv((0, 0, 8), (net.add_map(8, 8, 8), 0, 8), (3, 0, 8), weights_of(8, 8, 3, 3), one())
+    return net
+
+
+def with_conv(src=(0, 0, 8), dst=(1, 0, 8), pool=None, weights=None, bias=None):
+    weights = weights_of(8, 8, 3, 3) if weights is None else weights
+    return lambda net: net.add_conv(src, dst, pool, weights, one() if bias is None else bias)
+
+
+def with_first(dst=(0, 0, 8), kernel=3, stride=1, pad=1, size=(8, 8), map_size=(8, 8)):
+    def add(_):
+        net = _core.Net(*size, 1)
+        net.add_map(*map_size, 8)
+        net.add_first(dst, weights_of(8, 1, kernel, kernel), one(), stride, pad)
+
+    return add
+
+
+def with_up(src, dst, weights=(8, 8, 2, 2)):
+    return lambda net: net.add_up(src, dst, weights_of(*weights), one())
+
+
+def with_head(src=(0, 0, 8), weights=(8, 1, 1, 1)):
+    return lambda net: net.add_head(src, weights_of(*weights), weights_of(1))
+
+
+def after_head(act):
+    def both(net):
+        with_head()(net)
+        act(net)
+
+    return both
+
+
+def read_only(array):
+    array.flags.writeable = False
+    return array
+
+
+def misaligned(*shape):
+    count = int(np.prod(shape))
+    return np.frombuffer(bytearray(4 * count + 1), np.uint8)[1:].view(np.float32).reshape(shape)
+
+
+def with_run(src=None, dst=None, wanted=None):
+    slices = weights_of(2, 1, 8, 8)
+    return after_head(
+        lambda net: net.run(slices if src is None else src, slices if dst is None else dst, wanted)
+    )
+
+
+MOST = 2**31 - 1
+REFUSED = {
+    "net": [
+        lambda _, s=s: _core.Net(*s) for s in [(0, 8, 1), (8, -1, 1), (8, 8, 0), (MOST, 8, 1), (8, 8, MOST)]
+    ],
+    "map": [
+        lambda net, s=s: net.add_map(*s)
+        for s in [
+            (3, 4, 8),
+            (4, 3, 8),
+            (MOST, 4, 8),
+            (4, -MOST, 8),
+            (4, 4, 0),
+            (4, 4, 12),
+            (4, 4, -8),
+            (4, 4, MOST - 7),
+        ]
+    ],
+    "src": [
+        *(with_conv((number, 0, 8)) for number in (-1, 5, MOST)),
+        *(with_conv((0, at, 8)) for at in (-8, 4, 16, MOST - 7)),
+        with_conv((1, 0, 8), (2, 0, 8)),  # nobody has made it
+        with_conv((3, 8, 8), (2, 0, 8)),  # nor this half
+        with_up((2, 0, 8), (1, 0, 8)),
+        with_head((1, 0, 8)),
+        with_head((3, 0, 8)),  # half the size
+        with_head(weights=(8, 1, 2, 2)),  # and twice
+        with_run(weights_of(2, 1, 8, 9)),
+        with_run(weights_of(1, 2, 1, 8, 8)),
+        with_run(misaligned(2, 1, 8, 8)),
+    ],
+    "dst": [
+        with_conv(dst=(0, 8, 8)),  # beside the source
+        with_conv(dst=(2, 0, 8)),
+        with_conv(dst=(1, 8, 16), weights=weights_of(16, 8, 3, 3), bias=weights_of(16)),
+        with_up((0, 0, 8), (1, 0, 8)),
+        with_up((3, 0, 8), (2, 0, 8)),
+        with_first(stride=2),
+        with_first(pad=0),
+        with_first(stride=0),
+        with_first(stride=MOST),
+        with_first(kernel=11, size=(4, 4)),
+        with_first(map_size=(8, 9)),
+        with_run(dst=weights_of(1, 1, 8, 8)),
+        with_run(dst=read_only(weights_of(2, 1, 8, 8))),
+        with_run(dst=misaligned(2, 1, 8, 8)),
+    ],
+    "pad": [with_first(pad=-1), with_first(pad=2**30), with_first(pad=MOST)],
+    "pool": [
+        with_conv(pool=(1, 8, 8)),
+        with_conv(pool=(2, 0, 16)),
+        with_conv(pool=(9, 0, 8)),
+        with_conv(pool=(2, 0, -8)),
+    ],
+    "weights": [
+        with_conv(weights=weights_of(8, 8, 3, 2)),
+        with_conv((0, 0, 0)),
+        with_conv((0, 0, -8)),
+        with_conv(weights=misaligned(8, 8, 3, 3)),
+        with_up((3, 0, 8), (1, 0, 8), (8, 8, 2, 1)),
+        with_head(weights=(8, 2, 1, 1)),
+        with_head(weights=(8, 1, 1)),
+    ],
+    "bias": [with_conv(bias=weights_of(7)), with_conv(bias=misaligned(8))],
+    "wanted": [with_run(wanted=np.ones((2, 1, 8, 8), bool)), with_run(wanted=np.ones((1, 8, 8), bool))],
+    "net: got": [
+        after_head(with_conv()),
+        after_head(with_head()),
+        lambda net: net.add_first((1, 0, 8), weights_of(8, 1, 3, 3), one(), 1, 1),
+        lambda net: net.run(weights_of(2, 1, 8, 8), weights_of(2, 1, 8, 8)),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "act"),
+    [pytest.param(n, act, id=f"{n}-{i}") for n in REFUSED for i, act in enumerate(REFUSED[n])],
+)
+def test_refusals(name, act):
+    with pytest.raises(ArgumentError, match=f"^{name}"):
+        act(small())
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        with_run(np.ones((2, 1, 8, 8))),
+        with_run(dst=np.ones((2, 1, 8, 8))),
+        with_run(weights_of(2, 1, 8, 16)[..., ::2]),
+        with_run(dst=weights_of(2, 1, 8, 16)[..., ::2]),
+        with_run([[[[1.0] * 8] * 8]] * 2),
+        with_run(weights_of(2, 1, 8, 8).astype(">f4")),
+        with_run(wanted=np.ones((2, 8, 8), np.uint8)),
+        with_run(wanted=np.ones((2, 8, 16), bool)[..., ::2]),
+        with_conv(weights=np.ones((8, 8, 3, 3))),
+        with_conv(weights=weights_of(8, 8, 3, 3).transpose(1, 0, 2, 3)),
+        with_conv(bias=np.ones(8, np.float16)),
+        with_conv((0, 0, 2**31)),
+        with_conv((0, 0)),
+        lambda _: _core.Net(2**31, 8, 1),
+        lambda net: net.add_map(4.5, 4, 8),
+    ],
+)
+def test_nothing_is_converted(act):
+    with pytest.raises(TypeError):
+        act(small())
+
+
+def test_any_number_of_threads():
+    net = small()
+    with_head()(net)
+    x, dst = weights_of(1, 1, 8, 8), weights_of(1, 1, 8, 8)
+    net.run(x, dst, threads=1)
+    many = np.empty_like(dst)
+    net.run(x, many, threads=MOST)
+    assert (many == dst).all()
+
+
+def test_nothing_is_read_or_written_beside_the_maps(shim):
+    """All of the above once more, under AddressSanitizer and UBSan."""
+    script = (
+        f"import pytest, sys\nsys.exit(pytest.main(['-qs', '-k', 'not beside_the_maps', {__file__!r}]))\n"
+    )
+    (path := shim.module.with_name("net.py")).write_text(script)
+    done = shim.run_script(path)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,152 @@
+"""The reader of ONNX files against the onnx package, and on files that are damaged."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from trtseg import models
+from trtseg.errors import ModelError
+from trtseg.models.onnx_graph import read_graph
+
+onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install onnx")
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from unet_graphs import Graph  # noqa: E402
+
+SHIPPED = models.find("default")
+
+
+def numbers_of(node):
+    """The attributes as the reader gives them."""
+    found = {}
+    for attribute in node.attribute:
+        value = helper.get_attribute_value(attribute)
+        if value == b"NOTSET":
+            continue
+        values = value if isinstance(value, list) else [value]
+        found[attribute.name] = tuple(v for v in values if isinstance(v, int))
+    return found
+
+
+def check(data):
+    """Compare what is read with what the onnx package reads."""
+    expected, graph = onnx.load_from_string(data).graph, read_graph(data)
+    assert [(n.operator, n.inputs, n.outputs, n.numbers) for n in graph.nodes] == [
+        (n.op_type, tuple(n.input), tuple(n.output), numbers_of(n)) for n in expected.node
+    ]
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in expected.initializer}
+    assert list(graph.tensors) == list(tensors)
+    for name, values in tensors.items():
+        assert graph.tensors[name].dtype == np.float32
+        np.testing.assert_array_equal(graph.tensors[name], values)
+    assert graph.inputs == tuple(value.name for value in expected.input if value.name not in tensors)
+    assert graph.outputs == tuple(value.name for value in expected.output)
+
+
+@pytest.mark.parametrize("name", sorted(name for name in SHIPPED.spec.sha256 if name.endswith(".onnx")))
+def test_shipped_files(name):
+    data = SHIPPED.read(name)
+    if ".fp16." in name or ".int8." in name:
+        with pytest.raises(ModelError, match=r"weights in FP32 \(.* has another type or shape\)"):
+            read_graph(data)
+    else:
+        check(data)
+
+
+def test_attributes_of_all_kinds():
+    graph = Graph()
+    graph.change("d0", auto_pad="SAME_UPPER", pads=[-1, 2**63 - 1, -(2**63), 0])
+    graph.add("LeakyRelu", "e", "y", alpha=0.25).add("Concat", ["y", "e"], "z", axis=-1)
+    graph.inputs += ["e0.w"]
+    check(graph.model())
+
+
+def changed(act):
+    model = onnx.load_from_string(Graph().model())
+    act(model)
+    return model.SerializeToString()
+
+
+def test_other_operators():
+    """What bears the name of a usual operator is none."""
+
+    def act(model):
+        model.graph.node[1].domain = "com.example"
+
+    assert read_graph(changed(act)).nodes[1].operator == "com.example.Relu"
+    with pytest.raises(ModelError, match="it defines operators"):
+        read_graph(changed(lambda model: model.functions.add(name="Relu")))
+
+
+def external(model):
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="weights.bin")
+
+
+def listed(model):
+    tensor = model.graph.initializer[0]
+    tensor.float_data.extend(numpy_helper.to_array(tensor).ravel())
+    tensor.ClearField("raw_data")
+
+
+def dimensions(*values):
+    def act(model):
+        model.graph.initializer[0].dims[:] = values
+
+    return act
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"no onnx",
+        bytes(1000),
+        b"\xff" * 1000,
+        changed(external),
+        changed(listed),
+        changed(dimensions(2**40)),
+        changed(dimensions(2**62, 2**62)),
+        changed(dimensions(-(2**63))),
+        changed(dimensions(2**63 - 1, 2)),
+        changed(dimensions(*[1] * 100)),
+        Graph().model() * 2,
+        b"\x3a" + b"\xff" * 9 + b"\x01",  # a graph of 2**64 bytes
+        b"\x3a" + b"\x80" * 20,
+    ],
+)
+def test_refusals(data):
+    with pytest.raises(ModelError, match=r"^not an ONNX file with weights in FP32"):
+        read_graph(data)
+
+
+def test_damaged_files():
+    """Each is refused, or read; nothing else happens, quickly and in little memory."""
+    whole = Graph().model()
+    structure = [i for i in range(len(whole)) if i < 1500 or i > len(whole) - 800]
+    rng = np.random.default_rng(0)
+    refused = 0
+    tracemalloc.start()
+    begin = time.perf_counter()
+    for seed in range(600):
+        data = bytearray(whole)
+        for at in rng.choice(structure if seed % 2 else len(whole), rng.integers(1, 8)):
+            data[at] = rng.integers(256)
+        if seed % 3 == 0:
+            del data[rng.integers(len(data)) :]
+        if seed % 5 == 0:
+            at = rng.integers(len(data) + 1)
+            data[at:at] = rng.bytes(int(rng.integers(1, 20)))
+        try:
+            read_graph(bytes(data))
+        except ModelError:
+            refused += 1
+    assert refused > 300
+    assert time.perf_counter() - begin < 20
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
