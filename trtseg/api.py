@@ -107,9 +107,9 @@ class Segmenter:
         self.spec: CascadeSpec = files.spec
         self.postprocess = PostProcess() if postprocess is None else postprocess
         self._cascade: Cascade | CudaCascade
-        self._at_once = 1 if self.device == "cpu" else batch  # slices of a stream; see Stream
+        self._at_once = batch  # slices of a stream; see Stream
         if self.device == "cpu":
-            threads = threads or available_cpus()
+            threads = self._at_once = threads or available_cpus()  # a slice that waits alone gets all of them
             nets = (open_engine(files, net, precision=precision, threads=threads) for net in self.spec.nets)
             self._cascade = Cascade(*nets, threads=threads)
         else:

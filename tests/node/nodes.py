@@ -160,12 +160,12 @@ class Archive:
         self.port, self.got, self.status = port or free_port(), [], 0x0000
         self.reports = []
         self._lock = threading.Lock()
-        entity = AE(ae_title="ARCHIVE")
+        self.entity = AE(ae_title="ARCHIVE")
         for context in AllStoragePresentationContexts:
-            entity.add_supported_context(context.abstract_syntax)
-        entity.add_supported_context("1.2.840.10008.1.20.1", scu_role=False, scp_role=True)
+            self.entity.add_supported_context(context.abstract_syntax)
+        self.entity.add_supported_context("1.2.840.10008.1.20.1", scu_role=False, scp_role=True)
         handlers = [(evt.EVT_C_STORE, self._store), (evt.EVT_N_EVENT_REPORT, self._report)]
-        self._server = entity.start_server(("127.0.0.1", self.port), block=False, evt_handlers=handlers)
+        self._server = self.entity.start_server(("127.0.0.1", self.port), block=False, evt_handlers=handlers)
 
     def _store(self, event) -> int:
         dataset = event.dataset

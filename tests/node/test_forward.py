@@ -133,6 +133,29 @@ def test_no_answer_is_taken_by_another_thread(tmp_path):
     assert states(spool) == ["sent"] * 3
 
 
+def test_two_associations_share_the_results_of_a_node_and_one_will_do(tmp_path):
+    with Archive() as archive:
+        config = Config(tmp_path / "store", send=(f"ARCHIVE@127.0.0.1:{archive.port}",))
+        spool, uids, _ = filled(config)
+        first = Line(config, *config.peers.values())
+        second = Line(config, *config.peers.values(), first)
+        send_waiting(spool, config, *config.destinations, second)
+        assert [one.SOPInstanceUID for one in archive.got] == uids[::2]  # with odd ids: 1 and 3
+        send_waiting(spool, config, *config.destinations, first)
+        assert [one.SOPInstanceUID for one in archive.got] == [*uids[::2], uids[1]]
+        second.close()
+        archive.entity.maximum_associations = 1
+        spool.do("UPDATE delivery SET state='waiting'")
+        archive.got.clear()
+        send_waiting(spool, config, *config.destinations, second)  # the first is open still
+        assert archive.got == []
+        assert spool.row("SELECT MAX(due) FROM delivery")[0] <= time.time()  # nothing was put off
+        for line in (first, second):
+            send_waiting(spool, config, *config.destinations, line)
+        assert [one.SOPInstanceUID for one in archive.got] == uids
+        first.close()
+
+
 def test_what_waits_is_never_purged(tmp_path):
     config = Config(tmp_path / "store", send=("ARCHIVE@127.0.0.1:9",))
     spool, uids, _ = filled(config)

@@ -123,9 +123,8 @@ def _is_stand_in(geometry: Geometry, has_origin: bool) -> bool:
 
 def check_slices(hu: np.ndarray) -> Iterator[ResultWarning]:
     """Yield a warning for blank, doubled, and probably missing slices of a CT ``[Z, Y, X]`` in HU."""
-    few = hu[
-        :, ::_STRIDE, ::_STRIDE
-    ]  # mostly enough to tell that a slice holds something, or another picture
+    # Mostly enough to tell that a slice holds something, or another picture; a copy is read faster.
+    few = hu[:, ::_STRIDE, ::_STRIDE].copy()
     blank = np.array(
         [part.min() == part.max() and plane.min() == plane.max() for part, plane in zip(few, hu, strict=True)]
     )
@@ -145,7 +144,7 @@ def check_slices(hu: np.ndarray) -> Iterator[ResultWarning]:
     if doubled:
         text = f"{_name(doubled)} are equal to the next slice: slices were repeated, and volumes are wrong."
         yield ResultWarning("slices-doubled", text)
-    jumps = [] if missing.size else [first + z for z in find_jumps(hu[first : last + 1])]
+    jumps = [] if missing.size else [first + z for z in find_jumps(few[first : last + 1])]
     if jumps:
         text = (
             f"The picture changes suddenly after {_name(jumps).lower()}: slices are missing or out of order, and "
@@ -154,9 +153,9 @@ def check_slices(hu: np.ndarray) -> Iterator[ResultWarning]:
         yield ResultWarning("slices-jump", text)
 
 
-def find_jumps(hu: np.ndarray) -> list[int]:
-    """Find the slices after which a CT changes much more than between slices around them."""
-    small = (plane[::_STRIDE, ::_STRIDE].clip(-200, 300) for plane in hu)
+def find_jumps(few: np.ndarray) -> list[int]:
+    """Find the slices after which a CT, a few pixels of each slice, changes much more than around them."""
+    small = (plane.clip(-200, 300) for plane in few)
     steps = [np.abs(upper - lower).mean() for lower, upper in itertools.pairwise(small)]
     found = []
     for z, step in enumerate(steps):

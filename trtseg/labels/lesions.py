@@ -159,8 +159,8 @@ def number_lesions(labels: Array, most: int) -> Array:
     result = np.zeros(labels.shape, np.uint8)
     crop = result[box]
     for runs in tumours.runs():
-        for z, y, first, last, component in zip(*(axis.tolist() for axis in runs), strict=True):
-            crop[z, y, first : last + 1] = number[component]
+        component, *place = runs.voxels()
+        crop[tuple(place)] = number[component]
     return result
 
 

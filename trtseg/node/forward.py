@@ -35,6 +35,10 @@ class Later(Exception):
     """A destination cannot take anything now."""
 
 
+class Refused(Later):
+    """A destination does not want this association."""
+
+
 class Rejected(Exception):
     """A destination will never take this result."""
 
@@ -48,12 +52,16 @@ def forward(config: Config) -> None:
     _config.STORE_SEND_CHUNKED_DATASET = True  # files are sent as they are, not read and encoded again
     spool = Spool(config.store)
     lock = spool.lock("forward")
-    lines = {
-        d: Line(config, config.peers[d.partition(":")[2]])
-        for d in config.destinations
-        if d.startswith("send:")
-    }
-    work = [functools.partial(send_waiting, spool, config, d, lines.get(d)) for d in config.destinations]
+    work: list[Callable[[], None]] = []
+    lines: list[Line] = []
+    for destination in config.destinations:
+        kind, _, peer = destination.partition(":")
+        own: list[Line | None] = [None]
+        if kind == "send":
+            first = Line(config, config.peers[peer])
+            lines += [first, Line(config, config.peers[peer], first)]
+            own = [*lines[-2:]]
+        work += [functools.partial(send_waiting, spool, config, destination, line) for line in own]
     work.append(functools.partial(report_commitments, spool, config))
     loops = [threading.Thread(target=_loop, args=(each, config, stop)) for each in work]
     for loop in loops:
@@ -63,7 +71,7 @@ def forward(config: Config) -> None:
     for loop in loops:
         loop.join(timeout=10)
     if not any(loop.is_alive() for loop in loops):
-        for line in lines.values():
+        for line in lines:
             line.close()
     lock.close()
     say("stopped")
@@ -81,13 +89,29 @@ def _loop(work: Callable[[], None], config: Config, stop: Stop) -> None:
 
 
 class Line:
-    """An association with a DICOM node that stays open for a moment, since the results of a series come in parts."""
+    """An association with a DICOM node that stays open for a moment, since the results of a series come in parts.
 
-    def __init__(self, config: Config, peer: Peer) -> None:
-        self._config, self._peer = config, peer
+    Parameters
+    ----------
+    config, peer : Config, Peer
+    first : Line, optional
+        The line with which this one shares the results for a node: while the node stores a result, the next one is on its
+        way over the other. A node that does not want two associations gets all over the first.
+    """
+
+    def __init__(self, config: Config, peer: Peer, first: Line | None = None) -> None:
+        self._config, self._peer, self.first = config, peer, first
+        self.share = 0, 1  # rest and divisor of the ids of the results that are this line's
+        if first is not None:
+            first.share, self.share = (0, 2), (1, 2)
         self._association: Any = None
         self._classes: frozenset[str] = frozenset()
         self._used = 0.0
+
+    def step_back(self) -> None:
+        """Leave all results to the first line."""
+        assert self.first is not None
+        self.first.share, self.share = (0, 1), (-1, 1)
 
     def open(self, classes: Iterable[str]) -> Any:
         """Open an association for SOP classes, or take the one that is open; Later if the peer does not accept it."""
@@ -115,11 +139,12 @@ class Line:
 
 
 def send_waiting(spool: Spool, config: Config, destination: str, line: Line | None = None) -> None:
-    """Send what is due to one destination, all over one association: that of ``line``, or else one of its own."""
+    """Send what is due to one destination, over the association of ``line`` its share, else all over one of its own."""
+    rest, divisor = (0, 1) if line is None else line.share
     waiting = spool.rows(
         "SELECT r.id, r.series, r.kind, r.sop_class, r.file, d.attempts FROM delivery d JOIN result r ON r.id=d.result"
-        " WHERE d.state='waiting' AND d.destination=? AND d.due<=? ORDER BY r.id LIMIT ?",
-        *(destination, time.time(), _TOGETHER),
+        " WHERE d.state='waiting' AND d.destination=? AND d.due<=? AND r.id % ? = ? ORDER BY r.id LIMIT ?",
+        *(destination, time.time(), divisor, rest, _TOGETHER),
     )
     if not waiting:
         if line is not None:
@@ -159,6 +184,10 @@ def send_waiting(spool: Spool, config: Config, destination: str, line: Line | No
         else:
             _copy(Path(place), files, sent)
     except Exception as error:
+        if isinstance(error, Refused) and line is not None and line.first is not None:
+            line.step_back()
+            say("second association refused", to=kind)
+            return
         reason = str(error) if isinstance(error, Later) else where(error)
         attempts = max(row["attempts"] for row in waiting)
         wait = min(config.retry_s * 2 ** min(attempts, 20), config.retry_most_s)
@@ -189,7 +218,9 @@ def _associate(config: Config, peer: Peer, classes: Sequence[str], **options: An
     if not association.is_established:
         if association.rejected_contexts:  # all of them
             raise Later("no SOP class accepted")
-        raise Later("association rejected" if association.is_rejected else "no connection")
+        if association.is_rejected:
+            raise Refused("association rejected")
+        raise Later("no connection")
     keep_answers(association)
     return association
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtseg.errors import InputError, OutputError
 from trtseg.node.spool import Made, Spool, flush_folder
+from trtseg.threads import Ahead
 
 if TYPE_CHECKING:
     from trtseg.result import Segmentation
@@ -19,6 +21,7 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 RESULT_CLASSES = frozenset(
     ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.88.33", SECONDARY_CAPTURE)
 )
+_DRAWN_BYTES = 50_000_000  # of pictures that are drawn while Segmentation and report are written
 _TOGETHER = 8  # pictures that are noted at once: the first are sent while the next are drawn
 
 
@@ -49,10 +52,30 @@ def write_results(spool: Spool, result: Segmentation, kinds: Sequence[str]) -> l
         ]
 
 
+def draw_pictures(result: Segmentation, first: int) -> Iterator[tuple[int, Any]]:
+    """Draw the pictures of a result from the first on, counted from 0.
+
+    A thread begins at once, with as many as memory is taken for; the rest are drawn when they are asked for.
+    """
+    from trtseg.report.captures import draw_captures, drawn_slices
+
+    assert result.volume is not None
+    slices = drawn_slices(result.canonical, result.geometry.spacing[0], result.lesions)[first:]
+    pictures = draw_captures(result.volume, result.canonical, slices)
+    most = max(1, _DRAWN_BYTES // (3 * result.canonical[0].size))
+    ahead = Ahead(lambda: list(itertools.islice(pictures, most)))
+
+    def drawn() -> Iterator[tuple[int, Any]]:
+        yield from ahead.result()
+        yield from pictures
+
+    return drawn()
+
+
 def write_pictures(
-    spool: Spool, result: Segmentation, series_uid: str, first: int
+    spool: Spool, result: Segmentation, series_uid: str, first: int, pictures: Iterator[tuple[int, Any]]
 ) -> Iterator[tuple[list[Made], bool]]:
-    """Draw and write the pictures of a result from the first on, counted from 0.
+    """Write the pictures of `draw_pictures`.
 
     Yields
     ------
@@ -67,11 +90,7 @@ def write_pictures(
         As `write_results`.
     """
     from trtseg.io.dicom_out import encode_pictures
-    from trtseg.report.captures import draw_captures, drawn_slices
 
-    assert result.volume is not None
-    slices = drawn_slices(result.canonical, result.geometry.spacing[0], result.lesions)[first:]
-    pictures = draw_captures(result.volume, result.canonical, slices)
     writing: list[tuple[str, Any]] = []
 
     def written(more: bool) -> tuple[list[Made], bool]:

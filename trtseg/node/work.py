@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from trtseg.errors import ArgumentError, DeviceError, InputError, ModelError
 from trtseg.node.config import Config
 from trtseg.node.ending import due, look
 from trtseg.node.log import say, scrub, where
-from trtseg.node.results import begun, series_of_pictures, write_pictures, write_results
+from trtseg.node.results import begun, draw_pictures, series_of_pictures, write_pictures, write_results
 from trtseg.node.spool import Made, Spool
 from trtseg.node.stopping import Stop
 
@@ -33,8 +34,20 @@ if TYPE_CHECKING:
     from trtseg.stream import Stream
 
 _CRASHES = 2  # of the process, after which it leaves an instance alone
+_NICE = 5  # by how much the nets give way
 _TOGETHER = 8  # instances of a series that are decoded before the next series has its turn
 _AHEAD = 48  # slices that may wait for the nets
+
+
+def lower_nets() -> None:
+    """Let the threads of the nets give way to all else: what arrives is acknowledged, and a series ended, first.
+
+    On Linux, each thread has a priority of its own, which the threads that it starts have too.
+    """
+    for thread in threading.enumerate():
+        if thread.name == "trtseg stream" and thread.native_id:
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, thread.native_id, os.getpriority(os.PRIO_PROCESS, 0) + _NICE)
 
 
 class Series:
@@ -83,6 +96,7 @@ class Series:
                 )
             for one in slices:
                 self._stream.push(planes[one.frame], one.position)
+                lower_nets()
 
     def finish(self) -> Segmentation:
         """Segment what has come, by the rules that a folder is read by; an InputError says why it is no CT."""
@@ -202,6 +216,7 @@ class Worker:
         result = series.finish()
         pictures = begun(spool, number, self.segmenter.fingerprint())
         more = "sc" in self.config.results and result.liver_ml > 0
+        drawn = draw_pictures(result, pictures or 0) if more else iter(())
         count = 0
         if pictures is None:
             made = write_results(spool, result, [kind for kind in self.config.results if kind != "sc"])
@@ -212,7 +227,7 @@ class Worker:
             count = len(made)
         if more:
             uid = series_of_pictures(spool, number, series.last)
-            for made, follow in write_pictures(spool, result, uid, pictures or 0):
+            for made, follow in write_pictures(spool, result, uid, pictures or 0, drawn):
                 with self._removed_if_unknown(made):
                     spool.add_results(number, made, destinations, follow)
                 count += len(made)
@@ -254,7 +269,6 @@ def work(config: Config, current: Any) -> None:
     """Segment until SIGTERM; the body of the segmenting process."""
     if config.worker_mb:
         resource.setrlimit(resource.RLIMIT_AS, (config.worker_mb * 1_000_000,) * 2)
-    os.nice(5)  # what arrives is acknowledged first
     stop = Stop(signal.SIGTERM)
     import highdicom  # noqa: F401 - takes seconds, which the first series should not
 

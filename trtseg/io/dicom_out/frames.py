@@ -44,7 +44,7 @@ def encode_frames(
     places = [_place(one) for one in slices]
     groups, masks = [], []
     if labelmap:
-        groups = [_item(image, _indices(n), place) for n, (image, place) in enumerate(places, 1)]
+        groups = [item(image, _indices(n), place) for n, (image, place) in enumerate(places, 1)]
         pixels = planes.tobytes()
     else:
         present = np.array([_numbers(plane, count) for plane in planes])
@@ -52,7 +52,7 @@ def encode_frames(
             own = _segment(segment) if count > 1 else b""
             for n in np.flatnonzero(present[:, segment]).tolist():
                 image, place = places[n]
-                groups.append(_item(image, _indices(segment, n + 1), place, own))
+                groups.append(item(image, _indices(segment, n + 1), place, own))
                 masks.append(planes[n] == segment)
         pixels = _packed(masks)
     return len(groups), element(0x52009230, b"SQ", b"".join(groups)) + element(0x7FE00010, b"OB", pixels)
@@ -75,11 +75,11 @@ def _packed(frames: Sequence[Array]) -> bytes:
 
 def _indices(*indices: int) -> bytes:
     values = struct.pack(f"<{len(indices)}I", *indices)
-    return element(0x00209111, b"SQ", _item(element(0x00209157, b"UL", values)))
+    return element(0x00209111, b"SQ", item(element(0x00209157, b"UL", values)))
 
 
 def _segment(number: int) -> bytes:
-    return element(0x0062000A, b"SQ", _item(element(0x0062000B, b"US", struct.pack("<H", number))))
+    return element(0x0062000A, b"SQ", item(element(0x0062000B, b"US", struct.pack("<H", number))))
 
 
 def _place(one: Reference) -> tuple[bytes, bytes]:
@@ -91,17 +91,17 @@ def _place(one: Reference) -> tuple[bytes, bytes]:
         element(0x0028135A, b"CS", b"YES"),
         element(0x0040A170, b"SQ", _code(_PURPOSE)),
     ]
-    derivation = _item(
-        element(0x00082112, b"SQ", _item(*source)), element(0x00089215, b"SQ", _code(_DERIVATION))
+    derivation = item(
+        element(0x00082112, b"SQ", item(*source)), element(0x00089215, b"SQ", _code(_DERIVATION))
     )
     position = "\\".join(codes.decimal(mm) for mm in one.position).encode()
-    plane = _item(element(0x00200032, b"DS", position))
+    plane = item(element(0x00200032, b"DS", position))
     return element(0x00089124, b"SQ", derivation), element(0x00209113, b"SQ", plane)
 
 
 def _code(code: tuple[str, str, str]) -> bytes:
     value, scheme, meaning = (text.encode() for text in code)
-    return _item(
+    return item(
         element(0x00080100, b"SH", value),
         element(0x00080102, b"SH", scheme),
         element(0x00080104, b"LO", meaning),
@@ -128,6 +128,7 @@ def element_head(tag: int, vr: bytes, length: int) -> bytes:
     )
 
 
-def _item(*elements: bytes) -> bytes:
+def item(*elements: bytes) -> bytes:
+    """Encode an item of a sequence."""
     value = b"".join(elements)
     return struct.pack("<HHI", 0xFFFE, 0xE000, len(value)) + value

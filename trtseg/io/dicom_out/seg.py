@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,7 @@ def write_seg(
     Returns
     -------
     dataset : pydicom.Dataset
-        The object without its frames.
+        The object without its frames, and with a stand-in for its references to the source.
     segments : tuple of Segment
         Its segments.
     """
@@ -123,9 +124,9 @@ def write_seg(
     slices = [source.slices[k] for k in chosen]
     dataset.NumberOfFrames, frames = encode_frames(planes, slices, len(segments), labelmap=labelmap)
     del dataset.PerFrameFunctionalGroupsSequence, dataset.PixelData
-    dataset.save_as(path)
-    with path.open("ab") as file:
-        file.write(frames)
+    head = io.BytesIO()
+    dataset.save_as(head)
+    path.write_bytes(source.refer_to_all(head.getvalue()) + frames)
     return dataset, segments
 
 

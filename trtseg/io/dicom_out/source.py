@@ -13,6 +13,7 @@ import numpy as np
 from trtseg.errors import OutputError
 from trtseg.io.dicom import DicomSeries
 from trtseg.io.dicom_out.codes import decimal, new_uid
+from trtseg.io.dicom_out.frames import element, item
 from trtseg.volume import Geometry
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -42,9 +43,19 @@ class Reference:
         """Refer to the instance."""
         from pydicom import Dataset
 
-        item = Dataset()
-        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = self.sop_class, self.sop_instance
-        return item
+        made = Dataset()
+        made.ReferencedSOPClassUID, made.ReferencedSOPInstanceUID = self.sop_class, self.sop_instance
+        return made
+
+    def encoded(self) -> bytes:
+        """`item` in Explicit VR Little Endian."""
+        return item(
+            element(0x00081150, b"UI", self.sop_class.encode()),
+            element(0x00081155, b"UI", self.sop_instance.encode()),
+        )
+
+
+_STAND_IN = Reference("2.25.0", "2.25.0", None, (0.0, 0.0, 0.0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,13 +148,29 @@ class Source:
         return list({one.sop_instance: one.item() for one in self.slices}.values())
 
     def refer(self, dataset: Any) -> None:
-        """Let an object refer to all instances of the source."""
+        """Let an object refer to all instances of the source, once `refer_to_all` has completed what is written."""
         from pydicom import Dataset
 
         series = Dataset()
-        series.SeriesInstanceUID = self.series
-        series.ReferencedInstanceSequence = dataset.SourceImageSequence = self.instances()
+        series.SeriesInstanceUID = _STAND_IN.sop_class
+        series.ReferencedInstanceSequence = dataset.SourceImageSequence = [_STAND_IN.item()]
         dataset.ReferencedSeriesSequence = [series]
+
+    def refer_to_all(self, written: bytes) -> bytes:
+        """Complete an object in Explicit VR Little Endian, made with `refer`; with pydicom it takes much longer."""
+        every = {one.sop_instance: one.encoded() for one in self.slices}
+        old = _references(_STAND_IN.encoded(), _STAND_IN.sop_class)
+        new = _references(b"".join(every.values()), self.series)
+        for stand_in, whole in zip(old, new, strict=True):
+            assert written.count(stand_in) == 1
+            written = written.replace(stand_in, whole)
+        return written
+
+
+def _references(items: bytes, series: str) -> tuple[bytes, bytes]:
+    """Encode SourceImageSequence and ReferencedSeriesSequence."""
+    own = item(element(0x0008114A, b"SQ", items), element(0x0020000E, b"UI", series.encode()))
+    return element(0x00082112, b"SQ", items), element(0x00081115, b"SQ", own)
 
 
 def dicom_source(geometry: Geometry) -> Source:
