@@ -95,8 +95,8 @@ class Line:
     ----------
     config, peer : Config, Peer
     first : Line, optional
-        The line with which this one shares the results for a node: while the node stores a result, the next one is on its
-        way over the other. A node that does not want two associations gets all over the first.
+        The line with which this one shares the results for a node: while the node stores a result, the next one is on
+        its way over the other. A node that does not want two associations gets all over the first.
     """
 
     def __init__(self, config: Config, peer: Peer, first: Line | None = None) -> None:
