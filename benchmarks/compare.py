@@ -28,7 +28,7 @@ from benchmarks import compare_cts, compare_table
 from benchmarks.compare_process import Process
 from benchmarks.peers.contenders import REFERENCE, Contender, chosen
 from trtseg import models
-from trtseg.engines.processor import describe_cpu, native_bf16, native_int8
+from trtseg.engines.processor import native_bf16, native_int8, read_cpuinfo
 from trtseg.io.atomic import atomic
 from trtseg.resources import available_cpus
 
@@ -66,7 +66,7 @@ class Comparison:
                     "another --json"
                 )
         self.data["machine"] = {
-            "cpu": describe_cpu().rpartition(",")[0],
+            "cpu": read_cpuinfo()[0],
             "native": sorted(self.native),
             "python": platform.python_version(),
             "load": max(self.data.get("machine", {}).get("load", 0.0), round(os.getloadavg()[0], 1)),

@@ -115,7 +115,9 @@ src          (int, int, int)
 weights      float32 [in, classes, scale, scale]
 bias         float32 [classes])";
 
-constexpr const char* kRunDoc = R"(Compute logits. They depend neither on the number of threads nor on the other slices. Only one thread may call this.
+constexpr const char* kRunDoc = R"(Compute logits. One call at a time.
+
+They depend neither on the number of threads nor on the other slices.
 
 src          float32 [n, 1, H, W]                  in
 dst          float32 [n, classes, H, W]            out
@@ -137,6 +139,8 @@ void bind_net(py::module_& m) {
       .def("add_up", &add_up, kUpDoc, py::arg("src"), py::arg("dst"), py::arg("weights").noconvert(),
            py::arg("bias").noconvert())
       .def("add_head", &add_head, kHeadDoc, py::arg("src"), py::arg("weights").noconvert(), py::arg("bias").noconvert())
+      .def("reserve", &Net::reserve, "Take the memory that run needs for so many slices at a time.", py::arg("slices"),
+           py::arg("threads"))
       .def("run", &run, kRunDoc, py::arg("src").noconvert(), py::arg("dst").noconvert(),
            py::arg("wanted").noconvert() = py::none(), py::arg("threads") = 0);
 }

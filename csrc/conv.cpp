@@ -98,6 +98,8 @@ inline std::ptrdiff_t place(int t, int channels) {
   return (t / kRows * kPoints * kRows + t % kRows) * std::ptrdiff_t{channels};
 }
 
+inline float* at(const Map& map, std::ptrdiff_t y, std::ptrdiff_t x) { return map.data + y * map.row + x * map.pixel; }
+
 // The part of a map that a tile covers.
 struct Area {
   int y, x, rows, columns;
@@ -113,7 +115,7 @@ void read_patches(const Map& src, const int* tile, int count, float* patches) {
   alignas(64) float half[kPoints * kLanes];  // [row][column] of a patch
   for (int t = 0; t < count; ++t) {
     const Area area(src, tile[t]);
-    const float* corner = src.at(area.y - 1, area.x - 1);
+    const float* corner = at(src, area.y - 1, area.x - 1);
     float* to = patches + place(t, src.channels);
     for (int c = 0; c < src.channels; c += kLanes, to += kLanes) {
 #pragma GCC unroll 6
@@ -163,7 +165,7 @@ void write_tiles(const float* products, const float* bias, const Map& dst, const
   for (int t = 0; t < count; ++t) {
     const Area area(dst, tile[t]);
     const float* from = products + place(t, dst.channels);
-    float *to = dst.at(area.y, area.x), *maxima = pool ? pool->at(area.y / 2, area.x / 2) : nullptr;
+    float *to = at(dst, area.y, area.x), *maxima = pool ? at(*pool, area.y / 2, area.x / 2) : nullptr;
     for (int c = 0; c < dst.channels; c += kLanes, from += kLanes, to += kLanes) {
       const Vec b = load(bias + c);
       if (area.rows < kTile || area.columns < kTile) {
@@ -181,7 +183,7 @@ void write_tiles(const float* products, const float* bias, const Map& dst, const
 }  // namespace
 
 bool is_supported() {
-#if defined(__x86_64__)
+#if defined(__AVX2__)
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #else
   return true;
@@ -239,8 +241,8 @@ void conv3x3(const Map& src, const float* packed, const float* bias, const Map& 
 void conv_first(const float* src, std::ptrdiff_t row, const float* weights, const float* bias, int size, int stride,
                 const Map& dst, int tile) {
   const Area area(dst, tile);
-  std::ptrdiff_t at[kTile];  // the last pixel of a narrow tile several times
-  for (int x = 0; x < kTile; ++x) at[x] = std::ptrdiff_t{x < area.columns ? x : area.columns - 1} * stride;
+  std::ptrdiff_t offset[kTile];  // the last pixel of a narrow tile several times
+  for (int x = 0; x < kTile; ++x) offset[x] = std::ptrdiff_t{x < area.columns ? x : area.columns - 1} * stride;
   for (int y = area.y; y < area.y + area.rows; ++y)
     for (int c = 0; c < dst.channels; c += kLanes) {
       // The pixels of a row together: the weights are loaded once, and no sum waits for the one before.
@@ -252,19 +254,19 @@ void conv_first(const float* src, std::ptrdiff_t row, const float* weights, cons
         for (int j = 0; j < size; ++j, weight += dst.channels) {
           const Vec w = load(weight);
 #pragma GCC unroll 4
-          for (int x = 0; x < kTile; ++x) sum[x] += all(from[j + at[x]]) * w;
+          for (int x = 0; x < kTile; ++x) sum[x] += all(from[j + offset[x]]) * w;
         }
-      for (int x = 0; x < area.columns; ++x) store(dst.at(y, area.x + x) + c, larger(sum[x], all(0.0f)));
+      for (int x = 0; x < area.columns; ++x) store(at(dst, y, area.x + x) + c, larger(sum[x], all(0.0f)));
     }
 }
 
 void upsample(const Map& src, const float* packed, const float* bias, const Map& dst, int tile) {
   const std::ptrdiff_t matrix = std::ptrdiff_t{src.channels} * dst.channels;
   const Area area(src, tile);
-  const int x = area.x + kRows <= src.columns ? area.x : src.columns - kRows;  // some columns perhaps twice
+  const int x = area.x + kRows <= src.columns ? area.x : src.columns - kRows;  // some pixels perhaps twice, with equal values
   for (int y = area.y; y < area.y + area.rows; ++y)
     for (int k = 0; k < 4; ++k)
-      multiply(src.at(y, x), src.pixel, src.channels, packed + k * matrix, bias, dst.at(2 * y + k / 2, 2 * x + k % 2),
+      multiply(at(src, y, x), src.pixel, src.channels, packed + k * matrix, bias, at(dst, 2 * y + k / 2, 2 * x + k % 2),
                2 * dst.pixel, dst.channels);
 }
 
@@ -273,7 +275,7 @@ void head(const Map& src, const float* weights, const float* bias, int classes, 
   const Area area(src, tile);
   for (int y = area.y; y < area.y + area.rows; ++y)
     for (int x = area.x; x < area.x + area.columns; ++x) {
-      const float *in = src.at(y, x), *w = weights;
+      const float *in = at(src, y, x), *w = weights;
       for (int i = 0; i < scale; ++i)
         for (int j = 0; j < scale; ++j)
           for (int k = 0; k < classes; ++k, w += src.channels) {

@@ -12,7 +12,7 @@ namespace trtseg::conv {
 
 constexpr int kLanes = 8;                // channels that are computed together
 constexpr int kTile = 4;                 // rows and columns of an output tile
-constexpr int kPatch = kTile + 2;        // of what it sees
+constexpr int kPatch = kTile + 2;         // rows and columns that it is computed from
 constexpr int kPoints = kPatch * kPatch;  // products a tile and pair of channels
 constexpr int kBlock = 3 * kLanes;       // output channels that the inner loop takes together
 
@@ -22,8 +22,6 @@ struct Map {
   std::ptrdiff_t row;     // floats from a row to the next
   std::ptrdiff_t pixel;   // floats from a pixel to the next
   int rows, columns, channels;
-
-  float* at(std::ptrdiff_t y, std::ptrdiff_t x) const { return data + y * row + x * pixel; }
 };
 
 // Whether this processor has the instructions that these functions are compiled for.
@@ -39,7 +37,7 @@ void pack(const float* src, int points, int in, int out, float* dst);
 void transform_weights(const float* weights, int in, int out, float* dst);
 
 // Tiles in a row of a map, and rows of tiles. A map's tiles are counted along its rows.
-inline int tiles(int pixels) { return (pixels + kTile - 1) / kTile; }
+static inline int tiles(int pixels) { return (pixels + kTile - 1) / kTile; }
 
 // Floats of scratch memory that `conv3x3` takes for `count` tiles.
 std::size_t scratch_size(int in, int out, int count);

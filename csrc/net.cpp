@@ -327,12 +327,24 @@ Net::Plan Net::plan(const unsigned char* wanted) const {
   return found;
 }
 
+void Net::reserve(int slices, int threads) {
+  const auto wanted = static_cast<std::size_t>(std::clamp(threads, 1, kMostThreads));
+  while (memories_.size() < std::min(static_cast<std::size_t>(std::max(slices, 1)), wanted)) {
+    memories_.push_back(std::make_unique<Memory>(*this));
+  }
+  while (scratches_.size() < wanted) scratches_.emplace_back(scratch_);
+}
+
 void Net::run(const float* src, float* dst, const unsigned char* wanted, std::int64_t n, int threads) {
   if (!has_head_) refuse("net", "no head", "one");
   const int most = std::min(threads > 0 ? threads : available_cpus(), kMostThreads);
   const int left = static_cast<int>(n % most);
-  while (static_cast<int>(memories_.size()) < (n >= most ? most : left)) memories_.push_back(std::make_unique<Memory>(*this));
-  while (static_cast<int>(scratches_.size()) < most) scratches_.emplace_back(scratch_);
+  if (is_running_.test_and_set()) throw ArgumentError("net: got a call during another one, expected one at a time");
+  struct Ended {
+    std::atomic_flag& flag;
+    ~Ended() { flag.clear(); }
+  } const ended{is_running_};
+  reserve(n >= most ? most : left, most);
   const std::int64_t pixels = std::int64_t{rows_} * columns_;
   const auto begin = [&](std::int64_t number, std::int64_t slice) -> const Memory& {
     Memory& own = *memories_[static_cast<std::size_t>(number)];

@@ -1,6 +1,7 @@
 // A U-Net in FP32 on the CPU: layers over maps that are allocated once, slice by slice.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -51,6 +52,9 @@ class Net {
   // The logits: transposed convolution by `[in][classes][scale][scale]` with that stride, and bias. The last layer.
   void add_head(Part src, const float* weights, const float* bias, int scale);
 
+  // Takes the memory that `run` needs for so many slices at a time.
+  void reserve(int slices, int threads);
+
   // Logits `dst` `[n][classes][rows][columns]` of slices `src` `[n][rows][columns]` on up to `threads` threads (0: all
   // CPUs). They depend neither on the number of threads nor on the other slices. Where `wanted` `[n][rows][columns]` is
   // given, logits that are not 0 there are the same, and all that they do not depend on is left out: the other logits
@@ -75,7 +79,7 @@ class Net {
     Size grid;                    // pixels whose tiles are the layer's work
     int src, reach;               // the map that it reads (kSlice: the slice), and how far beyond a tile
     std::vector<Output> outputs;
-    int together;                 // tiles of a unit of work
+    int together;                 // tiles that a thread takes in one go
     // Any thread may do any unit, in any order, with a `scratch` of its own.
     std::function<void(const Memory& memory, const int* tile, int count, float* scratch)> compute;
 
@@ -92,6 +96,7 @@ class Net {
 
   int rows_, columns_, classes_, pad_ = 0;
   bool has_head_ = false;
+  std::atomic_flag is_running_ = ATOMIC_FLAG_INIT;
   std::size_t scratch_ = 0;  // floats that the layers need
   std::vector<Size> maps_;
   std::vector<std::vector<bool>> made_;  // by a layer, each channel of the maps

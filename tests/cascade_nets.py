@@ -42,7 +42,7 @@ class CpuEngine:
     """A net in NumPy."""
 
     device, precision, batch, dtype = "cpu", "fp32", None, np.dtype(np.float32)
-    runtime = "NumPy"
+    runtime, side_by_side = "NumPy", 1
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 from cascade_cases import BOTH
 from cascade_nets import LIVER, SPACING, TUMOUR, CpuBackend, CpuEngine, ct, expected
 
+from trtseg import models
+from trtseg.cascade import cpu
 from trtseg.cascade.base import CHUNK
 from trtseg.cascade.cpu import Cascade
+from trtseg.engines import open_engine
+from trtseg.phantom import abdomen
 
 
 @pytest.mark.parametrize("case", BOTH)
@@ -41,3 +47,13 @@ def test_timings_and_progress_of_a_volume():
     assert told == [("segmenting", CHUNK / len(hu)), ("segmenting", 1.0)]
     assert list(timings) == ["prepare", "liver net", "gate", "tumour net", "label"]
     assert min(timings.values()) >= 0
+
+
+def test_logits_that_are_left_out_change_no_label(monkeypatch):
+    files, scan = models.find("default"), abdomen((6, 160, 200), (20.0, 2.0, 2.0), seed=1, lesions=6).ct
+    with closing(Cascade(*(open_engine(files, spec, precision="fp32") for spec in files.spec.nets))) as one:
+        some, _ = one.run(scan, (2.0, 2.0))
+        monkeypatch.setattr(cpu, "with_neighbours", np.ones_like)
+        every, _ = one.run(scan, (2.0, 2.0))
+    assert set(np.unique(some)) == {0, 1, 2}
+    assert (some == every).all()

@@ -186,6 +186,14 @@ def test_without_openvino(code, message, monkeypatch, tmp_path):
     assert next((name, works) for name, works, _ in available_devices()) == ("cpu", True)
 
 
+def test_openvino_runs_fp32_where_the_processor_lacks_the_instructions(monkeypatch):
+    monkeypatch.setattr("trtseg._core.Net", types.SimpleNamespace(is_supported=lambda: False))
+    files = models.find("default")
+    assert open_engine(files, files.spec.nets[0], precision="fp32").runtime.startswith("OpenVINO 20")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert next(row for row in available_devices() if row[0] == "cpu")[1] is False
+
+
 def absent(name: str) -> None:
     if name == "openvino":
         raise ModuleNotFoundError("No module named 'openvino'", name=name)

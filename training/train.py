@@ -42,7 +42,7 @@ from trtseg.metrics.overlap import overlap
 
 
 def fastest(device: torch.device) -> str:
-    """``bf16`` where the device multiplies it in hardware, as the CPU engine has it too; else ``fp32``."""
+    """``bf16`` where the device multiplies it in hardware, as OpenVINO has it too; else ``fp32``."""
     native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else native_bf16()
     return "bf16" if native else "fp32"
 

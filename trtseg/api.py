@@ -109,9 +109,10 @@ class Segmenter:
         self._cascade: Cascade | CudaCascade
         self._at_once = batch  # slices of a stream; see Stream
         if self.device == "cpu":
-            threads = self._at_once = threads or available_cpus()  # a slice that waits alone gets all of them
+            threads = threads or available_cpus()
             nets = (open_engine(files, net, precision=precision, threads=threads) for net in self.spec.nets)
             self._cascade = Cascade(*nets, threads=threads)
+            self._at_once = self._cascade.side_by_side
         else:
             from trtseg.cascade.gpu import open_cuda_cascade  # costs nothing on the CPU
 
@@ -159,6 +160,8 @@ class Segmenter:
 
     def fingerprint(self, orientation: str | None = None) -> str:
         """Stand for all that decides on a CT's labels: version, nets, thresholds, device, precision, steps, search.
+
+        What runs the nets of a precision on the CPU changes their rounding and is not in it.
 
         ``orientation`` is that of `segment`.
         """

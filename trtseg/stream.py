@@ -35,6 +35,8 @@ from trtseg.volume import Volume
 
 #: Bytes of memory for a voxel, for the labels, the median over slices and the logits.
 BYTES_A_VOXEL = 3
+#: Name of the thread that runs the nets of a stream.
+THREAD = "trtseg stream"
 _ROOM = 64  # slices for which there must be memory when a slice comes; a look at the memory takes a moment
 
 Plane = NDArray[np.int16]
@@ -84,7 +86,7 @@ class Stream:
     """The slices of one scan on their way; made by `trtseg.Segmenter.stream`, which gives ``nets``.
 
     Several threads may push. The end of ``with``, or `close`, gives everything back; without a `finish` before, slices
-    that wait are dropped. Streams of a Segmenter take turns, slice by slice, and wait for a `Segmenter.segment`.
+    that wait are dropped. Streams of a Segmenter take turns, a few slices each, and wait for a `Segmenter.segment`.
 
     Parameters
     ----------
@@ -364,7 +366,7 @@ class Stream:
     def _go_on(self) -> None:
         """Tell the worker that there is something new; it begins with the first slice."""
         if self._worker is None:
-            self._worker = threading.Thread(target=self._work, name="trtseg stream", daemon=True)
+            self._worker = threading.Thread(target=self._work, name=THREAD, daemon=True)
             self._worker.start()
         self._changed.notify_all()
 

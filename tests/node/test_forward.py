@@ -133,7 +133,7 @@ def test_no_answer_is_taken_by_another_thread(tmp_path):
     assert states(spool) == ["sent"] * 3
 
 
-def test_two_associations_share_the_results_of_a_node_and_one_will_do(tmp_path):
+def test_two_associations_share_the_results_of_a_node(tmp_path):
     with Archive() as archive:
         config = Config(tmp_path / "store", send=(f"ARCHIVE@127.0.0.1:{archive.port}",))
         spool, uids, _ = filled(config)
@@ -143,17 +143,37 @@ def test_two_associations_share_the_results_of_a_node_and_one_will_do(tmp_path):
         assert [one.SOPInstanceUID for one in archive.got] == uids[::2]  # with odd ids: 1 and 3
         send_waiting(spool, config, *config.destinations, first)
         assert [one.SOPInstanceUID for one in archive.got] == [*uids[::2], uids[1]]
-        second.close()
+        for one in (first, second):
+            one.close()
+
+
+@pytest.mark.parametrize("early", [0, 1])
+def test_the_line_that_is_open_takes_all_where_a_node_takes_one_association(tmp_path, early):
+    with Archive() as archive:
+        config = Config(tmp_path / "store", send=(f"ARCHIVE@127.0.0.1:{archive.port}",))
+        spool, uids, _ = filled(config)
+        first = Line(config, *config.peers.values())
+        lines = [first, Line(config, *config.peers.values(), first)]
         archive.entity.maximum_associations = 1
-        spool.do("UPDATE delivery SET state='waiting'")
-        archive.got.clear()
-        send_waiting(spool, config, *config.destinations, second)  # the first is open still
-        assert archive.got == []
-        assert spool.row("SELECT MAX(due) FROM delivery")[0] <= time.time()  # nothing was put off
-        for line in (first, second):
+        for line in (lines[early], lines[1 - early], *lines):
             send_waiting(spool, config, *config.destinations, line)
-        assert [one.SOPInstanceUID for one in archive.got] == uids
-        first.close()
+        assert sorted(one.SOPInstanceUID for one in archive.got) == sorted(uids)  # each once
+        assert {row["attempts"] for row in spool.rows("SELECT attempts FROM delivery")} == {
+            1
+        }  # nothing was put off
+        for line in lines:
+            line.close()
+
+
+def test_no_line_steps_back_where_a_node_takes_no_association(tmp_path):
+    config = Config(tmp_path / "store", send=(f"ARCHIVE@127.0.0.1:{free_port()}",), retry_s=10.0)
+    spool, _, _ = filled(config)
+    first = Line(config, *config.peers.values())
+    lines = first, Line(config, *config.peers.values(), first)
+    for line in lines:
+        send_waiting(spool, config, *config.destinations, line)
+    assert [line.share for line in lines] == [(0, 2), (1, 2)]
+    assert spool.row("SELECT MIN(due) FROM delivery")[0] > time.time() + 5
 
 
 def test_what_waits_is_never_purged(tmp_path):

@@ -45,6 +45,8 @@ class Cascade:
         self.precision = first.precision
         runtimes = {engine.runtime: None for engine in engines}  # in order
         self.provenance: dict[str, Any] = {"runtime": ", ".join(runtimes)}
+        #: Slices that all engines compute at a time.
+        self.side_by_side = min(engine.side_by_side for engine in engines)
         self._engines, self._threads = engines, threads
         self._feed: _Feed | None = None
         self._hu = np.empty((CHUNK, height, width), np.int16)

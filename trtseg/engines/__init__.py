@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import re
 
+from trtseg import _core
 from trtseg.engines.base import CpuEngine, Net
 from trtseg.engines.precision import FP32
-from trtseg.engines.processor import choose_precision, describe_cpu
+from trtseg.engines.processor import choose_precision, read_cpuinfo
 from trtseg.errors import DeviceError, ModelError
-from trtseg.models import ModelFiles
+from trtseg.models import ModelFiles, find
 from trtseg.spec import ModelSpec
 
 __all__ = ["CpuEngine", "available_devices", "open_engine", "resolve_device"]
@@ -85,7 +86,7 @@ def available_devices() -> list[tuple[str, bool, str]]:
     from trtseg.engines.nvidia.driver import find_driver
     from trtseg.engines.nvidia.machine import choose_runtime, describe_runtime, why_no_gpu
 
-    devices: list[tuple[str, bool, str]] = [("cpu", True, describe_cpu())]
+    devices: list[tuple[str, bool, str]] = [_cpu()]
     driver = find_driver()
     problem = why_no_gpu(0, driver)
     if problem is not None:
@@ -96,3 +97,17 @@ def available_devices() -> list[tuple[str, bool, str]]:
     except DeviceError as error:
         devices.append(("cuda", False, str(error)))
     return devices
+
+
+def _cpu() -> tuple[str, bool, str]:
+    """The row of the CPU, where the shipped model may need OpenVINO."""
+    from trtseg.engines.openvino import import_openvino
+
+    files = find("default")
+    precision = choose_precision("auto", files, files.spec.nets[0].role)
+    try:
+        if precision is not FP32 or not _core.Net.is_supported():
+            import_openvino()
+    except DeviceError as error:
+        return "cpu", False, str(error)
+    return "cpu", True, f"{read_cpuinfo()[0]}, {precision.name.upper()} by default"

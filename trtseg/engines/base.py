@@ -12,6 +12,8 @@ compiled and buffers of its own allocated. Then
   are independent: the logits of a slice depend neither on its place nor on its neighbours. Equal input gives equal
   output, bit for bit. ``run`` allocates nothing that grows, and on a device with streams it only enqueues on
   ``stream`` and does not synchronise. An engine is used by one thread at a time;
+- on the CPU ``runtime`` names what runs the net, ``side_by_side`` is the number of slices that it computes at a time,
+  and ``run(..., wanted=flags)`` may leave logits out that are not wanted;
 - on a GPU ``capturable(stream)`` tells, after a first ``run`` there, whether ``run`` can be recorded in a CUDA graph,
   and ``close()`` gives back what the engine holds there.
 
@@ -113,6 +115,10 @@ class CpuEngine(Engine, Protocol):
     @property
     def runtime(self) -> str:
         """What runs it, with its version; ``trtseg`` for trtseg itself."""
+
+    @property
+    def side_by_side(self) -> int:
+        """Slices that it computes at a time where there are so many."""
 
     def run(self, src: Any, dst: Any, stream: int = 0, *, wanted: NDArray[np.bool_] | None = None) -> None:
         """Compute logits as `Engine.run`; those that are not ``wanted`` ``[n, H, W]`` may be -65504 instead."""

@@ -121,7 +121,7 @@ def show(
 def references(files: ModelFiles) -> dict[str, Reference]:
     """For each role of a model: the slices as the net sees them, and the FP32 reference's logits.
 
-    The FP32 engine of the CPU computes the logits. Where neither OpenVINO nor ONNX Runtime is installed, the logits
+    OpenVINO computes the logits, or ONNX Runtime where that is not installed. Where neither is installed, the logits
     that the export stored take their place.
 
     Raises
@@ -129,7 +129,7 @@ def references(files: ModelFiles) -> dict[str, Reference]:
     ModelError
         A net cannot be read or run, or gives NaN or infinity in FP32.
     DeviceError
-        Nothing that runs a net on the CPU is installed, and the model stores no logits.
+        Neither of them is installed, and the model stores no logits.
     """
     slices, nets = read_slices(files), files.spec.nets
     try:
@@ -153,7 +153,7 @@ def references(files: ModelFiles) -> dict[str, Reference]:
 
 
 def open_reference(files: ModelFiles, spec: ModelSpec) -> Engine:
-    """Open the FP32 engine of the CPU with which others are compared, on OpenVINO or, without it, on ONNX Runtime.
+    """Open the FP32 engine with which others are compared: OpenVINO or, without it, ONNX Runtime.
 
     Raises
     ------

@@ -114,6 +114,7 @@ class OpenVinoEngine:
 
     device = "cpu"
     batch = None
+    side_by_side = 1
 
     def __init__(self, net: Net, threads: int | None = None) -> None:
         openvino = import_openvino()
@@ -165,7 +166,7 @@ def _compiled(net: Net, threads: int) -> Any:
     options = {
         "INFERENCE_PRECISION_HINT": _type(net),
         # A slice gets all threads: the lowest latency, at little loss in total. With two streams the INT8 nets gave
-        # other logits in some runs of OpenVINO 2026.4 (docs/performance.md).
+        # other logits in some runs of OpenVINO 2026.4 (docs/decisions.md).
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": threads,
         # Processes that share a machine would all be pinned to its first cores.

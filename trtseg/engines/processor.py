@@ -8,15 +8,15 @@ import platform
 from pathlib import Path
 
 from trtseg.engines.precision import BF16, FP32, INT8, Precision, candidates
-from trtseg.models import ModelFiles, find
+from trtseg.models import ModelFiles
 
 _CPUINFO = Path("/proc/cpuinfo")
 
 
 @functools.cache
 def read_cpuinfo(cpuinfo: Path = _CPUINFO) -> tuple[str, frozenset[str]]:
-    """Name of the processor, and what it has, as Linux calls it; nothing where that is not known."""
-    name, features = platform.processor() or platform.machine(), frozenset[str]()
+    """Name of the processor, and its features as Linux calls them; none where /proc/cpuinfo cannot be read."""
+    name, features = platform.machine(), frozenset[str]()
     with contextlib.suppress(OSError):
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
             key, _, value = line.partition(":")
@@ -50,10 +50,3 @@ def choose_precision(name: str, files: ModelFiles, role: str) -> Precision:
         return rows[0]
     native = {INT8: native_int8(), BF16: native_bf16(), FP32: True}
     return next(row for row in rows if row.file(role) in files.spec.sha256 and native[row])
-
-
-def describe_cpu() -> str:
-    """The processor and the precision that ``auto`` takes on it for the shipped model."""
-    files = find("default")
-    precision = choose_precision("auto", files, files.spec.nets[0].role)
-    return f"{read_cpuinfo()[0]}, {precision.name.upper()} by default"

@@ -1,8 +1,9 @@
 """The CPU engine of trtseg itself: U-Nets in FP32, whose 3x3 convolutions take a quarter of the products.
 
 Winograd's F(4x4, 3x3) (Lavin and Gray, arXiv 1509.09308) computes 16 outputs from 36 products instead of 144. The
-logits differ from those of other FP32 engines by rounding only. OpenVINO, ONNX Runtime and PyTorch multiply every pair
-on processors without AVX-512, so this engine is two to three times as fast there.
+logits differ from those of other FP32 engines by rounding only. OpenVINO, ONNX
+Runtime and PyTorch compute every product, so this engine takes about
+half of OpenVINO's time on a processor with AVX2 (``python -m benchmarks.engines``).
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from trtseg.resources import available_cpus, memory_for
 # Attributes of convolutions and poolings, and what they are where a node does not say. `_geometry` counts on the order.
 _DEFAULTS = {"kernel_shape": 0, "strides": 1, "pads": 0}
 _DEFAULTS |= {"dilations": 1, "group": 1, "output_padding": 0, "ceil_mode": 0, "storage_order": 0}
-_MEMORY = 40 << 20  # that a net and its maps take, and somewhat more
+_WEIGHTS, _MAPS = 24 << 20, 18 << 20  # bytes of a net, and of a slice on its way
+_SLICES = 16  # on their way at most: those of a chunk of the cascade
 
 #: Number of a map, first channel, channels.
 _Part = tuple[int, int, int]
@@ -54,10 +56,12 @@ class WinogradEngine:
     def __init__(self, net: Net, threads: int | None = None) -> None:
         if not _core.Net.is_supported():
             raise ModelError("this processor has no AVX2 and FMA; use another engine")
-        self.spec, self._threads = net.spec, threads or available_cpus()
+        self.spec, self.side_by_side = net.spec, threads or available_cpus()
+        slices = min(self.side_by_side, _SLICES)
         try:
-            with memory_for(f"{net.spec.role} net", _MEMORY):
+            with memory_for(f"{net.spec.role} net", _WEIGHTS + slices * _MAPS):
                 self._net = _built(read_graph(net.onnx), net.spec.size, net.spec.channels)
+                self._net.reserve(slices, self.side_by_side)
         except (ModelError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise ModelError(f"{net.spec.role} net: not for trtseg's own engine ({error})") from error
 
@@ -74,7 +78,7 @@ class WinogradEngine:
         Of each layer only the tiles are computed on which logits depend that are ``wanted`` ``[n, H, W]``; these logits
         are the same, bit for bit.
         """
-        self._net.run(src, dst, wanted, self._threads)
+        self._net.run(src, dst, wanted, self.side_by_side)
 
 
 @dataclass
@@ -134,15 +138,10 @@ class _Maps:
         """Where a value that has been made lies."""
         whole = self._joined.get(value, value)
         together = self._together(whole)
-        first = (
-            sum(self._channels[other] for other in together[: together.index(value)])
-            if value in together
-            else 0
-        )
-        count = (
-            self._channels[value] if value in together else sum(self._channels[other] for other in together)
-        )
-        return self._maps[whole], first, count
+        if value not in together:  # all of them
+            return self._maps[whole], 0, sum(self._channels[other] for other in together)
+        first = sum(self._channels[other] for other in together[: together.index(value)])
+        return self._maps[whole], first, self._channels[value]
 
     def make(self, value: str, size: tuple[int, int]) -> _Part:
         """Make room for a value."""

@@ -46,7 +46,8 @@ class TumourLogits:
         """Probability at native voxels, float64 ``[n]``; ``z`` is in order.
 
         The logits are interpolated to a voxel as the operation ``label`` does, and go through the logistic function.
-        Where the net did not run, and outside its grid, the probability is 0. NaN is the lowest logit.
+        Where the net did not run, where its engine left logits out since no pixel of the liver is near, and outside
+        its grid, the probability is 0. NaN is the lowest logit.
         """
         rows, columns = _taps(self.fit, 0), _taps(self.fit, 1)
         result = np.zeros(len(z))

@@ -46,7 +46,7 @@ class Node:
 class Graph:
     """What an ONNX file computes: nodes in order, tensors by name, and the names of its inputs and outputs.
 
-    An input for which the file has a tensor is none.
+    Names of tensors are left out of ``inputs``.
     """
 
     nodes: tuple[Node, ...]

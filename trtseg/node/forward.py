@@ -35,12 +35,8 @@ class Later(Exception):
     """A destination cannot take anything now."""
 
 
-class Refused(Later):
-    """A destination does not want this association."""
-
-
-class Rejected(Exception):
-    """A destination will never take this result."""
+class NotOpened(Later):
+    """A destination does not take this association now."""
 
 
 def forward(config: Config) -> None:
@@ -56,12 +52,15 @@ def forward(config: Config) -> None:
     lines: list[Line] = []
     for destination in config.destinations:
         kind, _, peer = destination.partition(":")
-        own: list[Line | None] = [None]
-        if kind == "send":
-            first = Line(config, config.peers[peer])
-            lines += [first, Line(config, config.peers[peer], first)]
-            own = [*lines[-2:]]
-        work += [functools.partial(send_waiting, spool, config, destination, line) for line in own]
+        if kind != "send":
+            work.append(functools.partial(send_waiting, spool, config, destination))
+            continue
+        first = Line(config, config.peers[peer])
+        second = Line(config, config.peers[peer], first)
+        lines += [first, second]
+        work += [
+            functools.partial(send_waiting, spool, config, destination, line) for line in (first, second)
+        ]
     work.append(functools.partial(report_commitments, spool, config))
     loops = [threading.Thread(target=_loop, args=(each, config, stop)) for each in work]
     for loop in loops:
@@ -94,24 +93,34 @@ class Line:
     Parameters
     ----------
     config, peer : Config, Peer
-    first : Line, optional
+    other : Line, optional
         The line with which this one shares the results for a node: while the node stores a result, the next one is on
-        its way over the other. A node that does not want two associations gets all over the first.
+        its way over the other line. Where the node takes only one association, the line that is open gets all.
     """
 
-    def __init__(self, config: Config, peer: Peer, first: Line | None = None) -> None:
-        self._config, self._peer, self.first = config, peer, first
-        self.share = 0, 1  # rest and divisor of the ids of the results that are this line's
-        if first is not None:
-            first.share, self.share = (0, 2), (1, 2)
+    def __init__(self, config: Config, peer: Peer, other: Line | None = None) -> None:
+        self._config, self._peer, self._other = config, peer, other
+        self.share = 0, 1  # remainder and divisor of the ids of the results that are this line's
+        self._both: threading.Lock = threading.Lock() if other is None else other._both
         self._association: Any = None
         self._classes: frozenset[str] = frozenset()
         self._used = 0.0
+        if other is not None:
+            other._other, other.share, self.share = self, (0, 2), (1, 2)
 
-    def step_back(self) -> None:
-        """Leave all results to the first line."""
-        assert self.first is not None
-        self.first.share, self.share = (0, 1), (-1, 1)
+    @property
+    def is_open(self) -> bool:
+        """Whether there is an association."""
+        association = self._association
+        return association is not None and bool(association.is_established)
+
+    def step_back(self) -> bool:
+        """Leave all results to the other line, if that is open; it keeps them until the node is started again."""
+        with self._both:
+            if self._other is None or not self._other.is_open or self.share == (-1, 1):
+                return False
+            self._other.share, self.share = (0, 1), (-1, 1)
+            return True
 
     def open(self, classes: Iterable[str]) -> Any:
         """Open an association for SOP classes, or take the one that is open; Later if the peer does not accept it."""
@@ -122,7 +131,8 @@ class Line:
             self.close()
         if self._association is None:
             self._classes = wanted | RESULT_CLASSES
-            self._association = _associate(self._config, self._peer, sorted(self._classes))
+            with self._both:  # a line that is not accepted then sees whether the other is
+                self._association = _associate(self._config, self._peer, sorted(self._classes))
         self._used = time.monotonic()
         return self._association
 
@@ -139,12 +149,12 @@ class Line:
 
 
 def send_waiting(spool: Spool, config: Config, destination: str, line: Line | None = None) -> None:
-    """Send what is due to one destination, over the association of ``line`` its share, else all over one of its own."""
-    rest, divisor = (0, 1) if line is None else line.share
+    """Send results that are due to one destination: over ``line`` its share, else all over a new association."""
+    remainder, divisor = (0, 1) if line is None else line.share
     waiting = spool.rows(
         "SELECT r.id, r.series, r.kind, r.sop_class, r.file, d.attempts FROM delivery d JOIN result r ON r.id=d.result"
         " WHERE d.state='waiting' AND d.destination=? AND d.due<=? AND r.id % ? = ? ORDER BY r.id LIMIT ?",
-        *(destination, time.time(), divisor, rest, _TOGETHER),
+        *(destination, time.time(), divisor, remainder, _TOGETHER),
     )
     if not waiting:
         if line is not None:
@@ -184,9 +194,8 @@ def send_waiting(spool: Spool, config: Config, destination: str, line: Line | No
         else:
             _copy(Path(place), files, sent)
     except Exception as error:
-        if isinstance(error, Refused) and line is not None and line.first is not None:
-            line.step_back()
-            say("second association refused", to=kind)
+        if isinstance(error, NotOpened) and line is not None and line.step_back():
+            say("one association taken", to=kind)
             return
         reason = str(error) if isinstance(error, Later) else where(error)
         attempts = max(row["attempts"] for row in waiting)
@@ -218,9 +227,7 @@ def _associate(config: Config, peer: Peer, classes: Sequence[str], **options: An
     if not association.is_established:
         if association.rejected_contexts:  # all of them
             raise Later("no SOP class accepted")
-        if association.is_rejected:
-            raise Refused("association rejected")
-        raise Later("no connection")
+        raise NotOpened("association rejected" if association.is_rejected else "no connection")
     keep_answers(association)
     return association
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from trtseg.errors import InputError, OutputError
 from trtseg.node.spool import Made, Spool, flush_folder
-from trtseg.threads import Ahead
 
 if TYPE_CHECKING:
     from trtseg.result import Segmentation
@@ -21,7 +22,7 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 RESULT_CLASSES = frozenset(
     ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.88.33", SECONDARY_CAPTURE)
 )
-_DRAWN_BYTES = 50_000_000  # of pictures that are drawn while Segmentation and report are written
+_DRAWN_BYTES = 50_000_000  # pictures that are drawn while Segmentation and report are written
 _TOGETHER = 8  # pictures that are noted at once: the first are sent while the next are drawn
 
 
@@ -52,10 +53,17 @@ def write_results(spool: Spool, result: Segmentation, kinds: Sequence[str]) -> l
         ]
 
 
-def draw_pictures(result: Segmentation, first: int) -> Iterator[tuple[int, Any]]:
+@contextmanager
+def drawn_pictures(result: Segmentation, first: int) -> Iterator[Iterator[tuple[int, Any]]]:
     """Draw the pictures of a result from the first on, counted from 0.
 
-    A thread begins at once, with as many as memory is taken for; the rest are drawn when they are asked for.
+    A thread draws as many as fit into `_DRAWN_BYTES` at once; the others are drawn when they are asked for. At the end
+    of ``with`` the thread ends, too.
+
+    Yields
+    ------
+    iterator of (int, ndarray)
+        Slices ``z`` and their pictures, uint8 ``[Y, X, 3]``; see `trtseg.report.captures.draw_captures`.
     """
     from trtseg.report.captures import draw_captures, drawn_slices
 
@@ -63,19 +71,30 @@ def draw_pictures(result: Segmentation, first: int) -> Iterator[tuple[int, Any]]
     slices = drawn_slices(result.canonical, result.geometry.spacing[0], result.lesions)[first:]
     pictures = draw_captures(result.volume, result.canonical, slices)
     most = max(1, _DRAWN_BYTES // (3 * result.canonical[0].size))
-    ahead = Ahead(lambda: list(itertools.islice(pictures, most)))
+    is_over = threading.Event()
 
-    def drawn() -> Iterator[tuple[int, Any]]:
-        yield from ahead.result()
-        yield from pictures
+    def draw() -> list[tuple[int, Any]]:
+        drawn: list[tuple[int, Any]] = []
+        while len(drawn) < most and not is_over.is_set() and (picture := next(pictures, None)) is not None:
+            drawn.append(picture)
+        return drawn
 
-    return drawn()
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(draw)
+        try:
+            yield itertools.chain(_first_of(ahead), pictures)
+        finally:
+            is_over.set()
+
+
+def _first_of(ahead: Future[list[tuple[int, Any]]]) -> Iterator[tuple[int, Any]]:
+    yield from ahead.result()
 
 
 def write_pictures(
     spool: Spool, result: Segmentation, series_uid: str, first: int, pictures: Iterator[tuple[int, Any]]
 ) -> Iterator[tuple[list[Made], bool]]:
-    """Write the pictures of `draw_pictures`.
+    """Write ``pictures``, those of `drawn_pictures` from the first on.
 
     Yields
     ------

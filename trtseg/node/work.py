@@ -21,7 +21,7 @@ from trtseg.errors import ArgumentError, DeviceError, InputError, ModelError
 from trtseg.node.config import Config
 from trtseg.node.ending import due, look
 from trtseg.node.log import say, scrub, where
-from trtseg.node.results import begun, draw_pictures, series_of_pictures, write_pictures, write_results
+from trtseg.node.results import begun, drawn_pictures, series_of_pictures, write_pictures, write_results
 from trtseg.node.spool import Made, Spool
 from trtseg.node.stopping import Stop
 
@@ -40,12 +40,15 @@ _AHEAD = 48  # slices that may wait for the nets
 
 
 def lower_nets() -> None:
-    """Let the threads of the nets give way to all else: what arrives is acknowledged, and a series ended, first.
+    """Let the nets of streams give way to all else: what arrives is acknowledged, and a series ended, first.
 
-    On Linux, each thread has a priority of its own, which the threads that it starts have too.
+    On Linux, each thread has a priority of its own, which the threads that it starts have too: those of trtseg's own
+    engine. OpenVINO's threads keep theirs.
     """
+    from trtseg.stream import THREAD
+
     for thread in threading.enumerate():
-        if thread.name == "trtseg stream" and thread.native_id:
+        if thread.name == THREAD and thread.native_id:
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, thread.native_id, os.getpriority(os.PRIO_PROCESS, 0) + _NICE)
 
@@ -216,23 +219,24 @@ class Worker:
         result = series.finish()
         pictures = begun(spool, number, self.segmenter.fingerprint())
         more = "sc" in self.config.results and result.liver_ml > 0
-        drawn = draw_pictures(result, pictures or 0) if more else iter(())
-        count = 0
-        if pictures is None:
-            made = write_results(spool, result, [kind for kind in self.config.results if kind != "sc"])
-            with self._removed_if_unknown(made):
-                is_kept = spool.finish(number, series.last, made, destinations, more=more)
-            if not is_kept:
-                return None
-            count = len(made)
-        if more:
-            uid = series_of_pictures(spool, number, series.last)
-            for made, follow in write_pictures(spool, result, uid, pictures or 0, drawn):
+        with contextlib.ExitStack() as stack:
+            drawn = stack.enter_context(drawn_pictures(result, pictures or 0)) if more else iter(())
+            count = 0
+            if pictures is None:
+                made = write_results(spool, result, [kind for kind in self.config.results if kind != "sc"])
                 with self._removed_if_unknown(made):
-                    spool.add_results(number, made, destinations, follow)
-                count += len(made)
-        elif pictures is not None:  # they are no longer asked for
-            spool.add_results(number, [], destinations, False)
+                    is_kept = spool.finish(number, series.last, made, destinations, more=more)
+                if not is_kept:
+                    return None
+                count = len(made)
+            if more:
+                uid = series_of_pictures(spool, number, series.last)
+                for made, follow in write_pictures(spool, result, uid, pictures or 0, drawn):
+                    with self._removed_if_unknown(made):
+                        spool.add_results(number, made, destinations, follow)
+                    count += len(made)
+            elif pictures is not None:  # they are no longer asked for
+                spool.add_results(number, [], destinations, False)
         facts = {"results": count, "warnings": [warning.code for warning in result.warnings]}
         return facts | ({"note": "no liver found"} if result.liver_ml == 0 else {})
 

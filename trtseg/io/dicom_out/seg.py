@@ -126,7 +126,8 @@ def write_seg(
     del dataset.PerFrameFunctionalGroupsSequence, dataset.PixelData
     head = io.BytesIO()
     dataset.save_as(head)
-    path.write_bytes(source.refer_to_all(head.getvalue()) + frames)
+    with path.open("wb") as file:
+        file.writelines((source.refer_to_all(head.getvalue()), frames))
     return dataset, segments
 
 

@@ -148,7 +148,7 @@ class Source:
         return list({one.sop_instance: one.item() for one in self.slices}.values())
 
     def refer(self, dataset: Any) -> None:
-        """Let an object refer to all instances of the source, once `refer_to_all` has completed what is written."""
+        """Put a stand-in for the references to the source into an object; `refer_to_all` replaces it in the file."""
         from pydicom import Dataset
 
         series = Dataset()
@@ -157,12 +157,16 @@ class Source:
         dataset.ReferencedSeriesSequence = [series]
 
     def refer_to_all(self, written: bytes) -> bytes:
-        """Complete an object in Explicit VR Little Endian, made with `refer`; with pydicom it takes much longer."""
+        """Replace the stand-in in a DICOM file, Explicit VR Little Endian, by references to all of the source.
+
+        pydicom takes much longer.
+        """
         every = {one.sop_instance: one.encoded() for one in self.slices}
         old = _references(_STAND_IN.encoded(), _STAND_IN.sop_class)
         new = _references(b"".join(every.values()), self.series)
         for stand_in, whole in zip(old, new, strict=True):
-            assert written.count(stand_in) == 1
+            if written.count(stand_in) != 1:
+                raise ValueError("the references to the source cannot be written")
             written = written.replace(stand_in, whole)
         return written
 
