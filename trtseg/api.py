@@ -161,9 +161,8 @@ class Segmenter:
     def fingerprint(self, orientation: str | None = None) -> str:
         """Stand for all that decides on a CT's labels: version, nets, thresholds, device, precision, steps, search.
 
-        What runs the nets of a precision on the CPU changes their rounding and is not in it.
-
-        ``orientation`` is that of `segment`.
+        What runs the nets of a precision on the CPU changes their rounding and is not in it. ``orientation`` is that of
+        `segment`.
         """
         nets = [(self.spec.sha256[f"{net.role}.onnx"], net.threshold) for net in self.spec.nets]
         more = orientation and orientation.upper(), self.search_mm and f"search {self.search_mm} mm"
