@@ -212,7 +212,7 @@ class Worker:
     def _make(self, series: Series) -> dict[str, Any] | None:
         """Make the results of a series, and say what they are; None if instances came in the meantime.
 
-        Segmentation and report are on their way before the first picture is drawn. After a restart in between, the
+        Segmentation and report are on their way before the first picture is written. After a restart in between, the
         pictures that are missing follow.
         """
         spool, number, destinations = self.spool, series.number, self.config.destinations
