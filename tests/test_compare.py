@@ -13,8 +13,8 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from tests.training_data import tiny_kit
-from training import compare, kit, results, row, tally
+from tests.tiny_kit import tiny_kit
+from training import compare, kit, results, row, tally, trainer
 from training.batch import DeviceKit
 from training.checkpoint import Settings
 from training.methods import Method, OneStep
@@ -115,7 +115,7 @@ def test_every_method_sees_the_same_samples(method, monkeypatch):
         return real(self, b, mask)
 
     monkeypatch.setattr(row.RowTrainer, "_loss", loss)
-    monkeypatch.setattr(row, "AHEAD", 2)
+    monkeypatch.setitem(trainer.AHEAD, "cpu", 2)
     steps = 3
     stored = row.run(made, replace(SMALL, method=method, steps=steps), FOLDS[0], torch.device("cpu"))
     row.run(made, replace(SMALL, steps=steps, balance=1.0), FOLDS[0], torch.device("cpu"))
@@ -208,11 +208,11 @@ def test_a_kit_without_the_patients_is_refused(tmp_path):
 def test_steps_follow_from_the_time():
     # 4 runs of the table's 5 pairs of nets, of 2 halves, of the gates' 2, of the last 2: 10 ms a step of a pair, 8 jobs
     seconds = compare.LEAST_STEPS * 0.010 * 4 / 8 / compare.TRAINING_SHARE
-    assert compare.steps_for(10.01 * seconds, 0.010, 8) == 1000
-    assert compare.steps_for(9.9 * seconds, 0.010, 8) == 1200  # without the last
-    assert compare.steps_for(6.01 * seconds, 0.010, 8) == 1000
-    assert compare.steps_for(5.01 * seconds, 0.010, 8) == 1000
-    assert compare.steps_for(2.51 * seconds, 0.010, 8) == 500
+    assert compare.steps_for(10.01 * seconds, 0.010, 8) == 2000
+    assert compare.steps_for(9.9 * seconds, 0.010, 8) == 2450  # without the last
+    assert compare.steps_for(6.01 * seconds, 0.010, 8) == 2000
+    assert compare.steps_for(5.01 * seconds, 0.010, 8) == 2000
+    assert compare.steps_for(2.51 * seconds, 0.010, 8) == 1000
 
 
 def scored(tp, fp, fn):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training_data import tiny_kit
-from training import appearance, batch, kit, kit_score, kit_train, weak
+from tests.tiny_kit import tiny_kit
+from training import appearance, batch, kit, kit_score, kit_train, trainer, weak
 from training.checkpoint import Settings, fingerprint, load
 from training.distil import distilled
 from training.losses import Loss
-from training.methods import Method
+from training.methods import Liver, Method
 from training.trained import trained_net
 from trtseg.errors import InputError
 
@@ -289,6 +289,25 @@ def test_a_killed_run_ends_as_an_unbroken_one(tmp_path, monkeypatch):
     assert all((one[name] == two[name]).all() for name in one)
     with pytest.raises(InputError, match="other settings"):
         kit_train.train(*small_run(broken, lr=0.5))
+
+
+def test_batches_that_are_drawn_together_have_both_kinds_of_masks(tmp_path, monkeypatch):
+    kit_train.train(*small_run(tmp_path, steps=1))
+    monkeypatch.setitem(trainer.AHEAD, "cpu", 3)
+    seen, groups = [], []
+    monkeypatch.setattr(appearance, "grown", lambda mask, pixels: mask)
+    monkeypatch.setattr(appearance, "gallbladders", lambda b, share, g: groups.append(len(b.hu)) or b)
+    real = trainer.Trainer._backward
+    monkeypatch.setattr(trainer.Trainer, "_backward", lambda self, *t: seen.append(t) or real(self, *t))
+    monkeypatch.setattr(Liver, "probabilities", lambda self, hu: (torch.ones_like(hu), torch.zeros_like(hu)))
+    run = small_run(tmp_path, "tumour", steps=4, every=1e9, grow=0)
+    kit_train.train(*run, liver=tmp_path / "liver" / "last.pt")
+    assert groups == [24, 24]
+    assert len({float(hu.double().sum()) for hu, *_ in seen}) == len(seen) == 4
+    for hu, label, *_, mask in seen:
+        assert hu.shape == label.shape == mask.shape == (8, 32, 32)
+        assert mask[:4].all()  # what the liver net says
+        assert (mask[4:] == (label[4:] > 0)).all()
 
 
 def test_a_run_ends_in_time(tmp_path):

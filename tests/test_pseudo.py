@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.training_data import tiny_kit
+from tests.tiny_kit import tiny_kit
 from training import batch, kit, kit_train, pseudo
 from training.checkpoint import Settings, read
 from training.trained import trained_net

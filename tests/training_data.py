@@ -14,7 +14,6 @@ from PIL import Image
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from training.cases import Case, Scan
-from training.kit import Kit, levels, to_levels
 from trtseg.phantom import Phantom, abdomen
 
 SPACING = (40.0, 8.0, 7.0)  # (z, y, x) mm
@@ -204,39 +203,3 @@ def lesions_case(group: str, source: str = "phantom") -> Case:
     """A patient of eight slices with lesions, who is named by a letter."""
     made = abdomen(shape=(8, 64, 64), spacing=(20.0, 6.0, 6.0), seed=ord(group), lesions=3)
     return Case(group, source, group, lambda: Scan(made.ct, made.labels, (20.0, 6.0, 6.0), range(8)))
-
-
-def tiny_kit(size: int = 32) -> Kit:
-    """A kit of ten slices: a bright disc as liver, in some a dark spot as tumour; two validate, two have none."""
-    rng = np.random.default_rng(0)
-    level_hu = levels(6.0)
-    hu = rng.normal(0, 10, (10, size, size))
-    label = np.zeros(hu.shape, np.uint8)
-    y, x = np.mgrid[:size, :size]
-    for i in range(8):
-        centre = rng.integers(size // 3, size // 2, 2)
-        liver = np.hypot(y - centre[0], x - centre[1]) < size / 4
-        spot = np.hypot(y - centre[0], x - centre[1]) < size / 10
-        hu[i][liver] += 120
-        label[i][liver] = 1
-        if i % 2:
-            hu[i][spot] -= 80
-            label[i][spot] = 2 if i != 5 else 1
-    half = size // 2
-    cells = [[5, 0, half, 0, half, 1], [5, half, size, 0, half, 0], [5, 0, half, half, size, 2]]
-    return Kit(
-        image=to_levels(hu, level_hu),
-        label=label,
-        level_hu=level_hu,
-        cells=np.array(cells, np.float32),
-        pixel_mm=np.full(10, 8, np.float32),
-        thickness_mm=np.full(10, np.nan, np.float32),
-        lowest_hu=np.full(10, -1000, np.float32),
-        tumour_known=np.array([i != 5 for i in range(10)]),
-        case=np.array([f"case{i}" for i in range(10)]),
-        group=np.array([f"p{i // 2}" for i in range(10)]),
-        source=np.full(10, "phantom"),
-        split=np.array(["validation" if i in (2, 3) else "train" for i in range(10)]),
-        body_part=np.array(["" if i < 8 else "chest" for i in range(10)]),
-        z=np.arange(10),
-    )

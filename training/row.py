@@ -18,9 +18,6 @@ from training.methods import Liver, Method
 from training.tally import Tally, tallies
 from training.trainer import Run, Trainer
 
-#: Batches that are drawn together: a hundred small operations then cost as much as for one.
-AHEAD = 8
-
 
 @dataclass(frozen=True)
 class Split:
@@ -45,18 +42,13 @@ def scored_rows(kit: Kit, patients: Sequence[str]) -> np.ndarray:
 class RowTrainer(Trainer):
     """Trains on the loss of a method as the paper has it; all methods see the same samples in the same order."""
 
-    _drawn: batch.Batch
-
     @torch.no_grad()
     def samples(self) -> tuple[batch.Batch, Tensor]:
-        """A batch, and its HU, for which there is no other use."""
-        at, n = self.step % AHEAD, self.run.batch
-        if at == 0:
-            b = batch.draw(self.store, self.p, AHEAD * n, self.g, self.settings.size)
-            b = b._replace(hu=appearance.unclip(b.hu, self.store.lowest_hu[b.row], self.g))
-            b = appearance.lesions(b, self.run.lesions, self.g)
-            self._drawn = b._replace(hu=appearance.scanner(b.hu, self.g))
-        b = batch.Batch(*(values[at * n : (at + 1) * n] for values in self._drawn))
+        """`ahead` batches, and their HU, for which there is no other use."""
+        b = batch.draw(self.store, self.p, self.ahead * self.run.batch, self.g, self.settings.size)
+        b = b._replace(hu=appearance.unclip(b.hu, self.store.lowest_hu[b.row], self.g))
+        b = appearance.lesions(b, self.run.lesions, self.g)
+        b = b._replace(hu=appearance.scanner(b.hu, self.g))
         return b, b.hu
 
     def _loss(self, b: batch.Batch, mask: Tensor) -> Tensor:

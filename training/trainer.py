@@ -16,10 +16,13 @@ from training.checkpoint import Settings, build, read, save, start_from
 from training.distil import distilled
 from training.losses import Loss
 from training.methods import Method, Tumour, windowed
+from training.replay import Replayed
 from training.unet import UNet, weights
 from training.weak import TumourLoss, liver_loss
 from trtseg.errors import InputError
 
+#: Batches that are drawn and changed together: on a GPU hundreds of small operations then cost as much as for one.
+AHEAD = {"cuda": 8, "cpu": 1}
 #: Slices with whose statistics the batch norms of an exported net are made anew.
 UNFOLD_SLICES = 128
 
@@ -78,6 +81,9 @@ class Trainer:
         )
         self.average = [t.detach().clone() for t in self._floats()]
         self.g = torch.Generator(self.device)
+        self.ahead = AHEAD[self.device.type]
+        self._drawn: tuple[int, tuple[batch.Batch, Tensor]] | None = None
+        self._pass = Replayed(self._backward) if self.device.type == "cuda" else self._backward
         self.step, self.elapsed, self.last_saved, self.began = 0, 0.0, 0.0, 0.0
         self.losses: list[Tensor] = []
 
@@ -103,25 +109,44 @@ class Trainer:
         warm = min(1.0, (progress + 1e-4) / max(self.run.warm_up, 1e-4))
         for group in self.optimizer.param_groups:
             group["lr"] = self.run.lr * warm * 0.5 * (1 + math.cos(math.pi * progress))
-        seed = self.settings.seed * 1_000_003 + self.step
-        self.g.manual_seed(seed)
-        torch.manual_seed(seed)  # of the dropout
+        b, mask = self._batch()
+        torch.manual_seed(self._seed(self.step))  # of the dropout
         self.method.train()
-        loss = self._loss(*self.samples())
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = self._pass(*b, mask)
         nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         self.optimizer.step()
         decay = min(self.run.ema, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(self.average, [t.detach() for t in self._floats()], 1 - decay)
         self.step += 1
-        self.losses.append(loss.detach())
+        self.losses.append(loss)
+
+    def _backward(self, *tensors: Tensor) -> Tensor:
+        """The loss of a batch and its mask; the weights' gradients are those of it alone."""
+        *b, mask = tensors
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._loss(batch.Batch(*b), mask)
+        loss.backward()
+        return loss.detach()
+
+    def _seed(self, number: int) -> int:
+        return self.settings.seed * 1_000_003 + number
+
+    def _batch(self) -> tuple[batch.Batch, Tensor]:
+        """The batch of this step, out of those that were drawn together, and its mask."""
+        group, at = divmod(self.step, self.ahead)
+        if self._drawn is None or self._drawn[0] != group:
+            self._drawn = None  # so that the memory of the last group serves this one
+            self.g.manual_seed(self._seed(group))
+            self._drawn = group, self.samples()
+        b, mask = self._drawn[1]
+        own = slice(at * self.run.batch, (at + 1) * self.run.batch)
+        return batch.Batch(*(values[own] for values in b)), mask[own]
 
     @torch.no_grad()
     def samples(self) -> tuple[batch.Batch, Tensor]:
-        """A batch, and for a tumour net the mask, bool ``[B, H, W]``, that it is shown."""
+        """`ahead` batches, and for a tumour net the mask, bool ``[n, H, W]``, that it is shown."""
         run, g, size = self.run, self.g, self.settings.size
-        b = batch.draw(self.store, self.p, run.batch, g, size)
+        b = batch.draw(self.store, self.p, self.ahead * run.batch, g, size)
         b = b._replace(hu=appearance.unclip(b.hu, self.store.lowest_hu[b.row], g))
         if self.role == "liver":
             b = appearance.other_liver(b, run.other_livers, g)
@@ -137,19 +162,18 @@ class Trainer:
     def _mask(self, b: batch.Batch) -> Tensor:
         """The true liver of some slices, that of the liver net for the others, and each a bit larger or smaller."""
         assert isinstance(self.method, Tumour)
-        mask = (b.label > 0).float()
-        own = round(len(mask) * self.run.own_mask)
+        mask = (b.label > 0).float().unflatten(0, (self.ahead, -1))  # [batches, slices, H, W]
+        own = round(mask.shape[1] * self.run.own_mask)
         if own:
-            mask[:own] = (self.method.liver[0].probabilities(b.hu[:own])[0] > 0.5).float()
-        parts = []
+            hu = b.hu.unflatten(0, (self.ahead, -1))[:, :own].flatten(0, 1)
+            mask[:, :own] = (self.method.liver[0].probabilities(hu)[0] > 0.5).view_as(mask[:, :own])
         # interleaved, so that both kinds of masks are in each part
-        radii = torch.randint(-1, self.run.grow + 1, (4,), generator=torch.Generator().manual_seed(self.step))
-        for i, r in enumerate(radii.tolist()):
-            part = mask[i::4]
-            parts.append(1 - appearance.grown(1 - part, 1) if r < 0 else appearance.grown(part, r))
-        for i, part in enumerate(parts):
-            mask[i::4] = part
-        return mask > 0
+        parts = [part[i::4] for part in mask for i in range(4)]
+        seed = torch.Generator().manual_seed(self.step)
+        radii = torch.randint(-1, self.run.grow + 1, (len(parts),), generator=seed)
+        for part, r in zip(parts, radii.tolist(), strict=True):
+            part.copy_(1 - appearance.grown(1 - part, 1) if r < 0 else appearance.grown(part, r))
+        return mask.flatten(0, 1) > 0
 
     def _loss(self, b: batch.Batch, mask: Tensor) -> Tensor:
         if self.role == "liver":
