@@ -161,14 +161,18 @@ def _set_weight(source: str) -> float:
 def draw(store: DeviceKit, p: Tensor, batch: int, g: torch.Generator, size: int) -> Batch:
     """Draw slices with the probabilities ``p`` ``[N]``, and move them at random onto a grid of ``size`` pixels."""
     row = torch.multinomial(p, batch, replacement=True, generator=g)
-    grid, area = positions(store, batch, g, size)
+    return at(store, row, *positions(store, batch, g, size))
+
+
+def at(store: DeviceKit, row: Tensor, grid: Tensor, area: Tensor) -> Batch:
+    """The slices ``row`` ``[n]`` at the `positions` ``grid`` and ``area``."""
     side = store.image.shape[1]
     # grid_sample pads with zeros, so that air must be zero while it runs
     hu = F.grid_sample((store.hu(row) - AIR_HU)[:, None], grid, align_corners=False)[:, 0] + AIR_HU
-    at = ((grid + 1) * (side / 2)).floor().long()  # nearest pixel (x, y)
-    inside = ((at >= 0) & (at < side)).all(-1)
-    at = at.clamp(0, side - 1)
-    flat = (row[:, None, None] * side + at[..., 1]) * side + at[..., 0]
+    pixel = ((grid + 1) * (side / 2)).floor().long()  # nearest pixel (x, y)
+    inside = ((pixel >= 0) & (pixel < side)).all(-1)
+    pixel = pixel.clamp(0, side - 1)
+    flat = (row[:, None, None] * side + pixel[..., 1]) * side + pixel[..., 0]
     label, cell = (torch.where(inside, values.view(-1)[flat], 0) for values in (store.label, store.cell))
     return Batch(hu, label, cell, row, area)
 

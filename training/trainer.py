@@ -210,12 +210,14 @@ class Trainer:
         behind = self.method.liver[0] if isinstance(self.method, Tumour) else None
         method = build(self.settings, behind)
         kit_score.to_device(method, self.device)
-        own = _net(method, self.role).state_dict()
-        for target, value in zip(
-            [t for t in own.values() if t.dtype.is_floating_point], self.average, strict=True
-        ):
-            target.copy_(value)
+        self.average_into(_net(method, self.role))
         return method.eval()
+
+    def average_into(self, net: nn.Module) -> None:
+        """Give a net of this shape the averaged weights."""
+        own = (t for t in net.state_dict().values() if t.dtype.is_floating_point)
+        for target, value in zip(own, self.average, strict=True):
+            target.copy_(value)
 
     def start(self, source: str) -> None:
         """Take the weights of a checkpoint, or those of the net of an exported model."""

@@ -40,26 +40,35 @@ class UNet(nn.Module):
     stem : int
         0, or channels of a convolution with stride 2 in front, so that the first level has half the rows and columns of
         the input; the head then gives four logits a pixel. Rows and columns must be divisible by twice as much.
+    channels : int
+        Channels of the input: the nets of a cascade have one.
     """
 
     def __init__(
-        self, classes: int = 1, width: int = 16, depth: int = 4, dropout: float = 0.1, stem: int = 0
+        self,
+        classes: int = 1,
+        width: int = 16,
+        depth: int = 4,
+        dropout: float = 0.1,
+        stem: int = 0,
+        channels: int = 1,
     ) -> None:
         super().__init__()
         self.sizes = {"width": width, "depth": depth, "stem": stem}
-        channels = [width * 2**level for level in range(depth + 1)]
+        widths = [width * 2**level for level in range(depth + 1)]
         self.stem: nn.Module = nn.Identity()
         if stem:
-            first = nn.Conv2d(1, stem, 4, stride=2, padding=1, bias=False)
+            first = nn.Conv2d(channels, stem, 4, stride=2, padding=1, bias=False)
             self.stem = nn.Sequential(first, nn.BatchNorm2d(stem), nn.ReLU(inplace=True))
         self.down = nn.ModuleList(
-            DoubleConv(c_in, c_out) for c_in, c_out in zip([stem or 1, *channels[:-1]], channels, strict=True)
+            DoubleConv(c_in, c_out)
+            for c_in, c_out in zip([stem or channels, *widths[:-1]], widths, strict=True)
         )
-        self.up = nn.ModuleList(nn.ConvTranspose2d(c, c // 2, 2, stride=2) for c in reversed(channels[1:]))
-        self.merge = nn.ModuleList(DoubleConv(c, c // 2, dropout) for c in reversed(channels[1:]))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(c, c // 2, 2, stride=2) for c in reversed(widths[1:]))
+        self.merge = nn.ModuleList(DoubleConv(c, c // 2, dropout) for c in reversed(widths[1:]))
         self.head = nn.ConvTranspose2d(width, classes, 2, stride=2) if stem else nn.Conv2d(width, classes, 1)
 
-    def forward(self, x: Tensor) -> Tensor:  # [n, 1, H, W] -> [n, classes, H, W]
+    def forward(self, x: Tensor) -> Tensor:  # [n, channels, H, W] -> [n, classes, H, W]
         x, skips = self.stem(x), []
         for level, block in enumerate(self.down):
             if level:
