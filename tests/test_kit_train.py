@@ -332,24 +332,24 @@ def test_a_small_net_imitates_a_large_one(tmp_path):
     large = tmp_path / "liver" / "last.pt"
     role, path, _, settings, run = small_run(tmp_path, steps=2, every=1e9)
     settings = replace(settings, depth=1, stem=3)
-    kit_train.train(role, path, tmp_path / "small", settings, run, distil=large)
+    kit_train.train(role, path, tmp_path / "small", settings, run, distil=[large, large])
     method, found = load(tmp_path / "small" / "last.pt")
-    assert found.distilled == fingerprint(trained_net(large, "liver"))
+    assert found.distilled == "+".join([fingerprint(trained_net(large, "liver"))] * 2)
     assert method.probabilities(torch.zeros(1, 32, 32))[0].shape == (1, 32, 32)
 
 
 def test_the_loss_of_distillation():
     loss = Loss(2, 0.5, "none")
     loss.frequency.copy_(torch.tensor([0.75, 0.25]))
-    zero, two = torch.zeros(1, 1, 1, 2), torch.tensor([[[[2.0, 0.0]]]])
+    half, two = torch.full((1, 1, 1, 2), 0.5), torch.tensor([[[[2.0, 0.0]]]])
     at_two = math.log(1 + math.exp(2)) - 1  # cross-entropy of p = 0.5 with the logit 2
     # a pixel of p = 0.5 weighs the mean of both classes
     mean = (0.75**-0.5 + 0.25**-0.5) / 2 / (0.75**0.5 + 0.25**0.5)
-    assert float(distilled(loss, two, zero)) == pytest.approx(mean * (at_two + math.log(2)) / 2, rel=1e-5)
+    assert float(distilled(loss, two, half)) == pytest.approx(mean * (at_two + math.log(2)) / 2, rel=1e-5)
     first = torch.tensor([[[True, False]]])
-    assert float(distilled(loss, two, zero, first)) == pytest.approx(mean * at_two, rel=1e-5)
+    assert float(distilled(loss, two, half, first)) == pytest.approx(mean * at_two, rel=1e-5)
     logits = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    distilled(loss, logits, logits.detach()).backward()
+    distilled(loss, logits, torch.sigmoid(logits.detach())).backward()
     assert float(logits.grad.abs().max()) < 1e-7  # least where both say the same
 
 

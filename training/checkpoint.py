@@ -53,7 +53,7 @@ class Settings:
     liver: str = ""  # SHA-256 of the liver net that a tumour net is trained behind
     start: str = ""  # SHA-256 of the nets whose weights this run starts with
     teachers: str = ""  # SHA-256 of the tumour nets that gave masks to slices with cells
-    distilled: str = ""  # SHA-256 of the net whose logits this run imitates
+    distilled: str = ""  # SHA-256 of the nets that this run imitates
 
 
 def build(settings: Settings, liver: Liver | None = None) -> Method:

@@ -12,19 +12,19 @@ from torch.nn import functional as F
 from training.losses import Loss, class_weights
 
 
-def distilled(loss: Loss, logits: Tensor, teacher: Tensor, where: Tensor | None = None) -> Tensor:
-    """Cross-entropy against the probabilities of a teacher, weighted by class as ``loss`` weights its own.
+def distilled(loss: Loss, logits: Tensor, p: Tensor, where: Tensor | None = None) -> Tensor:
+    """Cross-entropy against the probabilities of teachers, weighted by class as ``loss`` weights its own.
 
     Parameters
     ----------
     loss : Loss
         Of two classes; its class frequencies are used.
-    logits, teacher : Tensor
-        ``[B, 1, H, W]``. At the same probability the loss is least, whatever the weights are.
+    logits, p : Tensor
+        The net's logits and the teachers' mean probability, float32 ``[B, 1, H, W]``. At the same probability the loss
+        is least, whatever the weights are.
     where : Tensor, optional
         bool ``[B, H, W]``: what counts.
     """
-    p = torch.sigmoid(teacher.float())
     rest, own = class_weights(loss.frequency, loss.balance)
     pixels = F.binary_cross_entropy_with_logits(logits.float(), p, reduction="none") * torch.lerp(
         rest, own, p

@@ -4,7 +4,7 @@
     python -m training.kit_train tumour runs/kit.zip --seconds 140 --out runs/tumour --liver runs/liver/last.pt
 
 ``--start`` begins with the weights of another run or, with the name or folder of an exported model, with its own.
-``--distil`` lets the net imitate another one besides: a small net a large one.
+``--distil`` lets the net imitate another one besides, or the mean of several.
 The run writes ``last.pt``, which ``training.export`` and ``training.kit_score`` read, ``log.csv``, and the state from
 which the same command resumes a run that was killed; the time that was spent counts.
 """
@@ -38,6 +38,7 @@ def train(
     settings: Settings,
     run: Run,
     teachers: Sequence[str] = (),
+    distil: Sequence[Path | str] = (),
     **files: Path | str | None,
 ) -> None:
     """Run or resume a training.
@@ -51,10 +52,12 @@ def train(
     settings, run : Settings, Run
     **files : Path or str, optional
         ``liver``: checkpoint of the liver net, for a tumour net; ``start``: checkpoint or model whose weights the run
-        starts with; ``distil``: checkpoint or model whose logits the net imitates besides (`training.distil`);
+        starts with;
         ``state``: file of the state of the run, ``out/resume.pt`` if not given.
     teachers : sequence of str
         Checkpoints or models whose tumour nets give masks to slices that have only cells (`training.pseudo`).
+    distil : sequence of Path or str
+        Checkpoints or models whose mean probabilities the net imitates besides (`training.distil`).
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -65,12 +68,12 @@ def train(
     if liver:
         settings = replace(settings, liver=fingerprint(liver.nets))
     nets = [_teacher(name, role, device) for name in teachers]
-    imitated = _teacher(files["distil"], role, device) if files.get("distil") else None
+    imitated = [_teacher(name, role, device) for name in distil]
     settings = replace(
         settings,
         store=kit.sha256,
         teachers=pseudo.names(nets),
-        distilled=fingerprint(imitated) if imitated else "",
+        distilled="+".join(map(fingerprint, imitated)),
     )
     torch.manual_seed(settings.seed)
     method = build(settings, liver)
@@ -160,7 +163,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--liver", type=Path, help="checkpoint of the liver net (tumour only)")
     parser.add_argument("--start", help="checkpoint, or name or folder of an exported model")
-    parser.add_argument("--distil", help="checkpoint or model whose net this one imitates besides")
+    parser.add_argument(
+        "--distil",
+        action="append",
+        default=[],
+        help="checkpoint or model whose net this one imitates besides (repeat: the mean of several)",
+    )
     parser.add_argument(
         "--teacher",
         action="append",
@@ -182,8 +190,8 @@ def main() -> None:
     args = vars(parser.parse_args())
     run = Run(**{field.name: args.pop(field.name) for field in fields(Run)})
     role, path, out = args.pop("role"), args.pop("kit"), args.pop("out")
-    files = {name: args.pop(name) for name in ("liver", "start", "distil", "state")}
-    teachers = args.pop("teacher")
+    files = {name: args.pop(name) for name in ("liver", "start", "state")}
+    teachers, distil = args.pop("teacher"), args.pop("distil")
     if (role == "tumour") != (files["liver"] is not None):
         parser.error("--liver goes with tumour, which needs it")
     if teachers and role != "tumour":
@@ -193,7 +201,7 @@ def main() -> None:
         role, batch=run.batch, lr=run.lr, ema=run.ema, overlap=run.overlap, precision=precision, **args
     )
     try:
-        train(role, path, out, settings, run, teachers, **files)
+        train(role, path, out, settings, run, teachers, distil, **files)
     except TrtsegError as error:
         raise SystemExit(f"error: {error}") from None
 

@@ -106,7 +106,7 @@ def go(shared: Path, runs: Path, start: str, out: Path, share: float = 1.0) -> N
         liver = runs / stage.behind / "last.pt" if stage.behind else None
         begin = runs / stage.start / "last.pt" if stage.start else None
         kit_train.train(
-            stage.role, packed, runs / stage.name, settings, run, start=begin, liver=liver, distil=start
+            stage.role, packed, runs / stage.name, settings, run, start=begin, liver=liver, distil=[start]
         )
     checkpoints = [runs / name / "last.pt" for name in EXPORTED]
     export.export(checkpoints, out, {"tumour": TUMOUR_THRESHOLD}, ABOUT, pixel_mm=PIXEL_MM)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -49,7 +49,7 @@ class Run:
     )
     negative: float = 0.5  # weights of the cells without
     positive: float = 0.1  # and with a tumour
-    imitation: float = 1.0  # weight of the probabilities of the net that is imitated, where there is one
+    imitation: float = 1.0  # weight of the probabilities of the nets that are imitated, where there are some
     overlap: str = "dice"
 
 
@@ -64,10 +64,10 @@ class Trainer:
         run: Run,
         store: batch.DeviceKit,
         p: Tensor,
-        teacher: UNet | None = None,
+        imitated: Sequence[UNet] = (),
     ) -> None:
         self.role, self.method, self.settings, self.run = role, method, settings, run
-        self.store, self.p, self.teacher = store, p, teacher
+        self.store, self.p, self.imitated = store, p, imitated
         self.device = store.image.device
         self.net = _net(method, role)
         self.pixels = Loss(2, settings.balance, run.overlap).to(self.device)
@@ -188,12 +188,12 @@ class Trainer:
         return self.loss(logits, b.label, mask, slices, cells) + self._distilled(x, logits, mask)
 
     def _distilled(self, x: Tensor, logits: Tensor, where: Tensor | None) -> Tensor | float:
-        if self.teacher is None:
+        if not self.imitated:
             return 0.0
         precision = self.method.precision
         with torch.no_grad(), torch.autocast(x.device.type, precision, enabled=precision != torch.float32):
-            wanted = self.teacher(x)
-        return self.run.imitation * distilled(self.pixels, logits, wanted, where)
+            p = torch.stack([torch.sigmoid(net(x).float()) for net in self.imitated]).mean(0)
+        return self.run.imitation * distilled(self.pixels, logits, p, where)
 
     def due(self) -> bool:
         """Whether it is time to validate."""
