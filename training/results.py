@@ -251,12 +251,9 @@ def tables(folder: Path) -> str:
                 "the same.",
                 scores_table(gates, together=False),
             ),
-            (
-                "Less the straight-through gate",
-                "",
-                differences_table(rows, [(n, "joint, balanced") for n in GATES]),
-            ),
         ]
+    if gated := [(name, "joint, balanced") for name in GATES if rows[name]]:
+        parts.append(("Less the straight-through gate", "", differences_table(rows, gated)))
     text = _head(stored)
     for title, about, made in parts:
         text += f"\n## {title}\n\n" + (f"{about}\n\n" if about else "") + made + "\n"

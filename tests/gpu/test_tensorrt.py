@@ -18,8 +18,7 @@ from trtseg import models
 from trtseg.cascade.cpu import Cascade
 from trtseg.cascade.volumes import label_volume
 from trtseg.cuda.device import open_device
-from trtseg.engines import acceptance
-from trtseg.engines.calibration import open_reference
+from trtseg.engines import acceptance, open_engine
 from trtseg.engines.nvidia.cache import adopt
 from trtseg.engines.nvidia.machine import RTX_CAPABILITIES, check_gpu, choose_runtime, installed
 from trtseg.engines.nvidia.nets import open_nets
@@ -81,9 +80,9 @@ def ct() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def reference(ct):
-    """Labels of the FP32 reference on the CPU, without postprocessing, and its tumour logits."""
+    """Labels of the CPU in FP32, without postprocessing, and its tumour logits."""
     files = models.find("default")
-    engines = [open_reference(files, net) for net in files.spec.nets]
+    engines = [open_engine(files, net, precision="fp32") for net in files.spec.nets]
     return label_volume(Cascade(*engines), trtseg.load(ct, spacing=SPACING), None)[:2]
 
 
