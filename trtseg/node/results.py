@@ -24,6 +24,7 @@ RESULT_CLASSES = frozenset(
 )
 _DRAWN_BYTES = 50_000_000  # pictures that are drawn while Segmentation and report are written
 _TOGETHER = 8  # pictures that are noted at once: the first are sent while the next are drawn
+_WRITERS = 4  # pictures that are flushed to the disk side by side, which takes hardly longer than one
 
 
 def write_results(spool: Spool, result: Segmentation, kinds: Sequence[str]) -> list[Made]:
@@ -118,7 +119,7 @@ def write_pictures(
         writing.clear()
         return made, more
 
-    with ThreadPoolExecutor(1) as pool:  # a picture goes to the disk while the next one is drawn
+    with ThreadPoolExecutor(_WRITERS) as pool:  # pictures go to the disk while the next ones are drawn
         try:
             for uid, parts in encode_pictures(result, pictures, series_uid, first + 1):
                 if len(writing) == _TOGETHER:
