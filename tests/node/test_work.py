@@ -19,11 +19,9 @@ from tiny import cascade_model
 
 from trtseg.api import Segmenter
 from trtseg.node.config import Config
-from trtseg.node.results import drawn_pictures, write_pictures
+from trtseg.node.results import write_pictures
 from trtseg.node.spool import Facts, Spool
 from trtseg.node.work import Worker, lower_nets
-from trtseg.phantom import abdomen
-from trtseg.report.captures import draw_captures, drawn_slices
 from trtseg.stream import THREAD
 
 
@@ -231,26 +229,6 @@ def test_pictures_of_another_model_are_not_added(drawing, monkeypatch):
     assert kinds.count("seg") == 2
     assert [one.DeviceSerialNumber == "another" for one in read] == [False] * 4 + [True] * (len(read) - 4)
     assert [one.InstanceNumber for one in read[6:]] == list(range(1, len(read) - 5))
-
-
-@pytest.mark.parametrize("room", [1, 10**9])
-def test_pictures_are_those_that_are_drawn_one_by_one(segmenter, monkeypatch, room):
-    """Whether a thread has room for one of them or for all; and the thread ends, with all pictures taken or none."""
-    phantom = abdomen((8, 64, 80), (10.0, 5.0, 5.0))
-    result = segmenter.segment(phantom.ct, spacing=(10.0, 5.0, 5.0))
-    slices = drawn_slices(result.canonical, result.geometry.spacing[0], result.lesions)
-    wanted = list(draw_captures(result.volume, result.canonical, slices))
-    assert len(wanted) > 2
-    monkeypatch.setattr("trtseg.node.results._DRAWN_BYTES", room)
-    before = threading.active_count()
-    for first in (0, 1, len(wanted)):
-        with drawn_pictures(result, first) as drawn:
-            found = list(drawn)
-        assert [z for z, _ in found] == [z for z, _ in wanted[first:]]
-        assert all((one == other).all() for (_, one), (_, other) in zip(found, wanted[first:], strict=True))
-        with drawn_pictures(result, first):
-            pass
-    assert threading.active_count() == before
 
 
 def test_only_the_nets_of_streams_give_way():

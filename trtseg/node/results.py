@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import tempfile
-import threading
 import uuid
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from trtseg.errors import InputError, OutputError
@@ -22,7 +19,6 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 RESULT_CLASSES = frozenset(
     ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.88.33", SECONDARY_CAPTURE)
 )
-_DRAWN_BYTES = 50_000_000  # pictures that are drawn while Segmentation and report are written
 _TOGETHER = 8  # pictures that are noted at once: the first are sent while the next are drawn
 _WRITERS = 4  # pictures that are flushed to the disk side by side, which takes hardly longer than one
 
@@ -54,48 +50,10 @@ def write_results(spool: Spool, result: Segmentation, kinds: Sequence[str]) -> l
         ]
 
 
-@contextmanager
-def drawn_pictures(result: Segmentation, first: int) -> Iterator[Iterator[tuple[int, Any]]]:
-    """Draw the pictures of a result from the first on, counted from 0.
-
-    A thread draws as many as fit into `_DRAWN_BYTES` at once; the others are drawn when they are asked for. At the end
-    of ``with`` the thread ends, too.
-
-    Yields
-    ------
-    iterator of (int, ndarray)
-        Slices ``z`` and their pictures, uint8 ``[Y, X, 3]``; see `trtseg.report.captures.draw_captures`.
-    """
-    from trtseg.report.captures import draw_captures, drawn_slices
-
-    assert result.volume is not None
-    slices = drawn_slices(result.canonical, result.geometry.spacing[0], result.lesions)[first:]
-    pictures = draw_captures(result.volume, result.canonical, slices)
-    most = max(1, _DRAWN_BYTES // (3 * result.canonical[0].size))
-    is_over = threading.Event()
-
-    def draw() -> list[tuple[int, Any]]:
-        drawn: list[tuple[int, Any]] = []
-        while len(drawn) < most and not is_over.is_set() and (picture := next(pictures, None)) is not None:
-            drawn.append(picture)
-        return drawn
-
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(draw)
-        try:
-            yield itertools.chain(_first_of(ahead), pictures)
-        finally:
-            is_over.set()
-
-
-def _first_of(ahead: Future[list[tuple[int, Any]]]) -> Iterator[tuple[int, Any]]:
-    yield from ahead.result()
-
-
 def write_pictures(
-    spool: Spool, result: Segmentation, series_uid: str, first: int, pictures: Iterator[tuple[int, Any]]
+    spool: Spool, result: Segmentation, series_uid: str, first: int
 ) -> Iterator[tuple[list[Made], bool]]:
-    """Write ``pictures``, those of `drawn_pictures` from the first on.
+    """Draw and write the pictures of a result from the first on, counted from 0.
 
     Yields
     ------
@@ -110,7 +68,11 @@ def write_pictures(
         As `write_results`.
     """
     from trtseg.io.dicom_out import encode_pictures
+    from trtseg.report.captures import draw_captures, drawn_slices
 
+    assert result.volume is not None
+    slices = drawn_slices(result.canonical, result.geometry.spacing[0], result.lesions)[first:]
+    pictures = draw_captures(result.volume, result.canonical, slices)
     writing: list[tuple[str, Any]] = []
 
     def written(more: bool) -> tuple[list[Made], bool]:

@@ -21,7 +21,7 @@ from trtseg.errors import ArgumentError, DeviceError, InputError, ModelError
 from trtseg.node.config import Config
 from trtseg.node.ending import due, look
 from trtseg.node.log import say, scrub, where
-from trtseg.node.results import begun, drawn_pictures, series_of_pictures, write_pictures, write_results
+from trtseg.node.results import begun, series_of_pictures, write_pictures, write_results
 from trtseg.node.spool import Made, Spool
 from trtseg.node.stopping import Stop
 
@@ -63,6 +63,7 @@ class Series:
         self.headers: list[Dataset] = []
         self._planes: list[np.ndarray] = []
         self._files: list[Any] = []
+        self._slices: list[Any] = []
         self._segmenter = segmenter
         self._stream: Stream | None = None
 
@@ -82,11 +83,12 @@ class Series:
 
         header, hu = read_slice(file)
         slices = slices_of("instance", header)
-        why_not = volumes([(file, header)])[1][0].reason  # a localizer, for example
+        why_not = volumes([(file, header)], [slices])[1][0].reason  # a localizer, for example
         self.headers.append(header)
         planes = hu[None] if hu.ndim == 2 else hu
         self._planes.append(planes)
         self._files.append(file)
+        self._slices.append(slices)
         if why_not:
             return
         # Slices that do not fit among those before are not streamed; at the end they are segmented or refused by name.
@@ -108,7 +110,7 @@ class Series:
 
         if not self.headers:
             raise InputError("no instance of the series can be decoded")
-        instances, candidates = volumes(list(zip(self._files, self.headers, strict=True)))
+        instances, candidates = volumes(list(zip(self._files, self.headers, strict=True)), self._slices)
         chosen, _ = choose("the series", candidates, None)
         volume = assemble("the series", instances, chosen.slices, self._planes.__getitem__)
         self._planes.clear()
@@ -219,24 +221,22 @@ class Worker:
         result = series.finish()
         pictures = begun(spool, number, self.segmenter.fingerprint())
         more = "sc" in self.config.results and result.liver_ml > 0
-        with contextlib.ExitStack() as stack:
-            drawn = stack.enter_context(drawn_pictures(result, pictures or 0)) if more else iter(())
-            count = 0
-            if pictures is None:
-                made = write_results(spool, result, [kind for kind in self.config.results if kind != "sc"])
+        count = 0
+        if pictures is None:
+            made = write_results(spool, result, [kind for kind in self.config.results if kind != "sc"])
+            with self._removed_if_unknown(made):
+                is_kept = spool.finish(number, series.last, made, destinations, more=more)
+            if not is_kept:
+                return None
+            count = len(made)
+        if more:
+            uid = series_of_pictures(spool, number, series.last)
+            for made, follow in write_pictures(spool, result, uid, pictures or 0):
                 with self._removed_if_unknown(made):
-                    is_kept = spool.finish(number, series.last, made, destinations, more=more)
-                if not is_kept:
-                    return None
-                count = len(made)
-            if more:
-                uid = series_of_pictures(spool, number, series.last)
-                for made, follow in write_pictures(spool, result, uid, pictures or 0, drawn):
-                    with self._removed_if_unknown(made):
-                        spool.add_results(number, made, destinations, follow)
-                    count += len(made)
-            elif pictures is not None:  # they are no longer asked for
-                spool.add_results(number, [], destinations, False)
+                    spool.add_results(number, made, destinations, follow)
+                count += len(made)
+        elif pictures is not None:  # they are no longer asked for
+            spool.add_results(number, [], destinations, False)
         facts = {"results": count, "warnings": [warning.code for warning in result.warnings]}
         return facts | ({"note": "no liver found"} if result.liver_ml == 0 else {})
 

@@ -127,7 +127,7 @@ def write_seg(
     head = io.BytesIO()
     dataset.save_as(head)
     with path.open("wb") as file:
-        file.writelines((source.refer_to_all(head.getvalue()), frames))
+        file.writelines((source.refer_to_all(head.getvalue()), *frames))
     return dataset, segments
 
 
