@@ -19,7 +19,7 @@ from tiny import cascade_model
 
 from trtseg.api import Segmenter
 from trtseg.node.config import Config
-from trtseg.node.results import write_pictures
+from trtseg.node.results import write_results
 from trtseg.node.spool import Facts, Spool
 from trtseg.node.work import Worker, lower_nets
 from trtseg.stream import THREAD
@@ -153,21 +153,21 @@ def test_more_series_than_streams_are_all_done(worker):
 
 @pytest.fixture
 def drawing(worker, monkeypatch):
-    """A worker that makes all results, two pictures at a time, and ends after the first two when it is told to."""
+    """A worker that makes all results, two pictures at a time, and ends after so many parts when it is told to."""
     worker.config = dataclasses.replace(worker.config, results=("seg", "sr", "sc"))
     monkeypatch.setattr("trtseg.node.results._TOGETHER", 2)
 
     def end_after(parts):
-        def pictures(*args):
-            for number, part in enumerate(write_pictures(*args)):
+        def some(*args):
+            for number, part in enumerate(write_results(*args)):
                 if number == parts:
                     raise OSError("killed")
                 yield part
 
-        monkeypatch.setattr("trtseg.node.work.write_pictures", pictures)
+        monkeypatch.setattr("trtseg.node.work.write_results", some)
         with pytest.raises(OSError, match="killed"):
             finish(worker)
-        monkeypatch.setattr("trtseg.node.work.write_pictures", write_pictures)
+        monkeypatch.setattr("trtseg.node.work.write_results", write_results)
         worker.close()  # as at the start of a new process
         worker.spool.sweep("results", "result")
 
@@ -182,15 +182,19 @@ def results(worker):
     return [row["kind"] for row in rows], read
 
 
-@pytest.mark.parametrize("parts", [0, 1, 2])
-def test_a_restart_between_report_and_pictures_goes_on_with_the_pictures(drawing, parts):
+@pytest.mark.parametrize("parts", [0, 1, 2, 3, 4])
+def test_a_restart_between_results_goes_on_with_those_that_are_missing(drawing, parts):
     store(drawing.spool, *ct_series(16))
     drawing.end_after(parts)
     kinds, before = results(drawing)
-    assert kinds == ["seg", "sr"] + ["sc"] * 2 * parts
+    assert kinds == ["seg", "sr", "sc", "sc", "sc", "sc"][: parts if parts < 3 else 2 * parts - 2]
     assert finish(drawing) == [("done", None)]
     kinds, after = results(drawing)
-    pictures = after[2:]
+    seg, report, *pictures = after
+    told = report.to_json()
+    assert all(
+        f'"{uid}"' in told for uid in (seg.SOPInstanceUID, *(one.TrackingUID for one in seg.SegmentSequence))
+    )
     assert kinds == ["seg", "sr"] + ["sc"] * len(pictures)
     assert [one.SOPInstanceUID for one in after[: len(before)]] == [one.SOPInstanceUID for one in before]
     assert len({one.SeriesInstanceUID for one in pictures}) == 1
@@ -204,15 +208,18 @@ def test_a_restart_between_report_and_pictures_goes_on_with_the_pictures(drawing
     assert (counted["series_done"], counted.get("series_failed", 0)) == (1, 0)
 
 
-def test_a_late_slice_between_report_and_pictures_gives_all_results_anew(drawing, monkeypatch):
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_late_slice_between_results_gives_all_of_them_anew(drawing, monkeypatch, parts):
     *series, late = ct_series(16)
     store(drawing.spool, *series)
 
-    def pictures(*args):
-        store(drawing.spool, late)
-        yield from write_pictures(*args)
+    def with_late(*args):
+        for number, part in enumerate(write_results(*args)):
+            if number == parts:
+                store(drawing.spool, late)
+            yield part
 
-    monkeypatch.setattr("trtseg.node.work.write_pictures", pictures)
+    monkeypatch.setattr("trtseg.node.work.write_results", with_late)
     assert finish(drawing) == [("done", None)]
     kinds, read = results(drawing)
     assert kinds.count("seg") == kinds.count("sr") == 2
@@ -222,7 +229,7 @@ def test_a_late_slice_between_report_and_pictures_gives_all_results_anew(drawing
 
 def test_pictures_of_another_model_are_not_added(drawing, monkeypatch):
     store(drawing.spool, *ct_series(16))
-    drawing.end_after(1)
+    drawing.end_after(3)
     monkeypatch.setattr("trtseg.api.Segmenter.fingerprint", lambda *_: "another")
     assert finish(drawing) == [("done", None)]
     kinds, read = results(drawing)

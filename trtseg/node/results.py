@@ -1,14 +1,16 @@
-"""Results -> DICOM objects in the spool: Segmentation and report together, then the pictures, a few at a time."""
+"""Results -> DICOM objects in the spool: the Segmentation, the report on it, then the pictures, a few at a time."""
 
 from __future__ import annotations
 
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtseg.errors import InputError, OutputError
+from trtseg.io import atomic
 from trtseg.node.spool import Made, Spool, flush_folder
 
 if TYPE_CHECKING:
@@ -23,8 +25,33 @@ _TOGETHER = 8  # pictures that are noted at once: the first are sent while the n
 _WRITERS = 4  # pictures that are flushed to the disk side by side, which takes hardly longer than one
 
 
-def write_results(spool: Spool, result: Segmentation, kinds: Sequence[str]) -> list[Made]:
+def write_results(
+    spool: Spool,
+    result: Segmentation,
+    kinds: Sequence[str],
+    have: Mapping[str, Sequence[str]],
+    series_uid: Callable[[], str],
+) -> Generator[tuple[list[Made], bool]]:
     """Write the DICOM objects of a result into the spool, where nobody knows of them yet.
+
+    Each part is to be noted before the next one is asked for: it is sent meanwhile, and after a restart those that are
+    missing follow.
+
+    Parameters
+    ----------
+    kinds : sequence of str
+        Of ``seg``, ``sr``, ``sc``.
+    have : mapping of str to sequence of str
+        Files of the objects that there are already, by kind.
+    series_uid : callable
+        Gives the UID of the series of the pictures.
+
+    Yields
+    ------
+    made : list of Made
+        Some objects, on the disk. There are none without a liver: no Segmentation is empty.
+    more : bool
+        Others follow.
 
     Raises
     ------
@@ -33,40 +60,43 @@ def write_results(spool: Spool, result: Segmentation, kinds: Sequence[str]) -> l
     OSError
         The disk cannot be written.
     """
+    wanted = [kind for kind in ("seg", "sr") if kind in kinds and kind not in have]
+    pictures = "sc" in kinds
+    if result.liver_ml == 0 or not (wanted or pictures):
+        yield [], False
+        return
+    seg = next(iter(have.get("seg", ())), "")
+    try:
+        for kind in wanted:
+            made = _write_object(spool, result, kind, spool.path("results", seg))
+            seg = made.file if kind == "seg" else seg
+            yield [made], pictures or kind != wanted[-1]
+        if pictures:
+            yield from _write_pictures(spool, result, series_uid(), len(have.get("sc", ())))
+    except OutputError as error:  # a broken disk, or a source that no objects can be made for
+        raise error.__cause__ if isinstance(error.__cause__, OSError) else InputError(str(error)) from error
+
+
+def _write_object(spool: Spool, result: Segmentation, kind: str, seg: Path) -> Made:
+    """Write the Segmentation, or the report on it."""
     import pydicom
 
-    if result.liver_ml == 0 or not kinds:  # there is no empty Segmentation
-        return []
+    from trtseg.io.dicom_out import write_dicom
+
     with tempfile.TemporaryDirectory(prefix=".", dir=spool.folder / "results") as folder:
-        try:
-            paths = result.save_dicom(folder, kinds)
-        except OutputError as error:
-            raise _as_input(error) from error
+        path = Path(folder, f"{kind}.dcm")
+        with atomic(path) as (temporary,):
+            write_dicom([(kind, temporary)], result, seg=seg)
         tags = ["SOPClassUID", "SOPInstanceUID"]
-        headers = [pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags) for path in paths]
-        return [
-            Made(path.stem.partition("_")[0], header.SOPClassUID, header.SOPInstanceUID, file)
-            for path, header, file in zip(paths, headers, spool.adopt("results", paths), strict=True)
-        ]
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+        (file,) = spool.adopt("results", [path])
+    return Made(kind, header.SOPClassUID, header.SOPInstanceUID, file)
 
 
-def write_pictures(
+def _write_pictures(
     spool: Spool, result: Segmentation, series_uid: str, first: int
 ) -> Iterator[tuple[list[Made], bool]]:
-    """Draw and write the pictures of a result from the first on, counted from 0.
-
-    Yields
-    ------
-    made : list of Made
-        Some pictures, on the disk.
-    more : bool
-        Others follow.
-
-    Raises
-    ------
-    InputError, OSError
-        As `write_results`.
-    """
+    """Draw and write the pictures of a result from the first on, counted from 0."""
     from trtseg.io.dicom_out import encode_pictures
     from trtseg.report.captures import draw_captures, drawn_slices
 
@@ -88,8 +118,6 @@ def write_pictures(
                     yield written(more=True)
                 writing.append((uid, pool.submit(spool.write, "results", *parts, flush_name=False)))
             yield written(more=False)
-        except OutputError as error:
-            raise _as_input(error) from error
         finally:  # what was not noted is removed
             left = [file for _, file in writing if not file.exception()]
             spool.remove("results", [file.result() for file in left])
@@ -102,8 +130,8 @@ def series_of_pictures(spool: Spool, series: int, last: int) -> str:
     return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, f'{file} {revision}').int}"
 
 
-def begun(spool: Spool, series: int, fingerprint: str) -> int | None:
-    """Tell how many pictures a series in state ``part`` has; None if its results are to be made from the beginning.
+def begun(spool: Spool, series: int, fingerprint: str) -> dict[str, list[str]] | None:
+    """Tell which results a series in state ``part`` has: their files by kind. None: all are to be made.
 
     Parameters
     ----------
@@ -124,9 +152,7 @@ def begun(spool: Spool, series: int, fingerprint: str) -> int | None:
         header = pydicom.dcmread(path, specific_tags=["DeviceSerialNumber"], stop_before_pixels=True)
         if header.DeviceSerialNumber != fingerprint:
             return None
-    return len([row for row in made if row["kind"] == "sc"])
-
-
-def _as_input(error: OutputError) -> Exception:
-    """What an OutputError is for the node: a broken disk, or a source that no objects can be made for."""
-    return error.__cause__ if isinstance(error.__cause__, OSError) else InputError(str(error))
+    files: dict[str, list[str]] = {}
+    for row in made:
+        files.setdefault(row["kind"], []).append(row["file"])
+    return files

@@ -21,7 +21,7 @@ from trtseg.errors import ArgumentError, DeviceError, InputError, ModelError
 from trtseg.node.config import Config
 from trtseg.node.ending import due, look
 from trtseg.node.log import say, scrub, where
-from trtseg.node.results import begun, series_of_pictures, write_pictures, write_results
+from trtseg.node.results import begun, series_of_pictures, write_results
 from trtseg.node.spool import Made, Spool
 from trtseg.node.stopping import Stop
 
@@ -214,29 +214,24 @@ class Worker:
     def _make(self, series: Series) -> dict[str, Any] | None:
         """Make the results of a series, and say what they are; None if instances came in the meantime.
 
-        Segmentation and report are on their way before the first picture is written. After a restart in between, the
-        pictures that are missing follow.
+        Each is on its way before the next is written. After a restart in between, those that are missing follow.
         """
         spool, number, destinations = self.spool, series.number, self.config.destinations
         result = series.finish()
-        pictures = begun(spool, number, self.segmenter.fingerprint())
-        more = "sc" in self.config.results and result.liver_ml > 0
-        count = 0
-        if pictures is None:
-            made = write_results(spool, result, [kind for kind in self.config.results if kind != "sc"])
-            with self._removed_if_unknown(made):
-                is_kept = spool.finish(number, series.last, made, destinations, more=more)
-            if not is_kept:
-                return None
-            count = len(made)
-        if more:
-            uid = series_of_pictures(spool, number, series.last)
-            for made, follow in write_pictures(spool, result, uid, pictures or 0):
+        have = begun(spool, number, self.segmenter.fingerprint())
+        parts = write_results(
+            *(spool, result, self.config.results, have or {}),
+            lambda: series_of_pictures(spool, number, series.last),
+        )
+        count, is_begun = 0, have is not None
+        with contextlib.closing(parts):
+            for made, more in parts:
                 with self._removed_if_unknown(made):
-                    spool.add_results(number, made, destinations, follow)
-                count += len(made)
-        elif pictures is not None:  # they are no longer asked for
-            spool.add_results(number, [], destinations, False)
+                    if is_begun:
+                        spool.add_results(number, made, destinations, more)
+                    elif not spool.finish(number, series.last, made, destinations, more=more):
+                        return None
+                count, is_begun = count + len(made), True
         facts = {"results": count, "warnings": [warning.code for warning in result.warnings]}
         return facts | ({"note": "no liver found"} if result.liver_ml == 0 else {})
 

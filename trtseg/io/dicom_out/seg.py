@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,9 +65,7 @@ def segments_of(result: Result, has_parenchyma: bool) -> tuple[Segment, ...]:
     return tuple(found)
 
 
-def write_seg(
-    path: Path, source: Source, result: Result, *, labelmap: bool = False
-) -> tuple[Any, tuple[Segment, ...]]:
+def write_seg(path: Path, source: Source, result: Result, *, labelmap: bool = False) -> None:
     """Write a Segmentation on exactly the grid of its source, with frames where there is something only.
 
     highdicom makes an object with one frame, which is written without it; the encoded frames follow.
@@ -82,13 +80,6 @@ def write_seg(
         Labels with some liver.
     labelmap : bool
         Make a Label Map Segmentation, which few viewers read, instead of a binary one.
-
-    Returns
-    -------
-    dataset : pydicom.Dataset
-        The object without its frames, and with a stand-in for its references to the source.
-    segments : tuple of Segment
-        Its segments.
     """
     import highdicom
 
@@ -128,7 +119,17 @@ def write_seg(
     dataset.save_as(head)
     with path.open("wb") as file:
         file.writelines((source.refer_to_all(head.getvalue()), *frames))
-    return dataset, segments
+
+
+def read_segments(path: Path, result: Result) -> tuple[Any, tuple[Segment, ...]]:
+    """Read what refers to a Segmentation of a result: its UIDs, in a pydicom.Dataset, and its segments."""
+    import pydicom
+
+    tags = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SegmentSequence"]
+    seg = pydicom.dcmread(path, specific_tags=tags, stop_before_pixels=True)
+    segments = segments_of(result, has_parenchyma=result.liver_ml > result.tumour_ml)
+    uids = [item.TrackingUID for item in seg.SegmentSequence]
+    return seg, tuple(replace(one, tracking_uid=uid) for one, uid in zip(segments, uids, strict=True))
 
 
 def _describe(segment: Segment, result: Result) -> Any:
