@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -31,11 +32,11 @@ def write_results(
     kinds: Sequence[str],
     have: Mapping[str, Sequence[str]],
     series_uid: Callable[[], str],
-) -> Generator[tuple[list[Made], bool]]:
-    """Write the DICOM objects of a result into the spool, where nobody knows of them yet.
+) -> Generator[list[Made]]:
+    """Write the DICOM objects of a result into the spool, where nobody knows of them yet, in parts.
 
     Each part is to be noted before the next one is asked for: it is sent meanwhile, and after a restart those that are
-    missing follow.
+    missing follow. The first pictures come before the report, so that an archive always has something to store.
 
     Parameters
     ----------
@@ -48,10 +49,8 @@ def write_results(
 
     Yields
     ------
-    made : list of Made
+    list of Made
         Some objects, on the disk. There are none without a liver: no Segmentation is empty.
-    more : bool
-        Others follow.
 
     Raises
     ------
@@ -60,24 +59,25 @@ def write_results(
     OSError
         The disk cannot be written.
     """
-    wanted = [kind for kind in ("seg", "sr") if kind in kinds and kind not in have]
-    pictures = "sc" in kinds
-    if result.liver_ml == 0 or not (wanted or pictures):
-        yield [], False
+    if result.liver_ml == 0:
         return
     seg = next(iter(have.get("seg", ())), "")
+    pictures: Iterator[list[Made]] = iter(())
     try:
-        for kind in wanted:
-            made = _write_object(spool, result, kind, spool.path("results", seg))
-            seg = made.file if kind == "seg" else seg
-            yield [made], pictures or kind != wanted[-1]
-        if pictures:
-            yield from _write_pictures(spool, result, series_uid(), len(have.get("sc", ())))
+        if "seg" in kinds and not seg:
+            yield [made := _write_object(spool, result, "seg")]
+            seg = made.file
+        if "sc" in kinds:
+            pictures = _write_pictures(spool, result, series_uid(), len(have.get("sc", ())))
+            yield from itertools.islice(pictures, 1)
+        if "sr" in kinds and "sr" not in have:
+            yield [_write_object(spool, result, "sr", spool.path("results", seg))]
+        yield from pictures
     except OutputError as error:  # a broken disk, or a source that no objects can be made for
         raise error.__cause__ if isinstance(error.__cause__, OSError) else InputError(str(error)) from error
 
 
-def _write_object(spool: Spool, result: Segmentation, kind: str, seg: Path) -> Made:
+def _write_object(spool: Spool, result: Segmentation, kind: str, seg: Path | None = None) -> Made:
     """Write the Segmentation, or the report on it."""
     import pydicom
 
@@ -93,9 +93,7 @@ def _write_object(spool: Spool, result: Segmentation, kind: str, seg: Path) -> M
     return Made(kind, header.SOPClassUID, header.SOPInstanceUID, file)
 
 
-def _write_pictures(
-    spool: Spool, result: Segmentation, series_uid: str, first: int
-) -> Iterator[tuple[list[Made], bool]]:
+def _write_pictures(spool: Spool, result: Segmentation, series_uid: str, first: int) -> Generator[list[Made]]:
     """Draw and write the pictures of a result from the first on, counted from 0."""
     from trtseg.io.dicom_out import encode_pictures
     from trtseg.report.captures import draw_captures, drawn_slices
@@ -105,19 +103,20 @@ def _write_pictures(
     pictures = draw_captures(result.volume, result.canonical, slices)
     writing: list[tuple[str, Any]] = []
 
-    def written(more: bool) -> tuple[list[Made], bool]:
+    def written() -> list[Made]:
         made = [Made("sc", SECONDARY_CAPTURE, uid, file.result()) for uid, file in writing]
         flush_folder(spool.folder / "results")
         writing.clear()
-        return made, more
+        return made
 
     with ThreadPoolExecutor(_WRITERS) as pool:  # pictures go to the disk while the next ones are drawn
         try:
             for uid, parts in encode_pictures(result, pictures, series_uid, first + 1):
                 if len(writing) == _TOGETHER:
-                    yield written(more=True)
+                    yield written()
                 writing.append((uid, pool.submit(spool.write, "results", *parts, flush_name=False)))
-            yield written(more=False)
+            if writing:
+                yield written()
         finally:  # what was not noted is removed
             left = [file for _, file in writing if not file.exception()]
             spool.remove("results", [file.result() for file in left])

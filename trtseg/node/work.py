@@ -225,13 +225,17 @@ class Worker:
         )
         count, is_begun = 0, have is not None
         with contextlib.closing(parts):
-            for made, more in parts:
+            for made in parts:
                 with self._removed_if_unknown(made):
                     if is_begun:
-                        spool.add_results(number, made, destinations, more)
-                    elif not spool.finish(number, series.last, made, destinations, more=more):
+                        spool.add_results(number, made, destinations, more=True)
+                    elif not spool.finish(number, series.last, made, destinations, more=True):
                         return None
                 count, is_begun = count + len(made), True
+        if is_begun:
+            spool.add_results(number, [], destinations, more=False)
+        elif not spool.finish(number, series.last, [], destinations):
+            return None
         facts = {"results": count, "warnings": [warning.code for warning in result.warnings]}
         return facts | ({"note": "no liver found"} if result.liver_ml == 0 else {})
 
