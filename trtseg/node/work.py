@@ -7,6 +7,7 @@ finished are simply read once more.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import resource
@@ -285,6 +286,8 @@ def work(config: Config, current: Any) -> None:
     with Segmenter(
         config.model, device=config.device, precision=config.precision, threads=config.threads
     ) as segmenter:
+        gc.collect()
+        gc.freeze()  # else a collection in the middle of a series looks through all modules, for 0.2 s
         say("ready", device=segmenter.device, precision=segmenter.precision)
         worker = Worker(config, spool, segmenter, current)
         while not stop.is_set():
