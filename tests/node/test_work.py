@@ -156,6 +156,7 @@ def drawing(worker, monkeypatch):
     """A worker that makes all results, two pictures at a time, and ends after so many parts when it is told to."""
     worker.config = dataclasses.replace(worker.config, results=("seg", "sr", "sc"))
     monkeypatch.setattr("trtseg.node.results._TOGETHER", 2)
+    monkeypatch.setattr("trtseg.node.results._FIRST", 1)
 
     def end_after(parts):
         def some(*args):

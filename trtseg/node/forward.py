@@ -166,7 +166,8 @@ def send_waiting(spool: Spool, config: Config, destination: str, line: Line | No
     """Send results that are due to one destination, over ``line`` or else over a new association; tell if some were."""
     waiting = spool.rows(
         "SELECT r.id, r.series, r.kind, r.sop_class, r.file, d.attempts FROM delivery d JOIN result r ON r.id=d.result"
-        " WHERE d.state='waiting' AND d.destination=? AND d.due<=? ORDER BY r.id LIMIT ?",
+        " WHERE d.state='waiting' AND d.destination=? AND d.due<=?"
+        " ORDER BY r.kind='sc', r.id LIMIT ?",
         *(destination, time.time(), _TOGETHER),
     )
     if not waiting or (line is not None and not line.has_work):

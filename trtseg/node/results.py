@@ -23,6 +23,7 @@ RESULT_CLASSES = frozenset(
     ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.88.33", SECONDARY_CAPTURE)
 )
 _TOGETHER = 8  # pictures that are noted at once: the first are sent while the next are drawn
+_FIRST = 2  # times so many come before the report: an archive takes longer to store them than the report to be written
 _WRITERS = 4  # pictures that are flushed to the disk side by side, which takes hardly longer than one
 
 
@@ -69,7 +70,7 @@ def write_results(
             seg = made.file
         if "sc" in kinds:
             pictures = _write_pictures(spool, result, series_uid(), len(have.get("sc", ())))
-            yield from itertools.islice(pictures, 1)
+            yield from itertools.islice(pictures, _FIRST)
         if "sr" in kinds and "sr" not in have:
             yield [_write_object(spool, result, "sr", spool.path("results", seg))]
         yield from pictures
