@@ -90,12 +90,10 @@ def write_seg(path: Path, source: Source, result: Result, *, labelmap: bool = Fa
     shift = int(segments[0].lesions is None)
     if result.lesions:
         most = len(segments) - shift
-        numbers = result.geometry.grid(result.geometry.restore(number_lesions(result.canonical, most)))[
-            chosen
-        ]
-        for plane, own in zip(planes, numbers, strict=True):
-            if own.any():
-                np.copyto(plane, own + np.uint8(shift), where=own > 0)
+        numbers = result.geometry.grid(result.geometry.restore(number_lesions(result.canonical, most)))
+        for plane, k in zip(planes, chosen, strict=True):
+            if (is_mass := plane == 2).any():
+                np.copyto(plane, numbers[k] + np.uint8(shift), where=is_mass)
     dataset = highdicom.seg.Segmentation(
         source_images=source.stubs(chosen[:1].tolist()),
         pixel_array=planes[:1],
