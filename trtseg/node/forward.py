@@ -82,7 +82,7 @@ def _loop(work: Callable[[], Any], config: Config, stop: Stop) -> None:
         except Exception as error:  # a full disk, for example: tried again
             say("sending failed", level=logging.ERROR, reason=where(error))
             stop.wait(config.retry_s)
-        stop.wait(0 if done else 0.02)
+        stop.wait(0 if done else 0.01)
 
 
 class Line:
