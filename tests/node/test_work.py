@@ -156,7 +156,7 @@ def drawing(worker, monkeypatch):
     """A worker that makes all results, two pictures at a time, and ends after so many parts when it is told to."""
     worker.config = dataclasses.replace(worker.config, results=("seg", "sr", "sc"))
     monkeypatch.setattr("trtseg.node.results._TOGETHER", 2)
-    monkeypatch.setattr("trtseg.node.results._BEFORE_SR", 1)
+    monkeypatch.setattr("trtseg.node.results._FIRST", 1)
 
     def end_after(parts):
         def some(*args):
@@ -188,7 +188,7 @@ def test_a_restart_between_results_goes_on_with_those_that_are_missing(drawing, 
     store(drawing.spool, *ct_series(16))
     drawing.end_after(parts)
     kinds, before = results(drawing)
-    assert kinds == ["sc", "sc", "seg", "sc", "sc", "sr"][: (0, 2, 3, 5, 6)[parts]]
+    assert kinds == ["seg", "sc", "sc", "sr", "sc", "sc"][: (0, 1, 3, 4, 6)[parts]]
     assert finish(drawing) == [("done", None)]
     kinds, after = results(drawing)
     (seg,), (report,), pictures = (
@@ -227,8 +227,7 @@ def test_a_late_slice_between_results_gives_all_of_them_anew(drawing, monkeypatc
     kinds, read = results(drawing)
     assert kinds.count("seg") == kinds.count("sr") == 2
     assert len({one.SeriesInstanceUID for one in read}) == 6
-    *_, seg = (one for one in read if one.Modality == "SEG")
-    assert len(seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence) == 16
+    assert len(read[kinds.index("seg", 1)].ReferencedSeriesSequence[0].ReferencedInstanceSequence) == 16
 
 
 def test_pictures_of_another_model_are_not_added(drawing, monkeypatch):
@@ -238,9 +237,9 @@ def test_pictures_of_another_model_are_not_added(drawing, monkeypatch):
     assert finish(drawing) == [("done", None)]
     kinds, read = results(drawing)
     assert kinds.count("seg") == 2
-    assert [one.DeviceSerialNumber == "another" for one in read] == [False] * 5 + [True] * (len(read) - 5)
-    numbers = [one.InstanceNumber for kind, one in zip(kinds[5:], read[5:], strict=True) if kind == "sc"]
-    assert numbers == list(range(1, len(read) - 6))
+    assert [one.DeviceSerialNumber == "another" for one in read] == [False] * 4 + [True] * (len(read) - 4)
+    numbers = [one.InstanceNumber for kind, one in zip(kinds[4:], read[4:], strict=True) if kind == "sc"]
+    assert numbers == list(range(1, len(read) - 5))
 
 
 def test_only_the_nets_of_streams_give_way():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import uuid
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,7 @@ RESULT_CLASSES = frozenset(
     ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.88.33", SECONDARY_CAPTURE)
 )
 _TOGETHER = 8  # pictures that are noted at once: the first are sent while the next are drawn
-_BEFORE_SEG, _BEFORE_SR = (
-    1,
-    2,
-)  # times so many come first: an archive takes as long for them as the writing does
+_FIRST = 2  # times so many come before the report: an archive takes longer to store them than the report to be written
 _WRITERS = 4  # pictures that are flushed to the disk side by side, which takes hardly longer than one
 
 
@@ -35,13 +32,12 @@ def write_results(
     result: Segmentation,
     kinds: Sequence[str],
     have: Mapping[str, Sequence[str]],
-    series_uid: str,
+    series_uid: Callable[[], str],
 ) -> Generator[list[Made]]:
     """Write the DICOM objects of a result into the spool, where nobody knows of them yet, in parts.
 
     Each part is to be noted before the next one is asked for: it is sent meanwhile, and after a restart those that are
-    missing follow. Some pictures come before the Segmentation and the report: they are written sooner, and an archive
-    stores them meanwhile.
+    missing follow. The first pictures come before the report, so that an archive always has something to store.
 
     Parameters
     ----------
@@ -49,8 +45,8 @@ def write_results(
         Of ``seg``, ``sr``, ``sc``.
     have : mapping of str to sequence of str
         Files of the objects that there are already, by kind.
-    series_uid : str
-        Of the series of the pictures.
+    series_uid : callable
+        Gives the UID of the series of the pictures.
 
     Yields
     ------
@@ -69,13 +65,12 @@ def write_results(
     seg = next(iter(have.get("seg", ())), "")
     pictures: Iterator[list[Made]] = iter(())
     try:
-        if "sc" in kinds:
-            pictures = _write_pictures(spool, result, series_uid, len(have.get("sc", ())))
-        yield from itertools.islice(pictures, _BEFORE_SEG)
         if "seg" in kinds and not seg:
             yield [made := _write_object(spool, result, "seg")]
             seg = made.file
-        yield from itertools.islice(pictures, _BEFORE_SR)
+        if "sc" in kinds:
+            pictures = _write_pictures(spool, result, series_uid(), len(have.get("sc", ())))
+            yield from itertools.islice(pictures, _FIRST)
         if "sr" in kinds and "sr" not in have:
             yield [_write_object(spool, result, "sr", spool.path("results", seg))]
         yield from pictures
@@ -128,11 +123,11 @@ def _write_pictures(spool: Spool, result: Segmentation, series_uid: str, first: 
             spool.remove("results", [file.result() for file in left])
 
 
-def series_of_pictures(spool: Spool, series: int, last: int, is_begun: bool) -> str:
-    """UID of the series of the pictures that a series and its last instance give: after a restart it is the same."""
+def series_of_pictures(spool: Spool, series: int, last: int) -> str:
+    """UID of the series of the pictures that a series and its last instance gave: the same after a restart."""
     (file,) = spool.row("SELECT file FROM instance WHERE id=?", last)
     (revision,) = spool.row("SELECT revision FROM series WHERE id=?", series)
-    return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, f'{file} {revision + (not is_begun)}').int}"
+    return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, f'{file} {revision}').int}"
 
 
 def begun(spool: Spool, series: int, fingerprint: str) -> dict[str, list[str]] | None:

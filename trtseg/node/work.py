@@ -220,9 +220,11 @@ class Worker:
         spool, number, destinations = self.spool, series.number, self.config.destinations
         result = series.finish()
         have = begun(spool, number, self.segmenter.fingerprint())
+        parts = write_results(
+            *(spool, result, self.config.results, have or {}),
+            lambda: series_of_pictures(spool, number, series.last),
+        )
         count, is_begun = 0, have is not None
-        uid = series_of_pictures(spool, number, series.last, is_begun)
-        parts = write_results(spool, result, self.config.results, have or {}, uid)
         with contextlib.closing(parts):
             for made in parts:
                 with self._removed_if_unknown(made):
