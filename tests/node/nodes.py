@@ -154,11 +154,12 @@ class Node:
 
 
 class Archive:
-    """A DICOM server that keeps what it gets, and answers with `status`."""
+    """A DICOM server that keeps what it gets, and answers with `status`: the first object after ``hold`` is set."""
 
     def __init__(self, port: int | None = None) -> None:
         self.port, self.got, self.status = port or free_port(), [], 0x0000
         self.reports = []
+        self.hold, self.held = None, False
         self._lock = threading.Lock()
         self.entity = AE(ae_title="ARCHIVE")
         for context in AllStoragePresentationContexts:
@@ -170,6 +171,11 @@ class Archive:
     def _store(self, event) -> int:
         dataset = event.dataset
         dataset.file_meta = event.file_meta
+        with self._lock:
+            waits = self.hold is not None and not self.held
+            self.held |= waits
+        if waits:
+            self.hold.wait(30)
         with self._lock:
             if self.status == 0:
                 self.got.append(dataset)

@@ -79,7 +79,8 @@ def test_sent_sop_classes(tmp_path):
 
     folder = write_folder(ct_series(4), tmp_path / "ct")
     result = trtseg.segment(folder, model=cascade_model(tmp_path / "model"), device="cpu", threads=1)
-    made = write_results(Spool(tmp_path / "store"), result, ("seg", "sr", "sc"))
+    parts = write_results(Spool(tmp_path / "store"), result, ("seg", "sr", "sc"), {}, lambda: "2.25.1")
+    made = [one for part in parts for one in part]
     written = {(UID(uid), kind) for uid, kind in rows("Sent SOP classes").values() if uid.startswith("1.2")}
     assert {(one.sop_class, one.kind) for one in made} == written
     assert [uid.name for uid, _ in sorted(written)] == [

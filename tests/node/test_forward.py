@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import socket
 import threading
 import time
 
@@ -14,6 +15,7 @@ from pynetdicom.sop_class import CTImageStorage, SegmentationStorage, Verificati
 
 from trtseg.node.config import Config
 from trtseg.node.forward import Line, report_commitments, send_waiting
+from trtseg.node.prompt import send_at_once
 from trtseg.node.purge import purge
 from trtseg.node.receive import STORAGE_COMMITMENT
 from trtseg.node.spool import Facts, Made, Spool
@@ -133,46 +135,124 @@ def test_no_answer_is_taken_by_another_thread(tmp_path):
     assert states(spool) == ["sent"] * 3
 
 
+def two_lines(config, helper_peer=None):
+    (peer,) = config.peers.values()
+    first = Line(config, peer)
+    return first, Line(config, helper_peer or peer, first)
+
+
+def attempts(spool):
+    return {row["attempts"] for row in spool.rows("SELECT attempts FROM delivery")}
+
+
 def test_two_associations_share_the_results_of_a_node(tmp_path):
     with Archive() as archive:
         config = Config(tmp_path / "store", send=(f"ARCHIVE@127.0.0.1:{archive.port}",))
-        spool, uids, _ = filled(config)
-        first = Line(config, *config.peers.values())
-        second = Line(config, *config.peers.values(), first)
+        spool, uids, _ = filled(config, 6)
+        first, second = two_lines(config)
         send_waiting(spool, config, *config.destinations, second)
-        assert [one.SOPInstanceUID for one in archive.got] == uids[::2]  # with odd ids: 1 and 3
-        send_waiting(spool, config, *config.destinations, first)
-        assert [one.SOPInstanceUID for one in archive.got] == [*uids[::2], uids[1]]
+        assert archive.got == []  # it works beside the first only
+        archive.hold = threading.Event()  # the first object stays on its way
+        thread = threading.Thread(target=send_waiting, args=(spool, config, *config.destinations, first))
+        thread.start()
+        wait_for(lambda: archive.held)
+        send_waiting(spool, config, *config.destinations, second)
+        assert states(spool) == ["waiting"] + ["sent"] * 5
+        archive.hold.set()
+        thread.join()
+        assert sorted(one.SOPInstanceUID for one in archive.got) == sorted(uids)  # each once
+        assert attempts(spool) == {1}
         for one in (first, second):
             one.close()
 
 
-@pytest.mark.parametrize("early", [0, 1])
-def test_the_line_that_is_open_takes_all_where_a_node_takes_one_association(tmp_path, early):
+def test_what_the_second_association_could_not_send_goes_over_the_first(tmp_path):
     with Archive() as archive:
         config = Config(tmp_path / "store", send=(f"ARCHIVE@127.0.0.1:{archive.port}",))
         spool, uids, _ = filled(config)
-        first = Line(config, *config.peers.values())
-        lines = [first, Line(config, *config.peers.values(), first)]
+        first, second = two_lines(config)
+        first.open([CTImageStorage])
+        archive.status = 0xA700
+        send_waiting(spool, config, *config.destinations, second)
+        archive.status = 0
+        assert attempts(spool) == {0}  # nothing is put off
+        send_waiting(spool, config, *config.destinations, second)
+        assert archive.got == []  # it rests
+        send_waiting(spool, config, *config.destinations, first)
+        assert [one.SOPInstanceUID for one in archive.got] == uids
+        first.close()
+
+
+@pytest.mark.parametrize("answers", ["no", "never"])
+def test_the_first_association_takes_all_where_a_node_takes_no_other(tmp_path, answers):
+    with Archive() as archive, socket.create_server(("127.0.0.1", 0)) as silent:
+        config = Config(tmp_path / "store", send=(f"ARCHIVE@127.0.0.1:{archive.port}",))
+        spool, uids, _ = filled(config)
+        deaf = next(iter(config.peers.values()))._replace(port=silent.getsockname()[1])
+        first, second = two_lines(config, deaf if answers == "never" else None)
+        first.open([CTImageStorage])
         archive.entity.maximum_associations = 1
-        for line in (lines[early], lines[1 - early], *lines):
-            send_waiting(spool, config, *config.destinations, line)
-        assert sorted(one.SOPInstanceUID for one in archive.got) == sorted(uids)  # each once
-        assert {row["attempts"] for row in spool.rows("SELECT attempts FROM delivery")} == {
-            1
-        }  # nothing was put off
-        for line in lines:
-            line.close()
+        start = time.monotonic()
+        thread = threading.Thread(target=send_waiting, args=(spool, config, *config.destinations, second))
+        thread.start()
+        if answers == "no":
+            thread.join()
+        assert send_waiting(spool, config, *config.destinations, first)
+        assert [one.SOPInstanceUID for one in archive.got] == uids
+        assert attempts(spool) == {1}  # nothing was put off
+        assert time.monotonic() - start < 5
+        silent.close()  # ends the wait for an answer
+        thread.join()
+        assert not second.has_work
+        first.close()
 
 
-def test_no_line_steps_back_where_a_node_takes_no_association(tmp_path):
+def test_a_node_that_takes_nothing_ends_the_association(tmp_path):
+    with Archive() as archive:
+        config = Config(tmp_path / "store", send=(f"ARCHIVE@127.0.0.1:{archive.port}",))
+        spool, _, _ = filled(config, 1)
+        first, _ = two_lines(config)
+        association = first.open([CTImageStorage])
+        association.network_timeout = 1
+        send_at_once(association)
+        (one,) = archive.entity.active_associations
+        one.dul._read_pdu_data = lambda: time.sleep(0.1)  # nothing is read any more
+        big = tmp_path / "big.dcm"
+        series = ct_series(1)
+        series[0].PixelData = bytes(20_000_000)
+        series[0].save_as(big, enforce_file_format=True)
+        spool.path("results", spool.row("SELECT file FROM result")["file"]).write_bytes(big.read_bytes())
+        start = time.monotonic()
+        send_waiting(spool, config, *config.destinations, first)
+        del one.dul._read_pdu_data  # so that its thread ends
+        assert time.monotonic() - start < 20
+        assert states(spool) == ["waiting"]
+
+
+def test_results_wait_where_an_association_is_lost(tmp_path):
+    with Archive() as archive:
+        config = Config(tmp_path / "store", send=(f"ARCHIVE@127.0.0.1:{archive.port}",))
+        spool, _, _ = filled(config)
+        first, _ = two_lines(config)
+        archive.hold = threading.Event()
+        thread = threading.Thread(target=send_waiting, args=(spool, config, *config.destinations, first))
+        thread.start()
+        wait_for(lambda: archive.held)
+        for one in archive.entity.active_associations:
+            one.abort()
+        thread.join(30)
+        archive.hold.set()
+        assert not thread.is_alive()
+        assert (states(spool), attempts(spool)) == (["waiting"] * 3, {1})
+        assert spool.row("SELECT reason FROM delivery")["reason"] == "association lost"
+
+
+def test_results_wait_where_a_node_takes_no_association(tmp_path):
     config = Config(tmp_path / "store", send=(f"ARCHIVE@127.0.0.1:{free_port()}",), retry_s=10.0)
     spool, _, _ = filled(config)
-    first = Line(config, *config.peers.values())
-    lines = first, Line(config, *config.peers.values(), first)
-    for line in lines:
+    for line in two_lines(config):
         send_waiting(spool, config, *config.destinations, line)
-    assert [line.share for line in lines] == [(0, 2), (1, 2)]
+    assert attempts(spool) == {1}
     assert spool.row("SELECT MIN(due) FROM delivery")[0] > time.time() + 5
 
 

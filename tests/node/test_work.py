@@ -19,11 +19,9 @@ from tiny import cascade_model
 
 from trtseg.api import Segmenter
 from trtseg.node.config import Config
-from trtseg.node.results import drawn_pictures, write_pictures
+from trtseg.node.results import write_results
 from trtseg.node.spool import Facts, Spool
 from trtseg.node.work import Worker, lower_nets
-from trtseg.phantom import abdomen
-from trtseg.report.captures import draw_captures, drawn_slices
 from trtseg.stream import THREAD
 
 
@@ -155,21 +153,22 @@ def test_more_series_than_streams_are_all_done(worker):
 
 @pytest.fixture
 def drawing(worker, monkeypatch):
-    """A worker that makes all results, two pictures at a time, and ends after the first two when it is told to."""
+    """A worker that makes all results, two pictures at a time, and ends after so many parts when it is told to."""
     worker.config = dataclasses.replace(worker.config, results=("seg", "sr", "sc"))
     monkeypatch.setattr("trtseg.node.results._TOGETHER", 2)
+    monkeypatch.setattr("trtseg.node.results._FIRST", 1)
 
     def end_after(parts):
-        def pictures(*args):
-            for number, part in enumerate(write_pictures(*args)):
+        def some(*args):
+            for number, part in enumerate(write_results(*args)):
                 if number == parts:
                     raise OSError("killed")
                 yield part
 
-        monkeypatch.setattr("trtseg.node.work.write_pictures", pictures)
+        monkeypatch.setattr("trtseg.node.work.write_results", some)
         with pytest.raises(OSError, match="killed"):
             finish(worker)
-        monkeypatch.setattr("trtseg.node.work.write_pictures", write_pictures)
+        monkeypatch.setattr("trtseg.node.work.write_results", write_results)
         worker.close()  # as at the start of a new process
         worker.spool.sweep("results", "result")
 
@@ -184,16 +183,22 @@ def results(worker):
     return [row["kind"] for row in rows], read
 
 
-@pytest.mark.parametrize("parts", [0, 1, 2])
-def test_a_restart_between_report_and_pictures_goes_on_with_the_pictures(drawing, parts):
+@pytest.mark.parametrize("parts", [0, 1, 2, 3, 4])
+def test_a_restart_between_results_goes_on_with_those_that_are_missing(drawing, parts):
     store(drawing.spool, *ct_series(16))
     drawing.end_after(parts)
     kinds, before = results(drawing)
-    assert kinds == ["seg", "sr"] + ["sc"] * 2 * parts
+    assert kinds == ["seg", "sc", "sc", "sr", "sc", "sc"][: (0, 1, 3, 4, 6)[parts]]
     assert finish(drawing) == [("done", None)]
     kinds, after = results(drawing)
-    pictures = after[2:]
-    assert kinds == ["seg", "sr"] + ["sc"] * len(pictures)
+    (seg,), (report,), pictures = (
+        [one for kind, one in zip(kinds, after, strict=True) if kind == wanted]
+        for wanted in ("seg", "sr", "sc")
+    )
+    told = report.to_json()
+    assert all(
+        f'"{uid}"' in told for uid in (seg.SOPInstanceUID, *(one.TrackingUID for one in seg.SegmentSequence))
+    )
     assert [one.SOPInstanceUID for one in after[: len(before)]] == [one.SOPInstanceUID for one in before]
     assert len({one.SeriesInstanceUID for one in pictures}) == 1
     assert [one.InstanceNumber for one in pictures] == list(range(1, len(pictures) + 1))
@@ -206,15 +211,18 @@ def test_a_restart_between_report_and_pictures_goes_on_with_the_pictures(drawing
     assert (counted["series_done"], counted.get("series_failed", 0)) == (1, 0)
 
 
-def test_a_late_slice_between_report_and_pictures_gives_all_results_anew(drawing, monkeypatch):
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_late_slice_between_results_gives_all_of_them_anew(drawing, monkeypatch, parts):
     *series, late = ct_series(16)
     store(drawing.spool, *series)
 
-    def pictures(*args):
-        store(drawing.spool, late)
-        yield from write_pictures(*args)
+    def with_late(*args):
+        for number, part in enumerate(write_results(*args)):
+            if number == parts:
+                store(drawing.spool, late)
+            yield part
 
-    monkeypatch.setattr("trtseg.node.work.write_pictures", pictures)
+    monkeypatch.setattr("trtseg.node.work.write_results", with_late)
     assert finish(drawing) == [("done", None)]
     kinds, read = results(drawing)
     assert kinds.count("seg") == kinds.count("sr") == 2
@@ -224,33 +232,14 @@ def test_a_late_slice_between_report_and_pictures_gives_all_results_anew(drawing
 
 def test_pictures_of_another_model_are_not_added(drawing, monkeypatch):
     store(drawing.spool, *ct_series(16))
-    drawing.end_after(1)
+    drawing.end_after(3)
     monkeypatch.setattr("trtseg.api.Segmenter.fingerprint", lambda *_: "another")
     assert finish(drawing) == [("done", None)]
     kinds, read = results(drawing)
     assert kinds.count("seg") == 2
     assert [one.DeviceSerialNumber == "another" for one in read] == [False] * 4 + [True] * (len(read) - 4)
-    assert [one.InstanceNumber for one in read[6:]] == list(range(1, len(read) - 5))
-
-
-@pytest.mark.parametrize("room", [1, 10**9])
-def test_pictures_are_those_that_are_drawn_one_by_one(segmenter, monkeypatch, room):
-    """Whether a thread has room for one of them or for all; and the thread ends, with all pictures taken or none."""
-    phantom = abdomen((8, 64, 80), (10.0, 5.0, 5.0))
-    result = segmenter.segment(phantom.ct, spacing=(10.0, 5.0, 5.0))
-    slices = drawn_slices(result.canonical, result.geometry.spacing[0], result.lesions)
-    wanted = list(draw_captures(result.volume, result.canonical, slices))
-    assert len(wanted) > 2
-    monkeypatch.setattr("trtseg.node.results._DRAWN_BYTES", room)
-    before = threading.active_count()
-    for first in (0, 1, len(wanted)):
-        with drawn_pictures(result, first) as drawn:
-            found = list(drawn)
-        assert [z for z, _ in found] == [z for z, _ in wanted[first:]]
-        assert all((one == other).all() for (_, one), (_, other) in zip(found, wanted[first:], strict=True))
-        with drawn_pictures(result, first):
-            pass
-    assert threading.active_count() == before
+    numbers = [one.InstanceNumber for kind, one in zip(kinds[4:], read[4:], strict=True) if kind == "sc"]
+    assert numbers == list(range(1, len(read) - 5))
 
 
 def test_only_the_nets_of_streams_give_way():

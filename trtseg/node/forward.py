@@ -7,6 +7,7 @@ again.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -15,7 +16,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,6 @@ class Later(Exception):
     """A destination cannot take anything now."""
 
 
-class NotOpened(Later):
-    """A destination does not take this association now."""
-
-
 def forward(config: Config) -> None:
     """Send until SIGTERM; the body of the forwarding process."""
     stop = Stop(signal.SIGTERM)
@@ -48,7 +45,7 @@ def forward(config: Config) -> None:
     _config.STORE_SEND_CHUNKED_DATASET = True  # files are sent as they are, not read and encoded again
     spool = Spool(config.store)
     lock = spool.lock("forward")
-    work: list[Callable[[], None]] = []
+    work: list[Callable[[], Any]] = []
     lines: list[Line] = []
     for destination in config.destinations:
         kind, _, peer = destination.partition(":")
@@ -77,14 +74,15 @@ def forward(config: Config) -> None:
     os._exit(0)  # a destination that does not answer keeps no process alive
 
 
-def _loop(work: Callable[[], None], config: Config, stop: Stop) -> None:
+def _loop(work: Callable[[], Any], config: Config, stop: Stop) -> None:
     while not stop.is_set():
+        done: Any = False
         try:
-            work()
+            done = work()
         except Exception as error:  # a full disk, for example: tried again
             say("sending failed", level=logging.ERROR, reason=where(error))
             stop.wait(config.retry_s)
-        stop.wait(0.02)
+        stop.wait(0 if done else 0.01)
 
 
 class Line:
@@ -93,20 +91,23 @@ class Line:
     Parameters
     ----------
     config, peer : Config, Peer
-    other : Line, optional
-        The line with which this one shares the results for a node: while the node stores a result, the next one is on
-        its way over the other line. Where the node takes only one association, the line that is open gets all.
+    first : Line, optional
+        The line that this one helps: while the node stores a result, the next one is on its way over the other line.
+        The helper works only while the first line is open, and leaves everything to it for a while where the node does
+        not take a second association, does not answer there, or does not store what came over it.
     """
 
-    def __init__(self, config: Config, peer: Peer, other: Line | None = None) -> None:
-        self._config, self._peer, self._other = config, peer, other
-        self.share = 0, 1  # remainder and divisor of the ids of the results that are this line's
-        self._both: threading.Lock = threading.Lock() if other is None else other._both
+    def __init__(self, config: Config, peer: Peer, first: Line | None = None) -> None:
+        self.first = first
+        self._config, self._peer = config, peer
+        self._taken: set[int] = (
+            set() if first is None else first._taken
+        )  # results on their way over either line
+        self._lock: threading.Lock = threading.Lock() if first is None else first._lock
         self._association: Any = None
         self._classes: frozenset[str] = frozenset()
         self._used = 0.0
-        if other is not None:
-            other._other, other.share, self.share = self, (0, 2), (1, 2)
+        self._rests_until = 0.0
 
     @property
     def is_open(self) -> bool:
@@ -114,13 +115,27 @@ class Line:
         association = self._association
         return association is not None and bool(association.is_established)
 
-    def step_back(self) -> bool:
-        """Leave all results to the other line, if that is open; it keeps them until the node is started again."""
-        with self._both:
-            if self._other is None or not self._other.is_open or self.share == (-1, 1):
-                return False
-            self._other.share, self.share = (0, 1), (-1, 1)
-            return True
+    @property
+    def has_work(self) -> bool:
+        """Whether this line sends what waits: the first line always, its helper only at its side."""
+        return self.first is None or (self.first.is_open and time.monotonic() >= self._rests_until)
+
+    def rest(self) -> None:
+        """Leave everything to the first line for a while."""
+        self._rests_until = time.monotonic() + self._config.retry_most_s
+
+    @contextlib.contextmanager
+    def taking(self, result: int) -> Iterator[bool]:
+        """Keep a result from the other line; False if that has it on its way."""
+        with self._lock:
+            is_free = result not in self._taken
+            self._taken.add(result)
+        try:
+            yield is_free
+        finally:
+            if is_free:
+                with self._lock:
+                    self._taken.remove(result)
 
     def open(self, classes: Iterable[str]) -> Any:
         """Open an association for SOP classes, or take the one that is open; Later if the peer does not accept it."""
@@ -131,8 +146,7 @@ class Line:
             self.close()
         if self._association is None:
             self._classes = wanted | RESULT_CLASSES
-            with self._both:  # a line that is not accepted then sees whether the other is
-                self._association = _associate(self._config, self._peer, sorted(self._classes))
+            self._association = _associate(self._config, self._peer, sorted(self._classes))
         self._used = time.monotonic()
         return self._association
 
@@ -148,20 +162,25 @@ class Line:
             association.release()
 
 
-def send_waiting(spool: Spool, config: Config, destination: str, line: Line | None = None) -> None:
-    """Send results that are due to one destination: over ``line`` its share, else all over a new association."""
-    remainder, divisor = (0, 1) if line is None else line.share
+def send_waiting(spool: Spool, config: Config, destination: str, line: Line | None = None) -> bool:
+    """Send results that are due to one destination, over ``line`` or else over a new association; tell if some were."""
     waiting = spool.rows(
         "SELECT r.id, r.series, r.kind, r.sop_class, r.file, d.attempts FROM delivery d JOIN result r ON r.id=d.result"
-        " WHERE d.state='waiting' AND d.destination=? AND d.due<=? AND r.id % ? = ? ORDER BY r.id LIMIT ?",
-        *(destination, time.time(), divisor, remainder, _TOGETHER),
+        " WHERE d.state='waiting' AND d.destination=? AND d.due<=?"
+        " ORDER BY r.kind='sc', r.id LIMIT ?",
+        *(destination, time.time(), _TOGETHER),
     )
-    if not waiting:
+    if not waiting or (line is not None and not line.has_work):
         if line is not None:
             line.close_if_idle()
-        return
+        return False
     kind, _, place = destination.partition(":")
     left = {row["id"]: row for row in waiting}
+
+    def waits(result: int) -> bool:
+        """Whether the other line has not sent it in the meantime."""
+        query = "SELECT 1 FROM delivery WHERE result=? AND destination=? AND state='waiting'"
+        return spool.row(query, result, destination) is not None
 
     def sent(result: int, reason: str | None = None) -> None:
         """Note what became of a result at once: whatever follows may fail."""
@@ -183,7 +202,7 @@ def send_waiting(spool: Spool, config: Config, destination: str, line: Line | No
         if kind == "send":
             own = line or Line(config, config.peers[place])
             try:
-                _send(own, files, {row["id"]: row["sop_class"] for row in waiting}, sent)
+                _send(own, files, {row["id"]: row["sop_class"] for row in waiting}, waits, sent)
             except BaseException:
                 own.close()
                 raise
@@ -194,25 +213,30 @@ def send_waiting(spool: Spool, config: Config, destination: str, line: Line | No
         else:
             _copy(Path(place), files, sent)
     except Exception as error:
-        if isinstance(error, NotOpened) and line is not None and line.step_back():
-            say("one association taken", to=kind)
-            return
         reason = str(error) if isinstance(error, Later) else where(error)
+        if line is not None and line.first is not None:
+            line.rest()
+            say("second association given up", to=kind, reason=reason)
+            return False
         attempts = max(row["attempts"] for row in waiting)
         wait = min(config.retry_s * 2 ** min(attempts, 20), config.retry_most_s)
         say("destination not reached", level=logging.WARNING, to=kind, reason=reason, again_in_s=wait)
         with spool.transaction():
             for result in left:
                 spool.do(
-                    "UPDATE delivery SET attempts=attempts+1, due=?, reason=? WHERE result=? AND destination=?",
+                    "UPDATE delivery SET attempts=attempts+1, due=?, reason=?"
+                    " WHERE result=? AND destination=? AND state='waiting'",
                     *(time.time() + wait, reason, result, destination),
                 )
             spool.count("delivery_failures")
+    return len(left) < len(waiting)
 
 
 def _associate(config: Config, peer: Peer, classes: Sequence[str], **options: Any) -> Any:
     """Open an association; Later if the peer does not accept it."""
     from pynetdicom import AE, evt
+
+    from trtseg.node.prompt import send_at_once
 
     entity = AE(ae_title=config.ae)
     entity.connection_timeout = entity.acse_timeout = 10
@@ -227,8 +251,9 @@ def _associate(config: Config, peer: Peer, classes: Sequence[str], **options: An
     if not association.is_established:
         if association.rejected_contexts:  # all of them
             raise Later("no SOP class accepted")
-        raise NotOpened("association rejected" if association.is_rejected else "no connection")
+        raise Later("association rejected" if association.is_rejected else "no connection")
     keep_answers(association)
+    send_at_once(association)
     return association
 
 
@@ -252,26 +277,29 @@ def _hurry(event: Any) -> None:
     connection.__class__ = PromptSocket
 
 
-def _send(line: Line, files: dict[int, Path], classes: dict[int, str], sent: Any) -> None:
-    """C-STORE results to a DICOM node, whose classes are given too."""
+def _send(line: Line, files: dict[int, Path], classes: dict[int, str], waits: Any, sent: Any) -> None:
+    """C-STORE results to a DICOM node, whose classes are given too, but for those that the other line sends."""
     import pydicom
 
     association = line.open(classes.values())
     accepted = {(str(c.abstract_syntax), str(c.transfer_syntax[0])) for c in association.accepted_contexts}
     for result, path in files.items():
-        as_is, converted = ((classes[result], syntax) in accepted for syntax in UNCOMPRESSED[:2])
-        if not as_is and not converted:
-            sent(result, "SOP class not accepted")
-            continue
-        status = association.send_c_store(path if as_is else pydicom.dcmread(path)).get("Status")
-        if status is None:
-            raise Later("association lost")
-        if status == 0 or status >> 12 == 0xB:  # a warning: stored all the same
-            sent(result)
-        elif status >> 8 == 0xA7:
-            raise Later(f"out of resources, status 0x{status:04X}")
-        else:
-            sent(result, f"status 0x{status:04X}")
+        with line.taking(result) as is_free:
+            if not is_free or not waits(result):
+                continue
+            as_is, converted = ((classes[result], syntax) in accepted for syntax in UNCOMPRESSED[:2])
+            if not as_is and not converted:
+                sent(result, "SOP class not accepted")
+                continue
+            status = association.send_c_store(path if as_is else pydicom.dcmread(path)).get("Status")
+            if status is None:
+                raise Later("association lost")
+            if status == 0 or status >> 12 == 0xB:  # a warning: stored all the same
+                sent(result)
+            elif status >> 8 == 0xA7:
+                raise Later(f"out of resources, status 0x{status:04X}")
+            else:
+                sent(result, f"status 0x{status:04X}")
 
 
 def _stow(url: str, files: dict[int, Path], sent: Any) -> None:

@@ -1,17 +1,17 @@
-"""Results -> DICOM objects in the spool: Segmentation and report together, then the pictures, a few at a time."""
+"""Results -> DICOM objects in the spool: the Segmentation, the report on it, then the pictures, a few at a time."""
 
 from __future__ import annotations
 
 import itertools
 import tempfile
-import threading
 import uuid
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtseg.errors import InputError, OutputError
+from trtseg.io import atomic
 from trtseg.node.spool import Made, Spool, flush_folder
 
 if TYPE_CHECKING:
@@ -22,12 +22,36 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 RESULT_CLASSES = frozenset(
     ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.88.33", SECONDARY_CAPTURE)
 )
-_DRAWN_BYTES = 50_000_000  # pictures that are drawn while Segmentation and report are written
 _TOGETHER = 8  # pictures that are noted at once: the first are sent while the next are drawn
+_FIRST = 2  # times so many come before the report: an archive takes longer to store them than the report to be written
+_WRITERS = 4  # pictures that are flushed to the disk side by side, which takes hardly longer than one
 
 
-def write_results(spool: Spool, result: Segmentation, kinds: Sequence[str]) -> list[Made]:
-    """Write the DICOM objects of a result into the spool, where nobody knows of them yet.
+def write_results(
+    spool: Spool,
+    result: Segmentation,
+    kinds: Sequence[str],
+    have: Mapping[str, Sequence[str]],
+    series_uid: Callable[[], str],
+) -> Generator[list[Made]]:
+    """Write the DICOM objects of a result into the spool, where nobody knows of them yet, in parts.
+
+    Each part is to be noted before the next one is asked for: it is sent meanwhile, and after a restart those that are
+    missing follow. The first pictures come before the report, so that an archive always has something to store.
+
+    Parameters
+    ----------
+    kinds : sequence of str
+        Of ``seg``, ``sr``, ``sc``.
+    have : mapping of str to sequence of str
+        Files of the objects that there are already, by kind.
+    series_uid : callable
+        Gives the UID of the series of the pictures.
+
+    Yields
+    ------
+    list of Made
+        Some objects, on the disk. There are none without a liver: no Segmentation is empty.
 
     Raises
     ------
@@ -36,97 +60,64 @@ def write_results(spool: Spool, result: Segmentation, kinds: Sequence[str]) -> l
     OSError
         The disk cannot be written.
     """
+    if result.liver_ml == 0:
+        return
+    seg = next(iter(have.get("seg", ())), "")
+    pictures: Iterator[list[Made]] = iter(())
+    try:
+        if "seg" in kinds and not seg:
+            yield [made := _write_object(spool, result, "seg")]
+            seg = made.file
+        if "sc" in kinds:
+            pictures = _write_pictures(spool, result, series_uid(), len(have.get("sc", ())))
+            yield from itertools.islice(pictures, _FIRST)
+        if "sr" in kinds and "sr" not in have:
+            yield [_write_object(spool, result, "sr", spool.path("results", seg))]
+        yield from pictures
+    except OutputError as error:  # a broken disk, or a source that no objects can be made for
+        raise error.__cause__ if isinstance(error.__cause__, OSError) else InputError(str(error)) from error
+
+
+def _write_object(spool: Spool, result: Segmentation, kind: str, seg: Path | None = None) -> Made:
+    """Write the Segmentation, or the report on it."""
     import pydicom
 
-    if result.liver_ml == 0 or not kinds:  # there is no empty Segmentation
-        return []
+    from trtseg.io.dicom_out import write_dicom
+
     with tempfile.TemporaryDirectory(prefix=".", dir=spool.folder / "results") as folder:
-        try:
-            paths = result.save_dicom(folder, kinds)
-        except OutputError as error:
-            raise _as_input(error) from error
+        path = Path(folder, f"{kind}.dcm")
+        with atomic(path) as (temporary,):
+            write_dicom([(kind, temporary)], result, seg=seg)
         tags = ["SOPClassUID", "SOPInstanceUID"]
-        headers = [pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags) for path in paths]
-        return [
-            Made(path.stem.partition("_")[0], header.SOPClassUID, header.SOPInstanceUID, file)
-            for path, header, file in zip(paths, headers, spool.adopt("results", paths), strict=True)
-        ]
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+        (file,) = spool.adopt("results", [path])
+    return Made(kind, header.SOPClassUID, header.SOPInstanceUID, file)
 
 
-@contextmanager
-def drawn_pictures(result: Segmentation, first: int) -> Iterator[Iterator[tuple[int, Any]]]:
-    """Draw the pictures of a result from the first on, counted from 0.
-
-    A thread draws as many as fit into `_DRAWN_BYTES` at once; the others are drawn when they are asked for. At the end
-    of ``with`` the thread ends, too.
-
-    Yields
-    ------
-    iterator of (int, ndarray)
-        Slices ``z`` and their pictures, uint8 ``[Y, X, 3]``; see `trtseg.report.captures.draw_captures`.
-    """
+def _write_pictures(spool: Spool, result: Segmentation, series_uid: str, first: int) -> Generator[list[Made]]:
+    """Draw and write the pictures of a result from the first on, counted from 0."""
+    from trtseg.io.dicom_out import encode_pictures
     from trtseg.report.captures import draw_captures, drawn_slices
 
     assert result.volume is not None
     slices = drawn_slices(result.canonical, result.geometry.spacing[0], result.lesions)[first:]
     pictures = draw_captures(result.volume, result.canonical, slices)
-    most = max(1, _DRAWN_BYTES // (3 * result.canonical[0].size))
-    is_over = threading.Event()
-
-    def draw() -> list[tuple[int, Any]]:
-        drawn: list[tuple[int, Any]] = []
-        while len(drawn) < most and not is_over.is_set() and (picture := next(pictures, None)) is not None:
-            drawn.append(picture)
-        return drawn
-
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(draw)
-        try:
-            yield itertools.chain(_first_of(ahead), pictures)
-        finally:
-            is_over.set()
-
-
-def _first_of(ahead: Future[list[tuple[int, Any]]]) -> Iterator[tuple[int, Any]]:
-    yield from ahead.result()
-
-
-def write_pictures(
-    spool: Spool, result: Segmentation, series_uid: str, first: int, pictures: Iterator[tuple[int, Any]]
-) -> Iterator[tuple[list[Made], bool]]:
-    """Write ``pictures``, those of `drawn_pictures` from the first on.
-
-    Yields
-    ------
-    made : list of Made
-        Some pictures, on the disk.
-    more : bool
-        Others follow.
-
-    Raises
-    ------
-    InputError, OSError
-        As `write_results`.
-    """
-    from trtseg.io.dicom_out import encode_pictures
-
     writing: list[tuple[str, Any]] = []
 
-    def written(more: bool) -> tuple[list[Made], bool]:
+    def written() -> list[Made]:
         made = [Made("sc", SECONDARY_CAPTURE, uid, file.result()) for uid, file in writing]
         flush_folder(spool.folder / "results")
         writing.clear()
-        return made, more
+        return made
 
-    with ThreadPoolExecutor(1) as pool:  # a picture goes to the disk while the next one is drawn
+    with ThreadPoolExecutor(_WRITERS) as pool:  # pictures go to the disk while the next ones are drawn
         try:
             for uid, parts in encode_pictures(result, pictures, series_uid, first + 1):
                 if len(writing) == _TOGETHER:
-                    yield written(more=True)
+                    yield written()
                 writing.append((uid, pool.submit(spool.write, "results", *parts, flush_name=False)))
-            yield written(more=False)
-        except OutputError as error:
-            raise _as_input(error) from error
+            if writing:
+                yield written()
         finally:  # what was not noted is removed
             left = [file for _, file in writing if not file.exception()]
             spool.remove("results", [file.result() for file in left])
@@ -139,8 +130,8 @@ def series_of_pictures(spool: Spool, series: int, last: int) -> str:
     return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, f'{file} {revision}').int}"
 
 
-def begun(spool: Spool, series: int, fingerprint: str) -> int | None:
-    """Tell how many pictures a series in state ``part`` has; None if its results are to be made from the beginning.
+def begun(spool: Spool, series: int, fingerprint: str) -> dict[str, list[str]] | None:
+    """Tell which results a series in state ``part`` has: their files by kind. None: all are to be made.
 
     Parameters
     ----------
@@ -161,9 +152,7 @@ def begun(spool: Spool, series: int, fingerprint: str) -> int | None:
         header = pydicom.dcmread(path, specific_tags=["DeviceSerialNumber"], stop_before_pixels=True)
         if header.DeviceSerialNumber != fingerprint:
             return None
-    return len([row for row in made if row["kind"] == "sc"])
-
-
-def _as_input(error: OutputError) -> Exception:
-    """What an OutputError is for the node: a broken disk, or a source that no objects can be made for."""
-    return error.__cause__ if isinstance(error.__cause__, OSError) else InputError(str(error))
+    files: dict[str, list[str]] = {}
+    for row in made:
+        files.setdefault(row["kind"], []).append(row["file"])
+    return files

@@ -7,6 +7,7 @@ finished are simply read once more.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import resource
@@ -21,7 +22,7 @@ from trtseg.errors import ArgumentError, DeviceError, InputError, ModelError
 from trtseg.node.config import Config
 from trtseg.node.ending import due, look
 from trtseg.node.log import say, scrub, where
-from trtseg.node.results import begun, drawn_pictures, series_of_pictures, write_pictures, write_results
+from trtseg.node.results import begun, series_of_pictures, write_results
 from trtseg.node.spool import Made, Spool
 from trtseg.node.stopping import Stop
 
@@ -63,6 +64,7 @@ class Series:
         self.headers: list[Dataset] = []
         self._planes: list[np.ndarray] = []
         self._files: list[Any] = []
+        self._slices: list[Any] = []
         self._segmenter = segmenter
         self._stream: Stream | None = None
 
@@ -82,11 +84,12 @@ class Series:
 
         header, hu = read_slice(file)
         slices = slices_of("instance", header)
-        why_not = volumes([(file, header)])[1][0].reason  # a localizer, for example
+        why_not = volumes([(file, header)], [slices])[1][0].reason  # a localizer, for example
         self.headers.append(header)
         planes = hu[None] if hu.ndim == 2 else hu
         self._planes.append(planes)
         self._files.append(file)
+        self._slices.append(slices)
         if why_not:
             return
         # Slices that do not fit among those before are not streamed; at the end they are segmented or refused by name.
@@ -108,7 +111,7 @@ class Series:
 
         if not self.headers:
             raise InputError("no instance of the series can be decoded")
-        instances, candidates = volumes(list(zip(self._files, self.headers, strict=True)))
+        instances, candidates = volumes(list(zip(self._files, self.headers, strict=True)), self._slices)
         chosen, _ = choose("the series", candidates, None)
         volume = assemble("the series", instances, chosen.slices, self._planes.__getitem__)
         self._planes.clear()
@@ -212,31 +215,28 @@ class Worker:
     def _make(self, series: Series) -> dict[str, Any] | None:
         """Make the results of a series, and say what they are; None if instances came in the meantime.
 
-        Segmentation and report are on their way before the first picture is written. After a restart in between, the
-        pictures that are missing follow.
+        Each is on its way before the next is written. After a restart in between, those that are missing follow.
         """
         spool, number, destinations = self.spool, series.number, self.config.destinations
         result = series.finish()
-        pictures = begun(spool, number, self.segmenter.fingerprint())
-        more = "sc" in self.config.results and result.liver_ml > 0
-        with contextlib.ExitStack() as stack:
-            drawn = stack.enter_context(drawn_pictures(result, pictures or 0)) if more else iter(())
-            count = 0
-            if pictures is None:
-                made = write_results(spool, result, [kind for kind in self.config.results if kind != "sc"])
+        have = begun(spool, number, self.segmenter.fingerprint())
+        parts = write_results(
+            *(spool, result, self.config.results, have or {}),
+            lambda: series_of_pictures(spool, number, series.last),
+        )
+        count, is_begun = 0, have is not None
+        with contextlib.closing(parts):
+            for made in parts:
                 with self._removed_if_unknown(made):
-                    is_kept = spool.finish(number, series.last, made, destinations, more=more)
-                if not is_kept:
-                    return None
-                count = len(made)
-            if more:
-                uid = series_of_pictures(spool, number, series.last)
-                for made, follow in write_pictures(spool, result, uid, pictures or 0, drawn):
-                    with self._removed_if_unknown(made):
-                        spool.add_results(number, made, destinations, follow)
-                    count += len(made)
-            elif pictures is not None:  # they are no longer asked for
-                spool.add_results(number, [], destinations, False)
+                    if is_begun:
+                        spool.add_results(number, made, destinations, more=True)
+                    elif not spool.finish(number, series.last, made, destinations, more=True):
+                        return None
+                count, is_begun = count + len(made), True
+        if is_begun:
+            spool.add_results(number, [], destinations, more=False)
+        elif not spool.finish(number, series.last, [], destinations):
+            return None
         facts = {"results": count, "warnings": [warning.code for warning in result.warnings]}
         return facts | ({"note": "no liver found"} if result.liver_ml == 0 else {})
 
@@ -286,6 +286,8 @@ def work(config: Config, current: Any) -> None:
     with Segmenter(
         config.model, device=config.device, precision=config.precision, threads=config.threads
     ) as segmenter:
+        gc.collect()
+        gc.freeze()  # else a collection in the middle of a series looks through all modules, for 0.2 s
         say("ready", device=segmenter.device, precision=segmenter.precision)
         worker = Worker(config, spool, segmenter, current)
         while not stop.is_set():

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from trtseg.labels.components import Array
+from trtseg.labels.components import Array, bounding_box
 from trtseg.labels.lesions import Lesion
 from trtseg.notice import NOTICE
 from trtseg.report.pictures import LIVER, TUMOUR, WINDOW, font
@@ -62,17 +62,19 @@ def draw_captures(volume: Volume, labels: Array, slices: Iterable[int]) -> Itera
         uint8 ``[Y, X, 3]``, the patient's right at the left.
     """
     low, high = WINDOW
-    grey_of = (np.arange(-32768, 32768).clip(low, high) - low) * 255 / (high - low)
-    grey_of = np.rint(grey_of).astype(np.uint8)  # [HU + 32768]
     size = max(10, min(labels.shape[1:]) // 36)
     words = ((f"trtseg, {NOTICE}", _TEXT), ("liver", LIVER), ("tumour", TUMOUR))
     legend = _stamp((*words, (f"W {high - low} L {(high + low) // 2}", _TEXT)), size)
     _, rows, columns = labels.shape
     for z in slices:
-        grey = grey_of[volume.array[z].view(np.uint16) ^ 0x8000]
-        picture = np.repeat(grey[:, :, None], 3, axis=2)
-        for mask, colour in ((labels[z] > 0, LIVER), (labels[z] == 2, TUMOUR)):
-            picture[_inner_edge(mask)] = colour
+        grey = volume.array[z].clip(low, high).astype(np.float32)
+        grey = np.rint((grey - low) * 255 / (high - low)).astype(np.uint8)
+        picture = np.empty((rows, columns, 3), np.uint8)
+        for channel in range(3):
+            picture[:, :, channel] = grey
+        box = bounding_box(labels[z : z + 1])[1:]
+        for mask, colour in ((labels[z][box] > 0, LIVER), (labels[z][box] == 2, TUMOUR)):
+            picture[box][_inner_edge(mask)] = colour
         mm = float(volume.affine[2] @ ((columns - 1) / 2, (rows - 1) / 2, z, 1))
         place = _stamp(((f"slice {z}, z {mm:.1f} mm", _TEXT),), size)
         _paste(legend, picture[: rows // 2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import math
 from collections.abc import Sequence
@@ -314,6 +315,7 @@ def _png(page: Image.Image) -> bytes:
     return file.getvalue()
 
 
+@functools.cache
 def font(size: int) -> Any:
     """Pillow's own font, which has few letters beyond ASCII."""
     from PIL import ImageFont

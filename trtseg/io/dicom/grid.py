@@ -119,7 +119,9 @@ def is_alike(one: Slice, other: Slice) -> bool:
     return (
         one.size == other.size
         and bool(np.abs(one.orientation - other.orientation).max() <= SAME_DIRECTION)
-        and np.allclose(one.spacing, other.spacing, rtol=SAME_DIRECTION, atol=0)
+        and all(
+            abs(a - b) <= SAME_DIRECTION * abs(b) for a, b in zip(one.spacing, other.spacing, strict=True)
+        )
     )
 
 

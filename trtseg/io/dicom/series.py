@@ -81,13 +81,17 @@ class Candidate:
     patient: str = ""
 
 
-def volumes(instances: Sequence[tuple[Path, Any]]) -> tuple[list[Instance], list[Candidate]]:
+def volumes(
+    instances: Sequence[tuple[Path, Any]], known: Sequence[tuple[Slice, ...]] = ()
+) -> tuple[list[Instance], list[Candidate]]:
     """Sort files into the volumes that they make.
 
     Parameters
     ----------
     instances : sequence of (Path, pydicom.Dataset)
         Files and their headers.
+    known : sequence of tuple of Slice, optional
+        The slices of each, where they were found before, with any number of their file.
 
     Returns
     -------
@@ -103,7 +107,10 @@ def volumes(instances: Sequence[tuple[Path, Any]]) -> tuple[list[Instance], list
         slices: tuple[Slice, ...] = ()
         if not why_no_picture(header):
             try:
-                slices = slices_of(os.fspath(path), header, number)
+                if known:
+                    slices = tuple(replace(one, file=number) for one in known[number])
+                else:
+                    slices = slices_of(os.fspath(path), header, number)
             except InputError as error:
                 problems[number] = error
         found.append(Instance(path, header, slices))

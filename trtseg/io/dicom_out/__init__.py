@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from trtseg.errors import ArgumentError, OutputError
 from trtseg.io.dicom_out.capture import encode_captures
 from trtseg.io.dicom_out.measurements import make_report
-from trtseg.io.dicom_out.seg import write_seg
+from trtseg.io.dicom_out.seg import read_segments, write_seg
 from trtseg.io.dicom_out.source import Source, dicom_source, quiet
 from trtseg.io.names import ANALYZE, ITK, NIFTI, is_folder
 from trtseg.labels.components import Array
@@ -101,7 +101,10 @@ def check_result(result: Result) -> Source:
 
 
 def write_dicom(
-    files: Sequence[tuple[str, Path]], result: Result, pictures: Iterable[tuple[int, Array]] = ()
+    files: Sequence[tuple[str, Path]],
+    result: Result,
+    pictures: Iterable[tuple[int, Array]] = (),
+    seg: Path | None = None,
 ) -> None:
     """Write objects of one result, which refer to each other.
 
@@ -115,6 +118,8 @@ def write_dicom(
         The result.
     pictures : iterable of (int, ndarray)
         For ``sc``: axial slices ``z`` of the canonical grid, and their pictures, uint8 ``[Y, X, 3]``.
+    seg : Path, optional
+        For ``sr`` without ``seg``: the Segmentation of this result, which was written before.
 
     Raises
     ------
@@ -127,9 +132,11 @@ def write_dicom(
             if kind == "labelmap":
                 write_seg(path, source, result, labelmap=True)
             elif kind == "seg":
-                seg, segments = write_seg(path, source, result)
+                write_seg(path, source, result)
+                seg = path
             elif kind == "sr":
-                make_report(source, result, seg, segments).save_as(path)
+                assert seg is not None
+                make_report(source, result, *read_segments(seg, result)).save_as(path)
         captures = [path for kind, path in files if kind == "sc"]
         for path, (_, parts) in zip(captures, encode_captures(source, result, pictures), strict=True):
             with path.open("wb") as file:

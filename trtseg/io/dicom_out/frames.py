@@ -20,7 +20,7 @@ _PURPOSE = ("121322", "DCM", "Source image for image processing operation")
 
 def encode_frames(
     planes: Array, slices: Sequence[Reference], count: int, *, labelmap: bool = False
-) -> tuple[int, bytes]:
+) -> tuple[int, tuple[bytes, ...]]:
     """Encode what is last in a Segmentation: the group of each frame, and the pixels, in Explicit VR Little Endian.
 
     Parameters
@@ -38,11 +38,12 @@ def encode_frames(
     -------
     frames : int
         Number of frames. Their dimensions are segment and slice; of a label map, slice alone.
-    encoded : bytes
-        Both elements.
+    encoded : tuple of bytes
+        Both elements in parts, to be written one after the other.
     """
     places = [_place(one) for one in slices]
-    groups, masks = [], []
+    groups: list[bytes] = []
+    shown: list[tuple[int, int]] = []  # plane and segment of each frame
     if labelmap:
         groups = [item(image, _indices(n), place) for n, (image, place) in enumerate(places, 1)]
         pixels = planes.tobytes()
@@ -53,9 +54,15 @@ def encode_frames(
             for n in np.flatnonzero(present[:, segment]).tolist():
                 image, place = places[n]
                 groups.append(item(image, _indices(segment, n + 1), place, own))
-                masks.append(planes[n] == segment)
-        pixels = _packed(masks)
-    return len(groups), element(0x52009230, b"SQ", b"".join(groups)) + element(0x7FE00010, b"OB", pixels)
+                shown.append((n, segment))
+        pixels = _packed((planes[n] == segment for n, segment in shown), planes[0].size % 8 == 0)
+    head = element_head(0x7FE00010, b"OB", len(pixels))
+    return len(groups), (
+        element(0x52009230, b"SQ", b"".join(groups)),
+        head,
+        pixels,
+        b"\0" * (len(pixels) % 2),
+    )
 
 
 def _numbers(plane: Array, count: int) -> Array:
@@ -65,11 +72,9 @@ def _numbers(plane: Array, count: int) -> Array:
     return found
 
 
-def _packed(frames: Sequence[Array]) -> bytes:
-    """Pack masks into bits, the first pixel lowest, without a gap between frames."""
-    parts: Iterable[Array] = frames
-    if frames[0].size % 8:
-        parts = [np.concatenate([frame.ravel() for frame in frames])]
+def _packed(frames: Iterable[Array], are_whole: bool) -> bytes:
+    """Pack masks into bits, the first pixel lowest, without a gap between them; ``are_whole``: each fills its bytes."""
+    parts = frames if are_whole else [np.concatenate([frame.ravel() for frame in frames])]
     return b"".join(np.packbits(part, bitorder="little").tobytes() for part in parts)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,9 +65,7 @@ def segments_of(result: Result, has_parenchyma: bool) -> tuple[Segment, ...]:
     return tuple(found)
 
 
-def write_seg(
-    path: Path, source: Source, result: Result, *, labelmap: bool = False
-) -> tuple[Any, tuple[Segment, ...]]:
+def write_seg(path: Path, source: Source, result: Result, *, labelmap: bool = False) -> None:
     """Write a Segmentation on exactly the grid of its source, with frames where there is something only.
 
     highdicom makes an object with one frame, which is written without it; the encoded frames follow.
@@ -82,13 +80,6 @@ def write_seg(
         Labels with some liver.
     labelmap : bool
         Make a Label Map Segmentation, which few viewers read, instead of a binary one.
-
-    Returns
-    -------
-    dataset : pydicom.Dataset
-        The object without its frames, and with a stand-in for its references to the source.
-    segments : tuple of Segment
-        Its segments.
     """
     import highdicom
 
@@ -99,12 +90,10 @@ def write_seg(
     shift = int(segments[0].lesions is None)
     if result.lesions:
         most = len(segments) - shift
-        numbers = result.geometry.grid(result.geometry.restore(number_lesions(result.canonical, most)))[
-            chosen
-        ]
-        for plane, own in zip(planes, numbers, strict=True):
-            if own.any():
-                np.copyto(plane, own + np.uint8(shift), where=own > 0)
+        numbers = result.geometry.grid(result.geometry.restore(number_lesions(result.canonical, most)))
+        for plane, k in zip(planes, chosen, strict=True):
+            if (is_mass := plane == 2).any():
+                np.copyto(plane, numbers[k] + np.uint8(shift), where=is_mass)
     dataset = highdicom.seg.Segmentation(
         source_images=source.stubs(chosen[:1].tolist()),
         pixel_array=planes[:1],
@@ -127,8 +116,18 @@ def write_seg(
     head = io.BytesIO()
     dataset.save_as(head)
     with path.open("wb") as file:
-        file.writelines((source.refer_to_all(head.getvalue()), frames))
-    return dataset, segments
+        file.writelines((source.refer_to_all(head.getvalue()), *frames))
+
+
+def read_segments(path: Path, result: Result) -> tuple[Any, tuple[Segment, ...]]:
+    """Read what refers to a Segmentation of a result: its UIDs, in a pydicom.Dataset, and its segments."""
+    import pydicom
+
+    tags = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SegmentSequence"]
+    seg = pydicom.dcmread(path, specific_tags=tags, stop_before_pixels=True)
+    segments = segments_of(result, has_parenchyma=result.liver_ml > result.tumour_ml)
+    uids = [item.TrackingUID for item in seg.SegmentSequence]
+    return seg, tuple(replace(one, tracking_uid=uid) for one, uid in zip(segments, uids, strict=True))
 
 
 def _describe(segment: Segment, result: Result) -> Any:
