@@ -3,8 +3,8 @@
     python -m benchmarks.engines [--model default] [--threads 2] [--repeats 15]
 
 For each net it prints ms a slice, for 16 slices in one call and for a slice alone, medians over the repeats, and how
-far the logits differ. In the rows "every tile" zeros are -0, of which the engine knows nothing beforehand. The last row is
-the tumour net where only logits in and beside the liver are wanted.
+far the logits differ. In the rows "every tile" zeros are -0, of which the engine knows nothing beforehand. The last
+row is the tumour net where only logits in and beside the liver are wanted.
 """
 
 from __future__ import annotations
