@@ -250,7 +250,15 @@ core = Pybind11Extension(
     "trtseg._core",
     [
         str(CSRC / name)
-        for name in ("bind_net.cpp", "bindings.cpp", "conv.cpp", "net.cpp", "ops.cpp", "ops_cpu.cpp")
+        for name in (
+            "bind_net.cpp",
+            "bindings.cpp",
+            "conv.cpp",
+            "net.cpp",
+            "net_plan.cpp",
+            "ops.cpp",
+            "ops_cpu.cpp",
+        )
     ],
     depends=[str(p) for p in sorted(CSRC.glob("*.[ch]*"))],
     include_dirs=[str(CSRC)],

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "conv.h"
+#include "net_memory.h"
 #include "ops.h"
 #include "parallel.h"
 
@@ -23,25 +24,8 @@ Floats::Floats(std::size_t count) : data_(static_cast<float*>(::operator new[](c
 namespace {
 
 constexpr int kConvTogether = 8, kTogether = 16;  // tiles: what they need stays in the second cache
-constexpr int kSlice = -1, kLogits = -2;          // instead of the number of a map
 constexpr int kMost = 1 << 14;                    // rows, columns, channels, classes: so no number of tiles overflows
 constexpr int kMostThreads = 512;
-
-// A map with its frame of zeros.
-struct Framed {
-  Framed(int rows, int columns, int channels)
-      : row(std::ptrdiff_t{conv::tiles(columns) * conv::kTile + 2} * channels),
-        data(static_cast<std::size_t>(row * (conv::tiles(rows) * conv::kTile + 2))),
-        map{data.get() + row + channels, row, channels, rows, columns, channels} {}
-
-  std::ptrdiff_t row;
-  Floats data;
-  Map map;
-};
-
-std::size_t tiles_of(int rows, int columns) {
-  return static_cast<std::size_t>(conv::tiles(rows)) * static_cast<std::size_t>(conv::tiles(columns));
-}
 
 std::vector<float> copied(const float* values, int count) { return {values, values + count}; }
 
@@ -51,56 +35,7 @@ std::vector<float> copied(const float* values, int count) { return {values, valu
 
 std::string text(int rows, int columns) { return std::to_string(rows) + " x " + std::to_string(columns); }
 
-// Flags of the pixels of a map or of the logits.
-class Marks {
- public:
-  Marks(int rows, int columns) : rows_(rows), columns_(columns), own_(static_cast<std::size_t>(rows) * columns) {}
-  Marks(int rows, int columns, const unsigned char* flags) : rows_(rows), columns_(columns), flags_(flags) {}
-
-  // Whether a pixel of rows [y0, y1) and columns [x0, x1) is marked; they may reach beyond the map.
-  bool any(int y0, int y1, int x0, int x1) const {
-    const unsigned char* flags = flags_ ? flags_ : own_.data();
-    for (int y = std::max(0, y0); y < std::min(rows_, y1); ++y)
-      for (int x = std::max(0, x0); x < std::min(columns_, x1); ++x)
-        if (flags[std::ptrdiff_t{y} * columns_ + x]) return true;
-    return false;
-  }
-
-  void set(int y0, int y1, int x0, int x1) {
-    const int left = std::max(0, x0), width = std::min(columns_, x1) - left;
-    for (int y = std::max(0, y0); y < std::min(rows_, y1); ++y)
-      std::memset(own_.data() + std::ptrdiff_t{y} * columns_ + left, 1, static_cast<std::size_t>(width));
-  }
-
- private:
-  int rows_, columns_;
-  std::vector<unsigned char> own_;
-  const unsigned char* flags_ = nullptr;
-};
-
 }  // namespace
-
-// What a slice needs on its way.
-struct Net::Memory {
-  explicit Memory(const Net& net)
-      : wide(net.columns_ + 2 * net.pad_), padded(static_cast<std::size_t>(wide) * (net.rows_ + 2 * net.pad_)) {
-    for (const Size& size : net.maps_) maps.push_back(std::make_unique<Framed>(size.rows, size.columns, size.channels));
-  }
-
-  Map part(Part p) const {
-    Map map = maps[static_cast<std::size_t>(p.map)]->map;
-    map.data += p.first;
-    map.channels = p.count;
-    return map;
-  }
-
-  std::ptrdiff_t wide;  // floats of a padded row
-  Floats padded;
-  std::vector<std::unique_ptr<Framed>> maps;
-  const Plan* plan = nullptr;
-  Plan own_plan;
-  float* dst = nullptr;
-};
 
 // Threads that share a slice.
 class Net::Team {
@@ -116,7 +51,7 @@ class Net::Team {
   // helps the others. No member waits for one that has not begun.
   void work(int member, float* scratch) {
     for (std::size_t i = 0; i < layers_.size(); ++i) {
-      const std::vector<int>& tiles = (*memory_.plan)[i];
+      const std::vector<int>& tiles = memory_.plan[i];
       const int units = layers_[i].units(tiles.size());
       for (int k = 0; k < members_; ++k) {
         const int share = (member + k) % members_;
@@ -166,6 +101,7 @@ int Net::add_map(int rows, int columns, int channels) {
   }
   maps_.push_back({rows, columns, channels});
   made_.emplace_back(channels);
+  empty_.reset();
   memories_.clear();
   return static_cast<int>(maps_.size()) - 1;
 }
@@ -197,9 +133,8 @@ void Net::make(Part part) {
 
 void Net::add(Layer layer) {
   if (has_head_) refuse("net", "a layer after the head", "the head last");
-  all_.emplace_back(tiles_of(layer.grid.rows, layer.grid.columns));
-  std::iota(all_.back().begin(), all_.back().end(), 0);
   layers_.push_back(std::move(layer));
+  empty_.reset();
   memories_.clear();
   scratches_.clear();
 }
@@ -219,7 +154,7 @@ void Net::add_first(Part dst, const float* weights, const float* bias, int size,
   const std::ptrdiff_t area = std::ptrdiff_t{size} * size;
   for (std::ptrdiff_t k = 0; k < area; ++k)
     for (int o = 0; o < dst.count; ++o) own.push_back(weights[o * area + k]);
-  add({out, kSlice, 0, {{dst.map, 1, 1}}, kTogether,
+  add({out, kSlice, {stride, pad, size - 1 - pad, 0}, {{dst, 1, 1}}, kTogether,
        [=, own = std::move(own), bias = copied(bias, dst.count)](const Memory& memory, const int* tile, int count, float*) {
          for (int i = 0; i < count; ++i) {
            conv::conv_first(memory.padded.get(), memory.wide, own.data(), bias.data(), size, stride, memory.part(dst), tile[i]);
@@ -233,13 +168,13 @@ void Net::add_conv(Part src, Part dst, const Part* pool, const float* weights, c
   if (src.map == dst.map || in.rows != out.rows || in.columns != out.columns) {
     refuse("dst", text(out.rows, out.columns), "another map of " + text(in.rows, in.columns));
   }
-  std::vector<Output> outputs{{dst.map, 1, 1}};
+  std::vector<Output> outputs{{dst, 1, 1}};
   if (pool != nullptr) {
     const Size half = check(*pool, "pool");
     if (half.rows * 2 != out.rows || half.columns * 2 != out.columns || pool->count != dst.count) {
       refuse("pool", text(half.rows, half.columns), "half of dst, with as many channels");
     }
-    outputs.push_back({pool->map, 1, 2});
+    outputs.push_back({*pool, 1, 2});
   }
   const std::size_t count = conv::packed_size(conv::kPoints, src.count, dst.count);
   std::vector<float> transformed(count);
@@ -247,7 +182,7 @@ void Net::add_conv(Part src, Part dst, const Part* pool, const float* weights, c
   const auto packed = std::make_shared<Floats>(count);
   conv::pack(transformed.data(), conv::kPoints, src.count, dst.count, packed->get());
   scratch_ = std::max(scratch_, conv::scratch_size(src.count, dst.count, kConvTogether));
-  add({out, src.map, 1, outputs, kConvTogether,
+  add({out, src.map, {1, 1, 1, 0}, outputs, kConvTogether,
        [=, has_pool = pool != nullptr, pool = pool ? *pool : Part{}, bias = copied(bias, dst.count)](
            const Memory& memory, const int* tile, int count, float* scratch) {
          const Map maxima = has_pool ? memory.part(pool) : Map{};
@@ -273,7 +208,9 @@ void Net::add_up(Part src, Part dst, const float* weights, const float* bias) {
       }
   const auto packed = std::make_shared<Floats>(count);
   conv::pack(matrices.data(), kPoints, src.count, dst.count, packed->get());
-  add({in, src.map, 0, {{dst.map, 2, 1}}, kTogether,
+  // `upsample` moves a narrow tile to the left.
+  const int left = in.columns % conv::kTile ? conv::kTile - 1 : 0;
+  add({in, src.map, {1, 0, 0, left}, {{dst, 2, 1}}, kTogether,
        [=, bias = copied(bias, dst.count)](const Memory& memory, const int* tile, int count, float*) {
          for (int i = 0; i < count; ++i) {
            conv::upsample(memory.part(src), packed->get(), bias.data(), memory.part(dst), tile[i]);
@@ -292,7 +229,7 @@ void Net::add_head(Part src, const float* weights, const float* bias, int scale)
   for (std::ptrdiff_t k = 0; k < area; ++k)
     for (int c = 0; c < classes_; ++c)
       for (int i = 0; i < src.count; ++i) own.push_back(weights[(std::ptrdiff_t{i} * classes_ + c) * area + k]);
-  add({in, src.map, 0, {{kLogits, scale, 1}}, kTogether,
+  add({in, src.map, {1, 0, 0, 0}, {{{kLogits, 0, classes_}, scale, 1}}, kTogether,
        [=, own = std::move(own), bias = copied(bias, classes_)](const Memory& memory, const int* tile, int count, float*) {
          for (int i = 0; i < count; ++i) {
            conv::head(memory.part(src), own.data(), bias.data(), classes_, scale, memory.dst, tile[i]);
@@ -301,38 +238,21 @@ void Net::add_head(Part src, const float* weights, const float* bias, int scale)
   has_head_ = true;
 }
 
-Net::Plan Net::plan(const unsigned char* wanted) const {
-  std::vector<Marks> marks;
-  for (const Size& size : maps_) marks.emplace_back(size.rows, size.columns);
-  const Marks logits(rows_, columns_, wanted);
-  Plan found(layers_.size());
-  for (std::size_t i = layers_.size(); i-- > 0;) {  // from the logits back
-    const Layer& layer = layers_[i];
-    for (const int tile : all_[i]) {
-      const int y = tile / conv::tiles(layer.grid.columns) * conv::kTile, x = tile % conv::tiles(layer.grid.columns) * conv::kTile;
-      const int y1 = std::min(layer.grid.rows, y + conv::kTile), x1 = std::min(layer.grid.columns, x + conv::kTile);
-      const bool is_wanted = std::any_of(layer.outputs.begin(), layer.outputs.end(), [&](const Output& out) {
-        const Marks& own = out.map == kLogits ? logits : marks[static_cast<std::size_t>(out.map)];
-        return own.any(y * out.up / out.down, y1 * out.up / out.down, x * out.up / out.down, x1 * out.up / out.down);
-      });
-      if (!is_wanted) continue;
-      found[i].push_back(tile);
-      if (layer.src != kSlice) {
-        // all that the tile is computed from, if it reaches beyond the map, too
-        marks[static_cast<std::size_t>(layer.src)].set(y - layer.reach, y + conv::kTile + layer.reach, x - layer.reach,
-                                                       x + conv::kTile + layer.reach);
-      }
-    }
-  }
-  return found;
-}
-
 void Net::reserve(int slices, int threads) {
   const auto wanted = static_cast<std::size_t>(std::clamp(threads, 1, kMostThreads));
   while (memories_.size() < std::min(static_cast<std::size_t>(std::max(slices, 1)), wanted)) {
     memories_.push_back(std::make_unique<Memory>(*this));
   }
   while (scratches_.size() < wanted) scratches_.emplace_back(scratch_);
+  if (empty_ || !has_head_) return;
+  empty_ = std::make_unique<Memory>(*this);
+  empty_logits_.resize(static_cast<std::size_t>(rows_) * columns_ * classes_);
+  empty_->dst = empty_logits_.data();
+  for (const Layer& layer : layers_) {
+    std::vector<int> tiles(tiles_of(layer.grid.rows, layer.grid.columns));
+    std::iota(tiles.begin(), tiles.end(), 0);
+    for (int unit = 0; unit < layer.units(tiles.size()); ++unit) layer.work(*empty_, tiles, unit, scratches_[0].get());
+  }
 }
 
 void Net::run(const float* src, float* dst, const unsigned char* wanted, std::int64_t n, int threads) {
@@ -353,12 +273,7 @@ void Net::run(const float* src, float* dst, const unsigned char* wanted, std::in
                   static_cast<std::size_t>(columns_) * sizeof(float));
     }
     own.dst = dst + slice * pixels * classes_;
-    own.plan = &all_;
-    if (wanted != nullptr) {
-      own.own_plan = plan(wanted + slice * pixels);
-      own.plan = &own.own_plan;
-      std::fill_n(own.dst, pixels * classes_, kUnwanted);
-    }
+    plan(own, src + slice * pixels, wanted ? wanted + slice * pixels : nullptr);
     return own;
   };
   constexpr std::int64_t kWork = std::int64_t{1} << 40;  // always pays for threads
@@ -370,7 +285,7 @@ void Net::run(const float* src, float* dst, const unsigned char* wanted, std::in
     for (std::int64_t slice = next++; slice < n - left; slice = next++) {
       const Memory& own = begin(thread, slice);
       for (std::size_t i = 0; i < layers_.size(); ++i) {
-        const std::vector<int>& tiles = (*own.plan)[i];
+        const std::vector<int>& tiles = own.plan[i];
         for (int unit = 0; unit < layers_[i].units(tiles.size()); ++unit) layers_[i].work(own, tiles, unit, scratch);
       }
     }

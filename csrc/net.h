@@ -56,7 +56,8 @@ class Net {
   void reserve(int slices, int threads);
 
   // Logits `dst` `[n][classes][rows][columns]` of slices `src` `[n][rows][columns]` on up to `threads` threads (0: all
-  // CPUs). They depend neither on the number of threads nor on the other slices. Where `wanted` `[n][rows][columns]` is
+  // CPUs). Where a slice is 0 around all that a tile depends on, its values are those of an empty slice, which are known.
+  // Logits depend neither on the number of threads nor on the other slices. Where `wanted` `[n][rows][columns]` is
   // given, logits that are not 0 there are the same, and all that they do not depend on is left out: the other logits
   // are kUnwanted, or what they would be. One call at a time.
   void run(const float* src, float* dst, const unsigned char* wanted, std::int64_t n, int threads);
@@ -71,13 +72,20 @@ class Net {
   };
   struct Memory;
   class Team;
-  // A map that a layer writes, or the logits, with `up` pixels there for `down` pixels of its tiles.
+  // A part that a layer writes, or the logits, with `up` pixels there for `down` pixels of its tiles.
   struct Output {
-    int map, up, down;
+    Part part;
+    int up, down;
+  };
+  // Rows [y, y1) are computed from rows [y * stride - before, (y1 - 1) * stride + after]; columns likewise, and from so
+  // many to the left.
+  struct Reach {
+    int stride, before, after, left;
   };
   struct Layer {
     Size grid;                    // pixels whose tiles are the layer's work
-    int src, reach;               // the map that it reads (kSlice: the slice), and how far beyond a tile
+    int src;                      // the map that it reads, or the slice
+    Reach reach;
     std::vector<Output> outputs;
     int together;                 // tiles that a thread takes in one go
     // Any thread may do any unit, in any order, with a `scratch` of its own.
@@ -92,7 +100,8 @@ class Net {
   const Size& check_made(Part part, const char* name) const;
   void make(Part part);
   void add(Layer layer);
-  Plan plan(const unsigned char* wanted) const;
+  void plan(Memory& own, const float* slice, const unsigned char* wanted) const;
+  void take_empty(Memory& own, std::size_t layer, int tile) const;
 
   int rows_, columns_, classes_, pad_ = 0;
   bool has_head_ = false;
@@ -101,7 +110,8 @@ class Net {
   std::vector<Size> maps_;
   std::vector<std::vector<bool>> made_;  // by a layer, each channel of the maps
   std::vector<Layer> layers_;
-  Plan all_;
+  std::unique_ptr<Memory> empty_;                  // what an empty slice gives
+  std::vector<float> empty_logits_;
   std::vector<std::unique_ptr<Memory>> memories_;  // of slices on their way
   std::vector<Floats> scratches_;                  // of threads
 };

@@ -225,6 +225,45 @@ def test_wanted_logits_are_the_same(size):
     assert (found[2] == -65504).any()
 
 
+@pytest.mark.parametrize("size", [(24, 20), (14, 18), (40, 36), (64, 72)])
+def test_zeros_around_a_picture_change_no_logit(size):
+    """What an empty slice gives is known; -0 is no 0, so of slices around which it lies all is computed."""
+    rng = np.random.default_rng(4)
+    x = np.zeros((16, 1, *size), np.float32)
+    for number, plane in enumerate(x[2:, 0]):
+        y, z = rng.integers(0, size)
+        height, width = (1, 1) if number < 4 else rng.integers(1, size)
+        plane[y : y + height, z : z + width] = rng.normal(size=plane[y : y + height, z : z + width].shape)
+    whole = run(unet(size=size)[0], 3, np.where(x == 0, np.float32(-0.0), x))
+    wanted = rng.random((16, *size)) < 0.02
+    where = np.broadcast_to(wanted[:, None], whole.shape)
+    net, _ = unet(size=size)
+    for threads in (1, 2, 3):
+        for order in (np.arange(16), rng.permutation(16), rng.permutation(16)[:5]):
+            assert (run(net, 3, x[order], threads) == whole[order]).all()
+            found = run(net, 3, x[order], threads, wanted[order])
+            same = found == whole[order]
+            assert same[where[order]].all()
+            assert (same | (found == -65504)).all()
+            run(net, 3, np.full((3, 1, *size), np.nan, np.float32), threads)
+
+
+def test_a_narrow_tile_leaves_its_neighbour_as_it_is():
+    """Of a map of 6 columns the last tile is enlarged together with 2 columns of the tile before."""
+    rng = np.random.default_rng(5)
+    net = _core.Net(8, 12, 8)
+    small, _ = first(net, rng, (4, 6), 8, (2, 2, 0))
+    large = (net.add_map(8, 12, 8), 0, 8)
+    net.add_up(small, large, normal(rng, 8, 8, 2, 2, fan=8), normal(rng, 8))
+    last = (net.add_map(8, 12, 8), 0, 8)
+    net.add_conv(large, last, None, normal(rng, 8, 8, 3, 3, fan=72), normal(rng, 8))
+    show(net, last)
+    x = rng.normal(size=(2, 1, 8, 12)).astype(np.float32)
+    x[1, ..., :8] = 0
+    apart = [run(net, 8, np.where(x == 0, np.float32(-0.0), x)[i : i + 1]) for i in (0, 1)]
+    assert (run(net, 8, x) == np.concatenate(apart)).all()
+
+
 def test_nan_stays_in_its_slice():
     net, _ = unet()
     x = np.random.default_rng(2).random((3, 1, 24, 20), np.float32)

@@ -1,9 +1,11 @@
 """The CPU engine of trtseg itself: U-Nets in FP32, whose 3x3 convolutions take a quarter of the products.
 
 Winograd's F(4x4, 3x3) (Lavin and Gray, arXiv 1509.09308) computes 16 outputs from 36 products instead of 144. The
-logits differ from those of other FP32 engines by rounding only. OpenVINO, ONNX
-Runtime and PyTorch compute every product, so this engine takes about
-half of OpenVINO's time on a processor with AVX2 (``python -m benchmarks.engines``).
+logits differ from those of other FP32 engines by rounding only. OpenVINO, ONNX Runtime and PyTorch compute every
+product.
+
+Around the body the liver net sees zeros, and around the liver the tumour net does. What a layer makes of zeros alone is
+known from an empty slice, and is not computed again. ``python -m benchmarks.engines`` compares it with OpenVINO.
 """
 
 from __future__ import annotations
