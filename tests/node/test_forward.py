@@ -15,7 +15,6 @@ from pynetdicom.sop_class import CTImageStorage, SegmentationStorage, Verificati
 
 from trtseg.node.config import Config
 from trtseg.node.forward import Line, report_commitments, send_waiting
-from trtseg.node.prompt import send_at_once
 from trtseg.node.purge import purge
 from trtseg.node.receive import STORAGE_COMMITMENT
 from trtseg.node.spool import Facts, Made, Spool
@@ -205,46 +204,6 @@ def test_the_first_association_takes_all_where_a_node_takes_no_other(tmp_path, a
         thread.join()
         assert not second.has_work
         first.close()
-
-
-def test_a_node_that_takes_nothing_ends_the_association(tmp_path):
-    with Archive() as archive:
-        config = Config(tmp_path / "store", send=(f"ARCHIVE@127.0.0.1:{archive.port}",))
-        spool, _, _ = filled(config, 1)
-        first, _ = two_lines(config)
-        association = first.open([CTImageStorage])
-        association.network_timeout = 1
-        send_at_once(association)
-        (one,) = archive.entity.active_associations
-        one.dul._read_pdu_data = lambda: time.sleep(0.1)  # nothing is read any more
-        big = tmp_path / "big.dcm"
-        series = ct_series(1)
-        series[0].PixelData = bytes(20_000_000)
-        series[0].save_as(big, enforce_file_format=True)
-        spool.path("results", spool.row("SELECT file FROM result")["file"]).write_bytes(big.read_bytes())
-        start = time.monotonic()
-        send_waiting(spool, config, *config.destinations, first)
-        del one.dul._read_pdu_data  # so that its thread ends
-        assert time.monotonic() - start < 20
-        assert states(spool) == ["waiting"]
-
-
-def test_results_wait_where_an_association_is_lost(tmp_path):
-    with Archive() as archive:
-        config = Config(tmp_path / "store", send=(f"ARCHIVE@127.0.0.1:{archive.port}",))
-        spool, _, _ = filled(config)
-        first, _ = two_lines(config)
-        archive.hold = threading.Event()
-        thread = threading.Thread(target=send_waiting, args=(spool, config, *config.destinations, first))
-        thread.start()
-        wait_for(lambda: archive.held)
-        for one in archive.entity.active_associations:
-            one.abort()
-        thread.join(30)
-        archive.hold.set()
-        assert not thread.is_alive()
-        assert (states(spool), attempts(spool)) == (["waiting"] * 3, {1})
-        assert spool.row("SELECT reason FROM delivery")["reason"] == "association lost"
 
 
 def test_results_wait_where_a_node_takes_no_association(tmp_path):

@@ -236,8 +236,6 @@ def _associate(config: Config, peer: Peer, classes: Sequence[str], **options: An
     """Open an association; Later if the peer does not accept it."""
     from pynetdicom import AE, evt
 
-    from trtseg.node.prompt import send_at_once
-
     entity = AE(ae_title=config.ae)
     entity.connection_timeout = entity.acse_timeout = 10
     entity.dimse_timeout = entity.network_timeout = 60
@@ -253,7 +251,6 @@ def _associate(config: Config, peer: Peer, classes: Sequence[str], **options: An
             raise Later("no SOP class accepted")
         raise Later("association rejected" if association.is_rejected else "no connection")
     keep_answers(association)
-    send_at_once(association)
     return association
 
 
