@@ -117,6 +117,15 @@ const Net::Size& Net::check(Part part, const char* name) const {
   return size;
 }
 
+const Net::Size& Net::check_free(Part part, const char* name) const {
+  const Size& size = check(part, name);
+  const auto first = made_[static_cast<std::size_t>(part.map)].begin() + part.first;
+  if (std::any_of(first, first + part.count, [](bool made) { return made; })) {
+    refuse(name, "channels that a layer has made", "those of no layer");
+  }
+  return size;
+}
+
 const Net::Size& Net::check_made(Part part, const char* name) const {
   const Size& size = check(part, name);
   const auto first = made_[static_cast<std::size_t>(part.map)].begin() + part.first;
@@ -140,7 +149,7 @@ void Net::add(Layer layer) {
 }
 
 void Net::add_first(Part dst, const float* weights, const float* bias, int size, int stride, int pad) {
-  const Size out = check(dst, "dst");
+  const Size out = check_free(dst, "dst");
   if (!layers_.empty()) refuse("net", "a convolution of the slice after another layer", "it first");
   if (size > kMost) refuse("weights", text(size, size), "up to 16384 x 16384");
   if (pad < 0 || pad >= size) refuse("pad", std::to_string(pad), "less than the kernel's " + std::to_string(size));
@@ -164,13 +173,13 @@ void Net::add_first(Part dst, const float* weights, const float* bias, int size,
 }
 
 void Net::add_conv(Part src, Part dst, const Part* pool, const float* weights, const float* bias) {
-  const Size in = check_made(src, "src"), out = check(dst, "dst");
+  const Size in = check_made(src, "src"), out = check_free(dst, "dst");
   if (src.map == dst.map || in.rows != out.rows || in.columns != out.columns) {
     refuse("dst", text(out.rows, out.columns), "another map of " + text(in.rows, in.columns));
   }
   std::vector<Output> outputs{{dst, 1, 1}};
   if (pool != nullptr) {
-    const Size half = check(*pool, "pool");
+    const Size half = check_free(*pool, "pool");
     if (half.rows * 2 != out.rows || half.columns * 2 != out.columns || pool->count != dst.count) {
       refuse("pool", text(half.rows, half.columns), "half of dst, with as many channels");
     }
@@ -194,7 +203,7 @@ void Net::add_conv(Part src, Part dst, const Part* pool, const float* weights, c
 }
 
 void Net::add_up(Part src, Part dst, const float* weights, const float* bias) {
-  const Size in = check_made(src, "src"), out = check(dst, "dst");
+  const Size in = check_made(src, "src"), out = check_free(dst, "dst");
   if (src.map == dst.map || in.rows * 2 != out.rows || in.columns * 2 != out.columns) {
     refuse("dst", text(out.rows, out.columns), "twice " + text(in.rows, in.columns));
   }
@@ -245,14 +254,15 @@ void Net::reserve(int slices, int threads) {
   }
   while (scratches_.size() < wanted) scratches_.emplace_back(scratch_);
   if (empty_ || !has_head_) return;
-  empty_ = std::make_unique<Memory>(*this);
+  auto empty = std::make_unique<Memory>(*this);
   empty_logits_.resize(static_cast<std::size_t>(rows_) * columns_ * classes_);
-  empty_->dst = empty_logits_.data();
+  empty->dst = empty_logits_.data();
   for (const Layer& layer : layers_) {
     std::vector<int> tiles(tiles_of(layer.grid.rows, layer.grid.columns));
     std::iota(tiles.begin(), tiles.end(), 0);
-    for (int unit = 0; unit < layer.units(tiles.size()); ++unit) layer.work(*empty_, tiles, unit, scratches_[0].get());
+    for (int unit = 0; unit < layer.units(tiles.size()); ++unit) layer.work(*empty, tiles, unit, scratches_[0].get());
   }
+  empty_ = std::move(empty);
 }
 
 void Net::run(const float* src, float* dst, const unsigned char* wanted, std::int64_t n, int threads) {

@@ -97,6 +97,7 @@ class Net {
   using Plan = std::vector<std::vector<int>>;  // the tiles of each layer
 
   const Size& check(Part part, const char* name) const;
+  const Size& check_free(Part part, const char* name) const;
   const Size& check_made(Part part, const char* name) const;
   void make(Part part);
   void add(Layer layer);

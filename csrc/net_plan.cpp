@@ -148,6 +148,9 @@ void Net::plan(Memory& own, const float* slice, const unsigned char* wanted) con
         }
         found.push_back(tile);
         own.is_empty[i][static_cast<std::size_t>(tile)] = false;
+        if (layer.reach.left > 0 && h == across - 1 && h > 0) {  // a narrow tile writes into its neighbour, too
+          own.is_empty[i][static_cast<std::size_t>(tile) - 1] = false;
+        }
         if (layer.src != kSlice) {
           needed[static_cast<std::size_t>(layer.src)].set(source(layer, y), source(layer, x, layer.reach.left));
         }

@@ -264,6 +264,26 @@ def test_a_narrow_tile_leaves_its_neighbour_as_it_is():
     assert (run(net, 8, x) == np.concatenate(apart)).all()
 
 
+def test_a_narrow_tile_ends_what_was_known_of_its_neighbour():
+    """Of a map of 7 columns it writes 2 columns of the tile before, which need not be computed itself."""
+    rng = np.random.default_rng(6)
+    net = _core.Net(16, 14, 8)
+    small, _ = first(net, rng, (8, 7), 8, (2, 2, 0))
+    large, last = ((net.add_map(16, 14, 8), 0, 8) for _ in range(2))
+    net.add_up(small, large, normal(rng, 8, 8, 2, 2, fan=8), normal(rng, 8))
+    net.add_conv(large, last, None, normal(rng, 8, 8, 3, 3, fan=72), normal(rng, 8))
+    show(net, last)
+    x = rng.normal(size=(2, 1, 16, 14)).astype(np.float32)
+    x[0, :, 8:] = 0
+    wanted = np.ones((2, 16, 14), bool)
+    expected = run(net, 8, np.where(x == 0, np.float32(-0.0), x))
+    assert (run(net, 8, x[:1]) == expected[0]).all()
+    wanted[1] = False
+    wanted[1, 13, 13] = True
+    assert (run(net, 8, x[1:], 1, wanted[1:])[..., 13, 13] == expected[1, :, 13, 13]).all()
+    assert (run(net, 8, x[:1]) == expected[0]).all()
+
+
 def test_nan_stays_in_its_slice():
     net, _ = unet()
     x = np.random.default_rng(2).random((3, 1, 24, 20), np.float32)

@@ -113,6 +113,8 @@ REFUSED = {
         with_conv(dst=(1, 8, 16), weights=weights_of(16, 8, 3, 3), bias=weights_of(16)),
         with_up((0, 0, 8), (1, 0, 8)),
         with_up((3, 0, 8), (2, 0, 8)),
+        with_conv(dst=(4, 0, 8)),  # a layer has made it
+        with_up((3, 0, 8), (0, 8, 8)),
         with_first(stride=2),
         with_first(pad=0),
         with_first(stride=0),
@@ -129,6 +131,7 @@ REFUSED = {
         with_conv(pool=(2, 0, 16)),
         with_conv(pool=(9, 0, 8)),
         with_conv(pool=(2, 0, -8)),
+        with_conv(pool=(3, 0, 8)),  # a layer has made it
     ],
     "weights": [
         with_conv(weights=weights_of(8, 8, 3, 2)),

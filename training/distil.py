@@ -1,4 +1,4 @@
-"""Distillation: a small net learns the probabilities of a larger one (Hinton et al., arXiv 1503.02531).
+"""Distillation: a net learns the mean probabilities of others (Hinton et al., arXiv 1503.02531).
 
 A trained net has an opinion on every pixel, also where nobody drew anything.
 """

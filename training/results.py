@@ -246,9 +246,9 @@ def tables(folder: Path) -> str:
         gates = {name: rows[name] for name in ("joint, balanced", "sequential, balanced")} | more
         parts += [
             (
-                "Fewer steps, the gate of the joint loss, soft Dice",
-                "The gate says what the mask is to N1's gradient; above it is straight-through. Every patient weighs "
-                "the same.",
+                "Other rows",
+                "Every patient weighs the same. A gate says what the mask is to N1's gradient; where none is named, it "
+                "is straight-through.",
                 scores_table(gates, together=False),
             ),
         ]

@@ -163,7 +163,7 @@ def compare(path: Path, out: Path, steps: int) -> None:
     """Train and score all nets; scores are kept in ``out`` after each, and printed as a table at the end."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kit = kits.read(path)
-    train = training_rows(kit, Split((), ()))
+    train = training_rows(kit, Split(TEST, ()))
     test = np.flatnonzero(np.isin(kit.group, TEST) & (kit.tumour_known | (kit.group == "chaos-3")))
     device_name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     kept: dict[str, object] = {"steps": steps, "slices": len(train), "device": device_name, "kit": kit.sha256}

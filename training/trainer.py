@@ -83,7 +83,7 @@ class Trainer:
         self.g = torch.Generator(self.device)
         self.ahead = AHEAD[self.device.type]
         self._drawn: tuple[int, tuple[batch.Batch, Tensor]] | None = None
-        self._pass = Replayed(self._backward) if self.device.type == "cuda" else self._backward
+        self.replayed = Replayed() if self.device.type == "cuda" else None
         self.step, self.elapsed, self.last_saved, self.began = 0, 0.0, 0.0, 0.0
         self.losses: list[Tensor] = []
 
@@ -112,7 +112,7 @@ class Trainer:
         b, mask = self._batch()
         torch.manual_seed(self._seed(self.step))  # of the dropout
         self.method.train()
-        loss = self._pass(*b, mask)
+        loss = self.replayed(self._backward, *b, mask) if self.replayed else self._backward(*b, mask)
         nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         self.optimizer.step()
         decay = min(self.run.ema, (1 + self.step) / (10 + self.step))
@@ -169,7 +169,7 @@ class Trainer:
             mask[:, :own] = (self.method.liver[0].probabilities(hu)[0] > 0.5).view_as(mask[:, :own])
         # interleaved, so that both kinds of masks are in each part
         parts = [part[i::4] for part in mask for i in range(4)]
-        seed = torch.Generator().manual_seed(self.step)
+        seed = torch.Generator().manual_seed(self.step // self.ahead)
         radii = torch.randint(-1, self.run.grow + 1, (len(parts),), generator=seed)
         for part, r in zip(parts, radii.tolist(), strict=True):
             part.copy_(1 - appearance.grown(1 - part, 1) if r < 0 else appearance.grown(part, r))

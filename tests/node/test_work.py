@@ -211,6 +211,17 @@ def test_a_restart_between_results_goes_on_with_those_that_are_missing(drawing, 
     assert (counted["series_done"], counted.get("series_failed", 0)) == (1, 0)
 
 
+def test_pictures_alone_lie_in_one_series_after_a_restart(drawing):
+    drawing.config = dataclasses.replace(drawing.config, results=("sc",))
+    store(drawing.spool, *ct_series(16))
+    drawing.end_after(2)
+    assert finish(drawing) == [("done", None)]
+    kinds, read = results(drawing)
+    assert set(kinds) == {"sc"}
+    assert len(kinds) > 4
+    assert len({one.SeriesInstanceUID for one in read}) == 1
+
+
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_late_slice_between_results_gives_all_of_them_anew(drawing, monkeypatch, parts):
     *series, late = ct_series(16)

@@ -26,7 +26,7 @@ from trtseg.resources import available_cpus, memory_for
 # Attributes of convolutions and poolings, and what they are where a node does not say. `_geometry` counts on the order.
 _DEFAULTS = {"kernel_shape": 0, "strides": 1, "pads": 0}
 _DEFAULTS |= {"dilations": 1, "group": 1, "output_padding": 0, "ceil_mode": 0, "storage_order": 0}
-_WEIGHTS, _MAPS = 24 << 20, 18 << 20  # bytes of a net, and of a slice on its way
+_WEIGHTS, _MAPS = 24 << 20, 18 << 20  # bytes of a net, and of a slice on its way or of the empty one
 _SLICES = 16  # on their way at most: those of a chunk of the cascade
 
 #: Number of a map, first channel, channels.
@@ -61,7 +61,7 @@ class WinogradEngine:
         self.spec, self.side_by_side = net.spec, threads or available_cpus()
         slices = min(self.side_by_side, _SLICES)
         try:
-            with memory_for(f"{net.spec.role} net", _WEIGHTS + slices * _MAPS):
+            with memory_for(f"{net.spec.role} net", _WEIGHTS + (slices + 1) * _MAPS):
                 self._net = _built(read_graph(net.onnx), net.spec.size, net.spec.channels)
                 self._net.reserve(slices, self.side_by_side)
         except (ModelError, ArithmeticError, LookupError, TypeError, ValueError) as error:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import tempfile
 import uuid
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,19 +64,24 @@ def write_results(
     if result.liver_ml == 0:
         return
     seg = next(iter(have.get("seg", ())), "")
-    pictures: Iterator[list[Made]] = iter(())
+    pictures = _nothing()
     try:
         if "seg" in kinds and not seg:
             yield [made := _write_object(spool, result, "seg")]
             seg = made.file
         if "sc" in kinds:
             pictures = _write_pictures(spool, result, series_uid(), len(have.get("sc", ())))
+        with contextlib.closing(pictures):
             yield from itertools.islice(pictures, _FIRST)
-        if "sr" in kinds and "sr" not in have:
-            yield [_write_object(spool, result, "sr", spool.path("results", seg))]
-        yield from pictures
+            if "sr" in kinds and "sr" not in have:
+                yield [_write_object(spool, result, "sr", spool.path("results", seg))]
+            yield from pictures
     except OutputError as error:  # a broken disk, or a source that no objects can be made for
         raise error.__cause__ if isinstance(error.__cause__, OSError) else InputError(str(error)) from error
+
+
+def _nothing() -> Generator[list[Made]]:
+    yield from ()
 
 
 def _write_object(spool: Spool, result: Segmentation, kind: str, seg: Path | None = None) -> Made:
@@ -123,11 +129,14 @@ def _write_pictures(spool: Spool, result: Segmentation, series_uid: str, first: 
             spool.remove("results", [file.result() for file in left])
 
 
-def series_of_pictures(spool: Spool, series: int, last: int) -> str:
-    """UID of the series of the pictures that a series and its last instance gave: the same after a restart."""
+def series_of_pictures(spool: Spool, series: int, last: int, is_begun: bool) -> str:
+    """UID of the series of the pictures that a series and its last instance gave: the same after a restart.
+
+    ``is_begun`` tells whether some results of this revision are in the spool; with the first, the revision rises.
+    """
     (file,) = spool.row("SELECT file FROM instance WHERE id=?", last)
     (revision,) = spool.row("SELECT revision FROM series WHERE id=?", series)
-    return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, f'{file} {revision}').int}"
+    return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, f'{file} {revision + (not is_begun)}').int}"
 
 
 def begun(spool: Spool, series: int, fingerprint: str) -> dict[str, list[str]] | None:

@@ -220,11 +220,11 @@ class Worker:
         spool, number, destinations = self.spool, series.number, self.config.destinations
         result = series.finish()
         have = begun(spool, number, self.segmenter.fingerprint())
+        count, is_begun = 0, have is not None
         parts = write_results(
             *(spool, result, self.config.results, have or {}),
-            lambda: series_of_pictures(spool, number, series.last),
+            lambda: series_of_pictures(spool, number, series.last, is_begun),
         )
-        count, is_begun = 0, have is not None
         with contextlib.closing(parts):
             for made in parts:
                 with self._removed_if_unknown(made):
