@@ -263,11 +263,12 @@ void conv_first(const float* src, std::ptrdiff_t row, const float* weights, cons
 void upsample(const Map& src, const float* packed, const float* bias, const Map& dst, int tile) {
   const std::ptrdiff_t matrix = std::ptrdiff_t{src.channels} * dst.channels;
   const Area area(src, tile);
-  const int x = area.x + kRows <= src.columns ? area.x : src.columns - kRows;  // some pixels perhaps twice, with equal values
+  const bool is_whole = area.columns == kRows;  // else each pixel by itself, in all rows of the product
   for (int y = area.y; y < area.y + area.rows; ++y)
     for (int k = 0; k < 4; ++k)
-      multiply(at(src, y, x), src.pixel, src.channels, packed + k * matrix, bias, at(dst, 2 * y + k / 2, 2 * x + k % 2),
-               2 * dst.pixel, dst.channels);
+      for (int x = area.x; x < area.x + area.columns; x += is_whole ? kRows : 1)
+        multiply(at(src, y, x), is_whole ? src.pixel : 0, src.channels, packed + k * matrix, bias,
+                 at(dst, 2 * y + k / 2, 2 * x + k % 2), is_whole ? 2 * dst.pixel : 0, dst.channels);
 }
 
 void head(const Map& src, const float* weights, const float* bias, int classes, int scale, float* dst, int tile) {

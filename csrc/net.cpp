@@ -163,7 +163,7 @@ void Net::add_first(Part dst, const float* weights, const float* bias, int size,
   const std::ptrdiff_t area = std::ptrdiff_t{size} * size;
   for (std::ptrdiff_t k = 0; k < area; ++k)
     for (int o = 0; o < dst.count; ++o) own.push_back(weights[o * area + k]);
-  add({out, kSlice, {stride, pad, size - 1 - pad, 0}, {{dst, 1, 1}}, kTogether,
+  add({out, kSlice, {stride, pad, size - 1 - pad}, {{dst, 1, 1}}, kTogether,
        [=, own = std::move(own), bias = copied(bias, dst.count)](const Memory& memory, const int* tile, int count, float*) {
          for (int i = 0; i < count; ++i) {
            conv::conv_first(memory.padded.get(), memory.wide, own.data(), bias.data(), size, stride, memory.part(dst), tile[i]);
@@ -191,7 +191,7 @@ void Net::add_conv(Part src, Part dst, const Part* pool, const float* weights, c
   const auto packed = std::make_shared<Floats>(count);
   conv::pack(transformed.data(), conv::kPoints, src.count, dst.count, packed->get());
   scratch_ = std::max(scratch_, conv::scratch_size(src.count, dst.count, kConvTogether));
-  add({out, src.map, {1, 1, 1, 0}, outputs, kConvTogether,
+  add({out, src.map, {1, 1, 1}, outputs, kConvTogether,
        [=, has_pool = pool != nullptr, pool = pool ? *pool : Part{}, bias = copied(bias, dst.count)](
            const Memory& memory, const int* tile, int count, float* scratch) {
          const Map maxima = has_pool ? memory.part(pool) : Map{};
@@ -217,9 +217,7 @@ void Net::add_up(Part src, Part dst, const float* weights, const float* bias) {
       }
   const auto packed = std::make_shared<Floats>(count);
   conv::pack(matrices.data(), kPoints, src.count, dst.count, packed->get());
-  // `upsample` moves a narrow tile to the left.
-  const int left = in.columns % conv::kTile ? conv::kTile - 1 : 0;
-  add({in, src.map, {1, 0, 0, left}, {{dst, 2, 1}}, kTogether,
+  add({in, src.map, {1, 0, 0}, {{dst, 2, 1}}, kTogether,
        [=, bias = copied(bias, dst.count)](const Memory& memory, const int* tile, int count, float*) {
          for (int i = 0; i < count; ++i) {
            conv::upsample(memory.part(src), packed->get(), bias.data(), memory.part(dst), tile[i]);
@@ -238,7 +236,7 @@ void Net::add_head(Part src, const float* weights, const float* bias, int scale)
   for (std::ptrdiff_t k = 0; k < area; ++k)
     for (int c = 0; c < classes_; ++c)
       for (int i = 0; i < src.count; ++i) own.push_back(weights[(std::ptrdiff_t{i} * classes_ + c) * area + k]);
-  add({in, src.map, {1, 0, 0, 0}, {{{kLogits, 0, classes_}, scale, 1}}, kTogether,
+  add({in, src.map, {1, 0, 0}, {{{kLogits, 0, classes_}, scale, 1}}, kTogether,
        [=, own = std::move(own), bias = copied(bias, classes_)](const Memory& memory, const int* tile, int count, float*) {
          for (int i = 0; i < count; ++i) {
            conv::head(memory.part(src), own.data(), bias.data(), classes_, scale, memory.dst, tile[i]);

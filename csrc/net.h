@@ -76,11 +76,15 @@ class Net {
   struct Output {
     Part part;
     int up, down;
+
+    int at(int pixel) const { return pixel * up / down; }
   };
-  // Rows [y, y1) are computed from rows [y * stride - before, (y1 - 1) * stride + after]; columns likewise, and from so
-  // many to the left.
+  // Rows [y, y1) are computed from rows [first(y), last(y1)), columns likewise.
   struct Reach {
-    int stride, before, after, left;
+    int stride, before, after;
+
+    int first(int y) const { return y * stride - before; }
+    int last(int y1) const { return (y1 - 1) * stride + after + 1; }
   };
   struct Layer {
     Size grid;                    // pixels whose tiles are the layer's work

@@ -70,13 +70,10 @@ class Marks {
 }  // namespace
 
 void Net::plan(Memory& own, const float* slice, const unsigned char* wanted) const {
-  const auto source = [](const Layer& layer, Range at, int left = 0) -> Range {
-    const Reach& reach = layer.reach;
-    return {at.first * reach.stride - reach.before - left, (at.last - 1) * reach.stride + reach.after + 1};
+  const auto source = [](const Layer& layer, Range at) -> Range {
+    return {layer.reach.first(at.first), layer.reach.last(at.last)};
   };
-  const auto target = [](const Output& out, Range at) -> Range {
-    return {at.first * out.up / out.down, at.last * out.up / out.down};
-  };
+  const auto target = [](const Output& out, Range at) -> Range { return {out.at(at.first), out.at(at.last)}; };
   std::vector<Marks> differs, needed;  // of each map
   for (const Size& size : maps_) {
     differs.emplace_back(size.rows, size.columns);
@@ -102,7 +99,7 @@ void Net::plan(Memory& own, const float* slice, const unsigned char* wanted) con
       src.gather(source(layer, y), line);
       for (int h = 0; h < across; ++h) {
         const Range x = of_tile(h, layer.grid.columns);
-        if (!line.any(source(layer, x, layer.reach.left))) continue;
+        if (!line.any(source(layer, x))) continue;
         own.plan[i].push_back(v * across + h);
         for (const Output& out : layer.outputs) {
           if (out.part.map != kLogits) {
@@ -148,11 +145,8 @@ void Net::plan(Memory& own, const float* slice, const unsigned char* wanted) con
         }
         found.push_back(tile);
         own.is_empty[i][static_cast<std::size_t>(tile)] = false;
-        if (layer.reach.left > 0 && h == across - 1 && h > 0) {  // a narrow tile writes into its neighbour, too
-          own.is_empty[i][static_cast<std::size_t>(tile) - 1] = false;
-        }
         if (layer.src != kSlice) {
-          needed[static_cast<std::size_t>(layer.src)].set(source(layer, y), source(layer, x, layer.reach.left));
+          needed[static_cast<std::size_t>(layer.src)].set(source(layer, y), source(layer, x));
         }
       }
     }
@@ -166,8 +160,8 @@ void Net::take_empty(Memory& own, std::size_t layer, int tile) const {
   const Range rows = of_tile(tile / across, grid.rows), columns = of_tile(tile % across, grid.columns);
   unsigned char& is_empty = own.is_empty[layer][static_cast<std::size_t>(tile)];
   for (const Output& out : layers_[layer].outputs) {
-    const int x = columns.first * out.up / out.down, x1 = columns.last * out.up / out.down;
-    for (int y = rows.first * out.up / out.down; y < rows.last * out.up / out.down; ++y) {
+    const int x = out.at(columns.first), x1 = out.at(columns.last);
+    for (int y = out.at(rows.first); y < out.at(rows.last); ++y) {
       if (out.part.map == kLogits) {
         for (int c = 0; c < classes_; ++c) {
           const std::ptrdiff_t first = (std::ptrdiff_t{c} * rows_ + y) * columns_ + x;

@@ -249,7 +249,7 @@ def test_zeros_around_a_picture_change_no_logit(size):
 
 
 def test_a_narrow_tile_leaves_its_neighbour_as_it_is():
-    """Of a map of 6 columns the last tile is enlarged together with 2 columns of the tile before."""
+    """A map of 6 columns is enlarged; the tile before the last is that of an empty slice."""
     rng = np.random.default_rng(5)
     net = _core.Net(8, 12, 8)
     small, _ = first(net, rng, (4, 6), 8, (2, 2, 0))
@@ -264,8 +264,8 @@ def test_a_narrow_tile_leaves_its_neighbour_as_it_is():
     assert (run(net, 8, x) == np.concatenate(apart)).all()
 
 
-def test_a_narrow_tile_ends_what_was_known_of_its_neighbour():
-    """Of a map of 7 columns it writes 2 columns of the tile before, which need not be computed itself."""
+def test_a_narrow_tile_changes_nothing_that_is_known_of_its_neighbour():
+    """A map of 7 columns is enlarged; the tile before the last is not wanted once."""
     rng = np.random.default_rng(6)
     net = _core.Net(16, 14, 8)
     small, _ = first(net, rng, (8, 7), 8, (2, 2, 0))

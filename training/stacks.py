@@ -160,7 +160,7 @@ def scores(
 
 
 def compare(path: Path, out: Path, steps: int) -> None:
-    """Train and score all nets; scores are kept in ``out`` after each, and printed as a table at the end."""
+    """Train and score all nets; the scores of each are printed, and kept in ``out``."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kit = kits.read(path)
     train = training_rows(kit, Split(TEST, ()))

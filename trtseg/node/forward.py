@@ -100,9 +100,8 @@ class Line:
     def __init__(self, config: Config, peer: Peer, first: Line | None = None) -> None:
         self.first = first
         self._config, self._peer = config, peer
-        self._taken: set[int] = (
-            set() if first is None else first._taken
-        )  # results on their way over either line
+        # results that are on their way over either line
+        self._taken: set[int] = set() if first is None else first._taken
         self._lock: threading.Lock = threading.Lock() if first is None else first._lock
         self._association: Any = None
         self._classes: frozenset[str] = frozenset()

@@ -64,7 +64,8 @@ def write_results(
     if result.liver_ml == 0:
         return
     seg = next(iter(have.get("seg", ())), "")
-    pictures = _nothing()
+    none: tuple[list[Made], ...] = ()
+    pictures = (part for part in none)
     try:
         if "seg" in kinds and not seg:
             yield [made := _write_object(spool, result, "seg")]
@@ -78,10 +79,6 @@ def write_results(
             yield from pictures
     except OutputError as error:  # a broken disk, or a source that no objects can be made for
         raise error.__cause__ if isinstance(error.__cause__, OSError) else InputError(str(error)) from error
-
-
-def _nothing() -> Generator[list[Made]]:
-    yield from ()
 
 
 def _write_object(spool: Spool, result: Segmentation, kind: str, seg: Path | None = None) -> Made:
