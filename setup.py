@@ -251,6 +251,8 @@ core = Pybind11Extension(
     [
         str(CSRC / name)
         for name in (
+            "bind_arrays.cpp",
+            "bind_host.cpp",
             "bind_net.cpp",
             "bindings.cpp",
             "conv.cpp",

@@ -1,4 +1,4 @@
-// Host memory copied and cleared by several threads. One core copies some 10 GB/s, less than a GPU takes in. The threads
+// Host memory copied, rounded and cleared by several threads. One core copies some 10 GB/s, less than a GPU takes in. The threads
 // also share the page faults of new memory, which each page costs at its first write.
 #pragma once
 
@@ -11,7 +11,7 @@
 
 namespace trtseg {
 
-// Calls fn(first, bytes) for the pieces of an array of `bytes` bytes.
+// Calls fn(first, bytes) for the pieces of an array of `bytes` bytes, or of as many elements.
 template <typename Fn>
 void in_pieces(std::size_t bytes, int threads, Fn fn) {
   constexpr std::size_t kPiece = 1 << 20;
@@ -27,6 +27,9 @@ inline void host_copy(void* dst, const void* src, std::size_t bytes, int threads
     std::memcpy(static_cast<char*>(dst) + first, static_cast<const char*>(src) + first, count);
   });
 }
+
+// FP32 to FP16, as the ops round; in ops_cpu.cpp.
+void host_to_half(std::uint16_t* dst, const float* src, std::size_t count, int threads);
 
 inline void host_clear(void* dst, std::size_t bytes, int threads) {
   in_pieces(bytes, threads, [&](std::size_t first, std::size_t count) {

@@ -34,7 +34,6 @@ LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 HEAVY = {
     "PIL",
     "SimpleITK",
-    "cc3d",
     "highdicom",
     "isal",
     "matplotlib",

@@ -29,7 +29,7 @@ from trtseg.fit import AIR_HU, Fit
 from trtseg.io import load
 from trtseg.io.slices import checked_shape
 from trtseg.labels.postprocess import PostProcess
-from trtseg.resources import available_cpus, memory_for
+from trtseg.resources import available_cpus, begin_products, memory_for
 from trtseg.result import Segmentation, conclude
 from trtseg.spec import CascadeSpec
 from trtseg.stream import BYTES_A_VOXEL, Nets, OnLabels, Stream
@@ -103,6 +103,7 @@ class Segmenter:
         if runtime != "auto":
             check_name(runtime, self.device)
         self.search_mm = check_search(search_mm)
+        begin_products()
         files = models.find(model)
         self.spec: CascadeSpec = files.spec
         self.postprocess = PostProcess() if postprocess is None else postprocess

@@ -103,6 +103,12 @@ def place_body(
     return _place(shape, spacing, net, pixel_mm, frame, body or frame)
 
 
+def find_body(hu: NDArray[np.int16], spacing: tuple[float, float]) -> Box | None:
+    """Box of the body, by step 2 of the rule, in C-contiguous slices ``[Z, Y, X]`` on the host; None without one."""
+    frame = _frame(hu, on_host)
+    return frame and _body(_thick(hu, spacing, frame, on_host), spacing, frame)
+
+
 class Placement:
     """The placement of slices that come one by one, in any order.
 

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trtseg.errors import ArgumentError
+from trtseg.labels.components import Components, is_liver
 from trtseg.volume import Volume
 from trtseg.warnings import ResultWarning
 
@@ -96,7 +97,7 @@ def likeliest_view(hu: np.ndarray, spacing: tuple[float, float, float]) -> View 
     View or None
         The array's own order unless the picture clearly shows another; None if it shows no abdomen.
     """
-    faces = [_face(hu, axis) for axis in range(3)]
+    faces = _faces(hu)
     long = int(np.argmax(faces))
     if faces[long] - faces[0] < _FACE or faces[0] > _FACE_OF_HEADER:
         long = 0
@@ -166,13 +167,14 @@ def reorient(volume: Volume, orientation: str) -> Volume:
 def describe(page: np.ndarray, spacing: tuple[float, float]) -> tuple[np.ndarray, float] | None:
     """Describe a slice ``[Y, X]``: shares of the tissues, float32 ``[12, 12, 4]``, and the log of height by width."""
     step = max(1, min(page.shape) // _SAMPLES)
-    page = page[::step, ::step]
+    page = page[::step, ::step].copy()  # what lies together is read faster
     y0, y1, x0, x1 = _frame(page) or (0, 0, 0, 0)
     if min(y1 - y0, x1 - x0) < CELLS:
         return None
     rows, columns = (np.arange(n) * CELLS // n for n in (y1 - y0, x1 - x0))
-    tissue = np.digitize(page[y0:y1, x0:x1], _CLASSES_HU)
-    where = (rows[:, None] * CELLS + columns) * 4 + tissue
+    where = (rows[:, None] * CELLS + columns) * 4
+    for bound in _CLASSES_HU:
+        where += page[y0:y1, x0:x1] >= bound
     counts = np.bincount(where.ravel(), minlength=CELLS * CELLS * 4).reshape(CELLS, CELLS, 4)
     shares = (counts / counts.sum(-1, keepdims=True)).astype(np.float32)
     return shares, float(np.log((y1 - y0) * spacing[0] / ((x1 - x0) * spacing[1])))
@@ -212,29 +214,28 @@ def _longest_run(flags: np.ndarray) -> np.ndarray:
     return max(np.split(at, np.flatnonzero(np.diff(at) > 2) + 1), key=len)
 
 
-def _face(hu: np.ndarray, axis: int) -> float:
-    """Tissue in the first and in the last page along an axis that show any, by that in the page with the most."""
-    part = hu[tuple(slice(None, None, max(1, n // 96)) for n in hu.shape)]
-    tissue = (part > _MUSCLE_HU).sum(tuple(a for a in range(3) if a != axis)).astype(float)
-    some = tissue[tissue > 0.03 * tissue.max()]
-    return float((some[0] + some[-1]) / (2 * tissue.max())) if some.size else 0.0
+def _faces(hu: np.ndarray) -> list[float]:
+    """For each axis: tissue in the first and in the last page that show any, by that in the page with the most."""
+    tissue = hu[tuple(slice(None, None, max(1, n // 96)) for n in hu.shape)] > _MUSCLE_HU
+    rows = np.count_nonzero(tissue, axis=2)
+    found = []
+    for counts in (rows.sum(1), rows.sum(0), np.count_nonzero(tissue, axis=(0, 1))):
+        some = counts[counts > 0.03 * counts.max()]
+        found.append(float((some[0] + some[-1]) / (2 * counts.max())) if some.size else 0.0)
+    return found
 
 
 def _frame(page: np.ndarray) -> tuple[int, int, int, int] | None:
     """The box around the largest piece of tissue, with gaps of some pixels closed, and without the table."""
-    import cc3d
-
-    mask = _grow(~_grow(page <= _MUSCLE_HU, 1), 4)
-    pieces: Any = cc3d.connected_components(mask, connectivity=8)
-    sizes = np.bincount(pieces.ravel())[1:]
-    if not sizes.size or sizes.max() < 0.03 * page.size:
+    parts = Components(_grow(~_grow(page <= _MUSCLE_HU, 1), 4)[None], is_liver)  # every true pixel
+    sizes = parts.sizes()
+    if sizes.max() < 0.03 * page.size:
         return None
-    body = pieces == 1 + sizes.argmax()
-    box = []
-    for axis in (0, 1):
-        at = np.flatnonzero(body.any(1 - axis))
-        first, end = min(at[0] + 3, at[-1]), max(0, at[-1] - 2)
-        box += [int(first), page.shape[axis] if page.shape[axis] - 1 - end < 3 else int(end)]
+    _, y, first, last, _ = parts.runs.of(parts.runs.component == sizes.argmax())
+    box: list[int] = []
+    for start, stop, size in ((y[0], y[-1], page.shape[0]), (first.min(), last.max(), page.shape[1])):
+        begin, end = min(start + 3, stop), max(0, stop - 2)
+        box += [int(begin), size if size - 1 - end < 3 else int(end)]
     return box[0], box[1], box[2], box[3]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ _NO_MEMORY = (
 )
 _NO_THREAD = ("resource temporarily unavailable", "can't start new thread")
 _KINDS = (RuntimeError, ImportError, OSError, SystemError)
+_PRODUCTS = 48 << 20  # bytes that OpenBLAS takes on one thread, and a little more
 _STACKS = 64 << 20  # bytes; with more of them free, it is not memory that a thread lacks
 
 
@@ -114,6 +116,15 @@ def memory_for(what: str, needed: int) -> Iterator[None]:
                 f"{what}: no thread can be started; raise the limit of processes (ulimit -u, a container's pids)"
             ) from error
         raise OutOfMemoryError(_sentence(what, needed, free)) from error
+
+
+@functools.cache
+def begin_products() -> None:
+    """Let OpenBLAS take its memory now: it does so at the first product, and ends the process where there is none."""
+    import numpy as np  # costs nothing to those who need no product
+
+    with memory_for("trtseg", _PRODUCTS):
+        np.ones((64, 64)) @ np.ones((64, 64))
 
 
 def is_lack_of_memory(error: BaseException) -> bool:

@@ -66,7 +66,6 @@ def cpu_path() -> None:
     """What gives the FP32 reference and cleans labels up."""
     if importlib.util.find_spec("openvino") is None:
         need("onnxruntime")
-    need("cc3d")
 
 
 @pytest.fixture(scope="session")

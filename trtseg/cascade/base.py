@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from trtseg import _core
 from trtseg.cuda.arrays import CudaArray
 from trtseg.errors import ArgumentError
 from trtseg.fit import Fit
@@ -167,9 +168,10 @@ def run_volume(
 
 def keep_logits(logits: Logits, first: int, l2: NDArray[Any], pixels: NDArray[np.int32]) -> None:
     """Keep the tumour logits ``[n, 1, H, W]`` of those slices, numbered from ``first``, that have liver ``pixels``."""
-    with np.errstate(over="ignore"):  # FP32 logits may be beyond FP16, and are infinite then
-        for n in np.flatnonzero(pixels).tolist():
-            logits[first + n] = l2[n, 0].astype(np.float16)
+    for n in np.flatnonzero(pixels).tolist():
+        logits[first + n] = plane = np.empty(l2.shape[2:], np.float16)
+        move = _core.copy if l2.dtype == np.float16 else _core.to_half  # logits beyond FP16 become infinite
+        move(plane, l2[n, 0])
 
 
 def check_slices(hu: Hu, out: Labels | None, shape: tuple[int, int]) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from trtseg.cascade.base import CHUNK, Logits, Progress, Timings
 from trtseg.errors import ArgumentError
-from trtseg.labels.components import bounding_box
+from trtseg.labels.components import is_tumour
 from trtseg.labels.postprocess import PostProcess
 from trtseg.labels.probability import TumourLogits
 from trtseg.volume import ROUNDING, Volume
@@ -108,9 +108,9 @@ class _Needed:
     def keep(self, done: int) -> None:
         """Go on, now that the first ``done`` slices have their labels."""
         for z in range(len(self._starts), done):
-            _, rows, columns = bounding_box(self._labels[z : z + 1], 2)
-            self._starts.append((rows.start, columns.start) if rows.stop else _NOWHERE)
-            self._stops.append((rows.stop, columns.stop))
+            rows, columns = np.divmod(np.flatnonzero(is_tumour(self._labels[z])), self._labels.shape[2])
+            self._starts.append((rows[0], columns.min()) if rows.size else _NOWHERE)
+            self._stops.append((rows[-1] + 1, columns.max() + 1) if rows.size else (0, 0))
         end = done if done == len(self._labels) else done - self._reach
         for z in range(self._next, end):
             near = slice(max(0, z - self._reach), z + self._reach + 1)

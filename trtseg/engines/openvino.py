@@ -80,8 +80,6 @@ def no_telemetry() -> Iterator[None]:
 def _core() -> Any:
     openvino = import_openvino()
     with _whole(), memory_for("OpenVINO", _MEMORY):
-        # OpenBLAS takes its memory at the first product, and ends the process where the nets have left none.
-        np.ones((64, 64)) @ np.ones((64, 64))
         core = openvino.Core()
         core.get_property("CPU", "FULL_DEVICE_NAME")  # loads what runs nets on the CPU
     return core

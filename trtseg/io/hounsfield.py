@@ -138,8 +138,10 @@ def _histogram(hu: np.ndarray) -> np.ndarray:
     stride = max(1, math.ceil(math.sqrt(hu.size / _SAMPLE)))
     counts = np.zeros(2 * _OFFSET, np.int64)
     for plane in hu[:, ::stride, ::stride]:  # one by one: a whole volume of wider integers takes much memory
-        low = int(plane.min())
-        found = np.bincount(plane.reshape(-1).astype(np.int32) - low)
+        values = plane.astype(np.intp).reshape(-1)
+        low = int(values.min())
+        values -= low
+        found = np.bincount(values)
         counts[low + _OFFSET :][: found.size] += found
     return counts
 

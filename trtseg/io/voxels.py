@@ -13,7 +13,7 @@ from trtseg.resources import memory_for
 from trtseg.volume import Geometry
 
 #: Voxels converted at a time: few enough that every temporary array stays in the cache, or close to it.
-SLAB_VOXELS = 1 << 19
+SLAB_VOXELS = 1 << 18
 Where = tuple[slice, slice, slice]
 #: Pieces of an input, each with its place on the input's grid ``(i, j, k)``; together they cover the grid once.
 Pieces = Iterable[tuple[Where, np.ndarray]]

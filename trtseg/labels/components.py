@@ -1,13 +1,14 @@
 """Connected components of label maps, in little memory however large the volume is.
 
-All work is done inside a bounding box, in slabs of slices. Label maps are ``[Z, Y, X]``, uint8: 0 background, 1 liver,
+All work is done inside a bounding box, on runs of voxels. Label maps are ``[Z, Y, X]``, uint8: 0 background, 1 liver,
 2 tumour.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,8 +16,10 @@ from trtseg.errors import ArgumentError
 
 Array = np.ndarray[Any, Any]
 Box = tuple[slice, slice, slice]
-#: Voxels that are labelled at a time; bounds the memory, which is about 8 bytes for each.
-_SLAB_VOXELS = 1 << 22
+#: Voxels of which the runs are searched at a time: so few that they stay in the processor's cache.
+_SLAB_VOXELS = 1 << 17
+#: Voxels of which the coordinates are in memory at a time, 32 bytes each.
+_PIECE_VOXELS = 1 << 20
 
 
 def bounding_box(labels: Array, at_least: int = 1) -> Box:
@@ -28,7 +31,7 @@ def bounding_box(labels: Array, at_least: int = 1) -> Box:
 
 def count_voxels(labels: Array) -> tuple[int, int]:
     """Count the voxels of the liver (labels 1 and 2) and of the tumour (label 2)."""
-    liver = sum(int(np.count_nonzero(is_liver(plane))) for plane in labels)
+    liver = sum(int(np.count_nonzero(plane)) for plane in labels)
     return liver, sum(int(np.count_nonzero(is_tumour(plane))) for plane in labels)
 
 
@@ -48,11 +51,6 @@ def _extent(line: Array) -> slice:
     return slice(int(hits[0]), int(hits[-1]) + 1) if hits.size else slice(0, 0)
 
 
-def is_background(labels: Array, out: Array | None = None) -> Array:
-    """Mask of label 0."""
-    return np.equal(labels, 0, out=out)
-
-
 def is_liver(labels: Array, out: Array | None = None) -> Array:
     """Mask of the liver with its tumours, labels 1 and 2."""
     return np.not_equal(labels, 0, out=out)
@@ -64,13 +62,25 @@ def is_tumour(labels: Array, out: Array | None = None) -> Array:
 
 
 class Runs(NamedTuple):
-    """Runs of mask voxels along x, in raster order; one array element a run, indices on the crop."""
+    """Runs of voxels of a mask along x, in raster order; one array element a run, indices on the crop."""
 
     z: Array
     y: Array
     first: Array
     last: Array  # included
     component: Array
+
+    def of(self, which: Array | slice) -> Runs:
+        """Some of the runs, by a mask or a slice."""
+        return Runs(*(axis[which] for axis in self))
+
+    def pieces(self) -> Iterator[Runs]:
+        """The runs in pieces of some million voxels, all runs of a slice in one of them."""
+        slices = stretches(self.z)
+        pieces = np.cumsum(self.last - self.first + 1)[slices] // _PIECE_VOXELS
+        cuts = slices[stretches(pieces)].tolist()
+        for start, stop in itertools.pairwise([*cuts, len(self.z)]):
+            yield self.of(slice(start, stop))
 
     def voxels(self) -> tuple[Array, Array, Array, Array]:
         """Component, z, y and x of each voxel, in the order of the runs."""
@@ -82,98 +92,108 @@ class Runs(NamedTuple):
 
 
 class Components:
-    """Connected components of a mask of ``crop``, numbered from 1 in raster order, kept as runs of voxels.
+    """Connected components of a mask of ``crop``, numbered from 1 in raster order.
 
-    Runs take a few per cent of the memory of a label array, and are quicker to count and to paint. A slab is
-    labelled together with the first slice of the next one: on the slice that both label, equal voxels tell
-    which components of the two slabs are one, whatever the connectivity.
+    Runs take a few per cent of the memory of a label array, and there are so few of them that linking those that touch
+    is quicker than looking at every voxel.
+
+    Attributes
+    ----------
+    runs : Runs
+        Of all components.
+    count : int
+        Components.
     """
 
-    def __init__(self, crop: Array, mask_of: Callable[..., Array], connectivity: Literal[6, 26]) -> None:
-        import cc3d
-
+    def __init__(self, crop: Array, mask_of: Callable[..., Array]) -> None:
         self._crop = crop
-        depth, self._rows, self._columns = crop.shape[0], crop.shape[1] + 1, crop.shape[2] + 1
-        step = max(1, _SLAB_VOXELS // (self._rows * self._columns))
-        #: first slice; starts, lengths and ids of the runs
-        self._slabs: list[tuple[int, Array, Array, Array]] = []
-        links: list[tuple[int, int]] = []
-        faces = [np.zeros(1, bool)]
-        total = 1  # ids of all slabs in one row; 0 is what is not in the mask
-        shared = np.zeros(0)
-        for z in range(0, depth, step):
-            own = min(step, depth - z)
-            slab = crop[z : z + own + 1]
-            # One more row and column of False: a gap ends every run, and cc3d 4.1.1 raises "maximum length
-            # exception" on some 26-connected masks that have two axes of length 1.
-            mask = np.zeros((slab.shape[0], self._rows, self._columns), bool)
-            mask_of(slab, out=mask[:, :-1, :-1])
-            local, n = cc3d.connected_components(
-                mask, connectivity=connectivity, binary_image=True, return_N=True, out_dtype=np.uint32
-            )
-            ids = np.append(0, np.arange(total, total + n))
-            if z > 0:
-                inside = mask[0]
-                above, here = shared[inside], ids[local[0][inside]]
-                changes = stretches(above, here)  # neighbours are mostly alike: drop the repeats early
-                links += sorted(set(zip(above[changes].tolist(), here[changes].tolist(), strict=True)))
-            shared = ids[local[-1]]
-            on_face = np.zeros(n + 1, bool)
-            for face in (local[:, 0], local[:, -2], local[:, :, 0], local[:, :, -2]):
-                on_face[face] = True
-            on_face[local[0] if z == 0 else 0] = True
-            on_face[local[-1] if z + own == depth else 0] = True
-            faces.append(on_face[1:])
-            inside = mask[:own].reshape(-1)
-            edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1
-            if inside[0]:
-                edges = np.append(0, edges)
-            starts, lengths = edges[::2].astype(np.int32), (edges[1::2] - edges[::2]).astype(np.int32)
-            self._slabs.append((z, starts, lengths, ids[local.reshape(-1)[starts]].astype(np.int32)))
-            total += n
-        self._number, self.count = _merge(total, links)
-        self.on_faces = np.zeros(self.count + 1, bool)  # [component]: it reaches a face of the crop
-        self.on_faces[self._number[np.concatenate(faces)]] = True
-
-    def runs(self) -> Iterator[Runs]:
-        """Yield the runs of all components, slab by slab."""
-        for z, starts, lengths, ids in self._slabs:
-            row, first = np.divmod(starts.astype(np.int64), self._columns)
-            layer, y = np.divmod(row, self._rows)
-            yield Runs(layer + z, y, first, first + lengths - 1, self._number[ids])
+        _, rows, columns = crop.shape
+        row, first, last = _find_runs(crop, mask_of)
+        z, y = np.divmod(row, max(1, rows))
+        # One row and two columns more: nothing in them, and runs do not touch those of other rows across the ends.
+        width, height = columns + 2, rows + 1
+        below = (z * height + y) * width
+        steps = [width, height * width - width, height * width, height * width + width]
+        number, self.count = join(len(row), *touching(below + first, below + last, steps, beside=1))
+        self.runs = Runs(z, y, first, last, number + 1)
 
     def sizes(self) -> Array:
         """Voxels of each component, int64 ``[count + 1]``; 0 at index 0."""
-        total = np.zeros(self.count + 1)  # bincount adds up in float64: exact up to 2 ** 53
-        for _, _, lengths, ids in self._slabs:
-            total += np.bincount(self._number[ids], lengths, self.count + 1)
-        return total.astype(np.int64)
+        lengths = self.runs.last - self.runs.first + 1
+        return np.bincount(self.runs.component, lengths, self.count + 1).astype(
+            np.int64
+        )  # exact up to 2 ** 53
 
     def paint(self, wanted: Array, label: int) -> int:
         """Set the voxels of the components with ``wanted[component]`` to ``label``; return their number."""
         painted = 0
-        for runs in self.runs():
-            _, z, y, x = Runs(*(axis[wanted[runs.component]] for axis in runs)).voxels()
+        for runs in self.runs.of(wanted[self.runs.component]).pieces():
+            _, z, y, x = runs.voxels()
             self._crop[z, y, x] = label
             painted += len(x)
         return painted
 
 
-def _merge(total: int, links: list[tuple[int, int]]) -> tuple[Array, int]:
-    """Join linked ids: component of each id in ``0 .. total - 1``, by lowest id, and the last component."""
-    parent = np.arange(total)
-    for pair in links:
-        roots = []
-        for i in pair:
-            while parent[i] != i:
-                parent[i] = parent[parent[i]]
-                i = int(parent[i])
-            roots.append(i)
-        parent[max(roots)] = min(roots)
-    while (parent != parent[parent]).any():
-        parent = parent[parent]
-    lowest = parent == np.arange(total)
-    return (np.cumsum(lowest) - 1)[parent], int(np.count_nonzero(lowest)) - 1
+def _find_runs(crop: Array, mask_of: Callable[..., Array]) -> tuple[Array, Array, Array]:
+    """Row, counted through all slices, first and last column of each run of a mask."""
+    depth, rows, columns = crop.shape
+    edges = [np.zeros(0, np.int64)]  # where runs begin and end, in a picture with one column more
+    step = max(1, _SLAB_VOXELS // max(1, rows * columns))
+    for z in range(0, depth, step):
+        slab = crop[z : z + step]
+        # A column of False ends every run, and a row of False is before the first.
+        mask = np.zeros((1 + len(slab) * rows, columns + 1), bool)
+        mask_of(slab, out=mask[1:].reshape(len(slab), rows, columns + 1)[:, :, :-1])
+        flat = mask.reshape(-1)
+        edges.append(np.flatnonzero(flat[1:] != flat[:-1]) + z * rows * (columns + 1) - columns)
+    edge = np.concatenate(edges)
+    row, first = np.divmod(edge[::2], columns + 1)
+    return row, first, first + (edge[1::2] - edge[::2]) - 1
+
+
+def touching(low: Array, high: Array, steps: Sequence[int], beside: int = 0) -> tuple[Array, Array]:
+    """Find pairs of runs that touch.
+
+    Parameters
+    ----------
+    low, high : ndarray
+        First and last position of each run, in order; positions of different rows do not mix.
+    steps : sequence of int
+        From the positions of a row to those of the rows that are looked at.
+    beside : int
+        Runs touch so many positions beyond their ends.
+    """
+    ones, others = [], []
+    number = np.arange(len(low))
+    for step in steps:
+        begin = np.searchsorted(high, low + (step - beside))
+        count = np.searchsorted(low, high + (step + beside), side="right") - begin
+        one = np.repeat(number, count)
+        ones.append(one)
+        others.append(np.arange(len(one)) + np.repeat(begin - np.cumsum(count) + count, count))
+    return np.concatenate(ones), np.concatenate(others)
+
+
+def join(total: int, one: Array, other: Array) -> tuple[Array, int]:
+    """Join things ``0 .. total - 1`` that are linked in pairs.
+
+    Returns
+    -------
+    number : ndarray [total]
+        Group of each thing; groups are numbered from 0, by their first thing.
+    count : int
+        Groups.
+    """
+    first = np.arange(total)  # of the group, as far as it is known
+    while one.size:
+        np.minimum.at(first, np.maximum(one, other), np.minimum(one, other))
+        while (first != (further := first[first])).any():
+            first = further
+        one, other = first[one], first[other]
+        apart = one != other
+        one, other = one[apart], other[apart]
+    is_first = first == np.arange(total)
+    return (np.cumsum(is_first) - 1)[first], int(np.count_nonzero(is_first))
 
 
 def stretches(*keys: Array) -> Array:

@@ -97,12 +97,12 @@ def lesions(labels: Array, affine: Array, logits: TumourLogits | None = None) ->
         raise ArgumentError(f"affine: got {affine.tolist()}; expected an invertible 4x4 matrix to mm")
     box = bounding_box(labels, 2)
     origin = np.array([box[2].start, box[1].start, box[0].start])
-    tumours = Components(labels[box], is_tumour, 26)
+    tumours = Components(labels[box], is_tumour)
     n = tumours.count + 1
     voxels, sums, chances = np.zeros(n), np.zeros((n, 3)), np.zeros(n)
     first, last = np.full(n, labels.shape[0]), np.zeros(n, int)
     longest = [_Longest() for _ in range(n)]
-    for runs in tumours.runs():
+    for runs in tumours.runs.pieces():
         size = runs.last - runs.first + 1
         voxels += np.bincount(runs.component, size, n)
         for axis, centre in enumerate(((runs.first + runs.last) / 2, runs.y, runs.z)):
@@ -152,13 +152,13 @@ def number_lesions(labels: Array, most: int) -> Array:
     ndarray of uint8, [Z, Y, X]
     """
     box = bounding_box(labels, 2)
-    tumours = Components(labels[box], is_tumour, 26)
+    tumours = Components(labels[box], is_tumour)
     sizes = tumours.sizes()
     number = np.zeros(tumours.count + 1, np.uint8)
     number[sorted(range(1, len(sizes)), key=lambda i: -sizes[i])] = np.arange(1, len(sizes)).clip(max=most)
     result = np.zeros(labels.shape, np.uint8)
     crop = result[box]
-    for runs in tumours.runs():
+    for runs in tumours.runs.pieces():
         component, *place = runs.voxels()
         crop[tuple(place)] = number[component]
     return result

@@ -17,10 +17,10 @@ from trtseg.labels.components import (
     bounding_box,
     check_labels,
     count_voxels,
-    is_background,
     is_liver,
     is_tumour,
 )
+from trtseg.labels.holes import find_holes
 from trtseg.volume import ROUNDING
 
 
@@ -102,11 +102,13 @@ def postprocess(labels: Array, voxel_ml: float, slice_mm: float, steps: PostProc
     if steps.median_mm > 0:
         report["median_mm"] = _median(labels, steps.reach(slice_mm))
     crop = labels[bounding_box(labels)]
-    if steps.largest_liver:
-        report["largest_liver"] = _keep_largest(crop, voxel_ml)
-        crop = crop[bounding_box(crop)]
-    if steps.fill_holes:
-        report["fill_holes"] = _fill_holes(crop, voxel_ml)
+    if steps.largest_liver or steps.fill_holes:
+        parts = Components(crop, is_liver)
+        kept = np.ones(parts.count + 1, bool)
+        if steps.largest_liver:
+            report["largest_liver"] = _keep_largest(parts, kept, voxel_ml)
+        if steps.fill_holes:
+            report["fill_holes"] = _fill_holes(crop, parts, kept, voxel_ml)
     if steps.min_tumour_ml > 0:
         report["min_tumour_ml"] = _drop_small_tumours(crop, voxel_ml, steps.min_tumour_ml)
     report["liver_voxels"], report["tumour_voxels"] = count_voxels(crop)
@@ -119,28 +121,30 @@ def _median(labels: Array, reach: int) -> dict[str, Any]:
     crop = labels[max(z.start - reach, 0) : z.stop + reach, y, x]
     changed, last = 0, len(crop) - 1
     if reach and crop.size:
+        window = deque(crop[min(max(i, 0), last)].copy() for i in range(-reach, reach + 1))
         # For each label, how many slices of the window reach it: the median is what more than half of them do.
-        window = [crop[min(max(i, 0), last)] for i in range(-reach, reach + 1)]
-        counts = [sum((plane >= label).view(np.uint8) for plane in window) for label in (1, 2)]
-        before = deque(
-            [crop[0].copy()] * (reach + 1), maxlen=reach + 1
-        )  # planes as they were when they entered
+        counts = [sum(_reaches(plane, label) for plane in window) for label in (1, 2)]
         for i, plane in enumerate(crop):
-            before.append(plane.copy())
             median = sum((count > reach).view(np.uint8) for count in counts)
-            changed += int(np.count_nonzero(median != plane))
-            entering, leaving = crop[min(i + 1 + reach, last)], before[0]
+            changed += int(np.count_nonzero(median != window[reach]))
+            window.append(crop[min(i + 1 + reach, last)].copy())  # as it was: this slice is next
+            leaving = window.popleft()
             for label, count in zip((1, 2), counts, strict=True):
-                count += (entering >= label).view(np.uint8) - (leaving >= label).view(np.uint8)
+                count += _reaches(window[-1], label)
+                count -= _reaches(leaving, label)
             plane[...] = median
     return {"slices": 2 * reach + 1, "changed_voxels": changed}
 
 
-def _keep_largest(crop: Array, voxel_ml: float) -> dict[str, Any]:
-    parts = Components(crop, is_liver, 26)
-    removed = 0
-    if parts.count > 1:
-        removed = parts.paint(np.arange(parts.count + 1) != parts.sizes().argmax(), 0)
+def _reaches(plane: Array, label: int) -> Array:
+    """1 where a label is at least ``label``, else 0."""
+    return (plane >= label).view(np.uint8)
+
+
+def _keep_largest(parts: Components, kept: Array, voxel_ml: float) -> dict[str, Any]:
+    """Remove all components but the largest; ``kept[component]`` becomes false for what was removed."""
+    kept[:] = np.arange(parts.count + 1) == parts.sizes().argmax()
+    removed = parts.paint(~kept, 0) if parts.count > 1 else 0
     return {
         "components": parts.count,
         "removed_components": max(0, parts.count - 1),
@@ -149,22 +153,19 @@ def _keep_largest(crop: Array, voxel_ml: float) -> dict[str, Any]:
     }
 
 
-def _fill_holes(crop: Array, voxel_ml: float) -> dict[str, Any]:
-    # The crop is the liver's bounding box: beyond its faces lies background, or the volume's border. So the
-    # background that reaches a face is open, and all other background is enclosed.
-    gaps = Components(crop, is_background, 6)
-    enclosed = ~gaps.on_faces
-    enclosed[0] = False
-    filled = gaps.paint(enclosed, 1)
+def _fill_holes(crop: Array, parts: Components, kept: Array, voxel_ml: float) -> dict[str, Any]:
+    holes = find_holes(parts.runs.of(kept[parts.runs.component]), crop.shape)
+    component, z, y, x = holes.voxels()
+    crop[z, y, x] = 1
     return {
-        "filled_holes": int(np.count_nonzero(enclosed)),
-        "filled_voxels": filled,
-        "filled_ml": filled * voxel_ml,
+        "filled_holes": int(component.max(initial=-1)) + 1,
+        "filled_voxels": len(component),
+        "filled_ml": len(component) * voxel_ml,
     }
 
 
 def _drop_small_tumours(crop: Array, voxel_ml: float, min_ml: float) -> dict[str, Any]:
-    tumours = Components(crop[bounding_box(crop, 2)], is_tumour, 26)
+    tumours = Components(crop[bounding_box(crop, 2)], is_tumour)
     sizes = tumours.sizes()
     # Exactly the limit stays, although the quotient of two decimal fractions is seldom exact in binary.
     small = sizes < math.ceil(min_ml / voxel_ml * (1 - 1e-12))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -71,6 +72,7 @@ class TumourLogits:
         return result
 
 
+@functools.lru_cache(maxsize=8)  # both axes of the placements at hand
 def _taps(fit: Fit, axis: int) -> tuple[Array, Array, Array, Array]:
     """The two net pixels that make each native pixel of an axis, and their weights; both are 0 outside the grid."""
     size, step = fit.net[axis], float(fit.step[axis])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from trtseg.labels.components import Array, bounding_box, is_liver
+from trtseg.labels.components import Array, Box, bounding_box, is_liver
 from trtseg.warnings import ResultWarning
 
 #: Livers of adults, small cirrhotic and very large fatty ones among them, have volumes between these, in mL.
@@ -75,32 +75,37 @@ def check_liver(
 def _ends(labels: Array, hu: Array, spacing: tuple[float, float, float]) -> Iterator[str]:
     """Name each end of the picture that the liver reaches with an area worth a word."""
     box = bounding_box(labels)
-    sz, sy, sx = spacing
+    _, sy, sx = spacing
     shown = range(box[0].start, box[0].stop)
     for z, step, text in ((shown[0], -1, "the first slice (feet)"), (shown[-1], 1, "the last slice (head)")):
         at_end = not 0 <= z + step < len(hu) or hu[z + step].min() == hu[z + step].max()
         if at_end and np.count_nonzero(labels[z]) * sy * sx > CUT_MM2:
             yield text
-    _, rows, columns = labels.shape
-    wide = (box[0], *(slice(max(0, part.start - 2), part.stop + 2) for part in box[1:]))
-    area = 0.0
-    for plane, ct in zip(labels[wide], hu[wide], strict=True):  # one by one, for the sake of memory
-        liver, dark = is_liver(plane), ct <= _FLAT_HU
-        for axis, mm, start, stop, n in (
-            (0, sx, box[1].start, box[1].stop, rows),
-            (1, sy, box[2].start, box[2].stop, columns),
-        ):
-            across = np.moveaxis(liver, axis, 0)
-            area += (start == 0) * np.count_nonzero(across[0]) * sz * mm
-            area += (stop == n) * np.count_nonzero(across[-1]) * sz * mm
-            # Pictures that were masked or cut to a circle hold one value where the patient goes on.
-            three: list[tuple[slice, ...]] = [
-                (slice(None),) * axis + (part,) for part in (slice(-2), slice(1, -1), slice(2, None))
-            ]
-            for inside, beside, beyond in (three, three[::-1]):
-                edge = liver[inside] & dark[beyond]  # seldom, and all that follows is only there
-                at = np.divmod(np.flatnonzero(edge), edge.shape[1])
-                flat = ct[beyond][at] == ct[beside][at]
-                area += np.count_nonzero(flat & ~liver[beside][at]) * sz * mm
-    if area > 4 * CUT_MM2:
+    if _at_edges(labels, hu, box, spacing) > 4 * CUT_MM2:
         yield "the edge of the field of view"
+
+
+def _at_edges(labels: Array, hu: Array, box: Box, spacing: tuple[float, float, float]) -> float:
+    """The area, in mm2, with which the liver in ``box`` reaches the edges of the pictures, or what stands for them."""
+    sz, sy, sx = spacing
+    _, rows, columns = labels.shape
+    area = 0.0
+    for part, axis, n, mm in ((box[1], 1, rows, sx), (box[2], 2, columns, sy)):
+        for is_at_edge, edge in ((part.start == 0, 0), (part.stop == n, n - 1)):
+            if is_at_edge:
+                area += np.count_nonzero(labels.take(edge, axis)) * sz * mm
+    # Pictures that were masked or cut to a circle hold one value where the patient goes on.
+    near = (box[0], *(slice(max(0, part.start - 2), part.stop + 2) for part in box[1:]))
+    width = labels[near].shape[2]
+    for plane, ct in zip(labels[near], hu[near], strict=True):  # one by one, for the sake of memory
+        liver, dark = is_liver(plane).ravel(), (ct <= _FLAT_HU).ravel()
+        for step, mm, room in ((width, sx, width), (1, sy, width - 2)):
+            for inside, beyond, way in ((0, 2 * step, step), (2 * step, 0, -step)):
+                pairs = max(0, liver.size - 2 * step)
+                edge = np.flatnonzero(liver[inside:][:pairs] & dark[beyond:][:pairs])  # seldom any
+                edge = edge[edge % width < room]  # not from the end of a row to the begin of the next
+                if edge.size:
+                    values, beside = ct.ravel(), edge + inside + way
+                    is_flat = values[beside + way] == values[beside]
+                    area += np.count_nonzero(is_flat & ~liver[beside]) * sz * mm
+    return area

@@ -231,7 +231,7 @@ def evaluate_case(
     _, voxels = count_voxels(prediction)
     ml = voxels * math.prod(mm) / 1000
     if liver_only:
-        lesions = Components(prediction[bounding_box(prediction, 2)], is_tumour, 26).count
+        lesions = Components(prediction[bounding_box(prediction, 2)], is_tumour).count
         return CaseScores(name, liver, ml, lesions)
     matched = score_lesions(is_tumour(prediction), is_tumour(truth), mm)
     return CaseScores(

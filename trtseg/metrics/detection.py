@@ -178,12 +178,11 @@ class _Lesions:
     """Components of a mask; ``number`` has the component of each voxel of the mask, in raster order, from 1."""
 
     def __init__(self, mask: Array) -> None:
-        components = Components(mask, is_liver, 26)  # is_liver: every voxel that is not 0
+        components = Components(mask, is_liver)  # is_liver: every voxel that is not 0
         self._mask = mask
         self.count, self.sizes = components.count, components.sizes()
-        # `Components` gives runs in raster order too.
-        runs = [np.repeat(r.component, r.last - r.first + 1) for r in components.runs()]
-        self.number: Array = np.concatenate([np.zeros(0, np.int64), *runs])
+        runs = components.runs  # in raster order too
+        self.number: Array = np.repeat(runs.component, runs.last - runs.first + 1)
         self._by_component: tuple[Array, Array] | None = None  # made on first use: few cases need it
 
     def voxels(self, component: int) -> Array:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trtseg.body import find_body
 from trtseg.errors import ArgumentError
 from trtseg.labels.components import Array, bounding_box
 from trtseg.notice import NOTICE
@@ -31,7 +32,6 @@ TRUE_LIVER, TRUE_TUMOUR, PREDICTED_LIVER, PREDICTED_TUMOUR = LIVER, (110, 150, 2
 _BACKGROUND, _TEXT, _FAINT = (16, 16, 18), (235, 235, 235), (150, 150, 155)
 _WARNING = (255, 195, 60)
 _GAP, _HEADER, _FOOTER, _LINE_HEIGHT = 4, 40, 26, 22
-_BODY_HU = -300  # between air and fat
 _FINE = 3  # outlines are drawn on a grid finer by this factor, and then averaged
 _LINE = 4  # width of an outline on the fine grid
 _EDGE = 100  # grey, of 255, at which a blurred mask ends: below one half, or single voxels would be lost
@@ -85,7 +85,7 @@ def preview_png(
         raise ArgumentError(f"labels: got shape {labels.shape}; expected the volume's {volume.array.shape}")
     chosen = choose_slices(labels, columns * rows)
     columns = min(columns, len(chosen))
-    box = _body_box(volume.array, labels, chosen)
+    box = body_box(volume, labels, chosen)
     size = _tile_size(box, volume.spacing, tile)
     width = max(columns * (size[0] + _GAP) + _GAP, 2 * tile)
     lines = [line for text in warnings for line in _wrapped(f"Warning: {text}", width - 20)]
@@ -139,7 +139,7 @@ def disagreement_png(
                 f"{name}: got shape {labels.shape}; expected the volume's {volume.array.shape}"
             )
     z = most_disagreement(prediction, truth)
-    box = _body_box(volume.array, np.maximum(prediction, truth), [z])
+    box = body_box(volume, np.maximum(prediction, truth), [z])
     size = _tile_size(box, volume.spacing, tile)
     page = Image.new("RGB", (2 * size[0] + 3 * _GAP, _HEADER + size[1] + _GAP + _FOOTER), _BACKGROUND)
     outlines = (
@@ -164,7 +164,7 @@ def disagreement_png(
 def thumbnail(volume: Volume, labels: Array, width: int) -> str:
     """Draw the slice with most tumour, or in the middle of the liver, small: base64 of a JPEG file."""
     chosen = choose_slices(labels, 1)[:1]
-    box = _body_box(volume.array, labels, chosen)
+    box = body_box(volume, labels, chosen)
     size = _tile_size(box, volume.spacing, 2 * width)
     outlines = [(labels[z] > 0, LIVER) for z in chosen] + [(labels[z] == 2, TUMOUR) for z in chosen]
     file = io.BytesIO()
@@ -194,25 +194,23 @@ def choose_slices(labels: Array, count: int) -> list[int]:
     return sorted(chosen, reverse=True)
 
 
-def _body_box(hu: Array, labels: Array, chosen: list[int]) -> Box2D:
-    """Find the rows and columns ``(top, left, bottom, right)`` that hold the body on the chosen slices."""
-    from cc3d import connected_components
-
-    body = np.zeros((hu.shape[1] + 1, hu.shape[2] + 1), np.uint8)
-    for z in chosen:
-        parts, n = connected_components(hu[z] > _BODY_HU, connectivity=4, binary_image=True, return_N=True)
-        if n:  # the largest part is the body; the table is a smaller part
-            body[:-1, :-1] |= parts == np.bincount(parts.reshape(-1))[1:].argmax() + 1
-        body[:-1, :-1] |= labels[z]
-    _, y, x = bounding_box(body[None])
-    if y.stop == 0:
-        return 0, 0, hu.shape[1], hu.shape[2]
-    margin = max(2, (x.stop - x.start) // 50)
+def body_box(volume: Volume, labels: Array, slices: list[int] | slice = slice(None)) -> Box2D:
+    """Find the rows and columns ``(top, left, bottom, right)`` that hold body and labels on slices, with a margin."""
+    _, height, width = labels.shape
+    _, y, x = bounding_box(labels[slices])
+    boxes = [find_body(volume.array[slices], volume.spacing[1:])] + [(y.start, y.stop, x.start, x.stop)] * (
+        y.stop > 0
+    )
+    known = np.array([box for box in boxes if box])
+    if not known.size:
+        return 0, 0, height, width
+    (top, _, left, _), (_, bottom, _, right) = known.min(0).tolist(), known.max(0).tolist()
+    margin = max(2, (right - left) // 50)
     return (
-        max(0, y.start - margin),
-        max(0, x.start - margin),
-        min(hu.shape[1], y.stop + margin),
-        min(hu.shape[2], x.stop + margin),
+        max(0, top - margin),
+        max(0, left - margin),
+        min(height, bottom + margin),
+        min(width, right + margin),
     )
 
 
