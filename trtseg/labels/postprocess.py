@@ -123,9 +123,10 @@ def _median(labels: Array, reach: int) -> dict[str, Any]:
     if reach and crop.size:
         window = deque(crop[min(max(i, 0), last)].copy() for i in range(-reach, reach + 1))
         # For each label, how many slices of the window reach it: the median is what more than half of them do.
-        counts = [sum(_reaches(plane, label) for plane in window) for label in (1, 2)]
+        none = np.zeros(crop.shape[1:], np.uint8)
+        counts = [sum((_reaches(plane, label) for plane in window), start=none) for label in (1, 2)]
         for i, plane in enumerate(crop):
-            median = sum((count > reach).view(np.uint8) for count in counts)
+            median = _reaches(counts[0], reach + 1) + _reaches(counts[1], reach + 1)
             changed += int(np.count_nonzero(median != window[reach]))
             window.append(crop[min(i + 1 + reach, last)].copy())  # as it was: this slice is next
             leaving = window.popleft()
@@ -137,8 +138,8 @@ def _median(labels: Array, reach: int) -> dict[str, Any]:
 
 
 def _reaches(plane: Array, label: int) -> Array:
-    """1 where a label is at least ``label``, else 0."""
-    return (plane >= label).view(np.uint8)
+    """1 where a label, or a count, is at least ``label``, else 0."""
+    return np.greater_equal(plane, label).view(np.uint8)
 
 
 def _keep_largest(parts: Components, kept: Array, voxel_ml: float) -> dict[str, Any]:
