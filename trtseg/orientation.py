@@ -104,7 +104,7 @@ def likeliest_view(hu: np.ndarray, spacing: tuple[float, float, float]) -> View 
     rows, columns = (axis for axis in range(3) if axis != long)
     pages = hu.transpose(long, rows, columns)
     chosen = np.unique(np.linspace(0, len(pages) - 1, _SLICES).astype(int))
-    found = [one for z in chosen if (one := describe(pages[z], (spacing[rows], spacing[columns])))]
+    found = [one for one in describe(pages[chosen], (spacing[rows], spacing[columns])) if one]
     cells = np.array([one[0] for one in found]).reshape(-1, CELLS, CELLS, 4)
     scores = score(shipped(), cells, np.array([one[1] for one in found]))
     known = scores.max(1) > 0
@@ -164,11 +164,22 @@ def reorient(volume: Volume, orientation: str) -> Volume:
     return dataclasses.replace(volume, array=array, affine=affine, geometry=new, warnings=kept)
 
 
-def describe(page: np.ndarray, spacing: tuple[float, float]) -> tuple[np.ndarray, float] | None:
-    """Describe a slice ``[Y, X]``: shares of the tissues, float32 ``[12, 12, 4]``, and the log of height by width."""
-    step = max(1, min(page.shape) // _SAMPLES)
-    page = page[::step, ::step].copy()  # what lies together is read faster
-    y0, y1, x0, x1 = _frame(page) or (0, 0, 0, 0)
+def describe(pages: np.ndarray, spacing: tuple[float, float]) -> list[tuple[np.ndarray, float] | None]:
+    """Describe slices ``[n, Y, X]``.
+
+    Returns
+    -------
+    list of (ndarray, float) or None
+        For each slice the shares of the tissues, float32 ``[12, 12, 4]``, and the log of height by width; None for a
+        slice without a body.
+    """
+    step = max(1, min(pages.shape[1:]) // _SAMPLES)
+    pages = pages[:, ::step, ::step].copy()  # what lies together is read faster
+    return [_cells(page, box, spacing) for page, box in zip(pages, _frames(pages), strict=True)]
+
+
+def _cells(page: np.ndarray, box: list[int], spacing: tuple[float, float]) -> tuple[np.ndarray, float] | None:
+    y0, y1, x0, x1 = box
     if min(y1 - y0, x1 - x0) < CELLS:
         return None
     rows, columns = (np.arange(n) * CELLS // n for n in (y1 - y0, x1 - x0))
@@ -225,29 +236,42 @@ def _faces(hu: np.ndarray) -> list[float]:
     return found
 
 
-def _frame(page: np.ndarray) -> tuple[int, int, int, int] | None:
-    """The box around the largest piece of tissue, with gaps of some pixels closed, and without the table."""
-    parts = Components(_grow(~_grow(page <= _MUSCLE_HU, 1), 4)[None], is_liver)  # every true pixel
-    sizes = parts.sizes()
-    if sizes.max() < 0.03 * page.size:
-        return None
-    _, y, first, last, _ = parts.runs.of(parts.runs.component == sizes.argmax())
-    box: list[int] = []
-    for start, stop, size in ((y[0], y[-1], page.shape[0]), (first.min(), last.max(), page.shape[1])):
-        begin, end = min(start + 3, stop), max(0, stop - 2)
-        box += [int(begin), size if size - 1 - end < 3 else int(end)]
-    return box[0], box[1], box[2], box[3]
+def _frames(pages: np.ndarray) -> list[list[int]]:
+    """The boxes around the largest pieces of tissue, with gaps of some pixels closed, and without the table.
+
+    A box is first row, end of the rows, first column, end of the columns; all are 0 where there is no such piece.
+    """
+    _, height, width = pages.shape
+    stack = np.zeros(
+        (2 * len(pages), height, width), bool
+    )  # nothing is between two slices, so no piece is in both
+    stack[::2] = _grow(~_grow(pages <= _MUSCLE_HU, 1), 4)
+    parts = Components(stack, is_liver)  # every true pixel
+    sizes, runs = parts.sizes(), parts.runs
+    found = [[0] * 4 for _ in pages]
+    page = np.zeros(parts.count + 1, np.int64)
+    page[runs.component] = runs.z // 2
+    ends = np.searchsorted(page[1:], np.arange(len(pages) + 1)) + 1  # pieces are numbered from page to page
+    for box, first, end in zip(found, ends, ends[1:], strict=False):
+        if first == end or sizes[first:end].max() < 0.03 * height * width:
+            continue
+        body = runs.of(runs.component == first + sizes[first:end].argmax())
+        columns = body.first.min(), body.last.max()
+        for axis, (start, stop), size in ((0, body.y[[0, -1]], height), (1, columns, width)):
+            begin, stop_at = min(start + 3, stop), max(0, stop - 2)
+            box[2 * axis : 2 * axis + 2] = int(begin), size if size - 1 - stop_at < 3 else int(stop_at)
+    return found
 
 
-def _grow(mask: np.ndarray, by: int) -> np.ndarray:
-    """A mask ``[Y, X]``, larger by some pixels on all sides."""
+def _grow(masks: np.ndarray, by: int) -> np.ndarray:
+    """Masks ``[n, Y, X]``, larger by some pixels on all sides."""
     for _ in "YX":
-        grown = mask.copy()
+        grown = masks.copy()
         for i in range(1, by + 1):
-            grown[i:] |= mask[:-i]
-            grown[:-i] |= mask[i:]
-        mask = grown.T
-    return mask
+            grown[:, i:] |= masks[:, :-i]
+            grown[:, :-i] |= masks[:, i:]
+        masks = grown.swapaxes(1, 2)
+    return masks
 
 
 def _code(axes: Any, flips: Any) -> str:
