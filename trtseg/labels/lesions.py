@@ -157,10 +157,10 @@ def number_lesions(labels: Array, most: int) -> Array:
     number = np.zeros(tumours.count + 1, np.uint8)
     number[sorted(range(1, len(sizes)), key=lambda i: -sizes[i])] = np.arange(1, len(sizes)).clip(max=most)
     result = np.zeros(labels.shape, np.uint8)
-    crop = result[box]
     for runs in tumours.runs.pieces():
         component, *place = runs.voxels()
-        crop[tuple(place)] = number[component]
+        z, y, x = (at + part.start for at, part in zip(place, box, strict=True))
+        np.put(result, np.ravel_multi_index((z, y, x), labels.shape), number[component])
     return result
 
 

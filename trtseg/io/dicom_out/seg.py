@@ -86,7 +86,7 @@ def write_seg(path: Path, source: Source, result: Result, *, labelmap: bool = Fa
     labels = result.geometry.grid(result.geometry.restore(result.canonical))  # [slice, row, column]
     chosen = np.flatnonzero([plane.any() for plane in labels])
     planes = labels[chosen]
-    segments = segments_of(result, bool((planes == 1).any()))
+    segments = segments_of(result, has_parenchyma=result.liver_ml > result.tumour_ml)
     shift = int(segments[0].lesions is None)
     if result.lesions:
         most = len(segments) - shift
