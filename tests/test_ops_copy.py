@@ -1,4 +1,4 @@
-"""`_core.copy` and `_core.clear`: host memory moved by several threads."""
+"""`_core.copy`, `_core.to_half` and `_core.clear`: host memory moved by several threads."""
 
 import numpy as np
 import pytest
@@ -27,6 +27,37 @@ def test_copies_and_clears_exactly_the_array(size, dtype, threads):
     assert (target[size // 2 :] == source[size // 2 :]).all()
     assert (buffer[:GUARD] == 101).all()
     assert (buffer[GUARD + size :] == 101).all()
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 4099, 3 * MIB + 5])
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_rounds_to_half_as_numpy_does(size, threads):
+    rng = np.random.default_rng(size)
+    source = (rng.standard_normal(size) * 10.0 ** rng.integers(-9, 6, size)).astype(np.float32)
+    edges = [0, -0.0, np.inf, -np.inf, np.nan, 65504, 65519.99]
+    edges += [65520, -1e30, 2**-24, 2**-25, 1 + 2**-11, 1e-45]
+    source[: len(edges)] = edges[:size]
+    buffer = np.full(size + 2 * GUARD, 101, np.float16)
+    target = buffer[GUARD : GUARD + size]
+    _core.to_half(target, source, threads=threads)
+    with np.errstate(over="ignore"):
+        expected = source.astype(np.float16)
+    np.testing.assert_array_equal(target, expected)
+    assert (np.signbit(target) == np.signbit(expected))[~np.isnan(expected)].all()
+    assert (buffer[:GUARD] == 101).all()
+    assert (buffer[GUARD + size :] == 101).all()
+
+
+def test_wrong_arrays_are_not_rounded():
+    half, single = np.zeros((4, 6), np.float16), np.zeros((4, 6), np.float32)
+    for dst, src, message in (
+        (half, single[:3], "src: got 72 bytes, expected twice the 48 bytes of dst"),
+        (half, half, "src: got dtype float16, expected float32"),
+        (single, single, "dst: got dtype float32, expected float16"),
+        (half, OnGpu(single), "src: got an array on a GPU, expected a NumPy array"),
+    ):
+        with pytest.raises(ArgumentError, match=f"^{message}"):
+            _core.to_half(dst, src)
 
 
 def test_shapes_may_differ_where_sizes_agree():

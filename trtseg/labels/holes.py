@@ -37,12 +37,7 @@ def find_holes(mask: Runs, shape: tuple[int, int, int]) -> Runs:
     left = np.flatnonzero(row[1:] == row[:-1])
     row, first, last = row[left], mask.last[left] + 1, mask.first[left + 1] - 1
     is_open = np.zeros(len(row), bool)
-    for step in (
-        1,
-        -1,
-        height,
-        -height,
-    ):  # before the first row there is, by its index, the last: an open one
+    for step in (1, -1, height, -height):  # before the first row there is, by its index, the last: open too
         beside = row + step
         is_open |= (first < starts[beside]) | (last > ends[beside])
     pairs = touching(row * width + first, row * width + last, [width, height * width])
