@@ -18,7 +18,6 @@ from trtseg.io.itk import check_installed, read_itk, read_itk_labels, write_itk
 from trtseg.io.names import ANALYZE, ITK, NIFTI, SEG, WRITTEN, is_folder
 from trtseg.io.nifti import read_nifti, read_nifti_labels, write_nifti
 from trtseg.orientation import check_orientation, reorient
-from trtseg.resources import begin_products
 from trtseg.volume import Geometry, Volume
 
 __all__ = ["atomic", "check_target", "load", "read_labels", "read_nifti", "save", "write_nifti"]
@@ -65,7 +64,6 @@ def load(
     >>> load("ct.nii.gz")  # doctest: +SKIP
     >>> load(hu, spacing=(5.0, 0.8, 0.8))  # doctest: +SKIP
     """
-    begin_products()
     is_image = _is_nibabel_image(source)
     is_path = isinstance(source, (str, os.PathLike))
     if (affine is not None or spacing is not None) and (is_path or is_image or isinstance(source, Volume)):
