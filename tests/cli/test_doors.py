@@ -244,7 +244,7 @@ def test_nrrd_and_metaimage_are_read_and_written(here, phantom_ct, ending):
     assert np.allclose(volume.affine, wanted.affine)
     labels = (volume.array > 50).astype(np.uint8)
     target = "seg.nrrd" if ending == ".nrrd" else "seg.mha"
-    trtseg.result.Segmentation.measure(labels, volume).save(target)
+    trtseg.Segmentation.measure(labels, volume).save(target)
     assert (read_labels(target)[0] == labels).all()
     source, back = sitk.ReadImage(f"ct{ending}"), sitk.ReadImage(target)
     for same in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
