@@ -198,13 +198,11 @@ def body_box(volume: Volume, labels: Array, slices: list[int] | slice = slice(No
     """Find the rows and columns ``(top, left, bottom, right)`` that hold body and labels on slices, with a margin."""
     _, height, width = labels.shape
     _, y, x = bounding_box(labels[slices])
-    boxes = [find_body(volume.array[slices], volume.spacing[1:])] + [(y.start, y.stop, x.start, x.stop)] * (
-        y.stop > 0
-    )
-    known = np.array([box for box in boxes if box])
-    if not known.size:
+    labelled = (y.start, y.stop, x.start, x.stop) if y.stop else None
+    boxes = [box for box in (find_body(volume.array[slices], volume.spacing[1:]), labelled) if box]
+    if not boxes:
         return 0, 0, height, width
-    (top, _, left, _), (_, bottom, _, right) = known.min(0).tolist(), known.max(0).tolist()
+    (top, _, left, _), (_, bottom, _, right) = np.min(boxes, axis=0).tolist(), np.max(boxes, axis=0).tolist()
     margin = max(2, (right - left) // 50)
     return (
         max(0, top - margin),
