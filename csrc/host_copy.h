@@ -1,5 +1,5 @@
-// Host memory copied, rounded and cleared by several threads. One core copies some 10 GB/s, less than a GPU takes in. The threads
-// also share the page faults of new memory, which each page costs at its first write.
+// Host memory copied, rounded and cleared by several threads. One core copies some 10 GB/s, less than a GPU takes in.
+// The threads also share the page faults of new memory, which each page costs at its first write.
 #pragma once
 
 #include <algorithm>
@@ -11,14 +11,14 @@
 
 namespace trtseg {
 
-// Calls fn(first, bytes) for the pieces of an array of `bytes` bytes, or of as many elements.
+// Calls fn(first, count) for the pieces of an array of `size` bytes, or of as many elements.
 template <typename Fn>
-void in_pieces(std::size_t bytes, int threads, Fn fn) {
+void in_pieces(std::size_t size, int threads, Fn fn) {
   constexpr std::size_t kPiece = 1 << 20;
-  const auto pieces = static_cast<std::int64_t>((bytes + kPiece - 1) / kPiece);
-  parallel_for(pieces, threads, static_cast<std::int64_t>(bytes), [&](std::int64_t piece) {
+  const auto pieces = static_cast<std::int64_t>((size + kPiece - 1) / kPiece);
+  parallel_for(pieces, threads, static_cast<std::int64_t>(size), [&](std::int64_t piece) {
     const std::size_t first = static_cast<std::size_t>(piece) * kPiece;
-    fn(first, std::min(kPiece, bytes - first));
+    fn(first, std::min(kPiece, size - first));
   });
 }
 

@@ -389,8 +389,12 @@ void label3(const Label3& p, int threads) {
 
 }  // namespace trtseg::cpu
 
-void trtseg::host_to_half(std::uint16_t* dst, const float* src, std::size_t count, int threads) {
+namespace trtseg {
+
+void host_to_half(std::uint16_t* dst, const float* src, std::size_t count, int threads) {
   in_pieces(count, threads, [&](std::size_t first, std::size_t n) {
     row_to_half(dst + first, src + first, static_cast<int>(n));
   });
 }
+
+}  // namespace trtseg

@@ -9,7 +9,7 @@ import pytest
 import trtseg
 from training.orientation import Slices, fit
 from trtseg.errors import ArgumentError
-from trtseg.orientation import TURNS, _longest_run, likeliest_view, score, turned
+from trtseg.orientation import TURNS, _longest_run, describe, likeliest_view, score, turned
 from trtseg.phantom import abdomen
 
 SPACING = (5.0, 3.0, 3.0)
@@ -110,3 +110,21 @@ def test_real_ct(shared_data):
     for flips in itertools.product((1, -1), repeat=3):
         view = likeliest_view(volume.array[:: flips[0], :: flips[1], :: flips[2]], volume.spacing)
         assert view.flips == tuple(f < 0 for f in flips)
+
+
+def test_slices_are_described_one_by_one():
+    """Noise with pieces of all sizes, air, tissue up to the border (less 3 pixels), and twins: the first counts."""
+    rng = np.random.default_rng(0)
+    noise = np.where(rng.random((6, 90, 70)) < 0.02, 40, -1000).astype(np.int16)
+    air, tissue = np.full((90, 70), -1000, np.int16), np.full((90, 70), 40, np.int16)
+    twins = air.copy()
+    twins[5:35, 5:45] = twins[50:80, 20:60] = 40
+    pages = [*noise, air, tissue, twins]
+    found = describe(pages, (1.0, 2.0))
+    assert found[6] is None
+    assert [found[n][1] for n in (7, 8)] == pytest.approx([np.log(87 / 134), np.log(30 / 80)])
+    assert found[8][0][..., 1].tolist() == np.ones((12, 12)).tolist()
+    for page, one in zip(pages, found, strict=True):
+        (alone,) = describe([page], (1.0, 2.0))
+        assert (one is None) == (alone is None)
+        assert one is None or (np.array_equal(one[0], alone[0]) and one[1] == alone[1])

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from trtseg.errors import ArgumentError
 from trtseg.notice import NOTICE
-from trtseg.report.pictures import LIVER, TUMOUR, choose_slices, preview_png
+from trtseg.report.pictures import LIVER, TUMOUR, _body_box, choose_slices, preview_png
 from trtseg.volume import Geometry, Volume
 
 
@@ -31,6 +31,21 @@ def draw(volume: Volume, labels: np.ndarray) -> np.ndarray:
 
 def near(image: np.ndarray, colour: tuple[int, int, int], tolerance: int = 24) -> np.ndarray:
     return (np.abs(image.astype(int) - colour) <= tolerance).all(axis=-1)
+
+
+def test_a_preview_shows_body_and_labels_alone() -> None:
+    volume, labels = make((3, 100, 120), hu=-1000)
+    assert _body_box(volume, labels, [0, 1]) == (0, 0, 100, 120), "nothing to show: all"
+    labels[1, 40:60, 30:50] = 1
+    assert _body_box(volume, labels, [0, 1]) == (38, 28, 62, 52), "labels, and two pixels around them"
+    assert _body_box(volume, labels, [0, 2]) == (0, 0, 100, 120), "of other slices"
+    volume.array[:, 20:80, 50:110] = 40
+    volume.array[:, 90:95, :] = 40
+    top, left, bottom, right = _body_box(volume, labels, [0, 1])
+    assert 14 <= top <= 18
+    assert left == 28
+    assert 79 <= bottom <= 86, "to half a sample of 6 mm, and two pixels; not the table"
+    assert 109 <= right <= 116
 
 
 def test_outlines_lie_on_the_edges_of_known_squares() -> None:

@@ -8,7 +8,8 @@ from nifti_files import image, save
 from trtseg.errors import InputError
 from trtseg.io import load
 from trtseg.io.hounsfield import check_hu
-from trtseg.labels.whole import check_liver
+from trtseg.labels.components import bounding_box
+from trtseg.labels.whole import _at_edges, check_liver
 from trtseg.volume import spacing_zyx
 
 
@@ -103,3 +104,22 @@ def test_livers():
     masked[:, :, 40:] = -1000
     assert found(labels, masked) == ["liver-cut"]
     assert found(labels, steps={"largest_liver": {"removed_ml": 453.0}}) == ["liver-parts"]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_area_at_the_edges_is_that_of_every_voxel_looked_at(seed):
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(1, [4, 8, 8]))
+    sz, sy, sx = 2.0, 0.7, 0.9
+    labels = (rng.random(shape) < rng.choice([0.2, 0.5, 0.9])).astype(np.uint8)
+    labels[rng.integers(shape[0]), rng.integers(shape[1]), rng.integers(shape[2])] = 2
+    hu = rng.choice([-1000, -1000, -950, 0], shape).astype(np.int16)
+    area = 0.0
+    for z, y, x in np.argwhere(labels):
+        for dy, dx, mm2 in ((-1, 0, sz * sx), (1, 0, sz * sx), (0, -1, sz * sy), (0, 1, sz * sy)):
+            beside, beyond = (y + dy, x + dx), (y + 2 * dy, x + 2 * dx)
+            if not (0 <= beside[0] < shape[1] and 0 <= beside[1] < shape[2]):
+                area += mm2
+            elif 0 <= beyond[0] < shape[1] and 0 <= beyond[1] < shape[2] and not labels[z][beside]:
+                area += mm2 * (hu[z][beyond] <= -900 and hu[z][beside] == hu[z][beyond])
+    assert _at_edges(labels, hu, bounding_box(labels), (sz, sy, sx)) == pytest.approx(area)

@@ -62,7 +62,7 @@ def read_slices(cases: Iterable[Case]) -> Slices:
     rows = []
     for number, case in enumerate(cases):
         scan = case.read()
-        for described in describe(scan.hu[np.argsort(scan.z)], (1.0, 1.0)):
+        for described in describe([scan.hu[i] for i in np.argsort(scan.z)], (1.0, 1.0)):
             if described:
                 rows.append((*described, f"{case.source} {case.group}", number, not case.body_part))
     return Slices(*(np.array(column) for column in zip(*rows, strict=True)))

@@ -17,13 +17,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from trtseg.errors import ArgumentError
-from trtseg.labels.components import Components, is_liver
+from trtseg.labels.components import Components
 from trtseg.volume import Volume
 from trtseg.warnings import ResultWarning
 
@@ -104,7 +105,7 @@ def likeliest_view(hu: np.ndarray, spacing: tuple[float, float, float]) -> View 
     rows, columns = (axis for axis in range(3) if axis != long)
     pages = hu.transpose(long, rows, columns)
     chosen = np.unique(np.linspace(0, len(pages) - 1, _SLICES).astype(int))
-    found = [one for one in describe(pages[chosen], (spacing[rows], spacing[columns])) if one]
+    found = [one for one in describe([pages[z] for z in chosen], (spacing[rows], spacing[columns])) if one]
     cells = np.array([one[0] for one in found]).reshape(-1, CELLS, CELLS, 4)
     scores = score(shipped(), cells, np.array([one[1] for one in found]))
     known = scores.max(1) > 0
@@ -164,8 +165,10 @@ def reorient(volume: Volume, orientation: str) -> Volume:
     return dataclasses.replace(volume, array=array, affine=affine, geometry=new, warnings=kept)
 
 
-def describe(pages: np.ndarray, spacing: tuple[float, float]) -> list[tuple[np.ndarray, float] | None]:
-    """Describe slices ``[n, Y, X]``.
+def describe(
+    pages: Sequence[np.ndarray], spacing: tuple[float, float]
+) -> list[tuple[np.ndarray, float] | None]:
+    """Describe slices ``[Y, X]`` of one size.
 
     Returns
     -------
@@ -173,9 +176,9 @@ def describe(pages: np.ndarray, spacing: tuple[float, float]) -> list[tuple[np.n
         For each slice the shares of the tissues, float32 ``[12, 12, 4]``, and the log of height by width; None for a
         slice without a body.
     """
-    step = max(1, min(pages.shape[1:]) // _SAMPLES)
-    pages = pages[:, ::step, ::step].copy()  # what lies together is read faster
-    return [_cells(page, box, spacing) for page, box in zip(pages, _frames(pages), strict=True)]
+    step = max(1, min(pages[0].shape) // _SAMPLES)
+    few = np.stack([page[::step, ::step] for page in pages])  # what lies together is read faster
+    return [_cells(page, box, spacing) for page, box in zip(few, _frames(few), strict=True)]
 
 
 def _cells(page: np.ndarray, box: list[int], spacing: tuple[float, float]) -> tuple[np.ndarray, float] | None:
@@ -242,24 +245,24 @@ def _frames(pages: np.ndarray) -> list[list[int]]:
     A box is first row, end of the rows, first column, end of the columns; all are 0 where there is no such piece.
     """
     _, height, width = pages.shape
-    stack = np.zeros(
-        (2 * len(pages), height, width), bool
-    )  # nothing is between two slices, so no piece is in both
+    # An empty slice lies between two slices, so no piece is in both.
+    stack = np.zeros((2 * len(pages), height, width), bool)
     stack[::2] = _grow(~_grow(pages <= _MUSCLE_HU, 1), 4)
-    parts = Components(stack, is_liver)  # every true pixel
-    sizes, runs = parts.sizes(), parts.runs
-    found = [[0] * 4 for _ in pages]
-    page = np.zeros(parts.count + 1, np.int64)
-    page[runs.component] = runs.z // 2
-    ends = np.searchsorted(page[1:], np.arange(len(pages) + 1)) + 1  # pieces are numbered from page to page
-    for box, first, end in zip(found, ends, ends[1:], strict=False):
-        if first == end or sizes[first:end].max() < 0.03 * height * width:
+    parts = Components(stack)
+    sizes, found = parts.sizes(), []
+    ends = np.searchsorted(parts.runs.z, 2 * np.arange(len(pages) + 1))
+    for start, end in itertools.pairwise(ends.tolist()):
+        runs = parts.runs.of(slice(start, end))
+        largest = max(np.unique(runs.component), key=lambda n: int(sizes[n]), default=0)
+        box = [0] * 4
+        found.append(box)
+        if sizes[largest] < 0.03 * height * width:
             continue
-        body = runs.of(runs.component == first + sizes[first:end].argmax())
+        body = runs.of(runs.component == largest)
         columns = body.first.min(), body.last.max()
-        for axis, (start, stop), size in ((0, body.y[[0, -1]], height), (1, columns, width)):
-            begin, stop_at = min(start + 3, stop), max(0, stop - 2)
-            box[2 * axis : 2 * axis + 2] = int(begin), size if size - 1 - stop_at < 3 else int(stop_at)
+        for axis, (first, last), size in ((0, body.y[[0, -1]], height), (1, columns, width)):
+            begin, stop = min(first + 3, last), max(0, last - 2)
+            box[2 * axis : 2 * axis + 2] = int(begin), size if size - 1 - stop < 3 else int(stop)
     return found
 
 

@@ -23,7 +23,7 @@ from trtseg.engines.blobs import load_blob, store_blob
 from trtseg.engines.precision import FP32, INT8
 from trtseg.engines.processor import native_int8, read_cpuinfo
 from trtseg.errors import DeviceError, ModelError, TrtsegError
-from trtseg.resources import available_cpus, is_lack_of_memory, memory_for
+from trtseg.resources import available_cpus, begin_products, is_lack_of_memory, memory_for
 
 log = logging.getLogger("trtseg")
 
@@ -79,6 +79,7 @@ def no_telemetry() -> Iterator[None]:
 @functools.cache
 def _core() -> Any:
     openvino = import_openvino()
+    begin_products()
     with _whole(), memory_for("OpenVINO", _MEMORY):
         core = openvino.Core()
         core.get_property("CPU", "FULL_DEVICE_NAME")  # loads what runs nets on the CPU

@@ -7,7 +7,7 @@ All work is done inside a bounding box, on runs of voxels. Label maps are ``[Z, 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,7 +75,7 @@ class Runs(NamedTuple):
         return Runs(*(axis[which] for axis in self))
 
     def pieces(self) -> Iterator[Runs]:
-        """The runs in pieces of some million voxels, all runs of a slice in one of them."""
+        """The runs in pieces of about a million voxels, all runs of a slice in one of them."""
         slices = stretches(self.z)
         pieces = np.cumsum(self.last - self.first + 1)[slices] // _PIECE_VOXELS
         cuts = slices[stretches(pieces)].tolist()
@@ -92,10 +92,17 @@ class Runs(NamedTuple):
 
 
 class Components:
-    """Connected components of a mask of ``crop``, numbered from 1 in raster order.
+    """26-connected components of a mask, numbered from 1 in raster order.
 
     Runs take a few per cent of the memory of a label array, and there are so few of them that linking those that touch
     is quicker than looking at every voxel.
+
+    Parameters
+    ----------
+    crop : ndarray
+        Labels or a mask, ``[Z, Y, X]``.
+    mask_of : callable
+        Gives the mask of labels, as `is_tumour` does; by default it is all that is not 0.
 
     Attributes
     ----------
@@ -105,24 +112,23 @@ class Components:
         Components.
     """
 
-    def __init__(self, crop: Array, mask_of: Callable[..., Array]) -> None:
+    def __init__(self, crop: Array, mask_of: Callable[..., Array] = is_liver) -> None:
         self._crop = crop
         _, rows, columns = crop.shape
         row, first, last = _find_runs(crop, mask_of)
         z, y = np.divmod(row, max(1, rows))
-        # One row and two columns more: nothing in them, and runs do not touch those of other rows across the ends.
-        width, height = columns + 2, rows + 1
+        # One row and one column more, with nothing in them, keep apart what is in different rows and slices.
+        width, height = columns + 1, rows + 1
         below = (z * height + y) * width
         steps = [width, height * width - width, height * width, height * width + width]
-        number, self.count = join(len(row), *touching(below + first, below + last, steps, beside=1))
+        number, self.count = join(len(row), touching(below + first, below + last, steps, beside=1))
         self.runs = Runs(z, y, first, last, number + 1)
 
     def sizes(self) -> Array:
         """Voxels of each component, int64 ``[count + 1]``; 0 at index 0."""
         lengths = self.runs.last - self.runs.first + 1
-        return np.bincount(self.runs.component, lengths, self.count + 1).astype(
-            np.int64
-        )  # exact up to 2 ** 53
+        total = np.bincount(self.runs.component, lengths, self.count + 1)  # in float64: exact up to 2 ** 53
+        return total.astype(np.int64)
 
     def paint(self, wanted: Array, label: int) -> int:
         """Set the voxels of the components with ``wanted[component]`` to ``label``; return their number."""
@@ -151,8 +157,8 @@ def _find_runs(crop: Array, mask_of: Callable[..., Array]) -> tuple[Array, Array
     return row, first, first + (edge[1::2] - edge[::2]) - 1
 
 
-def touching(low: Array, high: Array, steps: Sequence[int], beside: int = 0) -> tuple[Array, Array]:
-    """Find pairs of runs that touch.
+def touching(low: Array, high: Array, steps: Sequence[int], beside: int = 0) -> Iterator[tuple[Array, Array]]:
+    """Find pairs of runs that touch, step by step: those of one step are in memory at a time.
 
     Parameters
     ----------
@@ -163,18 +169,15 @@ def touching(low: Array, high: Array, steps: Sequence[int], beside: int = 0) -> 
     beside : int
         Runs touch so many positions beyond their ends.
     """
-    ones, others = [], []
     number = np.arange(len(low))
     for step in steps:
         begin = np.searchsorted(high, low + (step - beside))
         count = np.searchsorted(low, high + (step + beside), side="right") - begin
         one = np.repeat(number, count)
-        ones.append(one)
-        others.append(np.arange(len(one)) + np.repeat(begin - np.cumsum(count) + count, count))
-    return np.concatenate(ones), np.concatenate(others)
+        yield one, np.arange(len(one)) + np.repeat(begin - np.cumsum(count) + count, count)
 
 
-def join(total: int, one: Array, other: Array) -> tuple[Array, int]:
+def join(total: int, pairs: Iterable[tuple[Array, Array]]) -> tuple[Array, int]:
     """Join things ``0 .. total - 1`` that are linked in pairs.
 
     Returns
@@ -185,13 +188,14 @@ def join(total: int, one: Array, other: Array) -> tuple[Array, int]:
         Groups.
     """
     first = np.arange(total)  # of the group, as far as it is known
-    while one.size:
-        np.minimum.at(first, np.maximum(one, other), np.minimum(one, other))
-        while (first != (further := first[first])).any():
-            first = further
+    for one, other in pairs:
         one, other = first[one], first[other]
-        apart = one != other
-        one, other = one[apart], other[apart]
+        while (apart := one != other).any():
+            one, other = one[apart], other[apart]
+            np.minimum.at(first, np.maximum(one, other), np.minimum(one, other))
+            while (first != (further := first[first])).any():
+                first = further
+            one, other = first[one], first[other]
     is_first = first == np.arange(total)
     return (np.cumsum(is_first) - 1)[first], int(np.count_nonzero(is_first))
 

@@ -24,7 +24,7 @@ def find_holes(mask: Runs, shape: tuple[int, int, int]) -> Runs:
     Returns
     -------
     Runs
-        The voxels of the holes, whose components are numbered from 0.
+        The voxels of the holes, whose components are numbered from 1.
     """
     depth, rows, columns = shape
     # One row and one column more: what lies in them is open, and keeps apart what is in different rows and slices.
@@ -40,10 +40,10 @@ def find_holes(mask: Runs, shape: tuple[int, int, int]) -> Runs:
     for step in (1, -1, height, -height):  # before the first row there is, by its index, the last: open too
         beside = row + step
         is_open |= (first < starts[beside]) | (last > ends[beside])
-    pairs = touching(row * width + first, row * width + last, [width, height * width])
-    number, count = join(len(row), *pairs)
+    below = row * width
+    number, count = join(len(row), touching(below + first, below + last, [width, height * width]))
     is_hole = np.ones(count, bool)
     is_hole[number[is_open]] = False
     z, y = np.divmod(row, height)
-    gaps = Runs(z, y, first, last, (np.cumsum(is_hole) - 1)[number])
+    gaps = Runs(z, y, first, last, np.cumsum(is_hole)[number])
     return gaps.of(is_hole[number])

@@ -17,7 +17,6 @@ from trtseg.labels.components import (
     bounding_box,
     check_labels,
     count_voxels,
-    is_liver,
     is_tumour,
 )
 from trtseg.labels.holes import find_holes
@@ -103,7 +102,7 @@ def postprocess(labels: Array, voxel_ml: float, slice_mm: float, steps: PostProc
         report["median_mm"] = _median(labels, steps.reach(slice_mm))
     crop = labels[bounding_box(labels)]
     if steps.largest_liver or steps.fill_holes:
-        parts = Components(crop, is_liver)
+        parts = Components(crop)
         kept = np.ones(parts.count + 1, bool)
         if steps.largest_liver:
             report["largest_liver"] = _keep_largest(parts, kept, voxel_ml)
@@ -128,7 +127,7 @@ def _median(labels: Array, reach: int) -> dict[str, Any]:
         for i, plane in enumerate(crop):
             median = _reaches(counts[0], reach + 1) + _reaches(counts[1], reach + 1)
             changed += int(np.count_nonzero(median != window[reach]))
-            window.append(crop[min(i + 1 + reach, last)].copy())  # as it was: this slice is next
+            window.append(crop[min(i + 1 + reach, last)].copy())  # before ``plane`` is overwritten
             leaving = window.popleft()
             for label, count in zip((1, 2), counts, strict=True):
                 count += _reaches(window[-1], label)
@@ -156,12 +155,15 @@ def _keep_largest(parts: Components, kept: Array, voxel_ml: float) -> dict[str, 
 
 def _fill_holes(crop: Array, parts: Components, kept: Array, voxel_ml: float) -> dict[str, Any]:
     holes = find_holes(parts.runs.of(kept[parts.runs.component]), crop.shape)
-    component, z, y, x = holes.voxels()
-    crop[z, y, x] = 1
+    filled = 0
+    for runs in holes.pieces():
+        _, z, y, x = runs.voxels()
+        crop[z, y, x] = 1
+        filled += len(x)
     return {
-        "filled_holes": int(component.max(initial=-1)) + 1,
-        "filled_voxels": len(component),
-        "filled_ml": len(component) * voxel_ml,
+        "filled_holes": int(holes.component.max(initial=0)),
+        "filled_voxels": filled,
+        "filled_ml": filled * voxel_ml,
     }
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trtseg.labels.components import Components, bounding_box, check_labels, count_voxels, is_liver
+from trtseg.labels.components import Components, bounding_box, check_labels, count_voxels
 from trtseg.metrics.checks import Array, check_masks
 from trtseg.metrics.overlap import Overlap
 from trtseg.metrics.surface import SurfaceDistances, surface_distances
@@ -178,7 +178,7 @@ class _Lesions:
     """Components of a mask; ``number`` has the component of each voxel of the mask, in raster order, from 1."""
 
     def __init__(self, mask: Array) -> None:
-        components = Components(mask, is_liver)  # is_liver: every voxel that is not 0
+        components = Components(mask)
         self._mask = mask
         self.count, self.sizes = components.count, components.sizes()
         runs = components.runs  # in raster order too

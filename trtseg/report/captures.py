@@ -1,4 +1,4 @@
-"""Axial slices with the outlines drawn in, pixel for pixel of the CT: what a secondary capture shows."""
+"""Whole axial slices with the outlines drawn in, at the size of the CT: what a secondary capture shows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from trtseg.labels.components import Array, bounding_box
 from trtseg.labels.lesions import Lesion
 from trtseg.notice import NOTICE
-from trtseg.report.pictures import LIVER, TUMOUR, WINDOW, body_box, font
+from trtseg.report.pictures import LIVER, TUMOUR, WINDOW, font
 from trtseg.volume import Volume
 
 #: Millimetres between pictures: that of slices as they are read, at a third of the bytes of thin slices.
@@ -40,7 +40,7 @@ def drawn_slices(labels: Array, thickness: float, lesions: Sequence[Lesion]) -> 
 
 
 def draw_captures(volume: Volume, labels: Array, slices: Iterable[int]) -> Iterator[tuple[int, Array]]:
-    """Draw the part of slices that holds the patient, the same of all slices of a CT: an archive stores no air.
+    """Draw slices.
 
     The slice is grey, in the window that stands on the picture; the outlines of liver and tumour are one voxel wide and
     lie inside them.
@@ -59,26 +59,23 @@ def draw_captures(volume: Volume, labels: Array, slices: Iterable[int]) -> Itera
     z : int
         The slice.
     picture : ndarray
-        uint8 ``[rows, columns, 3]``, the patient's right at the left.
+        uint8 ``[Y, X, 3]``, the patient's right at the left.
     """
     low, high = WINDOW
     size = max(10, min(labels.shape[1:]) // 36)
-    top, left, bottom, right = body_box(volume, labels)
     words = ((f"trtseg, {NOTICE}", _TEXT), ("liver", LIVER), ("tumour", TUMOUR))
     legend = _stamp((*words, (f"W {high - low} L {(high + low) // 2}", _TEXT)), size)
-    rows, columns = bottom - top, right - left
+    _, rows, columns = labels.shape
     for z in slices:
-        plane = labels[z, top:bottom, left:right]
-        grey = volume.array[z, top:bottom, left:right].clip(low, high).astype(np.float32)
+        grey = volume.array[z].clip(low, high).astype(np.float32)
         grey = np.rint((grey - low) * 255 / (high - low)).astype(np.uint8)
         picture = np.empty((rows, columns, 3), np.uint8)
         for channel in range(3):
             picture[:, :, channel] = grey
-        box = bounding_box(plane[None])[1:]
-        for mask, colour in ((plane[box] > 0, LIVER), (plane[box] == 2, TUMOUR)):
+        box = bounding_box(labels[z : z + 1])[1:]
+        for mask, colour in ((labels[z][box] > 0, LIVER), (labels[z][box] == 2, TUMOUR)):
             picture[box][_inner_edge(mask)] = colour
-        _, height, width = labels.shape
-        mm = float(volume.affine[2] @ ((width - 1) / 2, (height - 1) / 2, z, 1))
+        mm = float(volume.affine[2] @ ((columns - 1) / 2, (rows - 1) / 2, z, 1))
         place = _stamp(((f"slice {z}, z {mm:.1f} mm", _TEXT),), size)
         _paste(legend, picture[: rows // 2])
         _paste(place, picture[rows - len(place) :])

@@ -85,7 +85,7 @@ def preview_png(
         raise ArgumentError(f"labels: got shape {labels.shape}; expected the volume's {volume.array.shape}")
     chosen = choose_slices(labels, columns * rows)
     columns = min(columns, len(chosen))
-    box = body_box(volume, labels, chosen)
+    box = _body_box(volume, labels, chosen)
     size = _tile_size(box, volume.spacing, tile)
     width = max(columns * (size[0] + _GAP) + _GAP, 2 * tile)
     lines = [line for text in warnings for line in _wrapped(f"Warning: {text}", width - 20)]
@@ -139,7 +139,7 @@ def disagreement_png(
                 f"{name}: got shape {labels.shape}; expected the volume's {volume.array.shape}"
             )
     z = most_disagreement(prediction, truth)
-    box = body_box(volume, np.maximum(prediction, truth), [z])
+    box = _body_box(volume, np.maximum(prediction, truth), [z])
     size = _tile_size(box, volume.spacing, tile)
     page = Image.new("RGB", (2 * size[0] + 3 * _GAP, _HEADER + size[1] + _GAP + _FOOTER), _BACKGROUND)
     outlines = (
@@ -164,7 +164,7 @@ def disagreement_png(
 def thumbnail(volume: Volume, labels: Array, width: int) -> str:
     """Draw the slice with most tumour, or in the middle of the liver, small: base64 of a JPEG file."""
     chosen = choose_slices(labels, 1)[:1]
-    box = body_box(volume, labels, chosen)
+    box = _body_box(volume, labels, chosen)
     size = _tile_size(box, volume.spacing, 2 * width)
     outlines = [(labels[z] > 0, LIVER) for z in chosen] + [(labels[z] == 2, TUMOUR) for z in chosen]
     file = io.BytesIO()
@@ -194,7 +194,7 @@ def choose_slices(labels: Array, count: int) -> list[int]:
     return sorted(chosen, reverse=True)
 
 
-def body_box(volume: Volume, labels: Array, slices: list[int] | slice = slice(None)) -> Box2D:
+def _body_box(volume: Volume, labels: Array, slices: list[int]) -> Box2D:
     """Find the rows and columns ``(top, left, bottom, right)`` that hold body and labels on slices, with a margin."""
     _, height, width = labels.shape
     _, y, x = bounding_box(labels[slices])
