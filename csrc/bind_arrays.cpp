@@ -1,18 +1,14 @@
 #include "bind_arrays.h"
 
 #include <pybind11/numpy.h>
-#include <pybind11/stl.h>
 
 #include <algorithm>
-#include <utility>
 
 namespace py = pybind11;
 
 namespace trtseg {
 
-std::string text(py::handle value) {
-  return py::cast<std::string>(py::str(value));
-}
+std::string text(py::handle value) { return py::cast<std::string>(py::str(value)); }
 
 namespace {
 
@@ -27,6 +23,7 @@ constexpr TypeName kTypes[] = {{Type::u8, "uint8", 'u', 1},
                                {Type::i32, "int32", 'i', 4},
                                {Type::f16, "float16", 'f', 2},
                                {Type::f32, "float32", 'f', 4}};
+
 // `kind` and `bytes` as in NumPy's type strings; the byte order has been checked. `got` makes text of the dtype, which
 // takes longer than all the rest of a call.
 template <typename Got>

@@ -1,5 +1,5 @@
-// Array arguments of the bindings: their kind, dtype and layout. No array is copied or converted: an array that does not
-// fit is an error.
+// Array arguments of the bindings: their kind, dtype and layout. No array is copied or converted: an array that does
+// not fit is an error.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -115,7 +115,7 @@ constexpr const char* kCopyDoc = R"(Copy one NumPy array over another of the sam
 dst          any [...]                             out
 src          any [...]                             in)";
 
-constexpr const char* kToHalfDoc = R"(Round a NumPy array to FP16, half to even, on several threads; what is too large becomes infinite.
+constexpr const char* kToHalfDoc = R"(Round a NumPy array to FP16, half to even, on several threads; too large numbers become infinite.
 
 dst          float16 [...]                         out
 src          float32 [...]                         in)";

@@ -395,7 +395,7 @@ def segment(
     >>> result = trtseg.segment("ct.nii.gz")               # doctest: +SKIP
     >>> result.liver_ml, result.tumour_ml, result.save("seg.nii.gz")  # doctest: +SKIP
     """
-    begin_products()
+    begin_products()  # before the thread that reads, and before the nets take memory
     reading = Ahead(partial(load, source, affine=affine, spacing=spacing, series=series))
     with Segmenter(**options, progress=progress) as segmenter:
         result = segmenter.segment(reading.result(), orientation=orientation, progress=progress)

@@ -46,11 +46,11 @@ class Segment:
     lesions: tuple[int, int] | None = None
 
 
-def segments_of(result: Result, has_parenchyma: bool) -> tuple[Segment, ...]:
+def segments_of(result: Result) -> tuple[Segment, ...]:
     """List the segments of a result, none of which is empty."""
     count = len(result.lesions)
     found: list[Segment] = []
-    if has_parenchyma:
+    if result.liver_ml > result.tumour_ml:
         label = "Liver without tumours" if count else "Liver"
         text = "Liver. Its tumours are not in this segment, but in segments of their own: add all for the whole liver."
         found.append(
@@ -86,7 +86,7 @@ def write_seg(path: Path, source: Source, result: Result, *, labelmap: bool = Fa
     labels = result.geometry.grid(result.geometry.restore(result.canonical))  # [slice, row, column]
     chosen = np.flatnonzero([plane.any() for plane in labels])
     planes = labels[chosen]
-    segments = segments_of(result, has_parenchyma=result.liver_ml > result.tumour_ml)
+    segments = segments_of(result)
     shift = int(segments[0].lesions is None)
     if result.lesions:
         most = len(segments) - shift
@@ -125,7 +125,7 @@ def read_segments(path: Path, result: Result) -> tuple[Any, tuple[Segment, ...]]
 
     tags = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SegmentSequence"]
     seg = pydicom.dcmread(path, specific_tags=tags, stop_before_pixels=True)
-    segments = segments_of(result, has_parenchyma=result.liver_ml > result.tumour_ml)
+    segments = segments_of(result)
     uids = [item.TrackingUID for item in seg.SegmentSequence]
     return seg, tuple(replace(one, tracking_uid=uid) for one, uid in zip(segments, uids, strict=True))
 
