@@ -51,11 +51,18 @@ if os.environ.get("TRTSEG_WERROR") == "1":
     CXX_FLAGS += ["-Werror"]
     NVCC_FLAGS += ["-Werror=all-warnings", "-Xcompiler=-Werror"]
 CSRC = Path("csrc")
-# The nets' convolutions promise no bits, and run only where the processor has these instructions (conv.cpp asks).
-CONV_FLAGS = [
-    "-ffp-contract=fast",
-    *(["-mavx2", "-mfma"] if platform.machine() in ("x86_64", "AMD64") else []),
-]
+# Flags of single files. They run only where the processor has these instructions, for which they ask. The nets' FP32
+# convolutions promise no bits. GCC 12 warns of its own header for AVX-512, and of vectors as results where there is no
+# register for them.
+IS_X86 = platform.machine() in ("x86_64", "AMD64")
+AVX2 = ["-mavx2", "-mfma"] if IS_X86 else []
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"] if IS_X86 else []
+FILE_FLAGS = {
+    "conv.cpp": ["-ffp-contract=fast", *AVX2],
+    "conv_int8.cpp": ["-Wno-psabi"],
+    "conv_int8_avx2.cpp": AVX2,
+    "conv_int8_vnni.cpp": [*AVX512, "-Wno-uninitialized", "-Wno-maybe-uninitialized"],
+}
 CUDA_SOURCES = ("ops_cuda.cu", "graph_cuda.cu")  # only where there is an nvcc
 
 # What they need of a toolkit and of its host compiler: C++17, and launches with a configuration (CUDA 11.8).
@@ -232,7 +239,7 @@ class BuildExt(build_ext):
             ]
 
             def compile_cxx(source, *, extra_postargs, **kwargs):
-                own = CONV_FLAGS if Path(source).name == "conv.cpp" else []
+                own = FILE_FLAGS.get(Path(source).name, [])
                 return compile_one([source], extra_postargs=[*extra_postargs, *own], **kwargs)
 
             def compile_all(sources, **kwargs):
@@ -256,7 +263,12 @@ core = Pybind11Extension(
             "bind_net.cpp",
             "bindings.cpp",
             "conv.cpp",
+            "conv_int8.cpp",
+            "conv_int8_avx2.cpp",
+            "conv_int8_vnni.cpp",
             "net.cpp",
+            "net_fp32.cpp",
+            "net_int8.cpp",
             "net_plan.cpp",
             "ops.cpp",
             "ops_cpu.cpp",

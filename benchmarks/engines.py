@@ -23,7 +23,7 @@ from trtseg.engines.base import Net, logits_of
 from trtseg.engines.calibration import references
 from trtseg.engines.openvino import OpenVinoEngine
 from trtseg.engines.precision import FP32
-from trtseg.engines.winograd import WinogradEngine
+from trtseg.engines.unet import UNetEngine
 from trtseg.resources import available_cpus
 
 TOGETHER = 16
@@ -58,7 +58,7 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for spec in files.spec.nets:
         net, images = Net.read(files, spec, FP32), shown[spec.role].images
-        own, other = WinogradEngine(net, args.threads), OpenVinoEngine(net, args.threads)
+        own, other = UNetEngine(net, args.threads), OpenVinoEngine(net, args.threads)
         many, wanted = (
             np.resize(images, (TOGETHER, *images.shape[1:])),
             np.resize(near, (TOGETHER, *spec.size)),

@@ -4,12 +4,16 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <cstdint>
 #include <initializer_list>
+#include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "bind_net.h"
 #include "conv.h"
+#include "conv_int8.h"
 #include "net.h"
 #include "ops.h"
 
@@ -19,6 +23,7 @@ namespace trtseg {
 namespace {
 
 using Floats = py::array_t<float, py::array::c_style>;  // given with noconvert: nothing is converted silently
+using Int8 = py::array_t<std::int8_t, py::array::c_style>;
 using Flags = py::array_t<bool, py::array::c_style>;
 using Span = std::array<int, 3>;                        // map, first channel, channels
 
@@ -35,16 +40,40 @@ void check_shape(const char* name, const py::array& array, std::initializer_list
   throw ArgumentError(std::string(name) + ": got shape " + got + ", expected [" + wanted + "]");
 }
 
-void check_memory(const char* name, const Floats& array, bool output) {
+void check_memory(const char* name, const py::array& array, bool output) {
   if ((array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) == 0 || (output && !array.writeable())) {
     throw ArgumentError(std::string(name) + ": got an array that is read-only or not aligned; pass a copy");
   }
 }
 
-const float* checked(const char* name, const Floats& array, std::initializer_list<std::int64_t> expected) {
+template <class T>
+const T* checked(const char* name, const py::array_t<T, py::array::c_style>& array,
+                 std::initializer_list<std::int64_t> expected) {
   check_shape(name, array, expected);
   check_memory(name, array, false);
   return array.data();
+}
+
+constexpr std::array<const conv_int8::Layers*, 3> kInstructions{&conv_int8::kVnni, &conv_int8::kAvx2, &conv_int8::kPortable};
+
+// The names of the instruction sets that this processor has for quantised layers, the fastest first.
+std::vector<std::string> int8_instructions() {
+  std::vector<std::string> names;
+  for (const conv_int8::Layers* one : kInstructions) {
+    if (one->is_supported()) names.emplace_back(one->name);
+  }
+  return names;
+}
+
+std::unique_ptr<Net> make_net(int rows, int columns, int classes, const std::optional<std::string>& int8) {
+  for (const conv_int8::Layers* one : kInstructions) {
+    if (one->is_supported() && int8.value_or(one->name) == one->name) return std::make_unique<Net>(rows, columns, classes, *one);
+  }
+  throw ArgumentError("int8: got '" + *int8 + "', expected one of int8_instructions()");
+}
+
+int add_map(Net& net, int rows, int columns, int channels, std::optional<int> zero) {
+  return zero ? net.add_bytes(rows, columns, channels, *zero) : net.add_map(rows, columns, channels);
 }
 
 void add_first(Net& net, const Span& dst, const Floats& weights, const Floats& bias, int stride, int pad) {
@@ -66,9 +95,28 @@ void add_up(Net& net, const Span& src, const Span& dst, const Floats& weights, c
 }
 
 void add_head(Net& net, const Span& src, const Floats& weights, const Floats& bias) {
-  const std::int64_t scale = weights.ndim() == 4 ? weights.shape(2) : 0;
-  net.add_head(part(src), checked("weights", weights, {src[2], net.classes(), scale, scale}),
-               checked("bias", bias, {net.classes()}), static_cast<int>(scale));
+  const std::int64_t enlarged = weights.ndim() == 4 ? weights.shape(2) : 0;
+  net.add_head(part(src), checked("weights", weights, {src[2], net.classes(), enlarged, enlarged}),
+               checked("bias", bias, {net.classes()}), static_cast<int>(enlarged));
+}
+
+void add_int8_conv(Net& net, const Span& src, const Span& dst, const std::optional<Span>& pool, const Int8& weights,
+                   const Floats& scale, const Floats& bias) {
+  const Part maxima = pool ? part(*pool) : Part{};
+  net.add_conv(part(src), part(dst), pool ? &maxima : nullptr, checked("weights", weights, {dst[2], src[2], 3, 3}),
+               checked("scale", scale, {dst[2]}), checked("bias", bias, {dst[2]}));
+}
+
+void add_int8_up(Net& net, const Span& src, const Span& dst, const Int8& weights, const Floats& scale, const Floats& bias) {
+  net.add_up(part(src), part(dst), checked("weights", weights, {src[2], dst[2], 2, 2}),
+             checked("scale", scale, {dst[2]}), checked("bias", bias, {dst[2]}));
+}
+
+void add_int8_head(Net& net, const Span& src, const Int8& weights, const Floats& scale, const Floats& bias) {
+  const std::int64_t enlarged = weights.ndim() == 4 ? weights.shape(2) : 0;
+  net.add_head(part(src), checked("weights", weights, {src[2], net.classes(), enlarged, enlarged}),
+               checked("scale", scale, {net.classes()}), checked("bias", bias, {net.classes()}),
+               static_cast<int>(enlarged));
 }
 
 void run(Net& net, const Floats& src, Floats& dst, const std::optional<Flags>& wanted, int threads) {
@@ -83,13 +131,43 @@ void run(Net& net, const Floats& src, Floats& dst, const std::optional<Flags>& w
   net.run(from, to, flags, n, threads);
 }
 
-constexpr const char* kNetDoc = R"(A U-Net in FP32 on the CPU; 3x3 convolutions are Winograd's.
+constexpr const char* kNetDoc = R"(A U-Net on the CPU; in FP32, 3x3 convolutions are Winograd's.
 
 Layers run in the order in which they are added, and the head comes last. They read and write parts of maps: `src`,
-`dst` and `pool` are (number of the map, first channel, channels), all channels in eights. Weights are float32, laid out
-as in ONNX. A ReLU follows each convolution.)";
+`dst` and `pool` are (number of the map, first channel, channels), all channels in eights. Weights are laid out as in
+ONNX. A ReLU follows each convolution.
 
-constexpr const char* kFirstDoc = R"(Add a convolution of the slice.
+Layers with weights of eight bits read and write maps of bytes. Of a sum of products they make ``sum * scale + bias``,
+and of that the nearest byte, or a logit. Sums are exact: bytes do not depend on the instructions that compute them.
+
+rows, columns, classes  int                        of slices and logits
+int8         str or None                           one of int8_instructions(); by default the fastest)";
+
+constexpr const char* kMapDoc = R"(Add a map and return its number.
+
+rows, columns, channels  int
+zero         int or None                           of a map of bytes, which stand for ``byte - zero``)";
+
+constexpr const char* kInt8ConvDoc = R"(Add a quantised 3x3 convolution, padded by 1.
+
+src, dst     (int, int, int)
+pool         (int, int, int) or None               gets the largest of each 2x2 pixels of dst
+weights      int8 [out, in, 3, 3]
+scale, bias  float32 [out])";
+
+constexpr const char* kInt8UpDoc = R"(Add a quantised transposed 2x2 convolution with stride 2, without ReLU.
+
+src, dst     (int, int, int)
+weights      int8 [in, out, 2, 2]
+scale, bias  float32 [out])";
+
+constexpr const char* kInt8HeadDoc = R"(Add the last layer, a quantised transposed convolution whose stride is its size.
+
+src          (int, int, int)
+weights      int8 [in, classes, size, size]
+scale, bias  float32 [classes])";
+
+constexpr const char* kFirstDoc = R"(Add a convolution of the slice. A map of bytes gets the nearest ones.
 
 dst          (int, int, int)
 weights      float32 [out, 1, size, size]
@@ -128,10 +206,12 @@ threads      int                                   0: all processors that this p
 
 void bind_net(py::module_& m) {
   py::class_<Net>(m, "Net", kNetDoc)
-      .def(py::init<int, int, int>(), py::arg("rows"), py::arg("columns"), py::arg("classes"))
+      .def(py::init(&make_net), py::arg("rows"), py::arg("columns"), py::arg("classes"), py::arg("int8") = py::none())
+      .def_static("int8_instructions", &int8_instructions,
+                  "Names of the instruction sets that this processor has for quantised layers, the fastest first.")
       .def_static("is_supported", &conv::is_supported, "Whether this processor has the instructions (AVX2 and FMA).")
-      .def("add_map", &Net::add_map, "Add a map and return its number.", py::arg("rows"), py::arg("columns"),
-           py::arg("channels"))
+      .def("add_map", &add_map, kMapDoc, py::arg("rows"), py::arg("columns"), py::arg("channels"),
+           py::arg("zero") = py::none())
       .def("add_first", &add_first, kFirstDoc, py::arg("dst"), py::arg("weights").noconvert(),
            py::arg("bias").noconvert(), py::arg("stride"), py::arg("pad"))
       .def("add_conv", &add_conv, kConvDoc, py::arg("src"), py::arg("dst"), py::arg("pool"),
@@ -139,6 +219,12 @@ void bind_net(py::module_& m) {
       .def("add_up", &add_up, kUpDoc, py::arg("src"), py::arg("dst"), py::arg("weights").noconvert(),
            py::arg("bias").noconvert())
       .def("add_head", &add_head, kHeadDoc, py::arg("src"), py::arg("weights").noconvert(), py::arg("bias").noconvert())
+      .def("add_conv", &add_int8_conv, kInt8ConvDoc, py::arg("src"), py::arg("dst"), py::arg("pool"),
+           py::arg("weights").noconvert(), py::arg("scale").noconvert(), py::arg("bias").noconvert())
+      .def("add_up", &add_int8_up, kInt8UpDoc, py::arg("src"), py::arg("dst"), py::arg("weights").noconvert(),
+           py::arg("scale").noconvert(), py::arg("bias").noconvert())
+      .def("add_head", &add_int8_head, kInt8HeadDoc, py::arg("src"), py::arg("weights").noconvert(),
+           py::arg("scale").noconvert(), py::arg("bias").noconvert())
       .def("reserve", &Net::reserve, "Take the memory that run needs for so many slices at a time.", py::arg("slices"),
            py::arg("threads"))
       .def("run", &run, kRunDoc, py::arg("src").noconvert(), py::arg("dst").noconvert(),

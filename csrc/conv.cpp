@@ -100,21 +100,12 @@ inline std::ptrdiff_t place(int t, int channels) {
 
 inline float* at(const Map& map, std::ptrdiff_t y, std::ptrdiff_t x) { return map.data + y * map.row + x * map.pixel; }
 
-// The part of a map that a tile covers.
-struct Area {
-  int y, x, rows, columns;
-  Area(const Map& map, int tile) : y(tile / tiles(map.columns) * kTile), x(tile % tiles(map.columns) * kTile) {
-    rows = map.rows - y < kTile ? map.rows - y : kTile;
-    columns = map.columns - x < kTile ? map.columns - x : kTile;
-  }
-};
-
 // The patches of tiles, transformed.
 void read_patches(const Map& src, const int* tile, int count, float* patches) {
   const std::ptrdiff_t apart = std::ptrdiff_t{kRows} * src.channels;
   alignas(64) float half[kPoints * kLanes];  // [row][column] of a patch
   for (int t = 0; t < count; ++t) {
-    const Area area(src, tile[t]);
+    const Area area = area_of(src, tile[t]);
     const float* corner = at(src, area.y - 1, area.x - 1);
     float* to = patches + place(t, src.channels);
     for (int c = 0; c < src.channels; c += kLanes, to += kLanes) {
@@ -163,7 +154,7 @@ inline void write_tile(const float* from, std::ptrdiff_t apart, Vec bias, const 
 void write_tiles(const float* products, const float* bias, const Map& dst, const Map* pool, const int* tile, int count) {
   const std::ptrdiff_t apart = std::ptrdiff_t{kRows} * dst.channels;
   for (int t = 0; t < count; ++t) {
-    const Area area(dst, tile[t]);
+    const Area area = area_of(dst, tile[t]);
     const float* from = products + place(t, dst.channels);
     float *to = at(dst, area.y, area.x), *maxima = pool ? at(*pool, area.y / 2, area.x / 2) : nullptr;
     for (int c = 0; c < dst.channels; c += kLanes, from += kLanes, to += kLanes) {
@@ -239,14 +230,13 @@ void conv3x3(const Map& src, const float* packed, const float* bias, const Map& 
 }
 
 void conv_first(const float* src, std::ptrdiff_t row, const float* weights, const float* bias, int size, int stride,
-                const Map& dst, int tile) {
-  const Area area(dst, tile);
+                const Map& dst) {
   std::ptrdiff_t offset[kTile];  // the last pixel of a narrow tile several times
-  for (int x = 0; x < kTile; ++x) offset[x] = std::ptrdiff_t{x < area.columns ? x : area.columns - 1} * stride;
-  for (int y = area.y; y < area.y + area.rows; ++y)
+  for (int x = 0; x < kTile; ++x) offset[x] = std::ptrdiff_t{x < dst.columns ? x : dst.columns - 1} * stride;
+  for (int y = 0; y < dst.rows; ++y)
     for (int c = 0; c < dst.channels; c += kLanes) {
       // The pixels of a row together: the weights are loaded once, and no sum waits for the one before.
-      const float* from = src + y * stride * row + area.x * stride;
+      const float* from = src + y * stride * row;
       const float* weight = weights + c;
       Vec sum[kTile];
       for (int x = 0; x < kTile; ++x) sum[x] = load(bias + c);  // a reference would want the alignment of a register
@@ -256,13 +246,13 @@ void conv_first(const float* src, std::ptrdiff_t row, const float* weights, cons
 #pragma GCC unroll 4
           for (int x = 0; x < kTile; ++x) sum[x] += all(from[j + offset[x]]) * w;
         }
-      for (int x = 0; x < area.columns; ++x) store(at(dst, y, area.x + x) + c, larger(sum[x], all(0.0f)));
+      for (int x = 0; x < dst.columns; ++x) store(at(dst, y, x) + c, larger(sum[x], all(0.0f)));
     }
 }
 
 void upsample(const Map& src, const float* packed, const float* bias, const Map& dst, int tile) {
   const std::ptrdiff_t matrix = std::ptrdiff_t{src.channels} * dst.channels;
-  const Area area(src, tile);
+  const Area area = area_of(src, tile);
   const bool is_whole = area.columns == kRows;  // else each pixel by itself, in all rows of the product
   for (int y = area.y; y < area.y + area.rows; ++y)
     for (int k = 0; k < 4; ++k)
@@ -273,7 +263,7 @@ void upsample(const Map& src, const float* packed, const float* bias, const Map&
 
 void head(const Map& src, const float* weights, const float* bias, int classes, int scale, float* dst, int tile) {
   const std::ptrdiff_t width = std::ptrdiff_t{src.columns} * scale, plane = width * src.rows * scale;
-  const Area area(src, tile);
+  const Area area = area_of(src, tile);
   for (int y = area.y; y < area.y + area.rows; ++y)
     for (int x = area.x; x < area.x + area.columns; ++x) {
       const float *in = at(src, y, x), *w = weights;

@@ -16,13 +16,15 @@ constexpr int kPatch = kTile + 2;         // rows and columns that it is compute
 constexpr int kPoints = kPatch * kPatch;  // products a tile and pair of channels
 constexpr int kBlock = 3 * kLanes;       // output channels that the inner loop takes together
 
-// A map, or some of the channels of one.
-struct Map {
-  float* data;            // channel 0 of the first pixel inside the frame
-  std::ptrdiff_t row;     // floats from a row to the next
-  std::ptrdiff_t pixel;   // floats from a pixel to the next
+// A map, or some of the channels of one, of values of a type.
+template <class T>
+struct MapOf {
+  T* data;                // channel 0 of the first pixel inside the frame
+  std::ptrdiff_t row;     // values from a row to the next
+  std::ptrdiff_t pixel;   // values from a pixel to the next
   int rows, columns, channels;
 };
+using Map = MapOf<float>;
 
 // Whether this processor has the instructions that these functions are compiled for.
 bool is_supported();
@@ -39,6 +41,17 @@ void transform_weights(const float* weights, int in, int out, float* dst);
 // Tiles in a row of a map, and rows of tiles. A map's tiles are counted along its rows.
 static inline int tiles(int pixels) { return (pixels + kTile - 1) / kTile; }
 
+// The pixels of a map that a tile covers, from row `y` and column `x` on.
+struct Area {
+  int y, x, rows, columns;
+};
+
+template <class T>
+static inline Area area_of(const MapOf<T>& map, int tile) {
+  const int y = tile / tiles(map.columns) * kTile, x = tile % tiles(map.columns) * kTile;
+  return {y, x, map.rows - y < kTile ? map.rows - y : kTile, map.columns - x < kTile ? map.columns - x : kTile};
+}
+
 // Floats of scratch memory that `conv3x3` takes for `count` tiles.
 std::size_t scratch_size(int in, int out, int count);
 
@@ -47,10 +60,10 @@ std::size_t scratch_size(int in, int out, int count);
 void conv3x3(const Map& src, const float* packed, const float* bias, const Map& dst, const Map* pool, const int* tile,
              int count, float* scratch);
 
-// Convolution of one channel by a kernel of size x size, with bias and ReLU, of a tile of `dst`. `src` has rows of `row`
-// floats and begins where the kernel of the first pixel does. Weights `[size][size][out]`.
+// Convolution of one channel by a kernel of size x size, with bias and ReLU, to `dst`, which is no larger than a tile.
+// `src` has rows of `row` floats and begins where the kernel of the first pixel does. Weights `[size][size][out]`.
 void conv_first(const float* src, std::ptrdiff_t row, const float* weights, const float* bias, int size, int stride,
-                const Map& dst, int tile);
+                const Map& dst);
 
 // Transposed 2x2 convolution with stride 2 and bias, of a tile of `src`. Weights: four matrices `[in][out]`, packed.
 void upsample(const Map& src, const float* packed, const float* bias, const Map& dst, int tile);

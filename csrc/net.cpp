@@ -4,36 +4,20 @@
 #include <atomic>
 #include <cstring>
 #include <numeric>
-#include <string>
 #include <thread>
 #include <utility>
 
 #include "conv.h"
 #include "net_memory.h"
-#include "ops.h"
 #include "parallel.h"
 
 namespace trtseg {
 
 using conv::Map;
 
-Floats::Floats(std::size_t count) : data_(static_cast<float*>(::operator new[](count * sizeof(float), kAlign))) {
-  std::memset(data_.get(), 0, count * sizeof(float));
-}
-
 namespace {
 
-constexpr int kConvTogether = 8, kTogether = 16;  // tiles: what they need stays in the second cache
-constexpr int kMost = 1 << 14;                    // rows, columns, channels, classes: so no number of tiles overflows
 constexpr int kMostThreads = 512;
-
-std::vector<float> copied(const float* values, int count) { return {values, values + count}; }
-
-[[noreturn]] void refuse(const char* name, const std::string& got, const std::string& expected) {
-  throw ArgumentError(std::string(name) + ": got " + got + ", expected " + expected + "; another engine may take this net");
-}
-
-std::string text(int rows, int columns) { return std::to_string(rows) + " x " + std::to_string(columns); }
 
 }  // namespace
 
@@ -84,7 +68,8 @@ void Net::Layer::work(const Memory& memory, const std::vector<int>& tiles, int u
   compute(memory, tiles.data() + first, std::min(together, static_cast<int>(tiles.size()) - first), scratch);
 }
 
-Net::Net(int rows, int columns, int classes) : rows_(rows), columns_(columns), classes_(classes) {
+Net::Net(int rows, int columns, int classes, const conv_int8::Layers& int8)
+    : rows_(rows), columns_(columns), classes_(classes), int8_(int8) {
   if (std::min({rows, columns, classes}) < 1 || std::max({rows, columns, classes}) > kMost) {
     refuse("net", text(rows, columns) + " and " + std::to_string(classes) + " classes", "from 1 to 16384 of each");
   }
@@ -92,15 +77,22 @@ Net::Net(int rows, int columns, int classes) : rows_(rows), columns_(columns), c
 
 Net::~Net() = default;
 
-int Net::add_map(int rows, int columns, int channels) {
-  if (std::min(rows, columns) < conv::kTile || std::max(rows, columns) > kMost) {
-    refuse("map", text(rows, columns), "from 4 x 4 to 16384 x 16384");
+int Net::add_map(int rows, int columns, int channels) { return add_size({rows, columns, channels, Values::kFloats, 0}); }
+
+int Net::add_bytes(int rows, int columns, int channels, int zero) {
+  if (zero < 0 || zero > 255) refuse("zero", std::to_string(zero), "from 0 to 255");
+  return add_size({rows, columns, channels, Values::kBytes, zero});
+}
+
+int Net::add_size(const Size& size) {
+  if (std::min(size.rows, size.columns) < conv::kTile || std::max(size.rows, size.columns) > kMost) {
+    refuse("map", text(size.rows, size.columns), "from 4 x 4 to 16384 x 16384");
   }
-  if (channels < 1 || channels > kMost || channels % conv::kLanes) {
-    refuse("map", std::to_string(channels) + " channels", "a multiple of 8 up to 16384");
+  if (size.channels < 1 || size.channels > kMost || size.channels % conv::kLanes) {
+    refuse("map", std::to_string(size.channels) + " channels", "a multiple of 8 up to 16384");
   }
-  maps_.push_back({rows, columns, channels});
-  made_.emplace_back(channels);
+  maps_.push_back(size);
+  made_.emplace_back(size.channels);
   empty_.reset();
   memories_.clear();
   return static_cast<int>(maps_.size()) - 1;
@@ -135,6 +127,42 @@ const Net::Size& Net::check_made(Part part, const char* name) const {
   return size;
 }
 
+void Net::check_values(std::initializer_list<Part> parts, Values values) const {
+  for (const Part& part : parts) {
+    if (maps_[static_cast<std::size_t>(part.map)].values == values) continue;
+    const bool are_floats = values == Values::kFloats;
+    refuse("map", are_floats ? "one of bytes" : "one of floats", are_floats ? "one of floats" : "one of bytes");
+  }
+}
+
+std::vector<Net::Output> Net::check_conv(Part src, Part dst, const Part* pool) const {
+  const Size in = check_made(src, "src"), out = check_free(dst, "dst");
+  if (src.map == dst.map || in.rows != out.rows || in.columns != out.columns) {
+    refuse("dst", text(out.rows, out.columns), "another map of " + text(in.rows, in.columns));
+  }
+  if (pool == nullptr) return {{dst, 1, 1}};
+  const Size half = check_free(*pool, "pool");
+  if (half.rows * 2 != out.rows || half.columns * 2 != out.columns || pool->count != dst.count || half.zero != out.zero) {
+    refuse("pool", text(half.rows, half.columns), "half of dst, with as many channels and the same zero");
+  }
+  return {{dst, 1, 1}, {*pool, 1, 2}};
+}
+
+void Net::check_up(Part src, Part dst) const {
+  const Size in = check_made(src, "src"), out = check_free(dst, "dst");
+  if (src.map == dst.map || in.rows * 2 != out.rows || in.columns * 2 != out.columns) {
+    refuse("dst", text(out.rows, out.columns), "twice " + text(in.rows, in.columns));
+  }
+}
+
+const Net::Size& Net::check_head(Part src, int enlarged) const {
+  const Size& in = check_made(src, "src");
+  if (enlarged < 1 || enlarged > kMost || in.rows * enlarged != rows_ || in.columns * enlarged != columns_) {
+    refuse("src", text(in.rows, in.columns), "a map that the head brings to " + text(rows_, columns_));
+  }
+  return in;
+}
+
 void Net::make(Part part) {
   const auto first = made_[static_cast<std::size_t>(part.map)].begin() + part.first;
   std::fill(first, first + part.count, true);
@@ -146,103 +174,6 @@ void Net::add(Layer layer) {
   empty_.reset();
   memories_.clear();
   scratches_.clear();
-}
-
-void Net::add_first(Part dst, const float* weights, const float* bias, int size, int stride, int pad) {
-  const Size out = check_free(dst, "dst");
-  if (!layers_.empty()) refuse("net", "a convolution of the slice after another layer", "it first");
-  if (size > kMost) refuse("weights", text(size, size), "up to 16384 x 16384");
-  if (pad < 0 || pad >= size) refuse("pad", std::to_string(pad), "less than the kernel's " + std::to_string(size));
-  const int high = rows_ + 2 * pad, wide = columns_ + 2 * pad;
-  if (size < 1 || stride < 1 || high < size || wide < size || (high - size) / stride + 1 != out.rows ||
-      (wide - size) / stride + 1 != out.columns) {
-    refuse("dst", text(out.rows, out.columns), "what the convolution gives");
-  }
-  pad_ = pad;
-  std::vector<float> own;  // [size][size][out]
-  const std::ptrdiff_t area = std::ptrdiff_t{size} * size;
-  for (std::ptrdiff_t k = 0; k < area; ++k)
-    for (int o = 0; o < dst.count; ++o) own.push_back(weights[o * area + k]);
-  add({out, kSlice, {stride, pad, size - 1 - pad}, {{dst, 1, 1}}, kTogether,
-       [=, own = std::move(own), bias = copied(bias, dst.count)](const Memory& memory, const int* tile, int count, float*) {
-         for (int i = 0; i < count; ++i) {
-           conv::conv_first(memory.padded.get(), memory.wide, own.data(), bias.data(), size, stride, memory.part(dst), tile[i]);
-         }
-       }});
-  make(dst);
-}
-
-void Net::add_conv(Part src, Part dst, const Part* pool, const float* weights, const float* bias) {
-  const Size in = check_made(src, "src"), out = check_free(dst, "dst");
-  if (src.map == dst.map || in.rows != out.rows || in.columns != out.columns) {
-    refuse("dst", text(out.rows, out.columns), "another map of " + text(in.rows, in.columns));
-  }
-  std::vector<Output> outputs{{dst, 1, 1}};
-  if (pool != nullptr) {
-    const Size half = check_free(*pool, "pool");
-    if (half.rows * 2 != out.rows || half.columns * 2 != out.columns || pool->count != dst.count) {
-      refuse("pool", text(half.rows, half.columns), "half of dst, with as many channels");
-    }
-    outputs.push_back({*pool, 1, 2});
-  }
-  const std::size_t count = conv::packed_size(conv::kPoints, src.count, dst.count);
-  std::vector<float> transformed(count);
-  conv::transform_weights(weights, src.count, dst.count, transformed.data());
-  const auto packed = std::make_shared<Floats>(count);
-  conv::pack(transformed.data(), conv::kPoints, src.count, dst.count, packed->get());
-  scratch_ = std::max(scratch_, conv::scratch_size(src.count, dst.count, kConvTogether));
-  add({out, src.map, {1, 1, 1}, outputs, kConvTogether,
-       [=, has_pool = pool != nullptr, pool = pool ? *pool : Part{}, bias = copied(bias, dst.count)](
-           const Memory& memory, const int* tile, int count, float* scratch) {
-         const Map maxima = has_pool ? memory.part(pool) : Map{};
-         conv::conv3x3(memory.part(src), packed->get(), bias.data(), memory.part(dst), has_pool ? &maxima : nullptr,
-                       tile, count, scratch);
-       }});
-  make(dst);
-  if (pool != nullptr) make(*pool);
-}
-
-void Net::add_up(Part src, Part dst, const float* weights, const float* bias) {
-  const Size in = check_made(src, "src"), out = check_free(dst, "dst");
-  if (src.map == dst.map || in.rows * 2 != out.rows || in.columns * 2 != out.columns) {
-    refuse("dst", text(out.rows, out.columns), "twice " + text(in.rows, in.columns));
-  }
-  constexpr int kPoints = 4;
-  const std::size_t count = conv::packed_size(kPoints, src.count, dst.count);
-  std::vector<float> matrices(count);  // [2][2][in][out]
-  for (int i = 0; i < src.count; ++i)
-    for (int o = 0; o < dst.count; ++o)
-      for (int k = 0; k < kPoints; ++k) {
-        matrices[static_cast<std::size_t>((k * src.count + i) * dst.count + o)] = *weights++;
-      }
-  const auto packed = std::make_shared<Floats>(count);
-  conv::pack(matrices.data(), kPoints, src.count, dst.count, packed->get());
-  add({in, src.map, {1, 0, 0}, {{dst, 2, 1}}, kTogether,
-       [=, bias = copied(bias, dst.count)](const Memory& memory, const int* tile, int count, float*) {
-         for (int i = 0; i < count; ++i) {
-           conv::upsample(memory.part(src), packed->get(), bias.data(), memory.part(dst), tile[i]);
-         }
-       }});
-  make(dst);
-}
-
-void Net::add_head(Part src, const float* weights, const float* bias, int scale) {
-  const Size in = check_made(src, "src");
-  if (scale < 1 || scale > kMost || in.rows * scale != rows_ || in.columns * scale != columns_) {
-    refuse("src", text(in.rows, in.columns), "a map that the head brings to " + text(rows_, columns_));
-  }
-  std::vector<float> own;  // [scale][scale][classes][in]
-  const std::ptrdiff_t area = std::ptrdiff_t{scale} * scale;
-  for (std::ptrdiff_t k = 0; k < area; ++k)
-    for (int c = 0; c < classes_; ++c)
-      for (int i = 0; i < src.count; ++i) own.push_back(weights[(std::ptrdiff_t{i} * classes_ + c) * area + k]);
-  add({in, src.map, {1, 0, 0}, {{{kLogits, 0, classes_}, scale, 1}}, kTogether,
-       [=, own = std::move(own), bias = copied(bias, classes_)](const Memory& memory, const int* tile, int count, float*) {
-         for (int i = 0; i < count; ++i) {
-           conv::head(memory.part(src), own.data(), bias.data(), classes_, scale, memory.dst, tile[i]);
-         }
-       }});
-  has_head_ = true;
 }
 
 void Net::reserve(int slices, int threads) {

@@ -1,27 +1,34 @@
-// A U-Net in FP32 on the CPU: layers over maps that are allocated once, slice by slice.
+// A U-Net on the CPU, in FP32 or quantised to eight bits: layers over maps that are allocated once, slice by slice.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <memory>
 #include <new>
 #include <vector>
 
 namespace trtseg {
+namespace conv_int8 {
+struct Layers;
+}
 
-// Floats, at first 0, that begin where a line of the cache does: loads that straddle lines take twice as long.
-class Floats {
+// Values, at first all the same, that begin where a line of the cache does: loads that straddle lines take twice as long.
+template <class T>
+class Buffer {
  public:
-  explicit Floats(std::size_t count);
-  float* get() const { return data_.get(); }
+  explicit Buffer(std::size_t count, T value = 0) : data_(static_cast<T*>(::operator new[](count * sizeof(T), kAlign))) {
+    std::uninitialized_fill_n(data_.get(), count, value);
+  }
+  T* get() const { return data_.get(); }
 
  private:
   static constexpr std::align_val_t kAlign{64};
   struct Free {
-    void operator()(float* p) const { ::operator delete[](p, kAlign); }
+    void operator()(T* p) const { ::operator delete[](p, kAlign); }
   };
-  std::unique_ptr<float[], Free> data_;
+  std::unique_ptr<T[], Free> data_;
 };
 
 // Channels [first, first + count) of a map.
@@ -36,21 +43,28 @@ class Net {
   // A logit that nobody wants: the lowest FP16 number.
   static constexpr float kUnwanted = -65504.0f;
 
-  // For slices of rows x columns, and logits of so many classes.
-  Net(int rows, int columns, int classes);
+  // For slices of rows x columns, and logits of so many classes. Quantised layers are computed by `int8`.
+  Net(int rows, int columns, int classes, const conv_int8::Layers& int8);
   ~Net();
 
   // Adds a map `[rows][columns][channels]` and returns its number. Channels come in eights.
   int add_map(int rows, int columns, int channels);
+  // The same of bytes, which stand for `byte - zero`.
+  int add_bytes(int rows, int columns, int channels, int zero);
   // The first layer: convolution of the slice by `[out][1][size][size]`, with bias and ReLU, padded by `pad` zeros on
-  // each side.
+  // each side. A map of bytes gets the nearest ones.
   void add_first(Part dst, const float* weights, const float* bias, int size, int stride, int pad);
   // Convolution by `[out][in][3][3]` with bias and ReLU, padded by 1; with `pool`, its 2x2 maxima too.
   void add_conv(Part src, Part dst, const Part* pool, const float* weights, const float* bias);
   // Transposed convolution by `[in][out][2][2]` with stride 2, and bias.
   void add_up(Part src, Part dst, const float* weights, const float* bias);
-  // The logits: transposed convolution by `[in][classes][scale][scale]` with that stride, and bias. The last layer.
-  void add_head(Part src, const float* weights, const float* bias, int scale);
+  // The logits: transposed convolution by `[in][classes][enlarged][enlarged]` with that stride, and bias. The last layer.
+  void add_head(Part src, const float* weights, const float* bias, int enlarged);
+  // The same from maps of bytes to maps of bytes, or to logits, with weights of eight bits. Of a sum of products they
+  // make `sum * scale + bias`, with a scale and a bias for each output channel.
+  void add_conv(Part src, Part dst, const Part* pool, const std::int8_t* weights, const float* scale, const float* bias);
+  void add_up(Part src, Part dst, const std::int8_t* weights, const float* scale, const float* bias);
+  void add_head(Part src, const std::int8_t* weights, const float* scale, const float* bias, int enlarged);
 
   // Takes the memory that `run` needs for so many slices at a time.
   void reserve(int slices, int threads);
@@ -67,8 +81,11 @@ class Net {
   int classes() const { return classes_; }
 
  private:
+  enum class Values { kFloats, kBytes };
   struct Size {
     int rows, columns, channels;
+    Values values;
+    int zero;  // the byte that stands for 0
   };
   struct Memory;
   class Team;
@@ -100,15 +117,21 @@ class Net {
   };
   using Plan = std::vector<std::vector<int>>;  // the tiles of each layer
 
+  int add_size(const Size& size);
   const Size& check(Part part, const char* name) const;
   const Size& check_free(Part part, const char* name) const;
   const Size& check_made(Part part, const char* name) const;
+  void check_values(std::initializer_list<Part> parts, Values values) const;
+  std::vector<Output> check_conv(Part src, Part dst, const Part* pool) const;
+  void check_up(Part src, Part dst) const;
+  const Size& check_head(Part src, int enlarged) const;
   void make(Part part);
   void add(Layer layer);
   void plan(Memory& own, const float* slice, const unsigned char* wanted) const;
   void take_empty(Memory& own, std::size_t layer, int tile) const;
 
   int rows_, columns_, classes_, pad_ = 0;
+  const conv_int8::Layers& int8_;
   bool has_head_ = false;
   std::atomic_flag is_running_ = ATOMIC_FLAG_INIT;
   std::size_t scratch_ = 0;  // floats that the layers need
@@ -118,7 +141,7 @@ class Net {
   std::unique_ptr<Memory> empty_;                  // what an empty slice gives
   std::vector<float> empty_logits_;
   std::vector<std::unique_ptr<Memory>> memories_;  // of slices on their way
-  std::vector<Floats> scratches_;                  // of threads
+  std::vector<Buffer<float>> scratches_;           // of threads
 };
 
 }  // namespace trtseg

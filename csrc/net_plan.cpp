@@ -67,6 +67,15 @@ class Marks {
   const unsigned char* flags_ = nullptr;
 };
 
+// Copies pixels [x, x1) of a row from a map to another of the same size.
+template <class T>
+void copy_pixels(const conv::MapOf<T>& from, const conv::MapOf<T>& to, int y, int x, int x1) {
+  for (; x < x1; ++x) {
+    std::memcpy(to.data + y * to.row + x * to.pixel, from.data + y * from.row + x * from.pixel,
+                static_cast<std::size_t>(to.channels) * sizeof(T));
+  }
+}
+
 }  // namespace
 
 void Net::plan(Memory& own, const float* slice, const unsigned char* wanted) const {
@@ -167,12 +176,10 @@ void Net::take_empty(Memory& own, std::size_t layer, int tile) const {
           const std::ptrdiff_t first = (std::ptrdiff_t{c} * rows_ + y) * columns_ + x;
           std::memcpy(own.dst + first, empty_->dst + first, static_cast<std::size_t>(x1 - x) * sizeof(float));
         }
+      } else if (!is_empty && maps_[static_cast<std::size_t>(out.part.map)].values == Values::kFloats) {
+        copy_pixels(empty_->part(out.part), own.part(out.part), y, x, x1);
       } else if (!is_empty) {
-        const conv::Map from = empty_->part(out.part), to = own.part(out.part);
-        for (int k = x; k < x1; ++k) {
-          std::memcpy(to.data + y * to.row + k * to.pixel, from.data + y * from.row + k * from.pixel,
-                      static_cast<std::size_t>(out.part.count) * sizeof(float));
-        }
+        copy_pixels(empty_->part_of_bytes(out.part), own.part_of_bytes(out.part), y, x, x1);
       }
     }
   }

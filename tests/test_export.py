@@ -20,7 +20,7 @@ from trtseg import Segmenter, _core, build_engines, models, reference
 from trtseg.engines.base import Net, logits_of
 from trtseg.engines.calibration import FILE, read_slices, references
 from trtseg.engines.precision import FP32
-from trtseg.engines.winograd import WinogradEngine
+from trtseg.engines.unet import UNetEngine
 from trtseg.errors import InputError
 from trtseg.metrics.ranking import roc
 from trtseg.phantom import abdomen
@@ -99,7 +99,7 @@ def test_trtsegs_own_engine_runs_a_net_of_eights(tmp_path):
     x = torch.rand(2, 1, *spec.size)
     with torch.no_grad():
         expected = net.double()(x.double()).numpy()
-    engine = WinogradEngine(Net(spec, FP32, (tmp_path / "net.onnx").read_bytes()))
+    engine = UNetEngine(Net(spec, FP32, (tmp_path / "net.onnx").read_bytes()))
     assert np.abs(logits_of(engine, x.numpy()) - expected).max() < 1e-5  # measured: 1e-6
 
 

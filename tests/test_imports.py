@@ -100,7 +100,7 @@ def test_nothing_imports_upwards(path):
 
 # The rooms of engines; `trtseg/engines/__init__.py`, the one if-chain, stands above them all.
 ENGINE_LAYERS = [["precision", "trust"], ["base", "blobs", "processor"]]
-ENGINE_LAYERS += [["openvino", "onnxruntime", "winograd"]]
+ENGINE_LAYERS += [["openvino", "onnxruntime", "unet"]]
 ENGINE_LAYERS += [["calibration"], ["acceptance"], ["nvidia.driver", "nvidia.runtime", "nvidia.sidecar"]]
 ENGINE_LAYERS.append(["nvidia.machine", "nvidia.cache", "nvidia.serialize", "nvidia.compiled"])
 ENGINE_LAYERS += [["nvidia.torch_net"], ["nvidia.build", "nvidia.tensorrt", "nvidia.torch"], ["nvidia.nets"]]

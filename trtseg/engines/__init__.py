@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import re
 
-from trtseg import _core
 from trtseg.engines.base import CpuEngine, Net
-from trtseg.engines.precision import FP32
 from trtseg.engines.processor import choose_precision, read_cpuinfo
 from trtseg.errors import DeviceError, ModelError
 from trtseg.models import ModelFiles, find
@@ -70,12 +68,12 @@ def open_engine(
         The net needs OpenVINO, which is not installed, or this processor does not run the precision.
     """
     from trtseg.engines.openvino import OpenVinoEngine
-    from trtseg.engines.winograd import WinogradEngine
+    from trtseg.engines.unet import UNetEngine, is_fastest
 
     net = Net.read(files, spec, choose_precision(precision, files, spec.role))
-    if net.precision is FP32:
+    if is_fastest(net.precision):
         try:
-            return WinogradEngine(net, threads)
+            return UNetEngine(net, threads)
         except ModelError as error:  # a net of another kind, or an old processor
             log.info("%s", error)
     return OpenVinoEngine(net, threads)
@@ -102,11 +100,12 @@ def available_devices() -> list[tuple[str, bool, str]]:
 def _cpu() -> tuple[str, bool, str]:
     """The row of the CPU, where the shipped model may need OpenVINO."""
     from trtseg.engines.openvino import import_openvino
+    from trtseg.engines.unet import is_fastest
 
     files = find("default")
     precision = choose_precision("auto", files, files.spec.nets[0].role)
     try:
-        if precision is not FP32 or not _core.Net.is_supported():
+        if not is_fastest(precision):
             import_openvino()
     except DeviceError as error:
         return "cpu", False, str(error)

@@ -1,4 +1,4 @@
-"""The CPU engine on OpenVINO: BF16 and INT8, and nets that `trtseg.engines.winograd` does not run."""
+"""The CPU engine on OpenVINO: BF16 and INT8, and nets that `trtseg.engines.unet` does not run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The graph of an ONNX file, read without an ONNX library: nodes in order, and FP32 tensors.
+"""The graph of an ONNX file, read without an ONNX library: nodes in order, and tensors in FP32 or eight bits.
 
 Numbers of fields are those of onnx/onnx.proto3. Files with external data, and what nets do not have, are refused.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,9 @@ _GRAPH, _FUNCTION = 7, 25  # of the model
 _NODE, _INITIALIZER, _INPUT, _OUTPUT = 1, 5, 11, 12  # of the graph
 _FROM, _TO, _OPERATOR, _ATTRIBUTE, _DOMAIN = 1, 2, 4, 5, 7  # of a node
 _KEY, _NUMBER, _STRING, _NUMBERS = 1, 3, 4, 8  # of an attribute
-_DIMENSION, _TYPE, _NAME, _RAW = 1, 2, 8, 9  # of a tensor
-_FLOAT32 = 1
+_DIMENSION, _TYPE, _FLOATS, _INT32S, _NAME, _RAW = 1, 2, 4, 5, 8, 9  # of a tensor
+#: Element types by their number: FP32, and integers of eight bits.
+_TYPES = {1: "<f4", 2: "u1", 3: "i1"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Graph:
     """
 
     nodes: tuple[Node, ...]
-    tensors: dict[str, NDArray[np.float32]]
+    tensors: dict[str, NDArray[Any]]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
@@ -61,7 +63,7 @@ def read_graph(onnx: bytes) -> Graph:
     Raises
     ------
     ModelError
-        It is no ONNX file, or its weights are not FP32 and in the file.
+        It is no ONNX file, or its weights are not in FP32 or eight bits, and in the file.
     """
     try:
         model = _grouped(memoryview(onnx))
@@ -77,7 +79,7 @@ def read_graph(onnx: bytes) -> Graph:
         )
     except (ValueError, KeyError, IndexError) as error:
         raise ModelError(
-            f"not an ONNX file with weights in FP32 ({error}); export the model again"
+            f"not an ONNX file with weights in FP32 or eight bits ({error}); export the model again"
         ) from error
     return Graph(nodes, tensors, tuple(name for name in inputs if name not in tensors), outputs)
 
@@ -101,12 +103,22 @@ def _node(data: _Value) -> Node:
     return Node(operator, inputs, outputs, numbers)
 
 
-def _tensor(data: _Value) -> tuple[str, NDArray[np.float32]]:
+def _tensor(data: _Value) -> tuple[str, NDArray[Any]]:
     parts = _grouped(data)
     name, shape = _text(parts[_NAME][0]), _integers(parts.get(_DIMENSION, []))
-    if parts[_TYPE] != [_FLOAT32] or _RAW not in parts or any(length < 0 for length in shape):
+    (number,) = parts[_TYPE]
+    if number not in _TYPES or any(length < 0 for length in shape):
         raise ValueError(f"{name} has another type or shape")
-    return name, np.frombuffer(_bytes(parts[_RAW][0]), "<f4").astype(np.float32).reshape(shape)
+    dtype = np.dtype(_TYPES[number])
+    if _RAW in parts:
+        values = np.frombuffer(_bytes(parts[_RAW][0]), dtype)
+    elif dtype.kind == "f" and _FLOATS in parts:
+        values = np.frombuffer(b"".join(map(_bytes, parts[_FLOATS])), dtype)
+    elif dtype.kind != "f" and _INT32S in parts:
+        values = np.array(_integers(parts[_INT32S])).astype(dtype)
+    else:
+        raise ValueError(f"{name} has its values elsewhere")
+    return name, values.astype(dtype.newbyteorder("=")).reshape(shape)
 
 
 def _integers(values: list[_Value]) -> tuple[int, ...]:

@@ -1,8 +1,11 @@
-"""The CPU engine of trtseg itself: U-Nets in FP32, whose 3x3 convolutions take a quarter of the products.
+"""The CPU engine of trtseg itself: U-Nets in FP32 and INT8.
 
-Winograd's F(4x4, 3x3) (Lavin and Gray, arXiv 1509.09308) computes 16 outputs from 36 products instead of 144. The
-logits differ from those of other FP32 engines by rounding only. OpenVINO, ONNX Runtime and PyTorch compute every
-product.
+In FP32, Winograd's F(4x4, 3x3) (Lavin and Gray, arXiv 1509.09308) computes 16 outputs of a 3x3 convolution from 36
+products instead of 144. The logits differ from those of other FP32 engines by rounding only. OpenVINO, ONNX Runtime and
+PyTorch compute every product.
+
+In INT8, sums of products are integers and exact: logits are the same, bit for bit, on every processor and with any
+number of threads.
 
 Around the body the liver net sees zeros, and around the liver the tumour net does. What a layer makes of zeros alone is
 known from an empty slice, and is not computed again. ``python -m benchmarks.engines`` compares it with OpenVINO.
@@ -18,7 +21,9 @@ from numpy.typing import NDArray
 
 from trtseg import _core
 from trtseg.engines.base import Net
-from trtseg.engines.precision import FP32
+from trtseg.engines.precision import FP32, INT8, Precision
+from trtseg.engines.processor import native_int8
+from trtseg.engines.quantised import Steps, without_steps
 from trtseg.errors import ModelError
 from trtseg.models.onnx_graph import Graph, Node, read_graph
 from trtseg.resources import available_cpus, memory_for
@@ -33,13 +38,24 @@ _SLICES = 16  # on their way at most: those of a chunk of the cascade
 _Part = tuple[int, int, int]
 
 
-class WinogradEngine:
-    """A net on the CPU in FP32: a slice a thread, or all threads on a single slice.
+def is_fastest(precision: Precision) -> bool:
+    """Whether no engine on this processor runs U-Nets faster in a precision."""
+    if not _core.Net.is_supported():
+        return False
+    if precision is INT8:  # without VNNI, sums of products in 32 bits take three instructions, here and elsewhere
+        best = _core.Net.int8_instructions()[0]
+        return best == "avx512_vnni" or (best == "avx2" and not native_int8())
+    return precision is FP32
+
+
+class UNetEngine:
+    """A net on the CPU in FP32 or INT8: a slice a thread, or all threads on a single slice.
 
     Parameters
     ----------
     net : Net
-        The net in FP32: a U-Net as `training.unet` makes it, all channels but those of input and logits in eights.
+        The net: a U-Net as `training.unet` makes it, all channels but those of input and logits in eights, in FP32 or,
+        but for the first convolution, with weights and activations of eight bits.
     threads : int, optional
         Threads of the net; by default one for each processor that this process may use.
 
@@ -51,14 +67,16 @@ class WinogradEngine:
 
     device = "cpu"
     runtime = "trtseg"
-    precision = FP32.name
     batch = None
     dtype = FP32.dtype
 
     def __init__(self, net: Net, threads: int | None = None) -> None:
         if not _core.Net.is_supported():
             raise ModelError("this processor has no AVX2 and FMA; use another engine")
+        if net.precision not in (FP32, INT8):
+            raise ModelError(f"precision: got {net.precision.name!r}; this engine runs 'fp32' and 'int8'")
         self.spec, self.side_by_side = net.spec, threads or available_cpus()
+        self.precision = net.precision.name
         slices = min(self.side_by_side, _SLICES)
         try:
             with memory_for(f"{net.spec.role} net", _WEIGHTS + (slices + 1) * _MAPS):
@@ -120,21 +138,37 @@ def _layers(graph: Graph) -> tuple[list[_Layer], dict[str, str]]:
 
 
 class _Maps:
-    """Where the values of a net lie."""
+    """Where the values of a net lie. Those with steps are bytes."""
 
-    def __init__(self, net: _core.Net, graph: Graph, layers: list[_Layer], joined: dict[str, str]) -> None:
-        self._net, self._joined = net, joined
+    def __init__(
+        self,
+        net: _core.Net,
+        graph: Graph,
+        layers: list[_Layer],
+        joined: dict[str, str],
+        steps: dict[str, Steps],
+    ) -> None:
+        self._net, self._joined, self._own = net, joined, dict(steps)
         self._channels: dict[str, int] = {}
         for layer in layers:
             weights = graph.tensors[layer.node.inputs[1]]
             count = weights.shape[0 if layer.node.operator == "Conv" else 1]
             self._channels |= {value: count for value in (layer.result, layer.pool) if value is not None}
+            if layer.pool is not None and layer.result in steps:  # a maximum has the steps of its values
+                self._own[layer.pool] = steps[layer.result]
         self._maps: dict[str, int] = {}
         self._sizes: dict[str, tuple[int, int]] = {}
 
     def size(self, value: str) -> tuple[int, int]:
         """Rows and columns of a value that has been made."""
         return self._sizes[value]
+
+    def steps(self, value: str) -> Steps | None:
+        """The steps of a value; None where it is FP32."""
+        found = {self._own.get(other) for other in self._together(value)}
+        if len(found) != 1:
+            raise ModelError(f"it joins values with different steps to {value}")
+        return found.pop()
 
     def part(self, value: str) -> _Part:
         """Where a value that has been made lies."""
@@ -151,44 +185,74 @@ class _Maps:
         self._sizes[value] = self._sizes[whole] = size
         if whole not in self._maps:
             channels = sum(self._channels[other] for other in self._together(whole))
-            self._maps[whole] = self._net.add_map(*size, channels)
+            steps = self.steps(whole)
+            self._maps[whole] = self._net.add_map(*size, channels, None if steps is None else steps.zero)
         return self.part(value)
 
     def _together(self, whole: str) -> list[str]:
         return [value for value, name in self._joined.items() if name == whole] or [whole]
 
 
-def _built(graph: Graph, size: tuple[int, int], classes: int) -> _core.Net:
+class _Numbers:
+    """Weights of layers, and what makes values of their sums: biases, and in INT8 scales."""
+
+    def __init__(self, graph: Graph, maps: _Maps, scales: dict[str, NDArray[np.float64]]) -> None:
+        self._graph, self._maps, self._scales = graph, maps, scales
+
+    def of(self, layer: _Layer) -> tuple[NDArray[Any], ...]:
+        """Weights as ONNX has them, in INT8 the scale of each sum, and biases; both in steps of the result."""
+        source, weights, bias = layer.node.inputs
+        steps, own = self._maps.steps(layer.result), self._scales.get(weights)
+        into = 1.0 if steps is None else steps.scale
+        values, biases = self._graph.tensors[weights], self._graph.tensors[bias] / into
+        if source in self._graph.inputs and own is None:
+            return np.ascontiguousarray(values / into, np.float32), biases.astype(np.float32)
+        from_steps = self._maps.steps(source)
+        if own is None and from_steps is None and steps is None:
+            return np.ascontiguousarray(values), biases.astype(np.float32)
+        if own is None or from_steps is None:
+            raise ModelError(f"it computes {layer.result} of numbers in FP32 and in eight bits")
+        scale = np.broadcast_to(own * from_steps.scale / into, biases.shape)
+        return np.ascontiguousarray(values), scale.astype(np.float32), biases.astype(np.float32)
+
+
+def _built(
+    graph: Graph, size: tuple[int, int], classes: int, instructions: str | None = None
+) -> _core.Net:
     """Make a net of a graph, layer by layer."""
-    net = _core.Net(*size, classes)
+    net = _core.Net(*size, classes, instructions)
+    graph, steps, scales = without_steps(graph)
     layers, joined = _layers(graph)
     if len(graph.inputs) != 1 or graph.outputs != (layers[-1].result,) or layers[-1].has_relu:
         raise ModelError("it does not lead from one input to one last convolution")
-    maps = _Maps(net, graph, layers, joined)
+    if steps.keys() - {layer.result for layer in layers[:-1]}:
+        raise ModelError("it brings other values to eight bits than those of its layers")
+    maps = _Maps(net, graph, layers, joined, steps)
+    numbers = _Numbers(graph, maps, scales)
     for layer in layers:
-        node, (source, *names) = layer.node, layer.node.inputs
-        weights, bias = (np.ascontiguousarray(graph.tensors[name]) for name in names)
+        node, source = layer.node, layer.node.inputs[0]
+        values = weights, *others = numbers.of(layer)
         kernel, stride, pad = geometry = _geometry(node)
         kind = node.operator, layer.has_relu, layer.pool is not None
         if source in graph.inputs and kind == ("Conv", True, False):
             rows, columns = ((length + 2 * pad - kernel) // stride + 1 for length in size)
-            net.add_first(maps.make(layer.result, (rows, columns)), weights, bias, stride, pad)
+            net.add_first(maps.make(layer.result, (rows, columns)), *values, stride, pad)
         elif layer is layers[-1] and kind == ("Conv", False, False) and geometry == (1, 1, 0):
-            net.add_head(maps.part(source), np.ascontiguousarray(weights.swapaxes(0, 1)), bias)
+            net.add_head(maps.part(source), np.ascontiguousarray(weights.swapaxes(0, 1)), *others)
         elif (
             layer is layers[-1]
             and kind == ("ConvTranspose", False, False)
             and geometry == (kernel, kernel, 0)
         ):
-            net.add_head(maps.part(source), weights, bias)
+            net.add_head(maps.part(source), *values)
         elif kind[:2] == ("Conv", True) and geometry == (3, 1, 1):
             rows, columns = maps.size(source)
             dst = maps.make(layer.result, (rows, columns))
             pool = None if layer.pool is None else maps.make(layer.pool, (rows // 2, columns // 2))
-            net.add_conv(maps.part(source), dst, pool, weights, bias)
+            net.add_conv(maps.part(source), dst, pool, *values)
         elif kind == ("ConvTranspose", False, False) and geometry == (2, 2, 0):
             rows, columns = maps.size(source)
-            net.add_up(maps.part(source), maps.make(layer.result, (2 * rows, 2 * columns)), weights, bias)
+            net.add_up(maps.part(source), maps.make(layer.result, (2 * rows, 2 * columns)), *values)
         else:
             raise _unknown(node)
     return net

@@ -15,7 +15,7 @@ from trtseg.engines.calibration import references
 from trtseg.engines.onnxruntime import OnnxRuntimeEngine
 from trtseg.engines.openvino import OpenVinoEngine
 from trtseg.engines.precision import FP32
-from trtseg.engines.winograd import WinogradEngine
+from trtseg.engines.unet import UNetEngine
 from trtseg.errors import ModelError
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed: pip install onnxruntime")
@@ -36,7 +36,7 @@ def slices(n=2, spec=SPEC):
 def difference(data, spec=SPEC):
     """Largest difference of a net's logits to ONNX Runtime's, of three slices one after the other."""
     net, x = Net(spec, FP32, data), slices(3, spec)
-    return np.abs(logits_of(WinogradEngine(net, 2), x) - logits_of(OnnxRuntimeEngine(net), x)).max()
+    return np.abs(logits_of(UNetEngine(net, 2), x) - logits_of(OnnxRuntimeEngine(net), x)).max()
 
 
 def edit(graph, act):
@@ -190,7 +190,7 @@ RUN = {
 def test_leaves_other_graphs_alone(case):
     net = Net(SPEC, FP32, edit(Graph(), LEFT_ALONE[case]).model())
     with pytest.raises(ModelError, match=r"^liver net: not for trtseg's own engine \("):
-        WinogradEngine(net)
+        UNetEngine(net)
     assert np.isfinite(logits_of(OnnxRuntimeEngine(net), slices())).all()  # it is a net
 
 
@@ -246,7 +246,7 @@ def test_scrambled_graphs_are_left_alone_or_run_right():
         except Exception:  # it is no net, or one that gives something else
             continue
         try:
-            found = logits_of(WinogradEngine(net, 1), slices())
+            found = logits_of(UNetEngine(net, 1), slices())
         except ModelError:
             left += 1
             continue

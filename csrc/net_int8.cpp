@@ -1,0 +1,111 @@
+// The layers of a quantised net, but the first.
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "conv_int8.h"
+#include "net.h"
+#include "net_memory.h"
+
+namespace trtseg {
+namespace {
+
+using conv_int8::Map;
+
+// The weights of a layer as its inner loop wants them, and what its sums and roundings need.
+struct Quantised {
+  // Of `matrices` matrices after each other, each of `points` matrices `[in][out]` that are summed up. `zero` stands for
+  // 0 in what they are multiplied with.
+  Quantised(const std::vector<std::int8_t>& weights, int matrices, int points, int in, int out, int zero)
+      : packed(weights.size()), start(static_cast<std::size_t>(matrices) * out) {
+    if (std::int64_t{points} * in > std::numeric_limits<std::int32_t>::max() / (255 * 128)) {
+      refuse("src", std::to_string(in) + " channels", "so few that 32 bits hold their sums");
+    }
+    const std::ptrdiff_t size = std::ptrdiff_t{points} * in * out;
+    for (int m = 0; m < matrices; ++m) {
+      conv_int8::pack(weights.data() + m * size, points, in, out, packed.get() + m * size);
+      for (std::ptrdiff_t k = 0; k < size; ++k) {
+        start[static_cast<std::size_t>(std::ptrdiff_t{m} * out + k % out)] -= zero * weights[static_cast<std::size_t>(m * size + k)];
+      }
+    }
+  }
+
+  conv_int8::Weights weights() const { return {packed.get(), start.data()}; }
+
+  Buffer<std::int8_t> packed;
+  std::vector<std::int32_t> start;
+};
+
+}  // namespace
+
+void Net::add_conv(Part src, Part dst, const Part* pool, const std::int8_t* weights, const float* scale, const float* bias) {
+  const std::vector<Output> outputs = check_conv(src, dst, pool);
+  check_values({src, dst, pool ? *pool : dst}, Values::kBytes);
+  constexpr int kPoints = 9;
+  std::vector<std::int8_t> matrices(static_cast<std::size_t>(kPoints) * src.count * dst.count);  // [3][3][in][out]
+  for (int o = 0; o < dst.count; ++o)
+    for (int i = 0; i < src.count; ++i)
+      for (int k = 0; k < kPoints; ++k) {
+        matrices[static_cast<std::size_t>((k * src.count + i) * dst.count + o)] = *weights++;
+      }
+  const int from_zero = maps_[static_cast<std::size_t>(src.map)].zero, zero = maps_[static_cast<std::size_t>(dst.map)].zero;
+  const auto own = std::make_shared<Quantised>(matrices, 1, kPoints, src.count, dst.count, from_zero);
+  add({maps_[static_cast<std::size_t>(dst.map)], src.map, {1, 1, 1}, outputs, kConvTogether,
+       [=, conv3x3 = int8_.conv3x3, has_pool = pool != nullptr, pool = pool ? *pool : Part{}, scale = copied(scale, dst.count),
+        bias = copied(bias, dst.count)](const Memory& memory, const int* tile, int count, float*) {
+         const Map maxima = has_pool ? memory.part_of_bytes(pool) : Map{};
+         conv3x3(memory.part_of_bytes(src), own->weights(), {scale.data(), bias.data(), zero, zero},
+                 memory.part_of_bytes(dst), has_pool ? &maxima : nullptr, tile, count);
+       }});
+  for (const Output& out : outputs) make(out.part);
+}
+
+void Net::add_up(Part src, Part dst, const std::int8_t* weights, const float* scale, const float* bias) {
+  check_up(src, dst);
+  check_values({src, dst}, Values::kBytes);
+  constexpr int kPoints = 4;
+  std::vector<std::int8_t> matrices(static_cast<std::size_t>(kPoints) * src.count * dst.count);  // [2][2][in][out]
+  for (int i = 0; i < src.count; ++i)
+    for (int o = 0; o < dst.count; ++o)
+      for (int k = 0; k < kPoints; ++k) {
+        matrices[static_cast<std::size_t>((k * src.count + i) * dst.count + o)] = *weights++;
+      }
+  const int from_zero = maps_[static_cast<std::size_t>(src.map)].zero, zero = maps_[static_cast<std::size_t>(dst.map)].zero;
+  const auto own = std::make_shared<Quantised>(matrices, kPoints, 1, src.count, dst.count, from_zero);
+  add({maps_[static_cast<std::size_t>(src.map)], src.map, {1, 0, 0}, {{dst, 2, 1}}, kTogether,
+       [=, upsample = int8_.upsample, scale = copied(scale, dst.count), bias = copied(bias, dst.count)](
+           const Memory& memory, const int* tile, int count, float*) {
+         for (int i = 0; i < count; ++i) {
+           upsample(memory.part_of_bytes(src), own->weights(), {scale.data(), bias.data(), zero, 0},
+                    memory.part_of_bytes(dst), tile[i]);
+         }
+       }});
+  make(dst);
+}
+
+void Net::add_head(Part src, const std::int8_t* weights, const float* scale, const float* bias, int enlarged) {
+  const Size in = check_head(src, enlarged);
+  check_values({src}, Values::kBytes);
+  const int area = enlarged * enlarged;
+  const int outputs = (area * classes_ + conv::kLanes - 1) / conv::kLanes * conv::kLanes;
+  std::vector<std::int8_t> matrix(static_cast<std::size_t>(src.count) * outputs);  // [in][enlarged][enlarged][classes]
+  for (int i = 0; i < src.count; ++i)
+    for (int c = 0; c < classes_; ++c)
+      for (int k = 0; k < area; ++k) {
+        matrix[static_cast<std::size_t>(std::ptrdiff_t{i} * outputs + k * classes_ + c)] = *weights++;
+      }
+  const auto own = std::make_shared<Quantised>(matrix, 1, 1, src.count, outputs, in.zero);
+  add({in, src.map, {1, 0, 0}, {{{kLogits, 0, classes_}, enlarged, 1}}, kTogether,
+       [=, head = int8_.head, scale = copied(scale, classes_), bias = copied(bias, classes_)](
+           const Memory& memory, const int* tile, int count, float*) {
+         for (int i = 0; i < count; ++i) {
+           head(memory.part_of_bytes(src), own->weights(), scale.data(), bias.data(), classes_, enlarged, memory.dst,
+                tile[i]);
+         }
+       }});
+  has_head_ = true;
+}
+
+}  // namespace trtseg
