@@ -21,7 +21,7 @@ from trtseg.errors import ArgumentError, DeviceError, ModelError
 GUARD = 12345.0
 
 
-CPU = [FP32, BF16] if native_bf16() else [FP32]  # BF16 is an error where the processor lacks it
+CPU = [FP32, INT8, *([BF16] if native_bf16() else [])]  # BF16 is an error where the processor lacks it
 
 
 @pytest.fixture(scope="module", params=CPU, ids=lambda p: p.name)
@@ -96,7 +96,9 @@ def test_logits_of_a_convolution():
 @pytest.mark.skipif(BF16 not in CPU, reason="this processor has no BF16")
 def test_bf16_is_close_to_fp32(images):
     files = models.find("default")
-    answers = [run(open_engine(files, files.spec.nets[0], precision=row.name), images) for row in CPU]
+    answers = [
+        run(open_engine(files, files.spec.nets[0], precision=name), images) for name in ("fp32", "bf16")
+    ]
     difference = np.abs(answers[0] - answers[1])
     assert difference.max() > 0  # else BF16 was not what ran
     assert difference.mean() < 0.2

@@ -99,7 +99,7 @@ def test_nothing_imports_upwards(path):
 
 
 # The rooms of engines; `trtseg/engines/__init__.py`, the one if-chain, stands above them all.
-ENGINE_LAYERS = [["precision", "trust"], ["base", "blobs", "processor"]]
+ENGINE_LAYERS = [["precision", "trust"], ["base", "blobs", "processor", "quantised"]]
 ENGINE_LAYERS += [["openvino", "onnxruntime", "unet"]]
 ENGINE_LAYERS += [["calibration"], ["acceptance"], ["nvidia.driver", "nvidia.runtime", "nvidia.sidecar"]]
 ENGINE_LAYERS.append(["nvidia.machine", "nvidia.cache", "nvidia.serialize", "nvidia.compiled"])

@@ -24,7 +24,19 @@ CSRC = SHIM.parents[1] / "csrc"
 FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", f"-I{CSRC}"]
 MACROS = ["-DTRTSEG_CUDA=1", '-DTRTSEG_CUDA_VERSION="shim"', '-DTRTSEG_CUDA_ARCHS="shim"']
 CUDA_FLAGS = ["-O1", "-g1", "-Wall", "-Wextra", f"-I{SHIM}", "-x", "c++"]
-CONV_FLAGS = ["-O1", "-g1", *(["-mavx2", "-mfma"] if platform.machine() in ("x86_64", "AMD64") else [])]
+IS_X86 = platform.machine() in ("x86_64", "AMD64")
+AVX2 = ["-mavx2", "-mfma"] if IS_X86 else []
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"] if IS_X86 else []
+NET_FLAGS = {
+    "conv.cpp": AVX2,
+    "conv_int8.cpp": ["-Wno-psabi"],
+    "conv_int8_avx2.cpp": AVX2,
+    "conv_int8_vnni.cpp": AVX512,
+    "net.cpp": [],
+    "net_fp32.cpp": [],
+    "net_int8.cpp": [],
+    "net_plan.cpp": [],
+}
 SANITIZE = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
 
 
@@ -90,8 +102,7 @@ def build_shim(folder: Path, *, watched: bool = True) -> Shim:
     rest = ["-O0", f"-I{pybind11.get_include()}", f"-I{headers}", *MACROS]
     sources = ("bind_arrays.cpp", "bind_host.cpp", "bind_net.cpp", "bindings.cpp", "ops.cpp", "ops_cpu.cpp")
     flags = dict.fromkeys((CSRC / name for name in sources), rest)
-    flags |= {CSRC / "conv.cpp": [*CONV_FLAGS, *sanitize]}
-    flags |= {CSRC / name: ["-O1", "-g1", *sanitize] for name in ("net.cpp", "net_plan.cpp")}
+    flags |= {CSRC / name: ["-O1", "-g1", *own, *sanitize] for name, own in NET_FLAGS.items()}
     cuda = [*CUDA_FLAGS, *sanitize]
     flags |= dict.fromkeys((CSRC / "ops_cuda.cu", CSRC / "graph_cuda.cu"), cuda)
     flags[SHIM / "played.cpp"] = ["-O0"]

@@ -33,7 +33,23 @@ class Steps:
     zero: int
 
 
-def without_steps(graph: Graph) -> tuple[Graph, dict[str, Steps], dict[str, NDArray[np.float64]]]:
+@dataclass(frozen=True)
+class Scales:
+    """What eight bits of weights are multiplied with.
+
+    Attributes
+    ----------
+    values : numpy.ndarray
+        float64, one or one for each length of an axis.
+    axis : int or None
+        That axis; None for a single scale.
+    """
+
+    values: NDArray[np.float64]
+    axis: int | None
+
+
+def without_steps(graph: Graph) -> tuple[Graph, dict[str, Steps], dict[str, Scales]]:
     """Take QuantizeLinear and DequantizeLinear out of a graph.
 
     Returns
@@ -43,7 +59,7 @@ def without_steps(graph: Graph) -> tuple[Graph, dict[str, Steps], dict[str, NDAr
     dict
         The steps of each activation that was brought to eight bits.
     dict
-        The scales of each tensor of weights, one or one for each output channel.
+        The scales of each tensor of weights.
 
     Raises
     ------
@@ -51,7 +67,11 @@ def without_steps(graph: Graph) -> tuple[Graph, dict[str, Steps], dict[str, NDAr
         A zero point is not 0, or a value is read in other ways than brought to eight bits and back once.
     """
     tensors, names = graph.tensors, dict[str, str]()  # what a node now reads instead
-    steps, integers, scales = dict[str, Steps](), dict[str, tuple[str, str, str]](), dict[str, NDArray[np.float64]]()
+    steps, integers, scales = (
+        dict[str, Steps](),
+        dict[str, tuple[str, str, str]](),
+        dict[str, NDArray[np.float64]](),
+    )
     nodes: list[Node] = []
     read: list[str] = []
     for node in graph.nodes:
@@ -70,14 +90,17 @@ def without_steps(graph: Graph) -> tuple[Graph, dict[str, Steps], dict[str, NDAr
             steps[source] = Steps(float(tensors[scale].item()), 128 if tensors[zero].dtype == np.int8 else 0)
             integers[result] = source, scale, zero
         elif source in tensors:
-            weights, axis = tensors[source], node.numbers.get("axis", (1,))[0]
-            lengths = {1} if tensors[scale].ndim == 0 else {weights.shape[axis]}
-            if weights.dtype != np.int8 or tensors[scale].size not in lengths:
+            weights, values = tensors[source], tensors[scale].astype(np.float64)
+            axis = None if values.ndim == 0 else node.numbers.get("axis", (1,))[0] % weights.ndim
+            length = 1 if axis is None else weights.shape[axis]
+            if weights.dtype != np.int8 or values.size != length or source in scales:
                 raise _unknown(node)
-            names[result], scales[source] = source, tensors[scale].astype(np.float64).reshape(-1)
+            names[result], scales[source] = source, Scales(values.reshape(-1), axis)
         else:
             name, *own = integers[source]
-            if any(not np.array_equal(tensors[a], tensors[b]) for a, b in zip(own, (scale, zero), strict=True)):
+            if any(
+                not np.array_equal(tensors[a], tensors[b]) for a, b in zip(own, (scale, zero), strict=True)
+            ):
                 raise _unknown(node)
             names[result] = name
     exact = steps.keys() & {*read, *graph.outputs}

@@ -23,7 +23,7 @@ from trtseg import _core
 from trtseg.engines.base import Net
 from trtseg.engines.precision import FP32, INT8, Precision
 from trtseg.engines.processor import native_int8
-from trtseg.engines.quantised import Steps, without_steps
+from trtseg.engines.quantised import Scales, Steps, without_steps
 from trtseg.errors import ModelError
 from trtseg.models.onnx_graph import Graph, Node, read_graph
 from trtseg.resources import available_cpus, memory_for
@@ -42,7 +42,9 @@ def is_fastest(precision: Precision) -> bool:
     """Whether no engine on this processor runs U-Nets faster in a precision."""
     if not _core.Net.is_supported():
         return False
-    if precision is INT8:  # without VNNI, sums of products in 32 bits take three instructions, here and elsewhere
+    if (
+        precision is INT8
+    ):  # without VNNI, sums of products in 32 bits take three instructions, here and elsewhere
         best = _core.Net.int8_instructions()[0]
         return best == "avx512_vnni" or (best == "avx2" and not native_int8())
     return precision is FP32
@@ -196,7 +198,7 @@ class _Maps:
 class _Numbers:
     """Weights of layers, and what makes values of their sums: biases, and in INT8 scales."""
 
-    def __init__(self, graph: Graph, maps: _Maps, scales: dict[str, NDArray[np.float64]]) -> None:
+    def __init__(self, graph: Graph, maps: _Maps, scales: dict[str, Scales]) -> None:
         self._graph, self._maps, self._scales = graph, maps, scales
 
     def of(self, layer: _Layer) -> tuple[NDArray[Any], ...]:
@@ -212,13 +214,13 @@ class _Numbers:
             return np.ascontiguousarray(values), biases.astype(np.float32)
         if own is None or from_steps is None:
             raise ModelError(f"it computes {layer.result} of numbers in FP32 and in eight bits")
-        scale = np.broadcast_to(own * from_steps.scale / into, biases.shape)
+        if own.axis not in (None, 0 if layer.node.operator == "Conv" else 1):
+            raise ModelError(f"it has scales of {weights} for other channels than those of {layer.result}")
+        scale = np.broadcast_to(own.values * from_steps.scale / into, biases.shape)
         return np.ascontiguousarray(values), scale.astype(np.float32), biases.astype(np.float32)
 
 
-def _built(
-    graph: Graph, size: tuple[int, int], classes: int, instructions: str | None = None
-) -> _core.Net:
+def _built(graph: Graph, size: tuple[int, int], classes: int, instructions: str | None = None) -> _core.Net:
     """Make a net of a graph, layer by layer."""
     net = _core.Net(*size, classes, instructions)
     graph, steps, scales = without_steps(graph)
@@ -236,7 +238,7 @@ def _built(
         kind = node.operator, layer.has_relu, layer.pool is not None
         if source in graph.inputs and kind == ("Conv", True, False):
             rows, columns = ((length + 2 * pad - kernel) // stride + 1 for length in size)
-            net.add_first(maps.make(layer.result, (rows, columns)), *values, stride, pad)
+            net.add_first(maps.make(layer.result, (rows, columns)), weights, others[-1], stride, pad)
         elif layer is layers[-1] and kind == ("Conv", False, False) and geometry == (1, 1, 0):
             net.add_head(maps.part(source), np.ascontiguousarray(weights.swapaxes(0, 1)), *others)
         elif (

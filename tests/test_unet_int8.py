@@ -1,0 +1,231 @@
+"""trtseg's own engine in INT8 against ONNX Runtime, which computes what the file says in FP32."""
+
+from __future__ import annotations
+
+import types
+
+import numpy as np
+import pytest
+
+from trtseg import _core, models
+from trtseg.engines import open_engine
+from trtseg.engines import unet as engine_module
+from trtseg.engines.base import Net, logits_of
+from trtseg.engines.calibration import references
+from trtseg.engines.openvino import OpenVinoEngine
+from trtseg.engines.precision import BF16, FP32, INT8
+from trtseg.engines.unet import UNetEngine, is_fastest
+from trtseg.errors import ModelError
+
+onnxruntime = pytest.importorskip(
+    "onnxruntime", reason="ONNX Runtime is not installed: pip install onnxruntime"
+)
+from unet_graphs import SPEC, Graph, unet  # noqa: E402
+
+pytestmark = pytest.mark.skipif(not _core.Net.is_supported(), reason="this processor has no AVX2 and FMA")
+
+# Of logits of about 5. A sum in FP32 may fall on the other side of a half than an exact one, and the value is a step
+# larger or smaller then; measured: 0.09 and 0.009.
+MOST, RMS = 0.25, 0.02
+STEP = 0.03
+
+
+def slices(n=3, spec=SPEC):
+    return np.random.default_rng(3).random((n, 1, *spec.size), np.float32)
+
+
+def exact(data, x):
+    """What a file says, by ONNX Runtime without any fusion."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})[0]
+
+
+class Steps:
+    """Brings a graph of `unet_graphs` to eight bits, as NNCF does; cases change what it adds."""
+
+    def __init__(self, graph):
+        self.graph, self.names = graph, {}
+        self.joined = {name for node in graph.nodes if node.op_type == "Concat" for name in node.input}
+        old, graph.nodes = graph.nodes, []
+        for node in old:
+            inputs = [self.names.get(name, name) for name in node.input]
+            result = node.output[0]
+            if node.op_type in ("Conv", "ConvTranspose") and node.input[0] != "x":
+                inputs[1] = self.weights(inputs[1], 1 if node.op_type == "ConvTranspose" else 0)
+            graph.nodes.append(node)
+            graph.change(result, inputs=inputs)
+            if result == "logits":
+                continue
+            if node.op_type in ("Relu", "ConvTranspose"):
+                self.activation(result, result in self.joined or node.op_type == "ConvTranspose")
+
+    def weights(self, name, axis):
+        values = self.graph.tensors.pop(name)
+        others = tuple(a for a in range(4) if a != axis)
+        largest = np.abs(values).max(others, keepdims=True)
+        scale = (largest / 127).astype(np.float32)
+        self.graph.tensors[name] = np.rint(values / scale).astype(np.int8)
+        self.graph.tensors[f"{name}.scale"] = scale.reshape(-1)
+        self.graph.tensors[f"{name}.zero"] = np.zeros(scale.size, np.int8)
+        names = [name, f"{name}.scale", f"{name}.zero"]
+        self.graph.channels[name] = 1
+        self.graph.add("DequantizeLinear", names, f"{name}.dq", axis=axis)
+        return f"{name}.dq"
+
+    def activation(self, name, signed):
+        zero = np.array(0, np.int8 if signed else np.uint8)
+        self.graph.tensors |= {
+            f"{name}.scale": np.array(STEP * (1 + signed), np.float32),
+            f"{name}.zero": zero,
+        }
+        steps = [f"{name}.scale", f"{name}.zero"]
+        self.graph.add("QuantizeLinear", [name, *steps], f"{name}.q")
+        self.graph.add("DequantizeLinear", [f"{name}.q", *steps], f"{name}.dq")
+        self.names[name] = f"{name}.dq"
+
+
+def quantised(graph):
+    return Steps(graph).graph
+
+
+def check(data, spec=SPEC):
+    net, x = Net(spec, INT8, data), slices(3, spec)
+    expected = exact(data, x)
+    for threads in (1, 2):
+        difference = logits_of(UNetEngine(net, threads), x) - expected
+        assert np.abs(difference).max() < MOST
+        assert np.sqrt(np.square(difference).mean()) < RMS
+    assert np.ptp(expected) > 1
+
+
+@pytest.mark.parametrize(
+    ("classes", "width", "depth", "stem", "size"),
+    [
+        (1, 8, 2, 0, (20, 28)),
+        (3, 16, 3, 8, (64, 80)),
+        (1, 24, 2, 16, (40, 48)),
+        (3, 40, 1, 0, (22, 14)),
+        (2, 16, 0, 8, (10, 12)),
+    ],
+)
+def test_unets(classes, width, depth, stem, size):
+    spec = types.SimpleNamespace(role="liver", size=size, channels=classes, to_json=lambda: "")
+    check(quantised(unet(classes, width, depth, stem)).model(spec), spec)
+
+
+RUN = {
+    "as it is": lambda g: None,
+    "one scale for all weights": lambda g: g.tensors.update(
+        {"d0.w.scale": g.tensors["d0.w.scale"].max().reshape(()), "d0.w.zero": np.array(0, np.int8)}
+    ),
+    "other steps": lambda g: g.tensors.update({"d.scale": np.array(0.07, np.float32)}),
+    "signed, not joined": lambda g: g.tensors.update({"d.zero": np.array(0, np.int8)}),
+}
+LEFT_ALONE = {
+    "zero point of a value": lambda g: g.tensors.update({"d.zero": np.array(3, np.uint8)}),
+    "zero point of weights": lambda g: g.tensors.update({"d0.w.zero": np.full(8, 1, np.int8)}),
+    "unsigned weights": lambda g: g.tensors.update(
+        {"d0.w": g.tensors["d0.w"].astype(np.uint8), "d0.w.zero": np.zeros(8, np.uint8)}
+    ),
+    "joined with other steps": lambda g: g.tensors.update({"s.scale": np.array(0.05, np.float32)}),
+    "joined with other zeros": lambda g: g.tensors.update({"s.zero": np.array(0, np.uint8)}),
+    "a value that is exact, too": lambda g: g.change("c", inputs=["s", "u.dq"]),
+    "a value that is always exact": lambda g: g.change("c", inputs=["s", "u"]),
+    "exact maxima": lambda g: g.change("p", inputs=["s"]),
+    "steps of the slice": lambda g: (
+        g.tensors.update({"x.scale": np.array(1 / 255, np.float32), "x.zero": np.array(0, np.uint8)}),
+        g.add("QuantizeLinear", ["x", "x.scale", "x.zero"], "x.q").move("x.q", "a0"),
+        g.add("DequantizeLinear", ["x.q", "x.scale", "x.zero"], "x.dq").move("x.dq", "a0"),
+        g.change("a0", inputs=["x.dq", "a0.w", "a0.b"]),
+    ),
+    "back with other steps": lambda g: (
+        g.tensors.update({"other": np.array(0.05, np.float32)}),
+        g.change("d.dq", inputs=["d.q", "other", "d.zero"]),
+    ),
+    "weights along the other axis": lambda g: g.change("d0.w.dq", axis=1),
+    "weights in FP32": lambda g: (
+        g.tensors.update({"d0.f": g.tensors["d0.w"] * np.float32(0.01)}),
+        g.change("d0", inputs=["p", "d0.f", "d0.b"]),
+    ),
+    "head in FP32": lambda g: (
+        g.tensors.update({"h": g.tensors["logits.w"] * np.float32(0.01)}),
+        g.change("logits", inputs=["e.dq", "h", "logits.b"]),
+    ),
+    "steps before ReLU": lambda g: (
+        g.add("QuantizeLinear", ["d0", "d.scale", "d.zero"], "r.q").move("r.q", "d"),
+        g.add("DequantizeLinear", ["r.q", "d.scale", "d.zero"], "r.dq").move("r.dq", "d"),
+        g.change("d", inputs=["r.dq"]),
+    ),
+}
+
+
+def edited(act):
+    graph = quantised(Graph())
+    act(graph)
+    return graph.model()
+
+
+@pytest.mark.parametrize("case", RUN)
+def test_runs(case):
+    check(edited(RUN[case]))
+
+
+@pytest.mark.parametrize("case", LEFT_ALONE)
+def test_leaves_other_graphs_alone(case):
+    data = edited(LEFT_ALONE[case])
+    with pytest.raises(ModelError, match=r"^liver net: not for trtseg's own engine \("):
+        UNetEngine(Net(SPEC, INT8, data))
+    assert np.isfinite(exact(data, slices())).all()  # it is a net
+
+
+def test_a_net_in_fp32_is_one():
+    data = Graph().model()
+    assert (logits_of(UNetEngine(Net(SPEC, INT8, data)), slices()) == exact(data, slices())).mean() < 1
+    assert np.abs(logits_of(UNetEngine(Net(SPEC, INT8, data)), slices()) - exact(data, slices())).max() < 3e-5
+
+
+def test_refuses_bf16():
+    with pytest.raises(ModelError, match="got 'bf16'; this engine runs 'fp32' and 'int8'"):
+        UNetEngine(Net(SPEC, BF16, Graph().model()))
+
+
+@pytest.mark.parametrize("role", ["liver", "tumour"])
+def test_shipped_nets(role):
+    """Next to no pixel has another label than what the file says."""
+    files = models.find("default")
+    spec = next(net for net in files.spec.nets if net.role == role)
+    net, images = Net.read(files, spec, INT8), references(files)[role].images
+    expected, found = exact(net.onnx, images), logits_of(UNetEngine(net), images)
+    inside = images > 0  # the tumour net sees nothing else
+    labels = [(x > spec.logit_threshold) & inside for x in (found, expected)]
+    assert (labels[0] != labels[1]).sum() < labels[1].sum() / 1000  # measured: 4 of 52,615 and 0 of 4,383
+    assert np.sqrt(np.square(found - expected).mean()) < 0.05  # measured: 0.020 and 0.006
+
+
+@pytest.mark.parametrize(
+    ("instructions", "native", "fastest"),
+    [
+        (["avx512_vnni", "avx2", "portable"], True, True),
+        (["avx2", "portable"], False, True),
+        (["avx2", "portable"], True, False),  # AVX-VNNI, which OpenVINO has
+        (["portable"], False, False),
+    ],
+)
+def test_the_fastest_engine_runs_int8(instructions, native, fastest, monkeypatch, tmp_path):
+    class Played(_core.Net):
+        @staticmethod
+        def int8_instructions():
+            return instructions
+
+    monkeypatch.setattr(_core, "Net", Played)
+    monkeypatch.setattr(engine_module, "native_int8", lambda: native)
+    monkeypatch.setenv("TRTSEG_CACHE", str(tmp_path))
+    assert is_fastest(INT8) is fastest
+    assert is_fastest(FP32)
+    assert not is_fastest(BF16)
+    files = models.find("default")
+    engine = open_engine(files, files.spec.nets[0], precision="int8")
+    assert isinstance(engine, UNetEngine if fastest else OpenVinoEngine)
+    assert engine.precision == "int8"
