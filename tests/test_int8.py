@@ -1,4 +1,4 @@
-"""INT8: what NNCF makes of a net, what OpenVINO makes of that on any processor, and which model may carry it."""
+"""INT8: what NNCF makes of a net, what an engine makes of that on any processor, and which model may carry it."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_the_first_convolution_stays_and_the_weights_are_symmetric(folder):
 
 
 def test_the_engine_computes_what_the_file_says(folder):
-    """On every processor: where INT8 would overflow, the quantised values are computed with in FP32."""
+    """OpenVINO runs this net, which has channels in fours, on every processor: in FP32, with the quantised values."""
     files = models.find(folder)
     engine = open_engine(files, files.spec.nets[0], precision="int8", threads=2)
     assert engine.precision == "int8"
@@ -124,7 +124,7 @@ def test_auto_takes_the_fastest_that_model_and_processor_have(folder, tmp_path, 
     [
         ("flags : fpu sse avx2 avx512f", False),
         ("flags : fpu avx512_vnni", True),
-        ("flags : avx_vnni x", True),
+        ("flags : avx_vnni x", False),
         (None, False),
     ],
 )

@@ -9,7 +9,6 @@ import pytest
 
 from trtseg import _core, models
 from trtseg.engines import open_engine
-from trtseg.engines import unet as engine_module
 from trtseg.engines.base import Net, logits_of
 from trtseg.engines.calibration import references
 from trtseg.engines.openvino import OpenVinoEngine
@@ -205,27 +204,28 @@ def test_shipped_nets(role):
 
 
 @pytest.mark.parametrize(
-    ("instructions", "native", "fastest"),
-    [
-        (["avx512_vnni", "avx2", "portable"], True, True),
-        (["avx2", "portable"], False, True),
-        (["avx2", "portable"], True, False),  # AVX-VNNI, which OpenVINO has
-        (["portable"], False, False),
-    ],
+    "instructions", [["avx512_vnni", "avx2", "portable"], ["avx2", "portable"], ["portable"]]
 )
-def test_the_fastest_engine_runs_int8(instructions, native, fastest, monkeypatch, tmp_path):
+def test_where_it_runs_int8(instructions, monkeypatch, tmp_path):
+    """Elsewhere OpenVINO computes the same values in FP32."""
+
     class Played(_core.Net):
         @staticmethod
         def int8_instructions():
             return instructions
 
     monkeypatch.setattr(_core, "Net", Played)
-    monkeypatch.setattr(engine_module, "native_int8", lambda: native)
     monkeypatch.setenv("TRTSEG_CACHE", str(tmp_path))
-    assert is_fastest(INT8) is fastest
+    own = len(instructions) > 1
+    assert is_fastest(INT8) is own
     assert is_fastest(FP32)
     assert not is_fastest(BF16)
     files = models.find("default")
-    engine = open_engine(files, files.spec.nets[0], precision="int8")
-    assert isinstance(engine, UNetEngine if fastest else OpenVinoEngine)
+    spec = files.spec.nets[0]
+    engine = open_engine(files, spec, precision="int8")
+    assert isinstance(engine, UNetEngine if own else OpenVinoEngine)
     assert engine.precision == "int8"
+    net, images = Net.read(files, spec, INT8), references(files)[spec.role].images[:2]
+    assert (
+        np.sqrt(np.square(logits_of(engine, images) - exact(net.onnx, images)).mean()) < 0.1
+    )  # measured: 0.04

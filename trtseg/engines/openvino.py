@@ -1,4 +1,4 @@
-"""The CPU engine on OpenVINO: BF16 and INT8, and nets that `trtseg.engines.unet` does not run."""
+"""The CPU engine on OpenVINO: BF16, and nets that `trtseg.engines.unet` does not run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from trtseg.engines.base import Net
 from trtseg.engines.blobs import load_blob, store_blob
 from trtseg.engines.precision import FP32, INT8
-from trtseg.engines.processor import native_int8, read_cpuinfo
+from trtseg.engines.processor import read_cpuinfo
 from trtseg.errors import DeviceError, ModelError, TrtsegError
 from trtseg.resources import available_cpus, begin_products, is_lack_of_memory, memory_for
 
@@ -92,9 +92,9 @@ class OpenVinoEngine:
     The shape is static, and the runtime reads and writes the caller's own arrays. Compiled nets are kept in this user's
     cache.
 
-    BF16 means BF16 convolutions with FP32 accumulation; INT8 means what the ONNX file quantises, and FP32 for the rest.
-    Input and output stay FP32. Where the processor would compute INT8 wrongly (`native_int8`), the quantised values are
-    computed with in FP32: the logits are those of other processors, but it takes as long as FP32.
+    BF16 means BF16 convolutions with FP32 accumulation. INT8 means what the ONNX file quantises, computed with in FP32:
+    it takes as long as FP32. In OpenVINO's own INT8 the logits of the shipped nets differ by up to 10 from what their
+    files say, on a processor with VNNI, and by more without (docs/decisions.md). Input and output stay FP32.
 
     Parameters
     ----------
@@ -171,7 +171,7 @@ def _compiled(net: Net, threads: int) -> Any:
         # Processes that share a machine would all be pinned to its first cores.
         "ENABLE_CPU_PINNING": threads >= (os.cpu_count() or 1),
     }
-    if net.precision is INT8 and not native_int8():
+    if net.precision is INT8:
         options["LP_TRANSFORMS_MODE"] = "NO"
     core, name = _core(), _name(net, options)
     with memory_for(f"{net.spec.role} net", _MEMORY):

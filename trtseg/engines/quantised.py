@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from trtseg.errors import ModelError
 from trtseg.models.onnx_graph import Graph, Node
 
-_QUANTISE, _DEQUANTISE = "QuantizeLinear", "DequantizeLinear"
-
 
 @dataclass(frozen=True)
 class Steps:
@@ -66,47 +64,68 @@ def without_steps(graph: Graph) -> tuple[Graph, dict[str, Steps], dict[str, Scal
     ModelError
         A zero point is not 0, or a value is read in other ways than brought to eight bits and back once.
     """
-    tensors, names = graph.tensors, dict[str, str]()  # what a node now reads instead
-    steps, integers, scales = (
-        dict[str, Steps](),
-        dict[str, tuple[str, str, str]](),
-        dict[str, NDArray[np.float64]](),
-    )
-    nodes: list[Node] = []
-    read: list[str] = []
+    found = _Found(graph)
+    nodes = []
+    read = {*graph.outputs}
     for node in graph.nodes:
-        if node.operator not in (_QUANTISE, _DEQUANTISE):
-            read += node.inputs
-            nodes.append(
-                Node(node.operator, tuple(names.get(v, v) for v in node.inputs), node.outputs, node.numbers)
-            )
-            continue
-        (source, scale, zero), (result,) = node.inputs, node.outputs
-        if tensors[zero].any() or node.numbers.keys() - {"axis"}:
-            raise _unknown(node)
-        if node.operator == _QUANTISE:
-            if source in steps or source in names or tensors[scale].size != 1:
-                raise _unknown(node)
-            steps[source] = Steps(float(tensors[scale].item()), 128 if tensors[zero].dtype == np.int8 else 0)
-            integers[result] = source, scale, zero
-        elif source in tensors:
-            weights, values = tensors[source], tensors[scale].astype(np.float64)
-            axis = None if values.ndim == 0 else node.numbers.get("axis", (1,))[0] % weights.ndim
-            length = 1 if axis is None else weights.shape[axis]
-            if weights.dtype != np.int8 or values.size != length or source in scales:
-                raise _unknown(node)
-            names[result], scales[source] = source, Scales(values.reshape(-1), axis)
+        if node.operator == "QuantizeLinear":
+            found.quantised(node)
+        elif node.operator == "DequantizeLinear":
+            found.dequantised(node)
         else:
-            name, *own = integers[source]
+            read |= {*node.inputs}
+            inputs = tuple(found.names.get(name, name) for name in node.inputs)
+            nodes.append(Node(node.operator, inputs, node.outputs, node.numbers))
+    exact = read & {*found.steps, *found.integers}
+    if exact:
+        raise ModelError(f"it reads {', '.join(sorted(exact))} without bringing it to eight bits and back")
+    return Graph(tuple(nodes), graph.tensors, graph.inputs, graph.outputs), found.steps, found.scales
+
+
+class _Found:
+    """What nodes for eight bits say, one after the other."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._tensors = graph.tensors
+        self.integers: dict[str, tuple[str, ...]] = {}  # what they stand for, scale and zero point
+        self.names: dict[str, str] = {}  # what others read instead
+        self.steps: dict[str, Steps] = {}
+        self.scales: dict[str, Scales] = {}
+
+    def quantised(self, node: Node) -> None:
+        """An activation is brought to eight bits."""
+        name, scale, zero = node.inputs
+        value, dtype = float(self._tensors[scale].item()), self._tensors[zero].dtype
+        if not 0 < value < np.inf or name in self.steps or name in self.names or self._is_shifted(node):
+            raise _unknown(node)
+        self.steps[name] = Steps(value, 128 if dtype == np.int8 else 0)
+        self.integers[node.outputs[0]] = node.inputs
+
+    def dequantised(self, node: Node) -> None:
+        """An activation is brought back, or weights are."""
+        source, scale, zero = node.inputs
+        if self._is_shifted(node):
+            raise _unknown(node)
+        if source not in self._tensors:
+            name, *own = self.integers[source]
             if any(
-                not np.array_equal(tensors[a], tensors[b]) for a, b in zip(own, (scale, zero), strict=True)
+                not np.array_equal(self._tensors[a], self._tensors[b])
+                for a, b in zip(own, (scale, zero), strict=True)
             ):
                 raise _unknown(node)
-            names[result] = name
-    exact = steps.keys() & {*read, *graph.outputs}
-    if exact or integers.keys() & {*read, *graph.outputs}:
-        raise ModelError(f"it reads {', '.join(sorted(exact)) or 'integers'} without steps, too")
-    return Graph(tuple(nodes), tensors, graph.inputs, graph.outputs), steps, scales
+            self.names[node.outputs[0]] = name
+            return
+        weights, values = self._tensors[source], self._tensors[scale].astype(np.float64)
+        axis = None if values.ndim == 0 else node.numbers.get("axis", (1,))[0] % weights.ndim
+        length = 1 if axis is None else weights.shape[axis]
+        if weights.dtype != np.int8 or values.size != length or source in self.scales:
+            raise _unknown(node)
+        self.names[node.outputs[0]] = source
+        self.scales[source] = Scales(values.reshape(-1), axis)
+
+    def _is_shifted(self, node: Node) -> bool:
+        """Whether a node has a zero point that is not 0, or an attribute that is not known here."""
+        return bool(self._tensors[node.inputs[2]].any() or node.numbers.keys() - {"axis"})
 
 
 def _unknown(node: Node) -> ModelError:

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from trtseg import _core
 from trtseg.engines.base import Net
 from trtseg.engines.precision import FP32, INT8, Precision
-from trtseg.engines.processor import native_int8
 from trtseg.engines.quantised import Scales, Steps, without_steps
 from trtseg.errors import ModelError
 from trtseg.models.onnx_graph import Graph, Node, read_graph
@@ -42,12 +41,7 @@ def is_fastest(precision: Precision) -> bool:
     """Whether no engine on this processor runs U-Nets faster in a precision."""
     if not _core.Net.is_supported():
         return False
-    if (
-        precision is INT8
-    ):  # without VNNI, sums of products in 32 bits take three instructions, here and elsewhere
-        best = _core.Net.int8_instructions()[0]
-        return best == "avx512_vnni" or (best == "avx2" and not native_int8())
-    return precision is FP32
+    return precision is FP32 or (precision is INT8 and _core.Net.int8_instructions() != ["portable"])
 
 
 class UNetEngine:
