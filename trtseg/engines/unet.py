@@ -30,7 +30,8 @@ from trtseg.resources import available_cpus, memory_for
 # Attributes of convolutions and poolings, and what they are where a node does not say. `_geometry` counts on the order.
 _DEFAULTS = {"kernel_shape": 0, "strides": 1, "pads": 0}
 _DEFAULTS |= {"dilations": 1, "group": 1, "output_padding": 0, "ceil_mode": 0, "storage_order": 0}
-_WEIGHTS, _MAPS = 24 << 20, 18 << 20  # bytes of a net, and of a slice on its way or of the empty one
+#: Bytes of a net, and of a slice on its way or of the empty one.
+_MEMORY = {FP32: (24 << 20, 18 << 20), INT8: (3 << 20, 5 << 20)}
 _SLICES = 16  # on their way at most: those of a chunk of the cascade
 
 #: Number of a map, first channel, channels.
@@ -69,13 +70,14 @@ class UNetEngine:
     def __init__(self, net: Net, threads: int | None = None) -> None:
         if not _core.Net.is_supported():
             raise ModelError("this processor has no AVX2 and FMA; use another engine")
-        if net.precision not in (FP32, INT8):
+        if net.precision not in _MEMORY:
             raise ModelError(f"precision: got {net.precision.name!r}; this engine runs 'fp32' and 'int8'")
         self.spec, self.side_by_side = net.spec, threads or available_cpus()
         self.precision = net.precision.name
         slices = min(self.side_by_side, _SLICES)
         try:
-            with memory_for(f"{net.spec.role} net", _WEIGHTS + (slices + 1) * _MAPS):
+            weights, maps = _MEMORY[net.precision]
+            with memory_for(f"{net.spec.role} net", weights + (slices + 1) * maps):
                 self._net = _built(read_graph(net.onnx), net.spec.size, net.spec.channels)
                 self._net.reserve(slices, self.side_by_side)
         except (ModelError, ArithmeticError, LookupError, TypeError, ValueError) as error:
