@@ -228,7 +228,7 @@ def chart(data: dict[str, Any], png: Path, ct: str | None = None) -> None:
     machine, settings = data["machine"], data["settings"]
     slices = data["cts"][ct]["shape"][0]
     axes.set_xlabel(
-        f"seconds from file to file, {ct}, {slices} slices, {_threads(settings)}, {machine['cpu']}"
+        f"seconds from file to file, {ct}, {slices} slices\n{_threads(settings)}, {machine['cpu']}"
     )
     figure.savefig(png, dpi=120)
     plt.close(figure)

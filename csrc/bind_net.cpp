@@ -54,7 +54,8 @@ const T* checked(const char* name, const py::array_t<T, py::array::c_style>& arr
   return array.data();
 }
 
-constexpr std::array<const conv_int8::Layers*, 3> kInstructions{&conv_int8::kVnni, &conv_int8::kAvx2, &conv_int8::kPortable};
+constexpr std::array<const conv_int8::Layers*, 3> kInstructions{&conv_int8::kVnni, &conv_int8::kAvx2,
+                                                                &conv_int8::kPortable};
 
 // The names of the instruction sets that this processor has for quantised layers, the fastest first.
 std::vector<std::string> int8_instructions() {
@@ -67,7 +68,8 @@ std::vector<std::string> int8_instructions() {
 
 std::unique_ptr<Net> make_net(int rows, int columns, int classes, const std::optional<std::string>& int8) {
   for (const conv_int8::Layers* one : kInstructions) {
-    if (one->is_supported() && int8.value_or(one->name) == one->name) return std::make_unique<Net>(rows, columns, classes, *one);
+    if (!one->is_supported() || int8.value_or(one->name) != one->name) continue;
+    return std::make_unique<Net>(rows, columns, classes, *one);
   }
   throw ArgumentError("int8: got '" + *int8 + "', expected one of int8_instructions()");
 }
@@ -107,7 +109,8 @@ void add_int8_conv(Net& net, const Span& src, const Span& dst, const std::option
                checked("scale", scale, {dst[2]}), checked("bias", bias, {dst[2]}));
 }
 
-void add_int8_up(Net& net, const Span& src, const Span& dst, const Int8& weights, const Floats& scale, const Floats& bias) {
+void add_int8_up(Net& net, const Span& src, const Span& dst, const Int8& weights, const Floats& scale,
+                 const Floats& bias) {
   net.add_up(part(src), part(dst), checked("weights", weights, {src[2], dst[2], 2, 2}),
              checked("scale", scale, {dst[2]}), checked("bias", bias, {dst[2]}));
 }

@@ -45,9 +45,9 @@ struct Layers {
                   int count);
   // Four matrices, of the pixels (0, 0), (0, 1), (1, 0) and (1, 1).
   void (*upsample)(const Map& src, Weights weights, Rounding rounding, const Map& dst, int tile);
-  // One matrix, `[in][scale * scale * classes and zeros up to a multiple of kLanes]`; logits are `sum * scale + bias`.
-  void (*head)(const Map& src, Weights weights, const float* factor, const float* bias, int classes, int scale, float* dst,
-               int tile);
+  // One matrix, `[in][scale * scale * classes and zeros up to a multiple of kLanes]`; logits are `sum * factor + bias`.
+  void (*head)(const Map& src, Weights weights, const float* factor, const float* bias, int classes, int scale,
+               float* dst, int tile);
   // The bytes of a tile: `round(value) + zero` of `values` `[kTile][kTile][channels]`, least as above.
   void (*quantise)(const float* values, int zero, int least, const Map& dst, int tile);
 };

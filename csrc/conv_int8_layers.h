@@ -14,8 +14,8 @@ using conv::kTile;
 // Sums `[kRows][kColumns][N * kLanes]` of pixels; the size x size pixels on which the first depends begin at `corner`.
 // A function of its own has all registers to itself.
 template <int N>
-__attribute__((noinline)) void product(const Byte* corner, const Map& src, int size, const std::int8_t* weights, const std::int32_t* start,
-             std::int32_t* sums);
+__attribute__((noinline)) void product(const Byte* corner, const Map& src, int size, const std::int8_t* weights,
+                                       const std::int32_t* start, std::int32_t* sums);
 
 typedef float Floats8 __attribute__((vector_size(kLanes * sizeof(float)), aligned(alignof(float)), may_alias));
 typedef std::int32_t Ints8 __attribute__((vector_size(kLanes * sizeof(std::int32_t)), aligned(4), may_alias));
@@ -78,7 +78,8 @@ inline void product(int groups, const Byte* corner, const Map& src, int size, co
 
 inline Bytes8 larger(Bytes8 a, Bytes8 b) { return a > b ? a : b; }
 
-void conv3x3(const Map& src, Weights weights, Rounding rounding, const Map& dst, const Map* pool, const int* tile, int count) {
+void conv3x3(const Map& src, Weights weights, Rounding rounding, const Map& dst, const Map* pool, const int* tile,
+             int count) {
   for_blocks(9, src.channels, dst.channels, weights.packed, [&](int first, int groups, const std::int8_t* packed) {
     const Rounder rounded(rounding.zero, rounding.least);
     const std::ptrdiff_t row = dst.row, pixel = dst.pixel, pool_pixel = pool ? pool->pixel : 0;
@@ -91,19 +92,21 @@ void conv3x3(const Map& src, Weights weights, Rounding rounding, const Map& dst,
         Byte* to = at(dst, area.y + y, area.x) + first;
         Byte* maxima = pool && rows > 1 ? at(*pool, (area.y + y) / 2, area.x / 2) + first : nullptr;
         for (int g = 0; g < groups; ++g, to += kLanes) {
-          const Floats8 scale = load(rounding.scale + first + g * kLanes), bias = load(rounding.bias + first + g * kLanes);
+          const int o = first + g * kLanes;
+          const Floats8 scale = load(rounding.scale + o), bias = load(rounding.bias + o);
           Bytes8 value[kPixels];
 #pragma GCC unroll 8
           for (int x = 0; x < kPixels; ++x) {
             const Floats8 sum = __builtin_convertvector(load(sums + (x * groups + g) * kLanes), Floats8);
             value[x] = rounded(sum * scale + bias);
-            if (x / kColumns < rows && x % kColumns < columns) store(to + x / kColumns * row + x % kColumns * pixel, value[x]);
+            const int v = x / kColumns, h = x % kColumns;
+            if (v < rows && h < columns) store(to + v * row + h * pixel, value[x]);
           }
           if (maxima == nullptr) continue;
 #pragma GCC unroll 2
           for (int x = 0; x < kColumns; x += 2) {
-            const Bytes8 largest = larger(larger(value[x], value[x + 1]), larger(value[x + kColumns], value[x + 1 + kColumns]));
-            if (x + 1 < columns) store(maxima + x / 2 * pool_pixel, largest);
+            const Bytes8 left = larger(value[x], value[x + kColumns]), right = larger(value[x + 1], value[x + 1 + kColumns]);
+            if (x + 1 < columns) store(maxima + x / 2 * pool_pixel, larger(left, right));
           }
           maxima += kLanes;
         }

@@ -36,14 +36,17 @@ void Net::add_first(Part dst, const float* weights, const float* bias, int size,
     const Map map = memory.part(dst);
     for (int i = 0; i < count; ++i) {
       const conv::Area at = area_of(map, tile[i]);
-      convolve(memory, at, {map.data + at.y * map.row + at.x * map.pixel, map.row, map.pixel, at.rows, at.columns, dst.count});
+      float* to = map.data + at.y * map.row + at.x * map.pixel;
+      convolve(memory, at, {to, map.row, map.pixel, at.rows, at.columns, dst.count});
     }
   };
-  const auto to_bytes = [=, quantise = int8_.quantise](const Memory& memory, const int* tile, int count, float* scratch) {
+  const auto to_bytes = [=, quantise = int8_.quantise](const Memory& memory, const int* tile, int count,
+                                                       float* scratch) {
     const conv_int8::Map map = memory.part_of_bytes(dst);
     for (int i = 0; i < count; ++i) {
       const conv::Area at = area_of(map, tile[i]);
-      convolve(memory, at, {scratch, std::ptrdiff_t{conv::kTile} * dst.count, dst.count, at.rows, at.columns, dst.count});
+      const std::ptrdiff_t row = std::ptrdiff_t{conv::kTile} * dst.count;
+      convolve(memory, at, {scratch, row, dst.count, at.rows, at.columns, dst.count});
       quantise(scratch, out.zero, out.zero, map, tile[i]);
     }
   };

@@ -27,7 +27,8 @@ struct Quantised {
     for (int m = 0; m < matrices; ++m) {
       conv_int8::pack(weights.data() + m * size, points, in, out, packed.get() + m * size);
       for (std::ptrdiff_t k = 0; k < size; ++k) {
-        start[static_cast<std::size_t>(std::ptrdiff_t{m} * out + k % out)] -= zero * weights[static_cast<std::size_t>(m * size + k)];
+        const int weight = weights[static_cast<std::size_t>(m * size + k)];
+        start[static_cast<std::size_t>(std::ptrdiff_t{m} * out + k % out)] -= zero * weight;
       }
     }
   }
@@ -40,7 +41,8 @@ struct Quantised {
 
 }  // namespace
 
-void Net::add_conv(Part src, Part dst, const Part* pool, const std::int8_t* weights, const float* scale, const float* bias) {
+void Net::add_conv(Part src, Part dst, const Part* pool, const std::int8_t* weights, const float* scale,
+                   const float* bias) {
   const std::vector<Output> outputs = check_conv(src, dst, pool);
   check_values({src, dst, pool ? *pool : dst}, Values::kBytes);
   constexpr int kPoints = 9;
@@ -50,16 +52,17 @@ void Net::add_conv(Part src, Part dst, const Part* pool, const std::int8_t* weig
       for (int k = 0; k < kPoints; ++k) {
         matrices[static_cast<std::size_t>((k * src.count + i) * dst.count + o)] = *weights++;
       }
-  const int from_zero = maps_[static_cast<std::size_t>(src.map)].zero, zero = maps_[static_cast<std::size_t>(dst.map)].zero;
-  const auto own = std::make_shared<Quantised>(matrices, 1, kPoints, src.count, dst.count, from_zero);
-  add({maps_[static_cast<std::size_t>(dst.map)], src.map, {1, 1, 1}, outputs, kConvTogether,
-       [=, conv3x3 = int8_.conv3x3, has_pool = pool != nullptr, pool = pool ? *pool : Part{}, scale = copied(scale, dst.count),
-        bias = copied(bias, dst.count)](const Memory& memory, const int* tile, int count, float*) {
+  const Size in = maps_[static_cast<std::size_t>(src.map)], out = maps_[static_cast<std::size_t>(dst.map)];
+  const auto own = std::make_shared<Quantised>(matrices, 1, kPoints, src.count, dst.count, in.zero);
+  add({out, src.map, {1, 1, 1}, outputs, kConvTogether,
+       [=, conv3x3 = int8_.conv3x3, has_pool = pool != nullptr, pool = pool ? *pool : Part{}, zero = out.zero,
+        scale = copied(scale, dst.count), bias = copied(bias, dst.count)](const Memory& memory, const int* tile,
+                                                                          int count, float*) {
          const Map maxima = has_pool ? memory.part_of_bytes(pool) : Map{};
          conv3x3(memory.part_of_bytes(src), own->weights(), {scale.data(), bias.data(), zero, zero},
                  memory.part_of_bytes(dst), has_pool ? &maxima : nullptr, tile, count);
        }});
-  for (const Output& out : outputs) make(out.part);
+  for (const Output& output : outputs) make(output.part);
 }
 
 void Net::add_up(Part src, Part dst, const std::int8_t* weights, const float* scale, const float* bias) {
@@ -72,10 +75,10 @@ void Net::add_up(Part src, Part dst, const std::int8_t* weights, const float* sc
       for (int k = 0; k < kPoints; ++k) {
         matrices[static_cast<std::size_t>((k * src.count + i) * dst.count + o)] = *weights++;
       }
-  const int from_zero = maps_[static_cast<std::size_t>(src.map)].zero, zero = maps_[static_cast<std::size_t>(dst.map)].zero;
-  const auto own = std::make_shared<Quantised>(matrices, kPoints, 1, src.count, dst.count, from_zero);
-  add({maps_[static_cast<std::size_t>(src.map)], src.map, {1, 0, 0}, {{dst, 2, 1}}, kTogether,
-       [=, upsample = int8_.upsample, scale = copied(scale, dst.count), bias = copied(bias, dst.count)](
+  const Size in = maps_[static_cast<std::size_t>(src.map)], out = maps_[static_cast<std::size_t>(dst.map)];
+  const auto own = std::make_shared<Quantised>(matrices, kPoints, 1, src.count, dst.count, in.zero);
+  add({in, src.map, {1, 0, 0}, {{dst, 2, 1}}, kTogether,
+       [=, upsample = int8_.upsample, zero = out.zero, scale = copied(scale, dst.count), bias = copied(bias, dst.count)](
            const Memory& memory, const int* tile, int count, float*) {
          for (int i = 0; i < count; ++i) {
            upsample(memory.part_of_bytes(src), own->weights(), {scale.data(), bias.data(), zero, 0},

@@ -54,11 +54,11 @@ struct Net::Memory {
   explicit Memory(const Net& net)
       : wide(net.columns_ + 2 * net.pad_), padded(static_cast<std::size_t>(wide) * (net.rows_ + 2 * net.pad_)) {
     for (const Size& size : net.maps_) {
+      const int rows = size.rows, columns = size.columns, channels = size.channels;
+      const auto zero = static_cast<std::uint8_t>(size.zero);
       const bool is_float = size.values == Values::kFloats;
-      floats.push_back(is_float ? std::make_unique<Framed<float>>(size.rows, size.columns, size.channels, 0.0f) : nullptr);
-      bytes.push_back(is_float ? nullptr
-                               : std::make_unique<Framed<std::uint8_t>>(size.rows, size.columns, size.channels,
-                                                                        static_cast<std::uint8_t>(size.zero)));
+      floats.push_back(is_float ? std::make_unique<Framed<float>>(rows, columns, channels, 0.0f) : nullptr);
+      bytes.push_back(is_float ? nullptr : std::make_unique<Framed<std::uint8_t>>(rows, columns, channels, zero));
     }
     for (const Layer& layer : net.layers_) is_empty.emplace_back(tiles_of(layer.grid.rows, layer.grid.columns));
     plan.resize(net.layers_.size());

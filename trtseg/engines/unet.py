@@ -216,9 +216,9 @@ class _Numbers:
         return np.ascontiguousarray(values), scale.astype(np.float32), biases.astype(np.float32)
 
 
-def _built(graph: Graph, size: tuple[int, int], classes: int, instructions: str | None = None) -> _core.Net:
+def _built(graph: Graph, size: tuple[int, int], classes: int) -> _core.Net:
     """Make a net of a graph, layer by layer."""
-    net = _core.Net(*size, classes, instructions)
+    net = _core.Net(*size, classes)
     graph, steps, scales = without_steps(graph)
     layers, joined = _layers(graph)
     if len(graph.inputs) != 1 or graph.outputs != (layers[-1].result,) or layers[-1].has_relu:
