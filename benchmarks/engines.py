@@ -40,6 +40,7 @@ def in_turns(runs: dict[tuple[str, int], Callable[[], object]], repeats: int) ->
     seconds: dict[tuple[str, int], list[float]] = {name: [] for name in runs}
     for _ in range(repeats + 1):
         for name, run in runs.items():
+            run()  # does not count: the threads of the runtime before go on waiting for a while, busily
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
