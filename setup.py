@@ -52,16 +52,14 @@ if os.environ.get("TRTSEG_WERROR") == "1":
     NVCC_FLAGS += ["-Werror=all-warnings", "-Xcompiler=-Werror"]
 CSRC = Path("csrc")
 # Flags of single files. They run only where the processor has these instructions, for which they ask. The nets' FP32
-# convolutions promise no bits. GCC 12 warns of its own header for AVX-512, and of vectors as results where there is no
-# register for them.
+# convolutions promise no bits.
 IS_X86 = platform.machine() in ("x86_64", "AMD64")
 AVX2 = ["-mavx2", "-mfma"] if IS_X86 else []
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"] if IS_X86 else []
 FILE_FLAGS = {
     "conv.cpp": ["-ffp-contract=fast", *AVX2],
-    "conv_int8.cpp": ["-Wno-psabi"],
     "conv_int8_avx2.cpp": AVX2,
-    "conv_int8_vnni.cpp": [*AVX512, "-Wno-uninitialized", "-Wno-maybe-uninitialized"],
+    "conv_int8_vnni.cpp": AVX512,
 }
 CUDA_SOURCES = ("ops_cuda.cu", "graph_cuda.cu")  # only where there is an nvcc
 

@@ -2,6 +2,10 @@
 #include "conv_int8.h"
 
 #if defined(__AVX512VNNI__)
+#if !defined(__clang__)  // GCC 12 warns of its own header
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 
 #include "conv_int8_layers.h"

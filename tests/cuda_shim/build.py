@@ -29,7 +29,7 @@ AVX2 = ["-mavx2", "-mfma"] if IS_X86 else []
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"] if IS_X86 else []
 NET_FLAGS = {
     "conv.cpp": AVX2,
-    "conv_int8.cpp": ["-Wno-psabi"],
+    "conv_int8.cpp": [],
     "conv_int8_avx2.cpp": AVX2,
     "conv_int8_vnni.cpp": AVX512,
     "net.cpp": [],
