@@ -1,9 +1,8 @@
 // What every processor runs; and the order of the weights, which is the same for all.
 #include "conv_int8.h"
 
-#if !defined(__clang__)  // of vectors as results, for which there is no register here; all of them stay in this file
+// Vectors are results here for which there may be no register; all of them stay in this file.
 #pragma GCC diagnostic ignored "-Wpsabi"
-#endif
 #include "conv_int8_layers.h"
 
 namespace trtseg::conv_int8 {
