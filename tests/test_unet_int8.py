@@ -143,6 +143,9 @@ LEFT_ALONE = {
         g.tensors.update({"other": np.array(0.05, np.float32)}),
         g.change("d.dq", inputs=["d.q", "other", "d.zero"]),
     ),
+    "a scale that is not finite": lambda g: g.tensors.update({"d0.w.scale": np.full(8, np.nan, np.float32)}),
+    "a step of 0": lambda g: g.tensors.update({"d.scale": np.array(0, np.float32)}),
+    "a bias that is not finite": lambda g: g.tensors.update({"d0.b": np.full(8, np.inf, np.float32)}),
     "weights along the other axis": lambda g: g.change("d0.w.dq", axis=1),
     "weights in FP32": lambda g: (
         g.tensors.update({"d0.f": g.tensors["d0.w"] * np.float32(0.01)}),
@@ -176,7 +179,61 @@ def test_leaves_other_graphs_alone(case):
     data = edited(LEFT_ALONE[case])
     with pytest.raises(ModelError, match=r"^liver net: not for trtseg's own engine \("):
         UNetEngine(Net(SPEC, INT8, data))
-    assert np.isfinite(exact(data, slices())).all()  # it is a net
+    exact(data, slices())  # it is a net
+
+
+def scrambled(graph, rng):
+    """Change a few of the numbers and nodes that bring values to eight bits."""
+    for _ in range(rng.integers(1, 4)):
+        scales = [name for name in graph.tensors if name.endswith(".scale")]
+        name = str(rng.choice(scales))
+        zero = f"{name[:-6]}.zero"
+        values, integers = graph.tensors[name], graph.tensors[zero]
+        i = int(
+            rng.choice(
+                [i for i, node in enumerate(graph.nodes) if len(node.input) == 3 and "." in node.output[0]]
+            )
+        )
+        node = graph.nodes[i]
+        match rng.integers(7):
+            case 0:
+                graph.tensors[name] = (values * rng.choice([2, 0.5, -1, 0, np.nan])).astype(np.float32)
+            case 1:
+                graph.tensors[zero] = (integers + rng.integers(0, 3)).astype(integers.dtype)
+            case 2:
+                graph.tensors[zero] = integers.astype(rng.choice([np.int8, np.uint8]))
+            case 3:
+                graph.tensors[name] = values.reshape(-1)[:1].reshape(rng.choice([0, 1]) * (1,))
+                graph.tensors[zero] = integers.reshape(-1)[:1].reshape(graph.tensors[name].shape)
+            case 4:
+                graph.change(node.output[0], axis=int(rng.integers(-4, 4)))
+            case 5:
+                earlier = ["x", *(other.output[0] for other in graph.nodes[:i])]
+                graph.change(node.output[0], inputs=[str(rng.choice(earlier)), *node.input[1:]])
+            case 6:
+                other = str(rng.choice(scales))
+                graph.change(node.output[0], inputs=[node.input[0], other, f"{other[:-6]}.zero"])
+
+
+def test_scrambled_graphs_are_left_alone_or_run_right():
+    ran = left = 0
+    for seed in range(250):
+        graph = quantised(Graph())
+        scrambled(graph, np.random.default_rng(seed))
+        data = graph.model()
+        try:
+            expected = exact(data, slices())
+        except Exception:  # it is no net
+            continue
+        try:
+            found = logits_of(UNetEngine(Net(SPEC, INT8, data), 1), slices())
+        except ModelError:
+            left += 1
+            continue
+        ran += 1
+        assert np.sqrt(np.square(found - expected).mean()) < RMS * max(1, expected.std()), seed
+    assert ran > 20
+    assert left > 50
 
 
 def test_a_net_in_fp32_is_one():

@@ -120,10 +120,14 @@ def memory_for(what: str, needed: int) -> Iterator[None]:
 
 @functools.cache
 def begin_products() -> None:
-    """Let OpenBLAS take its memory now: it does so at the first product, and ends the process where there is none."""
+    """Let OpenBLAS take its memory now: it does so when it first needs some, and ends the process where there is none.
+
+    Products of small matrices need none on some processors; determinants do on all.
+    """
     import numpy as np  # costs nothing to those who need no product
 
     with memory_for("trtseg", _PRODUCTS):
+        np.linalg.det(np.eye(3))
         np.ones((64, 64)) @ np.ones((64, 64))
 
 

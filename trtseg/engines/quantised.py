@@ -108,17 +108,17 @@ class _Found:
             raise _unknown(node)
         if source not in self._tensors:
             name, *own = self.integers[source]
-            if any(
-                not np.array_equal(self._tensors[a], self._tensors[b])
-                for a, b in zip(own, (scale, zero), strict=True)
-            ):
-                raise _unknown(node)
+            for a, b in zip(own, (scale, zero), strict=True):
+                first, second = self._tensors[a], self._tensors[b]
+                if first.dtype != second.dtype or not np.array_equal(first, second):
+                    raise _unknown(node)
             self.names[node.outputs[0]] = name
             return
         weights, values = self._tensors[source], self._tensors[scale].astype(np.float64)
         axis = None if values.ndim == 0 else node.numbers.get("axis", (1,))[0] % weights.ndim
         length = 1 if axis is None else weights.shape[axis]
-        if weights.dtype != np.int8 or values.size != length or source in self.scales:
+        are_int8 = weights.dtype == self._tensors[zero].dtype == np.int8
+        if not are_int8 or values.size != length or source in self.scales:
             raise _unknown(node)
         self.names[node.outputs[0]] = source
         self.scales[source] = Scales(values.reshape(-1), axis)

@@ -200,20 +200,29 @@ class _Numbers:
     def of(self, layer: _Layer) -> tuple[NDArray[Any], ...]:
         """Weights as ONNX has them, in INT8 the scale of each sum, and biases; both in steps of the result."""
         source, weights, bias = layer.node.inputs
-        steps, own = self._maps.steps(layer.result), self._scales.get(weights)
+        steps, scales = self._maps.steps(layer.result), self._scales.get(weights)
         into = 1.0 if steps is None else steps.scale
-        values, biases = self._graph.tensors[weights], self._graph.tensors[bias] / into
-        if source in self._graph.inputs and own is None:
-            return np.ascontiguousarray(values / into, np.float32), biases.astype(np.float32)
-        from_steps = self._maps.steps(source)
-        if own is None and from_steps is None and steps is None:
-            return np.ascontiguousarray(values), biases.astype(np.float32)
-        if own is None or from_steps is None:
+        values, biases = np.ascontiguousarray(self._graph.tensors[weights]), self._graph.tensors[bias] / into
+        if source in self._graph.inputs and scales is None:
+            found: tuple[NDArray[Any], ...] = (values / into).astype(np.float32), biases.astype(np.float32)
+        elif scales is None and steps is None and self._maps.steps(source) is None:
+            return values, biases.astype(np.float32)
+        else:
+            found = values, self._scale(layer, scales, into, biases.shape), biases.astype(np.float32)
+        if not all(np.isfinite(numbers).all() for numbers in found):
+            raise ModelError(f"it computes {layer.result} of numbers that are not finite")
+        return found
+
+    def _scale(
+        self, layer: _Layer, scales: Scales | None, into: float, shape: tuple[int, ...]
+    ) -> NDArray[np.float32]:
+        """What sums of products are multiplied with."""
+        before = self._maps.steps(layer.node.inputs[0])
+        if scales is None or before is None:
             raise ModelError(f"it computes {layer.result} of numbers in FP32 and in eight bits")
-        if own.axis not in (None, 0 if layer.node.operator == "Conv" else 1):
-            raise ModelError(f"it has scales of {weights} for other channels than those of {layer.result}")
-        scale = np.broadcast_to(own.values * from_steps.scale / into, biases.shape)
-        return np.ascontiguousarray(values), scale.astype(np.float32), biases.astype(np.float32)
+        if scales.axis not in (None, 0 if layer.node.operator == "Conv" else 1):
+            raise ModelError(f"it has scales of {layer.result} for other channels than it makes")
+        return np.broadcast_to(scales.values * before.scale / into, shape).astype(np.float32)
 
 
 def _built(graph: Graph, size: tuple[int, int], classes: int) -> _core.Net:
