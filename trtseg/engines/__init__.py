@@ -68,10 +68,10 @@ def open_engine(
         The net needs OpenVINO, which is not installed, or this processor does not run the precision.
     """
     from trtseg.engines.openvino import OpenVinoEngine
-    from trtseg.engines.unet import UNetEngine, is_fastest
+    from trtseg.engines.unet import UNetEngine, has_instructions
 
     net = Net.read(files, spec, choose_precision(precision, files, spec.role))
-    if is_fastest(net.precision):
+    if has_instructions(net.precision):
         try:
             return UNetEngine(net, threads)
         except ModelError as error:  # a net of another kind, or an old processor
@@ -100,12 +100,12 @@ def available_devices() -> list[tuple[str, bool, str]]:
 def _cpu() -> tuple[str, bool, str]:
     """The row of the CPU, where the shipped model may need OpenVINO."""
     from trtseg.engines.openvino import import_openvino
-    from trtseg.engines.unet import is_fastest
+    from trtseg.engines.unet import has_instructions
 
     files = find("default")
     precision = choose_precision("auto", files, files.spec.nets[0].role)
     try:
-        if not is_fastest(precision):
+        if not has_instructions(precision):
             import_openvino()
     except DeviceError as error:
         return "cpu", False, str(error)

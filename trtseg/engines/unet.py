@@ -38,8 +38,8 @@ _SLICES = 16  # on their way at most: those of a chunk of the cascade
 _Part = tuple[int, int, int]
 
 
-def is_fastest(precision: Precision) -> bool:
-    """Whether no engine on this processor runs U-Nets faster in a precision."""
+def has_instructions(precision: Precision) -> bool:
+    """Whether this processor has the instructions with which trtseg's own engine computes in a precision."""
     if not _core.Net.is_supported():
         return False
     return precision is FP32 or (precision is INT8 and _core.Net.int8_instructions() != ["portable"])
