@@ -1,6 +1,6 @@
 // Convolutions of a quantised U-Net on the CPU: activations of eight bits, weights of eight bits, sums of 32.
 //
-// All sums are exact, so the values are the same whatever instructions compute them.
+// All sums are exact, so what is made of bytes is the same whatever instructions compute it.
 //
 // Maps are channels last as in conv.h, of bytes that stand for `byte - zero`, and their frames hold `zero`. A layer
 // makes of a sum the byte `round(sum * scale + bias) + zero`, to the nearest even one, as near as bytes come to it.

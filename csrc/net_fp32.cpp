@@ -87,7 +87,7 @@ void Net::add_up(Part src, Part dst, const float* weights, const float* bias) {
   for (int i = 0; i < src.count; ++i)
     for (int o = 0; o < dst.count; ++o)
       for (int k = 0; k < kPoints; ++k) {
-        matrices[static_cast<std::size_t>((k * src.count + i) * dst.count + o)] = *weights++;
+        matrices[static_cast<std::size_t>((std::ptrdiff_t{k} * src.count + i) * dst.count + o)] = *weights++;
       }
   const auto packed = std::make_shared<Buffer<float>>(count);
   conv::pack(matrices.data(), kPoints, src.count, dst.count, packed->get());

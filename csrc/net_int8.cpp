@@ -20,9 +20,6 @@ struct Quantised {
   // 0 in what they are multiplied with.
   Quantised(const std::vector<std::int8_t>& weights, int matrices, int points, int in, int out, int zero)
       : packed(weights.size()), start(static_cast<std::size_t>(matrices) * out) {
-    if (std::int64_t{points} * in > std::numeric_limits<std::int32_t>::max() / (255 * 128)) {
-      refuse("src", std::to_string(in) + " channels", "so few that 32 bits hold their sums");
-    }
     const std::ptrdiff_t size = std::ptrdiff_t{points} * in * out;
     for (int m = 0; m < matrices; ++m) {
       conv_int8::pack(weights.data() + m * size, points, in, out, packed.get() + m * size);
@@ -39,6 +36,13 @@ struct Quantised {
   std::vector<std::int32_t> start;
 };
 
+// Of so few products that 32 bits hold their sums.
+void check_sums(int points, int in) {
+  if (std::int64_t{points} * in > std::numeric_limits<std::int32_t>::max() / (255 * 128)) {
+    refuse("src", std::to_string(in) + " channels", "so few that 32 bits hold their sums");
+  }
+}
+
 }  // namespace
 
 void Net::add_conv(Part src, Part dst, const Part* pool, const std::int8_t* weights, const float* scale,
@@ -46,11 +50,12 @@ void Net::add_conv(Part src, Part dst, const Part* pool, const std::int8_t* weig
   const std::vector<Output> outputs = check_conv(src, dst, pool);
   check_values({src, dst, pool ? *pool : dst}, Values::kBytes);
   constexpr int kPoints = 9;
+  check_sums(kPoints, src.count);
   std::vector<std::int8_t> matrices(static_cast<std::size_t>(kPoints) * src.count * dst.count);  // [3][3][in][out]
   for (int o = 0; o < dst.count; ++o)
     for (int i = 0; i < src.count; ++i)
       for (int k = 0; k < kPoints; ++k) {
-        matrices[static_cast<std::size_t>((k * src.count + i) * dst.count + o)] = *weights++;
+        matrices[static_cast<std::size_t>((std::ptrdiff_t{k} * src.count + i) * dst.count + o)] = *weights++;
       }
   const Size in = maps_[static_cast<std::size_t>(src.map)], out = maps_[static_cast<std::size_t>(dst.map)];
   const auto own = std::make_shared<Quantised>(matrices, 1, kPoints, src.count, dst.count, in.zero);
@@ -73,7 +78,7 @@ void Net::add_up(Part src, Part dst, const std::int8_t* weights, const float* sc
   for (int i = 0; i < src.count; ++i)
     for (int o = 0; o < dst.count; ++o)
       for (int k = 0; k < kPoints; ++k) {
-        matrices[static_cast<std::size_t>((k * src.count + i) * dst.count + o)] = *weights++;
+        matrices[static_cast<std::size_t>((std::ptrdiff_t{k} * src.count + i) * dst.count + o)] = *weights++;
       }
   const Size in = maps_[static_cast<std::size_t>(src.map)], out = maps_[static_cast<std::size_t>(dst.map)];
   const auto own = std::make_shared<Quantised>(matrices, kPoints, 1, src.count, dst.count, in.zero);

@@ -146,6 +146,18 @@ LEFT_ALONE = {
     "a scale that is not finite": lambda g: g.tensors.update({"d0.w.scale": np.full(8, np.nan, np.float32)}),
     "a step of 0": lambda g: g.tensors.update({"d.scale": np.array(0, np.float32)}),
     "a bias that is not finite": lambda g: g.tensors.update({"d0.b": np.full(8, np.inf, np.float32)}),
+    "a bias in eight bits": lambda g: (
+        g.tensors.update(
+            {
+                "d0.b": np.rint(g.tensors["d0.b"] * 100).astype(np.int8),
+                "d0.b.scale": np.array(0.01, np.float32),
+                "d0.b.zero": np.array(0, np.int8),
+            }
+        ),
+        g.channels.update({"d0.b": 1}),
+        g.add("DequantizeLinear", ["d0.b", "d0.b.scale", "d0.b.zero"], "d0.b.dq").move("d0.b.dq", "a0"),
+        g.change("d0", inputs=["p", "d0.w.dq", "d0.b.dq"]),
+    ),
     "weights along the other axis": lambda g: g.change("d0.w.dq", axis=1),
     "weights in FP32": lambda g: (
         g.tensors.update({"d0.f": g.tensors["d0.w"] * np.float32(0.01)}),
@@ -236,10 +248,15 @@ def test_scrambled_graphs_are_left_alone_or_run_right():
     assert left > 50
 
 
-def test_a_net_in_fp32_is_one():
-    data = Graph().model()
-    assert (logits_of(UNetEngine(Net(SPEC, INT8, data)), slices()) == exact(data, slices())).mean() < 1
-    assert np.abs(logits_of(UNetEngine(Net(SPEC, INT8, data)), slices()) - exact(data, slices())).max() < 3e-5
+@pytest.mark.parametrize(("graph", "precision"), [(Graph(), INT8), (quantised(Graph()), FP32)])
+def test_a_net_of_another_precision_is_left_alone(graph, precision):
+    with pytest.raises(ModelError, match=f"it is no net in {precision.name}"):
+        UNetEngine(Net(SPEC, precision, graph.model()))
+    expected = exact(graph.model(), slices())
+    assert (
+        np.abs(logits_of(OpenVinoEngine(Net(SPEC, precision, graph.model())), slices()) - expected).max()
+        < MOST
+    )
 
 
 def test_refuses_bf16():

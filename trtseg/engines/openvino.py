@@ -1,4 +1,4 @@
-"""The CPU engine on OpenVINO: BF16, and nets that `trtseg.engines.unet` does not run."""
+"""The CPU engine on OpenVINO: BF16, and nets and processors for which `trtseg.engines.unet` is not made."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from trtseg.engines.base import Net
 from trtseg.engines.blobs import load_blob, store_blob
-from trtseg.engines.precision import FP32, INT8
+from trtseg.engines.precision import FP32
 from trtseg.engines.processor import read_cpuinfo
 from trtseg.errors import DeviceError, ModelError, TrtsegError
 from trtseg.resources import available_cpus, begin_products, is_lack_of_memory, memory_for
@@ -170,9 +170,9 @@ def _compiled(net: Net, threads: int) -> Any:
         "INFERENCE_NUM_THREADS": threads,
         # Processes that share a machine would all be pinned to its first cores.
         "ENABLE_CPU_PINNING": threads >= (os.cpu_count() or 1),
+        # What a file quantises is computed with in FP32: OpenVINO's own INT8 gives other logits.
+        "LP_TRANSFORMS_MODE": "NO",
     }
-    if net.precision is INT8:
-        options["LP_TRANSFORMS_MODE"] = "NO"
     core, name = _core(), _name(net, options)
     with memory_for(f"{net.spec.role} net", _MEMORY):
         kept = _kept(name)

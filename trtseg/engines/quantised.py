@@ -76,9 +76,9 @@ def without_steps(graph: Graph) -> tuple[Graph, dict[str, Steps], dict[str, Scal
             read |= {*node.inputs}
             inputs = tuple(found.names.get(name, name) for name in node.inputs)
             nodes.append(Node(node.operator, inputs, node.outputs, node.numbers))
-    exact = read & {*found.steps, *found.integers}
+    exact = read & {*found.steps, *found.integers, *found.scales}
     if exact:
-        raise ModelError(f"it reads {', '.join(sorted(exact))} without bringing it to eight bits and back")
+        raise ModelError(f"it reads {', '.join(sorted(exact))} without steps and scales, too")
     return Graph(tuple(nodes), graph.tensors, graph.inputs, graph.outputs), found.steps, found.scales
 
 
@@ -115,10 +115,10 @@ class _Found:
             self.names[node.outputs[0]] = name
             return
         weights, values = self._tensors[source], self._tensors[scale].astype(np.float64)
-        axis = None if values.ndim == 0 else node.numbers.get("axis", (1,))[0] % weights.ndim
-        length = 1 if axis is None else weights.shape[axis]
+        axis = None if values.ndim == 0 else range(weights.ndim)[node.numbers.get("axis", (1,))[0]]
+        shape = () if axis is None else (weights.shape[axis],)
         are_int8 = weights.dtype == self._tensors[zero].dtype == np.int8
-        if not are_int8 or values.size != length or source in self.scales:
+        if not are_int8 or values.shape != shape or source in self.scales:
             raise _unknown(node)
         self.names[node.outputs[0]] = source
         self.scales[source] = Scales(values.reshape(-1), axis)

@@ -4,8 +4,8 @@ In FP32, Winograd's F(4x4, 3x3) (Lavin and Gray, arXiv 1509.09308) computes 16 o
 products instead of 144. The logits differ from those of other FP32 engines by rounding only. OpenVINO, ONNX Runtime and
 PyTorch compute every product.
 
-In INT8, sums of products are integers and exact: logits are the same, bit for bit, on every processor and with any
-number of threads.
+In INT8, sums of products are integers and exact: logits are the same, bit for bit, on all processors with AVX2 and with
+any number of threads.
 
 Around the body the liver net sees zeros, and around the liver the tumour net does. What a layer makes of zeros alone is
 known from an empty slice, and is not computed again. ``python -m benchmarks.engines`` compares it with OpenVINO.
@@ -78,7 +78,7 @@ class UNetEngine:
         try:
             weights, maps = _MEMORY[net.precision]
             with memory_for(f"{net.spec.role} net", weights + (slices + 1) * maps):
-                self._net = _built(read_graph(net.onnx), net.spec.size, net.spec.channels)
+                self._net = _built(read_graph(net.onnx), net)
                 self._net.reserve(slices, self.side_by_side)
         except (ModelError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise ModelError(f"{net.spec.role} net: not for trtseg's own engine ({error})") from error
@@ -202,13 +202,18 @@ class _Numbers:
         source, weights, bias = layer.node.inputs
         steps, scales = self._maps.steps(layer.result), self._scales.get(weights)
         into = 1.0 if steps is None else steps.scale
-        values, biases = np.ascontiguousarray(self._graph.tensors[weights]), self._graph.tensors[bias] / into
-        if source in self._graph.inputs and scales is None:
-            found: tuple[NDArray[Any], ...] = (values / into).astype(np.float32), biases.astype(np.float32)
-        elif scales is None and steps is None and self._maps.steps(source) is None:
-            return values, biases.astype(np.float32)
-        else:
-            found = values, self._scale(layer, scales, into, biases.shape), biases.astype(np.float32)
+        values, biases = np.ascontiguousarray(self._graph.tensors[weights]), self._graph.tensors[bias]
+        exact = [biases] if scales is not None else [biases, values]
+        if bias in self._scales or any(numbers.dtype != np.float32 for numbers in exact):
+            raise ModelError(f"it computes {layer.result} of numbers of another type")
+        with np.errstate(over="ignore"):  # what is not finite is refused below
+            biases = (biases / into).astype(np.float32)
+            if source in self._graph.inputs and scales is None:
+                found: tuple[NDArray[Any], ...] = (values / into).astype(np.float32), biases
+            elif scales is None and steps is None and self._maps.steps(source) is None:
+                return values, biases
+            else:
+                found = values, self._scale(layer, scales, into, biases.shape), biases
         if not all(np.isfinite(numbers).all() for numbers in found):
             raise ModelError(f"it computes {layer.result} of numbers that are not finite")
         return found
@@ -225,10 +230,13 @@ class _Numbers:
         return np.broadcast_to(scales.values * before.scale / into, shape).astype(np.float32)
 
 
-def _built(graph: Graph, size: tuple[int, int], classes: int) -> _core.Net:
+def _built(graph: Graph, of: Net) -> _core.Net:
     """Make a net of a graph, layer by layer."""
-    net = _core.Net(*size, classes)
+    size = of.spec.size
+    net = _core.Net(*size, of.spec.channels)
     graph, steps, scales = without_steps(graph)
+    if bool(steps or scales) is not (of.precision is INT8):
+        raise ModelError(f"it is no net in {of.precision.name}")
     layers, joined = _layers(graph)
     if len(graph.inputs) != 1 or graph.outputs != (layers[-1].result,) or layers[-1].has_relu:
         raise ModelError("it does not lead from one input to one last convolution")
