@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import tiny
 from onnx import TensorProto, helper, numpy_helper
+from unet_graphs import exact
 
 import trtseg
 from training import int8
@@ -57,14 +57,6 @@ def folder(tmp_path_factory):
     )
     add(made, quantised(models.find(made)))
     return made
-
-
-def exact(data: bytes, x: np.ndarray) -> np.ndarray:
-    """What the file says in FP32 arithmetic, by ONNX Runtime without any fusion."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    return session.run(None, {"x": x})[0]
 
 
 def test_the_first_convolution_stays_and_the_weights_are_symmetric(folder):

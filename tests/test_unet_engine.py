@@ -20,7 +20,7 @@ from trtseg.errors import ModelError
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed: pip install onnxruntime")
 from onnx import TensorProto, helper, numpy_helper
-from unet_graphs import HALVE, SPEC, Graph, unet
+from unet_graphs import HALVE, SPEC, UNETS, Graph, unet
 
 pytestmark = pytest.mark.skipif(not _core.Net.is_supported(), reason="this processor has no AVX2 and FMA")
 
@@ -256,16 +256,7 @@ def test_scrambled_graphs_are_left_alone_or_run_right():
     assert left > 20
 
 
-@pytest.mark.parametrize(
-    ("classes", "width", "depth", "stem", "size"),
-    [
-        (1, 8, 2, 0, (20, 28)),
-        (3, 16, 3, 8, (64, 80)),
-        (1, 24, 2, 16, (40, 48)),
-        (3, 40, 1, 0, (22, 14)),
-        (2, 16, 0, 8, (10, 12)),
-    ],
-)
+@pytest.mark.parametrize(("classes", "width", "depth", "stem", "size"), UNETS)
 def test_unets(classes, width, depth, stem, size):
     spec = types.SimpleNamespace(role="net", size=size, channels=classes, to_json=lambda: "")
     assert difference(unet(classes, width, depth, stem).model(spec), spec) < BOUND

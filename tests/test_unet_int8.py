@@ -16,29 +16,19 @@ from trtseg.engines.precision import BF16, FP32, INT8
 from trtseg.engines.unet import UNetEngine, has_instructions
 from trtseg.errors import ModelError
 
-onnxruntime = pytest.importorskip(
-    "onnxruntime", reason="ONNX Runtime is not installed: pip install onnxruntime"
-)
-from unet_graphs import SPEC, Graph, unet  # noqa: E402
+pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed: pip install onnxruntime")
+from unet_graphs import SPEC, UNETS, Graph, exact, unet
 
 pytestmark = pytest.mark.skipif(not _core.Net.is_supported(), reason="this processor has no AVX2 and FMA")
 
-# Of logits of about 5. A sum in FP32 may fall on the other side of a half than an exact one, and the value is a step
-# larger or smaller then; measured: 0.09 and 0.009.
+# Of logits of up to 4.4. A sum in FP32 may fall on the other side of a half than an exact one, and the value is a step
+# larger or smaller then; measured: 0.14 and 0.016 for the deepest net, and less than 1e-4 for all others.
 MOST, RMS = 0.25, 0.02
 STEP = 0.03
 
 
 def slices(n=3, spec=SPEC):
     return np.random.default_rng(3).random((n, 1, *spec.size), np.float32)
-
-
-def exact(data, x):
-    """What a file says, by ONNX Runtime without any fusion."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    return session.run(None, {"x": x})[0]
 
 
 class Steps:
@@ -99,16 +89,7 @@ def check(data, spec=SPEC):
     assert np.ptp(expected) > 1
 
 
-@pytest.mark.parametrize(
-    ("classes", "width", "depth", "stem", "size"),
-    [
-        (1, 8, 2, 0, (20, 28)),
-        (3, 16, 3, 8, (64, 80)),
-        (1, 24, 2, 16, (40, 48)),
-        (3, 40, 1, 0, (22, 14)),
-        (2, 16, 0, 8, (10, 12)),
-    ],
-)
+@pytest.mark.parametrize(("classes", "width", "depth", "stem", "size"), UNETS)
 def test_unets(classes, width, depth, stem, size):
     spec = types.SimpleNamespace(role="liver", size=size, channels=classes, to_json=lambda: "")
     check(quantised(unet(classes, width, depth, stem)).model(spec), spec)
@@ -273,7 +254,7 @@ def test_shipped_nets(role):
     expected, found = exact(net.onnx, images), logits_of(UNetEngine(net), images)
     inside = images > 0  # the tumour net sees nothing else
     labels = [(x > spec.logit_threshold) & inside for x in (found, expected)]
-    assert (labels[0] != labels[1]).sum() < labels[1].sum() / 1000  # measured: 4 of 52,615 and 0 of 4,383
+    assert (labels[0] != labels[1]).sum() < labels[1].sum() / 1000  # measured: 4 of 52,612 and 0 of 4,381
     assert np.sqrt(np.square(found - expected).mean()) < 0.05  # measured: 0.020 and 0.006
 
 

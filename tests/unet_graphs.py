@@ -11,6 +11,24 @@ from trtseg.spec import METADATA_KEY
 SPEC = tiny.spec("liver", size=(16, 16))
 CONV = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
 HALVE = {"kernel_shape": [2, 2], "strides": [2, 2]}
+#: Classes, width, depth, channels of the stem, and sizes of slices of nets that `unet` makes.
+UNETS = [
+    (1, 8, 2, 0, (20, 28)),
+    (3, 16, 3, 8, (64, 80)),
+    (1, 24, 2, 16, (40, 48)),
+    (3, 40, 1, 0, (22, 14)),
+    (2, 16, 0, 8, (10, 12)),
+]
+
+
+def exact(data, x):
+    """What a file says in FP32 arithmetic, by ONNX Runtime without any fusion."""
+    import onnxruntime  # not all that make graphs have it
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})[0]
 
 
 class Graph:

@@ -94,7 +94,7 @@ class OpenVinoEngine:
 
     BF16 means BF16 convolutions with FP32 accumulation. INT8 means what the ONNX file quantises, computed with in FP32:
     it takes as long as FP32. In OpenVINO's own INT8 the logits of the shipped nets differ by up to 10 from what their
-    files say, on a processor with VNNI, and by more without (docs/decisions.md). Input and output stay FP32.
+    files say, on a processor with VNNI (docs/decisions.md). Input and output stay FP32.
 
     Parameters
     ----------
