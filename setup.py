@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from pybind11.setup_helpers import Pybind11Extension
+from pybind11.setup_helpers import Pybind11Extension, has_flag
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
@@ -56,10 +56,12 @@ CSRC = Path("csrc")
 IS_X86 = platform.machine() in ("x86_64", "AMD64")
 AVX2 = ["-mavx2", "-mfma"] if IS_X86 else []
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"] if IS_X86 else []
+AVX_VNNI = ["-mavxvnni"] if IS_X86 else []  # GCC before 11 does not know it, and the file does without
 FILE_FLAGS = {
     "conv.cpp": ["-ffp-contract=fast", *AVX2],
     "conv_int8_avx2.cpp": AVX2,
-    "conv_int8_vnni.cpp": AVX512,
+    "conv_int8_avx512_vnni.cpp": AVX512,
+    "conv_int8_avx_vnni.cpp": [*AVX2, *AVX_VNNI],
 }
 CUDA_SOURCES = ("ops_cuda.cu", "graph_cuda.cu")  # only where there is an nvcc
 
@@ -231,13 +233,14 @@ class BuildExt(build_ext):
         cuda_sources = [CSRC / name for name in CUDA_SOURCES] if cuda else []
         objects_folder = Path(self.build_temp)
         compile_one = self.compiler.compile
+        unknown = [flag for flag in AVX_VNNI if not has_flag(self.compiler, flag)]
         with ThreadPoolExecutor(max_jobs()) as pool:
             cuda_objects = [
                 pool.submit(cuda.compile, s, objects_folder / s.with_suffix(".o")) for s in cuda_sources
             ]
 
             def compile_cxx(source, *, extra_postargs, **kwargs):
-                own = FILE_FLAGS.get(Path(source).name, [])
+                own = [flag for flag in FILE_FLAGS.get(Path(source).name, []) if flag not in unknown]
                 return compile_one([source], extra_postargs=[*extra_postargs, *own], **kwargs)
 
             def compile_all(sources, **kwargs):
@@ -263,7 +266,8 @@ core = Pybind11Extension(
             "conv.cpp",
             "conv_int8.cpp",
             "conv_int8_avx2.cpp",
-            "conv_int8_vnni.cpp",
+            "conv_int8_avx512_vnni.cpp",
+            "conv_int8_avx_vnni.cpp",
             "net.cpp",
             "net_fp32.cpp",
             "net_int8.cpp",

@@ -54,8 +54,8 @@ const T* checked(const char* name, const py::array_t<T, py::array::c_style>& arr
   return array.data();
 }
 
-constexpr std::array<const conv_int8::Layers*, 3> kInstructions{&conv_int8::kVnni, &conv_int8::kAvx2,
-                                                                &conv_int8::kPortable};
+constexpr std::array<const conv_int8::Layers*, 4> kInstructions{&conv_int8::kAvx512Vnni, &conv_int8::kAvxVnni,
+                                                                &conv_int8::kAvx2, &conv_int8::kPortable};
 
 // The names of the instruction sets that this processor has for quantised layers, the fastest first.
 std::vector<std::string> int8_instructions() {

@@ -52,7 +52,7 @@ struct Layers {
   void (*quantise)(const float* values, int zero, int least, const Map& dst, int tile);
 };
 
-// AVX-512 with VNNI, AVX2, and what every processor runs.
-extern const Layers kVnni, kAvx2, kPortable;
+// AVX-512 with VNNI, AVX2 with VNNI, AVX2, and what every processor runs.
+extern const Layers kAvx512Vnni, kAvxVnni, kAvx2, kPortable;
 
 }  // namespace trtseg::conv_int8

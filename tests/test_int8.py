@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import types
+
 import numpy as np
 import onnx
 import pytest
@@ -12,11 +15,11 @@ from unet_graphs import exact
 import trtseg
 from training import int8
 from training.int8 import Row, add, quantised, verdict
-from trtseg import models
+from trtseg import _core, models
 from trtseg.engines import open_engine
 from trtseg.engines.calibration import references
 from trtseg.engines.precision import BF16, FP32, INT8
-from trtseg.engines.processor import choose_precision, native_bf16, native_int8
+from trtseg.engines.processor import choose_precision, native_bf16, native_int8, read_cpuinfo
 from trtseg.errors import ModelError
 from trtseg.metrics.overlap import Overlap, overlap
 from trtseg.spec import METADATA_KEY
@@ -112,18 +115,26 @@ def test_auto_takes_the_fastest_that_model_and_processor_have(folder, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("flags", "native"),
+    ("instructions", "native"),
     [
-        ("flags : fpu sse avx2 avx512f", False),
-        ("flags : fpu avx512_vnni", True),
-        ("flags : avx_vnni x", False),
-        (None, False),
+        (["avx512_vnni", "avx2", "portable"], True),
+        (["avx_vnni", "avx2", "portable"], True),
+        (["avx2", "portable"], False),
+        (["portable"], False),
     ],
 )
-def test_processors_with_int8(tmp_path, flags, native):
-    if flags is not None:
-        (tmp_path / "cpuinfo").write_text(f"processor : 0\n{flags}\n")
-    assert native_int8(tmp_path / "cpuinfo") is native
+def test_processors_with_int8(monkeypatch, instructions, native):
+    played = types.SimpleNamespace(int8_instructions=lambda: instructions)
+    monkeypatch.setattr("trtseg._core.Net", played)
+    assert native_int8() is native
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="there is no /proc/cpuinfo")
+def test_instructions_are_those_that_linux_names():
+    """Linux and the extension ask the processor in ways of their own."""
+    features, found = read_cpuinfo()[1], {*_core.Net.int8_instructions()}
+    assert found - {"portable"} <= features
+    assert found >= features & {"avx512_vnni", "avx2"}  # an old compiler does not know avx_vnni
 
 
 def rows(liver: float, tumour: float, agreement: int) -> list[Row]:

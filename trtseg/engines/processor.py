@@ -7,6 +7,7 @@ import functools
 import platform
 from pathlib import Path
 
+from trtseg import _core
 from trtseg.engines.precision import BF16, FP32, INT8, Precision, candidates
 from trtseg.models import ModelFiles
 
@@ -32,9 +33,9 @@ def native_bf16(cpuinfo: Path = _CPUINFO) -> bool:
     return not read_cpuinfo(cpuinfo)[1].isdisjoint({"avx512_bf16", "amx_bf16"})
 
 
-def native_int8(cpuinfo: Path = _CPUINFO) -> bool:
-    """Whether this processor sums products of INT8 in 32 bits (AVX-512 with VNNI), so that INT8 is faster than FP32."""
-    return "avx512_vnni" in read_cpuinfo(cpuinfo)[1]
+def native_int8() -> bool:
+    """Whether this processor sums products of INT8 in 32 bits at once (VNNI), so that INT8 is faster than FP32."""
+    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(_core.Net.int8_instructions())
 
 
 def choose_precision(name: str, files: ModelFiles, role: str) -> Precision:
