@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
+import shutil
 import types
 
 import numpy as np
@@ -16,6 +19,7 @@ import trtseg
 from training import int8
 from training.int8 import Row, add, quantised, verdict
 from trtseg import _core, models
+from trtseg.cascade.cpu import Cascade
 from trtseg.engines import open_engine
 from trtseg.engines.calibration import references
 from trtseg.engines.precision import BF16, FP32, INT8
@@ -112,6 +116,37 @@ def test_auto_takes_the_fastest_that_model_and_processor_have(folder, tmp_path, 
         assert choose_precision("int8", files, "liver") is INT8
     with pytest.raises(ModelError, match=r"got 'int8', but the model 'tiny' has no liver\.int8\.onnx"):
         trtseg.Segmenter(without.folder, precision="int8")
+
+
+def test_results_name_the_files_that_ran(folder, tmp_path):
+    changed = shutil.copytree(folder, tmp_path / "changed")
+    net = onnx.load(changed / "tumour.int8.onnx")
+    net.producer_name = "another"
+    onnx.save(net, changed / "tumour.int8.onnx")
+    manifest = json.loads((changed / "model.json").read_text())
+    manifest["sha256"]["tumour.int8.onnx"] = hashlib.sha256(net.SerializeToString()).hexdigest()
+    (changed / "model.json").write_text(json.dumps(manifest))
+    made = {}
+    for precision, ending in (("int8", ".int8.onnx"), ("fp32", ".onnx")):
+        for model in (folder, changed):
+            with trtseg.Segmenter(model, precision=precision) as segmenter:
+                assert segmenter.precision == precision
+                made[precision, model] = found = segmenter.provenance
+                files = json.loads((model / "model.json").read_text())["sha256"]
+                assert found["sha256"] == {name: files[name] for name in (f"liver{ending}", f"tumour{ending}")}
+    assert made["int8", folder]["fingerprint"] != made["int8", changed]["fingerprint"]
+    assert made["fp32", folder]["fingerprint"] == made["fp32", changed]["fingerprint"]
+
+
+def test_nets_of_different_precision_are_told(folder, tmp_path):
+    mixed = shutil.copytree(folder, tmp_path / "mixed")
+    (mixed / "tumour.int8.onnx").unlink()
+    manifest = json.loads((mixed / "model.json").read_text())
+    del manifest["sha256"]["tumour.int8.onnx"]
+    (mixed / "model.json").write_text(json.dumps(manifest))
+    files = models.find(mixed)
+    engines = [open_engine(files, s, precision=p) for s, p in zip(files.spec.nets, ("int8", "fp32"), strict=True)]
+    assert Cascade(*engines).precisions == {"liver": "int8", "tumour": "fp32"}
 
 
 @pytest.mark.parametrize(

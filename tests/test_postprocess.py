@@ -273,11 +273,19 @@ def test_bad_voxel_size(name: str, size: float) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [*((n, x) for n in ("median_mm", "min_tumour_ml") for x in (-0.1, math.nan, "1")), ("fill_holes", "no")],
+    [
+        *((n, x) for n in ("median_mm", "min_tumour_ml") for x in (-0.1, math.nan, math.inf, "1", True)),
+        ("fill_holes", "no"),
+    ],
 )
 def test_bad_steps(name: str, value: object) -> None:
     with pytest.raises(ArgumentError, match=f"{name}: got"):
         PostProcess(**{name: value})  # type: ignore[arg-type]
+
+
+def test_equal_steps_have_equal_records() -> None:
+    steps = [vars(PostProcess(median_mm=mm)) for mm in (4, 4.0, np.float32(4))]
+    assert [json.dumps(step) for step in steps] == [json.dumps(steps[1])] * 3
 
 
 @pytest.mark.parametrize("affine", [np.eye(3), np.zeros((4, 4)), np.full((4, 4), np.nan)])

@@ -399,6 +399,23 @@ def test_what_waits_already_is_told_once():
     assert told == [1, 2, 3]
 
 
+def test_failures_after_the_end_are_logged(caplog):
+    go = threading.Event()
+
+    def function(thing):
+        assert go.wait(10)
+        raise ValueError(thing)
+
+    teller = Teller("test", function)
+    for thing in (1, 2):
+        teller.tell(thing)
+    teller.end()
+    go.set()
+    teller.join()
+    assert str(teller.failure) == "1"
+    assert [record.getMessage() for record in caplog.records] == ["test failed 2 times, first with ValueError(1)"]
+
+
 def test_the_shipped_nets():
     hu = abdomen(shape=(6, 96, 120), spacing=(20.0, 3.0, 3.0)).ct
     with trtseg.Segmenter() as segmenter:

@@ -260,7 +260,12 @@ def test_shipped_nets(role):
 
 @pytest.mark.parametrize(
     "instructions",
-    [["avx512_vnni", "avx2", "portable"], ["avx_vnni", "avx2", "portable"], ["avx2", "portable"], ["portable"]],
+    [
+        ["avx512_vnni", "avx2", "portable"],
+        ["avx_vnni", "avx2", "portable"],
+        ["avx2", "portable"],
+        ["portable"],
+    ],
 )
 def test_where_it_runs_int8(instructions, monkeypatch, tmp_path):
     """Elsewhere OpenVINO computes the same values in FP32."""

@@ -24,6 +24,7 @@ from trtseg.cascade.cpu import Cascade
 from trtseg.cascade.volumes import check_search, label_volume
 from trtseg.engines import open_engine, resolve_device
 from trtseg.engines.nvidia.runtime import check_batch, check_name
+from trtseg.engines.precision import named
 from trtseg.errors import ArgumentError
 from trtseg.fit import AIR_HU, Fit
 from trtseg.io import load
@@ -136,7 +137,7 @@ class Segmenter:
     @property
     def precision(self) -> str:
         """Arithmetic of the nets, of each net if they differ."""
-        return self._cascade.precision
+        return ", ".join(dict.fromkeys(self._cascade.precisions.values()))
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -144,7 +145,7 @@ class Segmenter:
         return {
             "model": self.spec.name,
             "model_version": self.spec.version,
-            "sha256": {f"{net.role}.onnx": self.spec.sha256[f"{net.role}.onnx"] for net in self.spec.nets},
+            "sha256": self._sha256(),
             "thresholds": {net.role: net.threshold for net in self.spec.nets},
             "device": self.device,
             "precision": self.precision,
@@ -159,13 +160,18 @@ class Segmenter:
             "fingerprint": self.fingerprint(),
         }
 
+    def _sha256(self) -> dict[str, str]:
+        """The ONNX files from which the engines were made, and their hashes."""
+        names = [named(precision).file(role) for role, precision in self._cascade.precisions.items()]
+        return {name: self.spec.sha256[name] for name in names}
+
     def fingerprint(self, orientation: str | None = None) -> str:
         """Stand for all that decides on a CT's labels: version, nets, thresholds, device, precision, steps, search.
 
         What runs the nets of a precision on the CPU changes their rounding and is not in it. ``orientation`` is that of
         `segment`.
         """
-        nets = [(self.spec.sha256[f"{net.role}.onnx"], net.threshold) for net in self.spec.nets]
+        nets = [*zip(self._sha256().values(), (net.threshold for net in self.spec.nets), strict=True)]
         more = orientation and orientation.upper(), self.search_mm and f"search {self.search_mm} mm"
         made = [__version__, nets, self.device.split(":")[0], self.precision, vars(self.postprocess)]
         return hashlib.sha256(json.dumps([*made, *filter(None, more)]).encode()).hexdigest()[:16]

@@ -14,7 +14,7 @@ from trtseg.io import atomic, load, read_labels
 from trtseg.io.names import IMAGES, LABEL_ENDS, LABEL_START, is_folder, says_labels, stem
 from trtseg.labels.components import Array
 from trtseg.metrics.cases import CaseScores, evaluate_case
-from trtseg.volume import Geometry, check_same_grid, spacing_mm
+from trtseg.volume import Geometry, check_same_grid
 
 # What tools add to the name of a case for its CT: nnU-Net (its first channel), LiTS.
 _CT_ENDS, _CT_START = ("_0000",), "volume-"
@@ -104,8 +104,7 @@ def score(pair: Pair, *, liver_only: bool = False, meaning: Mapping[int, int] | 
         If a file cannot be read, holds other labels than 0, 1 and 2, or the grids are not the same.
     """
     prediction, truth, grid = _read(pair, meaning)
-    spacing = spacing_mm(grid.canonical_affine())[::-1]
-    return evaluate_case(prediction, truth, spacing, name=pair.name, liver_only=liver_only)
+    return evaluate_case(prediction, truth, grid.spacing, name=pair.name, liver_only=liver_only)
 
 
 def draw(pair: Pair, scores: CaseScores, path: Path, *, meaning: Mapping[int, int] | None = None) -> None:

@@ -142,8 +142,6 @@ class Teller(Generic[T]):
     def end(self) -> None:
         """Let the thread end when everything has been told."""
         with self._changed:
-            if self._failed and not self._ended:
-                log.warning("%s failed %d times, first with %r", self._name, self._failed, self.failure)
             self._ended = True
             self._changed.notify()
 
@@ -157,6 +155,8 @@ class Teller(Generic[T]):
             with self._changed:
                 self._changed.wait_for(lambda: self._due or self._ended)
                 if not self._due:
+                    if self._failed:
+                        log.warning("%s failed %d times, first with %r", self._name, self._failed, self.failure)
                     return
                 thing = next(iter(self._due))
                 del self._due[thing]

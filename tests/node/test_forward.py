@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import socket
 import threading
 import time
@@ -90,8 +91,12 @@ def test_a_rejected_result_is_put_aside_with_the_reason(tmp_path):
     assert not list((config.store / "results").iterdir())
     assert not list((config.store / "instances").iterdir())
     assert dicom.exists()
-    purge(spool, 0, -1)
-    assert not dicom.exists()
+    os.utime(note, (time.time() - 99, time.time() - 99))
+    purge(spool, 0, 100)
+    assert dicom.exists()
+    os.utime(note, (time.time() - 101, time.time() - 101))
+    purge(spool, 0, 100)  # although the removal of its other name has changed the object just now
+    assert not list((config.store / "dead").iterdir())
 
 
 def test_what_an_archive_lacks_waits_if_it_is_everything_and_is_put_aside_if_it_is_not(tmp_path):

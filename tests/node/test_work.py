@@ -17,6 +17,7 @@ from nodes import ct_series
 from pydicom.encaps import encapsulate
 from tiny import cascade_model
 
+import trtseg.io.dicom
 from trtseg.api import Segmenter
 from trtseg.node.config import Config
 from trtseg.node.results import write_results
@@ -141,6 +142,26 @@ def test_what_takes_too_much_memory_is_tried_twice(worker, monkeypatch):
         with pytest.raises(MemoryError):
             finish(worker)
     assert finish(worker) == [("failed", "segmenting it has ended the process")]
+
+
+def test_an_instance_that_fails_in_no_known_way_is_tried_twice(worker, monkeypatch):
+    series = ct_series(6)
+    store(worker.spool, *series, *ct_series(6, seed=1))
+    read = trtseg.io.dicom.read_slice
+
+    def fails(file):
+        header, hu = read(file)
+        if header.SOPInstanceUID == series[0].SOPInstanceUID:
+            raise OverflowError("a fault of ours")
+        return header, hu
+
+    monkeypatch.setattr("trtseg.io.dicom.read_slice", fails)
+    for _ in range(2):
+        with pytest.raises(OverflowError):
+            finish(worker)
+        worker.close()  # as the process that begins anew
+    assert finish(worker) == [("done", None)] * 2
+    assert worker.spool.row("SELECT value FROM counter WHERE name='instances_unreadable'")["value"] == 1
 
 
 def test_more_series_than_streams_are_all_done(worker):

@@ -73,8 +73,8 @@ class Cascade(Protocol):
     """The nets of a model on a device."""
 
     @property
-    def precision(self) -> str:
-        """Arithmetic of the nets, of each net if they differ."""
+    def precisions(self) -> dict[str, str]:
+        """Arithmetic of each net, by its role: the names of `trtseg.engines.precision`."""
 
     @property
     def provenance(self) -> dict[str, Any]:

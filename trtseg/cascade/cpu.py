@@ -42,7 +42,7 @@ class Cascade:
     def __init__(self, *engines: CpuEngine, threads: int = 0) -> None:
         first, last = engines[0], engines[-1]
         height, width = first.spec.size
-        self.precision = first.precision
+        self.precisions = {engine.spec.role: engine.precision for engine in engines}
         runtimes = {engine.runtime: None for engine in engines}  # in order
         self.provenance: dict[str, Any] = {"runtime": ", ".join(runtimes)}
         #: Slices that all engines compute at a time.

@@ -50,14 +50,14 @@ class CudaCascade:
 
     Attributes
     ----------
-    precision : str
-        Arithmetic of the nets, of each net if they differ.
+    precisions : dict
+        Arithmetic of each net, by its role.
     provenance : dict
         What a result tells of the GPU and the engines that ran last. Once slices have run, ``cuda_graphs`` tells
         whether graphs or single steps were launched.
     """
 
-    precision: str
+    precisions: dict[str, str]
     provenance: dict[str, Any]
 
     def __init__(self, device: Device, open_nets: Callable[[int], GpuNets], batch: int) -> None:
@@ -218,7 +218,7 @@ class CudaCascade:
                     why = str(error)
                 batch = self._halved(batch, why)
         self._nets, self._contexts, self._batch = nets, contexts, batch
-        self.precision = ", ".join(dict.fromkeys(engine.precision for engine in contexts[0]))
+        self.precisions = {engine.spec.role: engine.precision for engine in contexts[0]}
         self.provenance = nets.provenance
 
     def _close_nets(self) -> None:

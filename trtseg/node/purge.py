@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from trtseg.node.spool import Spool
 
@@ -34,10 +35,13 @@ def purge(spool: Spool, keep: float, keep_dead: float) -> int:
         )
     spool.remove("instances", instances)
     spool.remove("results", results)
-    dead = [
-        path.name
-        for path in (spool.folder / "dead").iterdir()
-        if path.stat().st_ctime < time.time() - keep_dead
-    ]
+    until = time.time() - keep_dead
+    dead = [path.name for path in (spool.folder / "dead").iterdir() if _rejected(path) < until]
     spool.remove("dead", dead)
     return len(instances) + len(results) + len(dead)
+
+
+def _rejected(path: Path) -> float:
+    """When a result was rejected: the time of its note, for the object changes when its other name is removed."""
+    note = path.with_suffix(".json")
+    return note.stat().st_mtime if note.exists() else path.stat().st_ctime

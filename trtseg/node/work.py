@@ -93,7 +93,7 @@ class Series:
         if why_not:
             return
         # Slices that do not fit among those before are not streamed; at the end they are segmented or refused by name.
-        with contextlib.suppress(ArgumentError, InputError):
+        with contextlib.suppress(ArgumentError, InputError, ModelError):
             if self._stream is None:
                 first = slices[0]
                 directions, room = tuple(first.orientation), max(2 * _AHEAD, len(planes))
@@ -262,7 +262,9 @@ class Worker:
         self._current.value = number
         try:
             yield
-        except (MemoryError, DeviceError):  # the next attempt may have more memory
+        except (InputError, ModelError, OSError, sqlite3.Error):  # has a reason, or is not of the instance
+            raise
+        except Exception:  # the next attempt may have more memory; one that fails for ever keeps the others waiting
             self.spool.blame(number)
             raise
         finally:

@@ -14,6 +14,7 @@ from trtseg.io.dicom.header import integer, numbers, sequence, text, texts
 MAX_FRAMES = 10_000
 #: Rows or columns; the largest pictures of scanners have 2048.
 MAX_PIXELS = 8192
+_MOST = 1e6  # of a slope or an intercept; those of scanners are some thousands at most
 ENHANCED = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")  # Enhanced CT, and Legacy Converted
 
 # What tells pictures of one place apart: attributes of a file, and of a frame in its functional groups.
@@ -126,8 +127,11 @@ def _slice(name: str, place: tuple[int, int], size: tuple[int, int], where: list
         absent = ", ".join(keyword for keyword, value in missing.items() if value is None)
         raise InputError(f"{name}: no {absent}; expected slices whose place is known, fetch the series again")
     slope, intercept = find("RescaleSlope", 1) or (1.0,), find("RescaleIntercept", 1) or (0.0,)
-    if slope[0] == 0:
-        raise InputError(f"{name}: RescaleSlope is 0; the file is damaged, fetch it again")
+    if slope[0] == 0 or max(abs(slope[0]), abs(intercept[0])) > _MOST:
+        raise InputError(
+            f"{name}: RescaleSlope {slope[0]:g} and RescaleIntercept {intercept[0]:g} give no HU; the file is damaged, "
+            "fetch it again"
+        )
     kind = next((value for item in where if (value := text(item, "RescaleType"))), "HU").upper()
     if kind not in ("HU", "US"):
         raise InputError(f"{name}: values are of type {kind}, not HU; give the series in Hounsfield units")
