@@ -133,7 +133,9 @@ def test_results_name_the_files_that_ran(folder, tmp_path):
                 assert segmenter.precision == precision
                 made[precision, model] = found = segmenter.provenance
                 files = json.loads((model / "model.json").read_text())["sha256"]
-                assert found["sha256"] == {name: files[name] for name in (f"liver{ending}", f"tumour{ending}")}
+                assert found["sha256"] == {
+                    name: files[name] for name in (f"liver{ending}", f"tumour{ending}")
+                }
     assert made["int8", folder]["fingerprint"] != made["int8", changed]["fingerprint"]
     assert made["fp32", folder]["fingerprint"] == made["fp32", changed]["fingerprint"]
 
@@ -145,7 +147,9 @@ def test_nets_of_different_precision_are_told(folder, tmp_path):
     del manifest["sha256"]["tumour.int8.onnx"]
     (mixed / "model.json").write_text(json.dumps(manifest))
     files = models.find(mixed)
-    engines = [open_engine(files, s, precision=p) for s, p in zip(files.spec.nets, ("int8", "fp32"), strict=True)]
+    engines = [
+        open_engine(files, s, precision=p) for s, p in zip(files.spec.nets, ("int8", "fp32"), strict=True)
+    ]
     assert Cascade(*engines).precisions == {"liver": "int8", "tumour": "fp32"}
 
 

@@ -413,7 +413,9 @@ def test_failures_after_the_end_are_logged(caplog):
     go.set()
     teller.join()
     assert str(teller.failure) == "1"
-    assert [record.getMessage() for record in caplog.records] == ["test failed 2 times, first with ValueError(1)"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "test failed 2 times, first with ValueError(1)"
+    ]
 
 
 def test_the_shipped_nets():

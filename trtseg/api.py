@@ -39,6 +39,8 @@ from trtseg.threads import Ahead, Turns
 if TYPE_CHECKING:
     from trtseg.cascade.gpu import CudaCascade
 
+_MOST_THREADS = 1024
+
 
 class Segmenter:
     """A model that is loaded once and segments many CTs.
@@ -99,14 +101,18 @@ class Segmenter:
     ) -> None:
         self.device = resolve_device(device)
         check_batch(batch)
-        if threads is not None and (not isinstance(threads, int) or threads < 1):
-            raise ArgumentError(f"threads: got {threads!r}; expected a whole number of at least 1")
+        if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= _MOST_THREADS):
+            raise ArgumentError(
+                f"threads: got {threads!r}; expected a whole number from 1 to {_MOST_THREADS}"
+            )
         if runtime != "auto":
             check_name(runtime, self.device)
         self.search_mm = check_search(search_mm)
         begin_products()
         files = models.find(model)
         self.spec: CascadeSpec = files.spec
+        if not isinstance(postprocess, (PostProcess, type(None))):
+            raise ArgumentError(f"postprocess: got a {type(postprocess).__name__}; expected a PostProcess")
         self.postprocess = PostProcess() if postprocess is None else postprocess
         self._cascade: Cascade | CudaCascade
         self._at_once = batch  # slices of a stream; see Stream

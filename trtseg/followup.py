@@ -16,7 +16,7 @@ import numpy as np
 
 from trtseg.errors import InputError
 from trtseg.io import read_labels
-from trtseg.io.names import WRITTEN
+from trtseg.io.names import ITK, NIFTI
 from trtseg.labels.components import Array, bounding_box, count_voxels
 from trtseg.labels.lesions import Lesion, lesions, number_lesions
 from trtseg.notice import NOTICE
@@ -29,6 +29,7 @@ CHANGE = 0.25
 #: Smallest long axis of a lesion that counts in the sum of diameters, and how many lesions count, as in RECIST 1.1.
 MEASURABLE_MM, TARGETS = 10.0, 2
 
+_READ = (*NIFTI, *ITK)
 _MOST = 254  # lesions of a scan that are compared, the largest
 _CELL_MM = 4.0  # of the grid on which the livers are laid on each other
 _OVERLAP = 0.1  # of the smaller of two lesions, from which the two are the same
@@ -232,7 +233,7 @@ def label_map(path: Path) -> Path:
     """Find the label map that lies beside a report, else InputError; any other path is one."""
     if path.suffix.lower() != ".json":
         return path
-    for ending in WRITTEN:
+    for ending in _READ:
         if (found := path.with_name(path.name[: -len(".json")] + ending)).is_file():
             return found
     raise InputError(f"{path}: has no label map beside it, as {path.stem}.nii.gz; give the label map itself")

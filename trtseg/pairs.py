@@ -181,8 +181,8 @@ def _images(folder: Path) -> Iterator[Path]:
 
 
 def _name(path: Path, folder: Path) -> str:
-    """Name of a case that no other case has: its folders below ``folder``, and its file name."""
-    return "_".join((*path.parent.relative_to(folder).parts, stem(path)))
+    """Name of a case that no other case has: its path below ``folder`` without the ending."""
+    return (path.parent.relative_to(folder) / stem(path)).as_posix()
 
 
 def _case_of(path: Path) -> str:

@@ -156,7 +156,9 @@ class Teller(Generic[T]):
                 self._changed.wait_for(lambda: self._due or self._ended)
                 if not self._due:
                     if self._failed:
-                        log.warning("%s failed %d times, first with %r", self._name, self._failed, self.failure)
+                        log.warning(
+                            "%s failed %d times, first with %r", self._name, self._failed, self.failure
+                        )
                     return
                 thing = next(iter(self._due))
                 del self._due[thing]

@@ -216,7 +216,9 @@ def _draw(cases: _Cases, folder: Path, count: int, meaning: dict[int, int] | Non
 
     for pair, scores in sorted(cases.scored, key=lambda case: _dices(case[1]))[:count]:
         try:
-            pairs.draw(pair, scores, folder / f"{pair.name}.png", meaning=meaning)
+            target = folder / f"{pair.name}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            pairs.draw(pair, scores, target, meaning=meaning)
         except Exception as error:
             cases.failures.add(error, pair.prediction, pair.truth)
 

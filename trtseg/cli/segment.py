@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -15,7 +14,7 @@ from trtseg.cli.exits import Failures, errors_as_exit_codes
 
 if TYPE_CHECKING:
     from trtseg.api import Segmenter
-    from trtseg.cohort import Case, Outcome, Workers
+    from trtseg.cohort import Outcome, Workers
     from trtseg.result import Segmentation
 
 _LISTED = 10  # lesions printed one by one; the report has all. Failures that leave the table on the screen
@@ -177,6 +176,7 @@ def segment(
         if series == "list":
             _list_series(inputs)
             return
+        left_out: list[Path] = []
         with cohort.plan(
             inputs,
             output,
@@ -185,6 +185,7 @@ def segment(
             html=html,
             series=series,
             dicom=() if dicom is None else [kind.strip() for kind in dicom.split(",")],
+            left_out=left_out,
             name="--output",
         ) as cases:
             from trtseg.labels.postprocess import PostProcess
@@ -204,8 +205,12 @@ def segment(
             options |= {"postprocess": steps, "threads": threads, "search_mm": search_mm}
             is_alone = cohort.is_alone(cases, inputs)
             folder = output or Path() if not is_alone else cases[0].labels.parent if jobs or ray else None
-            if not quiet:
-                _say_what_is_left_out(inputs, cases)
+            if left_out and not quiet:
+                shown = ", ".join(map(str, left_out[:_LISTED])) + ", ..." * (len(left_out) > _LISTED)
+                text.note(
+                    "left out as label maps (trtseg wrote them, their names say so, or voxels have 8 bits): "
+                    + shown
+                )
             with ExitStack() as stack:
                 segmenter: Segmenter | Workers
                 if jobs is None and ray is None:
@@ -252,17 +257,6 @@ def _list_series(inputs: Sequence[str]) -> None:
         free = "is taken" if sum(not one.reason for one in found) == 1 else "can be chosen"
         for one in found:
             text.out(f"{one.series}\n    {one.about}: {one.reason or free}\n")
-
-
-def _say_what_is_left_out(inputs: Sequence[str], cases: Sequence[Case]) -> None:
-    """Say which inputs are no CTs, on stderr."""
-    from trtseg.io.dicom import is_dicom
-
-    sources = {case.source for case in cases}
-    left = (Path(path) for path in inputs if Path(path) not in sources and os.path.isfile(path))  # noqa: PTH113
-    results = [path.name for path in left if not is_dicom(path) and path.suffix.lower() != ".csv"]
-    if results:
-        text.note(f"left out as label maps that trtseg wrote: {', '.join(results)}")
 
 
 def _show(outcomes: Iterable[Outcome], count: int, quiet: bool) -> tuple[Failures, int]:

@@ -34,7 +34,9 @@ class Found:
         return self.labels.with_name(f"{stem(self.labels).removesuffix('_seg')}_dicom") / first
 
 
-def find(inputs: Sequence[str | os.PathLike[str]], output: Path) -> list[Found]:
+def find(
+    inputs: Sequence[str | os.PathLike[str]], output: Path, left_out: list[Path] | None = None
+) -> list[Found]:
     """Find the CTs that inputs stand for, in their order; those of lists and URLs come last.
 
     Parameters
@@ -46,6 +48,8 @@ def find(inputs: Sequence[str | os.PathLike[str]], output: Path) -> list[Found]:
         folder.
     output : Path
         The folder of the results, which is not looked into.
+    left_out : list, optional
+        Gets the files that were taken for label maps.
 
     Raises
     ------
@@ -70,7 +74,10 @@ def find(inputs: Sequence[str | os.PathLike[str]], output: Path) -> list[Found]:
             urls.append(os.fspath(given))
         else:
             paths += _matching(Path(given))
-    found = _local(paths, output) if paths else []
+    labels: list[Path] = []
+    found = _local(paths, output, labels) if paths else []
+    if left_out is not None:
+        left_out += labels
     found += named
     for url in urls:
         found += _remote(url)
@@ -115,7 +122,14 @@ def _listed(name: str) -> list[tuple[str, str | None, str | None]]:
         raise InputError(f"{name}: cannot be read ({error.strerror})") from error
     except UnicodeError as error:
         raise InputError(f"{name}: is not UTF-8 text; save the list as CSV in UTF-8") from error
-    table = csv.DictReader(io.StringIO(text))
+    table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        return _rows(name, table)
+    except csv.Error as error:
+        raise InputError(f"{name}: line {table.line_num} is no CSV ({error}); check its quotes") from error
+
+
+def _rows(name: str, table: csv.DictReader[str]) -> list[tuple[str, str | None, str | None]]:
     columns = list(table.fieldnames or ())
     if "input" not in columns or set(columns) - set(_COLUMNS):
         raise InputError(
@@ -125,6 +139,11 @@ def _listed(name: str) -> list[tuple[str, str | None, str | None]]:
     listed = []
     for row in table:
         given, place, series = ((row.get(column) or "").strip() for column in _COLUMNS)
+        if "\n" in given + place or "\r" in given + place:
+            raise InputError(
+                f"{name}: line {table.line_num} ends an input or output of several lines, {(given + place)[:40]!r}...; "
+                "check its quotes"
+            )
         if not given:
             raise InputError(f"{name}: line {table.line_num} has no input; give a path or a URL")
         if place and (PurePosixPath(place).is_absolute() or ".." in PurePosixPath(place).parts):
@@ -144,11 +163,12 @@ def _remote(url: str) -> list[Found]:
     return [Found(path, _labels(path.relative_to(top).with_name(stem(path))), one) for path, one in sources]
 
 
-def _local(inputs: Sequence[Path], output: Path) -> list[Found]:
-    """Find the CTs on this machine."""
+def _local(inputs: Sequence[Path], output: Path, left_out: list[Path]) -> list[Found]:
+    """Find the CTs on this machine; ``left_out`` gets the label maps among them."""
     files = [path for path in inputs if not is_folder(path)]
     if len(inputs) > 1:
-        files = one_of_each_series(path for path in files if made_by(path) is None)
+        left_out += [path for path in files if made_by(path) is not None]
+        files = one_of_each_series(path for path in files if path not in left_out)
     parents = [Path(os.path.abspath(path.parent)) for path in files]  # noqa: PTH100 - links stay
     is_unique = len({stem(path) for path in files}) == len(set(files))
     top = Path(os.path.commonpath(parents)) if parents else Path()
@@ -164,6 +184,7 @@ def _local(inputs: Sequence[Path], output: Path) -> list[Found]:
         cts, labels = find_cts(path, output)
         if labels and not cts:
             raise InputError(f"{path}: holds no CT, but {len(labels)} label maps; give the folder of the CTs")
+        left_out += labels
         start = Path(stem(path)) if len(inputs) > 1 else Path()
         for ct in cts or [path]:  # reading a folder without CTs says what is wrong with it
             inside = Path(stem(path)) if ct == path else start / ct.relative_to(path).parent / stem(ct)

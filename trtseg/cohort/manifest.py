@@ -21,7 +21,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,24 @@ class Manifest:
         except OSError:
             return False
         return bool(sizes == record["files"] and record["seen"] and record["seen"] == look(case))
+
+    def check_inputs(self, cases: Sequence[Case]) -> None:
+        """Raise an ArgumentError where a case would replace what was made of another CT that is still there."""
+        for case in cases:
+            record = self._records.get(self.key(case))
+            if (
+                record is None
+                or record["state"] != "done"
+                or case.url is not None
+                or not case.labels.exists()
+            ):
+                continue
+            with contextlib.suppress(OSError):  # a CT that has been moved is no other CT
+                if not os.path.samefile(record["input"], case.source):  # noqa: PTH121 - may be a URL
+                    raise ArgumentError(
+                        f"inputs: {case.labels} holds the labels of {record['input']}, which those of {case.input} would "
+                        "replace; choose another folder, or overwrite"
+                    )
 
     def row(self, case: Case) -> dict[str, Any]:
         """The row of a case in the table."""

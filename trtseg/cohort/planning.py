@@ -16,6 +16,7 @@ from trtseg.io.atomic import resolve_target
 from trtseg.io.dicom_out import check_inputs, check_kinds, file_names
 from trtseg.io.folders import check_writable, made_folder
 from trtseg.io.names import SEG, WRITTEN, is_folder, stem
+from trtseg.report.index import INDEX
 
 _PathLike = str | os.PathLike[str]
 
@@ -30,6 +31,7 @@ def plan(
     html: bool = False,
     series: str | None = None,
     dicom: Sequence[str] = (),
+    left_out: list[Path] | None = None,
     name: str = "output",
 ) -> Iterator[tuple[Case, ...]]:
     """Decide which files are written, and find out now whether they can be.
@@ -55,6 +57,8 @@ def plan(
     dicom : sequence of str
         Kinds of DICOM objects, see `trtseg.result.Segmentation.save_dicom`: each case gets a folder
         ``<input>_dicom`` with them, instead of a file of labels.
+    left_out : list, optional
+        Gets the files that were taken for label maps, and are no cases.
     name : str
         How messages call ``output``.
 
@@ -79,10 +83,14 @@ def plan(
         raise ArgumentError(
             f"series: got one for {len(inputs)} inputs; expected one input, a folder or a zip"
         )
+    if isinstance(inputs, (str, os.PathLike)):
+        raise ArgumentError(
+            f"inputs: got {os.fspath(inputs)!r}; expected a list of paths, as [{os.fspath(inputs)!r}]"
+        )
     kinds = check_kinds(dicom, "dicom") if dicom else ()
     if is_file and kinds:
         raise ArgumentError(f"{name}: got the file {folder} for several DICOM objects; expected a folder")
-    found = find(inputs, folder) if series is None else [single(inputs[0], series=series)]
+    found = find(inputs, folder, left_out) if series is None else [single(inputs[0], series=series)]
     if is_file and len(found) > 1:
         sources = [str(one.source) for one in found[:3]] + ["..."] * (len(found) > 3)
         got = f"{len(found)} inputs ({', '.join(sources)})"
@@ -110,7 +118,7 @@ def plan(
     with ExitStack() as made:
         for path in (folder, *folders) if several else ():
             made.enter_context(made_folder(path, name))
-        _check_targets(cases, name)
+        _check_targets(cases, folder, name)
         for path in folders:
             check_writable(path, name)
         yield cases
@@ -140,10 +148,10 @@ def file_in(
     return output
 
 
-def _check_targets(cases: Sequence[Case], name: str) -> None:
+def _check_targets(cases: Sequence[Case], folder: Path, name: str) -> None:
     """Refuse outputs that would replace an input, or the output of another case."""
     sources = {os.path.realpath(case.source): case.source for case in cases if case.url is None}
-    claimed: dict[str, str] = {}
+    claimed = {os.fspath(resolve_target(folder / INDEX)): "the page of all cases"}
     for case in cases:
         for output in case.outputs:
             target = os.fspath(resolve_target(output))

@@ -12,7 +12,8 @@ from typing import Any
 
 from trtseg.cohort.case import Case
 from trtseg.errors import InputError, TrtsegError
-from trtseg.io.names import IMAGES, is_folder, says_labels
+from trtseg.io.names import IMAGES, says_labels
+from trtseg.io.parts import files_of
 
 # What changes with a file; each store has its own names. fsspec's `ukey` also stands for what is new each time.
 _CHANGING = {
@@ -91,7 +92,7 @@ def fetched(case: Case) -> Iterator[Path]:
 
 
 def look(case: Case) -> str:
-    """Stand for the CT of a case: where it lies, how large it is and when it was changed; of a folder, all its files.
+    """Stand for the CT of a case: where its files lie, how large they are and when they were changed.
 
     "" if the CT cannot be looked at; reading it says why.
     """
@@ -103,18 +104,12 @@ def look(case: Case) -> str:
                 facts += [case.url, [(name, _changed(infos[name])) for name in sorted(infos)]]
         else:
             facts.append(os.path.abspath(case.source))  # noqa: PTH100 - links stay
-            facts += _folder(case.source) if is_folder(case.source) else [_stamp(os.stat(case.source))]  # noqa: PTH116
+            own = {os.path.abspath(output) for output in case.outputs}  # noqa: PTH100 - may be DICOM beside DICOM
+            names = (os.fspath(path) for path in files_of(case.source))
+            facts += [(name, _stamp(os.stat(name))) for name in names if os.path.abspath(name) not in own]  # noqa: PTH100, PTH116
     except (OSError, InputError):
         return ""
     return hashlib.sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-
-def _folder(folder: Path) -> list[Any]:
-    found = []
-    for path, folders, files in os.walk(folder):
-        folders.sort()
-        found += [(path, name, _stamp(os.stat(os.path.join(path, name)))) for name in sorted(files)]  # noqa: PTH116, PTH118 - many
-    return found
 
 
 def _changed(info: Mapping[str, Any]) -> list[str]:

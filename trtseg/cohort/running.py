@@ -56,8 +56,8 @@ class Workers:
 
     def crew(self) -> Crew:
         """Make the crew; nobody is hired yet."""
-        if self.jobs is not None and self.jobs < 1:
-            raise ArgumentError(f"jobs: got {self.jobs}; expected at least 1")
+        if self.jobs is not None and (not isinstance(self.jobs, int) or self.jobs < 1):
+            raise ArgumentError(f"jobs: got {self.jobs!r}; expected a whole number of at least 1")
         threads: int | None = self.options.get("threads")
         if self.ray is not None:
             from trtseg.cohort.ray_crew import RayCrew
@@ -99,7 +99,8 @@ def run(
         The folder of the results, for the manifest of what is complete (``cohort.jsonl``) and the table of all
         measurements (``cohort.csv``), see `trtseg.cohort.manifest`. `Workers` need it.
     overwrite : bool
-        Do cases again that the manifest says are complete, of the same CT, model and options.
+        Do cases again that the manifest says are complete, of the same CT, model and options, and replace what was made
+        of another CT.
     orientation : str, optional
         How all cases lie, see `trtseg.load`.
     keep_identity : bool
@@ -117,7 +118,7 @@ def run(
     Raises
     ------
     ArgumentError
-        Workers without a folder.
+        Workers without a folder, or results of another CT would be replaced.
     OutputError
         The manifest cannot be written, or another process writes there.
     TrtsegError
@@ -135,6 +136,8 @@ def run(
         return
     with ExitStack() as stack:
         manifest = stack.enter_context(Manifest(Path(folder)))
+        if not overwrite:
+            manifest.check_inputs(cases)
         setup = Setup({}, orientation, keep_identity)
         dispatcher = None
         if isinstance(segmenter, Workers):

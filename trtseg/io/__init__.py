@@ -121,6 +121,10 @@ def read_labels(
         If there is no such file, it is truncated or corrupt, or it holds a value that stands for nothing.
     """
     name = os.fspath(path).lower()
+    if is_dicom(path):
+        raise InputError(
+            f"{os.fspath(path)}: is DICOM, which labels are not read from; write them as .nii.gz too"
+        )
     if name.endswith(ITK):
         return read_itk_labels(path, meaning)
     if name.endswith(ANALYZE):

@@ -67,6 +67,7 @@ def _images(folder: Path, leave: Path | None, seen: set[str], studies: dict[Path
         raise InputError(f"{folder}: cannot be listed ({error.strerror}); check its mode") from error
     folders = [path for path in paths if is_folder(path)]
     files = [path for path in paths if os.path.isfile(path)]  # noqa: PTH113 - as in `is_folder`
+    files += [path for path in paths if path.is_symlink() and not os.path.exists(path)]  # noqa: PTH110 - to be told
     images = [path for path in files if path.name.lower().endswith(IMAGES)]
     yield from images
     study = study_of(path for path in files if path not in images)

@@ -52,7 +52,7 @@ class PostProcess:
                 raise ArgumentError(f"{name}: got {getattr(self, name)!r}; expected True or False")
         for name, unit in (("median_mm", "millimetres"), ("min_tumour_ml", "millilitres")):
             value = getattr(self, name)
-            if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value < math.inf:
+            if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) < math.inf:
                 raise ArgumentError(f"{name}: got {value!r}; expected {unit}, 0 or more")
             object.__setattr__(self, name, float(value))  # 4 and np.float32(4) are the same step as 4.0
 

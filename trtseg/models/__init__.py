@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from trtseg.errors import ModelError
+from trtseg.errors import ArgumentError, ModelError
 from trtseg.models import manifest
 from trtseg.models.onnx_spec import spec_in
 from trtseg.spec import CascadeSpec, ModelSpec
@@ -43,6 +43,8 @@ def find(model: str | Path) -> ModelFiles:
     ModelError
         There is no such model, or its ``model.json`` or the spec of one of its nets cannot be read.
     """
+    if not isinstance(model, (str, Path)):
+        raise ArgumentError(f"model: got a {type(model).__name__}; expected a name or the path of a folder")
     shipped = available()
     folder = _SHIPPED / model if str(model) in shipped else Path(model)
     try:

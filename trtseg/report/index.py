@@ -17,6 +17,9 @@ from urllib.parse import quote
 from trtseg.io.atomic import atomic
 from trtseg.report import pages
 
+#: Name of the page.
+INDEX = "index.html"
+
 _FACTS = re.compile(rb'<script type="application/json" id="facts">(.*?)</script>', re.DOTALL)
 _HEAD = 1 << 18  # bytes in which the facts of a case's page lie
 _BARS = 12  # of a histogram
@@ -51,7 +54,7 @@ def write_index(cases: Sequence[Path], folder: Path, failed: Mapping[Path, str] 
     failures = [(_name(page, folder), text) for page, text in reasons.items()]
     if not rows:
         return None
-    index = folder / "index.html"
+    index = folder / INDEX
     with atomic(index, index.with_suffix(".csv")) as (page, table):
         page.write_bytes(index_html(rows, failures))
         table.write_text(index_csv(rows, failures), encoding="utf-8", errors="replace", newline="")

@@ -54,6 +54,8 @@ def find_files(path: str | os.PathLike[str]) -> list[DicomFile]:
     if os.fspath(path).lower().endswith(ZIP):
         return _in_zip(Path(path))
     folder, own = Path(path).parent, Path(path)
+    if not os.path.lexists(own):
+        raise InputError(f"{own}: no such file; check the path")
     beside = [one for one in _listed(folder) if one == own or (_may_be(one.name) and _is_dicom(one))]
     return [DicomFile(one, partial(read_bytes, one)) for one in beside]
 
