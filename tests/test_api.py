@@ -122,6 +122,13 @@ def test_refuses(model, phantom):
         trtseg.segment(phantom.ct, spacing=SPACING, device="cuda:99")
     with pytest.raises(ArgumentError, match="precision"):
         trtseg.Segmenter(model, precision="int3")
+    for wrong, message in (
+        ({"model": None}, "model: got a NoneType; expected a name or the path of a folder"),
+        ({"postprocess": {}}, "postprocess: got a dict; expected a PostProcess"),
+        ({"threads": 10**12}, "threads: got 1000000000000; expected a whole number from 1 to 1024"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            trtseg.Segmenter(**{"model": model, **wrong})
     with pytest.raises(InputError, match=r"missing\.nii\.gz"):
         trtseg.segment("missing.nii.gz", model=model)
     with pytest.raises(ArgumentError, match="spacing"):

@@ -6,6 +6,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from tiny import cascade_model
 
@@ -77,14 +79,50 @@ def test_a_list_names_inputs_and_where_their_labels_go(phantom_ct):
         ("input,output\na.nii,b\n,c\n", "line 3 has no input"),
         ("input,output\na.nii,b\nc.nii,b.nii.gz\n", "a.nii and c.nii would both be written to out/b.nii.gz"),
         ("input\n", "inputs: got none"),
+        (
+            'input,output\na.nii,a\nb.nii,"b\nc.nii,c\n',
+            r"list\.csv: is no CSV after line 2 \(unexpected end of data\); check",
+        ),
+        ('input,output\na.nii,"a\nb.nii,b"\n', "line 3 ends an input or output of several lines, 'a.niia"),
+        (
+            "input\n" + '"a.nii\n' + 9000 * "scans/patient/ct.nii\n",
+            "is no CSV after line 1 .field larger than field limit",
+        ),
+        (
+            "input,output\na.nii,index\n",
+            "the page of all cases and a.nii would both be written to out/index.html",
+        ),
     ],
 )
 def test_a_list_that_says_nothing_sensible_is_refused(text, message):
     Path("list.csv").write_text(text)
     with pytest.raises((InputError, ArgumentError), match=message):
-        planned("list.csv")
+        planned("list.csv", html=True)
     with pytest.raises(InputError, match=r"missing\.csv: cannot be read"):
         planned("missing.csv")
+
+
+def test_inputs_are_a_list():
+    with pytest.raises(ArgumentError, match=r"inputs: got 'scans'; expected a list of paths, as \['scans'\]"):
+        planned_one("scans")
+    with pytest.raises(ArgumentError, match="inputs: got 'scans'; expected a list"):
+        planned_one(Path("scans"))
+
+
+def planned_one(inputs):
+    with cohort.plan(inputs, "out") as cases:
+        return cases
+
+
+def test_what_is_taken_for_labels_is_told(phantom_ct):
+    Path("scans").mkdir()
+    for name in ("a", "c_seg"):
+        shutil.copy(phantom_ct, f"scans/{name}.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros((9, 9, 9), np.uint8), np.eye(4)), "scans/b.nii.gz")
+    Path("scans/d.nii.gz").symlink_to("nowhere")
+    left_out = []
+    assert [*planned("scans", left_out=left_out)] == ["scans/a.nii.gz", "scans/d.nii.gz"]
+    assert left_out == [Path("scans/b.nii.gz"), Path("scans/c_seg.nii.gz")]
 
 
 @pytest.fixture

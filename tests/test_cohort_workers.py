@@ -14,6 +14,7 @@ import threading
 import time
 from pathlib import Path
 
+import dicom_made
 import pytest
 from tiny import cascade_model
 
@@ -253,6 +254,47 @@ def test_a_changed_ct_option_or_file_is_noticed(forty, model, out):
         assert done(segmenter, plain, orientation="RAS", overwrite=True) == names
     with trtseg.Segmenter(model, postprocess=PostProcess(min_tumour_ml=1)) as segmenter:
         assert done(segmenter, plain) == names
+
+
+def test_slices_that_arrive_later_are_noticed(model, out):
+    ct = abdomen((12, 64, 64), (20.0, 6.0, 6.0)).ct
+    early, all_of_it = (
+        dicom_made.save_series(out.parent / name, ct[:n], 20.0) for name, n in (("cts", 6), ("all", 12))
+    )
+    first = min(early.iterdir())
+    cases = planned([first], out)
+    with trtseg.Segmenter(model) as segmenter:
+        found = [one for _ in range(2) for one in cohort.run(cases, segmenter, folder=out)]
+        for file in all_of_it.iterdir():
+            shutil.copy(file, early)
+        found += [one for _ in range(2) for one in cohort.run(cases, segmenter, folder=out)]
+    assert [one.is_old for one in found] == [False, True, False, True]
+    assert found[2].row["liver_ml"] > found[0].row["liver_ml"]
+
+
+def test_results_of_another_ct_are_not_replaced(forty, model, out):
+    for n, folder in enumerate("ab"):
+        (out.parent / folder).mkdir()
+        shutil.copy(forty / f"cts/ct0{n}.nii.gz", out.parent / folder / "ct.nii.gz")
+    with trtseg.Segmenter(model) as segmenter:
+        (one,) = cohort.run(planned([out.parent / "a/ct.nii.gz"], out), segmenter, folder=out)
+        labels = one.case.labels.read_bytes()
+        other = planned([out.parent / "b/ct.nii.gz"], out)
+        with pytest.raises(
+            ArgumentError, match=r"ct_seg\.nii\.gz holds the labels of .*a/ct\.nii\.gz, and those of"
+        ):
+            list(cohort.run(other, segmenter, folder=out))
+        assert one.case.labels.read_bytes() == labels
+        (same,) = cohort.run(planned([out.parent / "a/ct.nii.gz"], out), segmenter, folder=out)
+        assert same.is_old
+        (out.parent / "a/ct.nii.gz").rename(out.parent / "moved.nii.gz")
+        (new,) = cohort.run(other, segmenter, folder=out)
+        assert (new.error, new.is_old) == (None, False)
+        (out.parent / "moved.nii.gz").rename(out.parent / "a/ct.nii.gz")
+        (again,) = cohort.run(
+            planned([out.parent / "a/ct.nii.gz"], out), segmenter, folder=out, overwrite=True
+        )
+        assert again.case.labels.read_bytes() == labels
 
 
 def test_what_failed_is_in_the_table_and_is_tried_again(forty, model, out):

@@ -3,6 +3,7 @@
 import json
 from itertools import pairwise
 
+import dicom_made
 import nibabel as nib
 import numpy as np
 import pytest
@@ -111,6 +112,17 @@ def test_what_makes_a_comparison_doubtful_is_said(tmp_path):
     assert "agree poorly" in poor
 
 
+def test_grids_that_are_not_known_are_said(tmp_path):
+    known = scan(tmp_path / "a.nii.gz", [])
+    image = nib.load(known)
+    image.header.set_sform(None, code=0)
+    image.header.set_qform(None, code=0)
+    bare = nib.Nifti1Image(np.asanyarray(image.dataobj), None, image.header)
+    nib.save(bare, tmp_path / "b.nii.gz")
+    assert compare(known, tmp_path / "b.nii.gz").warnings[0].startswith("after: ")
+    assert "orientation" in compare(tmp_path / "b.nii.gz", known).warnings[0]
+
+
 def test_one_file_given_twice_is_said(tmp_path):
     one = scan(tmp_path / "a.nii.gz", [((0, 0, 0), 12)])
     (tmp_path / "link.nii.gz").symlink_to(one)
@@ -132,6 +144,11 @@ def test_no_liver_and_no_labels_are_errors(tmp_path):
     (tmp_path / "r.json").write_text("{}")
     with pytest.raises(InputError, match=r"r\.json: has no label map beside it, as r\.nii\.gz"):
         compare(tmp_path / "r.json", empty)
+    dicom_made.save(tmp_path / "r.dcm", dicom_made.instance(np.zeros((16, 16), np.int16)))
+    with pytest.raises(InputError, match=r"r\.json: has no label map beside it"):
+        compare(tmp_path / "r.json", empty)
+    with pytest.raises(InputError, match=r"r\.dcm: is DICOM, which labels are not read from"):
+        compare(tmp_path / "r.dcm", empty)
 
 
 def test_the_command_takes_reports_and_writes_table_json_and_page(tmp_path, monkeypatch):

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from trtseg.errors import ArgumentError, InputError
-from trtseg.pairs import Matched, Pair, match
+from trtseg.pairs import Matched, Pair, match, score
 
 
 @pytest.fixture
@@ -70,6 +72,36 @@ def test_files_without_partner_are_told(files):
         (Path("p/mine.nii"),),
         (Path("t/others.nii"), Path("t/theirs.nii")),
     )
+
+
+def test_no_two_cases_have_one_name(files):
+    files("p/a/b_c.nii", "p/a_b/c.nii", "t/a/b_c.nii", "t/a_b/c.nii")
+    assert {pair.name for pair in match(Path("p"), Path("t")).pairs} == {"a/b_c", "a_b/c"}
+
+
+def test_labels_on_a_tilted_grid_are_measured_upright(tmp_path):
+    affine = np.diag([1.0, 1, 5, 1])
+    affine[1, 2] = 5 * np.tan(np.radians(25))
+    labels = np.zeros((40, 40, 12), np.uint8)
+    labels[5:35, 5:35, 2:9] = 1
+    labels[10:20, 10:20, 4:8] = 2
+    nib.save(nib.Nifti1Image(labels, affine), tmp_path / "truth.nii.gz")
+    nib.save(nib.Nifti1Image(np.roll(labels, 1, axis=2), affine), tmp_path / "found.nii.gz")
+    (pair,) = match(tmp_path / "found.nii.gz", tmp_path / "truth.nii.gz").pairs
+    scores = score(pair)
+    assert scores.predicted_ml == pytest.approx(2.0)  # 400 voxels of 1 x 1 x 5 mm
+    assert scores.liver.surface.hd95 == pytest.approx(5.0)
+    assert scores.warnings == ()
+
+
+def test_a_grid_that_is_not_known_is_said(tmp_path):
+    for name in ("truth.nii", "found.nii"):
+        nib.save(nib.Nifti1Image(np.ones((16, 16, 16), np.uint8), None), tmp_path / name)
+    (pair,) = match(tmp_path / "found.nii", tmp_path / "truth.nii").pairs
+    (warning,) = score(pair).warnings
+    assert warning.startswith(f"{tmp_path}/truth.nii: ")
+    assert "orientation" in warning
+    assert score(pair).to_dict()["warnings"] == [warning]
 
 
 def test_what_cannot_be_paired_is_refused(files):

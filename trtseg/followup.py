@@ -21,6 +21,7 @@ from trtseg.labels.components import Array, bounding_box, count_voxels
 from trtseg.labels.lesions import Lesion, lesions, number_lesions
 from trtseg.notice import NOTICE
 from trtseg.volume import voxel_ml
+from trtseg.warnings import ResultWarning
 
 #: Version of the layout of `Comparison.report`; raised when a key changes its meaning or goes away.
 SCHEMA = 1
@@ -169,6 +170,11 @@ def compare(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Co
     shift, dice = _shift(*scans)
     same = ["before and after are one file, so nothing can have changed"] * paths[0].samefile(paths[1])
     warnings = same + [
+        f"{when}: {warning.text}"
+        for when, scan in zip(("before", "after"), scans, strict=True)
+        for warning in scan.warnings
+    ]
+    warnings += [
         f"{when}: the liver reaches the end of the scan, so its volume is a lower bound and lesions may be missing"
         for when, scan in zip(("before", "after"), scans, strict=True)
         if scan.labels[0].any() or scan.labels[-1].any()
@@ -206,6 +212,7 @@ class _Scan:
     labels: Array
     affine: Array
     lesions: tuple[Lesion, ...]
+    warnings: tuple[ResultWarning, ...]
 
     @classmethod
     def read(cls, path: Path) -> _Scan:
@@ -215,7 +222,7 @@ class _Scan:
                 f"{path}: holds no liver; a comparison needs the labels of a liver in both scans"
             )
         affine = grid.canonical_affine()
-        return cls(labels, affine, lesions(labels, affine))
+        return cls(labels, affine, lesions(labels, affine), grid.warnings)
 
     def ml(self, which: int) -> float:
         """Volume of the liver (0) or of the tumours (1)."""

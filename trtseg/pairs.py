@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +104,8 @@ def score(pair: Pair, *, liver_only: bool = False, meaning: Mapping[int, int] | 
         If a file cannot be read, holds other labels than 0, 1 and 2, or the grids are not the same.
     """
     prediction, truth, grid = _read(pair, meaning)
-    return evaluate_case(prediction, truth, grid.spacing, name=pair.name, liver_only=liver_only)
+    scores = evaluate_case(prediction, truth, grid.spacing, name=pair.name, liver_only=liver_only)
+    return replace(scores, warnings=tuple(f"{pair.truth}: {warning.text}" for warning in grid.warnings))
 
 
 def draw(pair: Pair, scores: CaseScores, path: Path, *, meaning: Mapping[int, int] | None = None) -> None:

@@ -179,6 +179,8 @@ def _score(
             cases.left_out.append((pair, cases.failures.add(error, pair.prediction, pair.truth)))
         else:
             cases.scored.append((pair, scores))
+            for warning in scores.warnings:
+                text.warn(warning)
     return cases
 
 

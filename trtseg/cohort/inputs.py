@@ -126,7 +126,9 @@ def _listed(name: str) -> list[tuple[str, str | None, str | None]]:
     try:
         return _rows(name, table)
     except csv.Error as error:
-        raise InputError(f"{name}: line {table.line_num} is no CSV ({error}); check its quotes") from error
+        raise InputError(
+            f"{name}: is no CSV after line {table.line_num} ({error}); check its quotes"
+        ) from error
 
 
 def _rows(name: str, table: csv.DictReader[str]) -> list[tuple[str, str | None, str | None]]:

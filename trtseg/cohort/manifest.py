@@ -112,8 +112,8 @@ class Manifest:
             with contextlib.suppress(OSError):  # a CT that has been moved is no other CT
                 if not os.path.samefile(record["input"], case.source):  # noqa: PTH121 - may be a URL
                     raise ArgumentError(
-                        f"inputs: {case.labels} holds the labels of {record['input']}, which those of {case.input} would "
-                        "replace; choose another folder, or overwrite"
+                        f"inputs: {case.labels} holds the labels of {record['input']}, and those of {case.input} would "
+                        "replace them; choose another folder, or overwrite"
                     )
 
     def row(self, case: Case) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def plan(
     with ExitStack() as made:
         for path in (folder, *folders) if several else ():
             made.enter_context(made_folder(path, name))
-        _check_targets(cases, folder, name)
+        _check_targets(cases, folder / INDEX if several else None, name)
         for path in folders:
             check_writable(path, name)
         yield cases
@@ -148,10 +148,10 @@ def file_in(
     return output
 
 
-def _check_targets(cases: Sequence[Case], folder: Path, name: str) -> None:
-    """Refuse outputs that would replace an input, or the output of another case."""
+def _check_targets(cases: Sequence[Case], index: Path | None, name: str) -> None:
+    """Refuse outputs that would replace an input, the output of another case or the page of all."""
     sources = {os.path.realpath(case.source): case.source for case in cases if case.url is None}
-    claimed = {os.fspath(resolve_target(folder / INDEX)): "the page of all cases"}
+    claimed = {} if index is None else {os.fspath(resolve_target(index)): "the page of all cases"}
     for case in cases:
         for output in case.outputs:
             target = os.fspath(resolve_target(output))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from trtseg.errors import ArgumentError, OutputError
+from trtseg.errors import ArgumentError, InputError, OutputError
 from trtseg.io.arrays import from_array, from_image, read_pair, read_pair_labels
 from trtseg.io.atomic import atomic
 from trtseg.io.dicom import is_dicom, read_dicom

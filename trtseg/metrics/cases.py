@@ -89,6 +89,8 @@ class CaseScores:
         Which tumours were found; None if the truth does not know tumours.
     burden : (float, float) or None
         Predicted and true tumour burden; None if the truth does not know tumours.
+    warnings : tuple of str
+        Why volumes and distances may be wrong.
     """
 
     name: str
@@ -98,6 +100,7 @@ class CaseScores:
     tumour: RegionScores | None = None
     lesions: LesionScores | None = None
     burden: tuple[float, float] | None = None
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return all scores in the types of JSON; undefined numbers are None."""
@@ -112,7 +115,7 @@ class CaseScores:
             result["lesions"] = _lesions_dict(self.lesions)
         if self.burden is not None:
             result["burden"] = {"predicted": _json(self.burden[0]), "true": _json(self.burden[1])}
-        return result
+        return result | ({"warnings": [*self.warnings]} if self.warnings else {})
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,67 @@
+"""All files that a CT consists of."""
+
+from pathlib import Path
+
+import dicom_made as made
+import numpy as np
+import pytest
+
+from trtseg.errors import InputError
+from trtseg.io.dicom.find import find_files
+from trtseg.io.parts import files_of
+
+PICTURE = np.zeros((16, 24), np.int16)
+
+
+def names(path):
+    return [one.name for one in files_of(path)]
+
+
+def test_of_most_files_nothing_but_themselves(tmp_path):
+    for name in ("a.nii.gz", "a.zip", "a.img.gz", "a.mha"):
+        (tmp_path / name).write_bytes(b"x")
+        assert names(tmp_path / name) == [name]
+
+
+def test_both_halves_of_a_pair(tmp_path):
+    for name in ("a.img", "a.hdr", "a.txt", "b.hdr"):
+        (tmp_path / name).touch()
+    assert names(tmp_path / "a.img") == names(tmp_path / "a.hdr") == ["a.hdr", "a.img"]
+
+
+@pytest.mark.parametrize(
+    ("header", "text"),
+    [
+        ("a.mhd", "ObjectType = Image\nElementDataFile = values.raw\n"),
+        ("a.nhdr", "NRRD0004\nsizes: 3 4 5\ndata file: values.raw\n"),
+        ("b.nhdr", "NRRD0004\r\ndatafile:values.raw\r\n"),
+    ],
+)
+def test_a_detached_header_and_its_data(tmp_path, header, text):
+    (tmp_path / header).write_bytes(text.encode())
+    assert names(tmp_path / header) == [header]
+    (tmp_path / "values.raw").touch()
+    assert names(tmp_path / header) == [header, "values.raw"]
+
+
+def test_dicom_files_that_lie_beside_one(tmp_path):
+    for name in ("b", "a.dcm", "c.dcm"):
+        made.save(tmp_path / name, made.instance(PICTURE))
+    (tmp_path / "notes.txt").touch()
+    assert names(tmp_path / "b") == ["a.dcm", "b", "c.dcm"]
+
+
+def test_all_of_a_folder(tmp_path):
+    for name in ("b/2", "b/1", "c", "a"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [one.relative_to(tmp_path) for one in files_of(tmp_path)] == [*map(Path, ("a", "c", "b/1", "b/2"))]
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    for name in ("a.img", "a.nii"):
+        assert tmp_path / name not in {one for one in files_of(tmp_path / name) if one.exists()}
+    with pytest.raises(OSError, match=r"a\.mhd"):
+        names(tmp_path / "a.mhd")
+    with pytest.raises(InputError, match=r"gone/ct\.dcm"):
+        find_files(tmp_path / "gone/ct.dcm")
