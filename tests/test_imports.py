@@ -17,8 +17,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # where it belongs; a package's name stands for everything in it.
 LAYERS = [
     ["errors", "notice", "warnings", "resources", "threads", "_core"],
-    ["volume", "fit", "body", "orientation", "spec", "phantom", "cuda", "labels"],
-    ["reference", "io", "models"],
+    ["volume", "cuda"],
+    ["fit"],
+    ["body"],
+    ["spec", "labels"],
+    ["orientation", "phantom", "reference"],
+    ["io", "models"],
     ["metrics", "report"],
     ["engines"],
     ["cascade"],
