@@ -36,11 +36,11 @@ CREATE TABLE result(id INTEGER PRIMARY KEY AUTOINCREMENT, series INTEGER, revisi
   sop TEXT, file TEXT, bytes INTEGER, made REAL);
 CREATE TABLE delivery(result INTEGER, destination TEXT, state TEXT, attempts INTEGER DEFAULT 0, due REAL, ended REAL,
   reason TEXT, PRIMARY KEY(result, destination));
+CREATE INDEX waiting ON delivery(destination, due) WHERE state='waiting';
 CREATE TABLE commitment(id INTEGER PRIMARY KEY AUTOINCREMENT, ae TEXT, request TEXT,
   attempts INTEGER DEFAULT 0, due REAL);
 CREATE TABLE counter(name TEXT PRIMARY KEY, value REAL);
 """
-_INDEX = "CREATE INDEX IF NOT EXISTS waiting ON delivery(destination, due) WHERE state='waiting'"
 
 
 class Refused(Exception):
@@ -99,8 +99,6 @@ class Spool:
                     for statement in _SCHEMA.split(";"):
                         self._db.execute(statement)
                     self._db.execute(f"PRAGMA user_version={_VERSION}")
-                if version in (0, _VERSION):
-                    self._db.execute(_INDEX)  # stores of earlier releases have none
         except (OSError, sqlite3.Error) as error:
             raise OutputError(f"{folder}: cannot be used as the store of a node ({error})") from error
         if version not in (0, _VERSION):
