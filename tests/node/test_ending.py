@@ -29,8 +29,8 @@ def test_evidence_decides_how_long_is_waited(evidence, ends):
     assert due(Evidence(**{**KNOWN.__dict__, **evidence}), 3, 30) == ends
 
 
-def add(spool, sop, series="1.1", association=1, **facts):
-    return spool.add(Facts(sop, "ct", "1", series, **facts), association, (b"head", sop.encode()), (100, 100))
+def add(spool, sop, series="1.1", association=1, limits=(100, 100), **facts):
+    return spool.add(Facts(sop, "ct", "1", series, **facts), association, (b"head", sop.encode()), limits)
 
 
 def associations(spool, count):
@@ -71,6 +71,18 @@ def test_a_late_slice_opens_its_series_again(tmp_path):
     assert look(spool)[1].instances == 2
     assert not spool.finish(1, 1, [], [])  # made without the second
     assert spool.finish(1, 2, [], [])
+
+
+def test_a_series_with_a_part_of_its_results_is_unfinished(tmp_path):
+    spool = Spool(tmp_path)
+    associations(spool, 1)
+    add(spool, "a0", limits=(100, 1))
+    assert spool.finish(1, 1, [], [], more=True)
+    with pytest.raises(Refused, match="too many series are unfinished"):
+        add(spool, "b0", series="1.2", limits=(100, 1))
+    assert add(spool, "a1", limits=(100, 1))  # a late slice of that series itself
+    assert spool.finish(1, 2, [], [])
+    assert add(spool, "b0", series="1.2", limits=(100, 1))
 
 
 def test_what_was_not_acknowledged_is_swept_away(tmp_path):

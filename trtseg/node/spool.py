@@ -239,7 +239,7 @@ class Spool:
         parts : sequence of buffer
             What stands before the data set in a file, and the data set.
         limits : (int, int)
-            The most instances of a series, and open series.
+            The most instances of a series, and series that are not finished: open, or with a part of their results.
 
         Returns
         -------
@@ -288,9 +288,9 @@ class Spool:
         """The row of the series of an instance, which is open from now on."""
         uid = f"{facts.study}/{facts.series}"
         known = self.row("SELECT id, state FROM series WHERE uid=?", uid)
-        if known is None or known["state"] != "open":
-            (open_series,) = self.row("SELECT COUNT(*) FROM series WHERE state='open'")
-            if open_series >= most_series:
+        if known is None or known["state"] not in ("open", "part"):
+            (unfinished,) = self.row("SELECT COUNT(*) FROM series WHERE state IN ('open', 'part')")
+            if unfinished >= most_series:
                 raise Refused(0xA700, "too many series are unfinished")
         if known is None:
             return self.do("INSERT INTO series(uid, state) VALUES(?, 'open')", uid)
