@@ -23,6 +23,7 @@ KNOWN = Evidence(instances=10, related=None, acquisitions_full=False, open=False
         ({"related": 11}, 130),
         ({"acquisitions_full": True}, 100),
         ({"acquisitions_full": True, "open": True}, 103),  # another acquisition may follow
+        ({"acquisitions_full": True, "clean": False}, 103),  # as after an abort
     ],
 )
 def test_evidence_decides_how_long_is_waited(evidence, ends):

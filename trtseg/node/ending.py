@@ -61,7 +61,7 @@ def due(evidence: Evidence, quiet: float, long_quiet: float) -> float:
         complete = evidence.instances >= evidence.related
         return evidence.last + (0 if complete else long_quiet)
     if evidence.acquisitions_full:
-        return evidence.last + (quiet if evidence.open else 0)
+        return evidence.last + (0 if evidence.clean and not evidence.open else quiet)
     return evidence.last + (quiet if evidence.clean and not evidence.open else long_quiet)
 
 
