@@ -16,6 +16,7 @@ from trtseg.node.spool import Spool
     [
         ({"port": 65536}, "port: got 65536; expected a port, at most 65535"),
         ({"http_port": 99999}, "http_port: got 99999; expected a port, at most 65535"),
+        ({"http_port": 11112}, "http_port: got 11112, which is the port of the node too; expected another one"),
         ({"associations": 0}, "associations: got 0; expected at least 1"),
         ({"threads": 0}, "threads: got 0; expected at least 1"),
         ({"results": ("sr",)}, "results: got sr without seg; expected both"),
@@ -26,6 +27,10 @@ from trtseg.node.spool import Spool
 def test_a_setting_that_no_node_can_run_with_is_refused(settings, message):
     with pytest.raises(ArgumentError, match=message):
         Config(Path("/nowhere"), folder=(Path("/nowhere"),), **settings)
+
+
+def test_no_port_for_metrics_is_no_port_of_the_node():
+    assert Config(Path("/nowhere"), folder=(Path("/nowhere"),), port=0, http_port=0).http_port == 0
 
 
 def test_a_port_for_metrics_that_is_taken_is_refused_by_name(tmp_path):

@@ -190,6 +190,10 @@ class Config:
         for name in ("port", "http_port"):
             if getattr(self, name) > 65535:
                 raise ArgumentError(f"{name}: got {getattr(self, name)}; expected a port, at most 65535")
+        if self.http_port and self.http_port == self.port:
+            raise ArgumentError(
+                f"http_port: got {self.http_port}, which is the port of the node too; expected another one, or 0 for none"
+            )
         _ = self.callers, self.peers, self.commit_peers  # are parsed once, to be refused here
 
     @property
