@@ -21,12 +21,22 @@ from trtseg.node.spool import Spool
         ({"threads": 0}, "threads: got 0; expected at least 1"),
         ({"results": ("sr",)}, "results: got sr without seg; expected both"),
         ({"precision": "fp8"}, "precision: got 'fp8'; on the CPU it is 'auto'"),
+        ({"stow": ("nonsense",)}, "stow: got 'nonsense'; expected a URL with http:// or https:// and a host, as"),
+        ({"stow": ("http://a/dicom-web", "ftp://a/b")}, "stow: got 'ftp://a/b'; expected a URL with http"),
+        ({"stow": ("https:///dicom-web",)}, "stow: got 'https:///dicom-web'; expected"),
+        ({"stow": ("http://a:99999/",)}, "stow: got 'http://a:99999/'; expected"),
+        ({"stow": ("http://[::1/",)}, r"stow: got 'http://\[::1/'; expected"),
         ({"results": ()}, r"results: got \[\]; expected some of seg, sr, sc"),
     ],
 )
 def test_a_setting_that_no_node_can_run_with_is_refused(settings, message):
     with pytest.raises(ArgumentError, match=message):
         Config(Path("/nowhere"), folder=(Path("/nowhere"),), **settings)
+
+
+def test_urls_that_results_may_go_to():
+    urls = ("http://127.0.0.1:8042/dicom-web", "https://[::1]/studies", "https://archive.example")
+    assert Config(Path("/nowhere"), stow=urls).destinations == tuple(f"stow:{url}" for url in urls)
 
 
 def test_no_port_for_metrics_is_no_port_of_the_node():

@@ -9,6 +9,7 @@ import os
 import tomllib
 import types
 import typing
+import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,6 +196,12 @@ class Config:
                 f"http_port: got {self.http_port}, which is the port of the node too; expected another one, or 0 for none"
             )
         _ = self.callers, self.peers, self.commit_peers  # are parsed once, to be refused here
+        for url in self.stow:
+            if not _is_url(url):
+                raise ArgumentError(
+                    f"stow: got {url!r}; expected a URL with http:// or https:// and a host, as "
+                    "https://10.0.0.7:8042/dicom-web"
+                )
 
     @property
     def callers(self) -> tuple[Caller, ...]:
@@ -282,6 +289,14 @@ def _is_ae(text: str) -> bool:
     return (
         0 < len(text) <= 16 and all(" " <= c <= "~" and c not in "\\@" for c in text) and text == text.strip()
     )
+
+
+def _is_url(text: str) -> bool:
+    try:
+        url = urllib.parse.urlsplit(text)
+        return text.startswith(("http://", "https://")) and bool(url.hostname) and url.port != 0
+    except ValueError:  # an address or a port that is none
+        return False
 
 
 def _is_loopback(host: str) -> bool:
