@@ -17,6 +17,7 @@ import time
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+from trtseg.errors import ArgumentError
 from trtseg.node.config import Config
 from trtseg.node.log import say, where
 from trtseg.node.spool import Facts, Refused, Spool
@@ -291,16 +292,34 @@ def make_entity(config: Config) -> Any:
 
 
 def tls_context(config: Config, *, server: bool) -> ssl.SSLContext | None:
-    """TLS with certificates on both sides; None if the node has none."""
+    """TLS with certificates on both sides; None if the node has none.
+
+    Raises
+    ------
+    ArgumentError
+        If the certificates or the key cannot be read.
+    """
     if config.tls_cert is None:
         return None
-    context = ssl.create_default_context(
-        ssl.Purpose.CLIENT_AUTH if server else ssl.Purpose.SERVER_AUTH, cafile=str(config.tls_ca)
-    )
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.load_cert_chain(config.tls_cert, config.tls_key)
+    try:
+        context = ssl.create_default_context(
+            ssl.Purpose.CLIENT_AUTH if server else ssl.Purpose.SERVER_AUTH, cafile=str(config.tls_ca)
+        )
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_cert_chain(config.tls_cert, config.tls_key, password=_no_password)
+    except OSError as error:  # an SSLError, too
+        raise ArgumentError(
+            f"tls_cert, tls_key, tls_ca: got {config.tls_cert}, {config.tls_key} and {config.tls_ca}, which cannot be "
+            f"used ({error.strerror or error}); expected PEM files that this user can read, the key that belongs to "
+            "the certificate, and no password on it"
+        ) from error
     return context
+
+
+def _no_password() -> str:
+    """Stand for the password of a key that has one; by default OpenSSL asks the terminal, and waits."""
+    return ""
 
 
 def start(config: Config, spool: Spool) -> tuple[Server, Receiver]:
