@@ -24,6 +24,11 @@ from trtseg.node.spool import Spool
             {"http_port": 11112},
             "http_port: got 11112, which is the port of the node too; expected another one",
         ),
+        (
+            {"receiver_mb": 249},
+            "receiver_mb: got 249; expected at least 250, which the process needs to start",
+        ),
+        ({"worker_mb": 100}, "worker_mb: got 100; expected at least 500, which .*, or 0 for no limit"),
         ({"associations": 0}, "associations: got 0; expected at least 1"),
         ({"threads": 0}, "threads: got 0; expected at least 1"),
         ({"results": ("sr",)}, "results: got sr without seg; expected both"),
@@ -47,6 +52,12 @@ def test_a_setting_that_no_node_can_run_with_is_refused(settings, message):
 def test_urls_that_results_may_go_to():
     urls = ("http://127.0.0.1:8042/dicom-web", "https://[::1]/studies", "https://archive.example")
     assert Config(Path("/nowhere"), stow=urls).destinations == tuple(f"stow:{url}" for url in urls)
+
+
+def test_limits_of_memory_that_a_node_can_run_with():
+    for receiver, worker in ((0, 0), (250, 500)):
+        config = Config(Path("/nowhere"), folder=(Path("/nowhere"),), receiver_mb=receiver, worker_mb=worker)
+        assert (config.receiver_mb, config.worker_mb) == (receiver, worker)
 
 
 def test_no_port_for_metrics_is_no_port_of_the_node():
