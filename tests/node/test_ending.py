@@ -58,6 +58,19 @@ def test_what_the_instances_say(tmp_path):
     assert look(spool)[2].related == 7
     spool.do("UPDATE association SET ended=1, how='aborted' WHERE id=1")
     assert not look(spool)[1].clean
+    spool.do("UPDATE association SET how='released' WHERE id=1")
+    assert look(spool)[1].clean
+    spool.do("UPDATE association SET refused=id")
+    assert (look(spool)[1].clean, look(spool)[1].refused) == (False, 3)
+    assert (look(spool)[2].clean, look(spool)[2].refused) == (False, 1)
+
+
+@pytest.mark.parametrize(
+    ("instances", "related", "complete"), [(9, 10, False), (10, 10, True), (9, None, False)]
+)
+def test_only_a_number_says_that_a_series_is_complete(instances, related, complete):
+    evidence = Evidence(**{**KNOWN.__dict__, "instances": instances, "related": related})
+    assert evidence.is_complete is complete
 
 
 def test_a_late_slice_opens_its_series_again(tmp_path):

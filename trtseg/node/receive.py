@@ -14,6 +14,7 @@ import signal
 import ssl
 import threading
 import time
+from collections import Counter
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,7 @@ class Receiver:
         self.config = config
         self.spool = spool
         self._open: dict[Any, int] = {}  # pynetdicom's association: its row
+        self._refused: Counter[int] = Counter()  # of each row: instances, but those that are no CT
         self._lock = threading.Lock()
 
     def requested(self, event: Any) -> None:
@@ -166,9 +168,12 @@ class Receiver:
         for association, row in list(self._open.items()):
             if not association.is_alive():
                 how = "released" if association.is_released else "aborted"
-                self.spool.do("UPDATE association SET ended=?, how=? WHERE id=?", time.time(), how, row)
+                self.spool.do(
+                    "UPDATE association SET ended=?, how=?, refused=? WHERE id=?",
+                    *(time.time(), how, self._refused[row], row),
+                )
                 with self._lock:
-                    del self._open[association]
+                    del self._open[association], self._refused[row]
                 say("association ended", association=row, how=how)
 
     def _row(self, association: Any) -> int | None:
@@ -200,6 +205,12 @@ class Receiver:
         )
         with contextlib.suppress(Exception):
             self.spool.count("instances_refused")
+        if association is not None and status != CLASS_NOT_SUPPORTED:
+            self._refused[association] += 1
+            with contextlib.suppress(Exception):  # a full disk: noted with the end of the association
+                self.spool.do(
+                    "UPDATE association SET refused=? WHERE id=?", self._refused[association], association
+                )
         return status
 
 

@@ -22,9 +22,10 @@ from typing import IO, Any, NamedTuple
 
 from trtseg.errors import OutputError
 
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
-CREATE TABLE association(id INTEGER PRIMARY KEY AUTOINCREMENT, opened REAL, ended REAL, how TEXT);
+CREATE TABLE association(id INTEGER PRIMARY KEY AUTOINCREMENT, opened REAL, ended REAL, how TEXT,
+  refused INTEGER DEFAULT 0);
 CREATE TABLE series(id INTEGER PRIMARY KEY AUTOINCREMENT, uid TEXT UNIQUE, state TEXT, revision INTEGER DEFAULT 0,
   crashes INTEGER DEFAULT 0, reason TEXT, ended REAL);
 CREATE TABLE instance(id INTEGER PRIMARY KEY AUTOINCREMENT, series INTEGER, association INTEGER, sop TEXT UNIQUE,
