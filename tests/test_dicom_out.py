@@ -12,6 +12,8 @@ import pydicom
 import pytest
 from dicom_checks import errors, labels_by_frame, labels_by_instance, points_by_dcmqi
 from dicom_made import enhanced, instance, save
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
 
 import trtseg
 from trtseg.errors import ArgumentError, OutputError
@@ -333,6 +335,16 @@ def test_a_source_without_ids(tmp_path, missing):
         assert errors(tmp_path / f"{name}.dcm") == []
     if "SOPInstanceUID" not in missing:
         assert np.array_equal(labels_by_instance(tmp_path / "seg.dcm", case.uids), case.labels)
+
+
+@pytest.mark.parametrize(("written", "number"), [(b"3 ", 301), (b"1e400 ", 9001), (b"x ", 9001)])
+def test_a_series_number_that_is_none_stops_no_object(tmp_path, written, number):
+    case = make(tmp_path / "ct", "axial")
+    tag = Tag("SeriesNumber")
+    header = case.result.geometry.source.headers[0]
+    header._dict[tag] = RawDataElement(tag, "IS", len(written), written, 0, False, True)
+    (path,) = case.result.save_dicom(tmp_path, ["seg"])
+    assert pydicom.dcmread(path).SeriesNumber == number
 
 
 def test_without_a_series_or_a_liver_there_is_no_object(tmp_path):

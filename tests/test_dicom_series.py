@@ -15,7 +15,7 @@ from trtseg import cohort
 from trtseg.cli import app
 from trtseg.errors import ArgumentError, InputError, OutOfMemoryError
 from trtseg.io import load
-from trtseg.io.dicom import list_series, read_slice, series_volume
+from trtseg.io.dicom import list_series, read_dicom_series, read_slice, series_volume
 from trtseg.io.find import find_cts
 from trtseg.phantom import abdomen
 
@@ -167,6 +167,35 @@ def test_two_patients_are_not_one_ct(tmp_path):
     assert np.array_equal(load(tmp_path, series="2.98.2").array, CT[:3])
 
 
+@pytest.mark.parametrize(
+    ("keyword", "message"),
+    [
+        ("PatientID", "holds CTs of 2 patients; give the folder of one"),
+        ("StudyInstanceUID", "holds CTs of 2 studies; give the folder of one"),
+        ("FrameOfReferenceUID", "holds 2 volumes in one series"),
+    ],
+)
+def test_one_series_id_makes_no_ct_of_two(keyword, message, tmp_path):
+    for z, plane in enumerate(CT):
+        whose = {keyword: "1.7" if z < 3 else "1.8"}
+        made.save(tmp_path / f"{z}", made.instance(plane, 40 * z, **whose))
+    with pytest.raises(InputError, match=message):
+        load(tmp_path)
+    assert np.array_equal(load(tmp_path, series="1.2.3.4/1").array, CT[:3])
+    assert np.array_equal(load(tmp_path, series="1.2.3.4/2").array, CT[3:])
+    assert np.array_equal(load(tmp_path / "4").array, CT[3:])
+    with pytest.raises(InputError, match="got files of 2 series; expected one"):
+        read_dicom_series([tmp_path / f"{z}" for z in range(6)])
+
+
+@pytest.mark.parametrize("keyword", ["PatientID", "StudyInstanceUID", "FrameOfReferenceUID"])
+def test_a_slice_without_an_id_stays_in_its_series(keyword, tmp_path):
+    for z, plane in enumerate(CT):
+        made.save(tmp_path / f"{z}", made.instance(plane, 40 * z, **{keyword: "1.7" if z % 2 else None}))
+    assert np.array_equal(load(tmp_path).array, CT)
+    assert np.array_equal(read_dicom_series(sorted(tmp_path.iterdir())).array, CT)
+
+
 def test_files_of_a_series_are_one_case(tmp_path):
     files = sorted(made.save_series(tmp_path / "ct", CT).iterdir())
     files += sorted(made.save_series(tmp_path / "ct2", CT, SeriesInstanceUID="7").iterdir())
@@ -236,6 +265,11 @@ def test_copies_that_have_an_id_for_each_file(tmp_path):
             ),
         )
     assert np.array_equal(load(tmp_path).array, CT)
+    for z, plane in enumerate(CT):
+        ids = {"PatientID": "OTHER", "SeriesInstanceUID": f"6.{z}", "StudyInstanceUID": "1.7"}
+        made.save(tmp_path / f"other{z}", made.instance(plane, 340 + z * 40, **ids))
+    with pytest.raises(InputError, match="holds CTs of 2 studies"):
+        load(tmp_path)
 
 
 def test_an_enhanced_ct(tmp_path):

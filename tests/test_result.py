@@ -159,6 +159,20 @@ def test_all_files_or_none(
     assert (tmp_path / "seg.nii.gz").read_bytes() == b"earlier"
 
 
+def test_a_picture_of_earlier_that_cannot_be_removed_is_an_output_error(tmp_path: Path) -> None:
+    ct = np.full((4, 20, 24), 60, np.int16)
+    ct[:, :5] = -1000
+    volume = load(save_series(tmp_path / "ct", ct))
+    made = Segmentation.measure(np.ones(volume.array.shape, np.uint8), volume)
+    pictures = made.save_dicom(tmp_path, ["sc"])
+    for path in pictures:
+        path.write_bytes(b"earlier")
+    (tmp_path / f"sc_{len(pictures) + 1:04d}.dcm").mkdir()  # in the place of a picture
+    with pytest.raises(OutputError, match=r"sc_0001\.dcm.* cannot be written .*Nothing was written"):
+        made.save_dicom(tmp_path, ["sc"])
+    assert {path.read_bytes() for path in pictures} == {b"earlier"}
+
+
 def test_a_report_that_is_not_json_leaves_nothing(result: Segmentation, tmp_path: Path) -> None:
     result.provenance["score"] = float("nan")
     with pytest.raises(ValueError, match="JSON"):

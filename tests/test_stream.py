@@ -399,12 +399,13 @@ def test_what_waits_already_is_told_once():
     assert told == [1, 2, 3]
 
 
-def test_failures_after_the_end_are_logged(caplog):
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt])
+def test_failures_after_the_end_are_logged(kind, caplog):
     go = threading.Event()
 
     def function(thing):
         assert go.wait(10)
-        raise ValueError(thing)
+        raise kind(thing)
 
     teller = Teller("test", function)
     for thing in (1, 2):
@@ -414,7 +415,7 @@ def test_failures_after_the_end_are_logged(caplog):
     teller.join()
     assert str(teller.failure) == "1"
     assert [record.getMessage() for record in caplog.records] == [
-        "test failed 2 times, first with ValueError(1)"
+        f"test failed 2 times, first with {kind.__name__}(1)"
     ]
 
 

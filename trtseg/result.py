@@ -312,10 +312,10 @@ class Segmentation:
                 self._write_preview(parts.pop(0), volume)
             if volume is not None and html is not None:
                 parts.pop(0).write_bytes(self._page(volume, keep_identity))
-        for _, name in file_names(kinds, _MOST_PICTURES)[len(files) :]:  # of an earlier, longer series
-            if not (left := Path(folder, name)).exists():
-                break
-            left.unlink()
+            for _, name in file_names(kinds, _MOST_PICTURES)[len(files) :]:  # of an earlier, longer series
+                if not (left := Path(folder, name)).exists():
+                    break
+                left.unlink()
         return paths
 
     def save_report(self, path: _PathLike) -> None:

@@ -224,7 +224,7 @@ class Stream:
         return self._ml(1)
 
     @property
-    def failure(self) -> Exception | None:
+    def failure(self) -> BaseException | None:
         """The first error that the callback raised; the segmentation goes on without regard to it."""
         return None if self._teller is None else self._teller.failure
 

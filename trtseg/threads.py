@@ -112,13 +112,13 @@ class Teller(Generic[T]):
 
     Attributes
     ----------
-    failure : Exception or None
-        The first error.
+    failure : BaseException or None
+        The first error; SystemExit and KeyboardInterrupt too, for they would end this thread alone, and silently.
     """
 
     def __init__(self, name: str, function: Callable[[T], None]) -> None:
         self._name, self._function = name, function
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         self._failed = 0
         self._changed = threading.Condition()
         self._due: dict[T, None] = {}
@@ -164,7 +164,7 @@ class Teller(Generic[T]):
                 del self._due[thing]
             try:
                 self._function(thing)
-            except Exception as error:
+            except BaseException as error:
                 with self._changed:
                     self.failure = self.failure or error
                     self._failed += 1

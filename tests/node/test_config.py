@@ -1,6 +1,9 @@
 """Settings that would stop a node later are refused when it starts."""
 
+import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ import pytest
 from trtseg.errors import ArgumentError, OutputError
 from trtseg.node import metrics, run
 from trtseg.node.config import Config
+from trtseg.node.receive import tls_context
 from trtseg.node.spool import Spool
 
 
@@ -16,16 +20,48 @@ from trtseg.node.spool import Spool
     [
         ({"port": 65536}, "port: got 65536; expected a port, at most 65535"),
         ({"http_port": 99999}, "http_port: got 99999; expected a port, at most 65535"),
+        (
+            {"http_port": 11112},
+            "http_port: got 11112, which is the port of the node too; expected another one",
+        ),
+        (
+            {"receiver_mb": 249},
+            "receiver_mb: got 249; expected at least 250, which the process needs to start",
+        ),
+        ({"worker_mb": 100}, "worker_mb: got 100; expected at least 500, which .*, or 0 for no limit"),
         ({"associations": 0}, "associations: got 0; expected at least 1"),
         ({"threads": 0}, "threads: got 0; expected at least 1"),
         ({"results": ("sr",)}, "results: got sr without seg; expected both"),
         ({"precision": "fp8"}, "precision: got 'fp8'; on the CPU it is 'auto'"),
+        (
+            {"stow": ("nonsense",)},
+            "stow: got 'nonsense'; expected a URL with http:// or https:// and a host, as",
+        ),
+        ({"stow": ("http://a/dicom-web", "ftp://a/b")}, "stow: got 'ftp://a/b'; expected a URL with http"),
+        ({"stow": ("https:///dicom-web",)}, "stow: got 'https:///dicom-web'; expected"),
+        ({"stow": ("http://a:99999/",)}, "stow: got 'http://a:99999/'; expected"),
+        ({"stow": ("http://[::1/",)}, r"stow: got 'http://\[::1/'; expected"),
         ({"results": ()}, r"results: got \[\]; expected some of seg, sr, sc"),
     ],
 )
 def test_a_setting_that_no_node_can_run_with_is_refused(settings, message):
     with pytest.raises(ArgumentError, match=message):
         Config(Path("/nowhere"), folder=(Path("/nowhere"),), **settings)
+
+
+def test_urls_that_results_may_go_to():
+    urls = ("http://127.0.0.1:8042/dicom-web", "https://[::1]/studies", "https://archive.example")
+    assert Config(Path("/nowhere"), stow=urls).destinations == tuple(f"stow:{url}" for url in urls)
+
+
+def test_limits_of_memory_that_a_node_can_run_with():
+    for receiver, worker in ((0, 0), (250, 500)):
+        config = Config(Path("/nowhere"), folder=(Path("/nowhere"),), receiver_mb=receiver, worker_mb=worker)
+        assert (config.receiver_mb, config.worker_mb) == (receiver, worker)
+
+
+def test_no_port_for_metrics_is_no_port_of_the_node():
+    assert Config(Path("/nowhere"), folder=(Path("/nowhere"),), port=0, http_port=0).http_port == 0
 
 
 def test_a_port_for_metrics_that_is_taken_is_refused_by_name(tmp_path):
@@ -50,3 +86,55 @@ def test_a_store_has_one_node(tmp_path):
     with first.lock("node", wait=False), pytest.raises(OutputError, match="another node uses this store"):
         second.lock("node", wait=False)
     second.lock("node", wait=False).close()
+
+
+@pytest.fixture
+def tls(tmp_path):
+    """Certificate, key and authority in files; the key is another one's in ``foreign``, locked in ``locked``."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl")
+    for name in ("own", "foreign"):
+        key, cert = tmp_path / f"{name}.key", tmp_path / f"{name}.pem"
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+             "-subj", "/CN=localhost", "-keyout", key, "-out", cert],
+            check=True, capture_output=True,
+        )  # fmt: skip
+    locked = ["-aes128", "-passout", "pass:secret", "-out", tmp_path / "locked.key"]
+    subprocess.run(["openssl", "ec", "-in", tmp_path / "own.key", *locked], check=True, capture_output=True)
+    (tmp_path / "no.pem").write_text("no certificate")
+    return {name: tmp_path / file for name, file in zip(TLS, ("own.pem", "own.key", "own.pem"), strict=True)}
+
+
+TLS = ("tls_cert", "tls_key", "tls_ca")
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "reason"),
+    [
+        *((name, "missing.pem", "No such file or directory") for name in TLS),
+        *((name, "no.pem", ".") for name in TLS),
+        ("tls_key", "foreign.key", "mismatch"),
+        ("tls_key", "locked.key", "."),
+    ],
+)
+def test_files_for_tls_that_cannot_be_used_are_refused(tls, tmp_path, name, file, reason):
+    config = Config(tmp_path / "store", folder=(tmp_path,), **tls)
+    assert tls_context(config, server=True) is not None
+    config = Config(tmp_path / "store", folder=(tmp_path,), **tls | {name: tmp_path / file})
+    with pytest.raises(
+        ArgumentError, match=rf"tls_cert, tls_key, tls_ca: got .*{file}.* cannot be used \(.*{reason}"
+    ):
+        tls_context(config, server=True)
+
+
+def test_the_command_ends_where_files_for_tls_cannot_be_read(tmp_path):
+    (tmp_path / "node.toml").write_text("".join(f'{name} = "{tmp_path}/no.pem"\n' for name in TLS))
+    options = ["--config", tmp_path / "node.toml", "--store", tmp_path / "store", "--folder", tmp_path]
+    ended = subprocess.run(
+        [sys.executable, "-m", "trtseg", "serve", *options, "--device", "cpu"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert "tls_cert, tls_key, tls_ca: got" in ended.stderr
+    assert not (tmp_path / "store").exists()

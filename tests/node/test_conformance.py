@@ -88,3 +88,25 @@ def test_sent_sop_classes(tmp_path):
         for name, _ in sorted(rows("Sent SOP classes").items(), key=lambda row: row[1])
         if name.endswith("Storage")
     ]
+
+
+def test_one_voxel_of_liver_is_a_result_and_none_is_not(tmp_path):
+    import numpy as np
+    from nodes import ct_series, write_folder
+
+    import trtseg
+    from trtseg.labels.whole import NO_LIVER_ML
+    from trtseg.node.spool import Spool
+    from trtseg.node.work import write_results
+    from trtseg.result import Segmentation
+
+    assert f"less than {NO_LIVER_ML} mL of liver is sent" in TEXT
+    volume = trtseg.load(write_folder(ct_series(4), tmp_path / "ct"))
+    spool, labels, kinds = Spool(tmp_path / "store"), np.zeros(volume.array.shape, np.uint8), []
+    for voxels in (0, 1):
+        labels[2, 30, 30] = voxels
+        result = Segmentation.measure(labels.copy(), volume, provenance={"model": "test"})
+        assert "liver-none" in [warning.code for warning in result.warnings]
+        parts = write_results(spool, result, ("seg", "sr"), {}, lambda: "2.25.1")
+        kinds.append([made.kind for part in parts for made in part])
+    assert kinds == [[], ["seg", "sr"]]

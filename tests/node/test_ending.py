@@ -23,14 +23,15 @@ KNOWN = Evidence(instances=10, related=None, acquisitions_full=False, open=False
         ({"related": 11}, 130),
         ({"acquisitions_full": True}, 100),
         ({"acquisitions_full": True, "open": True}, 103),  # another acquisition may follow
+        ({"acquisitions_full": True, "clean": False}, 103),  # as after an abort
     ],
 )
 def test_evidence_decides_how_long_is_waited(evidence, ends):
     assert due(Evidence(**{**KNOWN.__dict__, **evidence}), 3, 30) == ends
 
 
-def add(spool, sop, series="1.1", association=1, **facts):
-    return spool.add(Facts(sop, "ct", "1", series, **facts), association, (b"head", sop.encode()), (100, 100))
+def add(spool, sop, series="1.1", association=1, limits=(100, 100), **facts):
+    return spool.add(Facts(sop, "ct", "1", series, **facts), association, (b"head", sop.encode()), limits)
 
 
 def associations(spool, count):
@@ -57,6 +58,19 @@ def test_what_the_instances_say(tmp_path):
     assert look(spool)[2].related == 7
     spool.do("UPDATE association SET ended=1, how='aborted' WHERE id=1")
     assert not look(spool)[1].clean
+    spool.do("UPDATE association SET how='released' WHERE id=1")
+    assert look(spool)[1].clean
+    spool.do("UPDATE association SET refused=id")
+    assert (look(spool)[1].clean, look(spool)[1].refused) == (False, 3)
+    assert (look(spool)[2].clean, look(spool)[2].refused) == (False, 1)
+
+
+@pytest.mark.parametrize(
+    ("instances", "related", "complete"), [(9, 10, False), (10, 10, True), (9, None, False)]
+)
+def test_only_a_number_says_that_a_series_is_complete(instances, related, complete):
+    evidence = Evidence(**{**KNOWN.__dict__, "instances": instances, "related": related})
+    assert evidence.is_complete is complete
 
 
 def test_a_late_slice_opens_its_series_again(tmp_path):
@@ -71,6 +85,18 @@ def test_a_late_slice_opens_its_series_again(tmp_path):
     assert look(spool)[1].instances == 2
     assert not spool.finish(1, 1, [], [])  # made without the second
     assert spool.finish(1, 2, [], [])
+
+
+def test_a_series_with_a_part_of_its_results_is_unfinished(tmp_path):
+    spool = Spool(tmp_path)
+    associations(spool, 1)
+    add(spool, "a0", limits=(100, 1))
+    assert spool.finish(1, 1, [], [], more=True)
+    with pytest.raises(Refused, match="too many series are unfinished"):
+        add(spool, "b0", series="1.2", limits=(100, 1))
+    assert add(spool, "a1", limits=(100, 1))  # a late slice of that series itself
+    assert spool.finish(1, 2, [], [])
+    assert add(spool, "b0", series="1.2", limits=(100, 1))
 
 
 def test_what_was_not_acknowledged_is_swept_away(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import sqlite3
 import struct
 import sys
 import time
@@ -176,6 +177,36 @@ def test_limits_of_series_and_space(serve):
     assert send(config.port, ct_series(1)) == [0xA700]
     config, _ = serve(free_mb=10**9, port=free_port())
     assert send(config.port, ct_series(1)) == [0xA700]
+
+
+def test_an_association_is_marked_by_what_was_refused_of_a_ct(serve):
+    config, spool = serve(series_instances=2)
+    assert send(config.port, ct_series(5)) == [0, 0, 0xA700, 0xA700, 0xA700]
+    mr = ct_series(1)[0]
+    mr.SOPClassUID = mr.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
+    assert send(config.port, [mr, *ct_series(2)], contexts=[mr.SOPClassUID, CT]) == [0x0122, 0, 0]
+
+    def marks():
+        return [row["refused"] for row in spool.rows("SELECT refused FROM association ORDER BY id")]
+
+    assert marks() == [3, 0]
+    wait_for(lambda: spool.receiver.look_after_associations() or not spool.receiver._open)
+    assert marks() == [3, 0]
+
+
+def test_a_mark_that_a_full_disk_forbids_is_made_with_the_end_of_the_association(serve, monkeypatch):
+    config, spool = serve(series_instances=1)
+    do = spool.do
+
+    def full(statement, *values):
+        if statement.startswith("UPDATE association SET refused"):
+            raise sqlite3.OperationalError("database or disk is full")
+        return do(statement, *values)
+
+    monkeypatch.setattr(spool, "do", full)
+    assert send(config.port, ct_series(2)) == [0, 0xA700]
+    wait_for(lambda: spool.receiver.look_after_associations() or not spool.receiver._open)
+    assert tuple(spool.row("SELECT how, refused FROM association")) == ("released", 1)
 
 
 def test_too_many_associations_are_rejected(serve):

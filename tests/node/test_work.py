@@ -43,13 +43,15 @@ def worker(tmp_path, segmenter):
     worker.close()
 
 
-def store(spool, *datasets):
+def store(spool, *datasets, related=None):
     import io
 
     for one in datasets:
         file = io.BytesIO()
         one.save_as(file, enforce_file_format=True)
-        facts = Facts(one.SOPInstanceUID, one.SOPClassUID, one.StudyInstanceUID, one.SeriesInstanceUID)
+        facts = Facts(
+            one.SOPInstanceUID, one.SOPClassUID, one.StudyInstanceUID, one.SeriesInstanceUID, related
+        )
         spool.add(facts, 1, (b"", file.getvalue()), (1000, 10))
 
 
@@ -69,6 +71,23 @@ def test_a_localizer_gives_no_result_and_a_reason(worker):
     assert state == "failed"
     assert "localizer" in reason
     assert series[0].SeriesInstanceUID not in reason
+
+
+@pytest.mark.parametrize(("related", "warned"), [(None, True), (9, True), (8, False)])
+def test_a_result_warns_of_instances_that_were_refused(worker, related, warned, monkeypatch, caplog):
+    results = []
+    monkeypatch.setattr(
+        "trtseg.node.work.write_results", lambda *given: results.append(given[1]) or write_results(*given)
+    )
+    caplog.set_level(logging.INFO)
+    worker.spool.do("UPDATE association SET ended=0, how='released', refused=3")
+    store(worker.spool, *ct_series(8), related=related)
+    assert finish(worker) == [("done", None)]
+    texts = [one.text for one in results[0].warnings if one.code == "slices-refused"]
+    assert [text[:52] for text in texts] == ["The node refused 3 instances that came with this CT."] * warned
+    (facts,) = [one.facts for one in caplog.records if one.getMessage() == "series done"]
+    assert facts["refused"] == 3
+    assert ("slices-refused" in facts["warnings"]) is warned
 
 
 def test_a_localizer_in_the_series_is_left_out(worker):

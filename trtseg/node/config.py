@@ -9,6 +9,7 @@ import os
 import tomllib
 import types
 import typing
+import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ _AT_LEAST_1 = (
     "associations", "pdu_kb", "instance_mb", "buffer_mb", "rows", "frames", "series_instances", "open_series",
     "streams", "threads",
 )  # fmt: skip
+# MB of address space: with less, the one process does not start, and the other segments not even a CT of 64 x 64.
+_LEAST_MB = {"receiver_mb": 250, "worker_mb": 500}
 
 
 class Peer(NamedTuple):
@@ -109,7 +112,8 @@ class Config:
     keep_s, keep_dead_s : float
         How long instances of finished series are kept, and what was rejected.
     receiver_mb, worker_mb : int
-        Address space of the receiving and of the segmenting process; 0 for no limit.
+        Address space of the receiving and of the segmenting process, at least 250 and 500, which does for small
+        images; 0 for no limit.
     streams : int
         Series that are segmented while they arrive, side by side; each takes its voxels in memory.
     retry_s, retry_most_s : float
@@ -187,10 +191,27 @@ class Config:
         for name in _AT_LEAST_1:
             if getattr(self, name) == 0:
                 raise ArgumentError(f"{name}: got 0; expected at least 1")
+        for name, least in _LEAST_MB.items():
+            if 0 < getattr(self, name) < least:
+                raise ArgumentError(
+                    f"{name}: got {getattr(self, name)}; expected at least {least}, which the process needs to start "
+                    "and to work, or 0 for no limit"
+                )
         for name in ("port", "http_port"):
             if getattr(self, name) > 65535:
                 raise ArgumentError(f"{name}: got {getattr(self, name)}; expected a port, at most 65535")
+        if self.http_port and self.http_port == self.port:
+            raise ArgumentError(
+                f"http_port: got {self.http_port}, which is the port of the node too; expected another one, or "
+                "0 for none"
+            )
         _ = self.callers, self.peers, self.commit_peers  # are parsed once, to be refused here
+        for url in self.stow:
+            if not _is_url(url):
+                raise ArgumentError(
+                    f"stow: got {url!r}; expected a URL with http:// or https:// and a host, as "
+                    "https://10.0.0.7:8042/dicom-web"
+                )
 
     @property
     def callers(self) -> tuple[Caller, ...]:
@@ -278,6 +299,14 @@ def _is_ae(text: str) -> bool:
     return (
         0 < len(text) <= 16 and all(" " <= c <= "~" and c not in "\\@" for c in text) and text == text.strip()
     )
+
+
+def _is_url(text: str) -> bool:
+    try:
+        url = urllib.parse.urlsplit(text)
+        return text.startswith(("http://", "https://")) and bool(url.hostname) and url.port != 0
+    except ValueError:  # an address or a port that is none
+        return False
 
 
 def _is_loopback(host: str) -> bool:

@@ -29,11 +29,13 @@ class Evidence:
     open : bool
         An association that brought some of them is still open, and has not gone over to another series.
     clean : bool
-        All the others were released, neither aborted nor lost.
+        All the others were released, neither aborted nor lost, and no instance was refused on any.
     last : float
         When the last instance arrived or the last association ended.
     is_over : bool
         The series was ended before, and has a part of its results.
+    refused : int
+        Instances that were refused on these associations, of this series or of another, but those that are no CT.
     """
 
     instances: int
@@ -43,6 +45,12 @@ class Evidence:
     clean: bool
     last: float
     is_over: bool = False
+    refused: int = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """As many instances have arrived as the sender says that there are."""
+        return self.related is not None and self.instances >= self.related
 
 
 def due(evidence: Evidence, quiet: float, long_quiet: float) -> float:
@@ -58,10 +66,9 @@ def due(evidence: Evidence, quiet: float, long_quiet: float) -> float:
     if evidence.is_over:
         return evidence.last
     if evidence.related is not None:  # the sender's own count, of exactly this series
-        complete = evidence.instances >= evidence.related
-        return evidence.last + (0 if complete else long_quiet)
+        return evidence.last + (0 if evidence.is_complete else long_quiet)
     if evidence.acquisitions_full:
-        return evidence.last + (quiet if evidence.open else 0)
+        return evidence.last + (0 if evidence.clean and not evidence.open else quiet)
     return evidence.last + (quiet if evidence.clean and not evidence.open else long_quiet)
 
 
@@ -78,7 +85,7 @@ def look(spool: Spool) -> dict[int, Evidence]:
     used = {row["association"] for rows in parts.values() for row in rows}
     associations = {
         number: spool.row(
-            "SELECT ended, how, (SELECT MAX(id) FROM instance WHERE association=a.id) newest"
+            "SELECT ended, how, refused, (SELECT MAX(id) FROM instance WHERE association=a.id) newest"
             " FROM association a WHERE id=?",
             number,
         )
@@ -103,7 +110,8 @@ def _evidence(rows: Sequence[Any], associations: Sequence[Any]) -> Evidence:
         acquisitions_full=all(arrived[acquisition] == count for acquisition, count in wanted.items()),
         # An association whose last instance is of another series has gone over to that one.
         open=any(one["ended"] is None and one["newest"] <= newest for one in associations),
-        clean=all(one["how"] in (None, "released") for one in associations),
+        clean=all(one["how"] in (None, "released") and not one["refused"] for one in associations),
         last=max(max(row["received"] for row in rows), *(one["ended"] or 0.0 for one in associations)),
         is_over=rows[0]["state"] == "part",
+        refused=sum(one["refused"] for one in associations),
     )

@@ -14,9 +14,11 @@ import signal
 import ssl
 import threading
 import time
+from collections import Counter
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+from trtseg.errors import ArgumentError
 from trtseg.node.config import Config
 from trtseg.node.log import say, where
 from trtseg.node.spool import Facts, Refused, Spool
@@ -76,6 +78,7 @@ class Receiver:
         self.config = config
         self.spool = spool
         self._open: dict[Any, int] = {}  # pynetdicom's association: its row
+        self._refused: Counter[int] = Counter()  # of each row: instances, but those that are no CT
         self._lock = threading.Lock()
 
     def requested(self, event: Any) -> None:
@@ -165,9 +168,12 @@ class Receiver:
         for association, row in list(self._open.items()):
             if not association.is_alive():
                 how = "released" if association.is_released else "aborted"
-                self.spool.do("UPDATE association SET ended=?, how=? WHERE id=?", time.time(), how, row)
+                self.spool.do(
+                    "UPDATE association SET ended=?, how=?, refused=? WHERE id=?",
+                    *(time.time(), how, self._refused[row], row),
+                )
                 with self._lock:
-                    del self._open[association]
+                    del self._open[association], self._refused[row]
                 say("association ended", association=row, how=how)
 
     def _row(self, association: Any) -> int | None:
@@ -199,6 +205,12 @@ class Receiver:
         )
         with contextlib.suppress(Exception):
             self.spool.count("instances_refused")
+        if association is not None and status != CLASS_NOT_SUPPORTED:
+            self._refused[association] += 1
+            with contextlib.suppress(Exception):  # a full disk: noted with the end of the association
+                self.spool.do(
+                    "UPDATE association SET refused=? WHERE id=?", self._refused[association], association
+                )
         return status
 
 
@@ -291,16 +303,34 @@ def make_entity(config: Config) -> Any:
 
 
 def tls_context(config: Config, *, server: bool) -> ssl.SSLContext | None:
-    """TLS with certificates on both sides; None if the node has none."""
+    """TLS with certificates on both sides; None if the node has none.
+
+    Raises
+    ------
+    ArgumentError
+        If the certificates or the key cannot be read.
+    """
     if config.tls_cert is None:
         return None
-    context = ssl.create_default_context(
-        ssl.Purpose.CLIENT_AUTH if server else ssl.Purpose.SERVER_AUTH, cafile=str(config.tls_ca)
-    )
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.load_cert_chain(config.tls_cert, config.tls_key)
+    try:
+        context = ssl.create_default_context(
+            ssl.Purpose.CLIENT_AUTH if server else ssl.Purpose.SERVER_AUTH, cafile=str(config.tls_ca)
+        )
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_cert_chain(config.tls_cert, config.tls_key, password=_no_password)
+    except OSError as error:  # an SSLError, too
+        raise ArgumentError(
+            f"tls_cert, tls_key, tls_ca: got {config.tls_cert}, {config.tls_key} and {config.tls_ca}, which cannot be "
+            f"used ({error.strerror or error}); expected PEM files that this user can read, the key that belongs to "
+            "the certificate, and no password on it"
+        ) from error
     return context
+
+
+def _no_password() -> str:
+    """Stand for the password of a key that has one; by default OpenSSL asks the terminal, and waits."""
+    return ""
 
 
 def start(config: Config, spool: Spool) -> tuple[Server, Receiver]:

@@ -52,7 +52,7 @@ def write_results(
     Yields
     ------
     list of Made
-        Some objects, on the disk. There are none without a liver: no Segmentation is empty.
+        Some objects, on the disk. There are none where not a single voxel is liver: no Segmentation is empty.
 
     Raises
     ------

@@ -18,6 +18,7 @@ from trtseg.node import log, metrics
 from trtseg.node.config import Config
 from trtseg.node.log import say, scrub, where
 from trtseg.node.purge import purge
+from trtseg.node.receive import tls_context
 from trtseg.node.spool import Spool
 from trtseg.node.stopping import Stop
 
@@ -33,8 +34,9 @@ def run(config: Config) -> None:
     OutputError
         If the store cannot be used, or another node uses it.
     ArgumentError
-        If nobody can listen at the host and port.
+        If nobody can listen at the host and port, or the files for TLS cannot be used.
     """
+    tls_context(config, server=True)  # each process makes its own
     os.umask(0o077)
     log.start("node")
     spool = Spool(config.store)

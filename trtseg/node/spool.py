@@ -22,9 +22,10 @@ from typing import IO, Any, NamedTuple
 
 from trtseg.errors import OutputError
 
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
-CREATE TABLE association(id INTEGER PRIMARY KEY AUTOINCREMENT, opened REAL, ended REAL, how TEXT);
+CREATE TABLE association(id INTEGER PRIMARY KEY AUTOINCREMENT, opened REAL, ended REAL, how TEXT,
+  refused INTEGER DEFAULT 0);
 CREATE TABLE series(id INTEGER PRIMARY KEY AUTOINCREMENT, uid TEXT UNIQUE, state TEXT, revision INTEGER DEFAULT 0,
   crashes INTEGER DEFAULT 0, reason TEXT, ended REAL);
 CREATE TABLE instance(id INTEGER PRIMARY KEY AUTOINCREMENT, series INTEGER, association INTEGER, sop TEXT UNIQUE,
@@ -36,11 +37,11 @@ CREATE TABLE result(id INTEGER PRIMARY KEY AUTOINCREMENT, series INTEGER, revisi
   sop TEXT, file TEXT, bytes INTEGER, made REAL);
 CREATE TABLE delivery(result INTEGER, destination TEXT, state TEXT, attempts INTEGER DEFAULT 0, due REAL, ended REAL,
   reason TEXT, PRIMARY KEY(result, destination));
+CREATE INDEX waiting ON delivery(destination, due) WHERE state='waiting';
 CREATE TABLE commitment(id INTEGER PRIMARY KEY AUTOINCREMENT, ae TEXT, request TEXT,
   attempts INTEGER DEFAULT 0, due REAL);
 CREATE TABLE counter(name TEXT PRIMARY KEY, value REAL);
 """
-_INDEX = "CREATE INDEX IF NOT EXISTS waiting ON delivery(destination, due) WHERE state='waiting'"
 
 
 class Refused(Exception):
@@ -99,8 +100,6 @@ class Spool:
                     for statement in _SCHEMA.split(";"):
                         self._db.execute(statement)
                     self._db.execute(f"PRAGMA user_version={_VERSION}")
-                if version in (0, _VERSION):
-                    self._db.execute(_INDEX)  # stores of earlier releases have none
         except (OSError, sqlite3.Error) as error:
             raise OutputError(f"{folder}: cannot be used as the store of a node ({error})") from error
         if version not in (0, _VERSION):
@@ -241,7 +240,7 @@ class Spool:
         parts : sequence of buffer
             What stands before the data set in a file, and the data set.
         limits : (int, int)
-            The most instances of a series, and open series.
+            The most instances of a series, and series that are not finished: open, or with a part of their results.
 
         Returns
         -------
@@ -290,9 +289,9 @@ class Spool:
         """The row of the series of an instance, which is open from now on."""
         uid = f"{facts.study}/{facts.series}"
         known = self.row("SELECT id, state FROM series WHERE uid=?", uid)
-        if known is None or known["state"] != "open":
-            (open_series,) = self.row("SELECT COUNT(*) FROM series WHERE state='open'")
-            if open_series >= most_series:
+        if known is None or known["state"] not in ("open", "part"):
+            (unfinished,) = self.row("SELECT COUNT(*) FROM series WHERE state IN ('open', 'part')")
+            if unfinished >= most_series:
                 raise Refused(0xA700, "too many series are unfinished")
         if known is None:
             return self.do("INSERT INTO series(uid, state) VALUES(?, 'open')", uid)

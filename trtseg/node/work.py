@@ -16,15 +16,17 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from trtseg.errors import ArgumentError, DeviceError, InputError, ModelError
 from trtseg.node.config import Config
-from trtseg.node.ending import due, look
+from trtseg.node.ending import Evidence, due, look
 from trtseg.node.log import say, scrub, where
 from trtseg.node.results import begun, series_of_pictures, write_results
 from trtseg.node.spool import Made, Spool
 from trtseg.node.stopping import Stop
+from trtseg.warnings import ResultWarning
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,8 +106,11 @@ class Series:
                 self._stream.push(planes[one.frame], one.position)
                 lower_nets()
 
-    def finish(self) -> Segmentation:
-        """Segment what has come, by the rules that a folder is read by; an InputError says why it is no CT."""
+    def finish(self, refused: int = 0) -> Segmentation:
+        """Segment what has come, by the rules that a folder is read by; an InputError says why it is no CT.
+
+        ``refused`` is how many instances may be missing because the node did not take them; the result warns of them.
+        """
         from trtseg.io.dicom.series import choose, volumes
         from trtseg.io.dicom.volume import assemble
 
@@ -114,6 +119,8 @@ class Series:
         instances, candidates = volumes(list(zip(self._files, self.headers, strict=True)), self._slices)
         chosen, _ = choose("the series", candidates, None)
         volume = assemble("the series", instances, chosen.slices, self._planes.__getitem__)
+        if refused:
+            volume = replace(volume, warnings=(*volume.warnings, _refused(refused)))
         self._planes.clear()
         if self._stream is None:
             return self._segmenter.segment(volume)
@@ -123,6 +130,14 @@ class Series:
         """Give memory back."""
         if self._stream is not None:
             self._stream.close()
+
+
+def _refused(count: int) -> ResultWarning:
+    return ResultWarning(
+        "slices-refused",
+        f"The node refused {count} instance{'s' * (count > 1)} that came with this CT. Slices may be missing at its "
+        "ends, and volumes are lower bounds then. Send the series again.",
+    )
 
 
 class Worker:
@@ -150,7 +165,7 @@ class Worker:
             busy |= self._take(series)
             ends = due(evidence, self.config.quiet_s, self.config.long_quiet_s)
             if time.time() >= ends and not self._waiting(series, 1):
-                self._finish(series, ends)
+                self._finish(series, evidence, ends)
                 busy = True
         return busy
 
@@ -183,7 +198,7 @@ class Worker:
             series.last = row["id"]
         return bool(rows)
 
-    def _finish(self, series: Series, ends: float) -> None:
+    def _finish(self, series: Series, evidence: Evidence, ends: float) -> None:
         """End a series with its results or the reason why there are none."""
         facts: dict[str, Any] | None = None
         is_failed = False
@@ -193,7 +208,7 @@ class Worker:
                 if crashes >= _CRASHES:
                     raise InputError("segmenting it has ended the process")
                 with self._at(-series.number):
-                    facts = self._make(series)
+                    facts = self._make(series, 0 if evidence.is_complete else evidence.refused)
             except (InputError, ModelError) as error:
                 reason = self._reason(error, series)
                 is_failed = self.spool.finish(series.number, series.last, [], (), reason)
@@ -209,16 +224,16 @@ class Worker:
         say(
             "series failed" if is_failed else "series done", level=logging.WARNING if is_failed else logging.INFO,
             series=series.number, instances=len(series.headers), unreadable=series.unreadable,
-            took_s=round(took, 3), **facts,
+            refused=evidence.refused, took_s=round(took, 3), **facts,
         )  # fmt: skip
 
-    def _make(self, series: Series) -> dict[str, Any] | None:
+    def _make(self, series: Series, refused: int) -> dict[str, Any] | None:
         """Make the results of a series, and say what they are; None if instances came in the meantime.
 
         Each is on its way before the next is written. After a restart in between, those that are missing follow.
         """
         spool, number, destinations = self.spool, series.number, self.config.destinations
-        result = series.finish()
+        result = series.finish(refused)
         have = begun(spool, number, self.segmenter.fingerprint())
         count, is_begun = 0, have is not None
         parts = write_results(

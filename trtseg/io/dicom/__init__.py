@@ -14,9 +14,8 @@ from trtseg.errors import InputError
 from trtseg.io.dicom.dataset import check_installed, parse, read_bytes
 from trtseg.io.dicom.find import DicomFile, archives, find_files, is_dicom, one_of_each_series, study_of
 from trtseg.io.dicom.frames import slices_of
-from trtseg.io.dicom.header import text
 from trtseg.io.dicom.pixels import to_hu
-from trtseg.io.dicom.series import Candidate, choose, volumes, why_no_picture
+from trtseg.io.dicom.series import Candidate, choose, keys_of, volumes, why_no_picture
 from trtseg.io.dicom.volume import DicomSeries, Instance, assemble, read_slice, series_volume
 from trtseg.io.names import is_folder
 from trtseg.volume import Volume
@@ -126,7 +125,7 @@ def read_dicom_series(files: Sequence[str | os.PathLike[str]], *, ignore_ids: bo
     given = [DicomFile(Path(file), partial(read_bytes, file)) for file in files]
     name = os.fspath(given[0].path.parent)
     headers = [_header(file) for file in given]
-    ids = {text(header, "SeriesInstanceUID") for header in headers}
+    ids = {(uid, *owners) for uid, _, *owners in keys_of(headers)}
     if len(ids) > 1 and not ignore_ids:
         raise InputError(
             f"{name}: got files of {len(ids)} series; expected one, put each series into a folder of its own"

@@ -25,6 +25,8 @@ _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _AXIAL = 0.8  # cosine between the axis of the patient and that of the slices
 _LONG_MM = 80  # of a patient; a liver is longer
 _THIN_MM = 1.0  # thinner slices are no better
+_OWNERS = ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID")
+Key = tuple[str, ...]  # series id, kind, and a value for each of `_OWNERS`
 _HALF = 0.5  # of the slices of another volume in the same series
 # Words of ImageType and of SeriesDescription that no stack of plain CT slices has.
 _NO_CT = {
@@ -101,7 +103,6 @@ def volumes(
         In the order of the files.
     """
     found: list[Instance] = []
-    groups: dict[tuple[str, str], list[int]] = {}
     problems: dict[int, InputError] = {}
     for number, (path, header) in enumerate(instances):
         slices: tuple[Slice, ...] = ()
@@ -114,9 +115,11 @@ def volumes(
             except InputError as error:
                 problems[number] = error
         found.append(Instance(path, header, slices))
-        groups.setdefault((text(header, "SeriesInstanceUID"), _kind(header)), []).append(number)
+    groups: dict[Key, list[int]] = {}
+    for number, key in enumerate(keys_of([header for _, header in instances])):
+        groups.setdefault(key, []).append(number)
     stacks: list[tuple[str, list[Slice], list[int]]] = []
-    for (uid, _), numbers in _without_own_ids(found, groups).items():
+    for (uid, *_), numbers in _without_own_ids(found, groups).items():
         parts = list(_stacks(found, [one for n in numbers for one in found[n].slices]))
         broken = [n for n in numbers if n in problems]
         stacks += [(uid, part, broken) for part in parts] if parts else [(uid, [], numbers)]
@@ -273,16 +276,32 @@ def _kind(header: Any) -> str:
     return why_no_picture(header) or _why_no_ct([v.upper() for v in texts(header, "ImageType")], header)
 
 
-def _without_own_ids(
-    instances: Sequence[Instance], groups: dict[tuple[str, str], list[int]]
-) -> dict[tuple[str, str], list[int]]:
-    """Put files together that have a series id each, as careless anonymous copies have."""
-    alone: dict[Path, list[tuple[str, str]]] = {}
+def keys_of(headers: Sequence[Any]) -> list[Key]:
+    """What tells the series of files apart: series id and kind; with more than one of them, patient, study and frame.
+
+    A series id is nobody else's by the standard, and yet there are copies of two patients under one. A file that lacks
+    the id of its patient, study or frame of reference belongs to the only one that there is in its series.
+    """
+    keys: list[Key] = [(text(header, "SeriesInstanceUID"), _kind(header)) for header in headers]
+    for keyword in _OWNERS:
+        values = [text(header, keyword) for header in headers]
+        known: dict[Key, set[str]] = {key: set() for key in keys}
+        for key, value in zip(keys, values, strict=True):
+            known[key].add(value)
+        several = {key for key, found in known.items() if len(found - {""}) > 1}
+        keys = [(*key, value if key in several else "") for key, value in zip(keys, values, strict=True)]
+    return keys
+
+
+def _without_own_ids(instances: Sequence[Instance], groups: dict[Key, list[int]]) -> dict[Key, list[int]]:
+    """Put files of a patient together that have a series id each, as careless anonymous copies have."""
+    alone: dict[tuple[Path, str], list[Key]] = {}
     for key, numbers in groups.items():
-        if len(numbers) == 1 and not key[1] and len(instances[numbers[0]].slices) == 1:
-            alone.setdefault(instances[numbers[0]].path.parent, []).append(key)
+        first = instances[numbers[0]]
+        if len(numbers) == 1 and not key[1] and len(first.slices) == 1:
+            alone.setdefault((first.path.parent, text(first.header, "PatientID")), []).append(key)
     merged = dict(groups)
-    for folder, keys in alone.items():
+    for (folder, _), keys in alone.items():
         slices = [instances[groups[key][0]].slices[0] for key in keys]
         if len(keys) > 2 and all(is_alike(one, slices[0]) for one in slices):
             log.info("%s: %d files have a series id each; they are taken as one series", folder, len(keys))

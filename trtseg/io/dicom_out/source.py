@@ -91,7 +91,7 @@ class Source:
         """Number for a new series: 301 for offset 1 of series 3."""
         try:
             own = int(self.header.get("SeriesNumber") or 0)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):  # 1e400, for example
             own = 0
         return (own if 0 < own < 10_000_000 else 90) * 100 + offset
 
