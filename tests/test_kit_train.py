@@ -291,6 +291,15 @@ def test_a_killed_run_ends_as_an_unbroken_one(tmp_path, monkeypatch):
         kit_train.train(*small_run(broken, lr=0.5))
 
 
+def test_the_result_of_another_run_is_not_overwritten(tmp_path):
+    role, path, out, settings, run = small_run(tmp_path, steps=1)
+    out.mkdir()
+    (out / "last.pt").write_bytes(b"hours of work")
+    with pytest.raises(InputError, match=r"last\.pt: is of another run.*choose another --out"):
+        kit_train.train(role, path, out, settings, run)
+    assert [(p.name, p.read_bytes()) for p in out.iterdir()] == [("last.pt", b"hours of work")]
+
+
 def test_batches_that_are_drawn_together_have_both_kinds_of_masks(tmp_path, monkeypatch):
     kit_train.train(*small_run(tmp_path, steps=1))
     monkeypatch.setitem(trainer.AHEAD, "cpu", 3)

@@ -1,7 +1,7 @@
 """Train a liver or a tumour net from a training kit, for so many seconds; all work but the loop is the device's.
 
-    python -m training.kit_train liver  runs/kit.zip --seconds 140 --out runs/liver
-    python -m training.kit_train tumour runs/kit.zip --seconds 140 --out runs/tumour --liver runs/liver/last.pt
+    python -m training.kit_train liver  runs/kit.zip --seconds 140 --out runs/gpu/liver
+    python -m training.kit_train tumour runs/kit.zip --seconds 140 --out runs/gpu/tumour --liver runs/gpu/liver/last.pt
 
 ``--start`` begins with the weights of another run or, with the name or folder of an exported model, with its own.
 ``--distil`` lets the net imitate another one besides, or the mean of several.
@@ -28,7 +28,7 @@ from training.checkpoint import Settings, build, fingerprint, load_liver, save
 from training.trained import trained_net
 from training.trainer import Run, Trainer
 from training.unet import UNet
-from trtseg.errors import TrtsegError
+from trtseg.errors import InputError, TrtsegError
 
 
 def train(
@@ -59,6 +59,11 @@ def train(
     distil : sequence of Path or str
         Checkpoints or models whose mean probabilities the net imitates besides (`training.distil`).
     """
+    state = Path(files.get("state") or out / "resume.pt")
+    if not state.exists() and (out / "last.pt").exists():
+        raise InputError(
+            f"{out / 'last.pt'}: is of another run, which {state} does not go on with; choose another --out"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
@@ -90,7 +95,6 @@ def train(
     kit_score.to_device(method, device)
     trainer = Trainer(role, method, settings, run, store, p, imitated)
     out.mkdir(parents=True, exist_ok=True)
-    state = Path(files.get("state") or out / "resume.pt")
     if state.exists():
         trainer.resume(state)
         _report(f"resumed at step {trainer.step}, {trainer.elapsed:.0f} s")
