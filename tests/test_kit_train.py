@@ -287,7 +287,7 @@ def test_a_killed_run_ends_as_an_unbroken_one(tmp_path, monkeypatch):
         torch.load(folder / "liver" / "last.pt", weights_only=True)["result"] for folder in (whole, broken)
     )
     assert all((one[name] == two[name]).all() for name in one)
-    with pytest.raises(InputError, match="other settings"):
+    with pytest.raises(InputError, match=r"other settings \(lr\)"):
         kit_train.train(*small_run(broken, lr=0.5))
 
 
@@ -334,6 +334,10 @@ def test_a_run_starts_with_given_weights(tmp_path):
     kit_train.train(role, path, tmp_path / "again", settings, run, start=first)
     one, two = (torch.load(p, weights_only=True)["result"] for p in (first, tmp_path / "again" / "last.pt"))
     assert all(torch.allclose(one[k], two[k]) for k in one if k.endswith("weight"))
+    with pytest.raises(InputError, match=r"other settings \(start\)"):  # which began with random weights
+        kit_train.train(role, path, tmp_path / "liver", settings, replace(run, lr=2e-3), start=first)
+    with pytest.raises(SystemExit, match=r"missing\.pt: No such file"):
+        kit_train.train(role, path, tmp_path / "again", settings, run, start=tmp_path / "missing.pt")
 
 
 def test_a_small_net_imitates_a_large_one(tmp_path):

@@ -62,7 +62,8 @@ def train(
     state = Path(files.get("state") or out / "resume.pt")
     if not state.exists() and (out / "last.pt").exists():
         raise InputError(
-            f"{out / 'last.pt'}: is of another run, which {state} does not go on with; choose another --out"
+            f"{out / 'last.pt'}: is of another run, since there is no {state} to resume; "
+            "remove it, or choose another --out"
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -72,6 +73,8 @@ def train(
     liver = load_liver(Path(files["liver"]), settings.size) if files.get("liver") else None
     if liver:
         settings = replace(settings, liver=fingerprint(liver.nets))
+    if files.get("start"):
+        settings = replace(settings, start=fingerprint(trained_net(files["start"], role)))
     nets = [_teacher(name, role, device) for name in teachers]
     imitated = [_teacher(name, role, device) for name in distil]
     settings = replace(

@@ -244,12 +244,12 @@ class Trainer:
     def resume(self, path: Path) -> None:
         """Go on where a run of the same settings was; its length may be another one."""
         settings, state = read(path, self.device)
-        free = ("seconds", "steps", "every")
-        before, now = (
-            {k: v for k, v in r.items() if k not in free} for r in (state["run"], asdict(self.run))
-        )
-        if settings != self.settings or before != now:
-            raise InputError(f"{path}: is of a run with other settings; choose another --out or --state")
+        pairs = (asdict(settings), asdict(self.settings)), (state["run"], asdict(self.run))
+        other = {k for before, now in pairs for k, v in now.items() if before[k] != v}
+        if other := sorted(other - {"seconds", "steps", "every"}):
+            raise InputError(
+                f"{path}: is of a run with other settings ({', '.join(other)}); choose another --out or --state"
+            )
         self.net.load_state_dict(state["net"])
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
