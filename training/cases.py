@@ -13,6 +13,8 @@ from trtseg.errors import InputError
 
 #: Label of pixels of which nobody knows what they are: they count nowhere. Only scans with cells may have it.
 UNKNOWN = 255
+#: Most cells of a slice.
+MAX_CELLS = 63
 
 
 class Scan(NamedTuple):

@@ -121,7 +121,10 @@ def build(cases: Sequence[Any], validation: Collection[str], size: int, mm: floa
     level_hu = levels(step)
     columns: dict[str, list[Any]] = {f.name: [] for f in fields(Kit) if f.name not in ("level_hu", "sha256")}
     for case in tqdm(cases, "placing", leave=False, disable=None):
-        scan = read_checked(case)
+        try:
+            scan = read_checked(case)
+        except InputError as error:
+            raise InputError(f"{case.source}/{case.name}: {error}") from error
         repair = case.source.startswith(WRAPPED_SETS) and split[case.group] == "train"
         for i in range(0, len(scan.z), EVERY if case.source in COMPLETE else 1):
             hu = without_wrapped(scan.hu[i], scan.label[i]) if repair else scan.hu[i]
