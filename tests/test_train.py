@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from training.losses import Loss
 from training.methods import Liver
 from training.unet import UNet, folded
 from trtseg.engines.processor import native_bf16
-from trtseg.errors import InputError
+from trtseg.errors import InputError, OutputError
 from trtseg.phantom import abdomen
 
 ROOT = Path(__file__).parents[1]
@@ -90,6 +91,31 @@ def test_another_setting_does_not_go_on_with_a_run(store, tmp_path):
     with pytest.raises(SystemExit, match=r"lr 0\.002, not 0\.1.*choose another --out"):
         train.train(settings("liver", lr=0.1), store, tmp_path)
     assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_a_full_disk_ends_a_run_and_leaves_the_last_checkpoint(store, tmp_path):
+    train.train(settings("liver", 2), store, tmp_path, every=1)
+    (tmp_path / "curves.png").unlink()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OutputError, match=r"last\.pt: no space left to write it"):
+            checkpoint.save(tmp_path / "last.pt", settings("liver"), state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_what_is_logged_was_saved(store, tmp_path, monkeypatch):
+    def full(*_):
+        raise OutputError("last.pt: no space left")
+
+    monkeypatch.setattr(train, "save", full)
+    with pytest.raises(OutputError):
+        train.train(settings("liver", 1), store, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_processes_train_one_net(store, tmp_path):

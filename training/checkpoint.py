@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import nn
 from training.losses import Loss
 from training.methods import Joint, Liver, Method, OneStep, Tumour
 from training.unet import UNet
+from trtseg.io.atomic import atomic
 
 
 @dataclass(frozen=True)
@@ -153,9 +155,10 @@ def start_from(path: Path, settings: Settings, method: Method, device: torch.dev
 
 def save(path: Path, settings: Settings, state: dict[str, Any]) -> None:
     """Write a checkpoint, complete or not at all; ``state`` holds at least ``result``, the nets' weights."""
-    temporary = path.with_suffix(".tmp")
-    torch.save({"settings": asdict(settings), **state}, temporary)
-    temporary.replace(path)
+    buffer = io.BytesIO()  # what torch raises where a file cannot be written says nothing of the reason
+    torch.save({"settings": asdict(settings), **state}, buffer)
+    with atomic(path) as (temporary,):
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def fingerprint(nets: nn.Module) -> str:

@@ -121,9 +121,9 @@ def train(
             f"{trainer.step * run.batch / max(trainer.elapsed, 1e-9):.0f} slices/s "
             f"loss {row['loss']:.4f}  {kit_score.text(scores)}"
         )
-        _log(out / "log.csv", row)
         save(out / "last.pt", replace(settings, steps=trainer.step), {"result": result.nets.state_dict()})
         trainer.save(state)
+        _log(out / "log.csv", row)
 
     if files.get("start") and not trainer.step:
         keep(0.0)  # what the run starts with

@@ -195,8 +195,6 @@ def train(
                 f"step {step}  loss {mean(losses):.3f}  "
                 + "  ".join(f"{k} {v:.4f}" for k, v in scores.items())
             )
-            _log(out / "log.csv", {"step": step, "lr": lr, "loss": mean(losses), **scores})
-            losses.clear()
             state = {
                 "result": result.nets.state_dict(),
                 "method": method.state_dict(),
@@ -205,6 +203,8 @@ def train(
                 "step": step,
             }
             save(checkpoint, settings, state)
+            _log(out / "log.csv", {"step": step, "lr": lr, "loss": mean(losses), **scores})
+            losses.clear()
             plot(out / "log.csv", out / "curves.png")
     if processes > 1:
         dist.destroy_process_group()
