@@ -15,7 +15,7 @@ from training.distil import distilled
 from training.losses import Loss
 from training.methods import Liver, Method
 from training.trained import trained_net
-from trtseg.errors import InputError
+from trtseg.errors import ArgumentError, InputError
 
 
 def generator(seed=0):
@@ -325,6 +325,17 @@ def test_a_run_ends_in_time(tmp_path):
     state = torch.load(out / "resume.pt", weights_only=True)
     assert 1.5 <= state["elapsed"] < 6
     assert state["step"] >= 1
+
+
+def test_a_run_whose_loss_is_no_number_stops(tmp_path):
+    run = small_run(tmp_path, steps=3, lr=1e30)
+    with pytest.raises(
+        ArgumentError, match=r"step 2: the loss is nan; try a lower --lr; last\.pt is that of step 1"
+    ):
+        kit_train.train(*run)
+    state = torch.load(tmp_path / "liver" / "last.pt", weights_only=True)
+    assert state["settings"]["steps"] == 1
+    assert all(value.isfinite().all() for value in state["result"].values())
 
 
 def test_a_run_starts_with_given_weights(tmp_path):

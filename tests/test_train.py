@@ -24,7 +24,7 @@ from training.losses import Loss
 from training.methods import Liver
 from training.unet import UNet, folded
 from trtseg.engines.processor import native_bf16
-from trtseg.errors import InputError, OutputError
+from trtseg.errors import ArgumentError, InputError, OutputError
 from trtseg.phantom import abdomen
 
 ROOT = Path(__file__).parents[1]
@@ -106,6 +106,16 @@ def test_a_full_disk_ends_a_run_and_leaves_the_last_checkpoint(store, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_a_run_whose_loss_is_no_number_stops(store, tmp_path):
+    """The first step makes the weights so large that the second overflows."""
+    with pytest.raises(
+        ArgumentError, match=r"step 2: the loss is nan; try a lower --lr; last\.pt is that of step 1"
+    ):
+        train.train(settings("liver", lr=1e30, precision="fp32"), store, tmp_path, every=1)
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 1
+    assert all(value.isfinite().all() for value in weights(tmp_path).values())
 
 
 def test_what_is_logged_was_saved(store, tmp_path, monkeypatch):

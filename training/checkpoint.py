@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import pickle
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import nn
 from training.losses import Loss
 from training.methods import Joint, Liver, Method, OneStep, Tumour
 from training.unet import UNet
+from trtseg.errors import ArgumentError
 from trtseg.io.atomic import atomic
 
 
@@ -159,6 +161,13 @@ def save(path: Path, settings: Settings, state: dict[str, Any]) -> None:
     torch.save({"settings": asdict(settings), **state}, buffer)
     with atomic(path) as (temporary,):
         temporary.write_bytes(buffer.getbuffer())
+
+
+def diverged(step: int, loss: float, saved: int) -> ArgumentError:
+    """What to raise for a run that cannot go on, since its loss or its weights are no numbers any more."""
+    kept = f"last.pt is that of step {saved}" if saved else "nothing was saved"
+    lost = f"the loss is {loss:g}" if not math.isfinite(loss) else "the weights are not finite"
+    return ArgumentError(f"step {step}: {lost}; try a lower --lr; {kept}")
 
 
 def fingerprint(nets: nn.Module) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -24,7 +25,7 @@ import torch
 
 from training import batch, kit_score, pseudo
 from training import kit as kits
-from training.checkpoint import Settings, build, fingerprint, load_liver, save
+from training.checkpoint import Settings, build, diverged, fingerprint, load_liver, save
 from training.trained import trained_net
 from training.trainer import Run, Trainer
 from training.unet import UNet
@@ -108,18 +109,21 @@ def train(
     )
 
     def keep(progress: float) -> None:
+        loss = trainer.mean_loss()
+        if trainer.step and not (math.isfinite(loss) and trainer.is_finite()):
+            raise diverged(trainer.step, loss, trainer.saved)
         result = trainer.result()
         scores = kit_score.score(kit, held, held_store, result, settings.size)
         row = {
             "step": trainer.step,
             "seconds": round(trainer.elapsed, 1),
-            "loss": trainer.mean_loss(),
+            "loss": loss,
             **scores,
         }
         _report(
             f"{progress:5.1%} step {trainer.step} {trainer.elapsed:.0f} s "
             f"{trainer.step * run.batch / max(trainer.elapsed, 1e-9):.0f} slices/s "
-            f"loss {row['loss']:.4f}  {kit_score.text(scores)}"
+            f"loss {loss:.4f}  {kit_score.text(scores)}"
         )
         save(out / "last.pt", replace(settings, steps=trainer.step), {"result": result.nets.state_dict()})
         trainer.save(state)

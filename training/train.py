@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from training import data
-from training.checkpoint import Settings, build, fingerprint, load_liver, read, save, start_from
+from training.checkpoint import Settings, build, diverged, fingerprint, load_liver, read, save, start_from
 from training.curves import plot
 from training.methods import Method
 from training.sample import Samples
@@ -142,6 +142,7 @@ def train(
         averaged.load_state_dict(state["averaged"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
+    saved = step
     if settings.compile:
         for net in [*method.nets.values(), *(liver.nets.values() if liver else ())]:
             net.compile()
@@ -177,7 +178,9 @@ def train(
         loss = model(hu.to(device), label.to(device), balance)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(method.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(method.parameters(), 1.0)
+        if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
+            raise diverged(step + 1, loss.item(), saved)
         optimizer.step()
         averaged.update_parameters(method)
 
@@ -203,6 +206,7 @@ def train(
                 "step": step,
             }
             save(checkpoint, settings, state)
+            saved = step
             _log(out / "log.csv", {"step": step, "lr": lr, "loss": mean(losses), **scores})
             losses.clear()
             plot(out / "log.csv", out / "curves.png")

@@ -84,7 +84,8 @@ class Trainer:
         self.ahead = AHEAD[self.device.type]
         self._drawn: tuple[int, tuple[batch.Batch, Tensor]] | None = None
         self.replayed = Replayed() if self.device.type == "cuda" else None
-        self.step, self.elapsed, self.last_saved, self.began = 0, 0.0, 0.0, 0.0
+        self.step, self.saved = 0, 0  # now, and when the state was saved last
+        self.elapsed, self.last_saved, self.began = 0.0, 0.0, 0.0
         self.losses: list[Tensor] = []
 
     def _floats(self) -> list[Tensor]:
@@ -205,6 +206,10 @@ class Trainer:
         self.losses.clear()
         return mean
 
+    def is_finite(self) -> bool:
+        """Whether all averaged weights are numbers."""
+        return all(bool(t.isfinite().all()) for t in self.average)
+
     def result(self) -> Method:
         """The method with the averaged weights, in evaluation."""
         behind = self.method.liver[0] if isinstance(self.method, Tumour) else None
@@ -240,6 +245,7 @@ class Trainer:
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         save(path, self.settings, state)
+        self.saved = self.step
 
     def resume(self, path: Path) -> None:
         """Go on where a run of the same settings was; its length may be another one."""
@@ -255,6 +261,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.loss.load_state_dict(state["loss"])
         self.step, self.elapsed = state["step"], state["elapsed"]
+        self.saved = self.step
         self.last_saved = self.elapsed
 
 
