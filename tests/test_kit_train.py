@@ -327,6 +327,26 @@ def test_a_run_ends_in_time(tmp_path):
     assert state["step"] >= 1
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--steps", "-3", "error: steps: got -3; expected a number of 0 or more"),
+        ("--seconds", "0", "error: seconds: got 0.0; expected a number of 0.001 or more"),
+        ("--every", "-1", "error: every: got -1.0"),
+        ("--batch", "0", "error: batch: got 0; expected a number of 1 or more"),
+        ("--own-mask", "2", "error: own_mask: got 2.0; expected a number from 0 to 1"),
+        ("--width", "0", "error: width: got 0"),
+        ("--overlap", "foo", "2"),  # argparse
+    ],
+)
+def test_numbers_out_of_range_are_refused(tmp_path, monkeypatch, option, value, message):
+    argv = ["kit_train", "liver", str(tmp_path / "kit.zip"), "--out", str(tmp_path / "out"), option, value]
+    monkeypatch.setattr("sys.argv", argv)
+    with pytest.raises(SystemExit, match=message):
+        kit_train.main()
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_whose_loss_is_no_number_stops(tmp_path):
     run = small_run(tmp_path, steps=3, lr=1e30)
     with pytest.raises(

@@ -257,6 +257,31 @@ def test_patients_that_are_left_out_do_not_train(store):
         data.read(store, 32)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": -3}, "steps: got -3; expected a number of 0 or more"),
+        ({"batch": 0}, "batch: got 0; expected a number of 1 or more"),
+        ({"width": 0}, "width: got 0"),
+        ({"lr": -1.0}, "lr: got -1.0; expected a number of 0 or more"),
+        ({"lr": math.nan}, "lr: got nan"),
+        ({"dropout": 2.0}, "dropout: got 2.0; expected a number from 0 to 1"),
+        ({"ema": 2.0}, "ema: got 2.0"),
+        ({"overlap": "foo"}, "overlap: got 'foo'; expected none, dice, tversky"),
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong, message):
+    with pytest.raises(ArgumentError, match=message):
+        checkpoint.Settings("liver", **wrong)
+
+
+def test_a_run_takes_steps_and_validates(store, tmp_path):
+    for steps, every in ((0, 1), (1, 0)):
+        with pytest.raises(ArgumentError, match=f"steps, every: got {steps}, {every}; expected numbers of 1"):
+            train.train(settings("liver", steps), store, tmp_path / "out", every=every)
+    assert not (tmp_path / "out").exists()
+
+
 def test_processes_share_out_every_batch():
     run = settings("liver", steps=3)  # batches of 2
     parts = [list(train.numbers(run, 1, rank, 2)) for rank in (0, 1)]

@@ -25,7 +25,7 @@ import torch
 
 from training import batch, kit_score, pseudo
 from training import kit as kits
-from training.checkpoint import Settings, build, diverged, fingerprint, load_liver, save
+from training.checkpoint import CHOICES, Settings, build, diverged, fingerprint, load_liver, save
 from training.trained import trained_net
 from training.trainer import Run, Trainer
 from training.unet import UNet
@@ -196,10 +196,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     for field in fields(Run):
         parser.add_argument(
-            f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default
+            f"--{field.name.replace('_', '-')}",
+            type=type(field.default),
+            default=field.default,
+            choices=CHOICES.get(field.name),
         )
     args = vars(parser.parse_args())
-    run = Run(**{field.name: args.pop(field.name) for field in fields(Run)})
+    chosen = {field.name: args.pop(field.name) for field in fields(Run)}
     role, path, out = args.pop("role"), args.pop("kit"), args.pop("out")
     files = {name: args.pop(name) for name in ("liver", "start", "state")}
     teachers, distil = args.pop("teacher"), args.pop("distil")
@@ -208,10 +211,9 @@ def main() -> None:
     if teachers and role != "tumour":
         parser.error("--teacher goes with tumour")
     precision = "bf16" if torch.cuda.is_available() else "fp32"
-    settings = Settings(
-        role, batch=run.batch, lr=run.lr, ema=run.ema, overlap=run.overlap, precision=precision, **args
-    )
+    both = {name: chosen[name] for name in ("batch", "lr", "ema", "overlap")}
     try:
+        run, settings = Run(**chosen), Settings(role, precision=precision, **both, **args)
         train(role, path, out, settings, run, teachers, distil, **files)
     except TrtsegError as error:
         raise SystemExit(f"error: {error}") from None

@@ -31,13 +31,23 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from training import data
-from training.checkpoint import Settings, build, diverged, fingerprint, load_liver, read, save, start_from
+from training.checkpoint import (
+    CHOICES,
+    Settings,
+    build,
+    diverged,
+    fingerprint,
+    load_liver,
+    read,
+    save,
+    start_from,
+)
 from training.curves import plot
 from training.methods import Method
 from training.sample import Samples
 from training.store import MANIFEST
 from trtseg.engines.processor import native_bf16
-from trtseg.errors import TrtsegError
+from trtseg.errors import ArgumentError, TrtsegError
 from trtseg.metrics.overlap import overlap
 
 
@@ -115,6 +125,8 @@ def train(
     every : int
         Steps between validations and checkpoints.
     """
+    if settings.steps < 1 or every < 1:
+        raise ArgumentError(f"steps, every: got {settings.steps}, {every}; expected numbers of 1 or more")
     rank, processes, device = _processes()
     liver = None
     if liver_checkpoint:
@@ -299,13 +311,6 @@ def main() -> None:
     except TrtsegError as error:
         raise SystemExit(f"error: {error}") from None
 
-
-CHOICES = {
-    "precision": ("auto", "bf16", "fp32"),
-    "optimizer": ("adamw", "sgd"),
-    "overlap": ("none", "dice", "tversky"),
-    "gate": ("straight-through", "soft", "hard"),
-}
 
 if __name__ == "__main__":
     main()

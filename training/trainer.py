@@ -12,7 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from training import appearance, batch, kit_score
-from training.checkpoint import Settings, build, read, save, start_from
+from training.checkpoint import (
+    AT_LEAST_0,
+    AT_LEAST_1,
+    SHARE,
+    Settings,
+    build,
+    check_values,
+    read,
+    save,
+    start_from,
+)
 from training.distil import distilled
 from training.losses import Loss
 from training.methods import Method, Tumour, windowed
@@ -25,6 +35,14 @@ from trtseg.errors import InputError
 AHEAD = {"cuda": 8, "cpu": 1}
 #: Slices with whose statistics the batch norms of an exported net are made anew.
 UNFOLD_SLICES = 128
+
+_BOUNDS = {
+    "seconds": (0.001, math.inf),
+    "batch": AT_LEAST_1,
+    **dict.fromkeys(("steps", "lr", "every", "grow", "negative", "positive", "imitation"), AT_LEAST_0),
+    **dict.fromkeys(("warm_up", "ema", "lesions", "gallbladders", "other_livers"), SHARE),
+    **dict.fromkeys(("hidden", "cut", "own_mask"), SHARE),
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +69,9 @@ class Run:
     positive: float = 0.1  # and with a tumour
     imitation: float = 1.0  # weight of the probabilities of the nets that are imitated, where there are some
     overlap: str = "dice"
+
+    def __post_init__(self) -> None:
+        check_values(self, _BOUNDS)
 
 
 class Trainer:
