@@ -218,6 +218,26 @@ def test_a_threshold_for_a_net_without_one_is_refused(tmp_path):
     assert not (tmp_path / "m").exists()
 
 
+def test_what_is_refused_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
+    (path,) = checkpoints("one-step", tmp_path)
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / FILE).write_bytes(b"slices of the old model")
+
+    def refused(message, out, *options):
+        monkeypatch.setattr("sys.argv", ["export", str(path), "--out", str(out), *options])
+        with pytest.raises(SystemExit, match=message):
+            export.main()
+
+    refused("^error: pixel_mm: got -1.0; fit 'body' needs", tmp_path / "new", "--pixel-mm", "-1")
+    refused("^error: .*no caseNN", tmp_path / "new", "--calibration", str(tmp_path / "nothing"))
+    monkeypatch.setattr(export, "FP32_TOLERANCE", -1)
+    refused("does not agree with PyTorch", tmp_path / "new")
+    refused("does not agree with PyTorch", there)
+    assert not (tmp_path / "new").exists()
+    assert [(p.name, p.read_bytes()) for p in there.iterdir()] == [(FILE, b"slices of the old model")]
+
+
 def test_evaluation_of_a_model(exported, tmp_path):
     """Tables, curve and pictures for a case with tumours, one without, and a slice without liver."""
     *_, folder = exported

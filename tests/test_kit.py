@@ -251,6 +251,13 @@ def test_a_kit_names_the_case_that_cannot_be_packed(tmp_path):
         kit.build(liver_slices(tmp_path), (), 32, 1.0, 6.0)
 
 
+def test_a_folder_that_is_none_ends_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["kit", "--shared", str(tmp_path), "-o", str(tmp_path / "new/kit.zip")])
+    with pytest.raises(SystemExit, match="^error: .*no caseNN"):
+        kit.main()
+    assert not (tmp_path / "new").exists()
+
+
 HELD = {"A", "ircadb-1", "ircadb-2", "ircadb-7", "ircadb-12", "lits-14", "lits-114", "chaos-3", "totalseg"}
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from training.packing import pack_images, pack_labels, unpack_images, unpack_labels
-from trtseg.errors import InputError
+from trtseg.errors import InputError, TrtsegError
 from trtseg.fit import AIR_HU
 
 FORMAT, VERSION = "trtseg training kit", 1
@@ -261,9 +261,12 @@ def main() -> None:
     parser.add_argument("--mm", type=float, default=1.5, help="millimetres a pixel (1.5)")
     parser.add_argument("--step", type=float, default=6.0, help="HU between levels of soft tissue (6)")
     args = parser.parse_args()
-    kit = build(shared_cases(args.shared), VALIDATION, args.size, args.mm, args.step)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    sha256 = write(args.output, kit)
+    try:
+        kit = build(shared_cases(args.shared), VALIDATION, args.size, args.mm, args.step)
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        sha256 = write(args.output, kit)
+    except TrtsegError as error:
+        raise SystemExit(f"error: {error}") from None
     show(kit)
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB, SHA-256 {sha256}")
 
