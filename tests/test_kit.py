@@ -1,5 +1,6 @@
 """The training kit: reading slices with cells, placing, packing, and the split."""
 
+import zipfile
 from dataclasses import fields
 from pathlib import Path
 
@@ -173,6 +174,17 @@ def test_what_is_no_kit_is_refused(tmp_path, damage):
         kit.read(path)
 
 
+@pytest.mark.parametrize("lacking", ["image", "label"])
+def test_a_kit_that_lost_a_part_is_refused(tmp_path, lacking):
+    kit.write(tmp_path / "whole.zip", kit.build(cases(), (), 32, 3.0, 6.0))
+    with zipfile.ZipFile(tmp_path / "whole.zip") as whole, zipfile.ZipFile(tmp_path / "kit.zip", "w") as part:
+        for name in whole.namelist():
+            if not name.startswith(lacking):
+                part.writestr(name, whole.read(name))
+    with pytest.raises(InputError, match=r"kit\.zip: .*training\.kit"):
+        kit.read(tmp_path / "kit.zip")
+
+
 def write_set(path, **changes):
     columns = {
         "image8": np.arange(3 * 16, dtype=np.uint8).reshape(3, 4, 4),
@@ -253,7 +265,7 @@ def test_a_kit_names_the_case_that_cannot_be_packed(tmp_path):
 
 def test_a_folder_that_is_none_ends_in_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["kit", "--shared", str(tmp_path), "-o", str(tmp_path / "new/kit.zip")])
-    with pytest.raises(SystemExit, match="^error: .*no caseNN"):
+    with pytest.raises(SystemExit, match=r"^error: .*no caseNN"):
         kit.main()
     assert not (tmp_path / "new").exists()
 

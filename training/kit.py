@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import io
 import json
+import lzma
 import zipfile
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -222,13 +223,13 @@ def read(path: Path) -> Kit:
                 name: [archive.read(entry) for entry in sorted(archive.namelist()) if entry.startswith(name)]
                 for name in ("image/", "label/")
             }
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        if (about.pop("format", None), about.pop("version", None)) != (FORMAT, VERSION):
+            raise InputError(f"{path}: is no {FORMAT} of version {VERSION}; make it again with training.kit")
+        size, count = about.pop("size"), about.pop("slices")
+        about["image"] = unpack_images(blocks["image/"], size)
+        about["label"] = unpack_labels(blocks["label/"], size)
+    except (OSError, KeyError, ValueError, lzma.LZMAError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: cannot be read ({error}); expected a file of training.kit") from error
-    if (about.pop("format", None), about.pop("version", None)) != (FORMAT, VERSION):
-        raise InputError(f"{path}: is no {FORMAT} of version {VERSION}; make it again with training.kit")
-    size, count = about.pop("size"), about.pop("slices")
-    about["image"] = unpack_images(blocks["image/"], size)
-    about["label"] = unpack_labels(blocks["label/"], size)
     if len(about["image"]) != count or len(about["label"]) != count:
         raise InputError(
             f"{path}: holds {len(about['image'])} slices, not {count}; make it again with training.kit"
