@@ -118,8 +118,16 @@ def test_broken_cases_are_left_out_by_name(tmp_path):
 def test_only_broken_cases_are_an_error(tmp_path):
     root = made.png_slices(tmp_path, {4: None, 5: None})
     with pytest.raises(InputError, match=r"no case can be used, of 2 \(case04: no labels"):
-        prepare(png_slices(root), tmp_path / "store", SMALL)
-    assert not (tmp_path / "store").exists()
+        prepare(png_slices(root), tmp_path / "deep/store", SMALL)
+    assert not (tmp_path / "deep").exists()
+
+
+def test_the_folders_above_a_store_are_made(tmp_path):
+    with store.writing(tmp_path / "deep/store") as files:
+        for number, path in enumerate(files):
+            path.write_bytes(bytes([number]))
+    found = {path.name: path.read_bytes() for path in (tmp_path / "deep/store").iterdir()}
+    assert found == {"hu.npy": b"\0", "label.npy": b"\1", "manifest.json": b"\2"}
 
 
 def test_masks_of_0_and_255_are_no_tumours(tmp_path):
