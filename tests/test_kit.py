@@ -270,6 +270,38 @@ def test_a_folder_that_is_none_ends_in_a_sentence(tmp_path, monkeypatch):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_kit_of_ones_own_slices(tmp_path, monkeypatch, capsys):
+    for name, patient in (("one", "P1"), ("two", "P2")):
+        (tmp_path / name).mkdir()
+        write_set(tmp_path / name / "set.npz", patient=np.array([patient] * 3))
+    folders = [str(tmp_path / "one"), str(tmp_path / "two")]
+
+    def make(*options):
+        monkeypatch.setattr(
+            "sys.argv", ["kit", "-o", str(tmp_path / "runs/kit.zip"), "--size", "32", *options]
+        )
+        kit.main()
+
+    make("--slices", *folders, "--validation", "P2")
+    made = kit.read(tmp_path / "runs/kit.zip")
+    assert dict(zip(made.group.tolist(), made.split.tolist(), strict=True)) == {
+        "P1": "train",
+        "P2": "validation",
+    }
+    assert made.cells[:, 5].tolist() == [0, 1, 0, 1]
+    assert "train: 3 slices of 1 patients" in capsys.readouterr().out
+    for wrong, message in (
+        (["P3"], "^error: validation: no patients P3; there are P1, P2"),
+        (["P1", "P2"], "^error: validation: no patient to train; name some"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            make("--slices", *folders, "--validation", *wrong)
+    with pytest.raises(SystemExit, match=r"^error: validation: no patient to validate"):
+        make("--slices", *folders)
+    with pytest.raises(SystemExit, match="2"):
+        make()
+
+
 HELD = {"A", "ircadb-1", "ircadb-2", "ircadb-7", "ircadb-12", "lits-14", "lits-114", "chaos-3", "totalseg"}
 
 
