@@ -72,10 +72,10 @@ def test_the_folder_holds_what_its_manifest_says(exported):
 
 def test_the_exported_model_says_what_the_checkpoint_says(exported):
     """Through prepare, engine and gate of trtseg on one side, through PyTorch on the other."""
-    _, paths, spec, folder = exported
+    method, paths, spec, folder = exported
     phantom = abdomen(shape=(4, 64, 64), spacing=SPACING, lesions=2)
     scan = Scan(phantom.ct, phantom.labels, SPACING, range(4))
-    p, truth = probabilities(models.find(folder), scan)
+    p, truth, inside = probabilities(models.find(folder), scan)
     hu, _ = reference.prepare(phantom.ct, spec.nets[0].fit_slice((64, 64), (6.0, 6.0)), spec.nets[0].window)
     loaded = checkpoint(paths[-1], paths[0] if len(paths) == 2 else None)
     with torch.no_grad():
@@ -83,6 +83,11 @@ def test_the_exported_model_says_what_the_checkpoint_says(exported):
     sure = (liver.numpy() - 0.5).__abs__() > 1e-3  # at the very threshold of the gate, rounding decides
     assert np.abs(p.reshape(expected.shape) - expected.numpy())[sure].max() < 1e-3
     assert truth.sum() == (phantom.labels[:, 1::2, 1::2] == 2).sum()
+    with torch.no_grad():
+        labels = loaded.labels(torch.from_numpy(hu)).numpy().ravel()
+    assert inside.any()
+    assert not inside.all() or method != "one-step"  # whose probability is above 0 everywhere
+    assert (inside != (labels >= 1)).sum() <= 2  # at the very threshold
     result = Segmenter(folder).segment(phantom.ct, spacing=SPACING)
     assert result.labels.shape == phantom.ct.shape
 
@@ -216,6 +221,26 @@ def test_a_threshold_for_a_net_without_one_is_refused(tmp_path):
     with pytest.raises(SystemExit, match="thresholds: got one for tumour"):
         export.export(paths, tmp_path / "m", {"tumour": 0.3}, PROVENANCE)
     assert not (tmp_path / "m").exists()
+
+
+def test_what_is_refused_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
+    (path,) = checkpoints("one-step", tmp_path)
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / FILE).write_bytes(b"slices of the old model")
+
+    def refused(message, out, *options):
+        monkeypatch.setattr("sys.argv", ["export", str(path), "--out", str(out), *options])
+        with pytest.raises(SystemExit, match=message):
+            export.main()
+
+    refused("^error: pixel_mm: got -1.0; fit 'body' needs", tmp_path / "new", "--pixel-mm", "-1")
+    refused("^error: .*no caseNN", tmp_path / "new", "--calibration", str(tmp_path / "nothing"))
+    monkeypatch.setattr(export, "FP32_TOLERANCE", -1)
+    refused("does not agree with PyTorch", tmp_path / "new")
+    refused("does not agree with PyTorch", there)
+    assert not (tmp_path / "new").exists()
+    assert [(p.name, p.read_bytes()) for p in there.iterdir()] == [(FILE, b"slices of the old model")]
 
 
 def test_evaluation_of_a_model(exported, tmp_path):

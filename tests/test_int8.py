@@ -7,6 +7,7 @@ import json
 import platform
 import shutil
 import types
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -212,3 +213,14 @@ def test_a_model_that_fails_is_left_as_it_is(folder, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="INT8 is not accurate enough"):
         int8.main()
     assert before == {path.name: path.read_bytes() for path in made.iterdir()}
+
+
+def test_a_model_may_be_given_by_name(folder, tmp_path, monkeypatch):
+    made = tiny.cascade_model(tmp_path / "tiny")
+    nets = {role: (folder / f"{role}.int8.onnx").read_bytes() for role in ("liver", "tumour")}
+    monkeypatch.setattr(models, "_SHIPPED", tmp_path)
+    monkeypatch.setattr(int8, "quantised", lambda files: nets)
+    monkeypatch.setattr(int8, "validating", lambda shared: [])
+    monkeypatch.setattr(int8, "verdict", lambda rows: ("a table", True))
+    assert int8.quantise(Path("tiny"), tmp_path) == ("a table", True)
+    assert models.find(made).read("liver.int8.onnx") == nets["liver"]

@@ -1,5 +1,6 @@
 """The training kit: reading slices with cells, placing, packing, and the split."""
 
+import zipfile
 from dataclasses import fields
 from pathlib import Path
 
@@ -173,6 +174,17 @@ def test_what_is_no_kit_is_refused(tmp_path, damage):
         kit.read(path)
 
 
+@pytest.mark.parametrize("lacking", ["image", "label"])
+def test_a_kit_that_lost_a_part_is_refused(tmp_path, lacking):
+    kit.write(tmp_path / "whole.zip", kit.build(cases(), (), 32, 3.0, 6.0))
+    with zipfile.ZipFile(tmp_path / "whole.zip") as whole, zipfile.ZipFile(tmp_path / "kit.zip", "w") as part:
+        for name in whole.namelist():
+            if not name.startswith(lacking):
+                part.writestr(name, whole.read(name))
+    with pytest.raises(InputError, match=r"kit\.zip: .*training\.kit"):
+        kit.read(tmp_path / "kit.zip")
+
+
 def write_set(path, **changes):
     columns = {
         "image8": np.arange(3 * 16, dtype=np.uint8).reshape(3, 4, 4),
@@ -206,6 +218,88 @@ def test_a_set_without_a_column_is_named(tmp_path):
         read_checked(liver_slices(tmp_path)[0])
     with pytest.raises(InputError, match=r"no \.npz"):
         liver_slices(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image8": np.zeros((3, 4, 4), np.float32)}, r"image8: got float32 \(3, 4, 4\); expected uint8 \(3, 4, 4\)"),
+        ({"image8": np.zeros((3, 4, 4), np.int8)}, "image8: got int8"),
+        ({"image8": np.zeros((3, 4), np.uint8)}, r"image8: got the shape \(3, 4\); expected \[N, H, W\]"),
+        ({"labels": np.zeros((3, 4, 2), np.uint8)}, r"labels: got uint8 \(3, 4, 2\); expected uint8 \(3, 4, 4\)"),
+        ({"labels": np.full((3, 4, 4), 3, np.uint8)}, "^labels: got 3; expected 0 background, .* or 255"),
+        ({"hu_of_grey": np.array([np.nan, 0])}, "hu_of_grey: got HU from .*nan"),
+        ({"hu_of_grey": np.array([4000.0, -160])}, "hu_of_grey: got HU from -160 to 1.01984e.06; expected HU within"),
+        ({"hu_of_grey": np.array([0.0, 40])}, "hu_of_grey: got HU from 40 to 40; expected .* not all alike"),
+        ({"hu_of_grey": np.array([2.0])}, r"hu_of_grey: got float64 \(1,\); expected float \(2,\)"),
+        ({"pixel_mm": np.zeros(3)}, r"pixel_mm: got 0; expected mm within \[0.05, 10\], or NaN"),
+        ({"pixel_mm": np.array([1, np.inf, np.nan])}, "pixel_mm: got inf"),
+        ({"tumour_known": np.ones(2, bool)}, r"tumour_known: got bool \(2,\); expected bool \(3,\)"),
+        ({"tumour_known": np.ones(3, np.uint8)}, "tumour_known: got uint8"),
+        ({"z": np.ones(3)}, "z: got float64"),
+        ({"cells": np.zeros((2, 5), int)}, r"cells: got int64 \(2, 5\); expected int \(2, 6\)"),
+        ({"cells": np.array([[0, 0, 2, 0, 2, 0.7]])}, "cells: got float64"),
+        ({"cells": np.array([[3, 0, 2, 0, 2, 0]])}, r"cells: got \[3, 0, 2, 0, 2, 0\]; expected a slice of 0 to 2"),
+        ({"cells": np.array([[0, 0, 2, 0, 2, 3]])}, r"\[0, 0, 2, 0, 2, 3\]; .* a flag of 0, 1 or 2"),
+        ({"cells": np.array([[0, 2, 0, 0, 2, 0]])}, r"\[0, 2, 0, 0, 2, 0\]; .* 0 <= y0 < y1 <= 4"),
+        ({"cells": np.array([[0, 0, 2, 2, 5, 0]])}, r"\[0, 0, 2, 2, 5, 0\]; .* 0 <= x0 < x1 <= 4"),
+        (
+            {"cells": np.array([[0, 0, 2, 0, 2, 0], [1, 0, 4, 0, 4, 0], [0, 1, 3, 1, 3, 0]])},
+            r"cells: got \[0, 0, 2, 0, 2, 0\] and \[0, 1, 3, 1, 3, 0\]; expected cells of a slice that do not overlap",
+        ),
+        ({"cells": np.tile([2, 0, 1, 0, 1, 0], (64, 1))}, "cells: got 64 in slice 2; expected at most 63"),
+    ],
+)  # fmt: skip
+def test_a_set_that_is_not_as_the_format_says_is_refused(tmp_path, changes, message):
+    write_set(tmp_path / "set.npz", **changes)
+    with pytest.raises(InputError, match=message) as caught:
+        read_checked(liver_slices(tmp_path)[0])
+    assert message[0] == "^" or str(caught.value).startswith("set.npz: ")
+
+
+def test_a_kit_names_the_case_that_cannot_be_packed(tmp_path):
+    write_set(tmp_path / "set.npz", labels=np.full((3, 4, 4), 3, np.uint8))
+    with pytest.raises(InputError, match=r"^set/set-LiTS29: labels: got 3"):
+        kit.build(liver_slices(tmp_path), (), 32, 1.0, 6.0)
+
+
+def test_a_folder_that_is_none_ends_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["kit", "--shared", str(tmp_path), "-o", str(tmp_path / "new/kit.zip")])
+    with pytest.raises(SystemExit, match=r"^error: .*no caseNN"):
+        kit.main()
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_kit_of_ones_own_slices(tmp_path, monkeypatch, capsys):
+    for name, patient in (("one", "P1"), ("two", "P2")):
+        (tmp_path / name).mkdir()
+        write_set(tmp_path / name / "set.npz", patient=np.array([patient] * 3))
+    folders = [str(tmp_path / "one"), str(tmp_path / "two")]
+
+    def make(*options):
+        monkeypatch.setattr(
+            "sys.argv", ["kit", "-o", str(tmp_path / "runs/kit.zip"), "--size", "32", *options]
+        )
+        kit.main()
+
+    make("--slices", *folders, "--validation", "P2")
+    made = kit.read(tmp_path / "runs/kit.zip")
+    assert dict(zip(made.group.tolist(), made.split.tolist(), strict=True)) == {
+        "P1": "train",
+        "P2": "validation",
+    }
+    assert made.cells[:, 5].tolist() == [0, 1, 0, 1]
+    assert "train: 3 slices of 1 patients" in capsys.readouterr().out
+    for wrong, message in (
+        (["P3"], "^error: validation: no patients P3; there are P1, P2"),
+        (["P1", "P2"], "^error: validation: no patient to train; name some"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            make("--slices", *folders, "--validation", *wrong)
+    with pytest.raises(SystemExit, match=r"^error: validation: no patient to validate"):
+        make("--slices", *folders)
+    with pytest.raises(SystemExit, match="2"):
+        make()
 
 
 HELD = {"A", "ircadb-1", "ircadb-2", "ircadb-7", "ircadb-12", "lits-14", "lits-114", "chaos-3", "totalseg"}

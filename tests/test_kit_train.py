@@ -15,7 +15,7 @@ from training.distil import distilled
 from training.losses import Loss
 from training.methods import Liver, Method
 from training.trained import trained_net
-from trtseg.errors import InputError
+from trtseg.errors import ArgumentError, InputError
 
 
 def generator(seed=0):
@@ -287,8 +287,17 @@ def test_a_killed_run_ends_as_an_unbroken_one(tmp_path, monkeypatch):
         torch.load(folder / "liver" / "last.pt", weights_only=True)["result"] for folder in (whole, broken)
     )
     assert all((one[name] == two[name]).all() for name in one)
-    with pytest.raises(InputError, match="other settings"):
+    with pytest.raises(InputError, match=r"other settings \(lr\)"):
         kit_train.train(*small_run(broken, lr=0.5))
+
+
+def test_the_result_of_another_run_is_not_overwritten(tmp_path):
+    role, path, out, settings, run = small_run(tmp_path, steps=1)
+    out.mkdir()
+    (out / "last.pt").write_bytes(b"hours of work")
+    with pytest.raises(InputError, match=r"last\.pt: is of another run.*choose another --out"):
+        kit_train.train(role, path, out, settings, run)
+    assert [(p.name, p.read_bytes()) for p in out.iterdir()] == [("last.pt", b"hours of work")]
 
 
 def test_batches_that_are_drawn_together_have_both_kinds_of_masks(tmp_path, monkeypatch):
@@ -318,6 +327,37 @@ def test_a_run_ends_in_time(tmp_path):
     assert state["step"] >= 1
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--steps", "-3", "error: steps: got -3; expected a number of 0 or more"),
+        ("--seconds", "0", "error: seconds: got 0.0; expected a number of 0.001 or more"),
+        ("--every", "-1", "error: every: got -1.0"),
+        ("--batch", "0", "error: batch: got 0; expected a number of 1 or more"),
+        ("--own-mask", "2", "error: own_mask: got 2.0; expected a number from 0 to 1"),
+        ("--width", "0", "error: width: got 0"),
+        ("--overlap", "foo", "2"),  # argparse
+    ],
+)
+def test_numbers_out_of_range_are_refused(tmp_path, monkeypatch, option, value, message):
+    argv = ["kit_train", "liver", str(tmp_path / "kit.zip"), "--out", str(tmp_path / "out"), option, value]
+    monkeypatch.setattr("sys.argv", argv)
+    with pytest.raises(SystemExit, match=message):
+        kit_train.main()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_whose_loss_is_no_number_stops(tmp_path):
+    run = small_run(tmp_path, steps=3, lr=1e30)
+    with pytest.raises(
+        ArgumentError, match=r"step 2: the loss is nan; try a lower --lr; last\.pt is that of step 1"
+    ):
+        kit_train.train(*run)
+    state = torch.load(tmp_path / "liver" / "last.pt", weights_only=True)
+    assert state["settings"]["steps"] == 1
+    assert all(value.isfinite().all() for value in state["result"].values())
+
+
 def test_a_run_starts_with_given_weights(tmp_path):
     kit_train.train(*small_run(tmp_path, steps=2, every=1e9))
     first = tmp_path / "liver" / "last.pt"
@@ -325,6 +365,10 @@ def test_a_run_starts_with_given_weights(tmp_path):
     kit_train.train(role, path, tmp_path / "again", settings, run, start=first)
     one, two = (torch.load(p, weights_only=True)["result"] for p in (first, tmp_path / "again" / "last.pt"))
     assert all(torch.allclose(one[k], two[k]) for k in one if k.endswith("weight"))
+    with pytest.raises(InputError, match=r"other settings \(start\)"):  # which began with random weights
+        kit_train.train(role, path, tmp_path / "liver", settings, replace(run, lr=2e-3), start=first)
+    with pytest.raises(SystemExit, match=r"missing\.pt: No such file"):
+        kit_train.train(role, path, tmp_path / "again", settings, run, start=tmp_path / "missing.pt")
 
 
 def test_a_small_net_imitates_a_large_one(tmp_path):

@@ -110,7 +110,7 @@ def test_broken_cases_are_left_out_by_name(tmp_path):
         "volume-22": "affine mismatch",
         "s": "shape mismatch: the image is (6, 40, 52), its labels are (3, 40, 52)",
         "e": "no slices",
-        "h": "labels outside 0..2: the highest is 3",
+        "h": "labels: got 1, 2, 3; expected 0 background, 1 liver, 2 tumour; write the masks anew",
     }.items():
         assert reasons[name].startswith(start)
 
@@ -118,8 +118,44 @@ def test_broken_cases_are_left_out_by_name(tmp_path):
 def test_only_broken_cases_are_an_error(tmp_path):
     root = made.png_slices(tmp_path, {4: None, 5: None})
     with pytest.raises(InputError, match=r"no case can be used, of 2 \(case04: no labels"):
-        prepare(png_slices(root), tmp_path / "store", SMALL)
-    assert not (tmp_path / "store").exists()
+        prepare(png_slices(root), tmp_path / "deep/store", SMALL)
+    assert not (tmp_path / "deep").exists()
+
+
+def test_the_folders_above_a_store_are_made(tmp_path):
+    with store.writing(tmp_path / "deep/store") as files:
+        for number, path in enumerate(files):
+            path.write_bytes(bytes([number]))
+    found = {path.name: path.read_bytes() for path in (tmp_path / "deep/store").iterdir()}
+    assert found == {"hu.npy": b"\0", "label.npy": b"\1", "manifest.json": b"\2"}
+
+
+def test_masks_of_0_and_255_are_no_tumours(tmp_path):
+    root = made.png_slices(tmp_path, {4: "D", 5: "E"})
+    path = root / "case04/label_003.png"
+    Image.fromarray((np.asarray(Image.open(path)) > 0) * np.uint8(255)).save(path)
+    manifest = prepare(png_slices(root), tmp_path / "store", SMALL)
+    reasons = {row["name"]: row["reason"] for row in manifest["left_out"]}
+    assert list(reasons) == ["case04"]
+    assert reasons["case04"].startswith(
+        "label_003.png: labels: got 0, 255; expected 0 background, 1 liver, 2"
+    )
+
+
+def test_a_store_holds_nothing_that_is_unknown(tmp_path):
+    """Neither from a set that may say so, nor from one that may not."""
+    plain = made.phantom(3).labels > 0
+    scan = Scan(made.phantom(3).ct, plain * np.uint8(255), made.SPACING, range(6))
+    cases = [
+        case("c", "C", read=lambda: scan._replace(cells=np.zeros((0, 6), np.int32))),
+        case("u", "U", read=lambda: scan),
+        case("b", "B", seed=2),
+    ]
+    manifest = prepare(cases, tmp_path / "store", SMALL)
+    reasons = {row["name"]: row["reason"] for row in manifest["left_out"]}
+    assert list(reasons) == ["c", "u"]
+    assert reasons["c"].startswith("has cells and unknown pixels, which a slice store cannot hold")
+    assert reasons["u"].startswith("labels: got 0, 255; expected")
 
 
 def test_the_scans_of_lits_and_msd_are_taken_once(tmp_path):

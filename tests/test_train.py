@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from training.losses import Loss
 from training.methods import Liver
 from training.unet import UNet, folded
 from trtseg.engines.processor import native_bf16
-from trtseg.errors import InputError
+from trtseg.errors import ArgumentError, InputError, OutputError
 from trtseg.phantom import abdomen
 
 ROOT = Path(__file__).parents[1]
@@ -90,6 +91,41 @@ def test_another_setting_does_not_go_on_with_a_run(store, tmp_path):
     with pytest.raises(SystemExit, match=r"lr 0\.002, not 0\.1.*choose another --out"):
         train.train(settings("liver", lr=0.1), store, tmp_path)
     assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_a_full_disk_ends_a_run_and_leaves_the_last_checkpoint(store, tmp_path):
+    train.train(settings("liver", 2), store, tmp_path, every=1)
+    (tmp_path / "curves.png").unlink()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OutputError, match=r"last\.pt: no space left to write it"):
+            checkpoint.save(tmp_path / "last.pt", settings("liver"), state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_a_run_whose_loss_is_no_number_stops(store, tmp_path):
+    """The first step makes the weights so large that the second overflows."""
+    with pytest.raises(
+        ArgumentError, match=r"step 2: the loss is nan; try a lower --lr; last\.pt is that of step 1"
+    ):
+        train.train(settings("liver", lr=1e30, precision="fp32"), store, tmp_path, every=1)
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 1
+    assert all(value.isfinite().all() for value in weights(tmp_path).values())
+
+
+def test_what_is_logged_was_saved(store, tmp_path, monkeypatch):
+    def full(*_):
+        raise OutputError("last.pt: no space left")
+
+    monkeypatch.setattr(train, "save", full)
+    with pytest.raises(OutputError):
+        train.train(settings("liver", 1), store, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_processes_train_one_net(store, tmp_path):
@@ -219,6 +255,31 @@ def test_patients_that_are_left_out_do_not_train(store):
     assert set(subsets["negatives"].case) == {"V"}
     with pytest.raises(SystemExit, match="--size 32"):
         data.read(store, 32)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": -3}, "steps: got -3; expected a number of 0 or more"),
+        ({"batch": 0}, "batch: got 0; expected a number of 1 or more"),
+        ({"width": 0}, "width: got 0"),
+        ({"lr": -1.0}, "lr: got -1.0; expected a number of 0 or more"),
+        ({"lr": math.nan}, "lr: got nan"),
+        ({"dropout": 2.0}, "dropout: got 2.0; expected a number from 0 to 1"),
+        ({"ema": 2.0}, "ema: got 2.0"),
+        ({"overlap": "foo"}, "overlap: got 'foo'; expected none, dice, tversky"),
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong, message):
+    with pytest.raises(ArgumentError, match=message):
+        checkpoint.Settings("liver", **wrong)
+
+
+def test_a_run_takes_steps_and_validates(store, tmp_path):
+    for steps, every in ((0, 1), (1, 0)):
+        with pytest.raises(ArgumentError, match=f"steps, every: got {steps}, {every}; expected numbers of 1"):
+            train.train(settings("liver", steps), store, tmp_path / "out", every=every)
+    assert not (tmp_path / "out").exists()
 
 
 def test_processes_share_out_every_batch():

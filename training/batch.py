@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from training.cases import MAX_CELLS
 from training.kit import Kit
 from trtseg.errors import InputError
 from trtseg.fit import AIR_HU
 
-#: Most cells of a slice. Cell numbers on the map start at 1.
-MAX_CELLS = 63
 #: Of the slices that a liver net sees, the shares with liver and tumour, with liver, and without liver.
 LIVER_SHARES = (0.25, 0.53, 0.22)
 #: Of those that a tumour net sees: with a mask of a tumour, with liver that is known to have none, with cells that hold

@@ -11,15 +11,17 @@ import numpy as np
 
 from trtseg.errors import InputError
 
-#: Label of pixels of which nobody knows what they are: they count nowhere.
+#: Label of pixels of which nobody knows what they are: they count nowhere. Only scans with cells may have it.
 UNKNOWN = 255
+#: Most cells of a slice.
+MAX_CELLS = 63
 
 
 class Scan(NamedTuple):
     """What reading a case gives, in trtseg's canonical order: feet to head, anterior to posterior, right to left."""
 
     hu: np.ndarray  # int16 [Z, Y, X]
-    label: np.ndarray  # uint8 [Z, Y, X]: 0 background, 1 liver, 2 tumour, 255 unknown
+    label: np.ndarray  # uint8 [Z, Y, X]: 0 background, 1 liver, 2 tumour; 255 unknown, beside cells
     spacing: tuple[float, float, float]  # mm (z, y, x); NaN where nobody knows
     z: Sequence[int]  # number of each slice in its source
     note: str = ""  # what a user should know about it
@@ -91,10 +93,18 @@ def read_checked(case: Case) -> Scan:
         raise InputError(f"shape mismatch: the image is {hu.shape}, its labels are {label.shape}")
     if hu.size == 0 or len(scan.z) != len(hu):
         raise InputError(f"no slices, or not as many numbers as slices: {hu.shape} and {len(scan.z)}")
-    known = label[label != UNKNOWN]
-    if known.size and (highest := int(known.max())) > 2:
-        raise InputError(f"labels outside 0..2: the highest is {highest}")
+    check_labels(label, unknown=scan.cells is not None)
     return scan
+
+
+def check_labels(label: np.ndarray, *, unknown: bool) -> None:
+    """Refuse labels (uint8) other than 0, 1 and 2; `UNKNOWN` too, unless it is allowed."""
+    found = np.flatnonzero(np.bincount(label.ravel(), minlength=UNKNOWN + 1)).tolist()
+    if set(found) - {0, 1, 2} - ({UNKNOWN} if unknown else set()):
+        raise InputError(
+            f"labels: got {', '.join(map(str, found))}; expected 0 background, 1 liver, 2 tumour"
+            + (" or 255 unknown" if unknown else "; write the masks anew with these")
+        )
 
 
 def digest(array: np.ndarray) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import math
 import pickle
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,25 @@ from torch import nn
 from training.losses import Loss
 from training.methods import Joint, Liver, Method, OneStep, Tumour
 from training.unet import UNet
+from trtseg.errors import ArgumentError
+from trtseg.io.atomic import atomic
+
+#: What some settings may be.
+CHOICES = {
+    "precision": ("auto", "bf16", "fp32"),
+    "optimizer": ("adamw", "sgd"),
+    "overlap": ("none", "dice", "tversky"),
+    "gate": ("straight-through", "soft", "hard"),
+}
+AT_LEAST_0, AT_LEAST_1, SHARE = (0, math.inf), (1, math.inf), (0, 1)
+_BOUNDS = {
+    **dict.fromkeys(("batch", "size", "width", "depth"), AT_LEAST_1),
+    # a checkpoint of no step holds what a run starts with
+    **dict.fromkeys(
+        ("steps", "stem", "lr", "weight_decay", "balance", "grow", "c1", "c2", "seed"), AT_LEAST_0
+    ),
+    **dict.fromkeys(("dropout", "balance_from", "ema", "lesions", "paste", "gallbladders", "lobes"), SHARE),
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +76,21 @@ class Settings:
     start: str = ""  # SHA-256 of the nets whose weights this run starts with
     teachers: str = ""  # SHA-256 of the tumour nets that gave masks to slices with cells
     distilled: str = ""  # SHA-256 of the nets that this run imitates
+
+    def __post_init__(self) -> None:
+        check_values(self, _BOUNDS)
+
+
+def check_values(values: object, bounds: Mapping[str, tuple[float, float]]) -> None:
+    """Refuse numbers that are not within their bounds, both included, and words that are none of `CHOICES`."""
+    for name, (low, high) in bounds.items():
+        got = getattr(values, name)
+        if not (low <= got <= high and math.isfinite(got)):
+            expected = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of {low:g} or more"
+            raise ArgumentError(f"{name}: got {got}; expected a number {expected}")
+    for name, allowed in CHOICES.items():
+        if (got := getattr(values, name, allowed[0])) not in allowed:
+            raise ArgumentError(f"{name}: got {got!r}; expected {', '.join(allowed)}")
 
 
 def build(settings: Settings, liver: Liver | None = None) -> Method:
@@ -153,9 +190,17 @@ def start_from(path: Path, settings: Settings, method: Method, device: torch.dev
 
 def save(path: Path, settings: Settings, state: dict[str, Any]) -> None:
     """Write a checkpoint, complete or not at all; ``state`` holds at least ``result``, the nets' weights."""
-    temporary = path.with_suffix(".tmp")
-    torch.save({"settings": asdict(settings), **state}, temporary)
-    temporary.replace(path)
+    buffer = io.BytesIO()  # what torch raises where a file cannot be written says nothing of the reason
+    torch.save({"settings": asdict(settings), **state}, buffer)
+    with atomic(path) as (temporary,):
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def diverged(step: int, loss: float, saved: int) -> ArgumentError:
+    """What to raise for a run that cannot go on, since its loss or its weights are no numbers any more."""
+    kept = f"last.pt is that of step {saved}" if saved else "nothing was saved"
+    lost = f"the loss is {loss:g}" if not math.isfinite(loss) else "the weights are not finite"
+    return ArgumentError(f"step {step}: {lost}; try a lower --lr; {kept}")
 
 
 def fingerprint(nets: nn.Module) -> str:

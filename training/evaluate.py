@@ -81,12 +81,11 @@ def ranking(model: str, cases: Sequence[Case], png: Path | None) -> str:
     """ROC and reliability of the tumour probabilities, FP32, on the net's grid, over slices with liver; as Markdown."""
     files = models.find(model)
     share = ROC_SLICES // len(cases)
-    pairs = [probabilities(files, with_liver(read_checked(case), share)) for case in cases]
-    p, truth = (np.concatenate(part) for part in zip(*pairs, strict=True))
+    found = [probabilities(files, with_liver(read_checked(case), share)) for case in cases]
+    p, truth, inside = (np.concatenate(part) for part in zip(*found, strict=True))
     full, restricted = roc(p, truth), roc(p, truth, PAPER_BAND)
     if png is not None:
         curve_png(png, {"all pixels": full, f"probability in {list(PAPER_BAND)}": restricted})
-    inside = p > 0
     bins = reliability(p[inside], truth[inside])
     rows = zip(bins.probability, bins.observed, bins.pixels, strict=True)
     return (

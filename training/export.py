@@ -29,7 +29,8 @@ from training.unet import UNet, folded
 from trtseg.engines.calibration import show
 from trtseg.engines.openvino import import_openvino
 from trtseg.engines.precision import FP16, FP32
-from trtseg.errors import TrtsegError
+from trtseg.errors import OutputError, TrtsegError
+from trtseg.io.atomic import atomic
 from trtseg.models import manifest
 from trtseg.phantom import abdomen
 from trtseg.spec import METADATA_KEY, CascadeSpec, ModelSpec
@@ -190,9 +191,8 @@ def export(
         for role in nets
     }
     inputs = parity_inputs(nets, specs)
-    out.mkdir(parents=True, exist_ok=True)
     sha256 = {}
-    with tempfile.TemporaryDirectory(dir=out) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         for role, net in nets.items():
             for precision in (FP32, FP16):
                 path, half = Path(folder) / precision.file(role), precision is FP16
@@ -207,11 +207,21 @@ def export(
             licence=provenance["licence"],
             intended_use=INTENDED_USE,
         )
-        for name in sha256:
-            (Path(folder) / name).replace(out / name)
-        (out / calibration.FILE).unlink(missing_ok=True)
-        (out / "model.json").write_text(manifest.to_json(spec), encoding="utf-8")
+        files = {name: (Path(folder) / name).read_bytes() for name in sha256}
+    _write(out, files | {"model.json": manifest.to_json(spec).encode()})
     return spec
+
+
+def _write(out: Path, files: dict[str, bytes]) -> None:
+    """Write the files of a model into its folder, all or none; slices of the model that was there go."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be made ({error.strerror}); choose another --out") from error
+    with atomic(*(out / name for name in files)) as paths:
+        for path, data in zip(paths, files.values(), strict=True):
+            path.write_bytes(data)
+    (out / calibration.FILE).unlink(missing_ok=True)
 
 
 def main() -> None:
@@ -247,19 +257,17 @@ def main() -> None:
         help="folder lits_slices: some of its slices go into the model, see training.calibration",
     )
     args = parser.parse_args()
-    export(
-        args.checkpoints,
-        args.out,
-        {role: t for role in ("liver", "tumour") if (t := getattr(args, f"{role}_threshold")) is not None},
-        {"version": args.version, "trained_on": args.trained_on, "licence": args.licence},
-        pixel_mm=args.pixel_mm,
-        size=args.size,
-    )
-    if args.calibration is not None:
-        try:
-            print(calibration.add(args.out, png_slices(args.calibration)))
-        except TrtsegError as error:
-            raise SystemExit(f"error: {error}") from None
+    thresholds = {
+        role: t for role in ("liver", "tumour") if (t := getattr(args, f"{role}_threshold")) is not None
+    }
+    provenance = {"version": args.version, "trained_on": args.trained_on, "licence": args.licence}
+    try:
+        slices = None if args.calibration is None else png_slices(args.calibration)
+        export(args.checkpoints, args.out, thresholds, provenance, pixel_mm=args.pixel_mm, size=args.size)
+        if slices is not None:
+            print(calibration.add(args.out, slices))
+    except TrtsegError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

@@ -134,16 +134,17 @@ def verdict(rows: Sequence[Row]) -> tuple[str, bool]:
 
 
 def quantise(model: Path, shared: Path) -> tuple[str, bool]:
-    """Add INT8 files to the model in a folder if they pass; the table of the comparison, and whether they did."""
-    nets = quantised(models.find(model))
+    """Add INT8 files to a model, by name or folder, if they pass; the table of the comparison, and whether they did."""
+    files = models.find(model)
+    nets = quantised(files)
     cases = [case for case in validating(shared) if not case.body_part]
     with tempfile.TemporaryDirectory() as folder:
-        trial = Path(folder) / model.name
-        shutil.copytree(model, trial)
+        trial = Path(folder) / files.folder.name
+        shutil.copytree(files.folder, trial)
         add(trial, nets)
         text, passed = verdict(compare(trial, cases))
     if passed:
-        add(model, nets)
+        add(files.folder, nets)
     return text, passed
 
 
@@ -152,7 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", type=Path, help="folder of an exported model")
+    parser.add_argument("model", type=Path, help="name or folder of an exported model")
     parser.add_argument("--shared", type=Path, required=True, help="its validation cases are compared on")
     args = parser.parse_args()
     try:

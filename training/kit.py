@@ -1,6 +1,9 @@
 """All slices to train and validate on as one small file: for a machine with a GPU and no network.
 
     python -m training.kit --shared ../shared/data -o runs/kit.zip
+    python -m training.kit --slices DIR --validation PATIENT -o runs/kit.zip
+
+``--slices`` adds folders of ``.npz`` files, in the format that training/README.md describes.
 
 Slices are placed on one grid, the body in the middle, at a fixed number of millimetres a pixel (`training.place`). HU
 become levels: fine steps where soft tissue lies, coarse ones elsewhere. The same data gives the same bytes.
@@ -12,6 +15,7 @@ import argparse
 import hashlib
 import io
 import json
+import lzma
 import zipfile
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -22,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from training.packing import pack_images, pack_labels, unpack_images, unpack_labels
-from trtseg.errors import InputError
+from trtseg.errors import InputError, TrtsegError
 from trtseg.fit import AIR_HU
 
 FORMAT, VERSION = "trtseg training kit", 1
@@ -121,7 +125,10 @@ def build(cases: Sequence[Any], validation: Collection[str], size: int, mm: floa
     level_hu = levels(step)
     columns: dict[str, list[Any]] = {f.name: [] for f in fields(Kit) if f.name not in ("level_hu", "sha256")}
     for case in tqdm(cases, "placing", leave=False, disable=None):
-        scan = read_checked(case)
+        try:
+            scan = read_checked(case)
+        except InputError as error:
+            raise InputError(f"{case.source}/{case.name}: {error}") from error
         repair = case.source.startswith(WRAPPED_SETS) and split[case.group] == "train"
         for i in range(0, len(scan.z), EVERY if case.source in COMPLETE else 1):
             hu = without_wrapped(scan.hu[i], scan.label[i]) if repair else scan.hu[i]
@@ -219,13 +226,13 @@ def read(path: Path) -> Kit:
                 name: [archive.read(entry) for entry in sorted(archive.namelist()) if entry.startswith(name)]
                 for name in ("image/", "label/")
             }
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        if (about.pop("format", None), about.pop("version", None)) != (FORMAT, VERSION):
+            raise InputError(f"{path}: is no {FORMAT} of version {VERSION}; make it again with training.kit")
+        size, count = about.pop("size"), about.pop("slices")
+        about["image"] = unpack_images(blocks["image/"], size)
+        about["label"] = unpack_labels(blocks["label/"], size)
+    except (OSError, KeyError, ValueError, lzma.LZMAError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: cannot be read ({error}); expected a file of training.kit") from error
-    if (about.pop("format", None), about.pop("version", None)) != (FORMAT, VERSION):
-        raise InputError(f"{path}: is no {FORMAT} of version {VERSION}; make it again with training.kit")
-    size, count = about.pop("size"), about.pop("slices")
-    about["image"] = unpack_images(blocks["image/"], size)
-    about["label"] = unpack_labels(blocks["label/"], size)
     if len(about["image"]) != count or len(about["label"]) != count:
         raise InputError(
             f"{path}: holds {len(about['image'])} slices, not {count}; make it again with training.kit"
@@ -245,22 +252,59 @@ def show(kit: Kit) -> None:
             print(f"  {source}: {n}")
 
 
+def listed(
+    shared: Path | None, folders: Sequence[Path], validation: Sequence[str]
+) -> tuple[list[Any], list[str]]:
+    """The cases of the shared data and of folders of slices with cells, and the patients that validate."""
+    from training.readers.liver_slices import liver_slices
+    from training.readers.shared import VALIDATION, shared_cases
+    from training.split import by_patient
+
+    cases = shared_cases(shared) if shared else []
+    for folder in folders:
+        cases += liver_slices(folder)
+    patients = {case.group for case in cases}
+    if unknown := sorted(set(validation) - patients):
+        known = ", ".join(sorted(patients)[:20])
+        raise InputError(f"validation: no patients {', '.join(unknown)}; there are {known}, ...")
+    held = [*(VALIDATION if shared else ()), *validation]
+    if missing := {"train", "validation"} - set(by_patient(cases, held).values()):
+        raise InputError(
+            f"validation: no patient to {' or '.join(sorted(missing)).replace('validation', 'validate')}; "
+            "name some of the patients with --validation, not all"
+        )
+    return cases, held
+
+
 def main() -> None:
     """Parse the command line and write the kit."""
-    from training.readers.shared import VALIDATION, shared_cases
-
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shared", type=Path, default=Path("../shared/data"), help="folder of the data")
+    parser.add_argument("--shared", type=Path, metavar="DIR", help="folder of the shared data")
+    parser.add_argument(
+        "--slices", type=Path, nargs="+", default=[], metavar="DIR", help="folders of slices with cells, .npz"
+    )
+    parser.add_argument(
+        "--validation",
+        nargs="+",
+        default=[],
+        metavar="PATIENT",
+        help="patients that validate, besides those of --shared",
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="KIT", help="file to write")
     parser.add_argument("--size", type=int, default=256, help="rows and columns (256)")
     parser.add_argument("--mm", type=float, default=1.5, help="millimetres a pixel (1.5)")
     parser.add_argument("--step", type=float, default=6.0, help="HU between levels of soft tissue (6)")
     args = parser.parse_args()
-    kit = build(shared_cases(args.shared), VALIDATION, args.size, args.mm, args.step)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    sha256 = write(args.output, kit)
+    if not args.shared and not args.slices:
+        parser.error("no data; give --shared, --slices or both")
+    try:
+        kit = build(*listed(args.shared, args.slices, args.validation), args.size, args.mm, args.step)
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        sha256 = write(args.output, kit)
+    except TrtsegError as error:
+        raise SystemExit(f"error: {error}") from None
     show(kit)
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB, SHA-256 {sha256}")
 

@@ -1,7 +1,7 @@
 """Train a liver or a tumour net from a training kit, for so many seconds; all work but the loop is the device's.
 
-    python -m training.kit_train liver  runs/kit.zip --seconds 140 --out runs/liver
-    python -m training.kit_train tumour runs/kit.zip --seconds 140 --out runs/tumour --liver runs/liver/last.pt
+    python -m training.kit_train liver  runs/kit.zip --seconds 140 --out runs/gpu/liver
+    python -m training.kit_train tumour runs/kit.zip --seconds 140 --out runs/gpu/tumour --liver runs/gpu/liver/last.pt
 
 ``--start`` begins with the weights of another run or, with the name or folder of an exported model, with its own.
 ``--distil`` lets the net imitate another one besides, or the mean of several.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -24,11 +25,11 @@ import torch
 
 from training import batch, kit_score, pseudo
 from training import kit as kits
-from training.checkpoint import Settings, build, fingerprint, load_liver, save
+from training.checkpoint import CHOICES, Settings, build, diverged, fingerprint, load_liver, save
 from training.trained import trained_net
 from training.trainer import Run, Trainer
 from training.unet import UNet
-from trtseg.errors import TrtsegError
+from trtseg.errors import InputError, TrtsegError
 
 
 def train(
@@ -59,6 +60,12 @@ def train(
     distil : sequence of Path or str
         Checkpoints or models whose mean probabilities the net imitates besides (`training.distil`).
     """
+    state = Path(files.get("state") or out / "resume.pt")
+    if not state.exists() and (out / "last.pt").exists():
+        raise InputError(
+            f"{out / 'last.pt'}: is of another run, since there is no {state} to resume; "
+            "remove it, or choose another --out"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
@@ -67,6 +74,8 @@ def train(
     liver = load_liver(Path(files["liver"]), settings.size) if files.get("liver") else None
     if liver:
         settings = replace(settings, liver=fingerprint(liver.nets))
+    if files.get("start"):
+        settings = replace(settings, start=fingerprint(trained_net(files["start"], role)))
     nets = [_teacher(name, role, device) for name in teachers]
     imitated = [_teacher(name, role, device) for name in distil]
     settings = replace(
@@ -90,7 +99,6 @@ def train(
     kit_score.to_device(method, device)
     trainer = Trainer(role, method, settings, run, store, p, imitated)
     out.mkdir(parents=True, exist_ok=True)
-    state = Path(files.get("state") or out / "resume.pt")
     if state.exists():
         trainer.resume(state)
         _report(f"resumed at step {trainer.step}, {trainer.elapsed:.0f} s")
@@ -101,22 +109,25 @@ def train(
     )
 
     def keep(progress: float) -> None:
+        loss = trainer.mean_loss()
+        if trainer.step and not (math.isfinite(loss) and trainer.is_finite()):
+            raise diverged(trainer.step, loss, trainer.saved)
         result = trainer.result()
         scores = kit_score.score(kit, held, held_store, result, settings.size)
         row = {
             "step": trainer.step,
             "seconds": round(trainer.elapsed, 1),
-            "loss": trainer.mean_loss(),
+            "loss": loss,
             **scores,
         }
         _report(
             f"{progress:5.1%} step {trainer.step} {trainer.elapsed:.0f} s "
             f"{trainer.step * run.batch / max(trainer.elapsed, 1e-9):.0f} slices/s "
-            f"loss {row['loss']:.4f}  {kit_score.text(scores)}"
+            f"loss {loss:.4f}  {kit_score.text(scores)}"
         )
-        _log(out / "log.csv", row)
         save(out / "last.pt", replace(settings, steps=trainer.step), {"result": result.nets.state_dict()})
         trainer.save(state)
+        _log(out / "log.csv", row)
 
     if files.get("start") and not trainer.step:
         keep(0.0)  # what the run starts with
@@ -185,10 +196,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     for field in fields(Run):
         parser.add_argument(
-            f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default
+            f"--{field.name.replace('_', '-')}",
+            type=type(field.default),
+            default=field.default,
+            choices=CHOICES.get(field.name),
         )
     args = vars(parser.parse_args())
-    run = Run(**{field.name: args.pop(field.name) for field in fields(Run)})
+    chosen = {field.name: args.pop(field.name) for field in fields(Run)}
     role, path, out = args.pop("role"), args.pop("kit"), args.pop("out")
     files = {name: args.pop(name) for name in ("liver", "start", "state")}
     teachers, distil = args.pop("teacher"), args.pop("distil")
@@ -197,10 +211,9 @@ def main() -> None:
     if teachers and role != "tumour":
         parser.error("--teacher goes with tumour")
     precision = "bf16" if torch.cuda.is_available() else "fp32"
-    settings = Settings(
-        role, batch=run.batch, lr=run.lr, ema=run.ema, overlap=run.overlap, precision=precision, **args
-    )
+    both = {name: chosen[name] for name in ("batch", "lr", "ema", "overlap")}
     try:
+        run, settings = Run(**chosen), Settings(role, precision=precision, **both, **args)
         train(role, path, out, settings, run, teachers, distil, **files)
     except TrtsegError as error:
         raise SystemExit(f"error: {error}") from None

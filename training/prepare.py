@@ -139,6 +139,8 @@ def look(cases: Sequence[Case], every: int) -> tuple[list[Looked], list[dict[str
 
 def _look_at(case: Case, every: int) -> Looked:
     scan = read_checked(case)
+    if scan.cells is not None:
+        raise InputError("has cells and unknown pixels, which a slice store cannot hold; use training.kit")
     return Looked(
         case,
         np.arange(0, len(scan.hu), every),

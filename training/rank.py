@@ -16,10 +16,11 @@ from trtseg.metrics.ranking import Roc
 from trtseg.models import ModelFiles
 
 
-def probabilities(files: ModelFiles, scan: Scan) -> tuple[np.ndarray, np.ndarray]:
-    """Probability of tumour, FP32, and whether it is tumour, for the pixels of a scan on the net's grid; both flat.
+def probabilities(files: ModelFiles, scan: Scan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Probability of tumour, FP32, whether it is tumour, and whether the model calls it liver or tumour.
 
-    Without post-processing; outside the liver net's mask the probability is 0, as `label` has it.
+    All are flat, of the pixels of a scan on the net's grid. Without post-processing; outside the liver net's mask the
+    probability is 0, as `label` has it.
     """
     nets = files.spec.nets
     spacing = (1.0, 1.0) if np.isnan(scan.spacing[1]) else scan.spacing[1:]
@@ -29,11 +30,12 @@ def probabilities(files: ModelFiles, scan: Scan) -> tuple[np.ndarray, np.ndarray
     if len(nets) == 1:
         odds = np.exp(logits - logits.max(1, keepdims=True))
         p = odds[:, 2] / odds.sum(1)
+        inside = logits.argmax(1) >= 1
     else:
-        liver = shown[nets[0].role][1] > nets[0].logit_threshold
-        p = np.where(liver, 1 / (1 + np.exp(-logits)), 0)[:, 0]
+        inside = (shown[nets[0].role][1] > nets[0].logit_threshold)[:, 0]
+        p = np.where(inside, 1 / (1 + np.exp(-logits[:, 0])), 0)
     truth = place_labels(scan.label, nets[0].fit_volume(scan.hu, spacing)) == 2
-    return p.astype(np.float32).ravel(), truth.ravel()
+    return p.astype(np.float32).ravel(), truth.ravel(), inside.ravel()
 
 
 def curve_png(path: Path, curves: dict[str, Roc]) -> None:

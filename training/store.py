@@ -87,24 +87,20 @@ class Part(NamedTuple):
 def writing(folder: Path) -> Iterator[tuple[Path, Path, Path]]:
     """Make the three files of a store, all of them or none: temporary paths that become the store at the end.
 
-    A folder that is made for it goes again if that fails, and a store that was there stays as it was.
+    Folders that are made for it go again if that fails, and a store that was there stays as it was.
     """
-    made = False
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        if not folder.is_dir():
-            folder.mkdir()
-            made = True
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(
-            f"{folder}: cannot be made ({error.strerror}); give a folder in one that exists"
-        ) from error
+        raise OutputError(f"{folder}: cannot be made ({error.strerror}); give another folder") from error
     try:
         with atomic(folder / HU, folder / LABEL, folder / MANIFEST) as (hu, label, manifest):
             yield hu, label, manifest
     except BaseException:
-        if made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        with contextlib.suppress(OSError):
+            for path in made:
+                path.rmdir()
         raise
 
 

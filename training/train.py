@@ -31,13 +31,23 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from training import data
-from training.checkpoint import Settings, build, fingerprint, load_liver, read, save, start_from
+from training.checkpoint import (
+    CHOICES,
+    Settings,
+    build,
+    diverged,
+    fingerprint,
+    load_liver,
+    read,
+    save,
+    start_from,
+)
 from training.curves import plot
 from training.methods import Method
 from training.sample import Samples
 from training.store import MANIFEST
 from trtseg.engines.processor import native_bf16
-from trtseg.errors import TrtsegError
+from trtseg.errors import ArgumentError, TrtsegError
 from trtseg.metrics.overlap import overlap
 
 
@@ -115,6 +125,8 @@ def train(
     every : int
         Steps between validations and checkpoints.
     """
+    if settings.steps < 1 or every < 1:
+        raise ArgumentError(f"steps, every: got {settings.steps}, {every}; expected numbers of 1 or more")
     rank, processes, device = _processes()
     liver = None
     if liver_checkpoint:
@@ -142,6 +154,7 @@ def train(
         averaged.load_state_dict(state["averaged"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
+    saved = step
     if settings.compile:
         for net in [*method.nets.values(), *(liver.nets.values() if liver else ())]:
             net.compile()
@@ -177,7 +190,9 @@ def train(
         loss = model(hu.to(device), label.to(device), balance)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(method.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(method.parameters(), 1.0)
+        if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
+            raise diverged(step + 1, loss.item(), saved)
         optimizer.step()
         averaged.update_parameters(method)
 
@@ -195,8 +210,6 @@ def train(
                 f"step {step}  loss {mean(losses):.3f}  "
                 + "  ".join(f"{k} {v:.4f}" for k, v in scores.items())
             )
-            _log(out / "log.csv", {"step": step, "lr": lr, "loss": mean(losses), **scores})
-            losses.clear()
             state = {
                 "result": result.nets.state_dict(),
                 "method": method.state_dict(),
@@ -205,6 +218,9 @@ def train(
                 "step": step,
             }
             save(checkpoint, settings, state)
+            saved = step
+            _log(out / "log.csv", {"step": step, "lr": lr, "loss": mean(losses), **scores})
+            losses.clear()
             plot(out / "log.csv", out / "curves.png")
     if processes > 1:
         dist.destroy_process_group()
@@ -295,13 +311,6 @@ def main() -> None:
     except TrtsegError as error:
         raise SystemExit(f"error: {error}") from None
 
-
-CHOICES = {
-    "precision": ("auto", "bf16", "fp32"),
-    "optimizer": ("adamw", "sgd"),
-    "overlap": ("none", "dice", "tversky"),
-    "gate": ("straight-through", "soft", "hard"),
-}
 
 if __name__ == "__main__":
     main()

@@ -12,7 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from training import appearance, batch, kit_score
-from training.checkpoint import Settings, build, read, save, start_from
+from training.checkpoint import (
+    AT_LEAST_0,
+    AT_LEAST_1,
+    SHARE,
+    Settings,
+    build,
+    check_values,
+    read,
+    save,
+    start_from,
+)
 from training.distil import distilled
 from training.losses import Loss
 from training.methods import Method, Tumour, windowed
@@ -25,6 +35,14 @@ from trtseg.errors import InputError
 AHEAD = {"cuda": 8, "cpu": 1}
 #: Slices with whose statistics the batch norms of an exported net are made anew.
 UNFOLD_SLICES = 128
+
+_BOUNDS = {
+    "seconds": (0.001, math.inf),
+    "batch": AT_LEAST_1,
+    **dict.fromkeys(("steps", "lr", "every", "grow", "negative", "positive", "imitation"), AT_LEAST_0),
+    **dict.fromkeys(("warm_up", "ema", "lesions", "gallbladders", "other_livers"), SHARE),
+    **dict.fromkeys(("hidden", "cut", "own_mask"), SHARE),
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +69,9 @@ class Run:
     positive: float = 0.1  # and with a tumour
     imitation: float = 1.0  # weight of the probabilities of the nets that are imitated, where there are some
     overlap: str = "dice"
+
+    def __post_init__(self) -> None:
+        check_values(self, _BOUNDS)
 
 
 class Trainer:
@@ -84,7 +105,8 @@ class Trainer:
         self.ahead = AHEAD[self.device.type]
         self._drawn: tuple[int, tuple[batch.Batch, Tensor]] | None = None
         self.replayed = Replayed() if self.device.type == "cuda" else None
-        self.step, self.elapsed, self.last_saved, self.began = 0, 0.0, 0.0, 0.0
+        self.step, self.saved = 0, 0  # now, and when the state was saved last
+        self.elapsed, self.last_saved, self.began = 0.0, 0.0, 0.0
         self.losses: list[Tensor] = []
 
     def _floats(self) -> list[Tensor]:
@@ -205,6 +227,10 @@ class Trainer:
         self.losses.clear()
         return mean
 
+    def is_finite(self) -> bool:
+        """Whether all averaged weights are numbers."""
+        return all(bool(t.isfinite().all()) for t in self.average)
+
     def result(self) -> Method:
         """The method with the averaged weights, in evaluation."""
         behind = self.method.liver[0] if isinstance(self.method, Tumour) else None
@@ -240,21 +266,23 @@ class Trainer:
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         save(path, self.settings, state)
+        self.saved = self.step
 
     def resume(self, path: Path) -> None:
         """Go on where a run of the same settings was; its length may be another one."""
         settings, state = read(path, self.device)
-        free = ("seconds", "steps", "every")
-        before, now = (
-            {k: v for k, v in r.items() if k not in free} for r in (state["run"], asdict(self.run))
-        )
-        if settings != self.settings or before != now:
-            raise InputError(f"{path}: is of a run with other settings; choose another --out or --state")
+        pairs = (asdict(settings), asdict(self.settings)), (state["run"], asdict(self.run))
+        other = {k for before, now in pairs for k, v in now.items() if before[k] != v}
+        if other := sorted(other - {"seconds", "steps", "every"}):
+            raise InputError(
+                f"{path}: is of a run with other settings ({', '.join(other)}); choose another --out or --state"
+            )
         self.net.load_state_dict(state["net"])
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.loss.load_state_dict(state["loss"])
         self.step, self.elapsed = state["step"], state["elapsed"]
+        self.saved = self.step
         self.last_saved = self.elapsed
 
 

@@ -9,12 +9,24 @@ from pathlib import Path
 
 import numpy as np
 
-from training.cases import Case, Scan, unusable
+from training.cases import MAX_CELLS, Case, Scan, unusable
 from training.readers.nifti import patient_of_lits
 from training.readers.slices import read_grey
 from trtseg.errors import InputError
 
-_COLUMNS = ("image8", "labels", "hu_of_grey", "tumour_known", "patient", "z", "pixel_mm", "cells")
+#: What each array holds: in words, and as NumPy's type or one above it.
+_COLUMNS = {
+    "image8": ("uint8", np.uint8),
+    "labels": ("uint8", np.uint8),
+    "hu_of_grey": ("float", np.number),
+    "tumour_known": ("bool", np.bool_),
+    "patient": ("str", np.str_),
+    "z": ("int", np.integer),
+    "pixel_mm": ("float", np.floating),
+    "cells": ("int", np.integer),
+}
+#: HU that a grey may stand for, and sizes that a pixel may have in mm.
+_HU, _PIXEL_MM = (-5000, 5000), (0.05, 10)
 #: Sets whose labels are free for research only: weights that are given away must not rest on them.
 _NOT_TRAINABLE = ("flare",)
 
@@ -32,8 +44,13 @@ def liver_slices(root: Path) -> list[Case]:
         try:
             with np.load(path) as file:
                 patient, known = file["patient"], file["tumour_known"]
+            _check_array(path, "patient", patient, (patient.size,))
+            _check_array(path, "tumour_known", known, patient.shape)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            cases.append(Case(path.stem, path.stem, "", unusable(f"cannot be read ({error})")))
+            cases.append(Case(path.stem, path.stem, "", unusable(f"{path.name}: cannot be read ({error})")))
+            continue
+        except InputError as error:
+            cases.append(Case(path.stem, path.stem, "", unusable(str(error))))
             continue
         for name in sorted(set(patient.tolist())):
             for labels_tumour in (True, False):
@@ -83,8 +100,6 @@ def patient_group(name: str) -> str:
 
 def _read(path: Path, rows: np.ndarray) -> Scan:
     columns = _arrays(path)
-    if missing := [name for name in _COLUMNS if name not in columns]:
-        raise InputError(f"{path.name}: has no {', '.join(missing)}; see training/README.md for the format")
     scale, offset = columns["hu_of_grey"]
     mm = columns["pixel_mm"][rows]
     cells = columns["cells"]
@@ -108,4 +123,71 @@ def _read_png(labels: Path, root: Path, number: int) -> Scan:
 @lru_cache(maxsize=1)  # a file is decompressed as a whole, and its cases are asked for in turn
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     with np.load(path) as file:
-        return {name: file[name] for name in file.files}
+        columns = {name: file[name] for name in file.files}
+    _check(path, columns)
+    return columns
+
+
+def _check(path: Path, columns: dict[str, np.ndarray]) -> None:
+    """Refuse arrays that are not as training/README.md says."""
+    if missing := [name for name in _COLUMNS if name not in columns]:
+        raise InputError(f"{path.name}: has no {', '.join(missing)}; see training/README.md for the format")
+    image, cells, mm = columns["image8"], columns["cells"], columns["pixel_mm"]
+    if image.ndim != 3:
+        raise _unlike(path, "image8", f"the shape {image.shape}", "[N, H, W]")
+    shapes = {
+        "image8": image.shape,
+        "labels": image.shape,
+        "hu_of_grey": (2,),
+        "cells": (*cells.shape[:1], 6),
+    }
+    for name in _COLUMNS:
+        _check_array(path, name, columns[name], shapes.get(name, image.shape[:1]))
+    scale, offset = columns["hu_of_grey"].astype(np.float64)
+    low, high = sorted((offset, scale * 255 + offset))
+    if not (_HU[0] <= low < high <= _HU[1]):
+        raise _unlike(
+            path, "hu_of_grey", f"HU from {low:g} to {high:g}", f"HU within {list(_HU)}, not all alike"
+        )
+    if (wrong := mm[~(np.isnan(mm) | ((mm >= _PIXEL_MM[0]) & (mm <= _PIXEL_MM[1])))]).size:
+        raise _unlike(
+            path, "pixel_mm", f"{wrong[0]:g}", f"mm within {list(_PIXEL_MM)}, or NaN where nobody knows"
+        )
+    _check_cells(path, cells.astype(np.int64), image.shape)
+
+
+def _check_array(path: Path, name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Refuse an array of another type or shape."""
+    words, kind = _COLUMNS[name]
+    if not np.issubdtype(array.dtype, kind) or array.shape != shape:
+        raise _unlike(path, name, f"{array.dtype} {array.shape}", f"{words} {shape}")
+
+
+def _check_cells(path: Path, cells: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Refuse cells ``[M, 6]`` that do not lie in a slice of ``[N, H, W]``, lie on one another, or are too many."""
+    n, h, w = shape
+    row, y0, y1, x0, x1, flag = cells.T
+    right = (row >= 0) & (row < n) & (flag >= 0) & (flag <= 2)
+    right &= (y0 >= 0) & (y0 < y1) & (y1 <= h) & (x0 >= 0) & (x0 < x1) & (x1 <= w)
+    if not right.all():
+        raise _unlike(
+            path,
+            "cells",
+            f"{cells[right.argmin()].tolist()}",
+            f"a slice of 0 to {n - 1}, 0 <= y0 < y1 <= {h}, 0 <= x0 < x1 <= {w}, and a flag of 0, 1 or 2",
+        )
+    for i in np.unique(row):
+        own = cells[row == i]
+        if len(own) > MAX_CELLS:
+            raise _unlike(path, "cells", f"{len(own)} in slice {i}", f"at most {MAX_CELLS} a slice")
+        first, last = own[:, [1, 3]], own[:, [2, 4]]
+        shared = (np.maximum(first[:, None], first) < np.minimum(last[:, None], last)).all(2)
+        if pairs := np.argwhere(np.triu(shared, 1)).tolist():
+            one, two = (own[k].tolist() for k in pairs[0])
+            raise _unlike(path, "cells", f"{one} and {two}", "cells of a slice that do not overlap")
+
+
+def _unlike(path: Path, name: str, got: str, expected: str) -> InputError:
+    return InputError(
+        f"{path.name}: {name}: got {got}; expected {expected}; see training/README.md for the format"
+    )

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from training.cases import Case, Scan, unusable
+from training.cases import Case, Scan, check_labels, unusable
 from trtseg.errors import InputError
 
 #: Sources under non-commercial licences: weights that are given away must not rest on them.
@@ -48,17 +48,30 @@ def _read_png(labels: list[Path]) -> Scan:
     hu, label = [], []
     for path in labels:
         hu.append(read_grey(path.with_name(path.name.replace("label", "image"))))
-        label.append(np.asarray(Image.open(path)))
+        label.append(_read_label(path))
     z = [int(path.stem.removeprefix("label_")) for path in labels]
     return Scan(np.stack(hu), np.stack(label), (np.nan, np.nan, np.nan), z)
 
 
+def _read_label(path: Path) -> np.ndarray:
+    label = _read_8bit(path)
+    try:
+        check_labels(label, unknown=False)
+    except InputError as error:
+        raise InputError(f"{path.name}: {error}") from None
+    return label
+
+
 def read_grey(path: Path) -> np.ndarray:
     """Read an 8-bit PNG slice of LiTS: HU, int16 ``[Y, X]``."""
+    return np.rint(_read_8bit(path).astype(np.float32) * 400 / 255 - 160).astype(np.int16)
+
+
+def _read_8bit(path: Path) -> np.ndarray:
     grey = np.asarray(Image.open(path))
     if grey.dtype != np.uint8 or grey.ndim != 2:
         raise InputError(f"{path.name}: got {grey.dtype} {grey.shape}; expected 8-bit grey")
-    return np.rint(grey.astype(np.float32) * 400 / 255 - 160).astype(np.int16)
+    return grey
 
 
 def negatives(root: Path) -> list[Case]:
