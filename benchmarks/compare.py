@@ -27,7 +27,7 @@ from typing import Any
 from benchmarks import compare_cts, compare_table
 from benchmarks.compare_process import Process
 from benchmarks.peers.contenders import REFERENCE, Contender, chosen
-from trtseg import models
+from trtseg import __version__, models
 from trtseg.engines.processor import native_bf16, native_int8, read_cpuinfo
 from trtseg.io.atomic import atomic
 from trtseg.resources import available_cpus
@@ -56,6 +56,8 @@ class Comparison:
             "weights": self.weights,
             "threads": args.threads,
             "slices": args.slices,
+            "cpu": read_cpuinfo()[0],
+            "trtseg": __version__,
         }
         self.data: dict[str, Any] = {"settings": settings, "cts": {}, "runs": {}, "floor": {}, "latency": {}}
         if args.json.exists() and not args.fresh:
@@ -66,7 +68,7 @@ class Comparison:
                     "another --json"
                 )
         self.data["machine"] = {
-            "cpu": read_cpuinfo()[0],
+            "cpu": settings["cpu"],
             "native": sorted(self.native),
             "python": platform.python_version(),
             "load": max(self.data.get("machine", {}).get("load", 0.0), round(os.getloadavg()[0], 1)),

@@ -112,8 +112,8 @@ std::unique_ptr<Event> py_event() { no_streams(); }
 
 constexpr const char* kCopyDoc = R"(Copy one NumPy array over another of the same size and dtype, on several threads.
 
-dst          any [...]                             out
-src          any [...]                             in)";
+dst          uint8, int16, int32, float16 or float32 [...]     out
+src          the same                              in)";
 
 constexpr const char* kToHalfDoc = R"(Round a NumPy array to FP16, half to even, on several threads; too large numbers become infinite.
 
@@ -122,7 +122,7 @@ src          float32 [...]                         in)";
 
 constexpr const char* kClearDoc = R"(Set a NumPy array to 0, on several threads.
 
-dst          any [...]                             out)";
+dst          uint8, int16, int32, float16 or float32 [...]     out)";
 
 constexpr const char* kGraphDoc = R"(Work recorded from a stream, to be launched any number of times with one call.
 

@@ -77,6 +77,10 @@ Net::Net(int rows, int columns, int classes, const conv_int8::Layers& int8)
 
 Net::~Net() = default;
 
+Net::Alone::Alone(std::atomic_flag& is_busy) : is_busy_(is_busy) {
+  if (is_busy.test_and_set()) throw ArgumentError("net: got a call during another one, expected one at a time");
+}
+
 int Net::add_map(int rows, int columns, int channels) { return add_size({rows, columns, channels, Values::kFloats, 0}); }
 
 int Net::add_bytes(int rows, int columns, int channels, int zero) {
@@ -85,6 +89,7 @@ int Net::add_bytes(int rows, int columns, int channels, int zero) {
 }
 
 int Net::add_size(const Size& size) {
+  const Alone alone(is_busy_);
   if (std::min(size.rows, size.columns) < conv::kTile || std::max(size.rows, size.columns) > kMost) {
     refuse("map", text(size.rows, size.columns), "from 4 x 4 to 16384 x 16384");
   }
@@ -177,6 +182,11 @@ void Net::add(Layer layer) {
 }
 
 void Net::reserve(int slices, int threads) {
+  const Alone alone(is_busy_);
+  take(slices, threads);
+}
+
+void Net::take(int slices, int threads) {
   const auto wanted = static_cast<std::size_t>(std::clamp(threads, 1, kMostThreads));
   while (memories_.size() < std::min(static_cast<std::size_t>(std::max(slices, 1)), wanted)) {
     memories_.push_back(std::make_unique<Memory>(*this));
@@ -198,12 +208,8 @@ void Net::run(const float* src, float* dst, const unsigned char* wanted, std::in
   if (!has_head_) refuse("net", "no head", "one");
   const int most = std::min(threads > 0 ? threads : available_cpus(), kMostThreads);
   const int left = static_cast<int>(n % most);
-  if (is_running_.test_and_set()) throw ArgumentError("net: got a call during another one, expected one at a time");
-  struct Ended {
-    std::atomic_flag& flag;
-    ~Ended() { flag.clear(); }
-  } const ended{is_running_};
-  reserve(n >= most ? most : left, most);
+  const Alone alone(is_busy_);
+  take(n >= most ? most : left, most);
   const std::int64_t pixels = std::int64_t{rows_} * columns_;
   const auto begin = [&](std::int64_t number, std::int64_t slice) -> const Memory& {
     Memory& own = *memories_[static_cast<std::size_t>(number)];

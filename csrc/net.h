@@ -37,7 +37,8 @@ struct Part {
 };
 
 // Layers run in the order in which they are added. Each reads and writes parts of maps; a map of which several layers
-// write a part joins what they make. Weights are laid out as in ONNX. An ArgumentError says what does not fit.
+// write a part joins what they make. Weights are laid out as in ONNX. An ArgumentError says what does not fit. One call at
+// a time.
 class Net {
  public:
   // A logit that nobody wants: the lowest FP16 number.
@@ -73,7 +74,7 @@ class Net {
   // CPUs). Where a slice is 0 around all that a tile depends on, its values are those of an empty slice, which are known.
   // Logits depend neither on the number of threads nor on the other slices. Where `wanted` `[n][rows][columns]` is
   // given, logits that are not 0 there are the same, and all that they do not depend on is left out: the other logits
-  // are kUnwanted, or what they would be. One call at a time.
+  // are kUnwanted, or what they would be.
   void run(const float* src, float* dst, const unsigned char* wanted, std::int64_t n, int threads);
 
   int rows() const { return rows_; }
@@ -89,6 +90,17 @@ class Net {
   };
   struct Memory;
   class Team;
+  // The only call of a net, while it lives.
+  class Alone {
+   public:
+    explicit Alone(std::atomic_flag& is_busy);
+    ~Alone() { is_busy_.clear(); }
+    Alone(const Alone&) = delete;
+    Alone& operator=(const Alone&) = delete;
+
+   private:
+    std::atomic_flag& is_busy_;
+  };
   // A part that a layer writes, or the logits, with `up` pixels there for `down` pixels of its tiles.
   struct Output {
     Part part;
@@ -127,13 +139,14 @@ class Net {
   const Size& check_head(Part src, int enlarged) const;
   void make(Part part);
   void add(Layer layer);
+  void take(int slices, int threads);
   void plan(Memory& own, const float* slice, const unsigned char* wanted) const;
   void take_empty(Memory& own, std::size_t layer, int tile) const;
 
   int rows_, columns_, classes_, pad_ = 0;
   const conv_int8::Layers& int8_;
   bool has_head_ = false;
-  std::atomic_flag is_running_ = ATOMIC_FLAG_INIT;
+  std::atomic_flag is_busy_ = ATOMIC_FLAG_INIT;
   std::size_t scratch_ = 0;  // floats that the layers need
   std::vector<Size> maps_;
   std::vector<std::vector<bool>> made_;  // by a layer, each channel of the maps

@@ -13,6 +13,7 @@ namespace trtseg {
 using conv::Map;
 
 void Net::add_first(Part dst, const float* weights, const float* bias, int size, int stride, int pad) {
+  const Alone alone(is_busy_);
   const Size out = check_free(dst, "dst");
   if (!layers_.empty()) refuse("net", "a convolution of the slice after another layer", "it first");
   if (size > kMost) refuse("weights", text(size, size), "up to 16384 x 16384");
@@ -60,6 +61,7 @@ void Net::add_first(Part dst, const float* weights, const float* bias, int size,
 }
 
 void Net::add_conv(Part src, Part dst, const Part* pool, const float* weights, const float* bias) {
+  const Alone alone(is_busy_);
   const std::vector<Output> outputs = check_conv(src, dst, pool);
   check_values({src, dst, pool ? *pool : dst}, Values::kFloats);
   const std::size_t count = conv::packed_size(conv::kPoints, src.count, dst.count);
@@ -79,6 +81,7 @@ void Net::add_conv(Part src, Part dst, const Part* pool, const float* weights, c
 }
 
 void Net::add_up(Part src, Part dst, const float* weights, const float* bias) {
+  const Alone alone(is_busy_);
   check_up(src, dst);
   check_values({src, dst}, Values::kFloats);
   constexpr int kPoints = 4;
@@ -101,6 +104,7 @@ void Net::add_up(Part src, Part dst, const float* weights, const float* bias) {
 }
 
 void Net::add_head(Part src, const float* weights, const float* bias, int enlarged) {
+  const Alone alone(is_busy_);
   const Size in = check_head(src, enlarged);
   check_values({src}, Values::kFloats);
   std::vector<float> own;  // [enlarged][enlarged][classes][in]

@@ -46,6 +46,7 @@ void check_sums(int points, int in) {
 
 void Net::add_conv(Part src, Part dst, const Part* pool, const std::int8_t* weights, const float* scale,
                    const float* bias) {
+  const Alone alone(is_busy_);
   const std::vector<Output> outputs = check_conv(src, dst, pool);
   check_values({src, dst, pool ? *pool : dst}, Values::kBytes);
   constexpr int kPoints = 9;
@@ -70,6 +71,7 @@ void Net::add_conv(Part src, Part dst, const Part* pool, const std::int8_t* weig
 }
 
 void Net::add_up(Part src, Part dst, const std::int8_t* weights, const float* scale, const float* bias) {
+  const Alone alone(is_busy_);
   check_up(src, dst);
   check_values({src, dst}, Values::kBytes);
   constexpr int kPoints = 4;
@@ -93,6 +95,7 @@ void Net::add_up(Part src, Part dst, const std::int8_t* weights, const float* sc
 }
 
 void Net::add_head(Part src, const std::int8_t* weights, const float* scale, const float* bias, int enlarged) {
+  const Alone alone(is_busy_);
   const Size in = check_head(src, enlarged);
   check_values({src}, Values::kBytes);
   const int area = enlarged * enlarged;

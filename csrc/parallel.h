@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <exception>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -52,8 +51,8 @@ void parallel_for(std::int64_t units, int threads, std::int64_t work, Fn fn) {
   others.reserve(static_cast<std::size_t>(count - 1));
   try {
     for (std::int64_t t = 1; t < count; ++t) others.emplace_back(worker);
-  } catch (const std::system_error&) {
-    // The system gives no more threads: the running threads, this one included, do the work.
+  } catch (...) {
+    // The system gives no more threads, or no memory for one: the running threads, this one included, do the work.
   }
   worker();
   for (std::thread& t : others) t.join();

@@ -239,7 +239,7 @@ class TestAcceptance:
             checked(lambda rows: out, cases["liver"], 4)
 
     def test_slices_of_another_net(self, cases):
-        spec, (images, logits, source) = cases["liver"].spec, vars(cases["liver"].reference).values()
+        spec, (images, logits, source, _) = cases["liver"].spec, vars(cases["liver"].reference).values()
         for wrong in (images[:0], logits[:0]), (images[:, :, :9], logits), (images, logits[1:]):
             with pytest.raises(ArgumentError, match="reference: got images"):
                 checked(lambda rows: rows, Case(spec, Reference(*wrong, source)), 4)
@@ -253,3 +253,16 @@ def test_an_engine_of_the_cpu_passes_the_same_gate():
     found = check(run, reference, spec=spec, precision=FP32, batch=2, device="a CPU")
     assert found.accepted, found
     assert str(found).startswith("accepted on a CPU: 8 slices in each of 2 slots, 0 pixels unlike ")
+
+
+def test_pixels_of_the_liver_count_that_the_tumour_net_sees_as_zero():
+    """Fat and the border of the liver lie below the window of the tumour net, and get labels all the same."""
+    files = models.find("default")
+    liver, tumour = files.spec.nets
+    found = references(files)
+    dark = (found["liver"].logits > liver.logit_threshold) & (found["tumour"].images == 0)
+    case = Case(tumour, found["tumour"])
+    wrong = np.where(dark, np.float32(50), case.reference.logits)
+    assert dark.sum() > 100
+    assert checked(sound(case), case, 2, FP32).accepted
+    assert not checked(lambda rows: wrong[numbers(case, rows)], case, 2, FP32).accepted

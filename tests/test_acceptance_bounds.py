@@ -20,7 +20,8 @@ def made(role: str, logits: np.ndarray, images: np.ndarray | None = None) -> Cas
     spec = tiny.spec(role, size=logits.shape[2:])
     noise = np.random.default_rng(0).uniform(0.25, 1, (len(logits), 1, *spec.size))
     images = (noise if images is None else images).astype(np.float16).astype(np.float32)
-    return Case(spec, Reference(images, logits.astype(np.float32), "made up"))
+    liver = images[:, 0] > 0 if role == "tumour" else None
+    return Case(spec, Reference(images, logits.astype(np.float32), "made up", liver))
 
 
 def changed(case: Case, pixels, value: float):
@@ -193,7 +194,8 @@ def emulated(role, precision):
         if not list(part.children()):
             part.register_forward_hook(lambda part, inputs, output: rounded(output))
     whole = references(files)[role]
-    case = Case(spec, Reference(whole.images[::2], whole.logits[::2], whole.source))
+    counts = None if whole.counts is None else whole.counts[::2]
+    case = Case(spec, Reference(whole.images[::2], whole.logits[::2], whole.source, counts))
     with torch.no_grad():
         logits = net(rounded(torch.from_numpy(case.reference.images))).numpy()
     return checked(lambda rows: logits[numbers(case, rows)].astype(rows.dtype), case, 1, precision), case

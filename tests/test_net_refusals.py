@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import numpy as np
 import pytest
 
@@ -185,6 +188,29 @@ def test_refusals(name, act):
 def test_nothing_is_converted(act):
     with pytest.raises(TypeError):
         act(small())
+
+
+@pytest.mark.parametrize("act", [lambda net: net.add_map(64, 64, 8), lambda net: net.reserve(500, 500)])
+def test_one_call_at_a_time(act):
+    """Memory of slices on their way is not given back while they are."""
+    net = _core.Net(64, 64, 1)
+    for _ in range(2):
+        net.add_map(64, 64, 8)
+    net.add_first((0, 0, 8), weights_of(8, 1, 3, 3), one(), 1, 1)
+    net.add_conv((0, 0, 8), (1, 0, 8), None, weights_of(8, 8, 3, 3), one())
+    net.add_head((1, 0, 8), weights_of(8, 1, 1, 1), weights_of(1))
+    x = weights_of(3000, 1, 64, 64)
+    thread = threading.Thread(target=net.run, args=(x, np.empty_like(x), None, 2))
+    thread.start()
+    said = []
+    while thread.is_alive() and not said:
+        try:
+            act(net)
+        except ArgumentError as error:
+            said.append(str(error))
+        time.sleep(0.001)
+    thread.join()
+    assert said == ["net: got a call during another one, expected one at a time"]
 
 
 def test_any_number_of_threads():

@@ -26,7 +26,7 @@ from trtseg.spec import ModelSpec
 Array = npt.NDArray[Any]
 
 #: Raised when the gate demands more or shows other slices: engines are then checked again.
-CRITERIA = 3
+CRITERIA = 4
 
 #: Largest share of labels that may differ, however small their logits.
 FLIP_SHARE = 0.001
@@ -43,7 +43,7 @@ class Acceptance:
     """Result of comparing an engine with the FP32 reference.
 
     A slice counts once in the figures for each answer that differs in any bit: a sound engine gives one answer. The
-    figures of a tumour net are of the pixels that the liver mask lets through: no other pixel gives a label.
+    figures of a tumour net are of the pixels that the liver net calls liver: no other pixel gives a label.
 
     Attributes
     ----------
@@ -215,8 +215,8 @@ class _Comparison:
         self._labels = _labels(reference.logits, spec)  # [k, H, W]
         self._margin = _margin(reference.logits, spec)
         self._counts = np.isfinite(self._margin)  # pixels whose label is compared
-        if spec.role == "tumour":
-            self._counts &= reference.images[:, 0] > 0
+        if reference.counts is not None:
+            self._counts &= reference.counts
         self._classes = dict(enumerate(spec.classes[1:] or spec.classes, start=1))
         self._overlap = {label: np.zeros(2, np.int64) for label in self._classes}  # common, sum of both sizes
         self._bad_slots: set[int] = set()

@@ -6,6 +6,7 @@ model without such slices the nets are shown the phantom.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import io
 import zipfile
@@ -75,11 +76,14 @@ class Reference:
         Input of the net, and its logits in FP32.
     source : str
         What computed the logits.
+    counts : bool [k, H, W], optional
+        Pixels on whose logits labels depend: of a tumour net those that the liver net calls liver. By default all.
     """
 
     images: Array
     logits: Array
     source: str
+    counts: Array | None = None
 
 
 def show(
@@ -149,7 +153,14 @@ def references(files: ModelFiles) -> dict[str, Reference]:
                 f"{role} net: gives NaN or infinity in FP32 on the calibration slices, so no engine can be compared "
                 "with it; train or export the model again"
             )
-    return {role: Reference(images, logits, source) for role, (images, logits) in shown.items()}
+    found = {role: Reference(images, logits, source) for role, (images, logits) in shown.items()}
+    first, *others = nets
+    for spec in others:
+        counts = shown[first.role][1][:, 0] > first.logit_threshold
+        if slices.logits and source.endswith(FILE):  # which leaves some of them out
+            counts &= shown[spec.role][0][:, 0] > 0
+        found[spec.role] = dataclasses.replace(found[spec.role], counts=counts)
+    return found
 
 
 def open_reference(files: ModelFiles, spec: ModelSpec) -> Engine:
@@ -204,7 +215,8 @@ def pack_slices(
     """Make the file of slices, with the logits of ``run``; `read_slices` reads it, `show` explains the parameters.
 
     To keep the file small, the logits are rounded to 1/256, those further than `SETTLED` from the threshold are
-    brought to that distance, and those of a tumour net outside the liver are left out. No label changes by that.
+    brought to that distance, and those of a tumour net where its input is 0 are left out, so they do not count where
+    the stored ones are the reference. No other label changes by that.
     """
     shown = show(hu, spacing, nets, run)
     logits = {f"logits_{spec.role}": _packed(*shown[spec.role], spec) for spec in nets}
