@@ -189,7 +189,10 @@ def test_without_openvino(code, message, monkeypatch, tmp_path):
 
 
 def test_openvino_runs_fp32_where_the_processor_lacks_the_instructions(monkeypatch):
-    monkeypatch.setattr("trtseg._core.Net", types.SimpleNamespace(is_supported=lambda: False))
+    monkeypatch.setattr(
+        "trtseg._core.Net",
+        types.SimpleNamespace(is_supported=lambda: False, int8_instructions=lambda: ["portable"]),
+    )
     files = models.find("default")
     assert open_engine(files, files.spec.nets[0], precision="fp32").runtime.startswith("OpenVINO 20")
     monkeypatch.setitem(sys.modules, "openvino", None)

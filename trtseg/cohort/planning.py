@@ -58,7 +58,7 @@ def plan(
         Kinds of DICOM objects, see `trtseg.result.Segmentation.save_dicom`: each case gets a folder
         ``<input>_dicom`` with them, instead of a file of labels.
     left_out : list, optional
-        Gets the files that were taken for label maps, and are no cases.
+        Gets the files that were taken for label maps, but for those that the cases will write.
     name : str
         How messages call ``output``.
 
@@ -90,7 +90,8 @@ def plan(
     kinds = check_kinds(dicom, "dicom") if dicom else ()
     if is_file and kinds:
         raise ArgumentError(f"{name}: got the file {folder} for several DICOM objects; expected a folder")
-    found = find(inputs, folder, left_out) if series is None else [single(inputs[0], series=series)]
+    labels_there: list[Path] = []
+    found = find(inputs, folder, labels_there) if series is None else [single(inputs[0], series=series)]
     if is_file and len(found) > 1:
         sources = [str(one.source) for one in found[:3]] + ["..."] * (len(found) > 3)
         got = f"{len(found)} inputs ({', '.join(sources)})"
@@ -114,6 +115,9 @@ def plan(
         )
         for one, target in zip(found, labels, strict=True)
     )
+    if left_out is not None:
+        own = {os.path.abspath(path) for case in cases for path in case.outputs}  # noqa: PTH100 - links stay
+        left_out += [path for path in labels_there if os.path.abspath(path) not in own]  # noqa: PTH100
     folders = dict.fromkeys(path.parent for path in labels)
     with ExitStack() as made:
         for path in (folder, *folders) if several else ():
