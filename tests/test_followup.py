@@ -89,6 +89,41 @@ def test_a_lesion_that_falls_apart_is_one_finding(tmp_path):
     assert compare(before, after).findings[0].after.volume_ml == pytest.approx(2 * ball(6), rel=0.15)
 
 
+def test_a_liver_that_is_only_moved_comes_to_lie_on_itself(tmp_path):
+    before = scan(tmp_path / "a.nii.gz", [((0, 0, 0), 9), ((0, 0, 22), 9)])  # 4 mm of liver between
+    image = nib.load(before)
+    for moved in ((2, 2, 2), (2, -2, 2), (-13.3, 7.1, 40.4)):
+        affine = image.affine.copy()
+        affine[:3, 3] += moved
+        nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj), affine), tmp_path / "b.nii.gz")
+        made = compare(before, tmp_path / "b.nii.gz")
+        assert made.shift_mm == pytest.approx(
+            [-mm for mm in moved], abs=1
+        )  # half a voxel: the livers are equal then
+        assert made.liver_dice > 0.999
+        assert [(f.status, f.before.lesions, f.after.lesions) for f in made.findings] == [
+            ("unchanged", (1,), (1,)),
+            ("unchanged", (2,), (2,)),
+        ]
+
+
+def test_parts_of_a_lesion_count_each_in_the_sum_of_diameters(tmp_path):
+    labels = np.zeros((40, 60, 70), np.uint8)
+    labels[5:35, 5:55, 5:65] = 1
+    labels[15:20, 25:30, 25:41] = 2
+    affine = np.diag([-2.0, -2, 2.5, 1])
+    for name in ("one", "two"):
+        nib.save(nib.Nifti1Image(labels.transpose(2, 1, 0), affine), tmp_path / f"{name}.nii.gz")
+        labels[15:20, 25:30, 32] = 1  # 2 mm of liver between 14 and 16 mm of tumour
+    whole, left, right = (np.hypot(2 * n, 2 * 4) for n in (15, 6, 7))
+    for first, second in (("one", "two"), ("two", "one")):
+        made = compare(tmp_path / f"{first}.nii.gz", tmp_path / f"{second}.nii.gz")
+        assert [f.status for f in made.findings] == ["unchanged"]
+        sums = {"one": whole, "two": left + right}
+        assert made.diameters() == pytest.approx((sums[first], sums[second]))
+        assert made.response() == "stable"
+
+
 def test_small_lesions_are_matched_nearby_and_not_far_away(tmp_path):
     before = scan(tmp_path / "a.nii.gz", [((0, 0, 0), 3), ((0, 0, 40), 3)])
     after = scan(tmp_path / "b.nii.gz", [((0, 0, 8), 3), ((0, 0, 24), 3)])

@@ -33,6 +33,13 @@ MEASURABLE_MM, TARGETS = 10.0, 2
 _READ = (*NIFTI, *ITK)
 _MOST = 254  # lesions of a scan that are compared, the largest
 _CELL_MM = 4.0  # of the grid on which the livers are laid on each other
+_STEPS_MM = (
+    2.0,
+    1.0,
+    0.5,
+    0.25,
+)  # by which the place is found from there on, with so many voxels of the later liver
+_SAMPLE = 50_000
 _OVERLAP = 0.1  # of the smaller of two lesions, from which the two are the same
 _NEAR_MM = 10.0  # centroids of two lesions without overlap that may be the same
 _POOR_DICE = 0.85
@@ -52,6 +59,8 @@ class Side:
         Of all parts.
     long_mm, short_mm : float
         Diameters of the part with the longest.
+    sum_mm : float
+        Long diameters of all parts together.
     slice : int
         Where that part is widest; from 0, feet to head.
     """
@@ -60,6 +69,7 @@ class Side:
     volume_ml: float
     long_mm: float
     short_mm: float
+    sum_mm: float
     slice: int
 
 
@@ -105,14 +115,19 @@ class Comparison:
         return sum(finding.status == status for finding in self.findings)
 
     def diameters(self) -> tuple[float, float] | None:
-        """Sum the long axes of the two largest lesions of at least 10 mm before, and of the same after; None: none."""
+        """Sum the long axes of the two largest lesions of at least 10 mm before, and of the same after; None: none.
+
+        Parts of a lesion that fell apart count each, as in RECIST 1.1, and so do lesions that grew together.
+        """
         measured = [f for f in self.findings if f.before is not None and f.before.long_mm >= MEASURABLE_MM]
         measured.sort(key=lambda f: -f.before.long_mm if f.before else 0.0)
-        chosen = measured[:TARGETS]
+        chosen: list[Finding] = []
+        while measured and sum(len(f.before.lesions) for f in chosen if f.before) < TARGETS:
+            chosen.append(measured.pop(0))
         if not chosen:
             return None
         return tuple(  # type: ignore[return-value]
-            float(sum(side.long_mm for f in chosen if (side := getattr(f, when)) is not None))
+            float(sum(side.sum_mm for f in chosen if (side := getattr(f, when)) is not None))
             for when in ("before", "after")
         )
 
@@ -202,7 +217,7 @@ def compare(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Co
     )
 
 
-_NOTHING = Side((), 0.0, 0.0, 0.0, 0)
+_NOTHING = Side((), 0.0, 0.0, 0.0, 0.0, 0)
 
 
 @dataclass(frozen=True)
@@ -270,19 +285,40 @@ def _shift(before: _Scan, after: _Scan) -> tuple[Array, float]:
         low, high = (float(overlap[tuple((np.array(peak) + by * step) % size)]) for by in (-1, 1))
         if low + high < 2 * best:
             offset[axis] += (low - high) / (2 * (low + high - 2 * best))
-    shift = (offset + corners[0] - corners[1]) * cell
+    shift = _refined(before, after, (offset + corners[0] - corners[1]) * cell)
     under = _look_up(before, before.labels, after, after.labels, shift) > 0
     shared = int(np.count_nonzero(under)) * voxel_ml(after.affine)
     return shift, min(2 * shared / (before.ml(0) + after.ml(0)), 1.0)
 
 
+def _refined(before: _Scan, after: _Scan, shift: Array) -> Array:
+    """Move the later liver on in ever smaller steps, as long as more of it comes to lie on the earlier."""
+    places = after.places(after.labels)
+    places = places[:: max(1, len(places) // _SAMPLE)]
+
+    def shared(by: Array) -> int:
+        return int(np.count_nonzero(_values_at(before, before.labels, places + by)))
+
+    best = shared(shift)
+    for step in _STEPS_MM:
+        ways = [sign * step * axis for axis in np.eye(3) for sign in (1, -1)]
+        while found := next(((n, shift + way) for way in ways if (n := shared(shift + way)) > best), None):
+            best, shift = found
+    return shift
+
+
 def _look_up(before: _Scan, values: Array, after: _Scan, mask: Array, shift: Array) -> Array:
     """Values of the earlier grid at the voxels of a mask of the later one, moved by ``shift``; 0 outside the grid."""
-    to_index = np.linalg.inv(before.affine)
-    x, y, z = np.rint((after.places(mask) + shift) @ to_index[:3, :3].T + to_index[:3, 3]).astype(int).T
+    return _values_at(before, values, after.places(mask) + shift)
+
+
+def _values_at(scan: _Scan, values: Array, places: Array) -> Array:
+    """Values of a scan's grid at the voxels next to places, RAS mm; 0 outside the grid."""
+    to_index = np.linalg.inv(scan.affine)
+    x, y, z = np.rint(places @ to_index[:3, :3].T + to_index[:3, 3]).astype(int).T
     depth, rows, columns = values.shape
     inside = (z >= 0) & (y >= 0) & (x >= 0) & (z < depth) & (y < rows) & (x < columns)
-    found = np.zeros(len(z), values.dtype)
+    found = np.zeros(len(places), values.dtype)
     found[inside] = values[z[inside], y[inside], x[inside]]
     return found
 
@@ -362,6 +398,7 @@ def _side(scan: _Scan, numbers: list[int]) -> Side | None:
         sum(lesion.volume_ml for lesion in parts),
         widest.diameter_mm,
         widest.short_mm,
+        sum(lesion.diameter_mm for lesion in parts),
         widest.diameter_slice,
     )
 

@@ -98,7 +98,7 @@ def _facts(
         "tumour_ml": report["tumour_ml"],
         "tumour_burden": report["tumour_burden"],
         "lesion_count": report["lesion_count"],
-        "largest_mm": round(max((lesion.diameter_mm for lesion in lesions), default=0.0), 1),
+        "largest_mm": round(max((lesion.diameter_mm for lesion in lesions), default=0.0), 2),
         "highest_probability": max(
             (round(lesion.probability, 4) for lesion in lesions if lesion.probability is not None),
             default=None,
