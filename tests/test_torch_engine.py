@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 
 import numpy as np
 import onnx
@@ -144,3 +145,40 @@ def test_acceptance_is_kept_and_told(tmp_path, monkeypatch):
     loaded.keep_acceptance({"accepted": True})
     assert LoadedTorch(net, key, "cpu").kept_acceptance() == {"accepted": True}
     assert loaded.provenance == {"precision": "fp32", "sha256": net.sha256, "target": "sm_90"}
+
+
+class TestSettings:
+    """PyTorch's settings are those of the whole process."""
+
+    NET = Net(tiny.spec("liver"), FP32, tiny.threshold_at(60, tiny.spec("liver")))
+
+    @pytest.fixture(autouse=True)
+    def the_users(self):
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True):
+            yield
+
+    def seen(self) -> tuple[bool, bool, bool, bool]:
+        cudnn = torch.backends.cudnn
+        tf32 = cudnn.conv.fp32_precision == "tf32" if hasattr(cudnn, "conv") else cudnn.allow_tf32
+        return cudnn.enabled, cudnn.benchmark, cudnn.deterministic, tf32
+
+    def test_of_two_threads_are_those_of_one_at_a_time(self):
+        inside, done, seen = threading.Event(), threading.Event(), []
+
+        def other(net: TorchNet) -> None:
+            with net.settings():
+                inside.set()
+                done.wait()
+                seen.append(self.seen())
+
+        first, second = TorchNet(self.NET, 1, "cpu"), TorchNet(self.NET, 1, "cpu")
+        thread = threading.Thread(target=other, args=(second,), daemon=True)
+        with first.settings():
+            thread.start()
+            assert not inside.wait(0.2)
+            assert self.seen() == (True, False, True, False)
+        assert inside.wait(10)
+        done.set()
+        thread.join()
+        assert seen == [(True, False, True, False)]
+        assert self.seen() == (True, True, False, True)

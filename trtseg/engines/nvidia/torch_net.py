@@ -10,6 +10,7 @@ PyTorch's compiler (`trtseg.engines.nvidia.compiled`) takes the operators as the
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,9 @@ from trtseg.errors import DeviceError, ModelError, OutOfMemoryError
 from trtseg.spec import ModelSpec
 
 log = logging.getLogger("trtseg")
+
+# Held while PyTorch's settings, which are the whole process's, are those of a net; taken before `one_at_a_time`.
+_settings = threading.RLock()
 
 # An operator with its weights: activations in, activations out.
 _Operator = Callable[..., Any]
@@ -163,12 +167,13 @@ class TorchNet:
 
     @contextmanager
     def settings(self) -> Iterator[None]:
-        """Context in which a call computes: no gradients, no TF32, kernels chosen by rules.
+        """Context in which a call computes, for one thread at a time: no gradients, no TF32, kernels chosen by rules.
 
         Kernels chosen by a measurement could be others in another thread or process.
         """
         flags = self._torch.backends.cudnn.flags
         with (
+            _settings,
             self._torch.inference_mode(),
             flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
         ):
