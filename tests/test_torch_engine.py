@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import threading
+import types
 
 import numpy as np
 import onnx
@@ -182,3 +185,31 @@ class TestSettings:
         thread.join()
         assert seen == [(True, False, True, False)]
         assert self.seen() == (True, True, False, True)
+
+    @pytest.mark.skipif(
+        not hasattr(torch.backends.cudnn, "conv"), reason="this PyTorch has only the older switch of TF32"
+    )
+    def test_of_the_newer_switches_of_tf32(self):
+        """A process of its own: what a test sets there cannot be unset."""
+        code = """
+import torch, test_torch_engine as t
+net, cudnn = t.TorchNet(t.TestSettings.NET, 1, "cpu"), torch.backends.cudnn
+for where, value in ((torch.backends, "tf32"), (cudnn, "ieee"), (cudnn.conv, "tf32"), (cudnn.conv, "ieee")):
+    where.fp32_precision = value
+    before = cudnn.conv.fp32_precision
+    with net.settings():
+        assert cudnn.conv.fp32_precision == "ieee"
+    assert (where.fp32_precision, cudnn.conv.fp32_precision) == (value, before)
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+
+    def test_of_a_pytorch_that_has_the_older_switch_only(self, monkeypatch):
+        net = TorchNet(self.NET, 1, "cpu")
+        older = types.SimpleNamespace(enabled=False, benchmark=True, deterministic=False, allow_tf32=True)
+        backends = types.SimpleNamespace(cudnn=older)
+        module = types.SimpleNamespace(backends=backends, inference_mode=torch.inference_mode)
+        monkeypatch.setattr(net, "_torch", module)
+        with net.settings():
+            assert tuple(vars(older).values()) == (True, False, True, False)
+        assert tuple(vars(older).values()) == (False, True, False, True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from trtseg.engines.base import Net
@@ -171,12 +171,15 @@ class TorchNet:
 
         Kernels chosen by a measurement could be others in another thread or process.
         """
-        flags = self._torch.backends.cudnn.flags
-        with (
-            _settings,
-            self._torch.inference_mode(),
-            flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-        ):
+        cudnn = self._torch.backends.cudnn
+        wanted = [(cudnn, "enabled", True), (cudnn, "benchmark", False), (cudnn, "deterministic", True)]
+        # From PyTorch 2.9 on `allow_tf32` cannot even be read where the user has set `fp32_precision`.
+        newer = hasattr(cudnn, "conv")
+        tf32 = (cudnn.conv, "fp32_precision", "ieee") if newer else (cudnn, "allow_tf32", False)
+        with _settings, self._torch.inference_mode(), ExitStack() as users:
+            for where, name, value in (*wanted, tf32):
+                users.callback(setattr, where, name, getattr(where, name))
+                setattr(where, name, value)
             yield
 
     @contextmanager
