@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import types
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -16,12 +17,13 @@ import torch
 from engine_models import one_operator
 
 from trtseg import models
+from trtseg.engines import trust
 from trtseg.engines.base import Net, logits_of
 from trtseg.engines.calibration import open_reference, references
 from trtseg.engines.nvidia.sidecar import EngineKey
-from trtseg.engines.nvidia.torch import LoadedTorch, TorchNet
+from trtseg.engines.nvidia.torch import LoadedTorch, TorchNet, load_compiled
 from trtseg.engines.precision import FP16, FP32
-from trtseg.errors import DeviceError, ModelError, OutOfMemoryError
+from trtseg.errors import DeviceError, ModelError, OutOfMemoryError, OutputError
 
 
 def run(net: TorchNet, images: np.ndarray) -> np.ndarray:
@@ -148,6 +150,33 @@ def test_acceptance_is_kept_and_told(tmp_path, monkeypatch):
     loaded.keep_acceptance({"accepted": True})
     assert LoadedTorch(net, key, "cpu").kept_acceptance() == {"accepted": True}
     assert loaded.provenance == {"precision": "fp32", "sha256": net.sha256, "target": "sm_90"}
+
+
+def no_home() -> Path:
+    raise OutputError("cache: this user has no home folder")
+
+
+@pytest.mark.parametrize(
+    ("folder", "told"),
+    [
+        (
+            lambda: Path(__file__) / "cache",
+            "cannot be created (Not a directory); set TRTSEG_CACHE to a folder",
+        ),
+        (no_home, "cache: this user has no home folder"),
+    ],
+)
+def test_acceptance_without_a_cache(folder, told, monkeypatch, caplog):
+    monkeypatch.setattr(trust, "cache_folder", folder)
+    spec = tiny.spec("liver")
+    net = Net(spec, FP32, tiny.threshold_at(60, spec))
+    key = EngineKey("liver", net.sha256, "torch", torch.__version__, "sm_90", "NVIDIA H100 80GB", "fp32", 2)
+    assert load_compiled(net, key, "cpu") is None
+    loaded = LoadedTorch(net, key, "cpu")
+    loaded.keep_acceptance({"accepted": True})
+    (said,) = caplog.messages
+    assert told in said
+    assert loaded.kept_acceptance() is None
 
 
 class TestSettings:

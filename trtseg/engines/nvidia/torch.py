@@ -21,7 +21,7 @@ from trtseg.engines.nvidia.runtime import load_runtime
 from trtseg.engines.nvidia.serialize import Serialized
 from trtseg.engines.nvidia.sidecar import EngineKey, Sidecar
 from trtseg.engines.nvidia.torch_net import TorchNet
-from trtseg.errors import DeviceError, OutOfMemoryError
+from trtseg.errors import DeviceError, OutOfMemoryError, OutputError, TrtsegError
 
 log = logging.getLogger("trtseg")
 
@@ -38,7 +38,10 @@ def serialize(net: Net, key: EngineKey, device: str) -> Serialized:
 
 def load_compiled(net: Net, key: EngineKey, device: str) -> LoadedTorch | None:
     """Load a net with the engine of this user's cache; None where there is none, or it does not run."""
-    kept = cache.find(key)
+    try:
+        kept = cache.find(key)
+    except OutputError:  # there is no cache
+        return None
     if kept is None:
         return None
     try:
@@ -91,16 +94,22 @@ class LoadedTorch:
         """Acceptance in the engine's sidecar or, without an engine, in this user's cache; None before the first."""
         if self._sidecar is not None:
             return self._sidecar.acceptance
-        kept = load_blob(self._blob_name())
+        try:
+            kept = load_blob(self._blob_name())
+        except OutputError:  # there is no cache
+            return None
         found: dict[str, Any] | None = None if kept is None else json.loads(kept)
         return found
 
     def keep_acceptance(self, acceptance: dict[str, Any]) -> None:
-        """Keep the acceptance where `kept_acceptance` finds it."""
+        """Keep the acceptance where `kept_acceptance` finds it; PyTorch's own operators run without a cache, too."""
         if self._sidecar is not None:
             self._sidecar = cache.keep_acceptance(self.key, acceptance, sha256=self._sidecar.sha256)
             return
-        store_blob(self._blob_name(), json.dumps(acceptance).encode())
+        try:
+            store_blob(self._blob_name(), json.dumps(acceptance).encode())
+        except TrtsegError as error:  # only that the next start takes longer
+            log.warning("%s", error)
 
     def close(self) -> None:
         """Do nothing: the weights go with the last reference."""
