@@ -208,6 +208,7 @@ class Lane:
 
         All repeats are enqueued before the host waits: an event that found the GPU idle would measure the launch.
         """
+        self._done.synchronize()  # as in `take`
         out, host = np.empty(hu.shape, np.uint8), (self._hu_host[: len(hu)], self._labels_host[: len(hu)])
         into = [_seconds(partial(_core.copy, host[0], hu)) for _ in range(repeats)]
         steps, warm = self._steps(), 3
