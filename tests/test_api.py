@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -186,9 +187,12 @@ def test_a_closed_segmenter_says_so(model, phantom):
         assert closed.label(phantom.ct[:1], spacing=SPACING[1:]).shape == (1, 128, 160)
     closed.close()
     assert closed.provenance["model"] == "tiny"
+    on_gpu = types.SimpleNamespace(__cuda_array_interface__={})  # of which nothing is asked any more
     for call in (
         lambda: closed.segment(phantom.ct, spacing=SPACING),
         lambda: closed.label(phantom.ct, spacing=SPACING[1:]),
+        lambda: closed.label(on_gpu, spacing=SPACING[1:]),
+        lambda: closed.place(on_gpu, spacing=SPACING[1:]),
         lambda: closed.warm_up((128, 160), SPACING[1:]),
         lambda: closed.stages(phantom.ct[:1], spacing=SPACING[1:]),
     ):

@@ -340,11 +340,11 @@ class Segmenter:
         DeviceError
             The device fails.
         """
-        slices = checked(hu, "hu", np.int16, self._cascade)
-        labels = None if out is None else checked(out, "out", np.uint8, self._cascade)
-        if labels is not None and labels.shape != slices.shape:
-            raise ArgumentError(f"out: got shape {labels.shape}; expected that of hu, {slices.shape}")
         with self._opened() as cascade:
+            slices = checked(hu, "hu", np.int16, cascade)
+            labels = None if out is None else checked(out, "out", np.uint8, cascade)
+            if labels is not None and labels.shape != slices.shape:
+                raise ArgumentError(f"out: got shape {labels.shape}; expected that of hu, {slices.shape}")
             made, _ = cascade.run(slices, spacing, labels, fit=fit, stream=stream)
         return made if out is None else out
 
@@ -358,8 +358,8 @@ class Segmenter:
         spacing, stream
             As for `label`.
         """
-        slices = checked(hu, "hu", np.int16, self._cascade)
         with self._opened() as cascade:
+            slices = checked(hu, "hu", np.int16, cascade)
             return cascade.place(slices, spacing, stream=stream)
 
     def stages(self, hu: Any, *, spacing: tuple[float, float]) -> dict[str, float]:
@@ -368,8 +368,8 @@ class Segmenter:
         ``hu``, int16 ``[n, Y, X]``, are on the host, and ``spacing`` is that of `place`. On a GPU ``n`` is at most the
         batch, nothing overlaps, the tumour net runs in any case, and each time is a median of repeated runs.
         """
-        slices = checked_on_host(hu, "hu", np.int16, self._cascade)
         with self._opened() as cascade:
+            slices = checked_on_host(hu, "hu", np.int16, cascade)
             return cascade.stages(slices, spacing)
 
     @contextmanager

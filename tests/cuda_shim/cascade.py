@@ -320,6 +320,17 @@ def closed_in_order() -> None:
     assert seen == gone(1)
 
 
+def closed_gives_no_stream() -> None:
+    """A closed cascade gives its stream, which is gone, to nobody."""
+    with BACKEND.stream() as stream:
+        offered = stream.offered(ct(3))
+        with opened(BACKEND) as one:
+            one.run(ct(3), SPACING)
+        with pytest.raises(DeviceError, match="cascade: got slices for a cascade that is closed"):
+            one.view(offered, "hu", np.int16)
+        assert offered.streams == []
+
+
 def beside_a_recording() -> None:
     """A cascade goes while another one records a graph: on another thread, or as garbage, wherever that is found."""
     hu, gone = ct(BATCH), []

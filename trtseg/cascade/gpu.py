@@ -81,6 +81,7 @@ class CudaCascade:
 
     def view(self, array: Any, name: str, dtype: DTypeLike) -> CudaArray:
         """Another library's slices ``[Z, Y, X]`` on this GPU, where they are: no copy, no conversion."""
+        self._check_usable()
         if hasattr(array, "__cuda_array_interface__"):
             return CudaArray.of(array, name, dtype, 3)
         with self._device:
