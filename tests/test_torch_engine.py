@@ -152,6 +152,27 @@ def test_acceptance_is_kept_and_told(tmp_path, monkeypatch):
     assert loaded.provenance == {"precision": "fp32", "sha256": net.sha256, "target": "sm_90"}
 
 
+def test_acceptance_is_of_one_cudnn_and_of_the_operators_that_were_chosen(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRTSEG_CACHE", str(tmp_path))
+    spec = tiny.spec("liver")
+    net = Net(spec, FP32, tiny.threshold_at(60, spec))
+    key = EngineKey("liver", net.sha256, "torch", torch.__version__, "sm_90", "NVIDIA H100 80GB", "fp32", 2)
+    loaded = LoadedTorch(net, key, "cpu")
+    loaded.keep_acceptance({"accepted": True})
+    (name,) = (path.name for path in (tmp_path / "engines").glob("*.blob"))
+    assert name.count("H100") == 1
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.backends.cudnn.version", lambda: 91900)
+        assert loaded.kept_acceptance() is None
+    with monkeypatch.context() as patch:
+        TestParts().convolution(patch, lambda rows: rows == 2)  # so that other ways are chosen
+        assert LoadedTorch(net, key, "cpu").kept_acceptance() is None
+    with monkeypatch.context() as patch:
+        patch.setattr("trtseg.engines.nvidia.torch.FORMAT", 1000)
+        assert loaded.kept_acceptance() is None
+    assert loaded.kept_acceptance() == {"accepted": True}
+
+
 def no_home() -> Path:
     raise OutputError("cache: this user has no home folder")
 

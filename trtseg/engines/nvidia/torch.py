@@ -7,9 +7,9 @@ do, PyTorch's own operators run.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-import re
 from contextlib import ExitStack
 from typing import Any
 
@@ -19,7 +19,7 @@ from trtseg.engines.blobs import load_blob, store_blob
 from trtseg.engines.nvidia import cache
 from trtseg.engines.nvidia.runtime import load_runtime
 from trtseg.engines.nvidia.serialize import Serialized
-from trtseg.engines.nvidia.sidecar import EngineKey, Sidecar
+from trtseg.engines.nvidia.sidecar import FORMAT, EngineKey, Sidecar
 from trtseg.engines.nvidia.torch_net import TorchNet
 from trtseg.errors import DeviceError, OutOfMemoryError, OutputError, TrtsegError
 
@@ -33,7 +33,8 @@ def serialize(net: Net, key: EngineKey, device: str) -> Serialized:
         {"name": name, "mode": mode, "dtype": key.precision, "shape": [key.batch, channels, *net.spec.size]}
         for name, mode, channels in ((made._input, "input", 1), (made._output, "output", net.spec.channels))
     ]
-    return Serialized(made.compile(), tensors, {"parts of a batch": made.parts}, [], None)
+    settings = {"parts of a batch": made.parts, "cuDNN": made.cudnn}
+    return Serialized(made.compile(), tensors, settings, [], None)
 
 
 def load_compiled(net: Net, key: EngineKey, device: str) -> LoadedTorch | None:
@@ -91,9 +92,13 @@ class LoadedTorch:
         """Do nothing: PyTorch compiles only for `trtseg.build_engines`."""
 
     def kept_acceptance(self) -> dict[str, Any] | None:
-        """Acceptance in the engine's sidecar or, without an engine, in this user's cache; None before the first."""
+        """Acceptance in the engine's sidecar or, without an engine, in this user's cache; None before the first.
+
+        An engine that was built with another cuDNN is checked at each start.
+        """
         if self._sidecar is not None:
-            return self._sidecar.acceptance
+            same = self._sidecar.settings.get("cuDNN") == self._net.cudnn
+            return self._sidecar.acceptance if same else None
         try:
             kept = load_blob(self._blob_name())
         except OutputError:  # there is no cache
@@ -115,7 +120,9 @@ class LoadedTorch:
         """Do nothing: the weights go with the last reference."""
 
     def _blob_name(self) -> str:
-        return f"acceptance-{self.key.stem}-{re.sub(r'[^A-Za-z0-9]+', '-', self.key.gpu)}"
+        """Name for the acceptance of PyTorch's own operators, with all on which their logits depend."""
+        chosen = hashlib.sha256(json.dumps([FORMAT, self._net.choices]).encode()).hexdigest()
+        return f"acceptance-{self.key.stem}-cudnn{self._net.cudnn}-{chosen[:16]}"
 
 
 class TorchEngine:

@@ -52,6 +52,9 @@ class TorchNet:
     parts : dict
         Name of an operator's result to the number of parts of the batch that the operator takes one after the other.
         Operators that take the whole batch at once are left out.
+    choices : dict
+        Name of an operator's result to the number of the way that was chosen of those that were tried in order, each an
+        operator and a number of parts. It is empty with an engine.
 
     Raises
     ------
@@ -71,6 +74,7 @@ class TorchNet:
             ) from error
         self.net, self.spec, self.batch, self.device = net, net.spec, batch, device
         self.parts: dict[str, int] = {}
+        self.choices: dict[str, int] = {}
         graph = onnx.load_from_string(net.onnx).graph
         self._input, self._output = graph.input[0].name, graph.output[0].name
         with self.failures():
@@ -111,6 +115,13 @@ class TorchNet:
     def __call__(self, x: Any) -> Any:
         """Enqueue the net on the current stream; ``x`` ``[batch, 1, H, W]`` is channels last."""
         return self._function(x)
+
+    @property
+    def cudnn(self) -> int | None:
+        """Version of the cuDNN that PyTorch has loaded, as 91900; None without one."""
+        with self.failures():  # PyTorch may refuse the library that it finds
+            version: int | None = self._torch.backends.cudnn.version()
+        return version
 
     def compile(self) -> bytes:
         """Compile the net, as it was chosen operator by operator, to the bytes of an engine.
@@ -211,6 +222,7 @@ class TorchNet:
                     (n, _in_parts(torch, operator, self.batch, n)) for n in numbers for operator in ways
                 ]
                 parts, operator = self._first_sound(tries, [values[name] for name in inputs])
+                self.choices[result] = tries.index((parts, operator))
                 if parts > 1:
                     self.parts[result] = parts
                     log.info("%s net: %s is computed in %d parts of a batch", self.spec.role, result, parts)
