@@ -108,6 +108,11 @@ def test_a_damaged_engine_is_not_read(kept, caplog):
     assert "its SHA-256 is" in caplog.text
 
 
+def test_an_engine_of_another_gpu_of_that_model_is_not_used(kept, caplog):
+    assert load_compiled(NET, key(NET), "cuda:1") is None
+    assert "compiled on cpu, but the device is cuda:1; PyTorch's own operators run instead" in caplog.text
+
+
 def test_an_engine_that_does_not_run_is_told_of(kept, monkeypatch, caplog):
     sidecar = cache.find(key(NET))[1]
     for data in (b"", b"of another version of PyTorch"):
@@ -172,7 +177,7 @@ def test_every_operator_in_parts_and_with_cudnns_convolution(monkeypatch):
         patch.setattr(torch_net, "_with_relu", lambda *given: with_relu(*given[:-1], "cuda:0"))
         patch.setattr(torch.nn.functional, "conv_transpose2d", transposed)
         made = serialize(net, key(net), "cpu")
-    assert made.settings == {"parts of a batch": {"u": 2}, "cuDNN": None}
+    assert made.settings == {"parts of a batch": {"u": 2}, "cuDNN": None, "device": "cpu"}
     loaded = TorchNet(net, BATCH, "cpu", made.data)
     calls.clear()
     assert np.abs(run(loaded, IMAGES) - expected).max() < 1e-4

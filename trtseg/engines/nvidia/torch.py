@@ -33,17 +33,27 @@ def serialize(net: Net, key: EngineKey, device: str) -> Serialized:
         {"name": name, "mode": mode, "dtype": key.precision, "shape": [key.batch, channels, *net.spec.size]}
         for name, mode, channels in ((made._input, "input", 1), (made._output, "output", net.spec.channels))
     ]
-    settings = {"parts of a batch": made.parts, "cuDNN": made.cudnn}
+    settings = {"parts of a batch": made.parts, "cuDNN": made.cudnn, "device": device}
     return Serialized(made.compile(), tensors, settings, [], None)
 
 
 def load_compiled(net: Net, key: EngineKey, device: str) -> LoadedTorch | None:
-    """Load a net with the engine of this user's cache; None where there is none, or it does not run."""
+    """Load a net with the engine of this user's cache; None where there is none for it, or it does not run."""
     try:
         kept = cache.find(key)
     except OutputError:  # there is no cache
         return None
     if kept is None:
+        return None
+    built_on = kept[1].settings.get("device", "cuda:0")
+    if built_on != device:  # the number of the GPU is part of the compiled code
+        log.warning(
+            "runtime: the engine of the %s net was compiled on %s, but the device is %s; PyTorch's own operators run "
+            "instead. Name one GPU in CUDA_VISIBLE_DEVICES to build and use engines there as cuda:0",
+            net.spec.role,
+            built_on,
+            device,
+        )
         return None
     try:
         return LoadedTorch(net, key, device, kept)
