@@ -14,6 +14,7 @@ import tiny
 
 import trtseg
 from trtseg import models
+from trtseg.cascade import gpu
 from trtseg.errors import ArgumentError, DeviceError, InputError, ModelError
 from trtseg.phantom import abdomen
 
@@ -180,6 +181,22 @@ def test_progress_tells_a_text_and_a_fraction(model, phantom):
     assert result.liver_ml > 0
     assert [text for text, _ in told] == ["segmenting"] * 3  # 40 slices
     assert [fraction for _, fraction in told] == [0.4, 0.8, 1.0]
+
+
+def test_threads_with_a_gpu(model, monkeypatch):
+    """They are those that were asked for, else one for each processor that the process may use."""
+    opened = []
+
+    def open_cuda_cascade(*given):
+        opened.append(given[5])
+        return types.SimpleNamespace(close=lambda: None)
+
+    monkeypatch.setattr(trtseg.api, "resolve_device", lambda _: "cuda:0")
+    monkeypatch.setattr(trtseg.api, "available_cpus", lambda: 5)
+    monkeypatch.setattr(gpu, "open_cuda_cascade", open_cuda_cascade)
+    for options in ({}, {"threads": 3}):
+        trtseg.Segmenter(model, device="cuda", **options).close()
+    assert opened == [5, 3]
 
 
 def test_a_closed_segmenter_says_so(model, phantom):

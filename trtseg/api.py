@@ -67,7 +67,8 @@ class Segmenter:
     runtime : str
         What runs the nets on a GPU: ``tensorrt``, ``tensorrt-rtx``, ``torch``, or ``auto``; only the last on the CPU.
     threads : int, optional
-        Threads of operations and nets on the CPU; by default one for each processor that this process may use.
+        Threads of operations and nets on the CPU, and with a GPU of copies on the host; by default one for each
+        processor that this process may use.
     search_mm : float
         Label slices this many mm apart first, 10 to 50, and then only those as near to a slice with liver: quicker
         where much more than the liver was scanned. 0 labels all. It holds for `segment` alone; docs/performance.md.
@@ -116,15 +117,17 @@ class Segmenter:
         self.postprocess = PostProcess() if postprocess is None else postprocess
         self._cascade: Cascade | CudaCascade
         self._at_once = batch  # slices of a stream; see Stream
+        threads = threads or available_cpus()
         if self.device == "cpu":
-            threads = threads or available_cpus()
             nets = (open_engine(files, net, precision=precision, threads=threads) for net in self.spec.nets)
             self._cascade = Cascade(*nets, threads=threads)
             self._at_once = self._cascade.side_by_side
         else:
             from trtseg.cascade.gpu import open_cuda_cascade  # costs nothing on the CPU
 
-            self._cascade = open_cuda_cascade(files, self.device, precision, runtime, batch, progress)
+            self._cascade = open_cuda_cascade(
+                files, self.device, precision, runtime, batch, threads, progress
+            )
         # Also runs when the process ends, while the GPU can still be reached.
         self._close = weakref.finalize(self, self._cascade.close)
         self._lock = Turns()

@@ -7,8 +7,8 @@ import traceback
 import weakref
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -187,6 +187,31 @@ def the_host_copies_beside_chunks_without_liver() -> None:
             _core.copy = copy
     # Nets that had run, because somebody waited for them, at each copy: to the GPU, and of the labels of chunk 2.
     assert copied_in == [0, 0, 1, 2, 4, 4], copied_in
+
+
+def threads_on_the_host() -> None:
+    """Whoever copies, clears or searches the patient on the host has the threads that were asked for."""
+    seen: list[tuple[str, int]] = []
+
+    def noted(name: str) -> Any:
+        call = getattr(_core, name)
+
+        def noting(*given: Any, **options: Any) -> Any:
+            seen.append((name, options["threads"] if "threads" in options else given[-1]))
+            return call(*given, **options)
+
+        return noting
+
+    names = ("copy", "clear", "Chunk", "frame", "thick")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            patch.setattr(_core, name, noted(name))
+        liver = replace(LIVER, fit="body", pixel_mm=2.0)
+        hu = np.concatenate([ct(BATCH), np.full_like(ct(BATCH), -1000)])
+        nets = Nets(BACKEND, BATCH, (liver, TUMOUR), 0)
+        with closing(CudaCascade(open_device(0), lambda _: nets, BATCH, 3)) as one:
+            one.run(hu, SPACING)
+    assert set(seen) == {(name, 3) for name in names}, set(seen)
 
 
 def out_of_memory() -> None:
