@@ -53,9 +53,11 @@ void py_clear(py::handle dst, int threads) {
 // A chunk of slices from host memory to host memory in one call, see kChunkDoc. It keeps its arrays and graphs alive.
 class Chunk {
  public:
-  Chunk(std::uintptr_t stream, py::object hu, py::object first, py::object pixels, py::object rest, py::object labels)
+  Chunk(std::uintptr_t stream, py::object hu, py::object first, py::object pixels, py::object rest, py::object labels,
+        int threads)
       : kept_{hu, first, pixels, rest, labels}, stream_(stream), hu_(host_output(hu, "hu")),
-        labels_(host_input(labels, "labels")), first_(first.cast<Graph&>()), rest_(rest.cast<Graph&>()) {
+        labels_(host_input(labels, "labels")), first_(first.cast<Graph&>()), rest_(rest.cast<Graph&>()),
+        threads_(threads) {
     if (pixels.is_none()) return;
     const View view = host_input(pixels, "pixels", {Type::i32});
     pixels_ = static_cast<const std::int32_t*>(view.data);
@@ -67,14 +69,14 @@ class Chunk {
     check_same(from, hu_);
     check_same(to, labels_);
     const py::gil_scoped_release release;
-    host_copy(hu_.data, from.data, from.bytes(), 0);
+    host_copy(hu_.data, from.data, from.bytes(), threads_);
     first_.run(stream_);
     if (pixels_ && std::all_of(pixels_, pixels_ + slices_, [](std::int32_t n) { return n == 0; })) {
-      host_clear(to.data, to.bytes(), 0);
+      host_clear(to.data, to.bytes(), threads_);
       return;
     }
     rest_.run(stream_);
-    host_copy(to.data, labels_.data, to.bytes(), 0);
+    host_copy(to.data, labels_.data, to.bytes(), threads_);
   }
 
  private:
@@ -82,6 +84,7 @@ class Chunk {
   std::uintptr_t stream_;
   View hu_, labels_;
   Graph &first_, &rest_;
+  int threads_;
   const std::int32_t* pixels_ = nullptr;
   std::size_t slices_ = 0;
 };
@@ -153,6 +156,7 @@ first        Graph                                 from `hu` to `pixels`
 pixels       int32 [n] or None                     pinned memory: liver pixels of each slice after `first`
 rest         Graph                                 to `labels`; not launched where all `pixels` are 0
 labels       any [...]                             pinned memory in which `rest` leaves the labels
+threads      int                                   that copy; 0: one for each CPU
 
 The arrays and graphs live as long as the chunk.)";
 
@@ -177,8 +181,9 @@ void bind_host(py::module_& m) {
       .def("wait_for", &Event::wait_for, kWaitForDoc, py::arg("stream"), py::arg("other"),
            py::call_guard<py::gil_scoped_release>());
   py::class_<Chunk>(m, "Chunk", kChunkDoc)
-      .def(py::init<std::uintptr_t, py::object, py::object, py::object, py::object, py::object>(), py::arg("stream"),
-           py::arg("hu"), py::arg("first"), py::arg("pixels"), py::arg("rest"), py::arg("labels"))
+      .def(py::init<std::uintptr_t, py::object, py::object, py::object, py::object, py::object, int>(), py::arg("stream"),
+           py::arg("hu"), py::arg("first"), py::arg("pixels"), py::arg("rest"), py::arg("labels"),
+           py::arg("threads") = 0)
       .def("run", &Chunk::run, kChunkRunDoc, py::arg("hu"), py::arg("out"));
 }
 

@@ -302,6 +302,19 @@ def case_ends_while_labels_are_on_their_way(backend: Any) -> None:
                 assert (stream.read(out) == expected(hu)).all(), order
 
 
+def case_stages_while_labels_are_on_their_way(backend: Any) -> None:
+    """Stages that are timed take nothing from a chunk whose slices, or labels on the GPU, are still awaited."""
+    hu = ct(BATCH - 1)
+    for specs, expect in (((LIVER, TUMOUR), expected), ((ONE_STEP,), expected_of_one_step)):
+        for _ in backend.orders():
+            with opened(backend, specs=specs) as one, backend.stream() as stream:
+                one.run(hu, SPACING)
+                out = stream.made_late(nines(hu))
+                one.run(hu, SPACING, out, stream=stream.handle)
+                one.stages(np.full_like(hu[:2], 100), SPACING)
+                assert (stream.read(out) == expect(hu, backend.dtype)).all()
+
+
 def case_arrays_name_their_stream(backend: Any) -> None:
     """A stream that only the arrays know makes them, late, and overwrites the slices as soon as it may."""
     hu = ct(2 * BATCH + 3)

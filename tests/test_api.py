@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import tiny
 
 import trtseg
 from trtseg import models
+from trtseg.cascade import gpu
 from trtseg.errors import ArgumentError, DeviceError, InputError, ModelError
 from trtseg.phantom import abdomen
 
@@ -181,14 +183,33 @@ def test_progress_tells_a_text_and_a_fraction(model, phantom):
     assert [fraction for _, fraction in told] == [0.4, 0.8, 1.0]
 
 
+def test_threads_with_a_gpu(model, monkeypatch):
+    """They are those that were asked for, else one for each processor that the process may use."""
+    opened = []
+
+    def open_cuda_cascade(*given):
+        opened.append(given[5])
+        return types.SimpleNamespace(close=lambda: None)
+
+    monkeypatch.setattr(trtseg.api, "resolve_device", lambda _: "cuda:0")
+    monkeypatch.setattr(trtseg.api, "available_cpus", lambda: 5)
+    monkeypatch.setattr(gpu, "open_cuda_cascade", open_cuda_cascade)
+    for options in ({}, {"threads": 3}):
+        trtseg.Segmenter(model, device="cuda", **options).close()
+    assert opened == [5, 3]
+
+
 def test_a_closed_segmenter_says_so(model, phantom):
     with trtseg.Segmenter(model) as closed:
         assert closed.label(phantom.ct[:1], spacing=SPACING[1:]).shape == (1, 128, 160)
     closed.close()
     assert closed.provenance["model"] == "tiny"
+    on_gpu = types.SimpleNamespace(__cuda_array_interface__={})  # of which nothing is asked any more
     for call in (
         lambda: closed.segment(phantom.ct, spacing=SPACING),
         lambda: closed.label(phantom.ct, spacing=SPACING[1:]),
+        lambda: closed.label(on_gpu, spacing=SPACING[1:]),
+        lambda: closed.place(on_gpu, spacing=SPACING[1:]),
         lambda: closed.warm_up((128, 160), SPACING[1:]),
         lambda: closed.stages(phantom.ct[:1], spacing=SPACING[1:]),
     ):

@@ -67,7 +67,7 @@ def logits(net: torch_engine.LoadedTorch) -> np.ndarray:
     return run(net._net, IMAGES)
 
 
-def test_an_engine_that_is_kept_is_used(kept):
+def test_an_engine_that_is_kept_is_used(kept, monkeypatch):
     plain = torch_engine.LoadedTorch(NET, key(NET), "cpu")
     loaded = load_compiled(NET, key(NET), "cpu")
     assert np.abs(logits(loaded) - logits(plain)).max() < 1e-4
@@ -78,6 +78,8 @@ def test_an_engine_that_is_kept_is_used(kept):
     loaded.keep_acceptance({"accepted": True})
     assert load_compiled(NET, key(NET), "cpu").kept_acceptance() == {"accepted": True}
     assert plain.kept_acceptance() is None
+    monkeypatch.setattr("torch.backends.cudnn.version", lambda: 91900)  # not the one that it was built with
+    assert load_compiled(NET, key(NET), "cpu").kept_acceptance() is None
 
 
 @pytest.mark.slow
@@ -104,6 +106,11 @@ def test_a_damaged_engine_is_not_read(kept, caplog):
     kept.write_bytes(kept.read_bytes()[:-1] + b"?")
     assert load_compiled(NET, key(NET), "cpu") is None
     assert "its SHA-256 is" in caplog.text
+
+
+def test_an_engine_of_another_gpu_of_that_model_is_not_used(kept, caplog):
+    assert load_compiled(NET, key(NET), "cuda:1") is None
+    assert "compiled on cpu, but the device is cuda:1; PyTorch's own operators run instead" in caplog.text
 
 
 def test_an_engine_that_does_not_run_is_told_of(kept, monkeypatch, caplog):
@@ -170,7 +177,7 @@ def test_every_operator_in_parts_and_with_cudnns_convolution(monkeypatch):
         patch.setattr(torch_net, "_with_relu", lambda *given: with_relu(*given[:-1], "cuda:0"))
         patch.setattr(torch.nn.functional, "conv_transpose2d", transposed)
         made = serialize(net, key(net), "cpu")
-    assert made.settings == {"parts of a batch": {"u": 2}}
+    assert made.settings == {"parts of a batch": {"u": 2}, "cuDNN": None, "device": "cpu"}
     loaded = TorchNet(net, BATCH, "cpu", made.data)
     calls.clear()
     assert np.abs(run(loaded, IMAGES) - expected).max() < 1e-4

@@ -233,3 +233,18 @@ class TestWhichEnginesAreUsed:
 
         monkeypatch.setattr(machine, "load_runtime", broken)
         assert self.why(ADA, target="sm_89") == "it is broken"
+
+    @pytest.mark.parametrize(
+        ("here", "built_with", "why"),
+        [
+            ("2.11.0", "2.11.0+cu130", None),  # a wheel of PyPI, whose metadata have no label
+            ("2.11.0+cu130", "2.11.0+cu130", None),
+            ("2.11.0+cu130", "2.11.0+cu126", "stale: PyTorch here is 2.11.0+cu130"),
+            ("2.11.1", "2.11.0+cu130", "stale: PyTorch here is 2.11.1"),
+            (None, "2.11.0+cu130", "stale: PyTorch here is not installed"),
+        ],
+    )
+    def test_of_pytorch(self, monkeypatch, here, built_with, why):
+        monkeypatch.setattr(machine, "installed", {"torch": here}.get)
+        native = {"runtime": "torch", "target": "sm_90", "gpu": "H100"}
+        assert self.why(HOPPER, runtime_version=built_with, **native) == why

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import threading
+import types
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,12 +17,13 @@ import torch
 from engine_models import one_operator
 
 from trtseg import models
+from trtseg.engines import trust
 from trtseg.engines.base import Net, logits_of
 from trtseg.engines.calibration import open_reference, references
 from trtseg.engines.nvidia.sidecar import EngineKey
-from trtseg.engines.nvidia.torch import LoadedTorch, TorchNet
+from trtseg.engines.nvidia.torch import LoadedTorch, TorchNet, load_compiled
 from trtseg.engines.precision import FP16, FP32
-from trtseg.errors import DeviceError, ModelError, OutOfMemoryError
+from trtseg.errors import DeviceError, ModelError, OutOfMemoryError, OutputError
 
 
 def run(net: TorchNet, images: np.ndarray) -> np.ndarray:
@@ -144,3 +150,116 @@ def test_acceptance_is_kept_and_told(tmp_path, monkeypatch):
     loaded.keep_acceptance({"accepted": True})
     assert LoadedTorch(net, key, "cpu").kept_acceptance() == {"accepted": True}
     assert loaded.provenance == {"precision": "fp32", "sha256": net.sha256, "target": "sm_90"}
+
+
+def test_acceptance_is_of_one_cudnn_and_of_the_operators_that_were_chosen(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRTSEG_CACHE", str(tmp_path))
+    spec = tiny.spec("liver")
+    net = Net(spec, FP32, tiny.threshold_at(60, spec))
+    key = EngineKey("liver", net.sha256, "torch", torch.__version__, "sm_90", "NVIDIA H100 80GB", "fp32", 2)
+    loaded = LoadedTorch(net, key, "cpu")
+    loaded.keep_acceptance({"accepted": True})
+    (name,) = (path.name for path in (tmp_path / "engines").glob("*.blob"))
+    assert name.count("H100") == 1
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.backends.cudnn.version", lambda: 91900)
+        assert loaded.kept_acceptance() is None
+    with monkeypatch.context() as patch:
+        TestParts().convolution(patch, lambda rows: rows == 2)  # so that other ways are chosen
+        assert LoadedTorch(net, key, "cpu").kept_acceptance() is None
+    with monkeypatch.context() as patch:
+        patch.setattr("trtseg.engines.nvidia.torch.FORMAT", 1000)
+        assert loaded.kept_acceptance() is None
+    assert loaded.kept_acceptance() == {"accepted": True}
+
+
+def no_home() -> Path:
+    raise OutputError("cache: this user has no home folder")
+
+
+@pytest.mark.parametrize(
+    ("folder", "told"),
+    [
+        (
+            lambda: Path(__file__) / "cache",
+            "cannot be created (Not a directory); set TRTSEG_CACHE to a folder",
+        ),
+        (no_home, "cache: this user has no home folder"),
+    ],
+)
+def test_acceptance_without_a_cache(folder, told, monkeypatch, caplog):
+    monkeypatch.setattr(trust, "cache_folder", folder)
+    spec = tiny.spec("liver")
+    net = Net(spec, FP32, tiny.threshold_at(60, spec))
+    key = EngineKey("liver", net.sha256, "torch", torch.__version__, "sm_90", "NVIDIA H100 80GB", "fp32", 2)
+    assert load_compiled(net, key, "cpu") is None
+    loaded = LoadedTorch(net, key, "cpu")
+    loaded.keep_acceptance({"accepted": True})
+    (said,) = caplog.messages
+    assert told in said
+    assert loaded.kept_acceptance() is None
+
+
+class TestSettings:
+    """PyTorch's settings are those of the whole process."""
+
+    NET = Net(tiny.spec("liver"), FP32, tiny.threshold_at(60, tiny.spec("liver")))
+
+    @pytest.fixture(autouse=True)
+    def the_users(self):
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True):
+            yield
+
+    def seen(self) -> tuple[bool, bool, bool, bool]:
+        cudnn = torch.backends.cudnn
+        tf32 = cudnn.conv.fp32_precision == "tf32" if hasattr(cudnn, "conv") else cudnn.allow_tf32
+        return cudnn.enabled, cudnn.benchmark, cudnn.deterministic, tf32
+
+    def test_of_two_threads_are_those_of_one_at_a_time(self):
+        inside, done, seen = threading.Event(), threading.Event(), []
+
+        def other(net: TorchNet) -> None:
+            with net.settings():
+                inside.set()
+                done.wait()
+                seen.append(self.seen())
+
+        first, second = TorchNet(self.NET, 1, "cpu"), TorchNet(self.NET, 1, "cpu")
+        thread = threading.Thread(target=other, args=(second,), daemon=True)
+        with first.settings():
+            thread.start()
+            assert not inside.wait(0.2)
+            assert self.seen() == (True, False, True, False)
+        assert inside.wait(10)
+        done.set()
+        thread.join()
+        assert seen == [(True, False, True, False)]
+        assert self.seen() == (True, True, False, True)
+
+    @pytest.mark.skipif(
+        not hasattr(torch.backends.cudnn, "conv"), reason="this PyTorch has only the older switch of TF32"
+    )
+    def test_of_the_newer_switches_of_tf32(self):
+        """A process of its own: what a test sets there cannot be unset."""
+        code = """
+import torch, test_torch_engine as t
+net, cudnn = t.TorchNet(t.TestSettings.NET, 1, "cpu"), torch.backends.cudnn
+for where, value in ((torch.backends, "tf32"), (cudnn, "ieee"), (cudnn.conv, "tf32"), (cudnn.conv, "ieee")):
+    where.fp32_precision = value
+    before = cudnn.conv.fp32_precision
+    with net.settings():
+        assert cudnn.conv.fp32_precision == "ieee"
+    assert (where.fp32_precision, cudnn.conv.fp32_precision) == (value, before)
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+
+    def test_of_a_pytorch_that_has_the_older_switch_only(self, monkeypatch):
+        net = TorchNet(self.NET, 1, "cpu")
+        older = types.SimpleNamespace(enabled=False, benchmark=True, deterministic=False, allow_tf32=True)
+        backends = types.SimpleNamespace(cudnn=older)
+        module = types.SimpleNamespace(backends=backends, inference_mode=torch.inference_mode)
+        monkeypatch.setattr(net, "_torch", module)
+        with net.settings():
+            assert tuple(vars(older).values()) == (True, False, True, False)
+        assert tuple(vars(older).values()) == (False, True, False, True)

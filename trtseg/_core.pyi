@@ -89,6 +89,7 @@ class Chunk:
         pixels: NDArray[Any] | None,
         rest: Graph,
         labels: NDArray[Any],
+        threads: int = 0,
     ) -> None: ...
     def run(self, hu: NDArray[Any], out: NDArray[Any]) -> None: ...
 

@@ -67,7 +67,8 @@ class Segmenter:
     runtime : str
         What runs the nets on a GPU: ``tensorrt``, ``tensorrt-rtx``, ``torch``, or ``auto``; only the last on the CPU.
     threads : int, optional
-        Threads of operations and nets on the CPU; by default one for each processor that this process may use.
+        Threads of operations and nets on the CPU, and with a GPU of copies on the host; by default one for each
+        processor that this process may use.
     search_mm : float
         Label slices this many mm apart first, 10 to 50, and then only those as near to a slice with liver: quicker
         where much more than the liver was scanned. 0 labels all. It holds for `segment` alone; docs/performance.md.
@@ -116,15 +117,17 @@ class Segmenter:
         self.postprocess = PostProcess() if postprocess is None else postprocess
         self._cascade: Cascade | CudaCascade
         self._at_once = batch  # slices of a stream; see Stream
+        threads = threads or available_cpus()
         if self.device == "cpu":
-            threads = threads or available_cpus()
             nets = (open_engine(files, net, precision=precision, threads=threads) for net in self.spec.nets)
             self._cascade = Cascade(*nets, threads=threads)
             self._at_once = self._cascade.side_by_side
         else:
             from trtseg.cascade.gpu import open_cuda_cascade  # costs nothing on the CPU
 
-            self._cascade = open_cuda_cascade(files, self.device, precision, runtime, batch, progress)
+            self._cascade = open_cuda_cascade(
+                files, self.device, precision, runtime, batch, threads, progress
+            )
         # Also runs when the process ends, while the GPU can still be reached.
         self._close = weakref.finalize(self, self._cascade.close)
         self._lock = Turns()
@@ -340,11 +343,11 @@ class Segmenter:
         DeviceError
             The device fails.
         """
-        slices = checked(hu, "hu", np.int16, self._cascade)
-        labels = None if out is None else checked(out, "out", np.uint8, self._cascade)
-        if labels is not None and labels.shape != slices.shape:
-            raise ArgumentError(f"out: got shape {labels.shape}; expected that of hu, {slices.shape}")
         with self._opened() as cascade:
+            slices = checked(hu, "hu", np.int16, cascade)
+            labels = None if out is None else checked(out, "out", np.uint8, cascade)
+            if labels is not None and labels.shape != slices.shape:
+                raise ArgumentError(f"out: got shape {labels.shape}; expected that of hu, {slices.shape}")
             made, _ = cascade.run(slices, spacing, labels, fit=fit, stream=stream)
         return made if out is None else out
 
@@ -358,8 +361,8 @@ class Segmenter:
         spacing, stream
             As for `label`.
         """
-        slices = checked(hu, "hu", np.int16, self._cascade)
         with self._opened() as cascade:
+            slices = checked(hu, "hu", np.int16, cascade)
             return cascade.place(slices, spacing, stream=stream)
 
     def stages(self, hu: Any, *, spacing: tuple[float, float]) -> dict[str, float]:
@@ -368,8 +371,8 @@ class Segmenter:
         ``hu``, int16 ``[n, Y, X]``, are on the host, and ``spacing`` is that of `place`. On a GPU ``n`` is at most the
         batch, nothing overlaps, the tumour net runs in any case, and each time is a median of repeated runs.
         """
-        slices = checked_on_host(hu, "hu", np.int16, self._cascade)
         with self._opened() as cascade:
+            slices = checked_on_host(hu, "hu", np.int16, cascade)
             return cascade.stages(slices, spacing)
 
     @contextmanager

@@ -7,8 +7,8 @@ import traceback
 import weakref
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -189,6 +189,31 @@ def the_host_copies_beside_chunks_without_liver() -> None:
     assert copied_in == [0, 0, 1, 2, 4, 4], copied_in
 
 
+def threads_on_the_host() -> None:
+    """Whoever copies, clears or searches the patient on the host has the threads that were asked for."""
+    seen: list[tuple[str, int]] = []
+
+    def noted(name: str) -> Any:
+        call = getattr(_core, name)
+
+        def noting(*given: Any, **options: Any) -> Any:
+            seen.append((name, options["threads"] if "threads" in options else given[-1]))
+            return call(*given, **options)
+
+        return noting
+
+    names = ("copy", "clear", "Chunk", "frame", "thick")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            patch.setattr(_core, name, noted(name))
+        liver = replace(LIVER, fit="body", pixel_mm=2.0)
+        hu = np.concatenate([ct(BATCH), np.full_like(ct(BATCH), -1000)])
+        nets = Nets(BACKEND, BATCH, (liver, TUMOUR), 0)
+        with closing(CudaCascade(open_device(0), lambda _: nets, BATCH, 3)) as one:
+            one.run(hu, SPACING)
+    assert set(seen) == {(name, 3) for name in names}, set(seen)
+
+
 def out_of_memory() -> None:
     """Half the slices a run, and half of that, with the same labels, and the log says so; at last an error."""
     hu, limits = ct(21), {}
@@ -318,6 +343,17 @@ def closed_in_order() -> None:
     seen.clear()
     in_threads(one.close)
     assert seen == gone(1)
+
+
+def closed_gives_no_stream() -> None:
+    """A closed cascade gives its stream, which is gone, to nobody."""
+    with BACKEND.stream() as stream:
+        offered = stream.offered(ct(3))
+        with opened(BACKEND) as one:
+            one.run(ct(3), SPACING)
+        with pytest.raises(DeviceError, match="cascade: got slices for a cascade that is closed"):
+            one.view(offered, "hu", np.int16)
+        assert offered.streams == []
 
 
 def beside_a_recording() -> None:

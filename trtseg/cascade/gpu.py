@@ -13,11 +13,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from trtseg.body import on_host
 from trtseg.cascade.base import Hu, Labels, Logits, Progress, Timings, check_slices, ended, run_volume
 from trtseg.cascade.lane import Lane
 from trtseg.cuda import dlpack
@@ -47,6 +49,8 @@ class CudaCascade:
         Opens the nets for a batch: `trtseg.engines.nvidia.nets.open_nets` with its other arguments given.
     batch : int
         Slices in each run of an engine. Where the GPU has too little memory, half of it is tried, and so on down to 1.
+    threads : int
+        Of copies and operations on the host; 0: one for each processor.
 
     Attributes
     ----------
@@ -60,8 +64,10 @@ class CudaCascade:
     precisions: dict[str, str]
     provenance: dict[str, Any]
 
-    def __init__(self, device: Device, open_nets: Callable[[int], GpuNets], batch: int) -> None:
-        self._device, self._open = device, open_nets
+    def __init__(
+        self, device: Device, open_nets: Callable[[int], GpuNets], batch: int, threads: int = 0
+    ) -> None:
+        self._device, self._open, self._threads = device, open_nets, threads
         self._nets: GpuNets | None = None
         self._contexts: list[tuple[GpuEngine, ...]] = []  # of each lane
         self._opened = ExitStack()  # closes contexts and nets
@@ -81,6 +87,7 @@ class CudaCascade:
 
     def view(self, array: Any, name: str, dtype: DTypeLike) -> CudaArray:
         """Another library's slices ``[Z, Y, X]`` on this GPU, where they are: no copy, no conversion."""
+        self._check_usable()
         if hasattr(array, "__cuda_array_interface__"):
             return CudaArray.of(array, name, dtype, 3)
         with self._device:
@@ -93,7 +100,9 @@ class CudaCascade:
             self._open_nets(self._batch)
         spec = self._contexts[0][0].spec
         if not isinstance(hu, CudaArray):
-            return spec.fit_volume(hu, spacing)
+            return spec.fit_volume(
+                hu, spacing, lambda op, *of: on_host(partial(op, threads=self._threads), *of)
+            )
         guess = spec.fit_slice((hu.shape[1], hu.shape[2]), spacing)  # which checks them, too
         if spec.fit != "body":
             return guess
@@ -171,7 +180,7 @@ class CudaCascade:
             self._close_lanes()
             try:
                 for engines in self._contexts:
-                    self._lanes.append(Lane(self._device, engines, fit, self._batch))
+                    self._lanes.append(Lane(self._device, engines, fit, self._batch, self._threads))
                     self._lanes[-1].warm_up()
                 graphs = all(lane.record() for lane in self._lanes)
                 break
@@ -367,7 +376,13 @@ class CudaFeed:
 
 
 def open_cuda_cascade(
-    files: ModelFiles, device: str, precision: str, runtime: str, batch: int, progress: Progress | None
+    files: ModelFiles,
+    device: str,
+    precision: str,
+    runtime: str,
+    batch: int,
+    threads: int,
+    progress: Progress | None,
 ) -> CudaCascade:
     """Open the GPU ``cuda:N``, and the cascade of a model there; see `trtseg.Segmenter` for the arguments."""
     from trtseg.engines.nvidia.nets import open_nets
@@ -377,4 +392,4 @@ def open_cuda_cascade(
     def opened(slices: int) -> GpuNets:
         return open_nets(files, gpu, slices, precision=precision, runtime=runtime, progress=progress)
 
-    return CudaCascade(gpu, opened, batch)
+    return CudaCascade(gpu, opened, batch, threads)

@@ -51,6 +51,8 @@ class Lane:
         Of the slices, which all have one shape.
     batch : int
         Slices in each run of the engines: the most that a chunk has.
+    threads : int
+        That copy on the host; 0: one for each processor.
 
     Attributes
     ----------
@@ -61,8 +63,11 @@ class Lane:
         After `go_on`: no slice of the chunk has liver, and all its labels are 0.
     """
 
-    def __init__(self, device: Device, engines: tuple[GpuEngine, ...], fit: Fit, batch: int) -> None:
+    def __init__(
+        self, device: Device, engines: tuple[GpuEngine, ...], fit: Fit, batch: int, threads: int = 0
+    ) -> None:
         first, last = engines[0], engines[-1]
+        self._threads = threads
         self._device, self._engines, self._fit, self._batch = device, engines, fit, batch
         self.logits: Logits | None = None
         self._parts: list[_Part] = []
@@ -108,7 +113,8 @@ class Lane:
             graph.launch(stream)
         self._stream.synchronize()
         first, second = self._graphs["first, from host"], self._graphs["second, to host"]
-        self._chunk = _core.Chunk(stream, self._hu_host, first, self._pixels_host, second, self._labels_host)
+        pixels, labels, threads = self._pixels_host, self._labels_host, self._threads
+        self._chunk = _core.Chunk(stream, self._hu_host, first, pixels, second, labels, threads)
         return True
 
     @property
@@ -132,7 +138,7 @@ class Lane:
         else:
             if not self._parts:
                 self._done.synchronize()  # the chunk before may still be on its way from the pinned memory to the GPU
-            _core.copy(self._hu_host[rows], hu)
+            _core.copy(self._hu_host[rows], hu, self._threads)
         self._parts.append(_Part(first, rows, out, streams))
         self._filled = rows.stop
         self._from_host = not isinstance(hu, CudaArray)
@@ -176,9 +182,9 @@ class Lane:
             source = self._labels_host[part.rows]
             out = np.empty(source.shape, np.uint8) if part.out is None else part.out
             if self.empty:
-                _core.clear(out)
+                _core.clear(out, self._threads)
             else:
-                _core.copy(out, source)
+                _core.copy(out, source, self._threads)
             pieces.append((part.first, out))
         return pieces
 
@@ -208,8 +214,9 @@ class Lane:
 
         All repeats are enqueued before the host waits: an event that found the GPU idle would measure the launch.
         """
+        self._done.synchronize()  # as in `take`
         out, host = np.empty(hu.shape, np.uint8), (self._hu_host[: len(hu)], self._labels_host[: len(hu)])
-        into = [_seconds(partial(_core.copy, host[0], hu)) for _ in range(repeats)]
+        into = [_seconds(partial(_core.copy, host[0], hu, self._threads)) for _ in range(repeats)]
         steps, warm = self._steps(), 3
         with Resources(self._device) as own:
             marks = [[own.event(timed=True) for _ in range(len(steps) + 1)] for _ in range(repeats + warm)]
@@ -220,7 +227,7 @@ class Lane:
                     event.record(self._stream)
             self._stream.synchronize()
             times = [[e.seconds_since(s) for s, e in pairwise(m)] for m in marks[warm:]]
-        out_of = [_seconds(partial(_core.copy, out, host[1])) for _ in range(repeats)]
+        out_of = [_seconds(partial(_core.copy, out, host[1], self._threads)) for _ in range(repeats)]
         on_gpu = dict(zip(steps, map(statistics.median, zip(*times, strict=True)), strict=True))
         into_pinned = {"copy into pinned memory": statistics.median(into)}
         return into_pinned | on_gpu | {"copy out of pinned memory": statistics.median(out_of)}

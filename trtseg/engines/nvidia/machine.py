@@ -81,7 +81,16 @@ def installed(module: str) -> str | None:
 def why_stale(name: str, version: str) -> str | None:
     """Why engines of that version of a runtime cannot be used here, or None: a runtime loads only its own engines."""
     here = installed(MODULES[name])
-    return None if here == version else f"stale: {TITLES[name]} here is {here or 'not installed'}"
+    same = here is not None and _same_version(here, version)
+    return None if same else f"stale: {TITLES[name]} here is {here or 'not installed'}"
+
+
+def _same_version(a: str, b: str) -> bool:
+    """Whether two versions are one: the label of a build, ``+cu130``, counts only where both have one.
+
+    A wheel of PyTorch from PyPI has none in its metadata, and one in the module.
+    """
+    return a == b if "+" in a and "+" in b else a.partition("+")[0] == b.partition("+")[0]
 
 
 def describe_runtime(name: str) -> str:

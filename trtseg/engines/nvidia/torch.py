@@ -7,9 +7,9 @@ do, PyTorch's own operators run.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-import re
 from contextlib import ExitStack
 from typing import Any
 
@@ -19,9 +19,9 @@ from trtseg.engines.blobs import load_blob, store_blob
 from trtseg.engines.nvidia import cache
 from trtseg.engines.nvidia.runtime import load_runtime
 from trtseg.engines.nvidia.serialize import Serialized
-from trtseg.engines.nvidia.sidecar import EngineKey, Sidecar
+from trtseg.engines.nvidia.sidecar import FORMAT, EngineKey, Sidecar
 from trtseg.engines.nvidia.torch_net import TorchNet
-from trtseg.errors import DeviceError, OutOfMemoryError
+from trtseg.errors import DeviceError, OutOfMemoryError, OutputError, TrtsegError
 
 log = logging.getLogger("trtseg")
 
@@ -33,13 +33,27 @@ def serialize(net: Net, key: EngineKey, device: str) -> Serialized:
         {"name": name, "mode": mode, "dtype": key.precision, "shape": [key.batch, channels, *net.spec.size]}
         for name, mode, channels in ((made._input, "input", 1), (made._output, "output", net.spec.channels))
     ]
-    return Serialized(made.compile(), tensors, {"parts of a batch": made.parts}, [], None)
+    settings = {"parts of a batch": made.parts, "cuDNN": made.cudnn, "device": device}
+    return Serialized(made.compile(), tensors, settings, [], None)
 
 
 def load_compiled(net: Net, key: EngineKey, device: str) -> LoadedTorch | None:
-    """Load a net with the engine of this user's cache; None where there is none, or it does not run."""
-    kept = cache.find(key)
+    """Load a net with the engine of this user's cache; None where there is none for it, or it does not run."""
+    try:
+        kept = cache.find(key)
+    except OutputError:  # there is no cache
+        return None
     if kept is None:
+        return None
+    built_on = kept[1].settings.get("device", "cuda:0")
+    if built_on != device:  # the number of the GPU is part of the compiled code
+        log.warning(
+            "runtime: the engine of the %s net was compiled on %s, but the device is %s; PyTorch's own operators run "
+            "instead. Name one GPU in CUDA_VISIBLE_DEVICES to build and use engines there as cuda:0",
+            net.spec.role,
+            built_on,
+            device,
+        )
         return None
     try:
         return LoadedTorch(net, key, device, kept)
@@ -88,25 +102,37 @@ class LoadedTorch:
         """Do nothing: PyTorch compiles only for `trtseg.build_engines`."""
 
     def kept_acceptance(self) -> dict[str, Any] | None:
-        """Acceptance in the engine's sidecar or, without an engine, in this user's cache; None before the first."""
+        """Acceptance in the engine's sidecar or, without an engine, in this user's cache; None before the first.
+
+        An engine that was built with another cuDNN is checked at each start.
+        """
         if self._sidecar is not None:
-            return self._sidecar.acceptance
-        kept = load_blob(self._blob_name())
+            same = self._sidecar.settings.get("cuDNN") == self._net.cudnn
+            return self._sidecar.acceptance if same else None
+        try:
+            kept = load_blob(self._blob_name())
+        except OutputError:  # there is no cache
+            return None
         found: dict[str, Any] | None = None if kept is None else json.loads(kept)
         return found
 
     def keep_acceptance(self, acceptance: dict[str, Any]) -> None:
-        """Keep the acceptance where `kept_acceptance` finds it."""
+        """Keep the acceptance where `kept_acceptance` finds it; PyTorch's own operators run without a cache, too."""
         if self._sidecar is not None:
             self._sidecar = cache.keep_acceptance(self.key, acceptance, sha256=self._sidecar.sha256)
             return
-        store_blob(self._blob_name(), json.dumps(acceptance).encode())
+        try:
+            store_blob(self._blob_name(), json.dumps(acceptance).encode())
+        except TrtsegError as error:  # only that the next start takes longer
+            log.warning("%s", error)
 
     def close(self) -> None:
         """Do nothing: the weights go with the last reference."""
 
     def _blob_name(self) -> str:
-        return f"acceptance-{self.key.stem}-{re.sub(r'[^A-Za-z0-9]+', '-', self.key.gpu)}"
+        """Name for the acceptance of PyTorch's own operators, with all on which their logits depend."""
+        chosen = hashlib.sha256(json.dumps([FORMAT, self._net.choices]).encode()).hexdigest()
+        return f"acceptance-{self.key.stem}-cudnn{self._net.cudnn}-{chosen[:16]}"
 
 
 class TorchEngine:

@@ -10,8 +10,9 @@ PyTorch's compiler (`trtseg.engines.nvidia.compiled`) takes the operators as the
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from trtseg.engines.base import Net
@@ -21,6 +22,9 @@ from trtseg.errors import DeviceError, ModelError, OutOfMemoryError
 from trtseg.spec import ModelSpec
 
 log = logging.getLogger("trtseg")
+
+# Held while PyTorch's settings, which are the whole process's, are those of a net; taken before `one_at_a_time`.
+_settings = threading.RLock()
 
 # An operator with its weights: activations in, activations out.
 _Operator = Callable[..., Any]
@@ -48,6 +52,9 @@ class TorchNet:
     parts : dict
         Name of an operator's result to the number of parts of the batch that the operator takes one after the other.
         Operators that take the whole batch at once are left out.
+    choices : dict
+        Name of an operator's result to the number of the way that was chosen of those that were tried in order, each an
+        operator and a number of parts. It is empty with an engine.
 
     Raises
     ------
@@ -67,6 +74,7 @@ class TorchNet:
             ) from error
         self.net, self.spec, self.batch, self.device = net, net.spec, batch, device
         self.parts: dict[str, int] = {}
+        self.choices: dict[str, int] = {}
         graph = onnx.load_from_string(net.onnx).graph
         self._input, self._output = graph.input[0].name, graph.output[0].name
         with self.failures():
@@ -107,6 +115,13 @@ class TorchNet:
     def __call__(self, x: Any) -> Any:
         """Enqueue the net on the current stream; ``x`` ``[batch, 1, H, W]`` is channels last."""
         return self._function(x)
+
+    @property
+    def cudnn(self) -> int | None:
+        """Version of the cuDNN that PyTorch has loaded, as 91900; None without one."""
+        with self.failures():  # PyTorch may refuse the library that it finds
+            version: int | None = self._torch.backends.cudnn.version()
+        return version
 
     def compile(self) -> bytes:
         """Compile the net, as it was chosen operator by operator, to the bytes of an engine.
@@ -163,15 +178,19 @@ class TorchNet:
 
     @contextmanager
     def settings(self) -> Iterator[None]:
-        """Context in which a call computes: no gradients, no TF32, kernels chosen by rules.
+        """Context in which a call computes, for one thread at a time: no gradients, no TF32, kernels chosen by rules.
 
         Kernels chosen by a measurement could be others in another thread or process.
         """
-        flags = self._torch.backends.cudnn.flags
-        with (
-            self._torch.inference_mode(),
-            flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-        ):
+        cudnn = self._torch.backends.cudnn
+        wanted = [(cudnn, "enabled", True), (cudnn, "benchmark", False), (cudnn, "deterministic", True)]
+        # From PyTorch 2.9 on `allow_tf32` cannot even be read where the user has set `fp32_precision`.
+        newer = hasattr(cudnn, "conv")
+        tf32 = (cudnn.conv, "fp32_precision", "ieee") if newer else (cudnn, "allow_tf32", False)
+        with _settings, self._torch.inference_mode(), ExitStack() as users:
+            for where, name, value in (*wanted, tf32):
+                users.callback(setattr, where, name, getattr(where, name))
+                setattr(where, name, value)
             yield
 
     @contextmanager
@@ -203,6 +222,7 @@ class TorchNet:
                     (n, _in_parts(torch, operator, self.batch, n)) for n in numbers for operator in ways
                 ]
                 parts, operator = self._first_sound(tries, [values[name] for name in inputs])
+                self.choices[result] = tries.index((parts, operator))
                 if parts > 1:
                     self.parts[result] = parts
                     log.info("%s net: %s is computed in %d parts of a batch", self.spec.role, result, parts)
