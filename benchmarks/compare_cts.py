@@ -53,7 +53,9 @@ def _save(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
 
 
 def describe(path: Path, model: str) -> dict[str, Any]:
-    """Shape and spacing of a CT, and where its patient is: the square of pixels that the nets look at."""
+    """Shape and spacing of a CT, where its patient is (the square of pixels that the nets look at), and whether there
+    are several livers, as in the stack.
+    """
     volume = trtseg.load(path)
     spec = models.find(model).spec.nets[0]
     fit = spec.fit_volume(volume.array, volume.spacing[1:])
@@ -62,6 +64,7 @@ def describe(path: Path, model: str) -> dict[str, Any]:
         "spacing": [round(mm, 4) for mm in volume.spacing],
         "origin": list(fit.origin),
         "extent": [round(step * n) for step, n in zip(fit.step, fit.net, strict=True)],
+        "has_livers": path.name.startswith(STACK),
     }
 
 

@@ -33,6 +33,21 @@ _Operator = Callable[..., Any]
 _Step = tuple[str, tuple[str, ...], _Operator]
 
 
+def _without_tf32(backends: Any) -> tuple[Any, str, Any]:
+    """The switch that keeps cuDNN from TF32: its owner, its name and what to set it to.
+
+    That is the newer one only where the user has set such ones, after which the older one is refused or has no effect:
+    whoever reads the older one meanwhile would get an error.
+    """
+    cudnn = backends.cudnn
+    is_set = getattr(backends, "fp32_precision", "none") != "none"
+    try:
+        is_set = is_set or cudnn.allow_tf32 is None
+    except RuntimeError:
+        is_set = True
+    return (cudnn.conv, "fp32_precision", "ieee") if is_set else (cudnn, "allow_tf32", False)
+
+
 class TorchNet:
     """A net of an ONNX file as PyTorch functions, with its weights on a device: ``[batch, 1, H, W]`` to logits.
 
@@ -184,11 +199,8 @@ class TorchNet:
         """
         cudnn = self._torch.backends.cudnn
         wanted = [(cudnn, "enabled", True), (cudnn, "benchmark", False), (cudnn, "deterministic", True)]
-        # From PyTorch 2.9 on `allow_tf32` cannot even be read where the user has set `fp32_precision`.
-        newer = hasattr(cudnn, "conv")
-        tf32 = (cudnn.conv, "fp32_precision", "ieee") if newer else (cudnn, "allow_tf32", False)
         with _settings, self._torch.inference_mode(), ExitStack() as users:
-            for where, name, value in (*wanted, tf32):
+            for where, name, value in (*wanted, _without_tf32(self._torch.backends)):
                 users.callback(setattr, where, name, getattr(where, name))
                 setattr(where, name, value)
             yield
