@@ -8,6 +8,7 @@ import sys
 import threading
 import types
 from pathlib import Path
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -251,7 +252,9 @@ for where, value in ((torch.backends, "tf32"), (cudnn, "ieee"), (cudnn.conv, "tf
         assert cudnn.conv.fp32_precision == "ieee"
     assert (where.fp32_precision, cudnn.conv.fp32_precision) == (value, before)
 """
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True
+        )
         assert (done.returncode, done.stderr) == (0, "")
 
     def test_of_a_pytorch_that_has_the_older_switch_only(self, monkeypatch):
