@@ -71,9 +71,8 @@ class Comparison:
             "cpu": settings["cpu"],
             "native": sorted(self.native),
             "python": platform.python_version(),
-            "load": max(self.data.get("machine", {}).get("load", 0.0), round(os.getloadavg()[0], 1)),
-            "sessions": self.data.get("machine", {}).get("sessions", 0) + 1,
         }
+        self.load = round(os.getloadavg()[0], 1)
         self.data.setdefault("versions", {})
 
     def keep(self) -> None:
@@ -103,7 +102,11 @@ class Comparison:
     def measure(self, ct: str, contenders: list[Contender]) -> None:
         """Bring the runs of a CT to their number, the contenders in turns."""
         path = self.args.work / f"{ct}.nii.gz"
-        self.data["cts"][ct] = job = compare_cts.describe(path, self.args.model)
+        job = compare_cts.describe(path, self.args.model)
+        known = {"load": 0.0, "sessions": 0} | self.data["cts"].get(ct, {})
+        if not all(self.is_done(ct, self.row(ct, contender)) for contender in contenders):
+            known = {"load": max(known["load"], self.load), "sessions": known["sessions"] + 1}
+        self.data["cts"][ct] = job | {name: known[name] for name in ("load", "sessions")}
         reference = self._reference(ct, path, job)
         with ExitStack() as stack:
             running: list[tuple[Contender, Process]] = []

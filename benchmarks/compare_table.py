@@ -60,19 +60,25 @@ def _head(data: dict[str, Any]) -> str:
     machine, settings = data["machine"], data["settings"]
     native = ", ".join(name.upper() for name in machine["native"]) or "neither BF16 nor INT8"
     versions = ", ".join(f"{name} {version}" for name, version in sorted(data["versions"].items()))
-    sessions = machine["sessions"]
-    lines = [
+    return (
         f"{machine['cpu']}, {_threads(settings)}; arithmetic of its own for {native}. "
         f"Model `{settings['model']}`, Python {machine['python']}, {versions}."
-    ]
-    if machine["load"] > QUIET:
+    )
+
+
+def _doubts(ct: dict[str, Any]) -> list[str]:
+    """Why the figures of a CT may be unfair."""
+    lines = []
+    if ct["load"] > QUIET:
         lines.append(
-            f"NOT QUIET: the load average was {machine['load']} before the start. Runtimes with OpenMP, as PyTorch "
-            "and nnU-Net, lose most by that; the ratios are not fair."
+            f"NOT QUIET: the load average was {ct['load']} before the start. Runtimes with OpenMP, as PyTorch and "
+            "nnU-Net, lose most by that; the ratios are not fair."
         )
-    if sessions > 1:
-        lines.append(f"Measured in {sessions} sessions: only figures of one session were taken in turns.")
-    return "\n\n".join(lines)
+    if ct["sessions"] > 1:
+        lines.append(
+            f"Measured in {ct['sessions']} sessions: only figures of one session were taken in turns."
+        )
+    return [part for line in lines for part in (line, "")]
 
 
 def _threads(settings: dict[str, Any]) -> str:
@@ -85,6 +91,7 @@ def _table(data: dict[str, Any], ct: str) -> str:
     lines = [
         f"{ct}, {' x '.join(map(str, data['cts'][ct]['shape']))} voxels:",
         "",
+        *_doubts(data["cts"][ct]),
         "| contender | median s | min to max, runs | of the fastest trtseg | start to labels s | peak MB "
         "| Dice liver | Dice tumour |",
         "|---|---|---|---|---|---|---|---|",
