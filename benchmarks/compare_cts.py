@@ -64,7 +64,7 @@ def describe(path: Path, model: str) -> dict[str, Any]:
         "spacing": [round(mm, 4) for mm in volume.spacing],
         "origin": list(fit.origin),
         "extent": [round(step * n) for step, n in zip(fit.step, fit.net, strict=True)],
-        "has_livers": path.name.startswith(STACK),
+        "several_livers": path.name.startswith(STACK),
     }
 
 

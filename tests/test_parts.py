@@ -59,8 +59,8 @@ def test_all_of_a_folder(tmp_path):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    for name in ("a.img", "a.nii"):
-        assert tmp_path / name not in {one for one in files_of(tmp_path / name) if one.exists()}
+    assert names(tmp_path / "a.img") == []
+    assert names(tmp_path / "a.nii") == ["a.nii"]
     with pytest.raises(OSError, match=r"a\.mhd"):
         names(tmp_path / "a.mhd")
     with pytest.raises(InputError, match=r"gone/ct\.dcm"):

@@ -191,13 +191,13 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(method.parameters(), 1.0)
-        if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
-            raise diverged(step + 1, loss.item(), saved)
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]) or not math.isfinite(norm.item()):
+            raise diverged(step + 1, losses[-1], saved)
         optimizer.step()
         averaged.update_parameters(method)
 
         step += 1
-        losses.append(loss.item())
         bar.set_postfix(loss=f"{mean(losses[-50:]):.3f}", refresh=False)
         if step % every and step < settings.steps:
             continue

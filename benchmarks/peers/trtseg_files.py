@@ -104,7 +104,7 @@ def main() -> None:
             return floor(source, segmenter, args.model, args.threads, job["floor"])
         if "latency" in job:
             return latencies(source, segmenter, job["latency"])
-        one = steps.largest_liver and not job["has_livers"]  # which keeps one of the stack's
+        one = steps.largest_liver and not job["several_livers"]  # which keeps one of the stack's
         segmenter.postprocess = dataclasses.replace(steps, largest_liver=one)
         result = segmenter.segment(source)
         result.save(target)

@@ -77,7 +77,7 @@ def evaluate(
         ),
     ] = None,
     worst: Annotated[int, typer.Option(metavar="N", min=1, help="How many cases to draw.")] = 5,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")] = False,
 ) -> None:
     """Compare labels with the truth: overlap, surface distances, lesions found, tumour burden.
 

@@ -34,9 +34,7 @@ class Found:
         return self.labels.with_name(f"{stem(self.labels).removesuffix('_seg')}_dicom") / first
 
 
-def find(
-    inputs: Sequence[str | os.PathLike[str]], output: Path, left_out: list[Path] | None = None
-) -> list[Found]:
+def find(inputs: Sequence[str | os.PathLike[str]], output: Path, left_out: list[Path]) -> list[Found]:
     """Find the CTs that inputs stand for, in their order; those of lists and URLs come last.
 
     Parameters
@@ -48,7 +46,7 @@ def find(
         folder.
     output : Path
         The folder of the results, which is not looked into.
-    left_out : list, optional
+    left_out : list
         Gets the files that were taken for label maps.
 
     Raises
@@ -74,10 +72,7 @@ def find(
             urls.append(os.fspath(given))
         else:
             paths += _matching(Path(given))
-    labels: list[Path] = []
-    found = _local(paths, output, labels) if paths else []
-    if left_out is not None:
-        left_out += labels
+    found = _local(paths, output, left_out) if paths else []
     found += named
     for url in urls:
         found += _remote(url)
@@ -169,8 +164,9 @@ def _local(inputs: Sequence[Path], output: Path, left_out: list[Path]) -> list[F
     """Find the CTs on this machine; ``left_out`` gets the label maps among them."""
     files = [path for path in inputs if not is_folder(path)]
     if len(inputs) > 1:
-        left_out += [path for path in files if made_by(path) is not None]
-        files = one_of_each_series(path for path in files if path not in left_out)
+        made = dict.fromkeys(path for path in files if made_by(path) is not None)
+        left_out += made
+        files = one_of_each_series(path for path in files if path not in made)
     parents = [Path(os.path.abspath(path.parent)) for path in files]  # noqa: PTH100 - links stay
     is_unique = len({stem(path) for path in files}) == len(set(files))
     top = Path(os.path.commonpath(parents)) if parents else Path()

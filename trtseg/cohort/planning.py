@@ -15,8 +15,7 @@ from trtseg.io import check_target
 from trtseg.io.atomic import resolve_target
 from trtseg.io.dicom_out import check_inputs, check_kinds, file_names
 from trtseg.io.folders import check_writable, made_folder
-from trtseg.io.names import SEG, WRITTEN, is_folder, stem
-from trtseg.report.index import INDEX
+from trtseg.io.names import INDEX, SEG, WRITTEN, is_folder, stem
 
 _PathLike = str | os.PathLike[str]
 
@@ -79,13 +78,13 @@ def plan(
     """
     folder = Path() if output is None else Path(output)
     is_file = folder.name.lower().endswith(WRITTEN) and not is_folder(folder)
-    if series is not None and len(inputs) != 1:
-        raise ArgumentError(
-            f"series: got one for {len(inputs)} inputs; expected one input, a folder or a zip"
-        )
     if isinstance(inputs, (str, os.PathLike)):
         raise ArgumentError(
             f"inputs: got {os.fspath(inputs)!r}; expected a list of paths, as [{os.fspath(inputs)!r}]"
+        )
+    if series is not None and len(inputs) != 1:
+        raise ArgumentError(
+            f"series: got one for {len(inputs)} inputs; expected one input, a folder or a zip"
         )
     kinds = check_kinds(dicom, "dicom") if dicom else ()
     if is_file and kinds:

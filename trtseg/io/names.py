@@ -20,6 +20,8 @@ ARCHIVES = (*ZIP, ".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst", 
 SEG = ".dcm"
 #: Endings of files that labels are written to.
 WRITTEN = (*NIFTI, ".nrrd", ".mha", SEG)
+#: The page of many cases.
+INDEX = "index.html"
 #: Endings of files in a folder that hold an image; of a pair, the voxels.
 IMAGES = (*NIFTI, *ITK, ".img")
 

@@ -279,9 +279,7 @@ class Worker:
             yield
         except (InputError, ModelError, OSError, sqlite3.Error):  # has a reason, or is not of the instance
             raise
-        except (
-            Exception
-        ):  # the next attempt may have more memory; one that fails for ever keeps the others waiting
+        except Exception:  # memory that may be there next time, or a fault that would keep the others waiting
             self.spool.blame(number)
             raise
         finally:

@@ -15,10 +15,8 @@ from typing import Any
 from urllib.parse import quote
 
 from trtseg.io.atomic import atomic
+from trtseg.io.names import INDEX
 from trtseg.report import pages
-
-#: Name of the page.
-INDEX = "index.html"
 
 _FACTS = re.compile(rb'<script type="application/json" id="facts">(.*?)</script>', re.DOTALL)
 _HEAD = 1 << 18  # bytes in which the facts of a case's page lie
