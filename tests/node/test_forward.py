@@ -243,13 +243,23 @@ class _Web(http.server.BaseHTTPRequestHandler):
     got: tuple = ()
 
     def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        length = self.headers["Content-Length"]
+        body = self._chunks() if length is None else self.rfile.read(int(length))
         code, *_Web.codes = _Web.codes
+        code = code if body else 400
         _Web.got = (*_Web.got, body) if code == 200 else _Web.got
         self.send_response(code)
         self.send_header("Content-Type", "application/dicom+json")
         self.end_headers()
         self.wfile.write(b"{}")
+
+    def _chunks(self):
+        body = b""
+        while length := int(self.rfile.readline(), 16):
+            body += self.rfile.read(length)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
 
     def log_message(self, *_):
         pass
@@ -272,6 +282,24 @@ def test_stow(tmp_path):
         True,
         True,
     ]
+
+
+def test_a_large_result_waits_for_a_busy_server(tmp_path):
+    pytest.importorskip("dicomweb_client")
+    server = http.server.HTTPServer(("127.0.0.1", 0), _Web)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    config = Config(tmp_path / "store", stow=(f"http://127.0.0.1:{server.server_address[1]}/dicom-web",))
+    spool, _, _ = filled(config, 1)
+    (large,) = ct_series(1)
+    large.PixelData = bytes(2_000_000)  # is sent in chunks
+    large.save_as(spool.path("results", *spool.files("result")), enforce_file_format=True)
+    _Web.codes, _Web.got = [503, 200], ()
+    send_waiting(spool, config, *config.destinations)
+    assert states(spool) == ["waiting"]
+    again(spool, config, *config.destinations)
+    server.shutdown()
+    assert states(spool) == ["sent"]
+    assert len(_Web.got[0]) > 2_000_000
 
 
 def test_storage_commitment_is_reported_on_an_association_of_its_own(tmp_path):

@@ -305,6 +305,7 @@ def _stow(url: str, files: dict[int, Path], sent: Any) -> None:
     from dicomweb_client.api import DICOMwebClient
 
     client = DICOMwebClient(url)
+    client.set_http_retry_params(retry=False)  # dicomweb_client 0.61 tries again without the body
     for result, path in files.items():
         try:
             answer = client.store_instances([pydicom.dcmread(path)])
