@@ -71,8 +71,43 @@ def test_results_wait_for_an_archive_that_is_down_or_full(tmp_path):
         again(spool, config, destination)
         assert states(spool) == ["sent"] * 3
         again(spool, config, destination)
-        assert [one.SOPInstanceUID for one in archive.got] == uids  # each once
+        assert [one.SOPInstanceUID for one in archive.got] == [*uids[1:], uids[0]]  # each once
     assert not list((config.store / "dead").iterdir())
+
+
+class _Picky(Archive):
+    """Aborts the association at one object."""
+
+    bad = ""
+
+    def _store(self, event):
+        if event.dataset.SOPInstanceUID == self.bad:
+            event.assoc.abort()
+            return 0
+        return super()._store(event)
+
+
+def test_a_result_at_which_an_archive_always_fails_holds_up_no_other(tmp_path):
+    with _Picky() as archive:
+        config = Config(tmp_path / "store", send=(f"ARCHIVE@127.0.0.1:{archive.port}",))
+        spool, uids, _ = filled(config)
+        archive.bad = uids[0]
+        for _ in range(3):
+            again(spool, config, *config.destinations)
+        assert states(spool) == ["waiting", "sent", "sent"]
+        archive.bad = ""
+        again(spool, config, *config.destinations)
+        assert states(spool) == ["sent"] * 3
+
+
+def test_a_result_whose_file_is_lost_holds_up_no_other(tmp_path):
+    (tmp_path / "out").mkdir()
+    config = Config(tmp_path / "store", folder=(tmp_path / "out",))
+    spool, _, _ = filled(config)
+    spool.remove("results", spool.files("result WHERE id=1"))
+    for _ in range(2):
+        again(spool, config, *config.destinations)
+    assert states(spool) == ["waiting", "sent", "sent"]
 
 
 def test_a_rejected_result_is_put_aside_with_the_reason(tmp_path):

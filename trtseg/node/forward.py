@@ -166,7 +166,7 @@ def send_waiting(spool: Spool, config: Config, destination: str, line: Line | No
     waiting = spool.rows(
         "SELECT r.id, r.series, r.kind, r.sop_class, r.file, d.attempts FROM delivery d JOIN result r ON r.id=d.result"
         " WHERE d.state='waiting' AND d.destination=? AND d.due<=?"
-        " ORDER BY r.kind='sc', r.id LIMIT ?",
+        " ORDER BY d.attempts, r.kind='sc', r.id LIMIT ?",
         *(destination, time.time(), _TOGETHER),
     )
     if not waiting or (line is not None and not line.has_work):
@@ -175,9 +175,11 @@ def send_waiting(spool: Spool, config: Config, destination: str, line: Line | No
         return False
     kind, _, place = destination.partition(":")
     left = {row["id"]: row for row in waiting}
+    begun: list[int] = []
 
-    def waits(result: int) -> bool:
-        """Whether the other line has not sent it in the meantime."""
+    def begin(result: int) -> bool:
+        """Begin to send it, unless the other line has sent it in the meantime."""
+        begun.append(result)
         query = "SELECT 1 FROM delivery WHERE result=? AND destination=? AND state='waiting'"
         return spool.row(query, result, destination) is not None
 
@@ -201,16 +203,16 @@ def send_waiting(spool: Spool, config: Config, destination: str, line: Line | No
         if kind == "send":
             own = line or Line(config, config.peers[place])
             try:
-                _send(own, files, {row["id"]: row["sop_class"] for row in waiting}, waits, sent)
+                _send(own, files, {row["id"]: row["sop_class"] for row in waiting}, begin, sent)
             except BaseException:
                 own.close()
                 raise
             if line is None:
                 own.close()
         elif kind == "stow":
-            _stow(place, files, sent)
+            _stow(place, files, begin, sent)
         else:
-            _copy(Path(place), files, sent)
+            _copy(Path(place), files, begin, sent)
     except Exception as error:
         reason = str(error) if isinstance(error, Later) else where(error)
         if line is not None and line.first is not None:
@@ -222,10 +224,11 @@ def send_waiting(spool: Spool, config: Config, destination: str, line: Line | No
         say("destination not reached", level=logging.WARNING, to=kind, reason=reason, again_in_s=wait)
         with spool.transaction():
             for result in left:
+                more = 1 + (result in begun[-1:])  # what it failed at comes last: it may do so for ever
                 spool.do(
-                    "UPDATE delivery SET attempts=attempts+1, due=?, reason=?"
+                    "UPDATE delivery SET attempts=attempts+?, due=?, reason=?"
                     " WHERE result=? AND destination=? AND state='waiting'",
-                    *(time.time() + wait, reason, result, destination),
+                    *(more, time.time() + wait, reason, result, destination),
                 )
             spool.count("delivery_failures")
     return len(left) < len(waiting)
@@ -273,7 +276,7 @@ def _hurry(event: Any) -> None:
     connection.__class__ = PromptSocket
 
 
-def _send(line: Line, files: dict[int, Path], classes: dict[int, str], waits: Any, sent: Any) -> None:
+def _send(line: Line, files: dict[int, Path], classes: dict[int, str], begin: Any, sent: Any) -> None:
     """C-STORE results to a DICOM node, whose classes are given too, but for those that the other line sends."""
     import pydicom
 
@@ -281,7 +284,7 @@ def _send(line: Line, files: dict[int, Path], classes: dict[int, str], waits: An
     accepted = {(str(c.abstract_syntax), str(c.transfer_syntax[0])) for c in association.accepted_contexts}
     for result, path in files.items():
         with line.taking(result) as is_free:
-            if not is_free or not waits(result):
+            if not is_free or not begin(result):
                 continue
             as_is, converted = ((classes[result], syntax) in accepted for syntax in UNCOMPRESSED[:2])
             if not as_is and not converted:
@@ -298,7 +301,7 @@ def _send(line: Line, files: dict[int, Path], classes: dict[int, str], waits: An
                 sent(result, f"status 0x{status:04X}")
 
 
-def _stow(url: str, files: dict[int, Path], sent: Any) -> None:
+def _stow(url: str, files: dict[int, Path], begin: Any, sent: Any) -> None:
     """STOW-RS results to a DICOMweb server, one by one, so that one that is rejected stops no other."""
     import pydicom
     import requests
@@ -307,6 +310,7 @@ def _stow(url: str, files: dict[int, Path], sent: Any) -> None:
     client = DICOMwebClient(url)
     client.set_http_retry_params(retry=False)  # dicomweb_client 0.61 tries again without the body
     for result, path in files.items():
+        begin(result)
         try:
             answer = client.store_instances([pydicom.dcmread(path)])
         except requests.HTTPError as error:
@@ -321,9 +325,10 @@ def _stow(url: str, files: dict[int, Path], sent: Any) -> None:
         sent(result, f"failure reason 0x{failed[0].FailureReason:04X}" if failed else None)
 
 
-def _copy(folder: Path, files: dict[int, Path], sent: Any) -> None:
+def _copy(folder: Path, files: dict[int, Path], begin: Any, sent: Any) -> None:
     """Copy results into a folder, under their random names."""
     for result, path in files.items():
+        begin(result)
         try:
             temporary = folder / f".{path.name}"
             with temporary.open("wb") as file:
