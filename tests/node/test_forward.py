@@ -16,7 +16,7 @@ from pynetdicom.sop_class import CTImageStorage, SegmentationStorage, Verificati
 
 from trtseg.node.config import Config
 from trtseg.node.forward import Line, report_commitments, send_waiting
-from trtseg.node.purge import purge
+from trtseg.node.purge import abandon, purge
 from trtseg.node.receive import STORAGE_COMMITMENT
 from trtseg.node.spool import Facts, Made, Spool
 
@@ -260,6 +260,25 @@ def test_what_waits_is_never_purged(tmp_path):
     spool, uids, _ = filled(config)
     purge(spool, -1, -1)
     assert len(list((config.store / "results").iterdir())) == len(uids)
+
+
+def test_what_waits_for_a_destination_that_was_taken_out_of_the_settings_is_put_aside(tmp_path):
+    (tmp_path / "out").mkdir()
+    config = Config(tmp_path / "store", send=("TYPO@127.0.0.1:9",), folder=(tmp_path / "out",))
+    spool, uids, _ = filled(config)
+    abandon(spool, config.destinations)
+    assert states(spool) == ["waiting"] * 6
+    abandon(spool, config.destinations[1:])
+    assert sorted(states(spool)) == ["dead"] * 3 + ["waiting"] * 3
+    again(spool, config, config.destinations[1])
+    assert sorted(states(spool)) == ["dead"] * 3 + ["sent"] * 3
+    notes = [json.loads(path.read_text()) for path in (config.store / "dead").glob("*.json")]
+    assert {(note["destination"], note["reason"]) for note in notes} == {
+        (config.destinations[0], "destination is not in the settings")
+    }
+    purge(spool, -1, 100)
+    assert not list((config.store / "results").iterdir())
+    assert len(list((config.store / "dead").glob("*.dcm"))) == len(uids)
 
 
 def test_a_folder(tmp_path):

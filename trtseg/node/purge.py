@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from trtseg.node.log import say
 from trtseg.node.spool import Spool
 
 _ENDED = "SELECT id FROM series WHERE state NOT IN ('open', 'part') AND ended<?"
@@ -12,6 +15,22 @@ _SETTLED = (
     "made<? AND id NOT IN (SELECT result FROM delivery WHERE state='waiting')"
     " AND series NOT IN (SELECT id FROM series WHERE state='part')"
 )
+
+
+def abandon(spool: Spool, destinations: Sequence[str]) -> None:
+    """Put results aside that wait for any other destination: nobody sends them, and they would be kept for ever."""
+    rows = spool.rows(
+        "SELECT d.result, d.destination, r.file FROM delivery d JOIN result r ON r.id=d.result"
+        " WHERE d.state='waiting'"
+    )
+    waiting = [row for row in rows if row["destination"] not in destinations]
+    for row in waiting:
+        spool.bury(row["result"], row["destination"], row["file"], "destination is not in the settings")
+    if waiting:
+        say(
+            "results put aside", level=logging.WARNING, results=len(waiting),
+            reason="destination is not in the settings",
+        )  # fmt: skip
 
 
 def purge(spool: Spool, keep: float, keep_dead: float) -> int:

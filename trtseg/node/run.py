@@ -17,7 +17,7 @@ from trtseg.errors import ArgumentError, TrtsegError
 from trtseg.node import log, metrics
 from trtseg.node.config import Config
 from trtseg.node.log import say, scrub, where
-from trtseg.node.purge import purge
+from trtseg.node.purge import abandon, purge
 from trtseg.node.receive import tls_context
 from trtseg.node.spool import Spool
 from trtseg.node.stopping import Stop
@@ -42,6 +42,7 @@ def run(config: Config) -> None:
     spool = Spool(config.store)
     alone = spool.lock("node", wait=False)
     _check_port(config.host, config.port)
+    abandon(spool, config.destinations)
     context = multiprocessing.get_context("spawn")
     #: The instance or, negative, the series that the worker is at: what it died of, if it dies.
     current = context.RawValue("q", 0)
