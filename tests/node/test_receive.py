@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import socket
 import sqlite3
@@ -15,6 +16,7 @@ from nodes import connect, ct_series, free_port, send, wait_for
 
 from trtseg.node import receive as receiving
 from trtseg.node.config import Config
+from trtseg.node.ending import look
 from trtseg.node.spool import Spool
 
 CT = receiving.CT_IMAGE
@@ -192,6 +194,29 @@ def test_an_association_is_marked_by_what_was_refused_of_a_ct(serve):
     assert marks() == [3, 0]
     wait_for(lambda: spool.receiver.look_after_associations() or not spool.receiver._open)
     assert marks() == [3, 0]
+
+
+def test_what_was_refused_on_an_association_of_its_own_is_missing_until_it_is_sent_again(serve):
+    config, spool = serve(series_instances=6)
+    series = ct_series(8)
+    assert [send(config.port, [one])[0] for one in series] == [0] * 6 + [0xA700] * 2
+    wait_for(lambda: spool.receiver.look_after_associations() or not spool.receiver._open)
+    found = look(spool)[1]
+    assert (found.refused, found.clean) == (2, False)
+    assert send(config.port, series[6:7]) == [0xA700]
+    assert look(spool)[1].refused == 2
+    spool.receiver.config = dataclasses.replace(config, series_instances=8)
+    assert send(config.port, series[6:]) == [0, 0]
+    wait_for(lambda: spool.receiver.look_after_associations() or not spool.receiver._open)
+    found = look(spool)[1]
+    assert (found.refused, found.clean) == (0, True)
+
+
+def test_a_refusal_says_nothing_of_another_series_on_its_association(serve):
+    config, spool = serve(open_series=1)
+    one, other = ct_series(2), ct_series(2, seed=1)
+    assert send(config.port, [one[0], *other, one[1]]) == [0, 0xA700, 0xA700, 0]
+    assert look(spool)[1].refused == 0
 
 
 def test_a_mark_that_a_full_disk_forbids_is_made_with_the_end_of_the_association(serve, monkeypatch):

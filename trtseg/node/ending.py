@@ -29,13 +29,14 @@ class Evidence:
     open : bool
         An association that brought some of them is still open, and has not gone over to another series.
     clean : bool
-        All the others were released, neither aborted nor lost, and no instance was refused on any.
+        All the others were released, neither aborted nor lost, and no instance was refused.
     last : float
         When the last instance arrived or the last association ended.
     is_over : bool
         The series was ended before, and has a part of its results.
     refused : int
-        Instances that were refused on these associations, of this series or of another, but those that are no CT.
+        Instances of this series that were refused for lack of space, on any association, and have not come since; and
+        those that were refused for another reason on these associations, of whatever series, but for what is no CT.
     """
 
     instances: int
@@ -76,7 +77,7 @@ def look(spool: Spool) -> dict[int, Evidence]:
     """Collect the evidence of all series that are open, or have a part of their results."""
     parts: dict[int, list[Any]] = {}
     for row in spool.rows(
-        "SELECT i.series, s.state, i.association, i.acquisition, COUNT(*) n, MAX(related) related,"
+        "SELECT i.series, s.uid, s.state, i.association, i.acquisition, COUNT(*) n, MAX(related) related,"
         " MAX(in_acquisition) wanted, MAX(received) received, MAX(i.id) newest"
         " FROM instance i JOIN series s ON s.id=i.series WHERE s.state IN ('open', 'part')"
         " GROUP BY i.series, i.association, i.acquisition"
@@ -85,33 +86,47 @@ def look(spool: Spool) -> dict[int, Evidence]:
     used = {row["association"] for rows in parts.values() for row in rows}
     associations = {
         number: spool.row(
-            "SELECT ended, how, refused, (SELECT MAX(id) FROM instance WHERE association=a.id) newest"
-            " FROM association a WHERE id=?",
+            "SELECT ended, how, refused - (SELECT COUNT(*) FROM refusal WHERE association=a.id) refused,"
+            " (SELECT MAX(id) FROM instance WHERE association=a.id) newest FROM association a WHERE id=?",
             number,
         )
         for number in used
     }
     return {
-        series: _evidence(rows, [associations[n] for n in {row["association"] for row in rows}])
+        series: _evidence(
+            rows,
+            [associations[n] for n in {row["association"] for row in rows}],
+            _missing(spool, rows[0]["uid"]),
+        )
         for series, rows in parts.items()
     }
 
 
-def _evidence(rows: Sequence[Any], associations: Sequence[Any]) -> Evidence:
+def _missing(spool: Spool, uid: str) -> int:
+    """Count instances of a series, by its UID in the spool, that were refused for now and have not come since."""
+    query = (
+        "SELECT COUNT(DISTINCT sop) FROM refusal r WHERE series=?"
+        " AND NOT EXISTS (SELECT 1 FROM instance WHERE sop=r.sop)"
+    )
+    return int(spool.row(query, uid)[0])
+
+
+def _evidence(rows: Sequence[Any], associations: Sequence[Any], missing: int) -> Evidence:
     arrived: Counter[str | None] = Counter()
     wanted: dict[str | None, int] = {}
     for row in rows:
         arrived[row["acquisition"]] += row["n"]
         wanted[row["acquisition"]] = max(row["wanted"] or 0, wanted.get(row["acquisition"], 0))
     newest = max(row["newest"] for row in rows)
+    refused = missing + sum(one["refused"] for one in associations)
     return Evidence(
         instances=sum(arrived.values()),
         related=max((row["related"] for row in rows if row["related"]), default=None),
         acquisitions_full=all(arrived[acquisition] == count for acquisition, count in wanted.items()),
         # An association whose last instance is of another series has gone over to that one.
         open=any(one["ended"] is None and one["newest"] <= newest for one in associations),
-        clean=all(one["how"] in (None, "released") and not one["refused"] for one in associations),
+        clean=not refused and all(one["how"] in (None, "released") for one in associations),
         last=max(max(row["received"] for row in rows), *(one["ended"] or 0.0 for one in associations)),
         is_over=rows[0]["state"] == "part",
-        refused=sum(one["refused"] for one in associations),
+        refused=refused,
     )

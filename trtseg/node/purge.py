@@ -49,6 +49,7 @@ def purge(spool: Spool, keep: float, keep_dead: float) -> int:
                 f"DELETE FROM series WHERE id IN ({_ENDED}) AND id NOT IN (SELECT series FROM result)",  # noqa: S608
                 old,
             )
+        spool.do("DELETE FROM refusal WHERE at<?", old)
         spool.do(
             "DELETE FROM association WHERE ended<? AND id NOT IN (SELECT association FROM instance)", old
         )

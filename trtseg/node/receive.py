@@ -69,6 +69,7 @@ _TAGS = (
 )  # fmt: skip
 _PIXELS = 0x7FE00008  # float, double and integer pixel data, the last elements of a data set
 _MOST_REFERENCES = 10_000
+_MOST_REFUSALS = 10_000  # of which is noted what was refused; of others, how many
 
 
 class Receiver:
@@ -109,22 +110,22 @@ class Receiver:
     def store(self, event: Any) -> int:
         """Answer a C-STORE when the instance is safe."""
         config, data = self.config, event.request.DataSet
-        association = self._row(event.assoc)
+        association, facts = self._row(event.assoc), None
         try:
             if association is None:
                 raise Refused(OUT_OF_RESOURCES, "the store cannot be written")
+            facts = read_facts(event, config)
             with data.getbuffer() as view:
                 self._check_space(len(view))
-            facts = read_facts(event, config)
             head = _file_head(event)
             with data.getbuffer() as view:
                 self.spool.add(
                     facts, association, (head, view), (config.series_instances, config.open_series)
                 )
         except Refused as refusal:
-            return self._refuse(refusal.status, str(refusal), association)
+            return self._refuse(refusal.status, str(refusal), association, facts)
         except Exception as error:  # no space, a full disk, a broken one
-            return self._refuse(OUT_OF_RESOURCES, f"cannot be stored: {where(error)}", association)
+            return self._refuse(OUT_OF_RESOURCES, f"cannot be stored: {where(error)}", association, facts)
         return SUCCESS
 
     def commit(self, event: Any) -> tuple[int, None]:
@@ -195,7 +196,7 @@ class Receiver:
         if self.spool.used() + size > self.config.disk_mb * 1_000_000:
             raise Refused(OUT_OF_RESOURCES, "the store has its full size")
 
-    def _refuse(self, status: int, reason: str, association: int | None) -> int:
+    def _refuse(self, status: int, reason: str, association: int | None, facts: Facts | None) -> int:
         say(
             "instance refused",
             level=logging.WARNING,
@@ -211,6 +212,11 @@ class Receiver:
                 self.spool.do(
                     "UPDATE association SET refused=? WHERE id=?", self._refused[association], association
                 )
+                if facts is not None and status == OUT_OF_RESOURCES:  # may be sent again
+                    self.spool.do(
+                        "INSERT INTO refusal SELECT ?, ?, ?, ? WHERE (SELECT COUNT(*) FROM refusal) < ?",
+                        *(association, facts.key, facts.sop, time.time(), _MOST_REFUSALS),
+                    )
         return status
 
 

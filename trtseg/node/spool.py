@@ -22,7 +22,7 @@ from typing import IO, Any, NamedTuple
 
 from trtseg.errors import OutputError
 
-_VERSION = 2
+_VERSION = 3
 _SCHEMA = """
 CREATE TABLE association(id INTEGER PRIMARY KEY AUTOINCREMENT, opened REAL, ended REAL, how TEXT,
   refused INTEGER DEFAULT 0);
@@ -38,6 +38,8 @@ CREATE TABLE result(id INTEGER PRIMARY KEY AUTOINCREMENT, series INTEGER, revisi
 CREATE TABLE delivery(result INTEGER, destination TEXT, state TEXT, attempts INTEGER DEFAULT 0, due REAL, ended REAL,
   reason TEXT, PRIMARY KEY(result, destination));
 CREATE INDEX waiting ON delivery(destination, due) WHERE state='waiting';
+CREATE TABLE refusal(association INTEGER, series TEXT, sop TEXT, at REAL);
+CREATE INDEX refused_of_series ON refusal(series); CREATE INDEX refused_on_association ON refusal(association);
 CREATE TABLE commitment(id INTEGER PRIMARY KEY AUTOINCREMENT, ae TEXT, request TEXT,
   attempts INTEGER DEFAULT 0, due REAL);
 CREATE TABLE counter(name TEXT PRIMARY KEY, value REAL);
@@ -62,6 +64,11 @@ class Facts(NamedTuple):
     related: int | None = None  # NumberOfSeriesRelatedInstances
     acquisition: str | None = None  # AcquisitionNumber
     in_acquisition: int | None = None  # ImagesInAcquisition
+
+    @property
+    def key(self) -> str:
+        """What the series is known by."""
+        return f"{self.study}/{self.series}"
 
 
 class Made(NamedTuple):
@@ -287,14 +294,13 @@ class Spool:
 
     def _series(self, facts: Facts, most_instances: int, most_series: int) -> int:
         """The row of the series of an instance, which is open from now on."""
-        uid = f"{facts.study}/{facts.series}"
-        known = self.row("SELECT id, state FROM series WHERE uid=?", uid)
+        known = self.row("SELECT id, state FROM series WHERE uid=?", facts.key)
         if known is None or known["state"] not in ("open", "part"):
             (unfinished,) = self.row("SELECT COUNT(*) FROM series WHERE state IN ('open', 'part')")
             if unfinished >= most_series:
                 raise Refused(0xA700, "too many series are unfinished")
         if known is None:
-            return self.do("INSERT INTO series(uid, state) VALUES(?, 'open')", uid)
+            return self.do("INSERT INTO series(uid, state) VALUES(?, 'open')", facts.key)
         (instances,) = self.row("SELECT COUNT(*) FROM instance WHERE series=?", known["id"])
         if instances >= most_instances:
             raise Refused(0xA700, "the series has too many instances")
