@@ -84,10 +84,33 @@ def test_a_result_warns_of_instances_that_were_refused(worker, related, warned, 
     store(worker.spool, *ct_series(8), related=related)
     assert finish(worker) == [("done", None)]
     texts = [one.text for one in results[0].warnings if one.code == "slices-refused"]
-    assert [text[:52] for text in texts] == ["The node refused 3 instances that came with this CT."] * warned
+    assert [text[:52] for text in texts] == ["The node refused 3 instances that came with this CT;"] * warned
     (facts,) = [one.facts for one in caplog.records if one.getMessage() == "series done"]
     assert facts["refused"] == 3
     assert ("slices-refused" in facts["warnings"]) is warned
+
+
+@pytest.mark.parametrize(
+    ("related", "damaged", "told"),
+    [
+        (None, 0, []),
+        (8, 0, []),
+        (10, 0, ["Headers speak of 10 instances, of which 2 did not come;"]),
+        (8, 2, ["The node could not decode 2 instances of this CT;"]),
+    ],
+)
+def test_a_report_warns_of_instances_that_did_not_come_or_cannot_be_decoded(worker, related, damaged, told):
+    worker.config = dataclasses.replace(worker.config, results=("seg", "sr"))
+    series = ct_series(8)
+    for one in series[8 - damaged :]:
+        one.PixelData = one.PixelData[:100]
+    store(worker.spool, *series, related=related)
+    assert finish(worker) == [("done", None)]
+    report = results(worker)[1][1]
+    texts = [
+        item.TextValue for item in report.ContentSequence if "slices-missing" in item.get("TextValue", "")
+    ]
+    assert [text.partition(";")[0].removeprefix("Warning: ") + ";" for text in texts] == told
 
 
 def test_a_localizer_in_the_series_is_left_out(worker):

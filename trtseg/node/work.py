@@ -106,10 +106,10 @@ class Series:
                 self._stream.push(planes[one.frame], one.position)
                 lower_nets()
 
-    def finish(self, refused: int = 0) -> Segmentation:
+    def finish(self, warnings: Sequence[ResultWarning] = ()) -> Segmentation:
         """Segment what has come, by the rules that a folder is read by; an InputError says why it is no CT.
 
-        ``refused`` is how many instances may be missing because the node did not take them; the result warns of them.
+        The result has ``warnings`` too.
         """
         from trtseg.io.dicom.series import choose, volumes
         from trtseg.io.dicom.volume import assemble
@@ -119,8 +119,7 @@ class Series:
         instances, candidates = volumes(list(zip(self._files, self.headers, strict=True)), self._slices)
         chosen, _ = choose("the series", candidates, None)
         volume = assemble("the series", instances, chosen.slices, self._planes.__getitem__)
-        if refused:
-            volume = replace(volume, warnings=(*volume.warnings, _refused(refused)))
+        volume = replace(volume, warnings=(*volume.warnings, *warnings))
         self._planes.clear()
         if self._stream is None:
             return self._segmenter.segment(volume)
@@ -132,12 +131,21 @@ class Series:
             self._stream.close()
 
 
-def _refused(count: int) -> ResultWarning:
-    return ResultWarning(
-        "slices-refused",
-        f"The node refused {count} instance{'s' * (count > 1)} that came with this CT. Slices may be missing at its "
-        "ends, and volumes are lower bounds then. Send the series again.",
-    )
+def _missing(evidence: Evidence, unreadable: int) -> list[ResultWarning]:
+    """Warn of instances without which a series is segmented: nothing else tells of slices that lack at its ends."""
+    refused, absent = evidence.refused, max(0, (evidence.related or 0) - evidence.instances)
+    found: list[tuple[str, str]] = []
+    if refused and not evidence.is_complete:
+        came = f"{refused} instance{'s' * (refused > 1)} that came with this CT; send the series again."
+        found.append(("slices-refused", f"The node refused {came}"))
+    elif absent:
+        came = f"{evidence.related} instances, of which {absent} did not come; send the series again."
+        found.append(("slices-missing", f"Headers speak of {came}"))
+    if unreadable:
+        came = f"{unreadable} instance{'s' * (unreadable > 1)} of this CT; its log says why."
+        found.append(("slices-missing", f"The node could not decode {came}"))
+    told = "Slices may be missing at the ends of the CT, and volumes are lower bounds then."
+    return [ResultWarning(code, f"{text} {told}") for code, text in found]
 
 
 class Worker:
@@ -208,7 +216,7 @@ class Worker:
                 if crashes >= _CRASHES:
                     raise InputError("segmenting it has ended the process")
                 with self._at(-series.number):
-                    facts = self._make(series, 0 if evidence.is_complete else evidence.refused)
+                    facts = self._make(series, _missing(evidence, series.unreadable))
             except (InputError, ModelError) as error:
                 reason = self._reason(error, series)
                 is_failed = self.spool.finish(series.number, series.last, [], (), reason)
@@ -227,13 +235,13 @@ class Worker:
             refused=evidence.refused, took_s=round(took, 3), **facts,
         )  # fmt: skip
 
-    def _make(self, series: Series, refused: int) -> dict[str, Any] | None:
+    def _make(self, series: Series, warnings: Sequence[ResultWarning]) -> dict[str, Any] | None:
         """Make the results of a series, and say what they are; None if instances came in the meantime.
 
         Each is on its way before the next is written. After a restart in between, those that are missing follow.
         """
         spool, number, destinations = self.spool, series.number, self.config.destinations
-        result = series.finish(refused)
+        result = series.finish(warnings)
         have = begun(spool, number, self.segmenter.fingerprint())
         count, is_begun = 0, have is not None
         parts = write_results(
