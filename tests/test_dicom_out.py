@@ -347,6 +347,18 @@ def test_a_series_number_that_is_none_stops_no_object(tmp_path, written, number)
     assert pydicom.dcmread(path).SeriesNumber == number
 
 
+def test_texts_keep_the_bytes_that_they_have_in_the_source(tmp_path):
+    """Latin letters beside katakana, which pydicom would write as question marks."""
+    case = make(tmp_path / "ct", "axial", SpecificCharacterSet="ISO_IR 13")
+    tag, text = Tag("StudyDescription"), "CT ﾌｸﾌﾞ".encode("shift_jis") + b" "
+    header = case.result.geometry.source.headers[0]
+    header._dict[tag] = RawDataElement(tag, "LO", len(text), text, 0, False, True)
+    for path in case.result.save_dicom(tmp_path):
+        made = pydicom.dcmread(path)
+        assert made.SpecificCharacterSet == "ISO_IR 13"
+        assert made.get_item(tag).value == text, path.name
+
+
 def test_without_a_series_or_a_liver_there_is_no_object(tmp_path):
     ct, labels = phantom_labels(SHAPE)
     result = Segmentation.measure(labels, trtseg.load(ct, spacing=(STEP, *SPACING)))

@@ -27,6 +27,7 @@ _NEEDED = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime",
     "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
+_TEXTS = ("LO", "SH", "ST", "LT", "UC", "UT")  # in the character set of the header; names keep their bytes anyway
 _LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 
 
@@ -133,7 +134,7 @@ class Source:
         for key in (*charset, *_STUDY, *elements):
             if key in self.header:
                 try:
-                    dataset[key] = self.header[key]
+                    dataset[key] = _as_it_stands(self.header, key)
                 except Exception:  # noqa: S112 - a value that cannot be read is not worth an object
                     continue
 
@@ -238,6 +239,19 @@ def _is_of_patient(tag: Any) -> bool:
     from pydicom.datadict import dictionary_has_tag, dictionary_is_retired
 
     return tag.group in _PATIENT_GROUPS and dictionary_has_tag(tag) and not dictionary_is_retired(tag)
+
+
+def _as_it_stands(header: Any, key: Any) -> Any:
+    """An element to be copied: pydicom loses letters where it encodes some texts anew, as of ISO_IR 13."""
+    from pydicom import DataElement
+    from pydicom.datadict import dictionary_VR
+    from pydicom.tag import Tag
+
+    element = header.get_item(tag := Tag(key))
+    vr = element.VR or dictionary_VR(tag)
+    if element.is_raw and vr in _TEXTS:
+        return DataElement(tag, vr, element.value, already_converted=True)
+    return header[tag]
 
 
 def _uid(header: Any, keyword: str) -> str:
