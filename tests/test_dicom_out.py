@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import types
@@ -319,6 +320,28 @@ def test_frames_of_an_enhanced_ct_are_named(tmp_path):
     assert np.array_equal(got, labels[order])
     for name in ("seg", "sr", "sc_0001"):
         assert errors(tmp_path / f"{name}.dcm") == []
+
+
+def test_a_localizer_before_the_frames_of_an_enhanced_ct_changes_nothing(tmp_path):
+    ct, labels = phantom_labels(SHAPE)
+    ct = np.maximum(ct, -1000)
+    stored = np.stack([ct[z] + 1000 + k for k, z in enumerate([0, *range(7)])]).astype(np.uint16)
+    dataset = enhanced(stored, [0, *(100 + STEP * z for z in range(7))], [1] * 8)
+    (shared,) = dataset.SharedFunctionalGroupsSequence
+    for group in dataset.PerFrameFunctionalGroupsSequence:  # as where frames differ in them
+        group.update(copy.deepcopy(shared))
+    dataset.SharedFunctionalGroupsSequence = [pydicom.Dataset()]
+    localizer = dataset.PerFrameFunctionalGroupsSequence[0]
+    localizer.PlaneOrientationSequence[0].ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+    localizer.PixelMeasuresSequence[0].SliceThickness = 300
+    save(tmp_path / "ct" / "1", dataset)
+    result = Segmentation.measure(labels, trtseg.load(tmp_path / "ct"), provenance=MADE)
+    result.save_dicom(tmp_path, ["seg"])
+    got = labels_by_frame(tmp_path / "seg.dcm", dataset.SOPInstanceUID, list(range(2, 9)))
+    assert np.array_equal(got, labels)
+    shared = pydicom.dcmread(tmp_path / "seg.dcm").SharedFunctionalGroupsSequence[0]
+    assert shared.PlaneOrientationSequence[0].ImageOrientationPatient == [1, 0, 0, 0, 1, 0]
+    assert shared.PixelMeasuresSequence[0].SliceThickness == 5
 
 
 @pytest.mark.parametrize(

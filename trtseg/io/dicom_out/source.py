@@ -27,7 +27,7 @@ _NEEDED = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime",
     "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
-_TEXTS = ("LO", "SH", "ST", "LT", "UC", "UT")  # in the character set of the header; names keep their bytes anyway
+_TEXTS = ("LO", "SH", "ST", "LT", "UC", "UT")  # in the header's character set; names keep their bytes anyway
 _LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 
 
@@ -75,6 +75,8 @@ class Source:
         As in ImageOrientationPatient.
     spacing : (float, float, float)
         Millimetres between slices, rows and columns.
+    thickness : float
+        SliceThickness, mm; the distance of slices where the source has none.
     study, series, frame_of_reference : str
         UIDs; made up where the source has none.
     """
@@ -84,6 +86,7 @@ class Source:
     shape: tuple[int, int]
     orientation: tuple[float, ...]
     spacing: tuple[float, float, float]
+    thickness: float
     study: str
     series: str
     frame_of_reference: str
@@ -112,7 +115,7 @@ class Source:
         first.ImageOrientationPatient = [decimal(x) for x in self.orientation]
         first.PixelSpacing = [decimal(x) for x in self.spacing[1:]]
         first.SpacingBetweenSlices = decimal(self.spacing[0])
-        first.SliceThickness = decimal(_thickness(self.header) or self.spacing[0])
+        first.SliceThickness = decimal(self.thickness)
         for keyword in _NEEDED:
             setattr(first, keyword, None)
         for keyword in _LOSSY:
@@ -215,9 +218,11 @@ def dicom_source(geometry: Geometry) -> Source:
     sy, sx = (float(np.linalg.norm(steps[:, n])) for n in (1, 2))
     away = abs(float(np.linalg.det(steps))) / (sy * sx)
     along = np.array([-1, -1, 1])[:, None] * steps / (1, sy, sx)  # RAS to LPS
-    orientation = _orientation(first) or (*along[:, 2].tolist(), *along[:, 1].tolist())
+    frame = next(frame for (_, frame), k in zip(owners, series.index, strict=True) if k >= 0)  # of the first
+    orientation = _orientation(first, frame) or (*along[:, 2].tolist(), *along[:, 1].tolist())
+    thickness = _thickness(first, frame) or away
     rows, columns = geometry.grid_shape[1:]
-    return Source(first, found, (rows, columns), orientation, (away, sy, sx), *uids)
+    return Source(first, found, (rows, columns), orientation, (away, sy, sx), thickness, *uids)
 
 
 @contextmanager
@@ -269,19 +274,19 @@ def _owners(headers: Sequence[Any], count: int) -> list[tuple[int, int | None]]:
     return owners
 
 
-def _functional_group(header: Any, sequence: str) -> Any:
-    """Where a header has what one sequence of functional groups holds: at the top, or in such a group."""
-    for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
-        item = next(iter(header.get(groups) or []), None)
-        found = next(iter(item.get(sequence) or []), None) if item is not None else None
-        if found is not None:
-            return found
+def _functional_group(header: Any, frame: int | None, sequence: str) -> Any:
+    """Where a header has what a sequence of functional groups holds of a frame: there, or at the top."""
+    if frame is not None:
+        own = header.PerFrameFunctionalGroupsSequence[frame - 1]
+        for group in (own, *(header.get("SharedFunctionalGroupsSequence") or [])):
+            if found := group.get(sequence):
+                return found[0]
     return header
 
 
-def _orientation(header: Any) -> tuple[float, ...] | None:
+def _orientation(header: Any, frame: int | None) -> tuple[float, ...] | None:
     """Orientation as the source itself rounds it."""
-    values = _functional_group(header, "PlaneOrientationSequence").get("ImageOrientationPatient")
+    values = _functional_group(header, frame, "PlaneOrientationSequence").get("ImageOrientationPatient")
     try:
         numbers = tuple(float(x) for x in values or ())
     except (TypeError, ValueError):
@@ -289,9 +294,9 @@ def _orientation(header: Any) -> tuple[float, ...] | None:
     return numbers if len(numbers) == 6 else None
 
 
-def _thickness(header: Any) -> float | None:
+def _thickness(header: Any, frame: int | None) -> float | None:
     try:
-        mm = float(_functional_group(header, "PixelMeasuresSequence").get("SliceThickness") or 0)
+        mm = float(_functional_group(header, frame, "PixelMeasuresSequence").get("SliceThickness") or 0)
     except (TypeError, ValueError):
         return None
     return mm if 0 < mm < 1000 else None
