@@ -65,6 +65,17 @@ def test_what_the_instances_say(tmp_path):
     assert (look(spool)[2].clean, look(spool)[2].refused) == (False, 1)
 
 
+def test_a_number_that_is_exceeded_says_nothing(tmp_path):
+    """Else each further instance would give a result of its own."""
+    spool = Spool(tmp_path)
+    associations(spool, 1)
+    found = []
+    for number in range(3):
+        add(spool, f"a{number}", related=2)
+        found.append((look(spool)[1].related, look(spool)[1].is_complete))
+    assert found == [(2, False), (2, True), (None, False)]
+
+
 @pytest.mark.parametrize(
     ("instances", "related", "complete"), [(9, 10, False), (10, 10, True), (9, None, False)]
 )

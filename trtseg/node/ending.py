@@ -23,7 +23,7 @@ class Evidence:
     instances : int
         That have arrived.
     related : int or None
-        NumberOfSeriesRelatedInstances: how many the sender says that there are, in all.
+        NumberOfSeriesRelatedInstances: how many the sender says that there are, in all; None where more have arrived.
     acquisitions_full : bool
         Each AcquisitionNumber has as many instances as ImagesInAcquisition says. A further acquisition may follow.
     open : bool
@@ -119,9 +119,10 @@ def _evidence(rows: Sequence[Any], associations: Sequence[Any], missing: int) ->
         wanted[row["acquisition"]] = max(row["wanted"] or 0, wanted.get(row["acquisition"], 0))
     newest = max(row["newest"] for row in rows)
     refused = missing + sum(one["refused"] for one in associations)
+    instances, related = sum(arrived.values()), max(row["related"] or 0 for row in rows)
     return Evidence(
-        instances=sum(arrived.values()),
-        related=max((row["related"] for row in rows if row["related"]), default=None),
+        instances=instances,
+        related=related if related >= instances else None,  # a number that is too small is no number of these
         acquisitions_full=all(arrived[acquisition] == count for acquisition, count in wanted.items()),
         # An association whose last instance is of another series has gone over to that one.
         open=any(one["ended"] is None and one["newest"] <= newest for one in associations),
