@@ -356,6 +356,18 @@ def test_a_large_result_waits_for_a_busy_server(tmp_path):
     assert len(_Web.got[0]) > 2_000_000
 
 
+def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
+    pytest.importorskip("dicomweb_client")
+    monkeypatch.setattr("trtseg.node.forward._ANSWER_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        config = Config(tmp_path / "store", stow=(f"http://127.0.0.1:{silent.getsockname()[1]}/dicom-web",))
+        spool, _, _ = filled(config, 1)
+        start = time.monotonic()
+        send_waiting(spool, config, *config.destinations)
+    assert time.monotonic() - start < 10
+    assert tuple(spool.row("SELECT state, reason FROM delivery")) == ("waiting", "no connection")
+
+
 def test_storage_commitment_is_reported_on_an_association_of_its_own(tmp_path):
     with Archive() as archive:
         config = Config(tmp_path / "store", folder=(tmp_path,), commit=(f"ARCHIVE@127.0.0.1:{archive.port}",))

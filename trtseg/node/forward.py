@@ -28,6 +28,7 @@ from trtseg.node.spool import Spool, flush_folder
 from trtseg.node.stopping import Stop
 
 _TOGETHER = 100  # results that are sent in one go
+_ANSWER_S = 60  # seconds that a destination may take to answer
 _IDLE_S = 1.0  # seconds that an association stays open after the last result
 _NO_SUCH_INSTANCE, _CLASS_INSTANCE_CONFLICT = 0x0112, 0x0119
 
@@ -240,7 +241,7 @@ def _associate(config: Config, peer: Peer, classes: Sequence[str], **options: An
 
     entity = AE(ae_title=config.ae)
     entity.connection_timeout = entity.acse_timeout = 10
-    entity.dimse_timeout = entity.network_timeout = 60
+    entity.dimse_timeout = entity.network_timeout = _ANSWER_S
     for sop_class in classes:  # each syntax by itself: the peer may accept both
         for syntax in UNCOMPRESSED[:2]:
             entity.add_requested_context(sop_class, syntax)
@@ -307,7 +308,7 @@ def _stow(url: str, files: dict[int, Path], begin: Any, sent: Any) -> None:
     import requests
     from dicomweb_client.api import DICOMwebClient
 
-    client = DICOMwebClient(url)
+    client = DICOMwebClient(url, timeout=_ANSWER_S)
     client.set_http_retry_params(retry=False)  # dicomweb_client 0.61 tries again without the body
     for result, path in files.items():
         begin(result)
