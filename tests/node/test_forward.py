@@ -16,7 +16,7 @@ from pynetdicom.sop_class import CTImageStorage, SegmentationStorage, Verificati
 
 from trtseg.node.config import Config
 from trtseg.node.forward import Line, report_commitments, send_waiting
-from trtseg.node.purge import abandon, purge
+from trtseg.node.purge import give_up, purge, waiting_elsewhere
 from trtseg.node.receive import STORAGE_COMMITMENT
 from trtseg.node.spool import Facts, Made, Spool
 
@@ -262,23 +262,21 @@ def test_what_waits_is_never_purged(tmp_path):
     assert len(list((config.store / "results").iterdir())) == len(uids)
 
 
-def test_what_waits_for_a_destination_that_was_taken_out_of_the_settings_is_put_aside(tmp_path):
+def test_what_waits_for_a_destination_that_was_taken_out_of_the_settings_is_not_kept_for_ever(tmp_path):
     (tmp_path / "out").mkdir()
     config = Config(tmp_path / "store", send=("TYPO@127.0.0.1:9",), folder=(tmp_path / "out",))
     spool, uids, _ = filled(config)
-    abandon(spool, config.destinations)
+    typo, folder = config.destinations
+    assert waiting_elsewhere(spool, config.destinations) == []
+    assert [row["destination"] for row in waiting_elsewhere(spool, [folder])] == [typo] * len(uids)
+    give_up(spool, [folder], 100)
     assert states(spool) == ["waiting"] * 6
-    abandon(spool, config.destinations[1:])
+    spool.do("UPDATE result SET made=made-101")
+    give_up(spool, [folder], 100)
     assert sorted(states(spool)) == ["dead"] * 3 + ["waiting"] * 3
-    again(spool, config, config.destinations[1])
-    assert sorted(states(spool)) == ["dead"] * 3 + ["sent"] * 3
-    notes = [json.loads(path.read_text()) for path in (config.store / "dead").glob("*.json")]
-    assert {(note["destination"], note["reason"]) for note in notes} == {
-        (config.destinations[0], "destination is not in the settings")
-    }
-    purge(spool, -1, 100)
+    again(spool, config, folder)
+    purge(spool, 0, 100)
     assert not list((config.store / "results").iterdir())
-    assert len(list((config.store / "dead").glob("*.dcm"))) == len(uids)
 
 
 def test_a_folder(tmp_path):

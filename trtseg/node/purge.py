@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from trtseg.node.log import say
 from trtseg.node.spool import Spool
 
 _ENDED = "SELECT id FROM series WHERE state NOT IN ('open', 'part') AND ended<?"
@@ -17,20 +17,24 @@ _SETTLED = (
 )
 
 
-def abandon(spool: Spool, destinations: Sequence[str]) -> None:
-    """Put results aside that wait for any other destination: nobody sends them, and they would be kept for ever."""
+def waiting_elsewhere(spool: Spool, destinations: Sequence[str], before: float = math.inf) -> list[Any]:
+    """List deliveries that wait for other destinations than these, of results that were made before that time."""
     rows = spool.rows(
-        "SELECT d.result, d.destination, r.file FROM delivery d JOIN result r ON r.id=d.result"
-        " WHERE d.state='waiting'"
+        "SELECT d.result, d.destination FROM delivery d JOIN result r ON r.id=d.result"
+        " WHERE d.state='waiting' AND r.made<?",
+        before,
     )
-    waiting = [row for row in rows if row["destination"] not in destinations]
-    for row in waiting:
-        spool.bury(row["result"], row["destination"], row["file"], "destination is not in the settings")
-    if waiting:
-        say(
-            "results put aside", level=logging.WARNING, results=len(waiting),
-            reason="destination is not in the settings",
-        )  # fmt: skip
+    return [row for row in rows if row["destination"] not in destinations]
+
+
+def give_up(spool: Spool, destinations: Sequence[str], keep_dead: float) -> None:
+    """Give up results that have waited that many seconds for a destination that the settings do not name."""
+    for row in waiting_elsewhere(spool, destinations, time.time() - keep_dead):
+        spool.do(
+            "UPDATE delivery SET state='dead', reason='not in the settings', ended=?"
+            " WHERE result=? AND destination=?",
+            *(time.time(), row["result"], row["destination"]),
+        )
 
 
 def purge(spool: Spool, keep: float, keep_dead: float) -> int:

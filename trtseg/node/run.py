@@ -17,7 +17,7 @@ from trtseg.errors import ArgumentError, TrtsegError
 from trtseg.node import log, metrics
 from trtseg.node.config import Config
 from trtseg.node.log import say, scrub, where
-from trtseg.node.purge import abandon, purge
+from trtseg.node.purge import give_up, purge, waiting_elsewhere
 from trtseg.node.receive import tls_context
 from trtseg.node.spool import Spool
 from trtseg.node.stopping import Stop
@@ -42,7 +42,8 @@ def run(config: Config) -> None:
     spool = Spool(config.store)
     alone = spool.lock("node", wait=False)
     _check_port(config.host, config.port)
-    abandon(spool, config.destinations)
+    if waiting := waiting_elsewhere(spool, config.destinations):
+        say("results wait for a destination not in the settings", level=logging.WARNING, results=len(waiting))
     context = multiprocessing.get_context("spawn")
     #: The instance or, negative, the series that the worker is at: what it died of, if it dies.
     current = context.RawValue("q", 0)
@@ -194,6 +195,7 @@ def _blame(spool: Spool, name: str, current: Any) -> None:
 
 def _purge(spool: Spool, config: Config) -> None:
     try:
+        give_up(spool, config.destinations, config.keep_dead_s)
         if removed := purge(spool, config.keep_s, config.keep_dead_s):
             say("removed", files=removed)
     except Exception as error:
