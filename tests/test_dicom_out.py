@@ -360,6 +360,18 @@ def test_a_source_without_ids(tmp_path, missing):
         assert np.array_equal(labels_by_instance(tmp_path / "seg.dcm", case.uids), case.labels)
 
 
+def test_ids_that_the_first_file_lacks_are_those_of_the_others(tmp_path):
+    case = make(tmp_path / "ct", "axial")
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
+        del case.result.geometry.source.headers[0][keyword]
+    case.result.save_dicom(tmp_path)
+    for name in ("seg", "sr", "sc_0001"):
+        assert pydicom.dcmread(tmp_path / f"{name}.dcm").StudyInstanceUID == "1.2.3"
+    seg = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == "1.2.3.4"
+    assert seg.FrameOfReferenceUID == "1.2.3.5"
+
+
 @pytest.mark.parametrize(("written", "number"), [(b"3 ", 301), (b"1e400 ", 9001), (b"x ", 9001)])
 def test_a_series_number_that_is_none_stops_no_object(tmp_path, written, number):
     case = make(tmp_path / "ct", "axial")

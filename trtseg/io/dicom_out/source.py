@@ -198,7 +198,7 @@ def dicom_source(geometry: Geometry) -> Source:
     _check_installed()
     with quiet():
         headers = series.headers
-        ids = [_uid(header, "SOPInstanceUID") for header in headers]
+        ids = [_uid([header], "SOPInstanceUID") for header in headers]
         owners = _owners(headers, len(series.index))
         slices: list[Reference | None] = [None] * geometry.grid_shape[0]
         for (n, frame), k, position in zip(owners, series.index, series.position, strict=True):
@@ -207,7 +207,9 @@ def dicom_source(geometry: Geometry) -> Source:
                 sop_class = str(headers[n].get("SOPClassUID") or CT_IMAGE)
                 slices[k] = Reference(sop_class, ids[n], frame, (x, y, z))
         first = headers[0]
-        uids = [_uid(first, f"{name}UID") for name in ("StudyInstance", "SeriesInstance", "FrameOfReference")]
+        uids = [
+            _uid(headers, f"{name}UID") for name in ("StudyInstance", "SeriesInstance", "FrameOfReference")
+        ]
     found = tuple(one for one in slices if one is not None)
     if len(found) < len(slices):
         raise OutputError(
@@ -259,9 +261,9 @@ def _as_it_stands(header: Any, key: Any) -> Any:
     return header[tag]
 
 
-def _uid(header: Any, keyword: str) -> str:
-    """A UID of a header. Where careless anonymous copies lost it, nothing can be referred to, and any will do."""
-    return str(header.get(keyword) or "") or new_uid()
+def _uid(headers: Sequence[Any], keyword: str) -> str:
+    """The first UID that headers have. Where copies have lost it, nothing can be referred to, and any will do."""
+    return next((str(uid) for header in headers if (uid := header.get(keyword))), None) or new_uid()
 
 
 def _owners(headers: Sequence[Any], count: int) -> list[tuple[int, int | None]]:
