@@ -411,7 +411,9 @@ def segment(
     >>> result.liver_ml, result.tumour_ml, result.save("seg.nii.gz")  # doctest: +SKIP
     """
     begin_products()  # before the thread that reads, and before the nets take memory
-    reading = Ahead(partial(load, source, affine=affine, spacing=spacing, series=series))
+    reading = Ahead(
+        partial(load, source, affine=affine, spacing=spacing, orientation=orientation, series=series)
+    )
     with Segmenter(**options, progress=progress) as segmenter:
         result = segmenter.segment(reading.result(), orientation=orientation, progress=progress)
     return dataclasses.replace(result, timings={**result.timings, "read": reading.seconds})
