@@ -217,6 +217,22 @@ def test_a_closed_segmenter_says_so(model, phantom):
             call()
 
 
+def test_a_call_from_within_a_call_says_so(segmenter, phantom):
+    def from_within(call):
+        return segmenter.segment(phantom.ct, spacing=SPACING, progress=lambda *_: call())
+
+    for call in (
+        segmenter.close,
+        lambda: segmenter.label(phantom.ct, spacing=SPACING[1:]),
+        lambda: segmenter.segment(phantom.ct, spacing=SPACING),
+    ):
+        with pytest.raises(
+            ArgumentError, match="Segmenter: got a call from within another call of this thread"
+        ):
+            from_within(call)
+    assert segmenter.segment(phantom.ct, spacing=SPACING).liver_ml > 0
+
+
 def test_label_refuses(segmenter, phantom):
     class OnGpu:
         def __init__(self) -> None:

@@ -364,7 +364,7 @@ def test_failing_nets_end_the_stream(monkeypatch, segmenter, hu, whole):
 
 
 def test_turns_are_fair():
-    turns, order, started = Turns(), [], threading.Barrier(4)
+    turns, order, started = Turns("turns"), [], threading.Barrier(4)
 
     def work(name):
         started.wait()

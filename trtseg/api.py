@@ -130,10 +130,13 @@ class Segmenter:
             )
         # Also runs when the process ends, while the GPU can still be reached.
         self._close = weakref.finalize(self, self._cascade.close)
-        self._lock = Turns()
+        self._lock = Turns("Segmenter")
 
     def close(self) -> None:
-        """Give memory and engines back, after the calls that other threads have begun; closing twice does nothing."""
+        """Give memory and engines back, after the calls that wait for the nets; closing twice does nothing.
+
+        A call that reads its CT meanwhile finds the Segmenter closed.
+        """
         with self._lock:
             self._close()
 
