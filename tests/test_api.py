@@ -127,6 +127,7 @@ def test_refuses(model, phantom):
     for wrong, message in (
         ({"model": None}, "model: got a NoneType; expected a name or the path of a folder"),
         ({"postprocess": {}}, "postprocess: got a dict; expected a PostProcess"),
+        ({"threads": True}, "threads: got True; expected a whole number from 1 to 1024"),
         ({"threads": 10**12}, "threads: got 1000000000000; expected a whole number from 1 to 1024"),
     ):
         with pytest.raises(ArgumentError, match=message):

@@ -102,7 +102,7 @@ class Segmenter:
     ) -> None:
         self.device = resolve_device(device)
         check_batch(batch)
-        if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= _MOST_THREADS):
+        if threads is not None and (type(threads) is not int or not 1 <= threads <= _MOST_THREADS):
             raise ArgumentError(
                 f"threads: got {threads!r}; expected a whole number from 1 to {_MOST_THREADS}"
             )
