@@ -11,6 +11,7 @@
 #include <string>
 
 #include "bind_arrays.h"
+#include "gil.h"
 #include "graph.h"
 #include "host_copy.h"
 
@@ -30,7 +31,7 @@ void check_same(const View& given, const View& expected) {
 void py_copy(py::handle dst, py::handle src, int threads) {
   const View to = host_output(dst, "dst"), from = host_input(src, "src");
   check_same(from, to);
-  const py::gil_scoped_release release;
+  const WithoutGil release;
   host_copy(to.data, from.data, to.bytes(), threads);
 }
 
@@ -40,13 +41,13 @@ void py_to_half(py::handle dst, py::handle src, int threads) {
     throw ArgumentError("src: got " + std::to_string(from.bytes()) + " bytes, expected twice the " +
                         std::to_string(to.bytes()) + " bytes of dst; pass arrays of one shape");
   }
-  const py::gil_scoped_release release;
+  const WithoutGil release;
   host_to_half(to.as<std::uint16_t>(), from.as<float>(), to.bytes() / sizeof(std::uint16_t), threads);
 }
 
 void py_clear(py::handle dst, int threads) {
   const View to = host_output(dst, "dst");
-  const py::gil_scoped_release release;
+  const WithoutGil release;
   host_clear(to.data, to.bytes(), threads);
 }
 
@@ -68,7 +69,7 @@ class Chunk {
     const View from = host_input(hu, "hu"), to = host_output(out, "out");
     check_same(from, hu_);
     check_same(to, labels_);
-    const py::gil_scoped_release release;
+    const WithoutGil release;
     host_copy(hu_.data, from.data, from.bytes(), threads_);
     first_.run(stream_);
     if (pixels_ && std::all_of(pixels_, pixels_ + slices_, [](std::int32_t n) { return n == 0; })) {
@@ -91,7 +92,7 @@ class Chunk {
 
 #ifdef TRTSEG_CUDA
 std::unique_ptr<Graph> py_capture(std::uintptr_t stream, const py::function& enqueue) {
-  const py::gil_scoped_release release;
+  const WithoutGil release;
   return cuda::capture(stream, [&enqueue] {
     const py::gil_scoped_acquire acquire;
     enqueue();
@@ -99,7 +100,7 @@ std::unique_ptr<Graph> py_capture(std::uintptr_t stream, const py::function& enq
 }
 
 std::unique_ptr<Event> py_event() {
-  const py::gil_scoped_release release;
+  const WithoutGil release;
   return cuda::make_event();
 }
 
@@ -174,12 +175,12 @@ void bind_host(py::module_& m) {
   py::class_<Graph>(m, "Graph", kGraphDoc)
       .def_static("capture", &py_capture, kCaptureDoc, py::arg("stream"), py::arg("enqueue"))
       .def("launch", &Graph::launch, "Enqueue the recorded work on a stream.", py::arg("stream"),
-           py::call_guard<py::gil_scoped_release>())
+           py::call_guard<WithoutGil>())
       .def_property_readonly("nodes", &Graph::nodes, "How many pieces of work the graph has.");
   py::class_<Event>(m, "Event", kEventDoc)
       .def(py::init(&py_event))
       .def("wait_for", &Event::wait_for, kWaitForDoc, py::arg("stream"), py::arg("other"),
-           py::call_guard<py::gil_scoped_release>());
+           py::call_guard<WithoutGil>());
   py::class_<Chunk>(m, "Chunk", kChunkDoc)
       .def(py::init<std::uintptr_t, py::object, py::object, py::object, py::object, py::object, int>(), py::arg("stream"),
            py::arg("hu"), py::arg("first"), py::arg("pixels"), py::arg("rest"), py::arg("labels"),

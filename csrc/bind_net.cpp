@@ -14,6 +14,7 @@
 #include "bind_net.h"
 #include "conv.h"
 #include "conv_int8.h"
+#include "gil.h"
 #include "net.h"
 #include "ops.h"
 
@@ -130,7 +131,7 @@ void run(Net& net, const Floats& src, Floats& dst, const std::optional<Flags>& w
   check_memory("dst", dst, true);
   float* to = dst.mutable_data();
   const auto* flags = wanted ? reinterpret_cast<const unsigned char*>(wanted->data()) : nullptr;
-  const py::gil_scoped_release release;
+  const WithoutGil release;
   net.run(from, to, flags, n, threads);
 }
 

@@ -9,6 +9,7 @@
 #include "bind_arrays.h"
 #include "bind_host.h"
 #include "bind_net.h"
+#include "gil.h"
 #include "ops.h"
 
 namespace py = pybind11;
@@ -65,7 +66,7 @@ std::array<int, 4> to_frame(py::handle frame) {
 
 void py_frame(py::handle hu, py::handle box, std::uintptr_t stream, int threads) {
   const Frame p{input(hu, "hu", {Type::i16}), output(box, "box", {Type::i32})};
-  const py::gil_scoped_release release;
+  const WithoutGil release;
   frame(p, {stream, threads});
 }
 
@@ -74,7 +75,7 @@ void py_thick(py::handle hu, py::handle frame, py::handle rows, py::handle colum
   const std::array<int, 4> box = to_frame(frame);
   const Thick p{input(hu, "hu", {Type::i16}), to_samples(box, rows, "rows", 0), to_samples(box, columns, "columns", 1),
                 output(mask, "mask", {Type::u8})};
-  const py::gil_scoped_release release;
+  const WithoutGil release;
   thick(p, {stream, threads});
 }
 
@@ -83,7 +84,7 @@ void py_prepare(py::handle hu, py::handle fit, py::handle window, py::handle hu_
   const DefaultFloats mode;
   const Prepare p{input(hu, "hu", {Type::i16}), to_fit(fit), to_window(window),
                   output(hu_net, "hu_net", {Type::i16}), output(x1, "x1", kFloats)};
-  const py::gil_scoped_release release;
+  const WithoutGil release;
   prepare(p, {stream, threads});
 }
 
@@ -96,7 +97,7 @@ void py_gate(py::handle l1, py::handle hu_net, double logit_threshold, py::handl
                to_window(window),
                output(x2, "x2", kFloats),
                output(liver_voxels, "liver_voxels", {Type::i32})};
-  const py::gil_scoped_release release;
+  const WithoutGil release;
   gate(p, {stream, threads});
 }
 
@@ -111,7 +112,7 @@ void py_label(py::handle l1, py::handle l2, py::handle logit_thresholds, py::han
                 to_fit(fit),
                 output(labels, "labels", {Type::u8}),
                 output(counts, "counts", {Type::i32})};
-  const py::gil_scoped_release release;
+  const WithoutGil release;
   label(p, {stream, threads});
 }
 
@@ -120,7 +121,7 @@ void py_label3(py::handle logits, py::handle fit, py::handle labels, py::handle 
   const DefaultFloats mode;
   const Label3 p{input(logits, "logits", kFloats), to_fit(fit), output(labels, "labels", {Type::u8}),
                  output(counts, "counts", {Type::i32})};
-  const py::gil_scoped_release release;
+  const WithoutGil release;
   label3(p, {stream, threads});
 }
 

@@ -71,6 +71,7 @@ def test_holoscan(segmenter):
 
 def test_monai_deploy(segmenter, tmp_path):
     sdk("monai.deploy.core")
+    from holoscan.conditions import CountCondition
     from monai.deploy.core import Application, Operator
     from monai.deploy.operators.dicom_data_loader_operator import DICOMDataLoaderOperator
     from monai.deploy.operators.dicom_series_selector_operator import DICOMSeriesSelectorOperator
@@ -96,7 +97,9 @@ def test_monai_deploy(segmenter, tmp_path):
 
     class App(Application):
         def compose(self):
-            loader = DICOMDataLoaderOperator(self, input_folder=tmp_path, must_load=True, name="loader")
+            loader = DICOMDataLoaderOperator(
+                self, CountCondition(self, 1), input_folder=tmp_path, must_load=True, name="loader"
+            )
             selector = DICOMSeriesSelectorOperator(self, rules="", name="selector")
             volume = DICOMSeriesToVolumeOperator(self, name="volume")
             liver = LiverOperator(self, segmenter=segmenter, name="liver")

@@ -127,6 +127,7 @@ def test_refuses(model, phantom):
     for wrong, message in (
         ({"model": None}, "model: got a NoneType; expected a name or the path of a folder"),
         ({"postprocess": {}}, "postprocess: got a dict; expected a PostProcess"),
+        ({"threads": True}, "threads: got True; expected a whole number from 1 to 1024"),
         ({"threads": 10**12}, "threads: got 1000000000000; expected a whole number from 1 to 1024"),
     ):
         with pytest.raises(ArgumentError, match=message):
@@ -215,6 +216,22 @@ def test_a_closed_segmenter_says_so(model, phantom):
     ):
         with pytest.raises(ArgumentError, match=r"Segmenter: got a call after close\(\); make another"):
             call()
+
+
+def test_a_call_from_within_a_call_says_so(segmenter, phantom):
+    def from_within(call):
+        return segmenter.segment(phantom.ct, spacing=SPACING, progress=lambda *_: call())
+
+    for call in (
+        segmenter.close,
+        lambda: segmenter.label(phantom.ct, spacing=SPACING[1:]),
+        lambda: segmenter.segment(phantom.ct, spacing=SPACING),
+    ):
+        with pytest.raises(
+            ArgumentError, match="Segmenter: got a call from within another call of this thread"
+        ):
+            from_within(call)
+    assert segmenter.segment(phantom.ct, spacing=SPACING).liver_ml > 0
 
 
 def test_label_refuses(segmenter, phantom):

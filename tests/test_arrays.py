@@ -143,6 +143,7 @@ def with_nan(n):
         (ct().astype(object), "voxels of type object"),
         (ct().astype(complex), "voxels of type complex128"),
         (ct().astype(np.longdouble), "voxels of type float128|longdouble"),
+        (np.ma.masked_less(ct(), -999), "array: got a masked array, and voxels of it are masked"),
         (with_nan(4), "array: 5 of 2880 voxels are NaN or infinite"),
         (ct()[0], "2-D image of 20 x 24; expected a volume"),
         (ct()[:0], "array: got shape 0 x 20 x 24; expected at least one voxel"),

@@ -1,5 +1,8 @@
 """`_core.copy`, `_core.to_half` and `_core.clear`: host memory moved by several threads."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from test_ops_arguments import OnGpu
@@ -86,3 +89,31 @@ def test_wrong_arrays_are_refused():
     for dst, message in ((read_only, "dst: got a read-only array"), (OnGpu(good), "dst: got an array on a")):
         with pytest.raises(ArgumentError, match=message):
             _core.clear(dst)
+
+
+AT_WORK = """
+import sys, threading, time
+import numpy as np
+from trtseg import _core
+
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep(0.5)  # while Python ends
+
+slow = Slow()
+one, other = np.zeros((2, 1 << 22), np.int16)
+
+def work():
+    while True:
+        _core.copy(one, other)
+
+for _ in range(3):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.1)
+sys.exit(3)
+"""
+
+
+def test_python_ends_while_threads_are_at_work():
+    done = subprocess.run([sys.executable, "-c", AT_WORK], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (3, "")

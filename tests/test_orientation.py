@@ -5,10 +5,12 @@ import itertools
 import nibabel as nib
 import numpy as np
 import pytest
+import tiny
 
 import trtseg
 from training.orientation import Slices, fit
-from trtseg.errors import ArgumentError
+from trtseg import cohort
+from trtseg.errors import ArgumentError, InputError
 from trtseg.orientation import TURNS, _longest_run, describe, likeliest_view, score, turned
 from trtseg.phantom import abdomen
 
@@ -69,6 +71,38 @@ def test_transposed_axes_are_put_right(phantom):
     with pytest.raises(ArgumentError, match="orientation"):
         trtseg.load(stored, spacing=SPACING, orientation="LLS")
     assert np.array_equal(trtseg.load(stored, spacing=SPACING, orientation="SLP").array, phantom.ct)
+
+
+@pytest.fixture
+def crosswise(phantom):
+    """Twelve slices of an abdomen, one of them twice; the header takes the axis across the body for that of slices."""
+    hu = phantom.ct[12:24].copy()
+    hu[8] = hu[7]
+    return hu, np.diag([*SPACING, 1.0])  # index (slice, row, column), as if it were right, front, head
+
+
+def test_slices_are_those_of_the_orientation_that_is_given(crosswise, tmp_path):
+    hu, affine = crosswise
+    with pytest.raises(InputError, match="axial slices of 128 x 12 pixels"):
+        trtseg.load(hu, affine=affine)
+    nib.save(nib.Nifti1Image(hu, affine), tmp_path / "ct.nii")
+    model = tiny.cascade_model(tmp_path / "model")
+    read = trtseg.load(tmp_path / "ct.nii", orientation="SPL")
+    sideways = trtseg.load(trtseg.load(hu, spacing=SPACING), orientation="IPL")
+    for volume, doubled in (
+        (read, 7),
+        (trtseg.load(hu, affine=affine, orientation="SPL"), 7),
+        (trtseg.segment(tmp_path / "ct.nii", orientation="SPL", model=model), 7),
+        (sideways, 3),
+    ):
+        (text,) = (warning.text for warning in volume.warnings if warning.code == "slices-doubled")
+        assert text.startswith(f"Slice {doubled} ")
+    with pytest.raises(InputError, match="axial slices of 128 x 12 pixels"):
+        trtseg.load(read, orientation="RAS")
+    with trtseg.Segmenter(model) as segmenter:
+        case = cohort.Case(tmp_path / "ct.nii", tmp_path / "seg.nii")
+        (outcome,) = cohort.run([case], segmenter, orientation="SPL")
+    assert outcome.error is None
 
 
 def test_the_longest_row_of_slices_with_a_gap_of_one():

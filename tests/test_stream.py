@@ -265,12 +265,22 @@ def test_a_volume_given_at_the_end_counts(segmenter, hu, whole):
         assert_same(stream.finish(volume), whole)  # the other half is labelled now
     with opened(segmenter) as stream:
         assert_same(stream.finish(volume), whole)
-    with segmenter.stream((64, 64), spacing=(1.0, 1.0)) as stream:
+    told = []
+    with segmenter.stream(
+        (64, 64), spacing=(1.0, 1.0), on_labels=lambda *made: told.append(made[0])
+    ) as stream:
         stream.push(hu[0, :, :64], 0.0)
         assert_same(stream.finish(volume), whole)
+    assert stream.failure is None
+    assert told in ([], [0.0])  # slices that nobody pushed are not told
 
 
 def test_what_makes_no_ct_is_refused(segmenter, hu):
+    with opened(segmenter) as stream:
+        stream.push(hu[0], 0.0)
+        with pytest.raises(ArgumentError, match="volume: got a ndarray; expected a trtseg Volume"):
+            stream.finish(hu)
+        assert stream.finish(trtseg.load(hu, spacing=SPACING)).liver_ml > 0  # the stream went on
     with opened(segmenter) as stream, pytest.raises(InputError, match="finish: got no slice"):
         stream.finish()
     with opened(segmenter) as stream:
@@ -364,7 +374,7 @@ def test_failing_nets_end_the_stream(monkeypatch, segmenter, hu, whole):
 
 
 def test_turns_are_fair():
-    turns, order, started = Turns(), [], threading.Barrier(4)
+    turns, order, started = Turns("turns"), [], threading.Barrier(4)
 
     def work(name):
         started.wait()

@@ -102,7 +102,7 @@ class Segmenter:
     ) -> None:
         self.device = resolve_device(device)
         check_batch(batch)
-        if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= _MOST_THREADS):
+        if threads is not None and (type(threads) is not int or not 1 <= threads <= _MOST_THREADS):
             raise ArgumentError(
                 f"threads: got {threads!r}; expected a whole number from 1 to {_MOST_THREADS}"
             )
@@ -130,10 +130,13 @@ class Segmenter:
             )
         # Also runs when the process ends, while the GPU can still be reached.
         self._close = weakref.finalize(self, self._cascade.close)
-        self._lock = Turns()
+        self._lock = Turns("Segmenter")
 
     def close(self) -> None:
-        """Give memory and engines back, after the calls that other threads have begun; closing twice does nothing."""
+        """Give memory and engines back, after the calls that wait for the nets; closing twice does nothing.
+
+        A call that reads its CT meanwhile finds the Segmenter closed.
+        """
         with self._lock:
             self._close()
 
@@ -411,7 +414,9 @@ def segment(
     >>> result.liver_ml, result.tumour_ml, result.save("seg.nii.gz")  # doctest: +SKIP
     """
     begin_products()  # before the thread that reads, and before the nets take memory
-    reading = Ahead(partial(load, source, affine=affine, spacing=spacing, series=series))
+    reading = Ahead(
+        partial(load, source, affine=affine, spacing=spacing, orientation=orientation, series=series)
+    )
     with Segmenter(**options, progress=progress) as segmenter:
         result = segmenter.segment(reading.result(), orientation=orientation, progress=progress)
     return dataclasses.replace(result, timings={**result.timings, "read": reading.seconds})

@@ -235,7 +235,8 @@ class Stream:
         ----------
         volume : Volume, optional
             The whole CT, where somebody has made it with more knowledge than a stream has, as of DICOM headers. Slices
-            of it that were not pushed are labelled now; slices that were pushed and are not in it are left out.
+            of it that were not pushed are labelled now, without a word to the callback; slices that were pushed and are
+            not in it are left out.
 
         Returns
         -------
@@ -252,6 +253,10 @@ class Stream:
         TrtsegError
             The nets have failed.
         """
+        if not isinstance(volume, (Volume, type(None))):
+            raise ArgumentError(
+                f"volume: got a {type(volume).__name__}; expected a trtseg Volume: make one with trtseg.load"
+            )
         with self._changed:
             self._check_open()
             self._is_over = True
@@ -346,7 +351,8 @@ class Stream:
                     self._changed.notify_all()
                 if self._teller is not None:
                     for one in slices:
-                        self._teller.tell(one)
+                        if one.position is not None:  # else nobody pushed it
+                            self._teller.tell(one)
         except BaseException as error:
             with self._changed:
                 self._error, self._stopped = error, True

@@ -30,36 +30,47 @@ def check_timeout(timeout: object) -> None:
 
 
 class Turns:
-    """A lock that threads get in the order in which they ask for it, so that none that asks often keeps it."""
+    """A lock that threads get in the order in which they ask for it, so that none that asks often keeps it.
 
-    def __init__(self) -> None:
-        self._lock, self._waiting, self._taken = threading.Lock(), deque[threading.Lock](), False
+    A thread that has it and asks for it again would wait for ever: that is an ArgumentError about ``name``.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock, self._waiting = threading.Lock(), deque[tuple[int, threading.Lock]]()
+        self._holder: int | None = None  # number of the thread that has it
 
     def __enter__(self) -> None:
+        me = threading.get_ident()
         with self._lock:
-            if not self._taken:
-                self._taken = True
+            if self._holder is None:
+                self._holder = me
                 return
+            if self._holder == me:
+                raise ArgumentError(
+                    f"{self._name}: got a call from within another call of this thread, from a progress function or a "
+                    "signal handler; raise an exception there, and make the call after that"
+                )
             mine = threading.Lock()
             mine.acquire()
-            self._waiting.append(mine)
+            self._waiting.append((me, mine))
         try:
             mine.acquire()
         except BaseException:  # interrupted
             with self._lock:
-                waits = mine in self._waiting
+                waits = (me, mine) in self._waiting
                 if waits:
-                    self._waiting.remove(mine)
+                    self._waiting.remove((me, mine))
             if not waits:  # it was this thread's turn already
                 self.__exit__()
             raise
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
+            self._holder = None
             if self._waiting:
-                self._waiting.popleft().release()
-            else:
-                self._taken = False
+                self._holder, next_one = self._waiting.popleft()
+                next_one.release()
 
 
 class Ahead(Generic[T]):

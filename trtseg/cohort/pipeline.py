@@ -52,7 +52,7 @@ def pipeline(
             check_stopped()
             work = _Work(case, look(case))
             with work.attempt(), fetched(case) as source:
-                work.volume = load(source, series=case.series)
+                work.volume = load(source, series=case.series, orientation=orientation)
             work.read_seconds = work.seconds
             yield work
 

@@ -13,6 +13,7 @@ import numpy as np
 from trtseg.errors import ArgumentError, InputError, OutputError
 from trtseg.io.arrays import from_array, from_image, read_pair, read_pair_labels
 from trtseg.io.atomic import atomic
+from trtseg.io.checks import check_planes, check_slices_again
 from trtseg.io.dicom import is_dicom, read_dicom
 from trtseg.io.itk import check_installed, read_itk, read_itk_labels, write_itk
 from trtseg.io.names import ANALYZE, ITK, NIFTI, SEG, WRITTEN, is_folder
@@ -74,8 +75,10 @@ def load(
     if series is not None and not (is_path and (is_folder(source) or is_dicom(source))):
         raise ArgumentError(f"series: got {series!r} with a source that is not DICOM; leave it out")
     if isinstance(source, Volume):
-        return source if orientation is None else reorient(source, orientation)
-    if is_path:
+        if orientation is None:
+            return source
+        volume = source
+    elif is_path:
         volume = _read_file(source, series)
     elif is_image:
         volume = from_image(source)
@@ -84,8 +87,18 @@ def load(
     else:
         raise _no_source(source)
     if orientation is not None:
-        return reorient(volume, orientation)
-    return dataclasses.replace(volume, warnings=(*volume.warnings, *check_orientation(volume)))
+        volume = _turned(volume, orientation)
+    check_planes(os.fspath(source) if is_path else volume.name, volume.array.shape[1:])
+    if orientation is None:
+        volume = dataclasses.replace(volume, warnings=(*volume.warnings, *check_orientation(volume)))
+    return volume
+
+
+def _turned(volume: Volume, orientation: str) -> Volume:
+    """Another orientation of a volume, and what is to be said of its slices in that."""
+    turned = reorient(volume, orientation)
+    old, new = ((grid.axes, grid.flips) for grid in (volume.geometry, turned.geometry))
+    return turned if old == new else check_slices_again(turned)
 
 
 def _no_source(source: Any) -> ArgumentError:

@@ -59,6 +59,11 @@ def from_array(array: Any, *, affine: Any = None, spacing: Any = None) -> Volume
             f"affine, spacing: got {got}; expected exactly one: spacing=(sz, sy, sx) in mm for an array "
             "[Z,Y,X] in canonical order, or affine= for an array in nibabel's index order"
         )
+    if np.ma.is_masked(array):
+        raise InputError(
+            "array: got a masked array, and voxels of it are masked; expected HU everywhere: array.filled(-1000) makes "
+            "them air"
+        )
     try:
         array = np.asarray(array)
     except (TypeError, ValueError, RuntimeError) as error:
