@@ -297,6 +297,38 @@ def test_results_of_another_ct_are_not_replaced(forty, model, out):
         assert again.case.labels.read_bytes() == labels
 
 
+def test_a_command_in_another_folder_does_not_replace_results_of_a_ct_of_the_same_path(
+    forty, model, out, monkeypatch
+):
+    out.mkdir()
+    for n, folder in enumerate("ab"):
+        (out.parent / folder).mkdir()
+        shutil.copy(forty / f"cts/ct0{n}.nii.gz", out.parent / folder / "ct.nii.gz")
+    with trtseg.Segmenter(model) as segmenter:
+        monkeypatch.chdir(out.parent / "a")
+        (one,) = cohort.run(planned(["ct.nii.gz"], out), segmenter, folder=out)
+        labels = one.case.labels.read_bytes()
+        monkeypatch.chdir(out.parent / "b")
+        with pytest.raises(ArgumentError, match=r"holds the labels of .*/a/ct\.nii\.gz, and those of ct\."):
+            list(cohort.run(planned(["ct.nii.gz"], out), segmenter, folder=out))
+    assert one.case.labels.read_bytes() == labels
+
+
+def test_a_case_that_failed_later_keeps_its_labels_from_another_ct(forty, model, out):
+    for n, folder in enumerate("ab"):
+        (out.parent / folder).mkdir()
+        shutil.copy(forty / f"cts/ct0{n}.nii.gz", out.parent / folder / "ct.nii.gz")
+    with trtseg.Segmenter(model) as segmenter:
+        (one,) = cohort.run(planned([out.parent / "a/ct.nii.gz"], out), segmenter, folder=out)
+        labels = one.case.labels.read_bytes()
+        (out.parent / "a/ct.nii.gz").write_text("text")
+        (bad,) = cohort.run(planned([out.parent / "a/ct.nii.gz"], out), segmenter, folder=out)
+        assert isinstance(bad.error, InputError)
+        with pytest.raises(ArgumentError, match=r"holds the labels of .*/a/ct\.nii\.gz"):
+            list(cohort.run(planned([out.parent / "b/ct.nii.gz"], out), segmenter, folder=out))
+    assert one.case.labels.read_bytes() == labels
+
+
 def test_what_failed_is_in_the_table_and_is_tried_again(forty, model, out):
     good, bad = shutil.copy(forty / "cts/ct00.nii.gz", out.parent), out.parent / "=bad.nii.gz"
     bad.write_text("text")
