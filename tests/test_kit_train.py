@@ -291,6 +291,34 @@ def test_a_killed_run_ends_as_an_unbroken_one(tmp_path, monkeypatch):
         kit_train.train(*small_run(broken, lr=0.5))
 
 
+@pytest.mark.parametrize("step", [1, 4])
+def test_a_run_that_is_killed_between_its_two_files_goes_on(tmp_path, monkeypatch, step):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    kit_train.train(*small_run(whole))
+    written = []
+
+    def counted(real):
+        def save(*arguments):
+            written.append(arguments)
+            if len(written) == 2 * step:
+                raise KeyboardInterrupt
+            real(*arguments)
+
+        return save
+
+    monkeypatch.setattr(kit_train, "save", counted(kit_train.save))
+    monkeypatch.setattr(trainer, "save", counted(trainer.save))
+    with pytest.raises(KeyboardInterrupt):
+        kit_train.train(*small_run(broken))
+    monkeypatch.undo()
+    kit_train.train(*small_run(broken))
+    one, two = (torch.load(folder / "liver" / "last.pt", weights_only=True) for folder in (whole, broken))
+    assert one["settings"] == two["settings"]
+    assert all((one["result"][name] == two["result"][name]).all() for name in one["result"])
+
+
 def test_the_result_of_another_run_is_not_overwritten(tmp_path):
     role, path, out, settings, run = small_run(tmp_path, steps=1)
     out.mkdir()
