@@ -49,6 +49,24 @@ def test_a_pattern_is_all_files_of_that_name(phantom_ct):
         planned("none/*.nii")
 
 
+def test_the_folder_of_the_results_is_no_input_that_another_start_of_the_command_stops_at(phantom_ct):
+    for folder in ("a", "b"):
+        Path(folder).mkdir()
+        shutil.copy(phantom_ct, f"{folder}/ct.nii.gz")
+    first = planned("*")
+    assert list(first) == ["a/ct.nii.gz", "b/ct.nii.gz"]
+    Path("out/.cohort-unfinished").mkdir(parents=True)
+    assert planned("*") == planned("a", "b", "out") == first, "killed before the first case"
+    for labels in first.values():
+        Path(labels).parent.mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)), labels)
+    left_out = []
+    assert planned("*", left_out=left_out) == planned("a", "b", "out") == first
+    assert left_out == []
+    with pytest.raises(InputError, match="out: holds no CT, but 2 label maps"):
+        planned("out")
+
+
 def test_a_list_names_inputs_and_where_their_labels_go(phantom_ct):
     Path("data/more").mkdir(parents=True)
     for name in ("a", "b", "more/c", "d"):
