@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import dicom_made
 import pytest
@@ -25,6 +26,7 @@ from trtseg.cohort.remote import look
 from trtseg.cohort.tasks import Bench, Setup, Task
 from trtseg.errors import (
     ArgumentError,
+    DeviceError,
     InputError,
     ModelError,
     OutputError,
@@ -407,6 +409,45 @@ def test_a_model_that_no_worker_can_load_is_an_error(forty, out):
 
 
 # --- Ray
+
+
+@pytest.mark.parametrize(
+    ("options", "jobs", "size"),
+    [
+        ({}, None, 5),
+        ({"threads": 2}, None, 2),
+        ({"threads": 2}, 7, 7),
+        ({"device": "cuda"}, None, 1),
+        (
+            {"threads": 4},
+            None,
+            "no machine of the cluster auto has what a worker needs, 4 processors; change",
+        ),
+        ({"threads": 3, "device": "cuda"}, None, "needs, 3 processors and a GPU;"),
+        ({"threads": 4}, 7, 7),
+    ],
+)
+def test_a_cluster_has_the_workers_that_its_machines_have_room_for(monkeypatch, caplog, options, jobs, size):
+    machines = [{"CPU": 3.0}, {"CPU": 2.0, "GPU": 1.0}]
+    nodes = [{"Alive": True, "Resources": has} for has in machines]
+    nodes.append({"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}})
+    closed = []
+    played = SimpleNamespace(
+        is_initialized=lambda: False,
+        init=lambda **_: None,
+        nodes=lambda: nodes,
+        shutdown=lambda: closed.append(1),
+    )
+    monkeypatch.setitem(sys.modules, "ray", played)
+    workers = cohort.Workers(jobs, "auto", options=options)
+    if isinstance(size, str):
+        with pytest.raises(DeviceError, match=size):
+            workers.crew()
+        assert closed == [1]
+    else:
+        assert workers.crew().size == size
+        assert ("waiting for one" in caplog.text) == (options.get("threads") == 4)
+
 
 NO_RAY = pytest.mark.skipif(
     not importlib.util.find_spec("ray"), reason="ray is not installed: pip install ray"
