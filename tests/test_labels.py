@@ -77,6 +77,26 @@ def test_foreign_labels_are_refused_by_name(tmp_path, value, message):
         read_labels(write(tmp_path / "a.nii.gz", array))
 
 
+@pytest.mark.parametrize("detached", [False, True])
+def test_compressed_voxels_of_a_metaimage_are_checked(tmp_path, detached):
+    """ITK itself takes whatever comes out of them."""
+    sitk = pytest.importorskip("SimpleITK")
+    header = tmp_path / ("labels.mhd" if detached else "labels.mha")
+    values = np.random.default_rng(0).integers(0, 3, (9, 64, 64)).astype(np.uint8)
+    sitk.WriteImage(sitk.GetImageFromArray(values), str(header), True)
+    path = header.with_suffix(".zraw") if detached else header
+    labels, _ = read_labels(header)
+    assert np.array_equal(np.bincount(labels.ravel()), np.bincount(values.ravel()))
+    data = path.read_bytes()
+    middle = len(data) - 2000
+    path.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
+    with pytest.raises(InputError, match=rf"{path.name}: (cannot be decompressed|is cut off or damaged)"):
+        read_labels(header)
+    path.write_bytes(data[:middle])
+    with pytest.raises(InputError, match=rf"{path.name}: is cut off or damaged \(got \d+ bytes of voxels"):
+        read_labels(header)
+
+
 def test_labels_that_cannot_be_read_are_named(tmp_path):
     for name in ("a.mha", "text.nii"):
         (tmp_path / name).write_text("text")
