@@ -25,9 +25,13 @@ from trtseg.warnings import ResultWarning
 # Coordinates of ITK point to the left and to the back, coordinates of trtseg to the right and to the front.
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 _KEY = "trtseg"  # of the signature in the metadata of labels
-_META_HEADER = 1 << 16  # bytes in which the header of a MetaImage ends, with the name of its data
+_HEADER = 1 << 16  # bytes in which a header ends, with the name of its data if they lie in another file
 _META_DATA = re.compile(rb"^ElementDataFile\s*=[ \t]*([^\r\n]+?)[ \t]*(?:\r?\n|\Z)", re.MULTILINE)
 _META_COMPRESSED = re.compile(rb"^CompressedData\s*=\s*[Tt1]", re.MULTILINE)
+_NRRD_END = re.compile(rb"\r?\n\r?\n|\Z")
+_NRRD_DATA = re.compile(rb"^data ?file:\s*([^\r\n]+?)\s*$", re.MULTILINE)
+_NRRD_COMPRESSED = re.compile(rb"^encoding:\s*gz", re.MULTILINE)
+_NRRD_SKIPS = re.compile(rb"^(?:line|byte) ?skip:", re.MULTILINE)
 _ZLIB_OR_GZIP = 47  # the code that asks zlib to tell which of the two it is
 _INSTALL = "pip install 'trtseg[itk]'"
 
@@ -156,26 +160,18 @@ def _read(name: str, convert: Callable[..., np.ndarray]) -> tuple[np.ndarray, Ge
 
 
 def _check_compressed(name: str, wanted: int) -> None:
-    """Raise an InputError if the compressed voxels of a MetaImage are damaged: ITK would take what became of them.
+    """Raise an InputError if compressed voxels are damaged: ITK would take what became of them, or some of it.
 
     ``wanted`` is the number of bytes that they are to be. Files of single slices are not looked at.
     """
     from isal import isal_zlib
 
-    if not name.lower().endswith((".mha", ".mhd")):
-        return
-    with Path(name).open("rb") as file:
-        start = file.read(_META_HEADER)
-    found = _META_DATA.search(start)
-    if found is None or not _META_COMPRESSED.search(start[: found.start()]):
-        return
-    is_local = found[1].lower() == b"local"
-    data = Path(name) if is_local else Path(name).parent / os.fsdecode(found[1])
-    if not data.is_file():
+    data, start = _compressed(name)
+    if data is None or not data.is_file():
         return
     stream, size = isal_zlib.decompressobj(_ZLIB_OR_GZIP), 0
     with data.open("rb") as file:
-        file.seek(found.end() if is_local else 0)
+        file.seek(start)
         try:
             while not stream.eof and (block := file.read(1 << 20)):
                 size += len(stream.decompress(block))
@@ -185,6 +181,28 @@ def _check_compressed(name: str, wanted: int) -> None:
         raise InputError(
             f"{data}: is cut off or damaged (got {size} bytes of voxels; expected {wanted}); fetch it again"
         )
+
+
+def _compressed(name: str) -> tuple[Path | None, int]:
+    """The file with the voxels that a header calls compressed, and where they start; None if they are not."""
+    own = Path(name)
+    with own.open("rb") as file:
+        start = file.read(_HEADER)
+    if start.startswith(b"NRRD"):
+        end = _NRRD_END.search(start)
+        assert end is not None  # of the file at the latest
+        head = start[: end.start()]
+        if not _NRRD_COMPRESSED.search(head) or _NRRD_SKIPS.search(head):
+            return None, 0
+        if found := _NRRD_DATA.search(head):
+            return own.parent / os.fsdecode(found[1]), 0
+        return own, end.end()
+    found = _META_DATA.search(start)
+    if found is None or not _META_COMPRESSED.search(start[: found.start()]):
+        return None, 0
+    if found[1].lower() == b"local":
+        return own, found.end()
+    return own.parent / os.fsdecode(found[1]), 0
 
 
 def _reader(sitk: Any, name: str) -> Any:
