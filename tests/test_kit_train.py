@@ -15,7 +15,7 @@ from training.distil import distilled
 from training.losses import Loss
 from training.methods import Liver, Method
 from training.trained import trained_net
-from trtseg.errors import ArgumentError, InputError
+from trtseg.errors import ArgumentError, InputError, OutputError
 
 
 def generator(seed=0):
@@ -317,6 +317,12 @@ def test_a_run_that_is_killed_between_its_two_files_goes_on(tmp_path, monkeypatc
     one, two = (torch.load(folder / "liver" / "last.pt", weights_only=True) for folder in (whole, broken))
     assert one["settings"] == two["settings"]
     assert all((one["result"][name] == two["result"][name]).all() for name in one["result"])
+
+
+def test_a_folder_of_the_run_that_cannot_be_made_is_named(tmp_path):
+    role, path, _, settings, run = small_run(tmp_path, steps=1)
+    with pytest.raises(OutputError, match=r"--out: .*kit\.zip cannot be created"):
+        kit_train.train(role, path, path, settings, run)
 
 
 def test_the_result_of_another_run_is_not_overwritten(tmp_path):

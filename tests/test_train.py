@@ -221,6 +221,12 @@ def test_processes_with_different_weights_are_found(monkeypatch):
                 train._check_equal(method)
 
 
+def test_a_folder_of_the_run_that_cannot_be_made_is_named(store, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"--out: .*file cannot be created"):
+        train.train(settings("liver", 1), store, tmp_path / "file")
+
+
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(store, tmp_path):
     for name, changes in (("liver", {}), ("wide", {"width": 6}), ("one-step", {})):
         method = "liver" if name == "wide" else name

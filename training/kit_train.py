@@ -30,6 +30,7 @@ from training.trained import trained_net
 from training.trainer import Run, Trainer
 from training.unet import UNet
 from trtseg.errors import InputError, TrtsegError
+from trtseg.io.folders import make_folder
 
 
 def train(
@@ -98,7 +99,7 @@ def train(
     held_store = batch.DeviceKit.of(kit, held, device)
     kit_score.to_device(method, device)
     trainer = Trainer(role, method, settings, run, store, p, imitated)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, "--out")
 
     def save_result(result: Method) -> None:
         reached = replace(settings, steps=trainer.step)

@@ -47,6 +47,7 @@ from training.sample import Samples
 from training.store import MANIFEST
 from trtseg.engines.processor import native_bf16
 from trtseg.errors import ArgumentError, TrtsegError
+from trtseg.io.folders import make_folder
 from trtseg.metrics.overlap import overlap
 
 
@@ -175,7 +176,7 @@ def train(
         num_workers=1,
         prefetch_factor=4,
     )
-    out.mkdir(parents=True, exist_ok=True)  # nothing can be refused any more
+    make_folder(out, "--out")  # nothing can be refused any more
     bar = tqdm(
         loader, initial=step, total=settings.steps, desc=settings.method, mininterval=5, disable=rank > 0
     )
