@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -329,6 +330,21 @@ def test_a_case_that_failed_later_keeps_its_labels_from_another_ct(forty, model,
         with pytest.raises(ArgumentError, match=r"holds the labels of .*/a/ct\.nii\.gz"):
             list(cohort.run(planned([out.parent / "b/ct.nii.gz"], out), segmenter, folder=out))
     assert one.case.labels.read_bytes() == labels
+
+
+@pytest.mark.parametrize("jobs", [None, 1])
+def test_a_full_disk_is_said_of_the_file_that_the_case_was_to_have(forty, model, out, jobs):
+    cases = planned([forty / "cts/ct00.nii.gz"], out)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (256, hard))
+    try:
+        workers = trtseg.Segmenter(model) if jobs is None else cohort.Workers(jobs, options={"model": model})
+        (one,) = cohort.run(cases, workers, folder=out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert isinstance(one.error, OutputError)
+    assert str(one.error).startswith(f"{out / 'ct00_seg.nii.gz'}: no space left")
+    assert os.listdir(out) == []
 
 
 def test_what_failed_is_in_the_table_and_is_tried_again(forty, model, out):
