@@ -54,6 +54,8 @@ class Side:
         Diameters of the part with the longest.
     sum_mm : float
         Long diameters of all parts together.
+    parts_mm : tuple of float
+        Long diameter of each part, in the order of `lesions`.
     slice : int
         Where that part is widest; from 0, feet to head.
     """
@@ -63,6 +65,7 @@ class Side:
     long_mm: float
     short_mm: float
     sum_mm: float
+    parts_mm: tuple[float, ...]
     slice: int
 
 
@@ -110,19 +113,18 @@ class Comparison:
     def diameters(self) -> tuple[float, float] | None:
         """Sum the long axes of the two largest lesions of at least 10 mm before, and of the same after; None: none.
 
-        Parts of a lesion that fell apart count each, as in RECIST 1.1, and so do lesions that grew together.
+        Parts of a lesion that fell apart count each, as in RECIST 1.1, and so do lesions of 10 mm that grew together.
         """
         measured = [f for f in self.findings if f.before is not None and f.before.long_mm >= MEASURABLE_MM]
         measured.sort(key=lambda f: -f.before.long_mm if f.before else 0.0)
-        chosen: list[Finding] = []
-        while measured and sum(len(f.before.lesions) for f in chosen if f.before) < TARGETS:
-            chosen.append(measured.pop(0))
-        if not chosen:
-            return None
-        return tuple(  # type: ignore[return-value]
-            float(sum(side.sum_mm for f in chosen if (side := getattr(f, when)) is not None))
-            for when in ("before", "after")
-        )
+        targets: list[float] = []
+        after = 0.0
+        for finding in measured:
+            if finding.before is None or len(targets) >= TARGETS:
+                break
+            targets += [mm for mm in finding.before.parts_mm if mm >= MEASURABLE_MM]
+            after += 0.0 if finding.after is None else finding.after.sum_mm
+        return (sum(targets), after) if targets else None
 
     def response(self) -> str | None:
         """Judge like RECIST 1.1 by `diameters`, from two scans only and by a machine; None without such lesions.
@@ -210,7 +212,7 @@ def compare(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Co
     )
 
 
-_NOTHING = Side((), 0.0, 0.0, 0.0, 0.0, 0)
+_NOTHING = Side((), 0.0, 0.0, 0.0, 0.0, (), 0)
 
 
 @dataclass(frozen=True)
@@ -317,6 +319,7 @@ def _side(scan: _Scan, numbers: list[int]) -> Side | None:
         widest.diameter_mm,
         widest.short_mm,
         sum(lesion.diameter_mm for lesion in parts),
+        tuple(lesion.diameter_mm for lesion in parts),
         widest.diameter_slice,
     )
 
