@@ -179,6 +179,33 @@ def test_cts_in_stores_are_found_and_read_as_those_of_files_are(stores, phantom_
                 assert Path(out, name).read_bytes() == Path("alone.nii.gz").read_bytes()
 
 
+def test_results_of_another_ct_in_a_store_are_not_replaced(phantom_ct):
+    memory = fsspec.filesystem("memory")
+    data = Path(phantom_ct).read_bytes()
+    for name in ("a", "b"):
+        memory.pipe_file(f"/{name}/ct.nii.gz", data)
+    shutil.copy(phantom_ct, "ct.nii.gz")
+    urls = "memory://a/ct.nii.gz", "memory://b/ct.nii.gz"
+    Path("out").mkdir()
+
+    def run(given):
+        with cohort.plan([given], "out") as cases:
+            return [one.is_old for one in cohort.run(cases, segmenter, folder="out")]
+
+    with trtseg.Segmenter(cascade_model(Path("model"))) as segmenter:
+        assert run(urls[0]) == [False]
+        assert run(urls[0]) == [True]
+        for other in (urls[1], "ct.nii.gz"):
+            with pytest.raises(
+                ArgumentError, match=r"holds the labels of memory://a/ct.nii.gz, and those of"
+            ):
+                run(other)
+        memory.rm("/a/ct.nii.gz")
+        assert run("ct.nii.gz") == [False]
+        with pytest.raises(ArgumentError, match=r"holds the labels of .*/ct.nii.gz, and those of memory://b"):
+            run(urls[1])
+
+
 def test_a_store_that_cannot_be_read_is_one_sentence_about_its_url(stores, monkeypatch):
     Path("copies").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", "copies")

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from trtseg.cohort.case import Case
-from trtseg.cohort.remote import look
+from trtseg.cohort.remote import is_there, is_url, look
 from trtseg.cohort.table import TABLE, write_table
 from trtseg.errors import ArgumentError, OutputError
 from trtseg.io.atomic import explain, resolve_target
@@ -105,14 +105,11 @@ class Manifest:
         """Raise an ArgumentError where a case would replace what was made of another CT that is still there."""
         for case in cases:
             made_of = self._made_of.get(self.key(case))
-            if made_of is None or case.url is not None or not case.labels.exists():
-                continue
-            with contextlib.suppress(OSError):  # a CT that has been moved is no other CT
-                if not os.path.samefile(made_of, case.source):  # noqa: PTH121 - may be a URL
-                    raise ArgumentError(
-                        f"inputs: {case.labels} holds the labels of {made_of}, and those of {case.input} would "
-                        "replace them; choose another folder, or overwrite"
-                    )
+            if made_of is not None and case.labels.exists() and _is_another(made_of, case):
+                raise ArgumentError(
+                    f"inputs: {case.labels} holds the labels of {made_of}, and those of {case.input} would "
+                    "replace them; choose another folder, or overwrite"
+                )
 
     def row(self, case: Case) -> dict[str, Any]:
         """The row of a case in the table."""
@@ -277,6 +274,18 @@ def _locked(folder: Path) -> int:
 def _input(case: Case) -> str:
     """The URL, or else the path of the CT from any folder: the next command may be called in another one."""
     return case.url or os.path.abspath(case.source)  # noqa: PTH100 - links stay
+
+
+def _is_another(made_of: str, case: Case) -> bool:
+    """Tell whether labels were made of another CT than that of the case, one that is still there: none was moved."""
+    if made_of == _input(case):
+        return False
+    if case.url is not None or is_url(made_of):
+        return is_there(made_of)
+    try:
+        return not os.path.samefile(made_of, case.source)  # noqa: PTH121 - of the manifest
+    except OSError:
+        return False
 
 
 def _name(key: str) -> str:
