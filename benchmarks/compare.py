@@ -6,7 +6,8 @@
 Each contender is a process that opens the nets once and labels a CT from file to file, again and again. Its first
 labels tell the time from the start of the process. Then the contenders take turns, until each has ``--repeats`` runs
 of a CT or has used ``--budget`` seconds. The JSON file is written after every run: whoever is stopped calls the
-same command again, and it goes on. docs/performance-peers.md says how the peers are set up, and why.
+same command again, and it goes on, also with contenders that failed. docs/performance-peers.md says how the peers are
+set up, and why.
 """
 
 from __future__ import annotations
@@ -100,7 +101,9 @@ class Comparison:
         return Process(command, self.args.threads, self.args.work / f"{contender.name}.log")
 
     def measure(self, ct: str, contenders: list[Contender]) -> None:
-        """Bring the runs of a CT to their number, the contenders in turns."""
+        """Bring the runs of a CT to their number, the contenders in turns; those that failed before try again."""
+        for contender in contenders:
+            self.row(ct, contender).pop("error", None)
         path = self.args.work / f"{ct}.nii.gz"
         job = compare_cts.describe(path, self.args.model)
         known = {"load": 0.0, "sessions": 0} | self.data["cts"].get(ct, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -205,6 +206,49 @@ def test_both_nets_as_one_are_the_nets(ct):
         tumour = mask & (nets.torch_net(files[1])(x2) > specs[1]["logit"])
         labels = nets.both(files, specs)(x).argmax(1, keepdim=True)
     assert torch.equal(labels, mask.long() + tumour)
+
+
+def test_a_contender_that_failed_is_tried_again_by_the_next_call_and_not_by_this_one(
+    ct, tmp_path, monkeypatch
+):
+    (tmp_path / ct.name).write_bytes(ct.read_bytes())
+    opened = []
+
+    class Played:
+        started, peak, versions = time.perf_counter(), 0, {}
+
+        def ask(self, output, **job):
+            if output and not Path(output).exists():
+                image = nib.load(ct)
+                nib.save(nib.Nifti1Image(np.ones(image.shape, np.uint8), image.affine), output)
+            return {"seconds": 1.0}
+
+        def close(self):
+            pass
+
+    def played(contender):
+        opened.append(contender.name)
+        if contender.name == "torch" and opened.count("torch") == 1:
+            raise RuntimeError("it ended: no memory")
+        return Played()
+
+    args = argparse.Namespace(
+        model="default", threads=1, slices=None, json=tmp_path / "figures.json", fresh=False
+    )
+    args.ct, args.repeats, args.budget, args.work = ["sample"], 2, 100.0, tmp_path
+    told = []
+    for _ in range(3):
+        comparison = compare.Comparison(args)
+        monkeypatch.setattr(comparison, "open", played)
+        comparison.measure("sample", chosen(["torch", "onnxruntime"], set()))
+        runs = json.loads(args.json.read_text())["runs"]["sample"]
+        told.append({name: (row.get("error"), row["seconds"]) for name, row in runs.items()})
+    done = (None, [1.0, 1.0])
+    assert told == [
+        {"torch": ("it ended: no memory", []), "onnxruntime": done},
+        *[{"torch": done, "onnxruntime": done}] * 2,
+    ]
+    assert (opened.count("torch"), opened.count("onnxruntime")) == (2, 1)
 
 
 @pytest.mark.slow

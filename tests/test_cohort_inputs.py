@@ -49,6 +49,24 @@ def test_a_pattern_is_all_files_of_that_name(phantom_ct):
         planned("none/*.nii")
 
 
+def test_the_folder_of_the_results_is_no_input_that_another_start_of_the_command_stops_at(phantom_ct):
+    for folder in ("a", "b"):
+        Path(folder).mkdir()
+        shutil.copy(phantom_ct, f"{folder}/ct.nii.gz")
+    first = planned("*")
+    assert list(first) == ["a/ct.nii.gz", "b/ct.nii.gz"]
+    Path("out/.cohort-unfinished").mkdir(parents=True)
+    assert planned("*") == planned("a", "b", "out") == first, "killed before the first case"
+    for labels in first.values():
+        Path(labels).parent.mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)), labels)
+    left_out = []
+    assert planned("*", left_out=left_out) == planned("a", "b", "out") == first
+    assert left_out == []
+    with pytest.raises(InputError, match="out: holds no CT, but 2 label maps"):
+        planned("out")
+
+
 def test_a_list_names_inputs_and_where_their_labels_go(phantom_ct):
     Path("data/more").mkdir(parents=True)
     for name in ("a", "b", "more/c", "d"):
@@ -159,6 +177,33 @@ def test_cts_in_stores_are_found_and_read_as_those_of_files_are(stores, phantom_
                     assert [(o.error, o.is_old) for o in outcomes] == [(None, is_old)] * 2
             for name in ("a_seg.nii.gz", "deep/b_seg.nii.gz"):
                 assert Path(out, name).read_bytes() == Path("alone.nii.gz").read_bytes()
+
+
+def test_results_of_another_ct_in_a_store_are_not_replaced(phantom_ct):
+    memory = fsspec.filesystem("memory")
+    data = Path(phantom_ct).read_bytes()
+    for name in ("a", "b"):
+        memory.pipe_file(f"/{name}/ct.nii.gz", data)
+    shutil.copy(phantom_ct, "ct.nii.gz")
+    urls = "memory://a/ct.nii.gz", "memory://b/ct.nii.gz"
+    Path("out").mkdir()
+
+    def run(given):
+        with cohort.plan([given], "out") as cases:
+            return [one.is_old for one in cohort.run(cases, segmenter, folder="out")]
+
+    with trtseg.Segmenter(cascade_model(Path("model"))) as segmenter:
+        assert run(urls[0]) == [False]
+        assert run(urls[0]) == [True]
+        for other in (urls[1], "ct.nii.gz"):
+            with pytest.raises(
+                ArgumentError, match=r"holds the labels of memory://a/ct.nii.gz, and those of"
+            ):
+                run(other)
+        memory.rm("/a/ct.nii.gz")
+        assert run("ct.nii.gz") == [False]
+        with pytest.raises(ArgumentError, match=r"holds the labels of .*/ct.nii.gz, and those of memory://b"):
+            run(urls[1])
 
 
 def test_a_store_that_cannot_be_read_is_one_sentence_about_its_url(stores, monkeypatch):

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import dicom_made
 import pytest
@@ -25,6 +27,7 @@ from trtseg.cohort.remote import look
 from trtseg.cohort.tasks import Bench, Setup, Task
 from trtseg.errors import (
     ArgumentError,
+    DeviceError,
     InputError,
     ModelError,
     OutputError,
@@ -297,6 +300,53 @@ def test_results_of_another_ct_are_not_replaced(forty, model, out):
         assert again.case.labels.read_bytes() == labels
 
 
+def test_a_command_in_another_folder_does_not_replace_results_of_a_ct_of_the_same_path(
+    forty, model, out, monkeypatch
+):
+    out.mkdir()
+    for n, folder in enumerate("ab"):
+        (out.parent / folder).mkdir()
+        shutil.copy(forty / f"cts/ct0{n}.nii.gz", out.parent / folder / "ct.nii.gz")
+    with trtseg.Segmenter(model) as segmenter:
+        monkeypatch.chdir(out.parent / "a")
+        (one,) = cohort.run(planned(["ct.nii.gz"], out), segmenter, folder=out)
+        labels = one.case.labels.read_bytes()
+        monkeypatch.chdir(out.parent / "b")
+        with pytest.raises(ArgumentError, match=r"holds the labels of .*/a/ct\.nii\.gz, and those of ct\."):
+            list(cohort.run(planned(["ct.nii.gz"], out), segmenter, folder=out))
+    assert one.case.labels.read_bytes() == labels
+
+
+def test_a_case_that_failed_later_keeps_its_labels_from_another_ct(forty, model, out):
+    for n, folder in enumerate("ab"):
+        (out.parent / folder).mkdir()
+        shutil.copy(forty / f"cts/ct0{n}.nii.gz", out.parent / folder / "ct.nii.gz")
+    with trtseg.Segmenter(model) as segmenter:
+        (one,) = cohort.run(planned([out.parent / "a/ct.nii.gz"], out), segmenter, folder=out)
+        labels = one.case.labels.read_bytes()
+        (out.parent / "a/ct.nii.gz").write_text("text")
+        (bad,) = cohort.run(planned([out.parent / "a/ct.nii.gz"], out), segmenter, folder=out)
+        assert isinstance(bad.error, InputError)
+        with pytest.raises(ArgumentError, match=r"holds the labels of .*/a/ct\.nii\.gz"):
+            list(cohort.run(planned([out.parent / "b/ct.nii.gz"], out), segmenter, folder=out))
+    assert one.case.labels.read_bytes() == labels
+
+
+@pytest.mark.parametrize("jobs", [None, 1])
+def test_a_full_disk_is_said_of_the_file_that_the_case_was_to_have(forty, model, out, jobs):
+    cases = planned([forty / "cts/ct00.nii.gz"], out)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (256, hard))
+    try:
+        workers = trtseg.Segmenter(model) if jobs is None else cohort.Workers(jobs, options={"model": model})
+        (one,) = cohort.run(cases, workers, folder=out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert isinstance(one.error, OutputError)
+    assert str(one.error).startswith(f"{out / 'ct00_seg.nii.gz'}: no space left")
+    assert os.listdir(out) == []
+
+
 def test_what_failed_is_in_the_table_and_is_tried_again(forty, model, out):
     good, bad = shutil.copy(forty / "cts/ct00.nii.gz", out.parent), out.parent / "=bad.nii.gz"
     bad.write_text("text")
@@ -375,6 +425,45 @@ def test_a_model_that_no_worker_can_load_is_an_error(forty, out):
 
 
 # --- Ray
+
+
+@pytest.mark.parametrize(
+    ("options", "jobs", "size"),
+    [
+        ({}, None, 5),
+        ({"threads": 2}, None, 2),
+        ({"threads": 2}, 7, 7),
+        ({"device": "cuda"}, None, 1),
+        (
+            {"threads": 4},
+            None,
+            "no machine of the cluster auto has what a worker needs, 4 processors; change",
+        ),
+        ({"threads": 3, "device": "cuda"}, None, "needs, 3 processors and a GPU;"),
+        ({"threads": 4}, 7, 7),
+    ],
+)
+def test_a_cluster_has_the_workers_that_its_machines_have_room_for(monkeypatch, caplog, options, jobs, size):
+    machines = [{"CPU": 3.0}, {"CPU": 2.0, "GPU": 1.0}]
+    nodes = [{"Alive": True, "Resources": has} for has in machines]
+    nodes.append({"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}})
+    closed = []
+    played = SimpleNamespace(
+        is_initialized=lambda: False,
+        init=lambda **_: None,
+        nodes=lambda: nodes,
+        shutdown=lambda: closed.append(1),
+    )
+    monkeypatch.setitem(sys.modules, "ray", played)
+    workers = cohort.Workers(jobs, "auto", options=options)
+    if isinstance(size, str):
+        with pytest.raises(DeviceError, match=size):
+            workers.crew()
+        assert closed == [1]
+    else:
+        assert workers.crew().size == size
+        assert ("waiting for one" in caplog.text) == (options.get("threads") == 4)
+
 
 NO_RAY = pytest.mark.skipif(
     not importlib.util.find_spec("ray"), reason="ray is not installed: pip install ray"

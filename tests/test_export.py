@@ -21,7 +21,7 @@ from trtseg.engines.base import Net, logits_of
 from trtseg.engines.calibration import FILE, read_slices, references
 from trtseg.engines.precision import FP32
 from trtseg.engines.unet import UNetEngine
-from trtseg.errors import InputError
+from trtseg.errors import InputError, OutputError
 from trtseg.metrics.ranking import roc
 from trtseg.phantom import abdomen
 
@@ -271,6 +271,22 @@ def test_evaluation_of_a_model(exported, tmp_path):
     assert "| probability in [0.01, 0.99] |" in text
     assert (tmp_path / "scores.md").read_text() == text
     assert {path.name for path in tmp_path.iterdir()} >= {"roc.png", "scores.json", "scores.md"}
+    with pytest.raises(OutputError, match=r"--output: .*scores\.md cannot be created"):
+        evaluate.evaluate(Segmenter(folder), str(folder), cases, tmp_path / "scores.md", 1)
+
+
+def test_a_case_that_cannot_be_read_is_named_also_where_only_single_slices_are_scored(exported):
+    *_, folder = exported
+    phantom = abdomen(shape=(6, 64, 64), spacing=SPACING, lesions=2)
+    loose = Scan(phantom.ct, phantom.labels, SPACING, range(6), cells=np.zeros((0, 6), np.int16))
+
+    def bad():
+        raise InputError("bad.nii: is cut off")
+
+    cases = [Case("bad", "x", "p", bad), Case("single", "x", "q", lambda: loose)]
+    text = evaluate.evaluate(Segmenter(folder), str(folder), cases, None, 0)
+    assert "x/bad was left out: " in text
+    assert "is cut off" in text
 
 
 def test_a_curve_is_drawn_where_nothing_is_defined(tmp_path):

@@ -124,6 +124,23 @@ def test_parts_of_a_lesion_count_each_in_the_sum_of_diameters(tmp_path):
         assert made.response() == "stable"
 
 
+def test_a_speck_that_a_lesion_took_in_is_none_of_the_two_largest(tmp_path):
+    labels = np.zeros((40, 60, 70), np.uint8)
+    labels[5:35, 5:55, 5:65] = 1
+    labels[10:15, 20, 10:26] = 2  # 30 mm
+    labels[10:15, 22, 10] = 2  # a speck beside it
+    labels[25:30, 40, 10:20] = 2  # 18 mm
+    affine = np.diag([-2.0, -2, 2.5, 1])
+    nib.save(nib.Nifti1Image(labels.transpose(2, 1, 0), affine), tmp_path / "a.nii.gz")
+    labels[10:15, 20:23, 10:26] = 2
+    labels[25:30, 40, 10:35] = 2  # 48 mm
+    nib.save(nib.Nifti1Image(labels.transpose(2, 1, 0), affine), tmp_path / "b.nii.gz")
+    made = compare(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
+    assert sorted(len(f.before.lesions) for f in made.findings) == [1, 2]
+    assert made.diameters() == pytest.approx((30 + 18, np.hypot(30, 4) + 48))
+    assert made.response() == "progression"
+
+
 def test_small_lesions_are_matched_nearby_and_not_far_away(tmp_path):
     before = scan(tmp_path / "a.nii.gz", [((0, 0, 0), 3), ((0, 0, 40), 3)])
     after = scan(tmp_path / "b.nii.gz", [((0, 0, 8), 3), ((0, 0, 24), 3)])

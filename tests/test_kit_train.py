@@ -15,7 +15,7 @@ from training.distil import distilled
 from training.losses import Loss
 from training.methods import Liver, Method
 from training.trained import trained_net
-from trtseg.errors import ArgumentError, InputError
+from trtseg.errors import ArgumentError, InputError, OutputError
 
 
 def generator(seed=0):
@@ -289,6 +289,40 @@ def test_a_killed_run_ends_as_an_unbroken_one(tmp_path, monkeypatch):
     assert all((one[name] == two[name]).all() for name in one)
     with pytest.raises(InputError, match=r"other settings \(lr\)"):
         kit_train.train(*small_run(broken, lr=0.5))
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_a_run_that_is_killed_between_its_two_files_goes_on(tmp_path, monkeypatch, step):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    kit_train.train(*small_run(whole))
+    written = []
+
+    def counted(real):
+        def save(*arguments):
+            written.append(arguments)
+            if len(written) == 2 * step:
+                raise KeyboardInterrupt
+            real(*arguments)
+
+        return save
+
+    monkeypatch.setattr(kit_train, "save", counted(kit_train.save))
+    monkeypatch.setattr(trainer, "save", counted(trainer.save))
+    with pytest.raises(KeyboardInterrupt):
+        kit_train.train(*small_run(broken))
+    monkeypatch.undo()
+    kit_train.train(*small_run(broken))
+    one, two = (torch.load(folder / "liver" / "last.pt", weights_only=True) for folder in (whole, broken))
+    assert one["settings"] == two["settings"]
+    assert all((one["result"][name] == two["result"][name]).all() for name in one["result"])
+
+
+def test_a_folder_of_the_run_that_cannot_be_made_is_named(tmp_path):
+    role, path, _, settings, run = small_run(tmp_path, steps=1)
+    with pytest.raises(OutputError, match=r"--out: .*kit\.zip cannot be created"):
+        kit_train.train(role, path, path, settings, run)
 
 
 def test_the_result_of_another_run_is_not_overwritten(tmp_path):

@@ -77,6 +77,28 @@ def test_foreign_labels_are_refused_by_name(tmp_path, value, message):
         read_labels(write(tmp_path / "a.nii.gz", array))
 
 
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [("a.mha", ".mha"), ("a.mhd", ".zraw"), ("a.nrrd", ".nrrd"), ("a.nhdr", ".raw.gz")],
+)
+def test_compressed_voxels_are_checked(tmp_path, name, ending):
+    """ITK itself takes what comes out of them, of NRRD at least if their end is damaged."""
+    sitk = pytest.importorskip("SimpleITK")
+    header = tmp_path / name
+    values = np.random.default_rng(0).integers(0, 3, (9, 64, 64)).astype(np.uint8)
+    sitk.WriteImage(sitk.GetImageFromArray(values), str(header), True)
+    path = header.with_suffix(ending)
+    labels, _ = read_labels(header)
+    assert np.array_equal(np.bincount(labels.ravel()), np.bincount(values.ravel()))
+    data = path.read_bytes()
+    path.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])  # in the checksum, or the size
+    with pytest.raises(InputError, match=rf"{path.name}: (cannot be decompressed|is cut off or damaged)"):
+        read_labels(header)
+    path.write_bytes(data[:-2000])
+    with pytest.raises(InputError, match=rf"{path.name}: is cut off or damaged \(got \d+ bytes of voxels"):
+        read_labels(header)
+
+
 def test_labels_that_cannot_be_read_are_named(tmp_path):
     for name in ("a.mha", "text.nii"):
         (tmp_path / name).write_text("text")

@@ -108,6 +108,32 @@ def test_a_full_disk_ends_a_run_and_leaves_the_last_checkpoint(store, tmp_path):
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
 
+def test_a_full_disk_leaves_log_and_curves_as_they_were_and_the_run_goes_on_when_there_is_room(
+    store, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "argv", command(tmp_path, store, "--every", "2")[2:])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def saved(path, settings, state):
+        checkpoint.save(path, settings, state)
+        if state["step"] == 4:  # now no file can grow beyond what the log has
+            resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "log.csv").stat().st_size, hard))
+
+    monkeypatch.setattr(train, "save", saved)
+    try:
+        with pytest.raises(SystemExit, match=r"error: .*log\.csv: no space left to write it"):
+            train.main()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    monkeypatch.undo()
+    assert {path.name for path in tmp_path.iterdir()} == {"last.pt", "log.csv", "curves.png"}
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 4
+    assert [row["step"] for row in csv.DictReader((tmp_path / "log.csv").open())] == ["2"]
+    monkeypatch.setattr(sys, "argv", command(tmp_path, store, "--every", "2")[2:])
+    train.main()
+    assert [row["step"] for row in csv.DictReader((tmp_path / "log.csv").open())] == ["2", "6"]
+
+
 def test_a_run_whose_loss_is_no_number_stops(store, tmp_path):
     """The first step makes the weights so large that the second overflows."""
     with pytest.raises(
@@ -193,6 +219,12 @@ def test_processes_with_different_weights_are_found(monkeypatch):
         else:
             with pytest.raises(RuntimeError, match=message):
                 train._check_equal(method)
+
+
+def test_a_folder_of_the_run_that_cannot_be_made_is_named(store, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"--out: .*file cannot be created"):
+        train.train(settings("liver", 1), store, tmp_path / "file")
 
 
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(store, tmp_path):

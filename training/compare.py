@@ -28,6 +28,7 @@ from training import kit as kits
 from training.checkpoint import Settings
 from training.row import Split
 from trtseg.errors import InputError, TrtsegError
+from trtseg.io.folders import make_folder
 
 SEEDS = (0, 1)
 #: Patients that choose thresholds: four whose tumours nets drew and cells confirm, and two without tumour.
@@ -170,7 +171,7 @@ def compare(path: Path, out: Path, jobs: int, steps: int = 0, seconds: float = 0
     """Do the runs that are missing; see `main` for the parameters."""
     global _kit, _barrier
     began = time.perf_counter()
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, "--out")
     if (before := stored_steps(out)) and steps not in (0, before):
         raise InputError(f"{out}: holds runs of {before} steps, not {steps}; choose another --out")
     steps = before or steps

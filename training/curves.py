@@ -1,4 +1,4 @@
-"""Learning curves of a run, as PNG.
+"""The log of a run, and its learning curves as PNG.
 
 python -m training.curves runs/liver
 """
@@ -7,11 +7,27 @@ from __future__ import annotations
 
 import argparse
 import csv
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from trtseg.io.atomic import atomic
+
+
+def log(path: Path, row: Mapping[str, Any]) -> None:
+    """Add a row to ``log.csv`` behind those of earlier steps; an OutputError leaves the file as it was."""
+    rows: list[Mapping[str, Any]] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            rows = [old for old in csv.DictReader(file) if int(old["step"]) < row["step"]]
+    with atomic(path) as (temporary,), temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(row), extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows([*rows, row])
 
 
 def plot(log: Path, png: Path) -> None:
-    """Draw the loss and the validation scores of ``log.csv``."""
+    """Draw the loss and the validation scores of ``log.csv``; an OutputError leaves the picture as it was."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -23,11 +39,12 @@ def plot(log: Path, png: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     left.plot(steps, [float(row["loss"]) for row in rows])
     left.set(title="training loss", xlabel="step", yscale="log")
-    for name in rows[0].keys() - {"step", "lr", "loss"}:
+    for name in rows[0].keys() - {"step", "lr", "loss", "seconds"}:
         right.plot(steps, [float(row[name]) for row in rows], label=name)
     right.set(title="validation", xlabel="step", ylim=(0, 1))
     right.legend(fontsize="small")
-    figure.savefig(png, dpi=120)
+    with atomic(png) as (temporary,):
+        figure.savefig(temporary, dpi=120)
     plt.close(figure)
 
 

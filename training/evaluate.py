@@ -30,6 +30,8 @@ from training.split import by_patient
 from trtseg import models
 from trtseg.cli import tables
 from trtseg.errors import InputError, TrtsegError
+from trtseg.io.atomic import atomic
+from trtseg.io.folders import check_writable, make_folder
 from trtseg.metrics.cases import CaseScores, evaluate_case, evaluate_set
 from trtseg.metrics.ranking import PAPER_BAND, reliability, roc
 from trtseg.notice import NOTICE
@@ -63,7 +65,8 @@ def score(segmenter: trtseg.Segmenter, case: Case, scan: Scan, png: Path | None 
         title = f"liver Dice {scores.liver.overlap.dice:.3f}"
         if scores.tumour is not None:
             title += f", tumour Dice {scores.tumour.overlap.dice:.3f}"
-        png.write_bytes(disagreement_png(volume, labels, scan.label, title))
+        with atomic(png) as (part,):
+            part.write_bytes(disagreement_png(volume, labels, scan.label, title))
     return scores
 
 
@@ -136,7 +139,8 @@ def evaluate(
 ) -> str:
     """Score all cases, write what there is to write, and return the Markdown."""
     if out:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out, "--output")
+        check_writable(out, "--output")
     empty = [case for case in cases if case.body_part]
     about = (
         f"{segmenter.spec.name} {segmenter.spec.version}, {segmenter.device} {segmenter.precision}. {NOTICE}"
@@ -170,6 +174,8 @@ def evaluate(
         parts.append(headline(scored))
     if loose:
         parts += [liver_table(loose), cells_table(loose)]
+        if not scored:
+            parts += notes
     if empty:
         parts.append(false_livers(without_liver(segmenter, empty)))
     if scored:
@@ -178,12 +184,14 @@ def evaluate(
         if tumours := [case for case in scored if case.labels_tumour]:
             parts.append(ranking(model, tumours, out / "roc.png" if out else None))
         if out:
-            (out / "scores.json").write_text(json.dumps(scores.to_dict(), indent=2) + "\n")
+            with atomic(out / "scores.json") as (part,):
+                part.write_text(json.dumps(scores.to_dict(), indent=2) + "\n")
             for case in sorted(scored, key=lambda case: scored[case].liver.overlap.dice)[:worst]:
                 score(segmenter, case, read_checked(case), out / f"{case.name}.png")
     text = "\n\n".join(parts) + "\n"
     if out:
-        (out / "scores.md").write_text(text)
+        with atomic(out / "scores.md") as (part,):
+            part.write_text(text)
     return text
 
 

@@ -29,8 +29,9 @@ from training.unet import UNet, folded
 from trtseg.engines.calibration import show
 from trtseg.engines.openvino import import_openvino
 from trtseg.engines.precision import FP16, FP32
-from trtseg.errors import OutputError, TrtsegError
+from trtseg.errors import TrtsegError
 from trtseg.io.atomic import atomic
+from trtseg.io.folders import make_folder
 from trtseg.models import manifest
 from trtseg.phantom import abdomen
 from trtseg.spec import METADATA_KEY, CascadeSpec, ModelSpec
@@ -214,10 +215,7 @@ def export(
 
 def _write(out: Path, files: dict[str, bytes]) -> None:
     """Write the files of a model into its folder, all or none; slices of the model that was there go."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be made ({error.strerror}); choose another --out") from error
+    make_folder(out, "--out")
     with atomic(*(out / name for name in files)) as paths:
         for path, data in zip(paths, files.values(), strict=True):
             path.write_bytes(data)

@@ -301,7 +301,9 @@ def main() -> None:
         parser.error("no data; give --shared, --slices or both")
     try:
         kit = build(*listed(args.shared, args.slices, args.validation), args.size, args.mm, args.step)
-        args.output.parent.mkdir(parents=True, exist_ok=True)
+        from trtseg.io.folders import make_folder
+
+        make_folder(args.output.parent, "--output")
         sha256 = write(args.output, kit)
     except TrtsegError as error:
         raise SystemExit(f"error: {error}") from None

@@ -12,13 +12,11 @@ which the same command resumes a run that was killed; the time that was spent co
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,10 +24,13 @@ import torch
 from training import batch, kit_score, pseudo
 from training import kit as kits
 from training.checkpoint import CHOICES, Settings, build, diverged, fingerprint, load_liver, save
+from training.curves import log
+from training.methods import Method
 from training.trained import trained_net
 from training.trainer import Run, Trainer
 from training.unet import UNet
 from trtseg.errors import InputError, TrtsegError
+from trtseg.io.folders import make_folder
 
 
 def train(
@@ -98,9 +99,15 @@ def train(
     held_store = batch.DeviceKit.of(kit, held, device)
     kit_score.to_device(method, device)
     trainer = Trainer(role, method, settings, run, store, p, imitated)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, "--out")
+
+    def save_result(result: Method) -> None:
+        reached = replace(settings, steps=trainer.step)
+        save(out / "last.pt", reached, {"result": result.nets.state_dict()})
+
     if state.exists():
         trainer.resume(state)
+        save_result(trainer.result())  # a kill may have come between both files
         _report(f"resumed at step {trainer.step}, {trainer.elapsed:.0f} s")
     elif files.get("start"):
         trainer.start(str(files["start"]))
@@ -125,9 +132,9 @@ def train(
             f"{trainer.step * run.batch / max(trainer.elapsed, 1e-9):.0f} slices/s "
             f"loss {loss:.4f}  {kit_score.text(scores)}"
         )
-        save(out / "last.pt", replace(settings, steps=trainer.step), {"result": result.nets.state_dict()})
         trainer.save(state)
-        _log(out / "log.csv", row)
+        save_result(result)
+        log(out / "log.csv", row)
 
     if files.get("start") and not trainer.step:
         keep(0.0)  # what the run starts with
@@ -153,15 +160,6 @@ def _rows(kit: kits.Kit, role: str, split: str) -> np.ndarray:
 
 def _report(line: str) -> None:
     print(line, flush=True)
-
-
-def _log(path: Path, row: dict[str, Any]) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row), extrasaction="ignore")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def main() -> None:

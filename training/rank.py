@@ -12,6 +12,7 @@ from trtseg.engines import open_engine
 from trtseg.engines.base import logits_of
 from trtseg.engines.calibration import show
 from trtseg.engines.precision import FP32
+from trtseg.io.atomic import atomic
 from trtseg.metrics.ranking import Roc
 from trtseg.models import ModelFiles
 
@@ -55,5 +56,6 @@ def curve_png(path: Path, curves: dict[str, Roc]) -> None:
             axes.annotate(f"  {curve.threshold:.2f}", (fpr[best], tpr[best]))
     axes.set(xlabel="false positive rate", ylabel="true positive rate", title="tumour")
     axes.legend(loc="lower right")
-    figure.savefig(path, dpi=120)
+    with atomic(path) as (temporary,):
+        figure.savefig(temporary, dpi=120)
     plt.close(figure)

@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from training.cases import Case, digest, read_checked
-from trtseg.errors import InputError, OutputError
+from trtseg.errors import InputError
 from trtseg.fit import Fit
 from trtseg.io import atomic
+from trtseg.io.folders import make_folder
 
 FORMAT, VERSION = "trtseg slice store", 1
 SPLITS = ("train", "validation", "test")
@@ -90,10 +91,7 @@ def writing(folder: Path) -> Iterator[tuple[Path, Path, Path]]:
     Folders that are made for it go again if that fails, and a store that was there stays as it was.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made ({error.strerror}); give another folder") from error
+    make_folder(folder, "--output")
     try:
         with atomic(folder / HU, folder / LABEL, folder / MANIFEST) as (hu, label, manifest):
             yield hu, label, manifest

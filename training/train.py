@@ -12,7 +12,6 @@ same result.
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import math
 import os
@@ -42,12 +41,13 @@ from training.checkpoint import (
     save,
     start_from,
 )
-from training.curves import plot
+from training.curves import log, plot
 from training.methods import Method
 from training.sample import Samples
 from training.store import MANIFEST
 from trtseg.engines.processor import native_bf16
 from trtseg.errors import ArgumentError, TrtsegError
+from trtseg.io.folders import make_folder
 from trtseg.metrics.overlap import overlap
 
 
@@ -176,7 +176,7 @@ def train(
         num_workers=1,
         prefetch_factor=4,
     )
-    out.mkdir(parents=True, exist_ok=True)  # nothing can be refused any more
+    make_folder(out, "--out")  # nothing can be refused any more
     bar = tqdm(
         loader, initial=step, total=settings.steps, desc=settings.method, mininterval=5, disable=rank > 0
     )
@@ -219,7 +219,7 @@ def train(
             }
             save(checkpoint, settings, state)
             saved = step
-            _log(out / "log.csv", {"step": step, "lr": lr, "loss": mean(losses), **scores})
+            log(out / "log.csv", {"step": step, "lr": lr, "loss": mean(losses), **scores})
             losses.clear()
             plot(out / "log.csv", out / "curves.png")
     if processes > 1:
@@ -263,15 +263,6 @@ def _check_equal(method: Method) -> None:
 def _differences(before: Settings, settings: Settings) -> str:
     old, now = asdict(before), asdict(settings)
     return "made with " + ", ".join(f"{k} {old[k]!r}, not {v!r}" for k, v in now.items() if old[k] != v)
-
-
-def _log(path: Path, row: dict[str, float]) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def main() -> None:

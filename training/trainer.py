@@ -30,6 +30,7 @@ from training.replay import Replayed
 from training.unet import UNet, weights
 from training.weak import TumourLoss, liver_loss
 from trtseg.errors import InputError
+from trtseg.io.folders import make_folder
 
 #: Batches that are drawn and changed together: on a GPU hundreds of small operations then cost as much as for one.
 AHEAD = {"cuda": 8, "cpu": 1}
@@ -264,7 +265,7 @@ class Trainer:
             "elapsed": self.elapsed,
             "run": asdict(self.run),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent, "--state")
         save(path, self.settings, state)
         self.saved = self.step
 

@@ -17,8 +17,9 @@ import numpy as np
 from trtseg.errors import InputError
 from trtseg.io import read_labels
 from trtseg.io.names import ITK, NIFTI
-from trtseg.labels.components import Array, bounding_box, count_voxels
+from trtseg.labels.components import Array, bounding_box
 from trtseg.labels.lesions import Lesion, lesions, number_lesions
+from trtseg.labels.shift import Placed, find_shift, look_up
 from trtseg.notice import NOTICE
 from trtseg.volume import voxel_ml
 from trtseg.warnings import ResultWarning
@@ -32,14 +33,6 @@ MEASURABLE_MM, TARGETS = 10.0, 2
 
 _READ = (*NIFTI, *ITK)
 _MOST = 254  # lesions of a scan that are compared, the largest
-_CELL_MM = 4.0  # of the grid on which the livers are laid on each other
-_STEPS_MM = (
-    2.0,
-    1.0,
-    0.5,
-    0.25,
-)  # by which the place is found from there on, with so many voxels of the later liver
-_SAMPLE = 50_000
 _OVERLAP = 0.1  # of the smaller of two lesions, from which the two are the same
 _NEAR_MM = 10.0  # centroids of two lesions without overlap that may be the same
 _POOR_DICE = 0.85
@@ -61,6 +54,8 @@ class Side:
         Diameters of the part with the longest.
     sum_mm : float
         Long diameters of all parts together.
+    parts_mm : tuple of float
+        Long diameter of each part, in the order of `lesions`.
     slice : int
         Where that part is widest; from 0, feet to head.
     """
@@ -70,6 +65,7 @@ class Side:
     long_mm: float
     short_mm: float
     sum_mm: float
+    parts_mm: tuple[float, ...]
     slice: int
 
 
@@ -117,19 +113,18 @@ class Comparison:
     def diameters(self) -> tuple[float, float] | None:
         """Sum the long axes of the two largest lesions of at least 10 mm before, and of the same after; None: none.
 
-        Parts of a lesion that fell apart count each, as in RECIST 1.1, and so do lesions that grew together.
+        Parts of a lesion that fell apart count each, as in RECIST 1.1, and so do lesions of 10 mm that grew together.
         """
         measured = [f for f in self.findings if f.before is not None and f.before.long_mm >= MEASURABLE_MM]
         measured.sort(key=lambda f: -f.before.long_mm if f.before else 0.0)
-        chosen: list[Finding] = []
-        while measured and sum(len(f.before.lesions) for f in chosen if f.before) < TARGETS:
-            chosen.append(measured.pop(0))
-        if not chosen:
-            return None
-        return tuple(  # type: ignore[return-value]
-            float(sum(side.sum_mm for f in chosen if (side := getattr(f, when)) is not None))
-            for when in ("before", "after")
-        )
+        targets: list[float] = []
+        after = 0.0
+        for finding in measured:
+            if finding.before is None or len(targets) >= TARGETS:
+                break
+            targets += [mm for mm in finding.before.parts_mm if mm >= MEASURABLE_MM]
+            after += 0.0 if finding.after is None else finding.after.sum_mm
+        return (sum(targets), after) if targets else None
 
     def response(self) -> str | None:
         """Judge like RECIST 1.1 by `diameters`, from two scans only and by a machine; None without such lesions.
@@ -182,7 +177,7 @@ def compare(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Co
     """
     paths = label_map(Path(before)), label_map(Path(after))
     scans = _Scan.read(paths[0]), _Scan.read(paths[1])
-    shift, dice = _shift(*scans)
+    shift, dice = find_shift(*scans)
     same = ["before and after are one file, so nothing can have changed"] * paths[0].samefile(paths[1])
     warnings = same + [
         f"{when}: {warning.text}"
@@ -217,15 +212,13 @@ def compare(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Co
     )
 
 
-_NOTHING = Side((), 0.0, 0.0, 0.0, 0.0, 0)
+_NOTHING = Side((), 0.0, 0.0, 0.0, 0.0, (), 0)
 
 
 @dataclass(frozen=True)
-class _Scan:
+class _Scan(Placed):
     """A label map with its lesions."""
 
-    labels: Array
-    affine: Array
     lesions: tuple[Lesion, ...]
     warnings: tuple[ResultWarning, ...]
 
@@ -239,17 +232,6 @@ class _Scan:
         affine = grid.canonical_affine()
         return cls(labels, affine, lesions(labels, affine), grid.warnings)
 
-    def ml(self, which: int) -> float:
-        """Volume of the liver (0) or of the tumours (1)."""
-        return count_voxels(self.labels)[which] * voxel_ml(self.affine)
-
-    def places(self, numbers: Array) -> Array:
-        """Places of all voxels of a mask, RAS mm, [n, 3]."""
-        box = bounding_box(numbers)
-        z, y, x = np.nonzero(numbers[box])
-        index = np.stack([x + box[2].start, y + box[1].start, z + box[0].start], axis=1)
-        return index @ self.affine[:3, :3].T + self.affine[:3, 3]
-
 
 def label_map(path: Path) -> Path:
     """Find the label map that lies beside a report, else InputError; any other path is one."""
@@ -259,68 +241,6 @@ def label_map(path: Path) -> Path:
         if (found := path.with_name(path.name[: -len(".json")] + ending)).is_file():
             return found
     raise InputError(f"{path}: has no label map beside it, as {path.stem}.nii.gz; give the label map itself")
-
-
-def _shift(before: _Scan, after: _Scan) -> tuple[Array, float]:
-    """Find the shift in RAS mm of the later liver with the largest overlap, and the Dice of the livers then."""
-    cell = max(_CELL_MM, *(float(np.linalg.norm(s.affine[:3, i])) for s in (before, after) for i in range(3)))
-    grids, corners = [], []
-    for scan in (before, after):
-        places = scan.places(scan.labels)
-        corner = np.floor(places.min(axis=0) / cell) - 1
-        index = np.floor(places / cell - corner).astype(int)
-        shape = index.max(axis=0) + 2
-        count = np.bincount(np.ravel_multi_index(tuple(index.T), shape), minlength=int(np.prod(shape)))
-        full = cell**3 / (1000 * voxel_ml(scan.affine))
-        grids.append(np.minimum(count.reshape(shape) / full, 1.0))
-        corners.append(corner)
-    size = [a + b for a, b in zip(grids[0].shape, grids[1].shape, strict=True)]
-    spectra = [np.fft.rfftn(grid, size, axes=(0, 1, 2)) for grid in grids]
-    overlap = np.fft.irfftn(spectra[0] * np.conj(spectra[1]), size, axes=(0, 1, 2))
-    peak = np.unravel_index(int(overlap.argmax()), overlap.shape)
-    at = [n - size[a] if n > grids[0].shape[a] else int(n) for a, n in enumerate(peak)]
-    best = float(overlap[peak])
-    offset = np.array(at, float)
-    for axis, step in enumerate(np.eye(3, dtype=int)):  # between the cells: the top of a parabola
-        low, high = (float(overlap[tuple((np.array(peak) + by * step) % size)]) for by in (-1, 1))
-        if low + high < 2 * best:
-            offset[axis] += (low - high) / (2 * (low + high - 2 * best))
-    shift = _refined(before, after, (offset + corners[0] - corners[1]) * cell)
-    under = _look_up(before, before.labels, after, after.labels, shift) > 0
-    shared = int(np.count_nonzero(under)) * voxel_ml(after.affine)
-    return shift, min(2 * shared / (before.ml(0) + after.ml(0)), 1.0)
-
-
-def _refined(before: _Scan, after: _Scan, shift: Array) -> Array:
-    """Move the later liver on in ever smaller steps, as long as more of it comes to lie on the earlier."""
-    places = after.places(after.labels)
-    places = places[:: max(1, len(places) // _SAMPLE)]
-
-    def shared(by: Array) -> int:
-        return int(np.count_nonzero(_values_at(before, before.labels, places + by)))
-
-    best = shared(shift)
-    for step in _STEPS_MM:
-        ways = [sign * step * axis for axis in np.eye(3) for sign in (1, -1)]
-        while found := next(((n, shift + way) for way in ways if (n := shared(shift + way)) > best), None):
-            best, shift = found
-    return shift
-
-
-def _look_up(before: _Scan, values: Array, after: _Scan, mask: Array, shift: Array) -> Array:
-    """Values of the earlier grid at the voxels of a mask of the later one, moved by ``shift``; 0 outside the grid."""
-    return _values_at(before, values, after.places(mask) + shift)
-
-
-def _values_at(scan: _Scan, values: Array, places: Array) -> Array:
-    """Values of a scan's grid at the voxels next to places, RAS mm; 0 outside the grid."""
-    to_index = np.linalg.inv(scan.affine)
-    x, y, z = np.rint(places @ to_index[:3, :3].T + to_index[:3, 3]).astype(int).T
-    depth, rows, columns = values.shape
-    inside = (z >= 0) & (y >= 0) & (x >= 0) & (z < depth) & (y < rows) & (x < columns)
-    found = np.zeros(len(places), values.dtype)
-    found[inside] = values[z[inside], y[inside], x[inside]]
-    return found
 
 
 def _match(before: _Scan, after: _Scan, shift: Array) -> list[tuple[list[int], list[int]]]:
@@ -370,7 +290,7 @@ def _shared_ml(before: _Scan, after: _Scan, shift: Array) -> Array:
         return shared
     box = bounding_box(numbers[1])
     later = numbers[1][box][numbers[1][box] > 0]
-    earlier = _look_up(before, numbers[0], after, numbers[1], shift)
+    earlier = look_up(before, numbers[0], after, numbers[1], shift)
     both = earlier > 0
     np.add.at(shared, (earlier[both] - 1, later[both] - 1), voxel_ml(after.affine))
     return shared
@@ -399,6 +319,7 @@ def _side(scan: _Scan, numbers: list[int]) -> Side | None:
         widest.diameter_mm,
         widest.short_mm,
         sum(lesion.diameter_mm for lesion in parts),
+        tuple(lesion.diameter_mm for lesion in parts),
         widest.diameter_slice,
     )
 

@@ -6,7 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
+import dicom_made as made
 from commands import run
+
+from trtseg.phantom import abdomen
 
 
 def test_one_case_has_a_page_beside_its_labels(here, model, phantom_ct):
@@ -45,6 +48,18 @@ def test_a_folder_has_an_index_that_knows_what_was_done_before(here, model, phan
     again = run(*arguments)
     assert again.exit_code == 3, "the same cases, the same exit code"
     assert "2 of 3 cases are complete" in again.stderr
+
+
+def test_the_index_has_the_case_that_went_well_of_two_from_one_folder(here, model):
+    made.save_series(here / "ct", abdomen((6, 64, 64), (20.0, 6.0, 6.0)).ct, 20.0)
+    Path("list.csv").write_text("input,output,series\nct,good,\nct,bad,1.2.3\n")
+    done = run("segment", "list.csv", "--model", model, "-o", "out", "--html")
+    assert done.exit_code == 3, done.output
+    good, bad = Path("out/index.csv").read_text().splitlines()[1:]
+    assert good.startswith("good,")
+    assert "good.html" in good
+    assert bad.startswith("bad,")
+    assert "holds no series 1.2.3" in bad
 
 
 def test_pages_with_names_are_not_complete_without_and_the_other_way_round(here, model, phantom_ct):

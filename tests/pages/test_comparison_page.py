@@ -9,7 +9,10 @@ from trtseg.report.comparison import comparison_html
 
 
 def test_the_page_of_a_comparison(browser, tmp_path):
-    old, new = Side((1,), 2.0, 20.0, 10.0, 20.0, 5), Side((1, 2), 3.0, 22.0, 12.0, 30.0, 6)
+    old, new = (
+        Side((1,), 2.0, 20.0, 10.0, 20.0, (20.0,), 5),
+        Side((1, 2), 3.0, 22.0, 12.0, 30.0, (22.0, 8.0), 6),
+    )
     findings = (Finding("grown", old, new), Finding("gone", old, None), Finding("new", None, new))
     made = Comparison(
         ("a<b.nii", "b"), (1500.0, 1400.0), (4.0, 6.0), (1, 2, 3), 0.9, findings, ("livers <agree> poorly",)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import typer
@@ -55,7 +55,6 @@ class Failures:
 
     count: int = 0
     bugs: int = 0
-    reasons: dict[str, str] = field(default_factory=dict)  # by the first path of each case
 
     def add(self, error: Exception, *paths: Path | str, alone: bool = False) -> str:
         """Say on stderr why a case failed, and return the reason.
@@ -79,7 +78,6 @@ class Failures:
             reason = f"unexpected {type(error).__name__}"
             fail(f"{paths[0]}: unexpected, please report this:")
             traceback.print_exception(error)
-        self.reasons[str(paths[0])] = reason
         return reason
 
     def exit_code(self, done: int) -> int:

@@ -231,17 +231,12 @@ def segment(
                     keep_identity=keep_identity,
                     progress=tell,
                 )
-                failures, done = _show(stack.enter_context(closing(outcomes)), len(cases), quiet)
+                failures, done, failed = _show(stack.enter_context(closing(outcomes)), len(cases), quiet)
             if failures.count > _LISTED and folder and not quiet and (folder / _TABLE).exists():
                 text.note(f"{failures.count} of {len(cases)} cases failed: {folder / _TABLE} says why")
             if html and not is_alone:
                 from trtseg.report.index import write_index
 
-                failed = {
-                    case.html: reason.replace(case.input, case.source.name)
-                    for case in cases
-                    if case.html and (reason := failures.reasons.get(case.input))
-                }
                 index = write_index([case.html for case in cases if case.html], output or Path(), failed)
                 if index is not None and not quiet:
                     text.note(f"all cases on a page: {index}")
@@ -259,12 +254,14 @@ def _list_series(inputs: Sequence[str]) -> None:
             text.out(f"{one.series}\n    {one.about}: {one.reason or free}\n")
 
 
-def _show(outcomes: Iterable[Outcome], count: int, quiet: bool) -> tuple[Failures, int]:
-    """Report each failure on stderr and print a table; return the failures, and how many cases are well.
+def _show(outcomes: Iterable[Outcome], count: int, quiet: bool) -> tuple[Failures, int, dict[Path, str]]:
+    """Report each failure on stderr and print a table.
 
-    ``count`` is the number of cases.
+    Return the failures, how many cases are well, and for the pages of those that failed why. ``count`` is the number
+    of cases.
     """
     failures = Failures()
+    failed: dict[Path, str] = {}
     rows: list[tuple[str, ...]] = []  # what the table shows of each case
     done = old = 0
     try:
@@ -275,7 +272,10 @@ def _show(outcomes: Iterable[Outcome], count: int, quiet: bool) -> tuple[Failure
             if not done and not failures.count:
                 _say_old(old, count, quiet)
             if outcome.error is not None:
-                failures.add(outcome.error, outcome.case.input, alone=count == 1)
+                case = outcome.case
+                reason = failures.add(outcome.error, case.input, alone=count == 1)
+                if case.html is not None:
+                    failed[case.html] = reason.replace(case.input, case.source.name)
                 continue
             done += 1
             for warning in outcome.warnings:
@@ -295,7 +295,7 @@ def _show(outcomes: Iterable[Outcome], count: int, quiet: bool) -> tuple[Failure
             text.show_results(table)
     if done > len(rows) == _MOST_ROWS and not quiet:
         text.note(f"{done - len(rows)} more cases are in the table of the folder, {_TABLE}")
-    return failures, done + old
+    return failures, done + old, failed
 
 
 def _say_old(old: int, count: int, quiet: bool) -> None:

@@ -180,6 +180,9 @@ def _local(inputs: Sequence[Path], output: Path, left_out: list[Path]) -> list[F
             found += [Found(path, _labels(places[path]))] if path in places else []
             continue
         cts, labels = find_cts(path, output)
+        if not cts and len(inputs) > 1 and os.path.realpath(path) == os.path.realpath(output):
+            left_out += labels  # a shell's * is the folder of the results too, once it is there
+            continue
         if labels and not cts:
             raise InputError(f"{path}: holds no CT, but {len(labels)} label maps; give the folder of the CTs")
         left_out += labels

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from trtseg.cohort.case import Case
-from trtseg.cohort.remote import look
+from trtseg.cohort.remote import is_there, is_url, look
 from trtseg.cohort.table import TABLE, write_table
 from trtseg.errors import ArgumentError, OutputError
 from trtseg.io.atomic import explain, resolve_target
@@ -60,6 +60,9 @@ class Manifest:
         self.folder = folder
         self._path = folder / MANIFEST
         self._records: dict[str, dict[str, Any]] = {}
+        self._made_of: dict[
+            str, str
+        ] = {}  # the CT of the labels that lie there, also of a case that failed later
         self._waiting: list[dict[str, Any]] = []  # failures, until something is done
         self._file = -1
         self._has_changed = False
@@ -101,20 +104,12 @@ class Manifest:
     def check_inputs(self, cases: Sequence[Case]) -> None:
         """Raise an ArgumentError where a case would replace what was made of another CT that is still there."""
         for case in cases:
-            record = self._records.get(self.key(case))
-            if (
-                record is None
-                or record["state"] != "done"
-                or case.url is not None
-                or not case.labels.exists()
-            ):
-                continue
-            with contextlib.suppress(OSError):  # a CT that has been moved is no other CT
-                if not os.path.samefile(record["input"], case.source):  # noqa: PTH121 - may be a URL
-                    raise ArgumentError(
-                        f"inputs: {case.labels} holds the labels of {record['input']}, and those of {case.input} would "
-                        "replace them; choose another folder, or overwrite"
-                    )
+            made_of = self._made_of.get(self.key(case))
+            if made_of is not None and case.labels.exists() and _is_another(made_of, case):
+                raise ArgumentError(
+                    f"inputs: {case.labels} holds the labels of {made_of}, and those of {case.input} would "
+                    "replace them; choose another folder, or overwrite"
+                )
 
     def row(self, case: Case) -> dict[str, Any]:
         """The row of a case in the table."""
@@ -148,7 +143,7 @@ class Manifest:
         record = {
             "case": self.key(case),
             "state": "done",
-            "input": case.input,
+            "input": _input(case),
             "seen": seen,
             "made_by": made_by,
             "files": {path.name: path.stat().st_size for path in sorted(staged.iterdir())},
@@ -163,7 +158,7 @@ class Manifest:
     def fail(self, case: Case, error: Exception) -> None:
         """Note why a case failed; the next run tries it again."""
         said = f"{type(error).__name__}: {error}".strip()
-        record = {"case": self.key(case), "state": "failed", "input": case.input, "error": said}
+        record = {"case": self.key(case), "state": "failed", "input": _input(case), "error": said}
         self._records[record["case"]] = record
         if self._file >= 0 or self._path.exists():
             self._append(record)
@@ -224,6 +219,7 @@ class Manifest:
         if lines and "case" not in lines[0] and lines[0] != _HEAD:
             raise OutputError(f"{self._path}: is of another version of trtseg; choose another folder")
         self._records = {line["case"]: line for line in lines if "case" in line}
+        self._made_of = {line["case"]: line["input"] for line in lines if line.get("state") == "done"}
 
     def _tidy(self) -> None:
         """Rename what was left complete, and remove what was left unfinished."""
@@ -273,6 +269,23 @@ def _locked(folder: Path) -> int:
     except OSError:
         pass  # a file system without locks
     return handle
+
+
+def _input(case: Case) -> str:
+    """The URL, or else the path of the CT from any folder: the next command may be called in another one."""
+    return case.url or os.path.abspath(case.source)  # noqa: PTH100 - links stay
+
+
+def _is_another(made_of: str, case: Case) -> bool:
+    """Tell whether labels were made of another CT than that of the case, one that is still there: none was moved."""
+    if made_of == _input(case):
+        return False
+    if case.url is not None or is_url(made_of):
+        return is_there(made_of)
+    try:
+        return not os.path.samefile(made_of, case.source)  # noqa: PTH121 - of the manifest
+    except OSError:
+        return False
 
 
 def _name(key: str) -> str:

@@ -9,12 +9,14 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtseg.cohort.case import Case, Outcome
 from trtseg.cohort.pace import Pace
 from trtseg.cohort.remote import fetched, look
 from trtseg.cohort.table import row_of
+from trtseg.errors import OutputError
 from trtseg.io import load
 from trtseg.resources import memory_for
 
@@ -80,13 +82,18 @@ def pipeline(
             stopped.set()
 
 
-def save(case: Case, result: Segmentation, keep_identity: bool) -> None:
-    """Write the files of a case."""
-    more: dict[str, Any] = {name: getattr(case, name) for name in ("report", "preview", "html")}
-    if case.dicom:
-        result.save_dicom(case.labels.parent, case.dicom, **more, keep_identity=keep_identity)
-    else:
-        result.save(case.labels, **more, keep_identity=keep_identity)
+def save(case: Case, result: Segmentation, keep_identity: bool, staged: Path | None = None) -> None:
+    """Write the files of a case, or for now into the folder ``staged``; errors name where they belong."""
+    own = case if staged is None else case.into(staged)
+    more: dict[str, Any] = {name: getattr(own, name) for name in ("report", "preview", "html")}
+    try:
+        if case.dicom:
+            result.save_dicom(own.labels.parent, case.dicom, **more, keep_identity=keep_identity)
+        else:
+            result.save(own.labels, **more, keep_identity=keep_identity)
+    except OutputError as error:
+        error.args = (str(error).replace(str(own.labels.parent), str(case.labels.parent)),)
+        raise
 
 
 def _with_read(result: Segmentation, seconds: float) -> Segmentation:

@@ -6,14 +6,17 @@ the manifest is the same as with processes. A worker has at most one case, so wh
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from trtseg.cohort.tasks import Bench, Failed, Lost, Reply, Setup, Task, portable
 from trtseg.errors import ArgumentError, DeviceError
+
+log = logging.getLogger("trtseg")
 
 _LOCAL = "local"
 
@@ -35,7 +38,8 @@ class RayCrew:
     Raises
     ------
     DeviceError
-        Ray is not installed, or the cluster does not answer.
+        Ray is not installed, the cluster does not answer, or no worker would ever have room: ``size`` was left to a
+        cluster without room for one, or the cluster is ``local``, which does not grow.
     """
 
     is_shared = False
@@ -52,6 +56,8 @@ class RayCrew:
         except ImportError as error:
             raise DeviceError("Ray is not installed; pip install 'trtseg[ray]'") from error
         self._ray = ray
+        self._actor: Any = None
+        self._due: dict[Any, Any] = {}  # the answer that each worker owes
         self._is_ours = not ray.is_initialized()
         options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
         if address == _LOCAL:
@@ -65,11 +71,15 @@ class RayCrew:
             ) from error
         self._threads = threads
         self._resources = {"num_cpus": threads, "num_gpus": int(is_gpu)}
-        kind = "GPU" if is_gpu else "CPU"
-        of_cluster = int(ray.cluster_resources().get(kind, 1)) // (1 if is_gpu else threads)
-        self.size = size or max(1, of_cluster)
-        self._actor: Any = None
-        self._due: dict[Any, Any] = {}  # the answer that each worker owes
+        room = sum(_room(node, threads, is_gpu) for node in ray.nodes() if node["Alive"])
+        if not room:
+            need = f"{threads} processor{'s' * (threads != 1)}{' and a GPU' * is_gpu}"
+            said = f"no machine of the cluster {address} has what a worker needs, {need}"
+            if size is None or address == _LOCAL:
+                self.close()
+                raise DeviceError(f"ray: {said}; change --threads or --device, or the cluster")
+            log.warning("ray: %s; waiting for one", said)  # clusters may grow
+        self.size = size or room
 
     def hire(self, setup: Setup) -> Any:
         """Start an actor, wherever there is room."""
@@ -130,6 +140,13 @@ class _Actor:
         """Do a case."""
         assert self._bench is not None
         return self._bench.do(task)
+
+
+def _room(node: Mapping[str, Any], threads: int, is_gpu: bool) -> int:
+    """How many workers a machine of the cluster has room for."""
+    has = node["Resources"]
+    by_cpu = int(has.get("CPU", 0)) // threads
+    return min(by_cpu, int(has.get("GPU", 0))) if is_gpu else by_cpu
 
 
 def _reason(error: Exception) -> str:

@@ -57,6 +57,17 @@ def find_remote(url: str) -> list[str]:
         return [_with_path(url, path, name) for name in sorted(found)]
 
 
+def is_there(source: str) -> bool:
+    """Tell whether a path or a URL leads to something; False where that cannot be known."""
+    if not is_url(source):
+        return os.path.exists(source)  # noqa: PTH110 - Path.exists raises where it may not look
+    try:
+        with _store(source) as (store, path):
+            return bool(store.exists(path))
+    except InputError:
+        return False
+
+
 def read_remote(url: str) -> str:
     """Read a text file."""
     with _store(url) as (store, path):

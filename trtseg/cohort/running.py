@@ -176,7 +176,7 @@ class _Work:
 
         def write(case: Case, result: Segmentation, seen: str, seconds: float) -> None:
             staged = self.manifest.stage()
-            save(case.into(staged), result, self.keep_identity)
+            save(case, result, self.keep_identity, staged)
             self.finish(case, seen, staged, row_of(result, seconds))
 
         with closing(pipeline(cases, segmenter, write, orientation=orientation, pace=self.pace)) as outcomes:

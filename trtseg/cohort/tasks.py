@@ -113,7 +113,7 @@ class Bench:
                 result = self._segmenter.segment(
                     source, series=case.series, orientation=self._setup.orientation
                 )
-            save(case.into(folder), result, self._setup.keep_identity)
+            save(case, result, self._setup.keep_identity, folder)
         files = {path.name: path.read_bytes() for path in folder.iterdir()} if take else {}
         seconds = time.perf_counter() - start
         return Done(row_of(result, seconds), result.warnings, seconds, files)

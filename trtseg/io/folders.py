@@ -53,17 +53,22 @@ def made_folder(folder: Path, name: str) -> Iterator[None]:
     """
     missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     try:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"{name}: {folder} cannot be created ({error.strerror}); choose another folder"
-            ) from error
+        make_folder(folder, name)
         yield
     finally:
         for path in missing:  # the innermost first
             with contextlib.suppress(OSError):
                 path.rmdir()
+
+
+def make_folder(folder: Path, name: str) -> None:
+    """Create a folder and the folders above it; an OutputError, which calls it by ``name``, says why that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{name}: {folder} cannot be created ({error.strerror}); choose another folder"
+        ) from error
 
 
 def check_writable(folder: Path, name: str) -> None:

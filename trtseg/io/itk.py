@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,14 @@ from trtseg.warnings import ResultWarning
 # Coordinates of ITK point to the left and to the back, coordinates of trtseg to the right and to the front.
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 _KEY = "trtseg"  # of the signature in the metadata of labels
+_HEADER = 1 << 16  # bytes in which a header ends, with the name of its data if they lie in another file
+_META_DATA = re.compile(rb"^ElementDataFile\s*=[ \t]*([^\r\n]+?)[ \t]*(?:\r?\n|\Z)", re.MULTILINE)
+_META_COMPRESSED = re.compile(rb"^CompressedData\s*=\s*[Tt1]", re.MULTILINE)
+_NRRD_END = re.compile(rb"\r?\n\r?\n|\Z")
+_NRRD_DATA = re.compile(rb"^data ?file:\s*([^\r\n]+?)\s*$", re.MULTILINE)
+_NRRD_COMPRESSED = re.compile(rb"^encoding:\s*gz", re.MULTILINE)
+_NRRD_SKIPS = re.compile(rb"^(?:line|byte) ?skip:", re.MULTILINE)
+_ZLIB_OR_GZIP = 47  # the code that asks zlib to tell which of the two it is
 _INSTALL = "pip install 'trtseg[itk]'"
 
 
@@ -138,6 +148,8 @@ def _read(name: str, convert: Callable[..., np.ndarray]) -> tuple[np.ndarray, Ge
         warnings = (no_orientation("right to left, front to back, feet to head"),)
     geometry = ct_geometry(name, size, affine=grid.affine(), source=grid, warnings=warnings)
     check_memory(name, 8 * math.prod(size))
+    voxel = sitk.Image([1] * dimensions, reader.GetPixelID())
+    _check_compressed(name, math.prod(size) * voxel.GetSizeOfPixelComponent())
     try:
         image = reader.Execute()
     except RuntimeError as error:
@@ -145,6 +157,52 @@ def _read(name: str, convert: Callable[..., np.ndarray]) -> tuple[np.ndarray, Ge
     stored = sitk.GetArrayViewFromImage(image)  # [..., k, j, i]
     check_dtype(name, stored.dtype)
     return convert(name, geometry, slabs(geometry.grid(stored.transpose()))), geometry
+
+
+def _check_compressed(name: str, wanted: int) -> None:
+    """Raise an InputError if compressed voxels are damaged: ITK would take what became of them, or some of it.
+
+    ``wanted`` is the number of bytes that they are to be. Files of single slices are not looked at.
+    """
+    from isal import isal_zlib
+
+    data, start = _compressed(name)
+    if data is None or not data.is_file():
+        return
+    stream, size = isal_zlib.decompressobj(_ZLIB_OR_GZIP), 0
+    with data.open("rb") as file:
+        file.seek(start)
+        try:
+            while not stream.eof and (block := file.read(1 << 20)):
+                size += len(stream.decompress(block))
+        except isal_zlib.IsalError as error:  # type: ignore[misc]  # a class, which its stub does not say
+            raise InputError(f"{data}: cannot be decompressed ({error}); fetch it again") from error
+    if not stream.eof or size < wanted:
+        raise InputError(
+            f"{data}: is cut off or damaged (got {size} bytes of voxels; expected {wanted}); fetch it again"
+        )
+
+
+def _compressed(name: str) -> tuple[Path | None, int]:
+    """The file with the voxels that a header calls compressed, and where they start; None if they are not."""
+    own = Path(name)
+    with own.open("rb") as file:
+        start = file.read(_HEADER)
+    if start.startswith(b"NRRD"):
+        end = _NRRD_END.search(start)
+        assert end is not None  # of the file at the latest
+        head = start[: end.start()]
+        if not _NRRD_COMPRESSED.search(head) or _NRRD_SKIPS.search(head):
+            return None, 0
+        if found := _NRRD_DATA.search(head):
+            return own.parent / os.fsdecode(found[1]), 0
+        return own, end.end()
+    found = _META_DATA.search(start)
+    if found is None or not _META_COMPRESSED.search(start[: found.start()]):
+        return None, 0
+    if found[1].lower() == b"local":
+        return own, found.end()
+    return own.parent / os.fsdecode(found[1]), 0
 
 
 def _reader(sitk: Any, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Iterator
@@ -11,14 +12,15 @@ from trtseg.io.dicom.find import find_files, is_dicom
 from trtseg.io.names import ANALYZE, ITK, ZIP, is_folder
 
 _DATA = re.compile(rb"^\s*(?:ElementDataFile\s*=|data ?file\s*:)\s*(.+?)\s*$", re.IGNORECASE | re.MULTILINE)
+_NUMBER = re.compile(r"%\d*[du]")  # of a slice, in the pattern of its file
 _HEADER = 1 << 16  # bytes in which a header of NRRD or MetaImage names its data
 
 
 def files_of(path: Path) -> Iterator[Path]:
     """All files that reading ``path`` may look at: those of a folder and below it, both of a pair, and so on.
 
-    Of a DICOM file these are the DICOM files beside it, of which its series is read; of a detached header, the data
-    that it names too.
+    Nothing that is hidden is read from a folder, and links to other folders are followed. Of a DICOM file these are the
+    DICOM files beside it, of which its series is read; of a detached header, the data that it names too.
 
     Raises
     ------
@@ -27,21 +29,50 @@ def files_of(path: Path) -> Iterator[Path]:
     """
     name = path.name.lower()
     if is_folder(path):
-        for top, folders, files in os.walk(path):
-            folders.sort()
-            yield from (Path(top, file) for file in sorted(files))
+        yield from _below(path)
     elif name.endswith(ANALYZE):
         yield from (one for one in sorted(path.parent.iterdir()) if _is_half(one, path))
     elif name.endswith(ITK):
         yield path
-        with path.open("rb") as file:
-            found = _DATA.search(file.read(_HEADER))
-        if found and (data := path.parent / os.fsdecode(found[1])).is_file():
-            yield data
+        yield from (one for one in _data_of(path) if one.is_file())
     elif is_dicom(path) and not name.endswith(ZIP):
         yield from (one.path for one in find_files(path))
     else:
         yield path
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """The files of a folder and of those below it that are not hidden."""
+    seen = set()
+    for top, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        if (real := os.path.realpath(top)) in seen:
+            folders.clear()  # a link that leads back
+            continue
+        seen.add(real)
+        paths = (Path(top, name) for name in sorted(files) if name[0] != ".")
+        yield from (path for path in paths if path.is_file())  # a link may lead nowhere
+
+
+def _data_of(header: Path) -> Iterator[Path]:
+    """The files that a header names: one, a list of them on the lines to the end, or all of a numbered pattern."""
+    with header.open("rb") as file:
+        start = file.read(_HEADER)
+        found = _DATA.search(start)
+        if found is None:
+            return
+        named = os.fsdecode(found[1])
+        if named.split()[0] == "LIST":
+            lines = (start[found.end() :] + file.read()).splitlines()
+            yield from (header.parent / os.fsdecode(line.strip()) for line in lines)
+        elif number := _NUMBER.search(named):
+            pattern = (
+                f"{glob.escape(named[: number.start()])}*{glob.escape(named.split()[0][number.end() :])}"
+            )
+            beside = os.path.join(glob.escape(os.fspath(header.parent)), pattern)  # noqa: PTH118 - a pattern
+            yield from map(Path, sorted(glob.glob(beside)))  # noqa: PTH207 - may be absolute
+        else:
+            yield header.parent / named
 
 
 def _is_half(one: Path, of: Path) -> bool:
