@@ -119,6 +119,7 @@ def test_volume_passes_through():
         ({"affine": LPS, "spacing": SPACING}, "got both; expected exactly one"),
         ({"spacing": 1.0}, "expected three positive numbers"),
         ({"spacing": (1, 2)}, "expected three positive numbers"),
+        ({"spacing": "544"}, "expected three positive numbers"),
         ({"spacing": (1, 0, 1)}, "expected three positive numbers"),
         ({"spacing": (1, np.nan, 1)}, "expected three positive numbers"),
         ({"affine": np.eye(3)}, "expected a 4x4 matrix"),

@@ -28,6 +28,8 @@ import numpy as np
 from training.packing import pack_images, pack_labels, unpack_images, unpack_labels
 from trtseg.errors import InputError, TrtsegError
 from trtseg.fit import AIR_HU
+from trtseg.io.atomic import atomic
+from trtseg.io.folders import make_folder
 
 FORMAT, VERSION = "trtseg training kit", 1
 #: HU of the lowest and the highest level, and between which HU levels are twice as dense.
@@ -186,8 +188,6 @@ def without_wrapped(hu: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 def write(path: Path, kit: Kit) -> str:
     """Write a kit as one file, and return its SHA-256."""
-    from trtseg.io import atomic
-
     about = {"format": FORMAT, "version": VERSION, "size": kit.image.shape[1], "slices": len(kit)}
     columns = {
         field.name: _listed(getattr(kit, field.name))
@@ -301,8 +301,6 @@ def main() -> None:
         parser.error("no data; give --shared, --slices or both")
     try:
         kit = build(*listed(args.shared, args.slices, args.validation), args.size, args.mm, args.step)
-        from trtseg.io.folders import make_folder
-
         make_folder(args.output.parent, "--output")
         sha256 = write(args.output, kit)
     except TrtsegError as error:

@@ -250,7 +250,7 @@ def check_same_grid(name: str, grid: Geometry, other_name: str, other: Geometry)
 def check_spacing(spacing: Any, axes: str = "zyx") -> tuple[float, ...]:
     """Return a spacing as floats, a number for each of ``axes``; ArgumentError unless all are positive."""
     try:
-        sizes = tuple(float(mm) for mm in spacing)
+        sizes = () if isinstance(spacing, (str, bytes)) else tuple(float(mm) for mm in spacing)
     except (TypeError, ValueError):
         sizes = ()
     if len(sizes) != len(axes) or not all(math.isfinite(mm) and mm > 0 for mm in sizes):

@@ -147,7 +147,7 @@ def check_slices(hu: np.ndarray) -> Iterator[ResultWarning]:
     first, last = int(full[0]), int(full[-1])
     missing = np.flatnonzero(blank[first : last + 1]) + first
     if missing.size:
-        text = f"{_name(missing)} hold nothing: liver in them is not counted, and volumes are lower bounds."
+        text = f"{_name(missing)} held nothing: liver there is not counted, and volumes are lower bounds."
         yield ResultWarning("slices-blank", text)
     doubled = [
         int(z)
@@ -155,7 +155,7 @@ def check_slices(hu: np.ndarray) -> Iterator[ResultWarning]:
         if np.array_equal(few[z], few[n]) and np.array_equal(hu[z], hu[n])
     ]
     if doubled:
-        text = f"{_name(doubled)} are equal to the next slice: slices were repeated, and volumes are wrong."
+        text = f"{_name(doubled)} came twice in a row: slices were repeated, and volumes are wrong."
         yield ResultWarning("slices-doubled", text)
     jumps = [] if missing.size else [first + z for z in find_jumps(few[first : last + 1])]
     if jumps:
