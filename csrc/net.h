@@ -67,7 +67,7 @@ class Net {
   void add_up(Part src, Part dst, const std::int8_t* weights, const float* scale, const float* bias);
   void add_head(Part src, const std::int8_t* weights, const float* scale, const float* bias, int enlarged);
 
-  // Takes the memory that `run` needs for so many slices at a time.
+  // Takes the memory that `run` needs for so many slices at a time on so many threads (0: all CPUs).
   void reserve(int slices, int threads);
 
   // Logits `dst` `[n][classes][rows][columns]` of slices `src` `[n][rows][columns]` on up to `threads` threads (0: all
