@@ -9,6 +9,8 @@
 #include <new>
 #include <vector>
 
+#include "ops.h"
+
 namespace trtseg {
 namespace conv_int8 {
 struct Layers;
@@ -90,7 +92,7 @@ class Net {
   };
   struct Memory;
   class Team;
-  // The only call of a net, while it lives.
+  // The only call of a net, while it lives; the process's rounding mode is not that of its numbers.
   class Alone {
    public:
     explicit Alone(std::atomic_flag& is_busy);
@@ -100,6 +102,7 @@ class Net {
 
    private:
     std::atomic_flag& is_busy_;
+    DefaultFloats mode_;
   };
   // A part that a layer writes, or the logits, with `up` pixels there for `down` pixels of its tiles.
   struct Output {
