@@ -29,6 +29,7 @@ void check_same(const View& given, const View& expected) {
 }
 
 void py_copy(py::handle dst, py::handle src, int threads) {
+  check_threads(threads);
   const View to = host_output(dst, "dst"), from = host_input(src, "src");
   check_same(from, to);
   const WithoutGil release;
@@ -36,6 +37,7 @@ void py_copy(py::handle dst, py::handle src, int threads) {
 }
 
 void py_to_half(py::handle dst, py::handle src, int threads) {
+  check_threads(threads);
   const View to = host_output(dst, "dst", {Type::f16}), from = host_input(src, "src", {Type::f32});
   if (from.bytes() != 2 * to.bytes()) {
     throw ArgumentError("src: got " + std::to_string(from.bytes()) + " bytes, expected twice the " +
@@ -46,6 +48,7 @@ void py_to_half(py::handle dst, py::handle src, int threads) {
 }
 
 void py_clear(py::handle dst, int threads) {
+  check_threads(threads);
   const View to = host_output(dst, "dst");
   const WithoutGil release;
   host_clear(to.data, to.bytes(), threads);
@@ -59,6 +62,7 @@ class Chunk {
       : kept_{hu, first, pixels, rest, labels}, stream_(stream), hu_(host_output(hu, "hu")),
         labels_(host_input(labels, "labels")), first_(first.cast<Graph&>()), rest_(rest.cast<Graph&>()),
         threads_(threads) {
+    check_threads(threads);
     if (pixels.is_none()) return;
     const View view = host_input(pixels, "pixels", {Type::i32});
     pixels_ = static_cast<const std::int32_t*>(view.data);

@@ -64,10 +64,15 @@ std::array<int, 4> to_frame(py::handle frame) {
   }
 }
 
+Run to_run(std::uintptr_t stream, int threads) {
+  check_threads(threads);
+  return {stream, threads};
+}
+
 void py_frame(py::handle hu, py::handle box, std::uintptr_t stream, int threads) {
   const Frame p{input(hu, "hu", {Type::i16}), output(box, "box", {Type::i32})};
   const WithoutGil release;
-  frame(p, {stream, threads});
+  frame(p, to_run(stream, threads));
 }
 
 void py_thick(py::handle hu, py::handle frame, py::handle rows, py::handle columns, py::handle mask,
@@ -76,7 +81,7 @@ void py_thick(py::handle hu, py::handle frame, py::handle rows, py::handle colum
   const Thick p{input(hu, "hu", {Type::i16}), to_samples(box, rows, "rows", 0), to_samples(box, columns, "columns", 1),
                 output(mask, "mask", {Type::u8})};
   const WithoutGil release;
-  thick(p, {stream, threads});
+  thick(p, to_run(stream, threads));
 }
 
 void py_prepare(py::handle hu, py::handle fit, py::handle window, py::handle hu_net, py::handle x1,
@@ -85,7 +90,7 @@ void py_prepare(py::handle hu, py::handle fit, py::handle window, py::handle hu_
   const Prepare p{input(hu, "hu", {Type::i16}), to_fit(fit), to_window(window),
                   output(hu_net, "hu_net", {Type::i16}), output(x1, "x1", kFloats)};
   const WithoutGil release;
-  prepare(p, {stream, threads});
+  prepare(p, to_run(stream, threads));
 }
 
 void py_gate(py::handle l1, py::handle hu_net, double logit_threshold, py::handle window, py::handle x2,
@@ -98,7 +103,7 @@ void py_gate(py::handle l1, py::handle hu_net, double logit_threshold, py::handl
                output(x2, "x2", kFloats),
                output(liver_voxels, "liver_voxels", {Type::i32})};
   const WithoutGil release;
-  gate(p, {stream, threads});
+  gate(p, to_run(stream, threads));
 }
 
 void py_label(py::handle l1, py::handle l2, py::handle logit_thresholds, py::handle fit, py::handle labels,
@@ -113,7 +118,7 @@ void py_label(py::handle l1, py::handle l2, py::handle logit_thresholds, py::han
                 output(labels, "labels", {Type::u8}),
                 output(counts, "counts", {Type::i32})};
   const WithoutGil release;
-  label(p, {stream, threads});
+  label(p, to_run(stream, threads));
 }
 
 void py_label3(py::handle logits, py::handle fit, py::handle labels, py::handle counts, std::uintptr_t stream,
@@ -122,7 +127,7 @@ void py_label3(py::handle logits, py::handle fit, py::handle labels, py::handle 
   const Label3 p{input(logits, "logits", kFloats), to_fit(fit), output(labels, "labels", {Type::u8}),
                  output(counts, "counts", {Type::i32})};
   const WithoutGil release;
-  label3(p, {stream, threads});
+  label3(p, to_run(stream, threads));
 }
 
 py::dict build_info() {

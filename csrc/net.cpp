@@ -17,7 +17,11 @@ using conv::Map;
 
 namespace {
 
-constexpr int kMostThreads = 512;
+// How many threads a number of them stands for.
+int counted(int threads) {
+  check_threads(threads);
+  return std::min(threads > 0 ? threads : available_cpus(), 512);
+}
 
 }  // namespace
 
@@ -182,12 +186,13 @@ void Net::add(Layer layer) {
 }
 
 void Net::reserve(int slices, int threads) {
+  const int most = counted(threads);
   const Alone alone(is_busy_);
-  take(slices, threads);
+  take(slices, most);
 }
 
 void Net::take(int slices, int threads) {
-  const auto wanted = static_cast<std::size_t>(std::clamp(threads, 1, kMostThreads));
+  const auto wanted = static_cast<std::size_t>(threads);
   while (memories_.size() < std::min(static_cast<std::size_t>(std::max(slices, 1)), wanted)) {
     memories_.push_back(std::make_unique<Memory>(*this));
   }
@@ -206,7 +211,7 @@ void Net::take(int slices, int threads) {
 
 void Net::run(const float* src, float* dst, const unsigned char* wanted, std::int64_t n, int threads) {
   if (!has_head_) refuse("net", "no head", "one");
-  const int most = std::min(threads > 0 ? threads : available_cpus(), kMostThreads);
+  const int most = counted(threads);
   const int left = static_cast<int>(n % most);
   const Alone alone(is_busy_);
   take(n >= most ? most : left, most);

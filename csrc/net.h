@@ -9,6 +9,8 @@
 #include <new>
 #include <vector>
 
+#include "ops.h"
+
 namespace trtseg {
 namespace conv_int8 {
 struct Layers;
@@ -67,7 +69,7 @@ class Net {
   void add_up(Part src, Part dst, const std::int8_t* weights, const float* scale, const float* bias);
   void add_head(Part src, const std::int8_t* weights, const float* scale, const float* bias, int enlarged);
 
-  // Takes the memory that `run` needs for so many slices at a time.
+  // Takes the memory that `run` needs for so many slices at a time on so many threads (0: all CPUs).
   void reserve(int slices, int threads);
 
   // Logits `dst` `[n][classes][rows][columns]` of slices `src` `[n][rows][columns]` on up to `threads` threads (0: all
@@ -90,7 +92,7 @@ class Net {
   };
   struct Memory;
   class Team;
-  // The only call of a net, while it lives.
+  // The only call of a net, while it lives; the process's rounding mode is not that of its numbers.
   class Alone {
    public:
     explicit Alone(std::atomic_flag& is_busy);
@@ -100,6 +102,7 @@ class Net {
 
    private:
     std::atomic_flag& is_busy_;
+    DefaultFloats mode_;
   };
   // A part that a layer writes, or the logits, with `up` pixels there for `down` pixels of its tiles.
   struct Output {

@@ -115,10 +115,6 @@ template <typename Op, typename Cpu, typename Cuda>
 void dispatch(const Op& p, Device device, const Run& run, Cpu on_cpu, [[maybe_unused]] Cuda on_cuda) {
   switch (device) {
     case Device::cpu:
-      if (run.threads < 0) {
-        throw ArgumentError("threads: got " + std::to_string(run.threads) +
-                            ", expected 0 (as many as this process may use) or more");
-      }
       return on_cpu(p, run.threads);
     case Device::cuda:
 #ifdef TRTSEG_CUDA
@@ -155,6 +151,12 @@ float make_threshold(const char* name, double value) {
   std::ostringstream s;
   s << name << ": got " << value << ", expected a finite logit; a probability p is log(p / (1 - p))";
   throw ArgumentError(s.str());
+}
+
+void check_threads(int threads) {
+  if (threads >= 0) return;
+  throw ArgumentError("threads: got " + std::to_string(threads) +
+                      ", expected 0 (one for each CPU that this process may use) or more");
 }
 
 void frame(const Frame& p, const Run& run) {

@@ -74,7 +74,7 @@ struct Window {
 // Where and how a call runs.
 struct Run {
   std::uintptr_t stream;  // CUDA stream handle (0: the legacy default stream); not used on the CPU
-  int threads;            // CPU threads, 0: as many as this process may use; not used on CUDA
+  int threads;            // CPU threads, 0: all that this process may use; not used on CUDA
 };
 
 struct Frame {
@@ -124,6 +124,9 @@ struct Label3 {
 Window make_window(double lo, double hi);
 // Check and convert a logit threshold called `name`. Throws ArgumentError.
 float make_threshold(const char* name, double value);
+
+// Refuse a number of threads that is none. Throws ArgumentError.
+void check_threads(int threads);
 
 // Each checks its parameters, then runs on the device of the arrays. Each throws ArgumentError before any output is
 // written, and DeviceError when the device fails. On CUDA an op only enqueues work on the stream.

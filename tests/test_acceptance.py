@@ -205,6 +205,7 @@ class TestAcceptance:
             {"reasons": None},
             {"dice": {"liver": "high"}},
             {"dice": {"heart": None}},
+            {"dice": {"liver": 10**400}},
             {"compared_pixels": 3},
             {"surplus": 1},
         ],

@@ -95,6 +95,7 @@ class TestObtain:
         [
             (b"", "not JSON"),
             (b"\xff\xfe{", "not JSON"),
+            (b"[" * 10**5, "not JSON"),
             (b"[]", "written by another version"),
             (b'{"format": 1}', "written by another version"),
             (b'{"format": 2}', "not what trtseg writes"),

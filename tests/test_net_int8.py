@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +176,20 @@ def test_bytes_end_where_they_end(instructions, zero):
     expected = [0, 0, 0, 2, 2, 126, 128, 128, 254, 255, 255, 255, 0, 0, 255, 7]
     x = np.resize(np.array(values, np.float32), (1, 1, 4, 8))
     assert (run(net, 8, x) == np.minimum(np.resize(expected, (4, 8)), 255 - zero)).all()
+
+
+@pytest.mark.parametrize("instructions", EACH)
+def test_rounding_mode_of_the_process_is_ignored(instructions):
+    x = slices(np.random.default_rng(0), 5, (24, 20))
+    expected, net, libm = run(unet(instructions), 3, x), unet(instructions), ctypes.CDLL("libm.so.6")
+    upward = {"x86_64": 0x800, "aarch64": 0x400000}[platform.machine()]  # FE_UPWARD
+    try:
+        assert libm.fesetround(upward) == 0
+        found = [run(net, 3, x, threads) for threads in (1, 2)]
+        assert libm.fegetround() == upward  # and it is left as it was
+    finally:
+        libm.fesetround(0)
+    assert all((one == expected).all() for one in found)
 
 
 def unet(instructions=None, classes=3, size=(24, 20)):

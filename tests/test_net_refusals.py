@@ -217,6 +217,16 @@ def test_one_call_at_a_time(act):
     assert said == ["net: got a call during another one, expected one at a time"]
 
 
+def test_a_negative_number_of_threads_is_refused():
+    net = small()
+    with_head()(net)
+    x = weights_of(1, 1, 8, 8)
+    for call in (lambda: net.run(x, np.empty_like(x), threads=-1), lambda: net.reserve(1, -1)):
+        with pytest.raises(ArgumentError, match=r"^threads: got -1, expected 0 \(.*\) or more"):
+            call()
+    net.reserve(1, 0)  # all
+
+
 def test_any_number_of_threads():
     net = small()
     with_head()(net)

@@ -90,6 +90,35 @@ def external(model):
     tensor.external_data.add(key="location", value="weights.bin")
 
 
+def external_too(model):
+    """A tensor elsewhere, with numbers that do not count."""
+    model.graph.initializer[0].data_location = TensorProto.EXTERNAL
+    model.graph.initializer[0].external_data.add(key="location", value="weights.bin")
+
+
+def sparse(model):
+    """A second tensor of the same name, which other readers take."""
+    tensor = model.graph.initializer[0]
+    values = numpy_helper.from_array(np.ones(1, np.float32), tensor.name)
+    places = numpy_helper.from_array(np.zeros(1, np.int64))
+    model.graph.sparse_initializer.add(values=values, indices=places, dims=tensor.dims)
+
+
+def same_name(kind):
+    """Two values with one name: which of them is meant, each reader decides otherwise."""
+
+    def act(model):
+        graph = model.graph
+        if kind == "tensors":
+            graph.initializer.append(numpy_helper.from_array(np.ones(8, np.float32), "d0.b"))
+        elif kind == "results":
+            graph.node.add().CopyFrom(graph.node[0])
+        else:
+            graph.node[0].output[0] = {"result and tensor": "d0.b", "result and input": "x"}[kind]
+
+    return act
+
+
 def listed(model, left_out=0):
     """Give the numbers of the first tensor one by one."""
     tensor = model.graph.initializer[0]
@@ -116,6 +145,9 @@ def dimensions(*values):
         bytes(1000),
         b"\xff" * 1000,
         changed(external),
+        changed(external_too),
+        changed(sparse),
+        *(changed(same_name(of)) for of in ("tensors", "results", "result and tensor", "result and input")),
         changed(lambda model: listed(model, 1)),
         changed(dimensions(2**40)),
         changed(dimensions(2**62, 2**62)),

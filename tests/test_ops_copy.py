@@ -51,6 +51,17 @@ def test_rounds_to_half_as_numpy_does(size, threads):
     assert (buffer[GUARD + size :] == 101).all()
 
 
+def test_a_negative_number_of_threads_is_refused():
+    array, half = np.zeros(4, np.float32), np.zeros(4, np.float16)
+    for call, arguments in (
+        (_core.copy, (array, array.copy())),
+        (_core.to_half, (half, array)),
+        (_core.clear, (array,)),
+    ):
+        with pytest.raises(ArgumentError, match=r"^threads: got -1, expected 0 \(.*\) or more"):
+            call(*arguments, threads=-1)
+
+
 def test_wrong_arrays_are_not_rounded():
     half, single = np.zeros((4, 6), np.float16), np.zeros((4, 6), np.float32)
     for dst, src, message in (

@@ -43,6 +43,9 @@ def test_json_round_trip():
         ({"window": (240.0, -160.0)}, "window"),
         ({"threshold": 1.0}, "threshold"),
         ({"threshold": float("nan")}, "threshold"),
+        ({"threshold": 10**400}, "threshold"),
+        ({"window": (0, 10**400)}, "window"),
+        ({"window": (0, float("inf"))}, "window"),
         ({"classes": ("a", "b")}, "1 output channels"),
         ({"classes": "liver"}, "classes: got 'liver'; expected a list"),
         ({"size": (64.0, 64.0)}, "size"),
@@ -90,8 +93,9 @@ def test_unknown_and_missing_fields():
     values["colour"] = "red"
     with pytest.raises(ModelError, match=r"missing \['window'\], unknown \['colour'\]"):
         ModelSpec.from_json(json.dumps(values))
-    with pytest.raises(ModelError, match=r"model\.json: not JSON"):
-        manifest.from_json("{", tiny.spec)
+    for text in ("{", "[" * 10**5, "1" * 5000):  # the last are more than Python's parser takes
+        with pytest.raises(ModelError, match=r"model\.json: not JSON"):
+            manifest.from_json(text, tiny.spec)
 
 
 class TestFolder:

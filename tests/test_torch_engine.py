@@ -70,6 +70,11 @@ def test_three_classes(tmp_path):
         ({"op_type": "Sigmoid"}, "has the operator Sigmoid {}"),
         ({"op_type": "Conv", "group": 2}, "has the operator Conv .*'group': 2"),
         ({"op_type": "Conv", "dilations": [2, 2]}, r"has the operator Conv .*'dilations': \[2, 2\]"),
+        ({"op_type": "Conv", "auto_pad": "SAME_UPPER"}, r"has the operator Conv .*'auto_pad': b'SAME_UPPER'"),
+        (
+            {"op_type": "MaxPool", "kernel_shape": [2, 2], "ceil_mode": 1},
+            "has the operator MaxPool .*'ceil_mode': 1",
+        ),
         ({"op_type": "Conv", "pads": [0, 0, 1, 1]}, r"has the operator Conv .*'pads': \[0, 0, 1, 1\]"),
     ],
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,14 +182,18 @@ def check_roles(roles: object) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether this is a number that a float can hold; integers of JSON may be larger."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def decoded(name: str, text: str) -> Any:
     """Parse JSON; a ModelError with ``name`` if the text is none."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # also of an integer that is too long, and of one list in another
         raise ModelError(f"{name}: not JSON ({error}); export the model again") from error
 
 

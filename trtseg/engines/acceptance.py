@@ -109,7 +109,7 @@ class Acceptance:
         try:
             found = cls(**{**fields, "reasons": tuple(fields["reasons"])})
             return found if str(found) and found.to_json() == values else None
-        except (TypeError, ValueError, KeyError, AttributeError):
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
             return None
 
     def __str__(self) -> str:

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from trtseg.errors import ModelError
 
 _GRAPH, _FUNCTION = 7, 25  # of the model
-_NODE, _INITIALIZER, _INPUT, _OUTPUT = 1, 5, 11, 12  # of the graph
+_NODE, _INITIALIZER, _INPUT, _OUTPUT, _SPARSE = 1, 5, 11, 12, 15  # of the graph
 _FROM, _TO, _OPERATOR, _ATTRIBUTE, _DOMAIN = 1, 2, 4, 5, 7  # of a node
 _KEY, _NUMBER, _STRING, _NUMBERS = 1, 3, 4, 8  # of an attribute
-_DIMENSION, _TYPE, _FLOATS, _INT32S, _NAME, _RAW = 1, 2, 4, 5, 8, 9  # of a tensor
+_DIMENSION, _TYPE, _FLOATS, _INT32S, _NAME, _RAW, _WHERE = 1, 2, 4, 5, 8, 9, 14  # of a tensor
 #: Element types by their number: FP32, and integers of eight bits.
 _TYPES = {1: "<f4", 2: "u1", 3: "i1"}
 
@@ -63,7 +63,8 @@ def read_graph(onnx: bytes) -> Graph:
     Raises
     ------
     ModelError
-        It is no ONNX file, or its weights are not in FP32 or eight bits, and in the file.
+        It is no ONNX file, a name in it stands for two values, or its weights are not in FP32 or eight bits, and in the
+        file.
     """
     try:
         model = _grouped(memoryview(onnx))
@@ -71,17 +72,32 @@ def read_graph(onnx: bytes) -> Graph:
         if _FUNCTION in model:
             raise ValueError("it defines operators")
         parts = _grouped(graph)
-        tensors = dict(_tensor(value) for value in parts.get(_INITIALIZER, []))
+        if _SPARSE in parts:
+            raise ValueError("it has sparse tensors")
+        weights = [_tensor(value) for value in parts.get(_INITIALIZER, [])]
         nodes = tuple(_node(value) for value in parts.get(_NODE, []))
         inputs, outputs = (
             tuple(_text(_grouped(value)[1][0]) for value in parts.get(number, []))
             for number in (_INPUT, _OUTPUT)
         )
+        tensors = dict(weights)
+        inputs = tuple(name for name in inputs if name not in tensors)
+        made = [name for node in nodes for name in node.outputs if name]  # one that is left out has none
+        _check_once([*inputs, *(name for name, _ in weights), *made])
     except (ValueError, KeyError, IndexError) as error:
         raise ModelError(
             f"not an ONNX file with weights in FP32 or eight bits ({error}); export the model again"
         ) from error
-    return Graph(nodes, tensors, tuple(name for name in inputs if name not in tensors), outputs)
+    return Graph(nodes, tensors, inputs, outputs)
+
+
+def _check_once(names: list[str]) -> None:
+    """Refuse a name that stands for two values: each runtime would take another of them."""
+    seen = set[str]()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"it has two values with the name {name}")
+        seen.add(name)
 
 
 # What a field holds: a number, or bytes.
@@ -110,6 +126,8 @@ def _tensor(data: _Value) -> tuple[str, NDArray[Any]]:
     if number not in _TYPES or any(length < 0 for length in shape):
         raise ValueError(f"{name} has another type or shape")
     dtype = np.dtype(_TYPES[number])
+    if parts.get(_WHERE, [0]) != [0]:
+        raise ValueError(f"{name} has its values elsewhere")
     if _RAW in parts:
         values = np.frombuffer(_bytes(parts[_RAW][0]), dtype)
     elif dtype.kind == "f" and _FLOATS in parts:

@@ -122,7 +122,7 @@ class Sidecar:
         """Read the text that `to_json` wrote; a ModelError says why another text is refused."""
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ModelError(f"not JSON ({error})") from error
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
             raise ModelError("written by another version of trtseg")

@@ -266,6 +266,8 @@ def _operator(
         pads[:2] == pads[2:]
         and arguments.get("group", 1) == 1
         and set(arguments.get("dilations", [1])) == {1}
+        and arguments.get("auto_pad", b"NOTSET") == b"NOTSET"
+        and arguments.get("ceil_mode", 0) == 0
     )
     if op == "Conv" and plain:
         return lambda x: functional.conv2d(x, *weights, stride=strides, padding=pads[:2])
