@@ -21,6 +21,7 @@ from trtseg.cli.text import NOT_CLINICAL, fail, out
 _TYPER = 0, 16  # versions before break on click 8.2 and newer
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE = 5  # seconds
+_AGAIN = 0.01
 
 
 def main() -> None:
@@ -45,6 +46,15 @@ def _stop(number: int, _: object) -> None:
     """End the command so that temporary files are removed and threads end, which a signal's own effect does not."""
     for again in _SIGNALS:  # a second one would stop the cleaning up
         signal.signal(again, signal.SIG_IGN)
+
+    def lost(unraisable: sys.UnraisableHookArgs) -> None:
+        if isinstance(unraisable.exc_value, (KeyboardInterrupt, SystemExit)):
+            signal.signal(signal.SIGALRM, lambda *_: _stop(number, None))
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+        else:
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = lost  # what is raised in a finaliser ends there, and so would this exception
     # A thread may wait for an input that never comes.
     signal.signal(signal.SIGALRM, lambda *_: os._exit(128 + number))
     signal.alarm(_PATIENCE)
