@@ -40,7 +40,7 @@ def segment(
             help="One input: a file (.nii.gz, .nii, .nrrd, .mha, .dcm), or an existing folder. Several: a folder, "
             "created where needed. Names in a folder are <input>_seg.nii.gz; CTs of one name keep their folders.",
             show_default="the current folder",
-            readable=False,
+            parser=text.path,
         ),
     ] = None,
     report: Annotated[
