@@ -199,7 +199,7 @@ def test_wrong_usage_is_2_and_the_last_line_says_what(arguments, message):
 # --- signals
 
 STUCK = """
-import os, sys, time
+import importlib.util, os, sys, time
 from trtseg import api, cli
 def stuck(*arguments, progress=lambda fraction: None, **others):
     print("stuck", flush=True)
@@ -212,9 +212,25 @@ class Last:
 def stuck_twice(*_):
     Last()  # Python ends what is raised there
     stuck()
+class Module:
+    def find_spec(self, name, *_):
+        return importlib.util.spec_from_loader(name, self) if name == "of_others" else None
+    def create_module(self, _):
+        pass
+    def exec_module(self, _):
+        print("stuck", flush=True)
+        try:
+            time.sleep(1)
+        except BaseException:
+            pass
+def stuck_after_an_import(*_):
+    import of_others
+    stuck()
+sys.meta_path.append(Module())
 while_ = sys.argv.pop(1)
-if while_ != "segmenting":
-    os.fsync = stuck if while_ == "writing" else stuck_twice
+stuck_in = {"writing": stuck, "finalising": stuck_twice, "importing": stuck_after_an_import}
+if while_ in stuck_in:
+    os.fsync = stuck_in[while_]
 else:
     api.Segmenter.segment = stuck
 sys.argv[0] = "trtseg"
@@ -230,6 +246,8 @@ cli.main()
         (signal.SIGTERM, 143, "segmenting"),
         (signal.SIGINT, 130, "finalising"),
         (signal.SIGTERM, 143, "finalising"),
+        (signal.SIGINT, 130, "importing"),
+        (signal.SIGTERM, 143, "importing"),
     ],
 )
 def test_a_signal_leaves_nothing_half_written(here, model, phantom_ct, sent, code, while_):
