@@ -267,3 +267,15 @@ def test_a_signal_leaves_nothing_half_written(here, model, phantom_ct, sent, cod
     assert process.returncode == code
     assert stderr == ("error: interrupted; nothing is left half-written\n" if code == 130 else "")
     assert os.listdir() == ["b.nii.gz"]
+
+
+def test_an_interruption_before_the_command_has_begun_is_no_traceback(here):
+    early = """
+import signal
+from trtseg import cli
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background ignores it
+cli.app = lambda: signal.raise_signal(signal.SIGINT)
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", early], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")

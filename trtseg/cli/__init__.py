@@ -40,7 +40,10 @@ def main() -> None:
         wanted = ".".join(map(str, _TYPER))
         fail(f"typer {typer.__version__} is too old for the command line; pip install 'typer>={wanted}'")
         sys.exit(2)
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:  # before the command has begun
+        sys.exit(128 + signal.SIGINT)
 
 
 def _stop(number: int, frame: FrameType | None, patience: float = _PATIENCE) -> None:
