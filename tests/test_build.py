@@ -216,3 +216,13 @@ def test_named_architectures_are_compiled_and_no_others(tmp_path):
     done = build(tmp_path, CUDA_HOME=str(home), TRTSEG_CUDA_ARCHS="86, 70,86")
     assert "CUDA 12.4, sm_70, 86)" in decision(done)
     assert "code=compute_86" in (home / "log").read_text()
+
+
+def test_the_source_distribution_holds_what_builds_it_and_no_tests(tmp_path):
+    """Of the tests it would hold some, without what they import."""
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    held = set((tmp_path / "trtseg.egg-info/SOURCES.txt").read_text().splitlines())
+    assert {f"csrc/{path.name}" for path in (ROOT / "csrc").iterdir()} <= held
+    assert {"setup.py", "LICENSE", "trtseg/report/web/case.js", "trtseg/models/default/liver.onnx"} <= held
+    assert not [name for name in held if name.startswith("tests/")]

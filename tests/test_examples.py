@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import runpy
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,7 +15,8 @@ import training_data as made
 
 import trtseg
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+REPOSITORY = Path(__file__).resolve().parents[1]
+EXAMPLES = REPOSITORY / "examples"
 
 
 def test_growing_liver(tmp_path, capsys):
@@ -36,3 +39,10 @@ def test_growing_liver(tmp_path, capsys):
     assert all(re.fullmatch(r"\d slices: liver \d+ mL, tumour \d+ mL", line) for line in lines)
     assert last == trtseg.segment(folder, model=model).summary()
     assert last.startswith("liver ")
+
+
+def test_the_benchmark_of_spoilt_cts_says_how_it_is_called():
+    command = [sys.executable, "-m", "benchmarks.robustness", "--help"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "DATA" in done.stdout

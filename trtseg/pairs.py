@@ -105,7 +105,11 @@ def score(pair: Pair, *, liver_only: bool = False, meaning: Mapping[int, int] | 
     """
     prediction, truth, grid = _read(pair, meaning)
     scores = evaluate_case(prediction, truth, grid.spacing, name=pair.name, liver_only=liver_only)
-    return replace(scores, warnings=tuple(f"{pair.truth}: {warning.text}" for warning in grid.warnings))
+    warnings = [warning.text for warning in grid.warnings]
+    if meaning and not truth.any():
+        named = ", ".join(map(str, meaning))
+        warnings.append(f"has none of the labels {named}, so its truth is that there is no liver")
+    return replace(scores, warnings=tuple(f"{pair.truth}: {text}" for text in warnings))
 
 
 def draw(pair: Pair, scores: CaseScores, path: Path, *, meaning: Mapping[int, int] | None = None) -> None:

@@ -179,6 +179,10 @@ def test_labels_of_many_organs_bool_and_nearly_whole_are_compared(here):
         assert done.exit_code == 0, done.output
         assert '"dice": 1.0' in Path("s.json").read_text()
     assert set(np.unique(read_labels("organs.nii.gz", {6: 1, 9: 2})[0])) == {0, 1, 2}
+    done = run("evaluate", "p.nii.gz", "organs.nii.gz", "--liver-label", "5,8")
+    assert done.stderr == (
+        "warning: organs.nii.gz: has none of the labels 5, 8, so its truth is that there is no liver\n"
+    )
     for options, message in (
         (("--tumour-label", "9"), "--tumour-label: got it without --liver-label"),
         (("--liver-label", "liver"), "--liver-label: got 'liver'; expected numbers"),

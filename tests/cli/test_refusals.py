@@ -180,11 +180,17 @@ def test_what_is_not_there_is_refused(here, model, phantom_ct, option, value):
         (["nonsense"], "No such command 'nonsense'"),
         (["segment", ""], "got an empty path"),
         (["evaluate", "x.nii", ""], "got an empty path"),
+        (["compare", "", "x.nii"], "got an empty path"),
+        (["segment", "x.nii", "-o", ""], "Invalid value for '--output' / '-o': got an empty path"),
+        (["sample", "--phantom", "-o", ""], "got an empty path"),
+        (["engines", "clear", ""], "got an empty path"),
+        (["serve", "--store", ""], "got an empty path"),
+        (["serve", "--folder", ""], "got an empty path"),
         (["segment", "x.nii", "--nonsense"], "No such option"),
         (["segment", "x.nii", "--min-tumour-ml", "much"], "Invalid value for '--min-tumour-ml'"),
     ],
 )
-def test_wrong_usage_is_2_and_the_last_line_says_what(arguments, message):
+def test_wrong_usage_is_2_and_the_last_line_says_what(here, arguments, message):
     done = run(*arguments)
     assert (done.exit_code, done.stdout) == (2, "")
     assert message in done.stderr.splitlines()[-1]
@@ -193,15 +199,38 @@ def test_wrong_usage_is_2_and_the_last_line_says_what(arguments, message):
 # --- signals
 
 STUCK = """
-import os, sys, time
+import importlib.util, os, sys, time
 from trtseg import api, cli
 def stuck(*arguments, progress=lambda fraction: None, **others):
     print("stuck", flush=True)
     for _ in range(600):
         time.sleep(0.1)
         progress(0.5)
-if sys.argv.pop(1) == "writing":
-    os.fsync = stuck
+class Last:
+    def __del__(self):
+        stuck()
+def stuck_twice(*_):
+    Last()  # Python ends what is raised there
+    stuck()
+class Module:
+    def find_spec(self, name, *_):
+        return importlib.util.spec_from_loader(name, self) if name == "of_others" else None
+    def create_module(self, _):
+        pass
+    def exec_module(self, _):
+        print("stuck", flush=True)
+        try:
+            time.sleep(1)
+        except BaseException:
+            pass
+def stuck_after_an_import(*_):
+    import of_others
+    stuck()
+sys.meta_path.append(Module())
+while_ = sys.argv.pop(1)
+stuck_in = {"writing": stuck, "finalising": stuck_twice, "importing": stuck_after_an_import}
+if while_ in stuck_in:
+    os.fsync = stuck_in[while_]
 else:
     api.Segmenter.segment = stuck
 sys.argv[0] = "trtseg"
@@ -215,6 +244,10 @@ cli.main()
         (signal.SIGINT, 130, "writing"),
         (signal.SIGTERM, 143, "writing"),
         (signal.SIGTERM, 143, "segmenting"),
+        (signal.SIGINT, 130, "finalising"),
+        (signal.SIGTERM, 143, "finalising"),
+        (signal.SIGINT, 130, "importing"),
+        (signal.SIGTERM, 143, "importing"),
     ],
 )
 def test_a_signal_leaves_nothing_half_written(here, model, phantom_ct, sent, code, while_):
@@ -228,9 +261,21 @@ def test_a_signal_leaves_nothing_half_written(here, model, phantom_ct, sent, cod
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heard
     ) as process:
         assert process.stdout.readline() == "stuck\n"
-        assert len(os.listdir("out")) == (while_ == "writing"), "the temporary file"
+        assert len(os.listdir("out")) == (while_ != "segmenting"), "the temporary file"
         process.send_signal(sent)
         _, stderr = process.communicate(timeout=30)
     assert process.returncode == code
     assert stderr == ("error: interrupted; nothing is left half-written\n" if code == 130 else "")
     assert os.listdir() == ["b.nii.gz"]
+
+
+def test_an_interruption_before_the_command_has_begun_is_no_traceback(here):
+    early = """
+import signal
+from trtseg import cli
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background ignores it
+cli.app = lambda: signal.raise_signal(signal.SIGINT)
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", early], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")

@@ -50,6 +50,18 @@ def test_report_and_preview_lie_beside_the_labels(here, model, phantom_ct):
         assert text in done.stdout
 
 
+@pytest.mark.parametrize("given", ["scans", "scans/*/ct.nii.gz", "scans.csv"])
+@pytest.mark.parametrize("jobs", [[], ["--jobs", "1"]])
+def test_the_only_ct_of_a_folder_a_pattern_or_a_list_goes_to_the_file(here, model, phantom_ct, given, jobs):
+    (here / "scans/one").mkdir(parents=True)
+    shutil.copy(phantom_ct, here / "scans/one/ct.nii.gz")
+    (here / "scans.csv").write_text("input\nscans/one/ct.nii.gz\n")
+    run("segment", given, "-o", "seg.nii.gz", "--html", "--model", model, "-q", *jobs)
+    assert (here / "seg.nii.gz").is_file()
+    assert (here / "seg.html").is_file()
+    assert not (here / "index.html").exists()
+
+
 def test_the_search_is_passed_on_and_reported(here, model, phantom_ct):
     done = run("segment", phantom_ct, "--model", model, "-o", "out.nii.gz", "--report", "--search-mm", "50")
     assert done.exit_code == 0, done.output

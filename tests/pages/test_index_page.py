@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 
 import pytest
 from viewing import make_result, opened
@@ -122,4 +123,14 @@ def test_a_thousand_cases_open_in_two_seconds(browser, saved):
     assert page.inner_text("tbody th >> nth=0") == "case-999"
     seconds = {metric["name"]: metric["value"] for metric in meter.send("Performance.getMetrics")["metrics"]}
     assert 0.01 < seconds["TaskDuration"] < 2
+    page.close()
+
+
+@pytest.mark.parametrize("name", [b"M\xfcller_seg", "Müller_seg".encode(), b"a#b?c%20d: <e>\n_seg"])
+def test_the_index_leads_to_pages_of_any_name(browser, tmp_path, name):
+    case = tmp_path / os.fsdecode(name + b".html")
+    make_result().save(case.with_suffix(".nii.gz"), html=case)
+    page, _ = opened(browser, write_index([case], tmp_path))
+    page.click(".cases tbody a")
+    page.wait_for_selector("body[data-ready]")
     page.close()

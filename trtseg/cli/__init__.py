@@ -10,6 +10,7 @@ import io
 import os
 import signal
 import sys
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -21,6 +22,7 @@ from trtseg.cli.text import NOT_CLINICAL, fail, out
 _TYPER = 0, 16  # versions before break on click 8.2 and newer
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE = 5  # seconds
+_AGAIN = 0.01  # seconds
 
 
 def main() -> None:
@@ -38,19 +40,44 @@ def main() -> None:
         wanted = ".".join(map(str, _TYPER))
         fail(f"typer {typer.__version__} is too old for the command line; pip install 'typer>={wanted}'")
         sys.exit(2)
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:  # before the command has begun
+        sys.exit(128 + signal.SIGINT)
 
 
-def _stop(number: int, _: object) -> None:
-    """End the command so that temporary files are removed and threads end, which a signal's own effect does not."""
+def _stop(number: int, frame: FrameType | None, patience: float = _PATIENCE) -> None:
+    """End the command so that temporary files are removed and threads end, which a signal's own effect does not.
+
+    An exception would be lost in a finaliser, where Python ends it, and in modules of others while they are imported.
+    """
     for again in _SIGNALS:  # a second one would stop the cleaning up
         signal.signal(again, signal.SIG_IGN)
+    if patience > 0 and _is_importing(frame):
+        signal.signal(signal.SIGALRM, lambda _, later: _stop(number, later, patience - _AGAIN))
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+        return
+
+    def lost(unraisable: sys.UnraisableHookArgs) -> None:
+        if isinstance(unraisable.exc_value, (KeyboardInterrupt, SystemExit)):
+            signal.signal(signal.SIGALRM, lambda _, later: _stop(number, later))
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+        else:
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = lost
     # A thread may wait for an input that never comes.
     signal.signal(signal.SIGALRM, lambda *_: os._exit(128 + number))
     signal.alarm(_PATIENCE)
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     sys.exit(128 + number)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
 
 
 def _print_version(wanted: bool) -> None:

@@ -47,7 +47,7 @@ def build(
             metavar="DIR",
             help="Folder to write to, created where needed.",
             show_default="your cache",
-            readable=False,
+            parser=text.path,
         ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,

@@ -21,19 +21,21 @@ def compare(
         typer.Argument(
             metavar="BEFORE",
             help="Labels of the earlier scan, or the JSON report beside them.",
-            readable=False,
+            parser=text.path,
         ),
     ],
     after: Annotated[
         Path,
         typer.Argument(
-            metavar="AFTER", help="Labels of the later scan, or the JSON report beside them.", readable=False
+            metavar="AFTER",
+            help="Labels of the later scan, or the JSON report beside them.",
+            parser=text.path,
         ),
     ],
     json: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write everything as JSON.", readable=False)
+        Path | None, typer.Option(metavar="FILE", help="Write everything as JSON.", parser=text.path)
     ] = None,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page.", readable=False)] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page.", parser=text.path)] = None,
     keep_identity: Annotated[
         bool,
         typer.Option(

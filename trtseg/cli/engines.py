@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _Folder = Annotated[
     Path | None,
-    typer.Argument(metavar="DIR", help="Folder of engines.", show_default="your cache", readable=False),
+    typer.Argument(metavar="DIR", help="Folder of engines.", show_default="your cache", parser=text.path),
 ]
 
 
@@ -55,7 +55,7 @@ def verify(folder: _Folder = None) -> None:
 
 def import_engines(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="What 'trtseg build -o DIR' wrote.", readable=False)
+        Path, typer.Argument(metavar="DIR", help="What 'trtseg build -o DIR' wrote.", parser=text.path)
     ],
     allow_foreign: Annotated[
         bool,

@@ -40,11 +40,11 @@ def evaluate(
         ),
     ],
     json: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write all scores of all cases.", readable=False)
+        Path | None, typer.Option(metavar="FILE", help="Write all scores of all cases.", parser=text.path)
     ] = None,
     markdown: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write the tables and their conventions.", readable=False),
+        typer.Option(metavar="FILE", help="Write the tables and their conventions.", parser=text.path),
     ] = None,
     liver_only: Annotated[
         bool,
@@ -66,14 +66,16 @@ def evaluate(
     ] = None,
     ct: Annotated[
         Path | None,
-        typer.Option(metavar="PATH|DIR", help="The CT, or a folder of them, for --overlays.", readable=False),
+        typer.Option(
+            metavar="PATH|DIR", help="The CT, or a folder of them, for --overlays.", parser=text.path
+        ),
     ] = None,
     overlays: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
             help="Draw the worst cases on their CT, each on the slice with most disagreement: <case>.png.",
-            readable=False,
+            parser=text.path,
         ),
     ] = None,
     worst: Annotated[int, typer.Option(metavar="N", min=1, help="How many cases to draw.")] = 5,

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from trtseg.cli import text
 from trtseg.cli.exits import errors_as_exit_codes
-from trtseg.cli.text import out
 
 
 def sample(
@@ -20,7 +20,7 @@ def sample(
             "-o",
             help="File to write (.nii.gz, .nii), or an existing folder.",
             show_default="the cache; for a phantom the current folder",
-            readable=False,
+            parser=text.path,
         ),
     ] = None,
     phantom: Annotated[
@@ -54,4 +54,4 @@ def sample(
             if output is not None:
                 path = public.copy(path, file_in(output, public.FILE_NAME, name="--output", endings=NIFTI))
             typer.echo(public.SOURCE, err=True)
-        out(os.fsencode(path) + b"\n")  # the very bytes of its name, whatever the locale
+        text.out(os.fsencode(path) + b"\n")  # the very bytes of its name, whatever the locale

@@ -40,7 +40,7 @@ def segment(
             help="One input: a file (.nii.gz, .nii, .nrrd, .mha, .dcm), or an existing folder. Several: a folder, "
             "created where needed. Names in a folder are <input>_seg.nii.gz; CTs of one name keep their folders.",
             show_default="the current folder",
-            readable=False,
+            parser=text.path,
         ),
     ] = None,
     report: Annotated[
@@ -203,7 +203,8 @@ def segment(
                 "runtime": runtime,
             }
             options |= {"postprocess": steps, "threads": threads, "search_mm": search_mm}
-            is_alone = cohort.is_alone(cases, inputs)
+            # The only CT of a folder, a pattern or a list, too, if a file was named for its labels.
+            is_alone = cohort.is_alone(cases, inputs) or cases[0].labels == output
             folder = output or Path() if not is_alone else cases[0].labels.parent if jobs or ray else None
             if left_out and not quiet:
                 shown = ", ".join(map(str, left_out[:_LISTED])) + ", ..." * (len(left_out) > _LISTED)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from trtseg.cli import text
 from trtseg.cli.exits import errors_as_exit_codes
 
 
@@ -14,12 +15,12 @@ def serve(
     config: Annotated[
         Path | None,
         typer.Option(
-            "--config", metavar="FILE", help="TOML file with settings; options win over it.", readable=False
+            "--config", metavar="FILE", help="TOML file with settings; options win over it.", parser=text.path
         ),
     ] = None,
     store: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where the node keeps what it has received.", readable=False),
+        typer.Option(metavar="DIR", help="Where the node keeps what it has received.", parser=text.path),
     ] = None,
     ae: Annotated[str | None, typer.Option(metavar="TITLE", help="AE title.", show_default="TRTSEG")] = None,
     host: Annotated[
@@ -46,7 +47,7 @@ def serve(
     ] = None,
     folder: Annotated[
         list[Path] | None,
-        typer.Option(metavar="DIR", help="Write results there; repeatable.", readable=False),
+        typer.Option(metavar="DIR", help="Write results there; repeatable.", parser=text.path),
     ] = None,
     http_port: Annotated[
         int | None,

@@ -20,7 +20,7 @@ NOT_CLINICAL = f"{NOTICE.capitalize()}."
 
 
 def path(text: str) -> Path:
-    """Parse the path of an input; an empty text, as of a shell's unset variable, is not the current folder."""
+    """Parse a path; an empty text, as of a shell's unset variable, is not the current folder."""
     if not text:
         raise typer.BadParameter("got an empty path")
     return Path(text)

@@ -46,9 +46,9 @@ def plan(
         are left out, and DICOM files that lie beside an earlier one of their series.
     output : path, optional
         For one CT a file, ``.nii.gz``, ``.nii``, ``.nrrd``, ``.mha`` or ``.dcm``, or an existing folder. For several
-        CTs, and for those of a folder, a folder, created where needed. In a folder, labels are named
-        ``<input>_seg.nii.gz``. CTs from folders keep the folders that they are in, and so do files if two of them have
-        the same name. The default is the current folder.
+        CTs a folder, created where needed; for the only CT of a folder, a pattern or a list either, a file or a folder.
+        In a folder, labels are named ``<input>_seg.nii.gz``. CTs from folders keep the folders that they are in, and so
+        do files if two of them have the same name. The default is the current folder.
     report, preview, html : bool
         Whether each case gets a report (``.json``), a preview (``.png``) and a page (``.html``) beside its labels.
     series : str, optional
