@@ -190,10 +190,7 @@ def decoded(name: str, text: str) -> Any:
     """Parse JSON; a ModelError with ``name`` if the text is none."""
     try:
         return json.loads(text)
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # also of an integer that is too long, and of one list in another
+    except (ValueError, RecursionError) as error:  # the second where lists lie too deep in each other
         raise ModelError(f"{name}: not JSON ({error}); export the model again") from error
 
 

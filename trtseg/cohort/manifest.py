@@ -60,9 +60,7 @@ class Manifest:
         self.folder = folder
         self._path = folder / MANIFEST
         self._records: dict[str, dict[str, Any]] = {}
-        self._made_of: dict[
-            str, str
-        ] = {}  # the CT of the labels that lie there, also of a case that failed later
+        self._made_of: dict[str, str] = {}  # the CT of the labels there, though a later run failed
         self._waiting: list[dict[str, Any]] = []  # failures, until something is done
         self._file = -1
         self._has_changed = False
