@@ -10,6 +10,7 @@ import pytest
 import typer
 
 from trtseg.cli import app
+from trtseg.warnings import CODES
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "csrc/README.md", "training/README.md")]
@@ -60,3 +61,8 @@ def test_extras(path):
     extras = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
     named = re.findall(r"""pip install.*["'](?:\.|trtseg)\[([\w,]+)\]""", path.read_text(encoding="utf-8"))
     assert {extra for each in named for extra in each.split(",")} <= extras.keys()
+
+
+def test_warnings():
+    text = read("docs/robustness.md").partition("## ")[0]
+    assert set(re.findall(r"`((?:geometry|values|slices|liver)-\w+|orientation)`", text)) == CODES.keys()
