@@ -66,3 +66,20 @@ def test_extras(path):
 def test_warnings():
     text = read("docs/robustness.md").partition("## ")[0]
     assert set(re.findall(r"`((?:geometry|values|slices|liver)-\w+|orientation)`", text)) == CODES.keys()
+
+
+@pytest.mark.parametrize(
+    ("document", "folder", "pattern"),
+    [
+        ("csrc/README.md", "csrc", "*.[chu]*"),
+        ("csrc/README.md", "tests/cuda_shim", "*.*"),
+        ("training/README.md", "training", "[!_]*.py"),
+        ("CONTRIBUTING.md", "trtseg", "[!_]*.py"),
+        ("CONTRIBUTING.md", "trtseg", "[!_]*/"),
+    ],
+)
+def test_files(document, folder, pattern):
+    text = read(document)
+    names = [path.name for path in (ROOT / folder).glob(pattern)]
+    assert names
+    assert [name for name in names if not re.search(rf"[`/]{re.escape(name)}[`/]", text)] == []
