@@ -8,8 +8,8 @@ that the CT as it is does not have. Livers cut at an end may have the same (righ
 
 from __future__ import annotations
 
+import argparse
 import itertools
-import sys
 import tarfile
 import tempfile
 from collections import Counter, defaultdict
@@ -195,5 +195,10 @@ def show(measured: list[tuple[Kinds, str]]) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help=", ".join(CTS))
+    args = parser.parse_args()
     with trtseg.Segmenter() as segmenter:
-        show([measure(segmenter, *ct) for ct in cts(Path(sys.argv[1]))])
+        show([measure(segmenter, *ct) for ct in cts(args.data)])
