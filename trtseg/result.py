@@ -13,7 +13,7 @@ from typing import Any
 
 from trtseg.errors import ArgumentError
 from trtseg.io import atomic, check_target, save
-from trtseg.io.dicom_out import check_kinds, check_result, file_names, write_dicom
+from trtseg.io.dicom_out import check_kinds, check_result, file_names, remove_pictures, write_dicom
 from trtseg.io.names import SEG
 from trtseg.labels.components import Array, bounding_box, count_voxels
 from trtseg.labels.lesions import Lesion, lesions
@@ -26,7 +26,6 @@ from trtseg.warnings import ResultWarning
 
 #: Version of the report's layout; raised when a key changes its meaning or goes away.
 REPORT_VERSION = 1
-_MOST_PICTURES = 9999
 
 _PathLike = str | os.PathLike[str]
 
@@ -312,10 +311,8 @@ class Segmentation:
                 self._write_preview(parts.pop(0), volume)
             if volume is not None and html is not None:
                 parts.pop(0).write_bytes(self._page(volume, keep_identity))
-            for _, name in file_names(kinds, _MOST_PICTURES)[len(files) :]:  # of an earlier, longer series
-                if not (left := Path(folder, name)).exists():
-                    break
-                left.unlink()
+            if "sc" in kinds:
+                remove_pictures(Path(folder), len(slices))
         return paths
 
     def save_report(self, path: _PathLike) -> None:
