@@ -137,7 +137,7 @@ def _cts(top: str, names: list[str]) -> list[str]:
 
 def _may_be_dicom(path: PurePosixPath) -> bool:
     ending = path.suffix.lower()
-    return path.name != "DICOMDIR" and (ending in ("", *DICOM) or ending[1:].isdecimal())
+    return path.name.upper() != "DICOMDIR" and (ending in ("", *DICOM) or ending[1:].isdecimal())
 
 
 def _with_path(url: str, path: str, name: str) -> str:
