@@ -335,7 +335,7 @@ class Segmentation:
             self._write_preview(temporary, volume)
 
     def view(self, height: int = 900) -> Page:
-        """Return the page of `save` for a notebook to show, ``height`` pixels high; ArgumentError without the CT."""
+        """Return the page of `save`, with the input's name, for a notebook to show; ArgumentError without the CT."""
         return Page(self._page(self._kept_volume(), keep_identity=True).decode("utf-8"), height)
 
     def _repr_html_(self) -> str:
