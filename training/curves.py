@@ -1,4 +1,4 @@
-"""Learning curves of a run, as PNG.
+"""The log of a run, and its learning curves as PNG.
 
 python -m training.curves runs/liver
 """
@@ -7,7 +7,19 @@ from __future__ import annotations
 
 import argparse
 import csv
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+
+def append(log: Path, row: Mapping[str, Any]) -> None:
+    """Add a row to ``log.csv``, and headings before the first."""
+    new = not log.exists()
+    with log.open("a", newline="") as file:
+        writer = csv.DictWriter(file, row)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
 
 
 def plot(log: Path, png: Path) -> None:
@@ -23,7 +35,7 @@ def plot(log: Path, png: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     left.plot(steps, [float(row["loss"]) for row in rows])
     left.set(title="training loss", xlabel="step", yscale="log")
-    for name in rows[0].keys() - {"step", "lr", "loss"}:
+    for name in rows[0].keys() - {"step", "seconds", "lr", "loss"}:
         right.plot(steps, [float(row[name]) for row in rows], label=name)
     right.set(title="validation", xlabel="step", ylim=(0, 1))
     right.legend(fontsize="small")

@@ -12,13 +12,11 @@ which the same command resumes a run that was killed; the time that was spent co
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +24,7 @@ import torch
 from training import batch, kit_score, pseudo
 from training import kit as kits
 from training.checkpoint import CHOICES, Settings, build, diverged, fingerprint, load_liver, save
+from training.curves import append
 from training.trained import trained_net
 from training.trainer import Run, Trainer
 from training.unet import UNet
@@ -127,7 +126,7 @@ def train(
         )
         save(out / "last.pt", replace(settings, steps=trainer.step), {"result": result.nets.state_dict()})
         trainer.save(state)
-        _log(out / "log.csv", row)
+        append(out / "log.csv", row)
 
     if files.get("start") and not trainer.step:
         keep(0.0)  # what the run starts with
@@ -153,15 +152,6 @@ def _rows(kit: kits.Kit, role: str, split: str) -> np.ndarray:
 
 def _report(line: str) -> None:
     print(line, flush=True)
-
-
-def _log(path: Path, row: dict[str, Any]) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row), extrasaction="ignore")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ same result.
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import math
 import os
@@ -42,7 +41,7 @@ from training.checkpoint import (
     save,
     start_from,
 )
-from training.curves import plot
+from training.curves import append, plot
 from training.methods import Method
 from training.sample import Samples
 from training.store import MANIFEST
@@ -219,7 +218,7 @@ def train(
             }
             save(checkpoint, settings, state)
             saved = step
-            _log(out / "log.csv", {"step": step, "lr": lr, "loss": mean(losses), **scores})
+            append(out / "log.csv", {"step": step, "lr": lr, "loss": mean(losses), **scores})
             losses.clear()
             plot(out / "log.csv", out / "curves.png")
     if processes > 1:
@@ -263,15 +262,6 @@ def _check_equal(method: Method) -> None:
 def _differences(before: Settings, settings: Settings) -> str:
     old, now = asdict(before), asdict(settings)
     return "made with " + ", ".join(f"{k} {old[k]!r}, not {v!r}" for k, v in now.items() if old[k] != v)
-
-
-def _log(path: Path, row: dict[str, float]) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def main() -> None:
