@@ -273,7 +273,7 @@ class Segmentation:
         Parameters
         ----------
         folder : path
-            A folder that exists. Earlier objects of trtseg in it are replaced.
+            A folder that exists. Earlier objects of these kinds in it are replaced; those of other kinds stay.
         kinds : iterable of str
             ``seg``: ``seg.dcm``, a Segmentation. ``labelmap``: ``labelmap.dcm``, the same as a Label Map, which
             few viewers read. ``sr``: ``sr.dcm``, a report on the Segmentation. ``sc``:
