@@ -73,9 +73,10 @@ def stages(ct: Path, options: dict) -> dict[str, float]:
     return timings
 
 
-def commits(folder: Path, count: int = 200) -> float:
+def commits(folder: Path) -> float:
     """Cases a second that one process can take answers of, as from Ray: write 200 kB, note, rename, all flushed."""
     folder.mkdir()
+    count = 200
     with Manifest(folder) as manifest:
         start = time.perf_counter()
         for n in range(count):

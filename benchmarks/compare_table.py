@@ -205,14 +205,14 @@ def _goals(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def chart(data: dict[str, Any], png: Path, ct: str | None = None) -> None:
-    """Draw the medians of a CT, by default the first, as bars, with their spread."""
+def chart(data: dict[str, Any], png: Path) -> None:
+    """Draw the medians of the first CT as bars, with their spread."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    ct = ct or next(iter(data["runs"]))
+    ct = next(iter(data["runs"]))
     rows = data["runs"][ct]
     shown = [c for c in CONTENDERS if median(rows.get(c.name, {})) is not None]
     shown.sort(key=lambda contender: statistics.median(rows[contender.name]["seconds"]))

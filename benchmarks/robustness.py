@@ -198,7 +198,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("data", metavar="DATA", type=Path)
-    data = parser.parse_args().data
+    parser.add_argument("data", type=Path, help=", ".join(CTS))
+    args = parser.parse_args()
     with trtseg.Segmenter() as segmenter:
-        show([measure(segmenter, *ct) for ct in cts(data)])
+        show([measure(segmenter, *ct) for ct in cts(args.data)])

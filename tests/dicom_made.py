@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
@@ -93,8 +92,3 @@ def save_series(folder: Path, ct: np.ndarray, step: float = 40.0, **attributes: 
     for z, plane in enumerate(ct):
         save(folder / f"{len(ct) - z:03d}", instance(plane, 100 + z * step, **attributes))
     return folder
-
-
-def reread(dataset: Dataset, path: Path) -> Dataset:
-    """What a file of that dataset gives."""
-    return pydicom.dcmread(save(path, dataset))

@@ -232,11 +232,13 @@ def test_a_store_that_cannot_be_read_is_one_sentence_about_its_url(stores, monke
 
 def test_a_folder_of_dicom_in_a_store_is_one_ct():
     memory = fsspec.filesystem("memory")
-    for name in ("one/1.dcm", "one/2.dcm", "two/IM0", "two/notes.txt"):
+    names = ("DICOMDIR", "one/1.dcm", "one/2.dcm", "two/IM0", "two/notes.txt", "uid/1.2.7", "none/dicomdir")
+    for name in names:
         memory.pipe_file(f"/study/{name}", b"x")
     assert planned("memory://study") == {
         "memory:///study/one": "out/one_seg.nii.gz",
         "memory:///study/two": "out/two_seg.nii.gz",
+        "memory:///study/uid": "out/uid_seg.nii.gz",
     }
 
 

@@ -82,6 +82,17 @@ def test_several_objects_of_several_cts(folder, tmp_path):
     assert (tmp_path / "out/ct2_dicom/sr.dcm").exists()
 
 
+def test_an_old_picture_that_cannot_be_removed_is_an_error_of_its_case(folder, tmp_path):
+    arguments = (folder / "cts", "-o", tmp_path, "--dicom", "sc", "--model", folder / "model", "--overwrite")
+    assert run(*arguments).exit_code == 0
+    left = len(list((tmp_path / "ct1_dicom").iterdir())) + 1
+    (tmp_path / f"ct1_dicom/sc_{left:04}.dcm").mkdir()
+    again = run(*arguments)
+    assert again.exit_code == 3, again.output
+    (line,) = [line for line in again.output.splitlines() if line.startswith("error: ")]
+    assert "ct1_dicom: cannot be written" in line
+
+
 def test_what_cannot_be(folder, tmp_path):
     nifti = tmp_path / "ct.nii.gz"
     nib.save(nib.Nifti1Image(abdomen(SHAPE).ct, np.eye(4)), nifti)

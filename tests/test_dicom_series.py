@@ -46,7 +46,8 @@ def study(folder):
     )
     made.save(folder / "f", report)
     made.save(folder / "g", made.instance(SCOUT, SeriesInstanceUID="1.9", Modality="SR", Rows=None))
-    (folder / "DICOMDIR").write_bytes(bytes(128) + b"DICM rubbish")
+    for name in ("DICOMDIR", "dicomdir"):  # disks are mounted with small letters
+        (folder / name).write_bytes(bytes(128) + b"DICM rubbish")
     (folder / "notes.txt").write_text("no DICOM")
     (folder / ".hidden").write_bytes(bytes(128) + b"DICM rubbish")
     return folder

@@ -85,6 +85,15 @@ def test_a_killed_run_ends_with_the_same_weights(store, tmp_path):
     assert same(weights(tmp_path / "broken"), weights(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize("name", ["store", "teachers", "distilled"])
+def test_what_a_run_is_made_of_is_no_option(monkeypatch, capsys, tmp_path, name):
+    """These are hashes that the programs themselves put into a checkpoint."""
+    monkeypatch.setattr(sys, "argv", ["train", "liver", "--out", str(tmp_path), f"--{name}", "0123"])
+    with pytest.raises(SystemExit):
+        train.main()
+    assert f"unrecognized arguments: --{name}" in capsys.readouterr().err
+
+
 def test_another_setting_does_not_go_on_with_a_run(store, tmp_path):
     train.train(settings("liver"), store, tmp_path)
     before = (tmp_path / "last.pt").read_bytes()

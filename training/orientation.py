@@ -23,7 +23,7 @@ from trtseg.orientation import TURNS, Weights, climbs, describe, score, turned
 
 #: Crops of a thigh or of half a pelvis: they have no frame that could be turned.
 _NO_PART_OF_A_TRUNK = "extremity_or_pelvis_crop"
-#: A patient whose whole CT ``benchmarks.orientation`` was measured on.
+#: A patient whose whole CT ``benchmarks.robustness`` turns.
 _BENCHMARK = ("CRLM-CT-1006",)
 _PENALTY, _PENALTY_UPWARDS = 1e-3, 2e-3
 _MIN_STACK, _DECIMALS = 3, 4

@@ -13,7 +13,7 @@ from typing import Any
 
 from trtseg.errors import ArgumentError
 from trtseg.io import atomic, check_target, save
-from trtseg.io.dicom_out import check_kinds, check_result, file_names, write_dicom
+from trtseg.io.dicom_out import check_kinds, check_result, file_names, remove_pictures, write_dicom
 from trtseg.io.names import SEG
 from trtseg.labels.components import Array, bounding_box, count_voxels
 from trtseg.labels.lesions import Lesion, lesions
@@ -26,7 +26,6 @@ from trtseg.warnings import ResultWarning
 
 #: Version of the report's layout; raised when a key changes its meaning or goes away.
 REPORT_VERSION = 1
-_MOST_PICTURES = 9999
 
 _PathLike = str | os.PathLike[str]
 
@@ -274,7 +273,7 @@ class Segmentation:
         Parameters
         ----------
         folder : path
-            A folder that exists. Earlier objects of trtseg in it are replaced.
+            A folder that exists. Earlier objects of these kinds in it are replaced; those of other kinds stay.
         kinds : iterable of str
             ``seg``: ``seg.dcm``, a Segmentation. ``labelmap``: ``labelmap.dcm``, the same as a Label Map, which
             few viewers read. ``sr``: ``sr.dcm``, a report on the Segmentation. ``sc``:
@@ -312,10 +311,8 @@ class Segmentation:
                 self._write_preview(parts.pop(0), volume)
             if volume is not None and html is not None:
                 parts.pop(0).write_bytes(self._page(volume, keep_identity))
-            for _, name in file_names(kinds, _MOST_PICTURES)[len(files) :]:  # of an earlier, longer series
-                if not (left := Path(folder, name)).exists():
-                    break
-                left.unlink()
+            if "sc" in kinds:
+                remove_pictures(Path(folder), len(slices))
         return paths
 
     def save_report(self, path: _PathLike) -> None:
@@ -338,7 +335,7 @@ class Segmentation:
             self._write_preview(temporary, volume)
 
     def view(self, height: int = 900) -> Page:
-        """Return the page of `save` for a notebook to show, ``height`` pixels high; ArgumentError without the CT."""
+        """Return the page of `save`, with the input's name, for a notebook to show; ArgumentError without the CT."""
         return Page(self._page(self._kept_volume(), keep_identity=True).decode("utf-8"), height)
 
     def _repr_html_(self) -> str:

@@ -64,10 +64,10 @@ def msd(root: Path) -> list[Case]:
     ]
 
 
-def chaos_nifti(folder: Path, number: int = 3) -> list[Case]:
-    """One CT of CHAOS (non-commercial licence) as ``volume.nii.gz`` and ``segmentation.nii.gz``; liver only."""
+def chaos_nifti(folder: Path) -> list[Case]:
+    """Set 3 of CHAOS (non-commercial licence) as ``volume.nii.gz`` and ``segmentation.nii.gz``; liver only."""
     read = partial(read_pair, folder / "volume.nii.gz", folder / "segmentation.nii.gz")
-    return [Case(f"chaos{number}", "chaos", f"chaos-{number}", read, trainable=False, labels_tumour=False)]
+    return [Case("chaos3", "chaos", "chaos-3", read, trainable=False, labels_tumour=False)]
 
 
 def read_pair(volume: Path, labels: Path) -> Scan:

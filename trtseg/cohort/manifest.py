@@ -30,13 +30,12 @@ from trtseg.cohort.remote import is_there, is_url, look
 from trtseg.cohort.table import TABLE, write_table
 from trtseg.errors import ArgumentError, OutputError
 from trtseg.io.atomic import explain, resolve_target
-from trtseg.io.dicom_out import file_names
+from trtseg.io.dicom_out import remove_pictures
 
 #: Name of the file.
 MANIFEST = "cohort.jsonl"
 _UNFINISHED = ".cohort-unfinished"
 _HEAD = {"trtseg cohort": 1}
-_MOST_PICTURES = 9999
 
 
 class Manifest:
@@ -241,14 +240,10 @@ class Manifest:
             for path in sorted(staged.iterdir()):
                 path.replace(resolve_target(place / path.name))
             staged.rmdir()
+            if count := sum(name.startswith("sc_") for name in record["files"]):
+                remove_pictures(place, count)
         except OSError as error:
             raise OutputError(explain(error, os.fspath(place))) from error
-        if any(name.startswith("sc_") for name in record["files"]):
-            count = sum(name.startswith("sc_") for name in record["files"])
-            for _, name in file_names(("sc",), _MOST_PICTURES)[count:]:
-                if not (left := place / name).exists():
-                    break
-                left.unlink()
 
 
 def _locked(folder: Path) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from trtseg.cohort.case import Case
 from trtseg.errors import InputError, TrtsegError
-from trtseg.io.names import IMAGES, says_labels
+from trtseg.io.names import DICOM, IMAGES, says_labels
 from trtseg.io.parts import files_of
 
 # What changes with a file; each store has its own names. fsspec's `ukey` also stands for what is new each time.
@@ -37,8 +37,8 @@ def is_url(text: object) -> bool:
 def find_remote(url: str) -> list[str]:
     """Find the CTs that a URL stands for: a file, a pattern with ``*``, or a folder with CTs in it and below it.
 
-    In folders, image files whose names do not say that they are labels are CTs, and so is each folder that other files
-    lie in, which are taken for DICOM.
+    In folders, image files whose names do not say that they are labels are CTs, and so is each folder with files whose
+    names DICOM files may have: without an ending, or with one of theirs or a number, as UIDs have.
 
     Raises
     ------
@@ -141,9 +141,14 @@ def _cts(top: str, names: list[str]) -> list[str]:
             continue
         if name.lower().endswith(IMAGES):
             images += [] if says_labels(Path(name)) else [name]
-        elif PurePosixPath(name).suffix.lower() in ("", ".dcm", ".dicom", ".ima"):
+        elif _may_be_dicom(PurePosixPath(name)):
             folders[str(PurePosixPath(name).parent)] = None
     return images + list(folders)
+
+
+def _may_be_dicom(path: PurePosixPath) -> bool:
+    ending = path.suffix.lower()
+    return path.name.upper() != "DICOMDIR" and (ending in ("", *DICOM) or ending[1:].isdecimal())
 
 
 def _with_path(url: str, path: str, name: str) -> str:

@@ -7,11 +7,11 @@ compiled and buffers of its own allocated. Then
 - ``device`` names where it runs, ``"cpu"`` or ``"cuda:0"``;
 - ``batch`` is the number of slices that each ``run`` gets, or None where any number ``n >= 0`` will do;
 - ``run(src, dst, stream)`` computes the logits of ``n`` slices: ``src`` is ``[n, 1, H, W]`` and ``dst`` is
-  ``[n, spec.channels, H, W]``, both C-contiguous and in `dtype`, NumPy arrays on the CPU and `trtseg.cuda.CudaArray`
-  on a GPU, both owned by the caller, and not overlapping. Every element of ``dst`` is written, nothing else is. Slices
-  are independent: the logits of a slice depend neither on its place nor on its neighbours. Equal input gives equal
-  output, bit for bit. ``run`` allocates nothing that grows, and on a device with streams it only enqueues on
-  ``stream`` and does not synchronise. An engine is used by one thread at a time;
+  ``[n, spec.channels, H, W]``, both C-contiguous and in `dtype`, NumPy arrays on the CPU and
+  `trtseg.cuda.arrays.CudaArray` on a GPU, both owned by the caller, and not overlapping. Every element of ``dst`` is
+  written, nothing else is. Slices are independent: the logits of a slice depend neither on its place nor on its
+  neighbours. Equal input gives equal output, bit for bit. ``run`` allocates nothing that grows, and on a device with
+  streams it only enqueues on ``stream`` and does not synchronise. An engine is used by one thread at a time;
 - on the CPU ``runtime`` names what runs the net, ``side_by_side`` is the number of slices that it computes at a time,
   and ``run(..., wanted=flags)`` may leave logits out that are not wanted;
 - on a GPU ``capturable(stream)`` tells, after a first ``run`` there, whether ``run`` can be recorded in a CUDA graph,

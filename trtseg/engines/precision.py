@@ -1,6 +1,7 @@
 """The precisions: the one table of what an engine may compute in, from the ONNX file to the acceptance gate.
 
-A new precision is a new row here, and its ONNX file in the model's folder.
+A new precision is a new row here, its ONNX file in the model's folder, and for the CPU a line in
+`trtseg.engines.processor.choose_precision`.
 """
 
 from __future__ import annotations

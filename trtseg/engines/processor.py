@@ -11,15 +11,13 @@ from trtseg import _core
 from trtseg.engines.precision import BF16, FP32, INT8, Precision, candidates
 from trtseg.models import ModelFiles
 
-_CPUINFO = Path("/proc/cpuinfo")
-
 
 @functools.cache
-def read_cpuinfo(cpuinfo: Path = _CPUINFO) -> tuple[str, frozenset[str]]:
+def read_cpuinfo() -> tuple[str, frozenset[str]]:
     """Name of the processor, and its features as Linux calls them; none where /proc/cpuinfo cannot be read."""
     name, features = platform.machine(), frozenset[str]()
     with contextlib.suppress(OSError):
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             key, _, value = line.partition(":")
             if key.strip() == "model name":
                 name = value.strip()
@@ -28,9 +26,9 @@ def read_cpuinfo(cpuinfo: Path = _CPUINFO) -> tuple[str, frozenset[str]]:
     return name, features
 
 
-def native_bf16(cpuinfo: Path = _CPUINFO) -> bool:
+def native_bf16() -> bool:
     """Whether this processor multiplies BF16 in hardware, so that BF16 is faster than FP32."""
-    return not read_cpuinfo(cpuinfo)[1].isdisjoint({"avx512_bf16", "amx_bf16"})
+    return not read_cpuinfo()[1].isdisjoint({"avx512_bf16", "amx_bf16"})
 
 
 def native_int8() -> bool:

@@ -33,6 +33,8 @@ _BACKGROUND, _TEXT, _FAINT = (16, 16, 18), (235, 235, 235), (150, 150, 155)
 _WARNING = (255, 195, 60)
 _GAP, _HEADER, _FOOTER, _LINE_HEIGHT = 4, 40, 26, 22
 _FINE = 3  # outlines are drawn on a grid finer by this factor, and then averaged
+_COLUMNS, _ROWS = 4, 3  # of tiles in a preview, at most
+_WIDE = 560  # pixels of a tile where there are only two
 _LINE = 4  # width of an outline on the fine grid
 _EDGE = 100  # grey, of 255, at which a blurred mask ends: below one half, or single voxels would be lost
 _MAX_ASPECT = 1.25  # largest height of a tile over its width; the smallest is 1 / _MAX_ASPECT**2
@@ -44,8 +46,6 @@ def preview_png(
     summary: str,
     warnings: Sequence[str] = (),
     *,
-    columns: int = 4,
-    rows: int = 3,
     tile: int = 340,
 ) -> bytes:
     """Draw the outlines of liver and tumour on slices of a CT.
@@ -64,8 +64,6 @@ def preview_png(
         Measurements, for the line at the top.
     warnings : sequence of str
         Sentences that stand under the pictures.
-    columns, rows : int
-        Largest number of tiles along a row, and of rows.
     tile : int
         Width of a tile in pixels.
 
@@ -83,8 +81,8 @@ def preview_png(
 
     if labels.shape != volume.array.shape:
         raise ArgumentError(f"labels: got shape {labels.shape}; expected the volume's {volume.array.shape}")
-    chosen = choose_slices(labels, columns * rows)
-    columns = min(columns, len(chosen))
+    chosen = choose_slices(labels, _COLUMNS * _ROWS)
+    columns = min(_COLUMNS, len(chosen))
     box = _body_box(volume, labels, chosen)
     size = _tile_size(box, volume.spacing, tile)
     width = max(columns * (size[0] + _GAP) + _GAP, 2 * tile)
@@ -105,9 +103,7 @@ def preview_png(
     return _png(page)
 
 
-def disagreement_png(
-    volume: Volume, prediction: Array, truth: Array, summary: str, *, tile: int = 560
-) -> bytes:
+def disagreement_png(volume: Volume, prediction: Array, truth: Array, summary: str) -> bytes:
     """Draw the slice of a CT on which prediction and truth disagree most: plain, and with the outlines of both.
 
     Parameters
@@ -118,8 +114,6 @@ def disagreement_png(
         uint8 ``[Z, Y, X]``: 0 background, 1 liver, 2 tumour.
     summary : str
         Scores, for the line at the top.
-    tile : int
-        Width of each of the two tiles in pixels.
 
     Returns
     -------
@@ -140,7 +134,7 @@ def disagreement_png(
             )
     z = most_disagreement(prediction, truth)
     box = _body_box(volume, np.maximum(prediction, truth), [z])
-    size = _tile_size(box, volume.spacing, tile)
+    size = _tile_size(box, volume.spacing, _WIDE)
     page = Image.new("RGB", (2 * size[0] + 3 * _GAP, _HEADER + size[1] + _GAP + _FOOTER), _BACKGROUND)
     outlines = (
         (truth[z] > 0, TRUE_LIVER),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from trtseg.warnings import ResultWarning
 
 #: What can be written: a Segmentation, the same as a label map, a Measurement Report on it, pictures.
 KINDS = ("seg", "labelmap", "sr", "sc")
+_PICTURE = "sc_{:04}.dcm"
 
 
 class Result(Protocol):
@@ -75,9 +77,17 @@ def file_names(kinds: Iterable[str], pictures: int = 1) -> list[tuple[str, str]]
     """Name the files of kinds in the order of `KINDS`: each with its kind, ``sc`` once for each picture."""
     names: list[tuple[str, str]] = []
     for kind in kinds:
-        numbered = [f"sc_{n:04}.dcm" for n in range(1, pictures + 1)]
+        numbered = [_PICTURE.format(n) for n in range(1, pictures + 1)]
         names += [(kind, name) for name in (numbered if kind == "sc" else [f"{kind}.dcm"])]
     return names
+
+
+def remove_pictures(folder: Path, count: int) -> None:
+    """Remove pictures of an earlier, longer series from a folder whose series has ``count`` of them now."""
+    for n in itertools.count(count + 1):
+        if not (left := folder / _PICTURE.format(n)).exists():
+            return
+        left.unlink()
 
 
 def check_inputs(paths: Iterable[Path], name: str) -> None:
