@@ -42,7 +42,8 @@ def plot(log: Path, png: Path) -> None:
     for name in rows[0].keys() - {"step", "lr", "loss", "seconds"}:
         right.plot(steps, [float(row[name]) for row in rows], label=name)
     right.set(title="validation", xlabel="step", ylim=(0, 1))
-    right.legend(fontsize="small")
+    if right.lines:
+        right.legend(fontsize="small")
     with atomic(png) as (temporary,):
         figure.savefig(temporary, dpi=120)
     plt.close(figure)
