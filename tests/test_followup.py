@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from trtseg.cli import app
 from trtseg.errors import InputError
-from trtseg.followup import compare
+from trtseg.followup import Comparison, Finding, Side, compare
 
 SPACING = (3.0, 2.0, 2.0)  # z, y, x
 CENTRE = np.array([75.0, 60.0, 70.0])  # mm along z, y, x
@@ -79,6 +79,15 @@ def test_a_scan_is_equal_to_itself_and_to_its_copy_on_another_grid(tmp_path):
     assert compare(one, one).liver_dice > 0.99
 
 
+def test_a_liver_in_the_first_slice_row_and_column_lies_on_itself(tmp_path):
+    labels = np.ones((20, 20, 20), np.uint8)
+    labels[:2, :2, :2] = 2
+    nib.save(nib.Nifti1Image(labels, np.diag([-2.0, -2, 2, 1])), tmp_path / "a.nii.gz")
+    made = compare(tmp_path / "a.nii.gz", tmp_path / "a.nii.gz")
+    assert (*made.shift_mm, made.liver_dice) == pytest.approx((0, 0, 0, 1), abs=1e-9)
+    assert [f.status for f in made.findings] == ["unchanged"]
+
+
 def test_a_lesion_that_falls_apart_is_one_finding(tmp_path):
     before = scan(tmp_path / "a.nii.gz", [((0, 0, 0), 16)])
     after = scan(tmp_path / "b.nii.gz", [((0, 0, -11), 6), ((0, 0, 11), 6)])
@@ -129,6 +138,27 @@ def test_small_lesions_are_matched_nearby_and_not_far_away(tmp_path):
     after = scan(tmp_path / "b.nii.gz", [((0, 0, 8), 3), ((0, 0, 24), 3)])
     assert [f.status for f in compare(before, after).findings] == ["unchanged", "gone", "new"]
     assert compare(before, after).response() is None  # nothing of 10 mm
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "judged"),
+    [
+        (45.0, 31.5, "partial"),  # 0.7 * 45 is less than 31.5 in binary
+        (90 * float(np.float32(0.5)), 105 * float(np.float32(0.3)), "partial"),  # headers hold float32
+        (45.0, 31.51, "stable"),
+        (30.0, 36.0, "progression"),
+        (30.0, 35.99, "stable"),
+        (20.1, 25.1, "progression"),
+        (20.1, 25.09, "stable"),
+        (12.0, 16.9, "stable"),  # 41 %, and less than 5 mm
+    ],
+)
+def test_a_limit_of_the_response_is_reached_where_the_shown_sums_reach_it(before, after, judged):
+    sides = [Side((1,), 1.0, mm, mm, mm, 0) for mm in (before, after)]
+    made = Comparison(
+        ("a", "b"), (1.0, 1.0), (1.0, 1.0), (0.0, 0.0, 0.0), 1.0, (Finding("unchanged", *sides),), ()
+    )
+    assert made.response() == judged
 
 
 @pytest.mark.parametrize("lesions", [[], [((0, 0, 0), 12)]])
