@@ -32,6 +32,16 @@ def scan(path, lesions, moved=(0, 0, 0), spacing=SPACING):
     return path
 
 
+def block(path, columns, slices=30):
+    """A block of a liver, 2 mm from voxel to voxel, with one row of tumour from the first to the last of columns."""
+    labels = np.zeros((40, 40, 60), np.uint8)
+    labels[5 : 5 + slices, 5:35, 2:58] = 1
+    if columns:
+        labels[20, 20, columns[0] : columns[1] + 1] = 2
+    nib.save(nib.Nifti1Image(labels.transpose(2, 1, 0), np.diag([-2.0, -2, 2, 1])), path)
+    return path
+
+
 def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
@@ -85,7 +95,31 @@ def test_a_liver_in_the_first_slice_row_and_column_lies_on_itself(tmp_path):
     nib.save(nib.Nifti1Image(labels, np.diag([-2.0, -2, 2, 1])), tmp_path / "a.nii.gz")
     made = compare(tmp_path / "a.nii.gz", tmp_path / "a.nii.gz")
     assert (*made.shift_mm, made.liver_dice) == pytest.approx((0, 0, 0, 1), abs=1e-9)
+    assert str(made.report()["shift_mm"]) == "[0.0, 0.0, 0.0]"
     assert [f.status for f in made.findings] == ["unchanged"]
+
+
+@pytest.mark.parametrize(("first", "last", "reaches"), [(0, 18, True), (1, 19, True), (1, 18, False)])
+def test_a_liver_in_the_first_or_the_last_slice_may_go_on(tmp_path, first, last, reaches):
+    labels = np.zeros((20, 20, 20), np.uint8)
+    labels[5:15, 5:15, first : last + 1] = 1
+    nib.save(nib.Nifti1Image(labels, np.diag([-2.0, -2, 2, 1])), tmp_path / "a.nii.gz")
+    _, *warnings = compare(tmp_path / "a.nii.gz", tmp_path / "a.nii.gz").warnings
+    assert [w.split(", so")[0] for w in warnings] == [
+        f"{when}: the liver reaches the end of the scan" for when in ("before", "after") if reaches
+    ]
+
+
+def test_of_many_lesions_the_254_largest_are_compared(tmp_path):
+    labels = np.ones((20, 20, 20), np.uint8)
+    labels[::2, ::2, 1:6:2] = 2  # 300 lesions of a voxel
+    labels[0, 0, 15:18] = 2
+    nib.save(nib.Nifti1Image(labels, np.diag([-2.0, -2, 2, 1])), tmp_path / "a.nii.gz")
+    made = compare(tmp_path / "a.nii.gz", tmp_path / "a.nii.gz")
+    assert "before: has 301 lesions; the 254 largest are compared" in made.warnings
+    assert [f.before.lesions for f in made.findings] == [(n,) for n in range(1, 255)]
+    assert [f.before for f in made.findings] == [f.after for f in made.findings]
+    assert made.findings[0].before.volume_ml == pytest.approx(0.024)
 
 
 def test_a_lesion_that_falls_apart_is_one_finding(tmp_path):
@@ -159,6 +193,36 @@ def test_a_limit_of_the_response_is_reached_where_the_shown_sums_reach_it(before
         ("a", "b"), (1.0, 1.0), (1.0, 1.0), (0.0, 0.0, 0.0), 1.0, (Finding("unchanged", *sides),), ()
     )
     assert made.response() == judged
+
+
+@pytest.mark.parametrize(
+    ("columns", "later", "statuses"),
+    [
+        ((5, 24), (23, 42), ["unchanged"]),  # 2 of 20 voxels in both
+        ((5, 24), (24, 43), ["gone", "new"]),
+        ((5, 5), (9, 9), ["unchanged"]),  # 8 mm from centre to centre
+        ((5, 5), (11, 11), ["gone", "new"]),
+    ],
+)
+def test_lesions_are_the_same_from_a_tenth_of_overlap_or_within_10_mm(tmp_path, columns, later, statuses):
+    before, after = block(tmp_path / "a.nii.gz", columns), block(tmp_path / "b.nii.gz", later)
+    assert [f.status for f in compare(before, after).findings] == statuses
+
+
+def test_a_report_holds_what_can_be_counted_in_the_label_maps(tmp_path):
+    before = block(tmp_path / "a.nii.gz", (20, 30))
+    after = block(tmp_path / "b.nii.gz", (20, 32), slices=29)
+    report = compare(before, after).report()
+    assert report["liver_ml"] == [403.2, 389.76]  # 30 and 29 slices of 30 x 56 voxels of 0.008 mL
+    assert report["tumour_ml"] == [0.088, 0.104]
+    assert report["sum_of_diameters_mm"] == [20, 24]
+    (finding,) = report["findings"]
+    side = {"lesions": [1], "short_mm": 0, "slice": 20}
+    assert finding["before"] == {**side, "volume_ml": 0.088, "long_mm": 20, "sum_mm": 20}
+    assert finding["after"] == {**side, "volume_ml": 0.104, "long_mm": 24, "sum_mm": 24}
+    assert compare(after, block(tmp_path / "c.nii.gz", ())).report()["recist_like"] == "complete"
+    none = compare(tmp_path / "c.nii.gz", before).report()
+    assert (none["sum_of_diameters_mm"], none["recist_like"]) == (None, None)
 
 
 @pytest.mark.parametrize("lesions", [[], [((0, 0, 0), 12)]])

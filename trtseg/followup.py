@@ -206,7 +206,9 @@ def compare(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Co
         )
     findings = [_finding(scans, *pair) for pair in _match(*scans, shift)]
     order = {"gone": 1, "new": 2}
-    findings.sort(key=lambda f: (order.get(f.status, 0), -(f.before or f.after or _NOTHING).volume_ml))
+    findings.sort(
+        key=lambda f: (order.get(f.status, 0), *(-side.volume_ml for side in (f.before, f.after) if side))
+    )
     return Comparison(
         (paths[0].name, paths[1].name),
         (scans[0].ml(0), scans[1].ml(0)),
@@ -216,9 +218,6 @@ def compare(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Co
         tuple(findings),
         tuple(warnings),
     )
-
-
-_NOTHING = Side((), 0.0, 0.0, 0.0, 0.0, 0)
 
 
 @dataclass(frozen=True)
