@@ -10,7 +10,7 @@ import tiny
 from op_cases import NumpyBackend, check_prepare
 
 import trtseg
-from trtseg.body import place_body, place_picture
+from trtseg.body import find_body, place_body, place_picture
 from trtseg.errors import ArgumentError, ModelError
 from trtseg.fit import Fit
 from trtseg.phantom import abdomen
@@ -130,6 +130,19 @@ def test_a_table_and_a_blanket_and_a_circle_do_not_matter():
     y, x = np.mgrid[:700, :700] - 349.5
     hu[:, np.hypot(y, x) > 348] = -3024
     assert place(hu) == place(alone)
+
+
+@pytest.mark.parametrize("mm", [0.4, 0.7, 0.8, 1.0, 1.5, 2.5, 4.0, 5.0])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_body_is_thick_in_mm_whatever_the_spacing(mm, axis):
+    picture = np.full((round(400 / mm), round(300 / mm)), -1000, np.int16)
+    picture[0, 0] = picture[-1, -1] = -999  # the frame is the picture
+    across, spacing = (picture, picture.T)[axis], ((mm, mm * 1.25), (mm * 1.25, mm))[axis]
+    across[round(100 / mm) : round(115 / mm)] = 0
+    assert find_body(picture[None], spacing) is None
+    across[round(100 / mm) : round(130 / mm)] = 0
+    first, end = find_body(picture[None], spacing)[2 * axis : 2 * axis + 2]
+    assert (first * mm, end * mm) == pytest.approx((100, 130), abs=9)
 
 
 def test_a_field_of_view_that_cuts_the_body():

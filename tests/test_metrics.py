@@ -178,6 +178,16 @@ def test_a_lesion_is_detected_above_half_of_the_union():
     assert found.means()["assd"] == pytest.approx(12 / 11)
 
 
+def test_surfaces_of_a_lesion_are_those_in_the_whole_volume():
+    lesions = np.s_[1:4, 2:8, 3:9], np.s_[0:4, 2:8, 3:9], np.s_[1:4, 1:8, 2:9]
+    for one, other in itertools.permutations(lesions, 2):
+        prediction, truth = mask((6, 10, 12), one), mask((6, 10, 12), other)
+        (found,) = score_lesions(prediction, truth, (3, 2, 1)).surfaces
+        expected = surface_distances(prediction, truth, (3, 2, 1))
+        for metric in ("assd", "rmsd", "msd", "hd95"):
+            assert getattr(found, metric) == getattr(expected, metric)
+
+
 def test_no_lesions_leave_scores_undefined():
     none, one = np.zeros((2, 2, 2), bool), mask((2, 2, 2), (0, 0, 0))
     nothing = score_lesions(none, none, (1, 1, 1))

@@ -86,6 +86,10 @@ def test_slices():
     doubled[5] = doubled[4]
     assert codes(load(blank, spacing=(5, 0.8, 0.7)).warnings) == ["slices-blank"]
     assert codes(load(doubled, spacing=(5, 0.8, 0.7)).warnings) == ["slices-doubled"]
+    blank[5:7, 1, 1] = -999, -998  # no slice is blank, and none is another's copy, with a voxel of its own
+    doubled[5, 1, 1] += 1
+    for hu in (blank, doubled):
+        assert not {"slices-blank", "slices-doubled"} & {*codes(load(hu, spacing=(5, 0.8, 0.7)).warnings)}
 
 
 def test_livers():
@@ -104,6 +108,11 @@ def test_livers():
     masked[:, :, 40:] = -1000
     assert found(labels, masked) == ["liver-cut"]
     assert found(labels, steps={"largest_liver": {"removed_ml": 453.0}}) == ["liver-parts"]
+    labels[1:11] = labels[5]
+    for end in (0, -1):  # a slice beyond shows that the liver ends, unless it is blank
+        blank = hu.copy()
+        blank[end] = -1000
+        assert (found(labels), found(labels, blank)) == ([], ["liver-cut"])
 
 
 @pytest.mark.parametrize("seed", range(40))
