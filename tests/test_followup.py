@@ -38,7 +38,9 @@ def block(path, columns, slices=30):
     labels[5 : 5 + slices, 5:35, 2:58] = 1
     if columns:
         labels[20, 20, columns[0] : columns[1] + 1] = 2
-    nib.save(nib.Nifti1Image(labels.transpose(2, 1, 0), np.diag([-2.0, -2, 2, 1])), path)
+    affine = np.diag([-2.0, -2, 2, 1])
+    affine[:3, 3] = 30, -40, 50
+    nib.save(nib.Nifti1Image(labels.transpose(2, 1, 0), affine), path)
     return path
 
 
@@ -108,6 +110,23 @@ def test_a_liver_in_the_first_or_the_last_slice_may_go_on(tmp_path, first, last,
     assert [w.split(", so")[0] for w in warnings] == [
         f"{when}: the liver reaches the end of the scan" for when in ("before", "after") if reaches
     ]
+
+
+def test_what_lies_beyond_the_earlier_scan_is_not_shared(tmp_path):
+    labels, affine = np.zeros((20, 20, 30), np.uint8), np.diag([-2.0, -2, 2, 1])
+    labels[5:15, 5:15] = 1
+    nib.save(nib.Nifti1Image(labels[:, :, :20], affine), tmp_path / "a.nii.gz")
+    nib.save(nib.Nifti1Image(labels, affine), tmp_path / "b.nii.gz")
+    assert compare(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz").liver_dice == pytest.approx(2 * 20 / 50)
+
+
+def test_the_longest_lesions_are_summed_and_not_the_largest(tmp_path):
+    labels = np.zeros((20, 60, 60), np.uint8)
+    labels[2:18, 5:55, 5:55] = 1
+    labels[4:9, 10:16, 10:16] = labels[11:16, 10:16, 30:36] = 2  # wide: 10 mm along each axis
+    labels[5, 40, 10:26] = labels[5, 50, 10:23] = 2  # 30 and 24 mm long
+    nib.save(nib.Nifti1Image(labels.transpose(2, 1, 0), np.diag([-2.0, -2, 2, 1])), tmp_path / "a.nii.gz")
+    assert compare(tmp_path / "a.nii.gz", tmp_path / "a.nii.gz").diameters() == pytest.approx((54, 54))
 
 
 def test_of_many_lesions_the_254_largest_are_compared(tmp_path):
