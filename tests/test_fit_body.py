@@ -172,6 +172,18 @@ def test_scale_is_uniform(spacing, net):
     assert (fit.native, fit.net, fit.offset, fit.extent) == ((128, 150), net, (0, 0), net)
 
 
+@pytest.mark.parametrize("native", [(100, 100), (100, 63), (77, 100), (100, 1), (3, 100)])
+@pytest.mark.parametrize("spacing", [(0.7, 0.7), (0.7, 0.9)])
+def test_the_whole_picture_lies_in_the_middle_of_a_net(native, spacing):
+    fit = Fit.whole_field_of_view(native, spacing, (48, 40))
+    for n, m, step, offset, extent in zip(native, fit.net, fit.step, fit.offset, fit.extent, strict=True):
+        inside = sum((i + 0.5) * step < n - 1e-9 for i in range(m))  # centres of net pixels
+        assert (extent, offset) == (max(1, inside), (m - max(1, inside)) // 2)
+    assert fit.step[0] * spacing[0] == pytest.approx(fit.step[1] * spacing[1])
+    assert fit.net in ((fit.extent[0], 40), (48, fit.extent[1]))
+    assert Fit.identity(native) == Fit(native, native, (1.0, 1.0), (0, 0), native)
+
+
 def test_wrong_arguments_are_refused():
     hu = ct((8, 8))
     with pytest.raises(ArgumentError, match=r"hu: got shape \(8, 8\)"):
