@@ -199,16 +199,6 @@ def test_a_series_without_a_patient_is_of_the_patient_of_its_study(tmp_path):
     assert np.array_equal(load(tmp_path).array, CT)
 
 
-@pytest.mark.parametrize(
-    ("keyword", "part"),
-    [("BodyPartExamined", "ABDOMEN"), ("SeriesDescription", "Abdomen pv"), ("ProtocolName", "liver")],
-)
-def test_the_abdomen_is_known_in_any_letters(keyword, part, tmp_path):
-    made.save_series(tmp_path / "a", CT, SeriesInstanceUID="1.1", SeriesDescription="Thorax")
-    made.save_series(tmp_path / "b", CT[:, ::-1], SeriesInstanceUID="1.2", **{keyword: part})
-    assert np.array_equal(load(tmp_path).array, CT[:, ::-1])
-
-
 @pytest.mark.parametrize("keyword", ["PatientID", "StudyInstanceUID", "FrameOfReferenceUID"])
 def test_a_slice_without_an_id_stays_in_its_series(keyword, tmp_path):
     for z, plane in enumerate(CT):

@@ -181,6 +181,17 @@ def test_livers():
     assert found(labels, ml=5000.0) == found(labels, ml=200.0) == ["liver-size"]
     assert found(labels * 0, ml=0.0) == ["liver-none"]
     assert found(labels[3:], hu[3:]) == found(labels[:, 20:], hu[:, 20:]) == ["liver-cut"]
+    assert found(labels[3:], hu[3:], ml=200.0) == ["liver-cut"]  # of a part nobody knows how large it is
+    assert found(labels[3:], hu[3:], ml=5000.0) == ["liver-cut", "liver-size"]
+    for ml, expected in (
+        (19.9, "none"),
+        (20.0, "size"),
+        (299.0, "size"),
+        (300.0, ""),
+        (4000.0, ""),
+        (4001.0, "size"),
+    ):
+        assert found(labels, ml=ml) == [f"liver-{expected}"] * bool(expected)
     masked = hu.copy()
     masked[:, :, 40:] = -1000
     assert found(labels, masked) == ["liver-cut"]
