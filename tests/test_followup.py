@@ -112,12 +112,16 @@ def test_a_liver_in_the_first_or_the_last_slice_may_go_on(tmp_path, first, last,
     ]
 
 
-def test_what_lies_beyond_the_earlier_scan_is_not_shared(tmp_path):
-    labels, affine = np.zeros((20, 20, 30), np.uint8), np.diag([-2.0, -2, 2, 1])
-    labels[5:15, 5:15] = 1
-    nib.save(nib.Nifti1Image(labels[:, :, :20], affine), tmp_path / "a.nii.gz")
-    nib.save(nib.Nifti1Image(labels, affine), tmp_path / "b.nii.gz")
-    assert compare(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz").liver_dice == pytest.approx(2 * 20 / 50)
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("part", [slice(0, 20), slice(10, 30)])
+def test_what_lies_beyond_the_earlier_scan_is_not_shared(tmp_path, axis, part):
+    affine = np.diag([-2.0, -2, 2, 1])
+    nib.save(nib.Nifti1Image(np.ones((30, 30, 30), np.uint8), affine), tmp_path / "b.nii.gz")
+    affine[:, 3] += affine[:, axis] * part.start
+    labels = np.ones(np.where(np.arange(3) == axis, 20, 30), np.uint8)
+    nib.save(nib.Nifti1Image(labels, affine), tmp_path / "a.nii.gz")
+    made = compare(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
+    assert made.liver_dice == pytest.approx(2 * 20 / 50)
 
 
 def test_the_longest_lesions_are_summed_and_not_the_largest(tmp_path):
