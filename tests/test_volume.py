@@ -155,6 +155,8 @@ def test_ones_before_and_after_the_axes_of_space(shape, grid):
 def test_bad_shape(shape, message):
     with pytest.raises(InputError, match=message):
         Geometry.from_affine(shape, np.eye(4))
+    with pytest.raises(InputError, match=message):  # and not that the spacing is no spacing of a volume
+        Geometry.from_spacing(shape, (1,) * len(shape))
 
 
 def test_arrays_of_another_shape_are_refused():

@@ -64,6 +64,25 @@ def test_identity_and_planes_of_a_tilted_gantry():
 
 
 @pytest.mark.parametrize(
+    ("size", "grid", "unknown"),
+    [
+        ((64, 64), {"spacing": (1, 1, 1)}, False),
+        ((128, 128), {"spacing": (1, 1, 1)}, True),  # as scanners have
+        ((64, 128), {"spacing": (1, 1, 1)}, False),
+        ((128, 128), {"spacing": (1.01, 1, 1)}, False),
+        ((128, 128), {"spacing": (1, 1, 0.99)}, False),
+        ((64, 64), {"affine": np.diag([-1.0, -1, 1, 1])}, True),  # no origin either
+        ((64, 64), {"affine": np.diag([-1.0, -1, 1, 1]) + np.eye(4, k=1) * [0, 0, 0, 9]}, False),
+        ((128, 128), {"affine": np.diag([-1.0, -1, 1, 1]) + np.eye(4, k=1) * [0, 0, 0, 9]}, True),
+    ],
+)
+def test_a_spacing_that_stands_for_an_unknown_one(size, grid, unknown):
+    hu = np.tile(body(), (1, 2, 2))[:, : size[0], : size[1]]
+    volume = load(hu.T if "affine" in grid else hu, **grid)
+    assert ("geometry-unknown" in codes(volume.warnings)) == unknown
+
+
+@pytest.mark.parametrize(
     ("fault", "expected"),
     [
         (lambda h: h, []),
