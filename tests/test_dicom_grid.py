@@ -125,8 +125,10 @@ def test_one_slice_has_the_thickness_that_it_says(tmp_path):
     volume = load(path)
     assert volume.spacing == (5, 8, 7)
     assert [warning.code for warning in volume.warnings] == ["geometry-unknown"]
-    with pytest.raises(InputError, match="one slice without SliceThickness"):
-        load(write(tmp_path, along_z([0]), ct=CT[3:4]))
+    assert load(write(tmp_path, along_z([0]), ct=CT[3:4], SliceThickness=0.5)).spacing == (0.5, 8, 7)
+    for thickness in (None, 0):
+        with pytest.raises(InputError, match="one slice without SliceThickness"):
+            load(write(tmp_path, along_z([0]), ct=CT[3:4], SliceThickness=thickness))
 
 
 def test_the_thickness_of_slices_is_not_their_distance(tmp_path):

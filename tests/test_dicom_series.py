@@ -244,6 +244,10 @@ def test_pictures_of_one_place_that_nothing_tells_apart(tmp_path):
     made.save(tmp_path / "again", made.instance(CT[3] + np.int16(1), 100 + 3 * 40, KVP=80))
     with pytest.raises(InputError, match="which differ in KVP; expected one phase"):
         load(tmp_path)
+    beside = made.instance(CT[3], ImagePositionPatient=[-175, -150, 100 + 3 * 40])
+    made.save(tmp_path / "again", beside)  # the same picture, 5 mm to the left
+    with pytest.raises(InputError, match=r"two different pictures at \(-1[78][05], -150, 220\) mm"):
+        load(tmp_path)
 
 
 def test_exact_duplicates_are_dropped_with_a_note(tmp_path, caplog):

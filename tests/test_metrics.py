@@ -329,6 +329,12 @@ def test_the_curve_is_kept_by_its_corners():
     found = roc(np.array([0.1, 0.2, 0.3, 0.8, 0.9]), np.array([False, False, False, True, True]))
     assert found.false_positive_rate.tolist() == [0, 0, 1]
     assert found.true_positive_rate.tolist() == [0, 1, 1]
+    rng = np.random.default_rng(0)
+    for _ in range(20):  # the area under what is kept is that under all points
+        found = roc(rng.integers(0, 12, 60) / 12, rng.random(60) < 0.4)
+        rates = found.false_positive_rate, found.true_positive_rate
+        widths, heights = np.diff(rates[0]), (rates[1][1:] + rates[1][:-1]) / 2
+        assert float(widths @ heights) == pytest.approx(found.auc)
 
 
 @pytest.mark.parametrize(
