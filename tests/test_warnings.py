@@ -215,6 +215,11 @@ def test_livers():
     masked[:, :, 40:] = -1000
     assert found(labels, masked) == ["liver-cut"]
     assert found(labels, steps={"largest_liver": {"removed_ml": 453.0}}) == ["liver-parts"]
+    tip = labels[2:].copy()
+    for pixels, expected in ((1, []), (2, ["liver-cut"])):  # 64 and 128 mm2, from 100 on it is worth a word
+        tip[0] = 0
+        tip[0, 30, 30 : 30 + pixels] = 1
+        assert found(tip, hu[2:]) == found(tip[::-1], hu[2:][::-1]) == expected
     labels[1:11] = labels[5]
     for end in (0, -1):  # a slice beyond shows that the liver ends, unless it is blank
         blank = hu.copy()
