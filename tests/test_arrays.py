@@ -234,12 +234,16 @@ def test_images_from_files(tmp_path, ending):
 
 
 def test_image_with_an_affine_of_its_own(tmp_path):
-    nib.save(nib.Nifti1Image(ct().T, LPS), tmp_path / "ct.nii")
+    stored = nib.Nifti1Image(ct().T, LPS)
+    stored.set_qform(LPS, 1)
+    nib.save(stored, tmp_path / "ct.nii")
     image = nib.load(tmp_path / "ct.nii")
     image.affine[2, 3] = 77  # nibabel allows it, and uses it when it saves
     volume = load(image)
     assert volume.affine[2, 3] == 77
     assert volume.geometry.source.get_best_affine()[2, 3] == 77
+    assert volume.geometry.source["qform_code"] == 0  # some programs look at it first
+    assert volume.warnings == load(nib.load(tmp_path / "ct.nii")).warnings
     assert image.header.get_best_affine()[2, 3] == 0
 
 

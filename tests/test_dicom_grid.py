@@ -46,6 +46,28 @@ def test_every_in_plane_orientation_gives_the_same_volume(tmp_path):
         assert volume.spacing == pytest.approx((40, 8, 7))
 
 
+@pytest.mark.parametrize("tilt", [0.0, 0.2])
+def test_a_patient_who_lies_askew_is_where_each_slice_says(tmp_path, tilt):
+    a, b, c = 0.3, -0.2, 0.25  # every direction has parts along x, y and z
+    turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    turn = turn @ [[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]]
+    turn = turn @ [[1, 0, 0], [0, np.cos(c), -np.sin(c)], [0, np.sin(c), np.cos(c)]]
+    right, down, up = turn.T.round(9)
+    start, step = np.array([-180.0, -150, 100]), 40 * (np.cos(tilt) * up + np.sin(tilt) * down)
+    for copy in "ab":  # the same slices once more are dropped
+        folder = write(tmp_path / copy, [start + z * step for z in range(6)], [*right, *down])
+    for z in range(6):
+        (tmp_path / "b" / f"{z}").rename(folder.parent / "a" / f"copy {z}")
+    volume = load(tmp_path / "a")
+    assert np.array_equal(volume.array, CT)
+    for index in np.ndindex(2, 2, 2):
+        x, y, z = index * np.array([51, 39, 5])
+        place = start + z * step + y * 8 * down + x * 7 * right  # to the left, to the back
+        assert (volume.affine @ [x, y, z, 1])[:3] == pytest.approx(place * [-1, -1, 1], abs=1e-4)
+    assert volume.spacing == pytest.approx((40 * np.cos(tilt), 8, 7))
+    assert [w.code for w in volume.warnings] == ["geometry-tilt"] * (tilt > 0)
+
+
 def test_a_tilted_gantry_shears_the_grid_and_is_warned_of(tmp_path):
     tilt = np.radians(15)
     orientation = [1, 0, 0, 0, float(np.cos(tilt)), float(-np.sin(tilt))]
@@ -86,13 +108,27 @@ def test_slices_that_are_shifted_sideways_are_refused(tmp_path):
         load(write(tmp_path, places))
 
 
+@pytest.mark.parametrize(("axis", "mm"), [(0, 0.6), (0, 0.8), (1, -0.6), (1, -0.8)])
+def test_a_slice_may_lie_a_tenth_of_a_pixel_sideways(tmp_path, axis, mm):
+    places = [list(place) for place in along_z(40.0 * np.arange(6))]
+    places[3][axis] += mm  # a pixel is 7 x 8 mm
+    folder = write(tmp_path, places)
+    if abs(mm) < 0.7:
+        assert np.array_equal(load(folder).array, CT)
+    else:
+        with pytest.raises(InputError, match=r"shifted sideways by up to 0\.8 mm"):
+            load(folder)
+
+
 def test_one_slice_has_the_thickness_that_it_says(tmp_path):
     path = write(tmp_path, along_z([0]), ct=CT[3:4], SliceThickness=5)
     volume = load(path)
     assert volume.spacing == (5, 8, 7)
     assert [warning.code for warning in volume.warnings] == ["geometry-unknown"]
-    with pytest.raises(InputError, match="one slice without SliceThickness"):
-        load(write(tmp_path, along_z([0]), ct=CT[3:4]))
+    assert load(write(tmp_path, along_z([0]), ct=CT[3:4], SliceThickness=0.5)).spacing == (0.5, 8, 7)
+    for thickness in (None, 0):
+        with pytest.raises(InputError, match="one slice without SliceThickness"):
+            load(write(tmp_path, along_z([0]), ct=CT[3:4], SliceThickness=thickness))
 
 
 def test_the_thickness_of_slices_is_not_their_distance(tmp_path):

@@ -190,6 +190,7 @@ def test_padding_becomes_air(tmp_path):
         ({"PixelData": None}, "holds no pixels"),
         ({"RescaleSlope": 0}, "RescaleSlope 0 and RescaleIntercept 0 give no HU"),
         ({"RescaleIntercept": 3e9}, "RescaleIntercept 3e\\+09 give no HU"),
+        ({"RescaleIntercept": -2e6}, "RescaleSlope 1 and RescaleIntercept -2e\\+06 give no HU"),
         ({"RescaleSlope": -1e20}, "RescaleSlope -1e\\+20 and"),
         ({"RescaleType": "Z_EFF"}, "values are of type Z_EFF, not HU"),
         ({"ImagePositionPatient": None}, "no ImagePositionPatient; expected"),

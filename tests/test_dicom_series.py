@@ -189,6 +189,17 @@ def test_one_series_id_makes_no_ct_of_two(keyword, message, tmp_path):
         read_dicom_series([tmp_path / f"{z}" for z in range(6)])
 
 
+def test_stored_values_are_hu_where_no_scale_is_given(tmp_path):
+    folder = made.save_series(tmp_path, CT, RescaleSlope=None, RescaleIntercept=None)
+    assert np.array_equal(load(folder).array, CT)
+
+
+def test_a_series_without_a_patient_is_of_the_patient_of_its_study(tmp_path):
+    made.save_series(tmp_path / "a", CT[:3], SeriesInstanceUID="1.1", PatientID=None)
+    made.save_series(tmp_path / "b", CT, SeriesInstanceUID="1.2")
+    assert np.array_equal(load(tmp_path).array, CT)
+
+
 @pytest.mark.parametrize("keyword", ["PatientID", "StudyInstanceUID", "FrameOfReferenceUID"])
 def test_a_slice_without_an_id_stays_in_its_series(keyword, tmp_path):
     for z, plane in enumerate(CT):
@@ -233,6 +244,10 @@ def test_pictures_of_one_place_that_nothing_tells_apart(tmp_path):
         load(tmp_path)
     made.save(tmp_path / "again", made.instance(CT[3] + np.int16(1), 100 + 3 * 40, KVP=80))
     with pytest.raises(InputError, match="which differ in KVP; expected one phase"):
+        load(tmp_path)
+    beside = made.instance(CT[3], ImagePositionPatient=[-175, -150, 100 + 3 * 40])
+    made.save(tmp_path / "again", beside)  # the same picture, 5 mm to the left
+    with pytest.raises(InputError, match=r"two different pictures at \(-1[78][05], -150, 220\) mm"):
         load(tmp_path)
 
 

@@ -10,7 +10,7 @@ import tiny
 from op_cases import NumpyBackend, check_prepare
 
 import trtseg
-from trtseg.body import place_body, place_picture
+from trtseg.body import find_body, place_body, place_picture
 from trtseg.errors import ArgumentError, ModelError
 from trtseg.fit import Fit
 from trtseg.phantom import abdomen
@@ -132,6 +132,19 @@ def test_a_table_and_a_blanket_and_a_circle_do_not_matter():
     assert place(hu) == place(alone)
 
 
+@pytest.mark.parametrize("mm", [0.4, 0.7, 0.8, 1.0, 1.5, 2.5, 4.0, 5.0])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_body_is_thick_in_mm_whatever_the_spacing(mm, axis):
+    picture = np.full((round(400 / mm), round(300 / mm)), -1000, np.int16)
+    picture[0, 0] = picture[-1, -1] = -999  # the frame is the picture
+    across, spacing = (picture, picture.T)[axis], ((mm, mm * 1.25), (mm * 1.25, mm))[axis]
+    across[round(100 / mm) : round(115 / mm)] = 0
+    assert find_body(picture[None], spacing) is None
+    across[round(100 / mm) : round(130 / mm)] = 0
+    first, end = find_body(picture[None], spacing)[2 * axis : 2 * axis + 2]
+    assert (first * mm, end * mm) == pytest.approx((100, 130), abs=9)
+
+
 def test_a_field_of_view_that_cuts_the_body():
     full = np.full((2, 512, 512), 40, np.int16)
     assert grid_mm(place(full, (0.6, 0.6)), (0.6, 0.6)) == pytest.approx([0, 0, 1.6], abs=0.4)
@@ -157,6 +170,18 @@ def test_scale_is_uniform(spacing, net):
     fit = place(hu, spacing, net, 1.6)
     assert fit.step[0] * spacing[0] == pytest.approx(fit.step[1] * spacing[1])
     assert (fit.native, fit.net, fit.offset, fit.extent) == ((128, 150), net, (0, 0), net)
+
+
+@pytest.mark.parametrize("native", [(100, 100), (100, 63), (77, 100), (100, 1), (3, 100)])
+@pytest.mark.parametrize("spacing", [(0.7, 0.7), (0.7, 0.9)])
+def test_the_whole_picture_lies_in_the_middle_of_a_net(native, spacing):
+    fit = Fit.whole_field_of_view(native, spacing, (48, 40))
+    for n, m, step, offset, extent in zip(native, fit.net, fit.step, fit.offset, fit.extent, strict=True):
+        inside = sum((i + 0.5) * step < n - 1e-9 for i in range(m))  # centres of net pixels
+        assert (extent, offset) == (max(1, inside), (m - max(1, inside)) // 2)
+    assert fit.step[0] * spacing[0] == pytest.approx(fit.step[1] * spacing[1])
+    assert fit.net in ((fit.extent[0], 40), (48, fit.extent[1]))
+    assert Fit.identity(native) == Fit(native, native, (1.0, 1.0), (0, 0), native)
 
 
 def test_wrong_arguments_are_refused():

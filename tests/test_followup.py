@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from trtseg.cli import app
 from trtseg.errors import InputError
-from trtseg.followup import compare
+from trtseg.followup import Comparison, Finding, Side, compare
 
 SPACING = (3.0, 2.0, 2.0)  # z, y, x
 CENTRE = np.array([75.0, 60.0, 70.0])  # mm along z, y, x
@@ -28,6 +28,18 @@ def scan(path, lesions, moved=(0, 0, 0), spacing=SPACING):
     for place, radius in lesions:
         labels[np.square(from_centre - place).sum(-1) <= radius**2] = 2
     affine = np.diag([-spacing[2], -spacing[1], spacing[0], 1.0])
+    nib.save(nib.Nifti1Image(labels.transpose(2, 1, 0), affine), path)
+    return path
+
+
+def block(path, columns, slices=30):
+    """A block of a liver, 2 mm from voxel to voxel, with one row of tumour from the first to the last of columns."""
+    labels = np.zeros((40, 40, 60), np.uint8)
+    labels[5 : 5 + slices, 5:35, 2:58] = 1
+    if columns:
+        labels[20, 20, columns[0] : columns[1] + 1] = 2
+    affine = np.diag([-2.0, -2, 2, 1])
+    affine[:3, 3] = 30, -40, 50
     nib.save(nib.Nifti1Image(labels.transpose(2, 1, 0), affine), path)
     return path
 
@@ -77,6 +89,60 @@ def test_a_scan_is_equal_to_itself_and_to_its_copy_on_another_grid(tmp_path):
         assert [f.status for f in made.findings] == ["unchanged", "unchanged"]
         assert made.response() == "stable"
     assert compare(one, one).liver_dice > 0.99
+
+
+def test_a_liver_in_the_first_slice_row_and_column_lies_on_itself(tmp_path):
+    labels = np.ones((20, 20, 20), np.uint8)
+    labels[:2, :2, :2] = 2
+    nib.save(nib.Nifti1Image(labels, np.diag([-2.0, -2, 2, 1])), tmp_path / "a.nii.gz")
+    made = compare(tmp_path / "a.nii.gz", tmp_path / "a.nii.gz")
+    assert (*made.shift_mm, made.liver_dice) == pytest.approx((0, 0, 0, 1), abs=1e-9)
+    assert str(made.report()["shift_mm"]) == "[0.0, 0.0, 0.0]"
+    assert [f.status for f in made.findings] == ["unchanged"]
+
+
+@pytest.mark.parametrize(("first", "last", "reaches"), [(0, 18, True), (1, 19, True), (1, 18, False)])
+def test_a_liver_in_the_first_or_the_last_slice_may_go_on(tmp_path, first, last, reaches):
+    labels = np.zeros((20, 20, 20), np.uint8)
+    labels[5:15, 5:15, first : last + 1] = 1
+    nib.save(nib.Nifti1Image(labels, np.diag([-2.0, -2, 2, 1])), tmp_path / "a.nii.gz")
+    _, *warnings = compare(tmp_path / "a.nii.gz", tmp_path / "a.nii.gz").warnings
+    assert [w.split(", so")[0] for w in warnings] == [
+        f"{when}: the liver reaches the end of the scan" for when in ("before", "after") if reaches
+    ]
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("part", [slice(0, 20), slice(10, 30)])
+def test_what_lies_beyond_the_earlier_scan_is_not_shared(tmp_path, axis, part):
+    affine = np.diag([-2.0, -2, 2, 1])
+    nib.save(nib.Nifti1Image(np.ones((30, 30, 30), np.uint8), affine), tmp_path / "b.nii.gz")
+    affine[:, 3] += affine[:, axis] * part.start
+    labels = np.ones(np.where(np.arange(3) == axis, 20, 30), np.uint8)
+    nib.save(nib.Nifti1Image(labels, affine), tmp_path / "a.nii.gz")
+    made = compare(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
+    assert made.liver_dice == pytest.approx(2 * 20 / 50)
+
+
+def test_the_longest_lesions_are_summed_and_not_the_largest(tmp_path):
+    labels = np.zeros((20, 60, 60), np.uint8)
+    labels[2:18, 5:55, 5:55] = 1
+    labels[4:9, 10:16, 10:16] = labels[11:16, 10:16, 30:36] = 2  # wide: 10 mm along each axis
+    labels[5, 40, 10:26] = labels[5, 50, 10:23] = 2  # 30 and 24 mm long
+    nib.save(nib.Nifti1Image(labels.transpose(2, 1, 0), np.diag([-2.0, -2, 2, 1])), tmp_path / "a.nii.gz")
+    assert compare(tmp_path / "a.nii.gz", tmp_path / "a.nii.gz").diameters() == pytest.approx((54, 54))
+
+
+def test_of_many_lesions_the_254_largest_are_compared(tmp_path):
+    labels = np.ones((20, 20, 20), np.uint8)
+    labels[::2, ::2, 1:6:2] = 2  # 300 lesions of a voxel
+    labels[0, 0, 15:18] = 2
+    nib.save(nib.Nifti1Image(labels, np.diag([-2.0, -2, 2, 1])), tmp_path / "a.nii.gz")
+    made = compare(tmp_path / "a.nii.gz", tmp_path / "a.nii.gz")
+    assert "before: has 301 lesions; the 254 largest are compared" in made.warnings
+    assert [f.before.lesions for f in made.findings] == [(n,) for n in range(1, 255)]
+    assert [f.before for f in made.findings] == [f.after for f in made.findings]
+    assert made.findings[0].before.volume_ml == pytest.approx(0.024)
 
 
 def test_a_lesion_that_falls_apart_is_one_finding(tmp_path):
@@ -146,6 +212,69 @@ def test_small_lesions_are_matched_nearby_and_not_far_away(tmp_path):
     after = scan(tmp_path / "b.nii.gz", [((0, 0, 8), 3), ((0, 0, 24), 3)])
     assert [f.status for f in compare(before, after).findings] == ["unchanged", "gone", "new"]
     assert compare(before, after).response() is None  # nothing of 10 mm
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "judged"),
+    [
+        (45.0, 31.5, "partial"),  # 0.7 * 45 is less than 31.5 in binary
+        (90 * float(np.float32(0.5)), 105 * float(np.float32(0.3)), "partial"),  # headers hold float32
+        (45.0, 31.51, "stable"),
+        (30.0, 36.0, "progression"),
+        (30.0, 35.99, "stable"),
+        (20.1, 25.1, "progression"),
+        (20.1, 25.09, "stable"),
+        (12.0, 16.9, "stable"),  # 41 %, and less than 5 mm
+    ],
+)
+def test_a_limit_of_the_response_is_reached_where_the_shown_sums_reach_it(before, after, judged):
+    sides = [Side((1,), 1.0, mm, mm, mm, (mm,), 0) for mm in (before, after)]
+    made = Comparison(
+        ("a", "b"), (1.0, 1.0), (1.0, 1.0), (0.0, 0.0, 0.0), 1.0, (Finding("unchanged", *sides),), ()
+    )
+    assert made.response() == judged
+
+
+@pytest.mark.parametrize(
+    ("columns", "later", "statuses"),
+    [
+        ((5, 24), (23, 42), ["unchanged"]),  # 2 of 20 voxels in both
+        ((5, 24), (24, 43), ["gone", "new"]),
+        ((5, 5), (9, 9), ["unchanged"]),  # 8 mm from centre to centre
+        ((5, 5), (11, 11), ["gone", "new"]),
+    ],
+)
+def test_lesions_are_the_same_from_a_tenth_of_overlap_or_within_10_mm(tmp_path, columns, later, statuses):
+    before, after = block(tmp_path / "a.nii.gz", columns), block(tmp_path / "b.nii.gz", later)
+    assert [f.status for f in compare(before, after).findings] == statuses
+
+
+@pytest.mark.parametrize(("columns", "same"), [((16, 22), 2), ((18, 24), 1), ((12, 24, 18), 3)])
+def test_the_nearest_of_several_lesions_is_the_same(tmp_path, columns, same):
+    before, after = block(tmp_path / "a.nii.gz", (20, 20)), block(tmp_path / "b.nii.gz", ())
+    image = nib.load(after)
+    labels = np.asanyarray(image.dataobj).copy()
+    for n, column in enumerate(columns):
+        labels[column, 20, 20 + 2 * n - 2 * (same - 1)] = 2  # the nearest at 4 mm, in the same slice
+    nib.save(nib.Nifti1Image(labels, image.affine), after)
+    old, *new = compare(before, after).findings
+    assert (old.status, old.after.lesions, {f.status for f in new}) == ("unchanged", (same,), {"new"})
+
+
+def test_a_report_holds_what_can_be_counted_in_the_label_maps(tmp_path):
+    before = block(tmp_path / "a.nii.gz", (20, 30))
+    after = block(tmp_path / "b.nii.gz", (20, 32), slices=29)
+    report = compare(before, after).report()
+    assert report["liver_ml"] == [403.2, 389.76]  # 30 and 29 slices of 30 x 56 voxels of 0.008 mL
+    assert report["tumour_ml"] == [0.088, 0.104]
+    assert report["sum_of_diameters_mm"] == [20, 24]
+    (finding,) = report["findings"]
+    side = {"lesions": [1], "short_mm": 0, "slice": 20}
+    assert finding["before"] == {**side, "volume_ml": 0.088, "long_mm": 20, "sum_mm": 20}
+    assert finding["after"] == {**side, "volume_ml": 0.104, "long_mm": 24, "sum_mm": 24}
+    assert compare(after, block(tmp_path / "c.nii.gz", ())).report()["recist_like"] == "complete"
+    none = compare(tmp_path / "c.nii.gz", before).report()
+    assert (none["sum_of_diameters_mm"], none["recist_like"]) == (None, None)
 
 
 @pytest.mark.parametrize("lesions", [[], [((0, 0, 0), 12)]])

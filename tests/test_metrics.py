@@ -178,6 +178,15 @@ def test_a_lesion_is_detected_above_half_of_the_union():
     assert found.means()["assd"] == pytest.approx(12 / 11)
 
 
+def test_surfaces_of_a_lesion_are_those_in_the_whole_volume():
+    lesions = np.s_[1:4, 2:8, 3:9], np.s_[0:4, 2:8, 3:9], np.s_[1:4, 1:8, 2:9]
+    for pair in itertools.permutations(lesions, 2):
+        prediction, truth = (mask((6, 10, 12), lesion) for lesion in pair)
+        (found,) = score_lesions(prediction, truth, (3, 2, 1)).surfaces
+        expected = surface_distances(prediction, truth, (3, 2, 1))
+        assert (found.assd, found.msd, found.hd95) == (expected.assd, expected.msd, expected.hd95)
+
+
 def test_no_lesions_leave_scores_undefined():
     none, one = np.zeros((2, 2, 2), bool), mask((2, 2, 2), (0, 0, 0))
     nothing = score_lesions(none, none, (1, 1, 1))
@@ -319,6 +328,11 @@ def test_the_curve_is_kept_by_its_corners():
     found = roc(np.array([0.1, 0.2, 0.3, 0.8, 0.9]), np.array([False, False, False, True, True]))
     assert found.false_positive_rate.tolist() == [0, 0, 1]
     assert found.true_positive_rate.tolist() == [0, 1, 1]
+    rng = np.random.default_rng(0)
+    for _ in range(20):  # the area under what is kept is that under all points
+        found = roc(rng.integers(0, 12, 60) / 12, rng.random(60) < 0.4)
+        area = np.trapezoid(found.true_positive_rate, found.false_positive_rate)
+        assert area == pytest.approx(found.auc)
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,17 @@ def test_wrong_checksum_and_damaged_stream(tmp_path):
             load(path)
 
 
+def test_the_checksum_is_looked_at_however_much_lies_after_the_voxels(tmp_path):
+    data = bytearray(gzip.compress(save(tmp_path, name="ct.nii").read_bytes() + bytes(3 << 20), 1))
+    path = tmp_path / "ct.nii.gz"
+    path.write_bytes(data)
+    load(path)
+    data[-8] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="truncated or corrupt"):
+        load(path)
+
+
 def test_damage_is_found_before_its_effects(tmp_path):
     array = ct().astype(np.float32)
     array[1, 2, 3] = np.nan

@@ -49,6 +49,7 @@ def searched(hu: np.ndarray, mm: float, slice_mm: float = 2.5) -> tuple[np.ndarr
         (60, [range(40, 60)], 24 + 9),  # to the last slice: 36 to 59; 0, ..., 32
         (60, [range(20)], 24 + 9 + 1),  # from the first: 0 to 23; 24, ..., 56; 59
         (60, [range(8, 16), range(40, 48)], 32 + 1 + 4 + 3),  # 4 to 19, 36 to 51; 0; 20, ..., 32; 52, 56, 59
+        (60, [range(3)], 7 + 13 + 1),  # only in the first: 0 to 6; 8, ..., 56; 59
         (60, [range(57, 60)], 7 + 14),  # only in the last: 53 to 59; 0, ..., 52
         (60, [range(21, 24)], 60),  # between two of the first slices: nothing is found, all are labelled
         (60, [], 60),

@@ -109,6 +109,10 @@ LEFT_ALONE = {
     "unsigned weights": lambda g: g.tensors.update(
         {"d0.w": g.tensors["d0.w"].astype(np.uint8), "d0.w.zero": np.zeros(8, np.uint8)}
     ),
+    "weights with two scales": lambda g: (
+        g.tensors.update({"other": g.tensors["d0.w.scale"] * np.float32(2)}),
+        g.add("DequantizeLinear", ["d0.w", "other", "d0.w.zero"], "d0.w.dq2", axis=0).move("d0.w.dq2", "d0"),
+    ),
     "joined with other steps": lambda g: g.tensors.update({"s.scale": np.array(0.05, np.float32)}),
     "joined with other zeros": lambda g: g.tensors.update({"s.zero": np.array(0, np.uint8)}),
     "a value that is exact, too": lambda g: g.change("c", inputs=["s", "u.dq"]),

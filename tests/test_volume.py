@@ -122,16 +122,41 @@ def test_tiny_voxels_are_not_singular():
 
 
 @pytest.mark.parametrize(
+    ("shape", "grid"),
+    [
+        ((1, 4, 5, 6), (4, 5, 6)),  # a channel axis
+        ((1, 1, 4, 5, 6), (4, 5, 6)),
+        ((1, 1, 5, 6), (1, 5, 6)),
+        ((1, 4, 1, 6), (4, 1, 6)),
+        ((1, 4, 5, 1), (1, 4, 5)),  # a single column, with a frame
+        ((1, 4, 5, 1, 1), (1, 4, 5)),
+        ((4, 5, 6, 1), (4, 5, 6)),
+        ((1, 4, 5, 6, 1), (4, 5, 6)),
+        ((1, 1, 1, 1), (1, 1, 1)),
+    ],
+)
+def test_ones_before_and_after_the_axes_of_space(shape, grid):
+    geometry = Geometry.from_affine(shape, np.eye(4))
+    assert geometry.grid_shape == grid
+    array = np.arange(np.prod(shape)).reshape(shape)
+    assert np.array_equal(geometry.restore(geometry.canonical(array)), array)
+
+
+@pytest.mark.parametrize(
     ("shape", "message"),
     [
         ((4, 4), "2-D image of 4 x 4; expected a volume"),
         ((4, 4, 0), "got shape 4 x 4 x 0; expected at least one voxel"),
         ((4, 4, 4, 2), "2 frames; expected one"),
+        ((2, 4, 5, 6), "6 frames; expected one"),
+        ((4, 5, 6, 3), "3 channels"),
     ],
 )
 def test_bad_shape(shape, message):
     with pytest.raises(InputError, match=message):
         Geometry.from_affine(shape, np.eye(4))
+    with pytest.raises(InputError, match=message):  # and not that the spacing is no spacing of a volume
+        Geometry.from_spacing(shape, (1,) * len(shape))
 
 
 def test_arrays_of_another_shape_are_refused():

@@ -1,5 +1,7 @@
 """A wrong volume is never silent: geometry, values, slices and livers that are not whole."""
 
+import re
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from nifti_files import image, save
 
 from trtseg.errors import InputError
 from trtseg.io import load
+from trtseg.io.checks import find_jumps
 from trtseg.io.hounsfield import check_hu
 from trtseg.labels.components import bounding_box
 from trtseg.labels.whole import _at_edges, check_liver
@@ -61,6 +64,25 @@ def test_identity_and_planes_of_a_tilted_gantry():
 
 
 @pytest.mark.parametrize(
+    ("size", "grid", "unknown"),
+    [
+        ((64, 64), {"spacing": (1, 1, 1)}, False),
+        ((128, 128), {"spacing": (1, 1, 1)}, True),  # as scanners have
+        ((64, 128), {"spacing": (1, 1, 1)}, False),
+        ((128, 128), {"spacing": (1.01, 1, 1)}, False),
+        ((128, 128), {"spacing": (1, 1, 0.99)}, False),
+        ((64, 64), {"affine": np.diag([-1.0, -1, 1, 1])}, True),  # no origin either
+        ((64, 64), {"affine": np.diag([-1.0, -1, 1, 1]) + np.eye(4, k=1) * [0, 0, 0, 9]}, False),
+        ((128, 128), {"affine": np.diag([-1.0, -1, 1, 1]) + np.eye(4, k=1) * [0, 0, 0, 9]}, True),
+    ],
+)
+def test_a_spacing_that_stands_for_an_unknown_one(size, grid, unknown):
+    hu = np.tile(body(), (1, 2, 2))[:, : size[0], : size[1]]
+    volume = load(hu.T if "affine" in grid else hu, **grid)
+    assert ("geometry-unknown" in codes(volume.warnings)) == unknown
+
+
+@pytest.mark.parametrize(
     ("fault", "expected"),
     [
         (lambda h: h, []),
@@ -80,12 +102,90 @@ def test_values(fault, expected):
         assert codes(check_hu("ct", hu)) == expected
 
 
+@pytest.mark.parametrize(
+    ("fault", "code", "text"),
+    [
+        (lambda h: h.clip(max=60), "values-clipped", "end at -1047 and 60 HU"),
+        (lambda h: h.clip(min=-880), "values-clipped", "end at -880 and 99 HU"),
+        (
+            lambda h: h[:, 9:55, 9:55],
+            "values-clipped",
+            "end at -147 and 99 HU",
+        ),  # 246 values are a window of 8 bits
+        (lambda h: h.clip(min=-920), None, ""),
+        (lambda h: np.where(h > 50, 900, h), "values-padding", "are exactly 900 HU"),  # no window ends there
+        (lambda h: np.where(np.arange(12)[:, None, None] < 8, h, 0), "values-padding", "33% .* exactly 0 HU"),
+        (lambda h: np.where(np.arange(12)[:, None, None] < 8, h, -1000), None, ""),
+        (lambda h: np.where(np.arange(64) % 25, h, 30), None, ""),  # less than 5 %
+        (lambda h: np.where(np.arange(64) % 15, h, 30), "values-padding", "8% .* exactly 30 HU"),
+        (lambda h: h // 2 * 2 + 1, "values-scale", "all of them are multiples of 2, but for an offset"),
+        (lambda h: h + 150, None, ""),
+        (lambda h: h + 250, "values-scale", "the median of tissue is 285"),
+        (lambda h: h - 250, "values-scale", "near -1250 and near -215"),
+        (lambda h: h * 6 // 5, None, ""),
+        (lambda h: h * 3 // 2, "values-scale", "near -1500 and near 52"),
+        (lambda h: h * 3 // 5, "values-scale", "near -600 and near 21"),
+        (lambda h: np.where(h < -900, -1024, h + 1024), "values-scale", "the median of tissue is 1059"),
+    ],
+)
+def test_values_with_one_fault(fault, code, text):
+    found = list(check_hu("ct", np.ascontiguousarray(fault(body().astype(np.int32)), np.int16)))
+    assert codes(found) == [code] * (code is not None)
+    for warning in found:
+        assert re.search(text, warning.text), warning.text
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (
+            lambda h: np.where(h < -900, -2000, h + 1024),
+            "and 0 of 49152 voxels besides padding of -2000 are at",
+        ),
+        (lambda h: np.where(h < -48, 30, h), "and 0 of 49152 voxels are at or below -50"),
+        (lambda h: h + 450, "most voxels lie near -550 and near 485"),
+        (lambda h: h - 450, "most voxels lie near -1450 and near -415"),
+    ],
+)
+def test_values_that_are_refused(fault, message):
+    with pytest.raises(InputError, match=message):
+        list(check_hu("ct", fault(body().astype(np.int32)).astype(np.int16)))
+
+
+def test_values_of_a_large_ct_are_counted_in_an_even_sample():
+    hu = np.tile(body(), (2, 6, 6))  # 3.5 million voxels
+    hu[21:] = 0  # 3 of 24 slices
+    (warning,) = check_hu("ct", hu)
+    assert warning.text.startswith("12% of the voxels are exactly 0 HU")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_jump_is_a_step_that_is_larger_than_those_around_it(seed):
+    rng = np.random.default_rng(seed)
+    small = 40 * np.cumsum(rng.normal(1, 0.2, (30, 1, 1)), axis=0) * (rng.random((1, 6, 6)) < 0.2)
+    few = (small[np.sort(rng.choice(30, 22, replace=False))] - 200).astype(np.int16)
+    shown = np.minimum(np.maximum(few.astype(int), -200), 300)
+    steps = [np.abs(shown[z + 1] - shown[z]).mean() for z in range(21)]
+    expected = []
+    for z in range(21):
+        near = [steps[n] for n in range(21) if n != z and abs(n - z) <= 5]
+        if np.median(near) > 0 and steps[z] > 1.4 * np.median(near):
+            expected.append(z)
+    assert expected
+    assert find_jumps(few) == expected
+    assert find_jumps(few[:6]) == []  # a step with four others says nothing
+
+
 def test_slices():
     blank, doubled = body(), body()
     blank[5:7] = -1000
     doubled[5] = doubled[4]
     assert codes(load(blank, spacing=(5, 0.8, 0.7)).warnings) == ["slices-blank"]
     assert codes(load(doubled, spacing=(5, 0.8, 0.7)).warnings) == ["slices-doubled"]
+    blank[5:7, 1, 1] = -999, -998  # no slice is blank, and none is another's copy, with a voxel of its own
+    doubled[5, 1, 1] += 1
+    for hu in (blank, doubled):
+        assert not {"slices-blank", "slices-doubled"} & {*codes(load(hu, spacing=(5, 0.8, 0.7)).warnings)}
 
 
 def test_livers():
@@ -100,10 +200,31 @@ def test_livers():
     assert found(labels, ml=5000.0) == found(labels, ml=200.0) == ["liver-size"]
     assert found(labels * 0, ml=0.0) == ["liver-none"]
     assert found(labels[3:], hu[3:]) == found(labels[:, 20:], hu[:, 20:]) == ["liver-cut"]
+    assert found(labels[3:], hu[3:], ml=200.0) == ["liver-cut"]  # of a part nobody knows how large it is
+    assert found(labels[3:], hu[3:], ml=5000.0) == ["liver-cut", "liver-size"]
+    for ml, expected in (
+        (19.9, "none"),
+        (20.0, "size"),
+        (299.0, "size"),
+        (300.0, ""),
+        (4000.0, ""),
+        (4001.0, "size"),
+    ):
+        assert found(labels, ml=ml) == [f"liver-{expected}"] * bool(expected)
     masked = hu.copy()
     masked[:, :, 40:] = -1000
     assert found(labels, masked) == ["liver-cut"]
     assert found(labels, steps={"largest_liver": {"removed_ml": 453.0}}) == ["liver-parts"]
+    tip = labels[2:].copy()
+    for pixels, expected in ((1, []), (2, ["liver-cut"])):  # 64 and 128 mm2, from 100 on it is worth a word
+        tip[0] = 0
+        tip[0, 30, 30 : 30 + pixels] = 1
+        assert found(tip, hu[2:]) == found(tip[::-1], hu[2:][::-1]) == expected
+    labels[1:11] = labels[5]
+    for end in (0, -1):  # a slice beyond shows that the liver ends, unless it is blank
+        blank = hu.copy()
+        blank[end] = -1000
+        assert (found(labels), found(labels, blank)) == ([], ["liver-cut"])
 
 
 @pytest.mark.parametrize("seed", range(40))

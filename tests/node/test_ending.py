@@ -76,6 +76,16 @@ def test_a_number_that_is_exceeded_says_nothing(tmp_path):
     assert found == [(2, False), (2, True), (None, False)]
 
 
+def test_the_largest_number_that_was_said_counts(tmp_path):
+    spool = Spool(tmp_path)
+    associations(spool, 2)
+    add(spool, "a0", acquisition="1")
+    assert look(spool)[1].related is None
+    add(spool, "a1", acquisition="2", related=3)
+    add(spool, "a2", acquisition="3", related=5, association=2)
+    assert look(spool)[1].related == 5
+
+
 @pytest.mark.parametrize(
     ("instances", "related", "complete"), [(9, 10, False), (10, 10, True), (9, None, False)]
 )

@@ -166,8 +166,7 @@ def choose(
     usable = [one for one in candidates if not one.reason]
     if series is not None:
         usable = [one for one in candidates if series in (one.series, one.series.partition("/")[0])]
-        named = [one for one in usable if one.series == series]
-        usable = named or [one for one in usable if not one.reason] or usable
+        usable = [one for one in usable if not one.reason] or usable
         if not usable:
             raise InputError(f"{name}: holds no series {series}; it holds: {listing(candidates)}")
         if usable[0].problem is None and not usable[0].slices:
