@@ -270,8 +270,8 @@ def test_a_report_holds_what_can_be_counted_in_the_label_maps(tmp_path):
     assert report["sum_of_diameters_mm"] == [20, 24]
     (finding,) = report["findings"]
     side = {"lesions": [1], "short_mm": 0, "slice": 20}
-    assert finding["before"] == {**side, "volume_ml": 0.088, "long_mm": 20, "sum_mm": 20}
-    assert finding["after"] == {**side, "volume_ml": 0.104, "long_mm": 24, "sum_mm": 24}
+    assert finding["before"] == {**side, "volume_ml": 0.088, "long_mm": 20, "sum_mm": 20, "parts_mm": [20]}
+    assert finding["after"] == {**side, "volume_ml": 0.104, "long_mm": 24, "sum_mm": 24, "parts_mm": [24]}
     assert compare(after, block(tmp_path / "c.nii.gz", ())).report()["recist_like"] == "complete"
     none = compare(tmp_path / "c.nii.gz", before).report()
     assert (none["sum_of_diameters_mm"], none["recist_like"]) == (None, None)
