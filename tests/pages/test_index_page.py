@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
+import shutil
+import sys
 
 import pytest
 from viewing import make_result, opened
@@ -107,6 +110,16 @@ def test_the_index_says_why_cases_failed(browser, tmp_path):
     ]
     assert {row["liver_ml"] for row in table[1:]} == {""}
     assert write_index(pages[2:], tmp_path, failed) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
+def test_a_link_leads_to_a_page_whose_name_is_no_unicode(browser, saved, tmp_path):
+    case = tmp_path / os.fsdecode(b"Jos\xe9_seg.html")
+    shutil.copy(saved, case)
+    page, _ = opened(browser, write_index([case], tmp_path))
+    page.click("tbody a")
+    page.wait_for_selector("body[data-ready]")
+    page.close()
 
 
 @pytest.mark.slow

@@ -66,7 +66,7 @@ def read_row(page: Path, folder: Path) -> Row | None:
     """
     if not (facts := read_facts(page)):
         return None
-    link = quote(Path(os.path.relpath(page, folder)).as_posix(), errors="replace")
+    link = quote(os.fsencode(Path(os.path.relpath(page, folder)).as_posix()))
     return Row(_name(page, folder), link, facts)
 
 
