@@ -63,6 +63,9 @@ def test_the_index_sorts_and_filters(browser, saved):
     assert told == [path.as_uri()]
     page.click("text=case-1")
     page.wait_for_selector("body[data-ready]")
+    page.go_back()
+    page.wait_for_function("document.querySelector('#count').textContent === '2 of 30 cases'")
+    assert shown() == ["case-0", "case-1"]
     page.close()
 
 
