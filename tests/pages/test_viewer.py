@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from viewing import AXES, BOX, LESIONS, LIVER, MM, PINK, TEAL, at, coloured, extent, opened, pixels, settle
 
+from trtseg.result import Segmentation
+from trtseg.volume import Geometry, Volume
+
 
 def test_the_labels_arrive_unchanged(page, result):
     values, first, size = page.evaluate("[[...labels.flat], labels.first, labels.size]")
@@ -65,6 +68,28 @@ def test_outlines_fall_on_organs(page, plane):
     )
     from_right = (box[columns].start - BOX[columns].start) * MM[columns]
     assert (lesion[2] - organ[2]) / scale == pytest.approx(from_right, abs=4)
+
+
+def test_no_small_lesion_lies_in_a_gap_of_the_dashes(browser, tmp_path):
+    geometry = Geometry.from_spacing((1, 256, 256), (3.0, 1.0, 1.0))
+    volume = Volume(np.full((1, 256, 256), LIVER, np.int16), geometry.canonical_affine(), geometry, "x")
+    labels = np.zeros(volume.array.shape, np.uint8)
+    labels[0, 8:248, 8:248] = 1
+    tumours = [(y, x) for y in range(24, 240, 24) for x in range(24, 240, 25)]
+    labels[(0, *np.transpose(tumours))] = 2
+    Segmentation.measure(labels, volume).save(tmp_path / "seg.nii.gz", html=tmp_path / "seg.html")
+    page, _ = opened(browser, tmp_path / "seg.html", viewport={"width": 390, "height": 844})
+    page.evaluate("go([0, 20, 20])")
+    image = pixels(page, "[data-plane=axial]")
+    corners = page.evaluate(
+        """(tumours) => { const p = layout(PLANES.axial, document.querySelector("[data-plane=axial] canvas"));
+        return tumours.map(([y, x]) => [p.y(y), p.x(x)]); }""",
+        tumours,
+    )
+    red = image[..., 0] - image[..., 1]  # grey: 0; the line, if not alone on a pixel: less than its colour
+    for y, x in np.rint(corners).astype(int):
+        assert red[y - 1 : y + 3, x - 1 : x + 3].max() > 60
+    page.close()
 
 
 def test_right_is_at_the_left_and_heads_are_up(page):

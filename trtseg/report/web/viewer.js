@@ -130,6 +130,7 @@ function drawPlane(figure) {
   const unit = canvas.width / canvas.clientWidth || 1;
   if (state.outlines) {
     drawOutline(context, plane, place, 1, LIVER, 1.4 * unit, 0);
+    drawOutline(context, plane, place, 2, TUMOUR + "80", unit, 0); // faint, so that no small part lies in a gap
     drawOutline(context, plane, place, 2, TUMOUR, 2.6 * unit, 5 * unit);
     if (w === 0) drawAxes(context, place, unit);
   }
@@ -165,7 +166,7 @@ function drawOutline(context, plane, place, least, colour, width, dash) {
   }
   context.strokeStyle = colour;
   context.lineWidth = width;
-  context.lineCap = "round";
+  context.lineCap = dash ? "butt" : "round";
   context.stroke();
 }
 
