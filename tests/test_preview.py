@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from trtseg.errors import ArgumentError
 from trtseg.notice import NOTICE
-from trtseg.report.pictures import LIVER, TUMOUR, _body_box, choose_slices, preview_png
+from trtseg.report.pictures import LIVER, TUMOUR, _body_box, _wrapped, choose_slices, preview_png
 from trtseg.volume import Geometry, Volume
 
 
@@ -146,6 +146,16 @@ def test_labels_of_another_grid_are_refused() -> None:
     volume, _ = make((2, 3, 4))
     with pytest.raises(ArgumentError, match="labels: got shape"):
         preview_png(volume, np.zeros((4, 3, 2), np.uint8), "x")
+
+
+def test_a_long_name_in_a_warning_stays_inside() -> None:
+    volume, labels = make((1, 30, 30))
+    name = "1.2.840.113619" * 12
+    page = np.asarray(
+        Image.open(io.BytesIO(preview_png(volume, labels, "x", [f"{name}.nii.gz: odd values"])))
+    )
+    assert (page[-120:-26, -10:] == page[-1, -1]).all()
+    assert "".join(_wrapped(f"a {name} b", 300)) == f"a{name} b"
 
 
 def test_long_and_foreign_names() -> None:

@@ -98,6 +98,15 @@ def test_print_is_two_pages_whatever_there_is_to_say(browser, saved, tmp_path):
     page.close()
 
 
+@pytest.mark.parametrize("width", [390, 1300])
+def test_a_long_name_in_a_warning_stays_inside(browser, tmp_path, width):
+    warned = make_result("x", [ResultWarning("values-scale", f"{'1.2.840.113619' * 12}.nii.gz: odd values")])
+    warned.save(tmp_path / "seg.nii.gz", html=tmp_path / "seg.html")
+    page, _ = opened(browser, tmp_path / "seg.html", viewport={"width": width, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.close()
+
+
 @pytest.mark.parametrize("width", [390, 800, 1250])
 def test_no_column_is_cut_off(browser, saved, width):
     page, _ = opened(browser, saved, viewport={"width": width, "height": 900})

@@ -295,13 +295,17 @@ def _write_margins(
 
 
 def _wrapped(text: str, width: float) -> list[str]:
-    """Break a text into lines of at most ``width`` pixels, between words."""
+    """Break a text into lines of at most ``width`` pixels, between words, or within one that is longer."""
     lines: list[str] = []
     for word in text.encode("ascii", "replace").decode().split():
         if lines and font(15).getlength(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"
-        else:
-            lines.append(word)
+            continue
+        lines.append("")
+        for letter in word:
+            if font(15).getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
     return lines
 
 
