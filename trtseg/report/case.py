@@ -21,6 +21,7 @@ from trtseg.volume import Volume
 _WINDOWS = {"Abdomen": (400, 40), "Liver": (150, 60), "Lung": (1500, -600), "Bone": (1800, 400)}
 _TITLE = "Liver and its lesions"
 _THUMBNAIL = 120  # pixels
+_PRINTED = 20  # lesions that have room on paper; ``web/case.css`` hides the others there
 
 
 def case_html(
@@ -151,7 +152,10 @@ def _lesions(lesions: Sequence[Lesion], labels: Array) -> str:
         "malignant. Slices count from 0 at the feet. The part of the liver is told from the middle of the box around "
         "it; right and left are the patient's."
     )
-    return f'{pages.table("Lesions, largest first", headings, rows, "lesions")}<p class="note">{note}</p>'
+    table = pages.table("Lesions, largest first", headings, rows, "lesions")
+    if len(lesions) > _PRINTED:
+        table += f'<p class="print-only">Printed are the {_PRINTED} largest of {len(lesions)}.</p>'
+    return f'{table}<p class="note">{note}</p>'
 
 
 def _side(focus: tuple[int, int, int], box: tuple[slice, slice, slice]) -> str:
