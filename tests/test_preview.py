@@ -142,6 +142,27 @@ def test_the_footer_is_the_notice_alone(monkeypatch: pytest.MonkeyPatch) -> None
     assert not [words for words in written if "model" in words]
 
 
+@pytest.mark.parametrize("slices", [1, 2, 3])
+def test_measurements_and_key_have_room_beside_small_tiles(
+    monkeypatch: pytest.MonkeyPatch, slices: int
+) -> None:
+    ends: dict[str, tuple[float, float]] = {}
+    original = ImageDraw.ImageDraw.text
+
+    def text(
+        self: ImageDraw.ImageDraw, at: tuple[float, float], words: str, *rest: Any, **named: Any
+    ) -> None:
+        ends[words] = (at[0], self.textbbox(at, words, *rest[1:])[2] if len(rest) > 1 else at[0])
+        original(self, at, words, *rest, **named)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    volume, labels = make((slices, 170, 170))
+    labels[:] = 1
+    summary = "liver 1519.6 mL, tumour 181.6 mL (12.4%), 120 lesions"
+    preview_png(volume, labels, summary, tile=220)
+    assert ends[summary][1] < ends["liver"][0] - 26
+
+
 def test_labels_of_another_grid_are_refused() -> None:
     volume, _ = make((2, 3, 4))
     with pytest.raises(ArgumentError, match="labels: got shape"):

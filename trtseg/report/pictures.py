@@ -32,6 +32,7 @@ TRUE_LIVER, TRUE_TUMOUR, PREDICTED_LIVER, PREDICTED_TUMOUR = LIVER, (110, 150, 2
 _BACKGROUND, _TEXT, _FAINT = (16, 16, 18), (235, 235, 235), (150, 150, 155)
 _WARNING = (255, 195, 60)
 _GAP, _HEADER, _FOOTER, _LINE_HEIGHT = 4, 40, 26, 22
+_LEAST_WIDTH = 680  # of a page, so that measurements and key have room side by side
 _FINE = 3  # outlines are drawn on a grid finer by this factor, and then averaged
 _LINE = 4  # width of an outline on the fine grid
 _EDGE = 100  # grey, of 255, at which a blurred mask ends: below one half, or single voxels would be lost
@@ -87,7 +88,7 @@ def preview_png(
     columns = min(columns, len(chosen))
     box = _body_box(volume, labels, chosen)
     size = _tile_size(box, volume.spacing, tile)
-    width = max(columns * (size[0] + _GAP) + _GAP, 2 * tile)
+    width = max(columns * (size[0] + _GAP) + _GAP, _LEAST_WIDTH)
     lines = [line for text in warnings for line in _wrapped(f"Warning: {text}", width - 20)]
     end = _HEADER + math.ceil(len(chosen) / columns) * (size[1] + _GAP)
     height = end + len(lines) * _LINE_HEIGHT + _FOOTER
