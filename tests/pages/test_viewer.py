@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from viewing import AXES, BOX, LESIONS, LIVER, MM, PINK, TEAL, at, coloured, extent, opened, pixels, settle
 
+from trtseg.report import packing
 from trtseg.result import Segmentation
 from trtseg.volume import Geometry, Volume
 
@@ -68,6 +69,24 @@ def test_outlines_fall_on_organs(page, plane):
     )
     from_right = (box[columns].start - BOX[columns].start) * MM[columns]
     assert (lesion[2] - organ[2]) / scale == pytest.approx(from_right, abs=4)
+
+
+def test_the_slice_of_a_lesion_is_named_also_where_slices_are_shown_as_one(
+    browser, tmp_path, monkeypatch, result
+):
+    monkeypatch.setattr(packing, "_MOST_SLICES", 8)  # of 36: 5 are shown as one
+    result.save(tmp_path / "seg.nii.gz", html=tmp_path / "seg.html")
+    page, _ = opened(browser, tmp_path / "seg.html")
+    assert "One voxel shown is 1 × 1 × 5 of the CT" in page.inner_text("main")
+    for number, lesion in enumerate(result.lesions, 1):
+        page.click(f"[aria-label='Show lesion {number}']")
+        settle(page)
+        first, last = map(int, re.findall(r"\d+", page.inner_text("[data-plane=axial] figcaption")))
+        assert first <= lesion.diameter_slice <= last == first + 4
+    page.evaluate("go([7, 0, 0])")
+    settle(page)
+    assert page.inner_text("[data-plane=axial] figcaption") == "Axial slice 35"
+    page.close()
 
 
 def test_no_small_lesion_lies_in_a_gap_of_the_dashes(browser, tmp_path):
