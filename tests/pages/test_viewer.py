@@ -203,5 +203,24 @@ def test_the_solid_view_shows_lesions_and_turns(page):
     assert (before[..., 1] > before[..., 0] + 20).sum() > 5000  # the liver
     assert (before[..., 0] > before[..., 1] + 60).sum() > 200  # a lesion
     page.locator("#solid canvas").focus()
+    page.keyboard.press("Control+ArrowRight")  # the browser's own keys
+    assert (pixels(page, "#solid") == before).all()
     page.keyboard.press("ArrowRight")
     assert (pixels(page, "#solid") != before).any()
+
+
+def test_the_solid_view_is_sharp_again_however_a_drag_ends(browser, saved):
+    page, _ = opened(browser, saved, has_touch=True)
+    box = page.locator("#solid canvas").bounding_box()
+    touch = page.context.new_cdp_session(page)
+    for kind, points in (("Start", [0]), ("Move", [30]), ("Move", [60]), ("Cancel", [])):
+        touch.send(
+            "Input.dispatchTouchEvent",
+            {
+                "type": f"touch{kind}",
+                "touchPoints": [{"x": box["x"] + 50 + n, "y": box["y"] + 50} for n in points],
+            },
+        )
+    settle(page)
+    assert page.evaluate("state.turning") is False
+    page.close()
