@@ -69,6 +69,17 @@ def test_the_index_sorts_and_filters(browser, saved):
     page.close()
 
 
+def test_the_headings_stay_in_sight(browser, saved):
+    path = saved.with_name("index.html")
+    path.write_bytes(index_html(make_rows(saved, 30)))
+    page, _ = opened(browser, path, viewport={"width": 1200, "height": 700})
+    page.mouse.wheel(0, 1500)
+    page.wait_for_function("scrollY > 1000")
+    assert page.locator("thead th >> nth=0").bounding_box()["y"] == 0
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.close()
+
+
 def test_the_index_is_made_from_the_pages_that_are_there(tmp_path):
     result = make_result(warnings=[ResultWarning("values-scale", "odd values")])
     cases = [tmp_path / f"{name}_seg.html" for name in "ab=c"]
