@@ -8,6 +8,7 @@ from typing import Any
 
 from trtseg.report import pages
 
+_CHARTED = 30  # lesions in the chart
 _STATUSES = ("grown", "shrunk", "unchanged", "new", "gone")
 _HEADINGS = (
     "Lesion",
@@ -90,7 +91,7 @@ def _row(number: int, finding: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _chart(findings: Sequence[Mapping[str, Any]]) -> str:
     """Draw the volumes before and after as pairs of bars; the table says the same."""
-    shown = findings[:30]
+    shown = findings[:_CHARTED]
     pairs = [[side["volume_ml"] if side else 0.0 for side in (f["before"], f["after"])] for f in shown]
     top = max((ml for pair in pairs for ml in pair), default=0.0)
     if not top:
@@ -103,9 +104,10 @@ def _chart(findings: Sequence[Mapping[str, Any]]) -> str:
     names = "".join(
         f'<text x="{n * 24 + 12}" y="94" text-anchor="middle">{n + 1}</text>' for n in range(len(pairs))
     )
-    label = "Volumes of the lesions before and after, as in the table"
+    which = "each lesion" if len(findings) <= _CHARTED else f"lesions 1 to {_CHARTED} of {len(findings)}"
+    label = f"Volume of {which} before and after, as in the table"
     return (
         f'<figure><svg viewBox="0 0 {max(24, len(pairs)) * 24} 98" role="img" aria-label="{label}">'
-        f'{bars}<path d="M0 82.5h{len(pairs) * 24}"/>{names}</svg><figcaption>Volume of each lesion: before '
+        f'{bars}<path d="M0 82.5h{len(pairs) * 24}"/>{names}</svg><figcaption>Volume of {which}: before '
         f"(outlined), after (filled); highest bar {top:.1f} mL</figcaption></figure>"
     )
