@@ -60,6 +60,7 @@ def test_the_index_sorts_and_filters(browser, saved):
     assert shown() == ["case-0", "case-1"]
     assert page.inner_text("#count") == "2 of 30 cases"
     assert page.locator("svg[role=img][aria-label]").count() == 3
+    assert page.inner_text("figcaption >> nth=0") == "Liver, mL; median 1015"  # between the 15th and the 16th
     assert told == [path.as_uri()]
     page.click("text=case-1")
     page.wait_for_selector("body[data-ready]")
