@@ -20,6 +20,13 @@ def test_the_chart_says_which_lesions_it_shows():
         assert page.count('<rect class="after"') == 30
 
 
+def test_a_lesion_whose_volume_is_rounded_to_nothing_has_a_row():
+    tiny = Side((1,), 0.00004, 0.0, 0.0, 0.0, (0.0,), 5)
+    found = (Finding("unchanged", tiny, tiny),)
+    made = Comparison(("a", "b"), (1500.0, 1400.0), (0.00004, 0.00004), (0, 0, 0), 0.9, found, ())
+    assert '<span class="unchanged">unchanged</span>' in comparison_html(made.report()).decode()
+
+
 def test_the_page_of_a_comparison(browser, tmp_path):
     old, new = (
         Side((1,), 2.0, 20.0, 10.0, 20.0, (20.0,), 5),

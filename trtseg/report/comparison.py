@@ -67,15 +67,19 @@ def _count(findings: Sequence[Mapping[str, Any]], status: str) -> int:
 
 def _change(pair: Sequence[float]) -> str:
     before, after = pair
-    percent = f" ({(after - before) / before:+.0%})" if before else ""
-    return f"{before:.1f} → {after:.1f}{percent}"
+    return f"{before:.1f} → {after:.1f}{_percent(before, after)}"
+
+
+def _percent(before: float, after: float) -> str:
+    """Say the change in brackets; a report may round the volume of a small lesion to nothing."""
+    return f" ({(after - before) / before:+.0%})" if before else ""
 
 
 def _row(number: int, finding: Mapping[str, Any]) -> tuple[str, ...]:
     before, after = finding["before"], finding["after"]
     change = finding["status"]
     if before and after:
-        change += f" ({(after['volume_ml'] - before['volume_ml']) / before['volume_ml']:+.0%})"
+        change += _percent(before["volume_ml"], after["volume_ml"])
     cells = [
         "–" if side is None else style.format(side[key])
         for key, style in (
