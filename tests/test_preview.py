@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from trtseg.errors import ArgumentError
 from trtseg.notice import NOTICE
-from trtseg.report.pictures import LIVER, TUMOUR, _body_box, choose_slices, preview_png
+from trtseg.report.pictures import LIVER, TUMOUR, _body_box, _wrapped, choose_slices, preview_png
 from trtseg.volume import Geometry, Volume
 
 
@@ -142,10 +142,41 @@ def test_the_footer_is_the_notice_alone(monkeypatch: pytest.MonkeyPatch) -> None
     assert not [words for words in written if "model" in words]
 
 
+@pytest.mark.parametrize("slices", [1, 2, 3])
+def test_measurements_and_key_have_room_beside_small_tiles(
+    monkeypatch: pytest.MonkeyPatch, slices: int
+) -> None:
+    ends: dict[str, tuple[float, float]] = {}
+    original = ImageDraw.ImageDraw.text
+
+    def text(
+        self: ImageDraw.ImageDraw, at: tuple[float, float], words: str, *rest: Any, **named: Any
+    ) -> None:
+        ends[words] = (at[0], self.textbbox(at, words, *rest[1:])[2] if len(rest) > 1 else at[0])
+        original(self, at, words, *rest, **named)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    volume, labels = make((slices, 170, 170))
+    labels[:] = 1
+    summary = "liver 1519.6 mL, tumour 181.6 mL (12.4%), 120 lesions"
+    preview_png(volume, labels, summary, tile=220)
+    assert ends[summary][1] < ends["liver"][0] - 26
+
+
 def test_labels_of_another_grid_are_refused() -> None:
     volume, _ = make((2, 3, 4))
     with pytest.raises(ArgumentError, match="labels: got shape"):
         preview_png(volume, np.zeros((4, 3, 2), np.uint8), "x")
+
+
+def test_a_long_name_in_a_warning_stays_inside() -> None:
+    volume, labels = make((1, 30, 30))
+    name = "1.2.840.113619" * 12
+    page = np.asarray(
+        Image.open(io.BytesIO(preview_png(volume, labels, "x", [f"{name}.nii.gz: odd values"])))
+    )
+    assert (page[-120:-26, -10:] == page[-1, -1]).all()
+    assert "".join(_wrapped(f"a {name} b", 300)) == f"a{name} b"
 
 
 def test_long_and_foreign_names() -> None:

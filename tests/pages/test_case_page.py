@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 
@@ -90,11 +91,40 @@ def test_print_is_two_pages_whatever_there_is_to_say(browser, saved, tmp_path):
     )
     full = make_result("x", [ResultWarning(code, sentence * 2) for code in CODES])
     full.canonical[8:28:2, 12:44:3, 8:48:4] = 2
-    many = Segmentation.measure(full.canonical, full.volume, provenance=full.provenance)
+    digests = {f"{net}.int8.onnx": "0" * 64 for net in ("liver", "tumour")}
+    made = full.provenance | {"sha256": digests, "thresholds": {"liver": 0.5, "tumour": 0.7}}
+    name = "Anonymised_abdomen_" * 5
+    many = Segmentation.measure(
+        full.canonical,
+        dataclasses.replace(full.volume, name=name),
+        provenance=made,
+        steps={f"step {n}": {"components": n, "removed_voxels": 30249, "removed_ml": n} for n in range(6)},
+    )
     assert len(many.lesions) > 100
-    many.save(tmp_path / "seg.nii.gz", html=tmp_path / "seg.html")
-    page, _ = opened(browser, tmp_path / "seg.html", color_scheme="dark")
+    many.save(tmp_path / "seg.nii.gz", html=tmp_path / "seg.html", keep_identity=True)
+    page, _ = opened(
+        browser, tmp_path / "seg.html", color_scheme="dark", viewport={"width": 703, "height": 900}
+    )
     assert pages_of(page.pdf(prefer_css_page_size=True)) == 2
+    assert "Printed" not in page.inner_text("main")
+    page.emulate_media(media="print")
+    page.evaluate("document.querySelector('details').open = true")
+    for part in ("header", "h1", ".second-page"):  # all of it is on the paper
+        seen, wanted = page.evaluate(
+            "(s) => { const e = document.querySelector(s); return [e.clientHeight, e.scrollHeight] }", part
+        )
+        assert wanted <= seen, part
+    assert page.locator(".lesions tbody tr:visible").count() == 20
+    assert f"Printed are the 20 largest of {len(many.lesions)}." in page.inner_text("main")
+    page.close()
+
+
+@pytest.mark.parametrize("width", [390, 1300])
+def test_a_long_name_in_a_warning_stays_inside(browser, tmp_path, width):
+    warned = make_result("x", [ResultWarning("values-scale", f"{'1.2.840.113619' * 12}.nii.gz: odd values")])
+    warned.save(tmp_path / "seg.nii.gz", html=tmp_path / "seg.html")
+    page, _ = opened(browser, tmp_path / "seg.html", viewport={"width": width, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.close()
 
 

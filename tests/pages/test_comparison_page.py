@@ -8,6 +8,25 @@ from trtseg.followup import Comparison, Finding, Side
 from trtseg.report.comparison import comparison_html
 
 
+def test_the_chart_says_which_lesions_it_shows():
+    one = Finding("new", None, Side((1,), 2.0, 20.0, 10.0, 20.0, (20.0,), 5))
+    for count, said in (
+        (30, "Volume of each lesion: before"),
+        (31, "Volume of lesions 1 to 30 of 31: before"),
+    ):
+        made = Comparison(("a", "b"), (1500.0, 1400.0), (0.0, 4.0), (0, 0, 0), 0.9, (one,) * count, ())
+        page = comparison_html(made.report()).decode()
+        assert said in page
+        assert page.count('<rect class="after"') == 30
+
+
+def test_a_lesion_whose_volume_is_rounded_to_nothing_has_a_row():
+    tiny = Side((1,), 0.00004, 0.0, 0.0, 0.0, (0.0,), 5)
+    found = (Finding("unchanged", tiny, tiny),)
+    made = Comparison(("a", "b"), (1500.0, 1400.0), (0.00004, 0.00004), (0, 0, 0), 0.9, found, ())
+    assert '<span class="unchanged">unchanged</span>' in comparison_html(made.report()).decode()
+
+
 def test_the_page_of_a_comparison(browser, tmp_path):
     old, new = (
         Side((1,), 2.0, 20.0, 10.0, 20.0, (20.0,), 5),

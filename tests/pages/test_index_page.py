@@ -58,9 +58,24 @@ def test_the_index_sorts_and_filters(browser, saved):
     assert shown() == ["case-0", "case-1"]
     assert page.inner_text("#count") == "2 of 30 cases"
     assert page.locator("svg[role=img][aria-label]").count() == 3
+    assert page.inner_text("figcaption >> nth=0") == "Liver, mL; median 1015"  # between the 15th and the 16th
     assert told == [path.as_uri()]
     page.click("text=case-1")
     page.wait_for_selector("body[data-ready]")
+    page.go_back()
+    page.wait_for_function("document.querySelector('#count').textContent === '2 of 30 cases'")
+    assert shown() == ["case-0", "case-1"]
+    page.close()
+
+
+def test_the_headings_stay_in_sight(browser, saved):
+    path = saved.with_name("index.html")
+    path.write_bytes(index_html(make_rows(saved, 30)))
+    page, _ = opened(browser, path, viewport={"width": 1200, "height": 700})
+    page.mouse.wheel(0, 1500)
+    page.wait_for_function("scrollY > 1000")
+    assert page.locator("thead th >> nth=0").bounding_box()["y"] == 0
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.close()
 
 

@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 from viewing import AXES, BOX, LESIONS, LIVER, MM, PINK, TEAL, at, coloured, extent, opened, pixels, settle
 
+from trtseg.report import packing
+from trtseg.result import Segmentation
+from trtseg.volume import Geometry, Volume
+
 
 def test_the_labels_arrive_unchanged(page, result):
     values, first, size = page.evaluate("[[...labels.flat], labels.first, labels.size]")
@@ -65,6 +69,46 @@ def test_outlines_fall_on_organs(page, plane):
     )
     from_right = (box[columns].start - BOX[columns].start) * MM[columns]
     assert (lesion[2] - organ[2]) / scale == pytest.approx(from_right, abs=4)
+
+
+def test_the_slice_of_a_lesion_is_named_also_where_slices_are_shown_as_one(
+    browser, tmp_path, monkeypatch, result
+):
+    monkeypatch.setattr(packing, "_MOST_SLICES", 8)  # of 36: 5 are shown as one
+    result.save(tmp_path / "seg.nii.gz", html=tmp_path / "seg.html")
+    page, _ = opened(browser, tmp_path / "seg.html")
+    assert "One voxel shown is 1 × 1 × 5 of the CT" in page.inner_text("main")
+    for number, lesion in enumerate(result.lesions, 1):
+        page.click(f"[aria-label='Show lesion {number}']")
+        settle(page)
+        first, last = map(int, re.findall(r"\d+", page.inner_text("[data-plane=axial] figcaption")))
+        assert first <= lesion.diameter_slice <= last == first + 4
+    page.evaluate("go([7, 0, 0])")
+    settle(page)
+    assert page.inner_text("[data-plane=axial] figcaption") == "Axial slice 35"
+    page.close()
+
+
+def test_no_small_lesion_lies_in_a_gap_of_the_dashes(browser, tmp_path):
+    geometry = Geometry.from_spacing((1, 256, 256), (3.0, 1.0, 1.0))
+    volume = Volume(np.full((1, 256, 256), LIVER, np.int16), geometry.canonical_affine(), geometry, "x")
+    labels = np.zeros(volume.array.shape, np.uint8)
+    labels[0, 8:248, 8:248] = 1
+    tumours = [(y, x) for y in range(24, 240, 24) for x in range(24, 240, 25)]
+    labels[(0, *np.transpose(tumours))] = 2
+    Segmentation.measure(labels, volume).save(tmp_path / "seg.nii.gz", html=tmp_path / "seg.html")
+    page, _ = opened(browser, tmp_path / "seg.html", viewport={"width": 390, "height": 844})
+    page.evaluate("go([0, 20, 20])")
+    image = pixels(page, "[data-plane=axial]")
+    corners = page.evaluate(
+        """(tumours) => { const p = layout(PLANES.axial, document.querySelector("[data-plane=axial] canvas"));
+        return tumours.map(([y, x]) => [p.y(y), p.x(x)]); }""",
+        tumours,
+    )
+    red = image[..., 0] - image[..., 1]  # grey: 0; the line, if not alone on a pixel: less than its colour
+    for y, x in np.rint(corners).astype(int):
+        assert red[y - 1 : y + 3, x - 1 : x + 3].max() > 60
+    page.close()
 
 
 def test_right_is_at_the_left_and_heads_are_up(page):
@@ -159,5 +203,24 @@ def test_the_solid_view_shows_lesions_and_turns(page):
     assert (before[..., 1] > before[..., 0] + 20).sum() > 5000  # the liver
     assert (before[..., 0] > before[..., 1] + 60).sum() > 200  # a lesion
     page.locator("#solid canvas").focus()
+    page.keyboard.press("Control+ArrowRight")  # the browser's own keys
+    assert (pixels(page, "#solid") == before).all()
     page.keyboard.press("ArrowRight")
     assert (pixels(page, "#solid") != before).any()
+
+
+def test_the_solid_view_is_sharp_again_however_a_drag_ends(browser, saved):
+    page, _ = opened(browser, saved, has_touch=True)
+    box = page.locator("#solid canvas").bounding_box()
+    touch = page.context.new_cdp_session(page)
+    for kind, points in (("Start", [0]), ("Move", [30]), ("Move", [60]), ("Cancel", [])):
+        touch.send(
+            "Input.dispatchTouchEvent",
+            {
+                "type": f"touch{kind}",
+                "touchPoints": [{"x": box["x"] + 50 + n, "y": box["y"] + 50} for n in points],
+            },
+        )
+    settle(page)
+    assert page.evaluate("state.turning") is False
+    page.close()

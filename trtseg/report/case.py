@@ -21,6 +21,7 @@ from trtseg.volume import Volume
 _WINDOWS = {"Abdomen": (400, 40), "Liver": (150, 60), "Lung": (1500, -600), "Bone": (1800, 400)}
 _TITLE = "Liver and its lesions"
 _THUMBNAIL = 120  # pixels
+_PRINTED = 20  # lesions that have room on paper; ``web/case.css`` hides the others there
 
 
 def case_html(
@@ -76,6 +77,7 @@ def case_html(
             f'<button type="button" data-width="{width}" data-level="{level}">{window}</button>'
             for window, (width, level) in _windows(volume, labels).items()
         ),
+        "joined": _joined(packed.step),
         "made": _made(report),
         "thumbnail": picture,
         "viewer": pages.data("viewer", _viewer(volume, labels, packed, lesions)),
@@ -151,7 +153,10 @@ def _lesions(lesions: Sequence[Lesion], labels: Array) -> str:
         "malignant. Slices count from 0 at the feet. The part of the liver is told from the middle of the box around "
         "it; right and left are the patient's."
     )
-    return f'{pages.table("Lesions, largest first", headings, rows, "lesions")}<p class="note">{note}</p>'
+    table = pages.table("Lesions, largest first", headings, rows, "lesions")
+    if len(lesions) > _PRINTED:
+        table += f'<p class="print-only">Printed are the {_PRINTED} largest of {len(lesions)}.</p>'
+    return f'{table}<p class="note">{note}</p>'
 
 
 def _side(focus: tuple[int, int, int], box: tuple[slice, slice, slice]) -> str:
@@ -191,6 +196,14 @@ def _made(report: Mapping[str, Any]) -> str:
     return pages.table("How the labels were made", (), escaped, "made")
 
 
+def _joined(step: tuple[int, int, int]) -> str:
+    """Say that voxels of the CT are shown as one, if they are."""
+    if max(step) == 1:
+        return ""
+    joined = " × ".join(map(str, step[::-1]))
+    return f"One voxel shown is {joined} of the CT: the greys of their first slice, outlines around all."
+
+
 def _search(made: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Say that the liver was searched for, if it was."""
     if "search_mm" in made:
@@ -224,6 +237,7 @@ def _viewer(volume: Volume, labels: Array, packed: Packed, lesions: Sequence[Les
         return [round((at + 0.5) / n - 0.5, 2) for at, n in zip(end, packed.step[1:], strict=True)]
 
     return {
+        "size": labels.shape,
         "shape": packed.shape,
         "step": packed.step,
         "spacing": [mm * n for mm, n in zip(volume.spacing, packed.step, strict=True)],

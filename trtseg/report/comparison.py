@@ -8,6 +8,7 @@ from typing import Any
 
 from trtseg.report import pages
 
+_CHARTED = 30  # lesions in the chart
 _STATUSES = ("grown", "shrunk", "unchanged", "new", "gone")
 _HEADINGS = (
     "Lesion",
@@ -66,15 +67,19 @@ def _count(findings: Sequence[Mapping[str, Any]], status: str) -> int:
 
 def _change(pair: Sequence[float]) -> str:
     before, after = pair
-    percent = f" ({(after - before) / before:+.0%})" if before else ""
-    return f"{before:.1f} → {after:.1f}{percent}"
+    return f"{before:.1f} → {after:.1f}{_percent(before, after)}"
+
+
+def _percent(before: float, after: float) -> str:
+    """Say the change in brackets; a report may round the volume of a small lesion to nothing."""
+    return f" ({(after - before) / before:+.0%})" if before else ""
 
 
 def _row(number: int, finding: Mapping[str, Any]) -> tuple[str, ...]:
     before, after = finding["before"], finding["after"]
     change = finding["status"]
     if before and after:
-        change += f" ({(after['volume_ml'] - before['volume_ml']) / before['volume_ml']:+.0%})"
+        change += _percent(before["volume_ml"], after["volume_ml"])
     cells = [
         "–" if side is None else style.format(side[key])
         for key, style in (
@@ -90,7 +95,7 @@ def _row(number: int, finding: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _chart(findings: Sequence[Mapping[str, Any]]) -> str:
     """Draw the volumes before and after as pairs of bars; the table says the same."""
-    shown = findings[:30]
+    shown = findings[:_CHARTED]
     pairs = [[side["volume_ml"] if side else 0.0 for side in (f["before"], f["after"])] for f in shown]
     top = max((ml for pair in pairs for ml in pair), default=0.0)
     if not top:
@@ -103,9 +108,10 @@ def _chart(findings: Sequence[Mapping[str, Any]]) -> str:
     names = "".join(
         f'<text x="{n * 24 + 12}" y="94" text-anchor="middle">{n + 1}</text>' for n in range(len(pairs))
     )
-    label = "Volumes of the lesions before and after, as in the table"
+    which = "each lesion" if len(findings) <= _CHARTED else f"lesions 1 to {_CHARTED} of {len(findings)}"
+    label = f"Volume of {which} before and after, as in the table"
     return (
         f'<figure><svg viewBox="0 0 {max(24, len(pairs)) * 24} 98" role="img" aria-label="{label}">'
-        f'{bars}<path d="M0 82.5h{len(pairs) * 24}"/>{names}</svg><figcaption>Volume of each lesion: before '
+        f'{bars}<path d="M0 82.5h{len(pairs) * 24}"/>{names}</svg><figcaption>Volume of {which}: before '
         f"(outlined), after (filled); highest bar {top:.1f} mL</figcaption></figure>"
     )

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 from urllib.parse import quote
 
@@ -169,7 +170,7 @@ def _histogram(heading: str, values: Sequence[float]) -> str:
         f"<title>{top * n / _BARS:.4g} to {top * (n + 1) / _BARS:.4g}: {count}</title></rect>"
         for n, count in enumerate(counts)
     )
-    middle = sorted(values)[len(values) // 2]
+    middle = median(values)
     return (
         f'<figure><svg viewBox="0 0 240 76" role="img" aria-label="Histogram of {heading}: 0 to {top:.4g}, '
         f'median {middle:.4g}">{bars}<path d="M0 60.5h240"/><text x="1" y="74">0</text>'

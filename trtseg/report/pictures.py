@@ -32,6 +32,7 @@ TRUE_LIVER, TRUE_TUMOUR, PREDICTED_LIVER, PREDICTED_TUMOUR = LIVER, (110, 150, 2
 _BACKGROUND, _TEXT, _FAINT = (16, 16, 18), (235, 235, 235), (150, 150, 155)
 _WARNING = (255, 195, 60)
 _GAP, _HEADER, _FOOTER, _LINE_HEIGHT = 4, 40, 26, 22
+_LEAST_WIDTH = 680  # of a page, so that measurements and key have room side by side
 _FINE = 3  # outlines are drawn on a grid finer by this factor, and then averaged
 _COLUMNS, _ROWS = 4, 3  # of tiles in a preview, at most
 _WIDE = 560  # pixels of a tile where there are only two
@@ -85,7 +86,7 @@ def preview_png(
     columns = min(_COLUMNS, len(chosen))
     box = _body_box(volume, labels, chosen)
     size = _tile_size(box, volume.spacing, tile)
-    width = max(columns * (size[0] + _GAP) + _GAP, 2 * tile)
+    width = max(columns * (size[0] + _GAP) + _GAP, _LEAST_WIDTH)
     lines = [line for text in warnings for line in _wrapped(f"Warning: {text}", width - 20)]
     end = _HEADER + math.ceil(len(chosen) / columns) * (size[1] + _GAP)
     height = end + len(lines) * _LINE_HEIGHT + _FOOTER
@@ -289,13 +290,17 @@ def _write_margins(
 
 
 def _wrapped(text: str, width: float) -> list[str]:
-    """Break a text into lines of at most ``width`` pixels, between words."""
+    """Break a text into lines of at most ``width`` pixels, between words, or within one that is longer."""
     lines: list[str] = []
     for word in text.encode("ascii", "replace").decode().split():
         if lines and font(15).getlength(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"
-        else:
-            lines.append(word)
+            continue
+        lines.append("")
+        for letter in word:
+            if font(15).getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
     return lines
 
 

@@ -67,10 +67,10 @@ for (const figure of document.querySelectorAll("figure[data-plane]")) {
   canvas.addEventListener("pointermove", (event) => {
     if (event.buttons) turn(event.movementX / 120, event.movementY / 120, true);
   });
-  canvas.addEventListener("pointerup", () => turn(0, 0, false));
+  canvas.addEventListener("lostpointercapture", () => turn(0, 0, false)); // up, or taken by the system
   canvas.addEventListener("keydown", (event) => {
     const by = { ArrowLeft: [-0.15, 0], ArrowRight: [0.15, 0], ArrowUp: [0, -0.15], ArrowDown: [0, 0.15] }[event.key];
-    if (!by) return;
+    if (!by || event.ctrlKey || event.altKey || event.metaKey) return;
     event.preventDefault();
     turn(...by, false);
   });

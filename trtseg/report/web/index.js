@@ -32,3 +32,4 @@ function filter() {
 find("form").addEventListener("input", filter);
 find("form").addEventListener("reset", () => setTimeout(filter));
 find("form").addEventListener("submit", (event) => event.preventDefault());
+addEventListener("pageshow", filter); // a browser that comes back fills the form as it was

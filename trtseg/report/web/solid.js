@@ -1,5 +1,5 @@
 
-// Liver and lesions from outside: rays through two fields of 2 to 4 mm cells, from the front at the start.
+// Liver and lesions from outside: rays through two fields of cells of 1.5 mm or more, from the front at the start.
 
 const SOLID = makeSolid();
 
@@ -36,18 +36,8 @@ function makeSolid() {
 function smooth(field, step, times) {
   for (let t = 0; t < times; t++) {
     for (const s of step) {
-      let before = field[0];
-      for (let i = s; i + s < field.length; i++) {
-        if (s === 1) {
-          const here = field[i];
-          field[i] = (before + 2 * here + field[i + 1]) / 4;
-          before = here;
-        }
-      }
-      if (s > 1) {
-        const copy = field.slice();
-        for (let i = s; i + s < field.length; i++) field[i] = (copy[i - s] + 2 * copy[i] + copy[i + s]) / 4;
-      }
+      const copy = field.slice();
+      for (let i = s; i + s < field.length; i++) field[i] = (copy[i - s] + 2 * copy[i] + copy[i + s]) / 4;
     }
   }
 }

@@ -130,15 +130,22 @@ function drawPlane(figure) {
   const unit = canvas.width / canvas.clientWidth || 1;
   if (state.outlines) {
     drawOutline(context, plane, place, 1, LIVER, 1.4 * unit, 0);
+    drawOutline(context, plane, place, 2, TUMOUR + "80", unit, 0); // faint, so that no small part lies in a gap
     drawOutline(context, plane, place, 2, TUMOUR, 2.6 * unit, 5 * unit);
     if (w === 0) drawAxes(context, place, unit);
   }
   drawMarks(context, plane, place, unit);
-  const input = figure.querySelector("input"), number = state.at[w] * data.step[w];
+  const input = figure.querySelector("input"), number = shownSlices(w);
   input.value = state.at[w];
   const name = figure.dataset.plane[0].toUpperCase() + figure.dataset.plane.slice(1);
-  figure.querySelector("span").textContent = `${name} slice ${number}`;
-  canvas.setAttribute("aria-label", `${name} slice ${number} of the CT; ${said()}`);
+  figure.querySelector("span").textContent = `${name} ${number}`;
+  canvas.setAttribute("aria-label", `${name} ${number} of the CT; ${said()}`);
+}
+
+/** The slices of the CT that are shown as one, in words. */
+function shownSlices(axis) {
+  const first = state.at[axis] * data.step[axis], last = Math.min(first + data.step[axis], data.size[axis]) - 1;
+  return first === last ? `slice ${first}` : `slices ${first} to ${last}`;
 }
 
 /** Outline the voxels of at least `least` along their edges; dashes of `dash` pixels, 0 for a solid line. */
@@ -165,7 +172,7 @@ function drawOutline(context, plane, place, least, colour, width, dash) {
   }
   context.strokeStyle = colour;
   context.lineWidth = width;
-  context.lineCap = "round";
+  context.lineCap = dash ? "butt" : "round";
   context.stroke();
 }
 
