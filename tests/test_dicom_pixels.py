@@ -191,6 +191,7 @@ def test_padding_becomes_air(tmp_path):
         ({"RescaleSlope": 0}, "RescaleSlope 0 and RescaleIntercept 0 give no HU"),
         ({"RescaleIntercept": 3e9}, "RescaleIntercept 3e\\+09 give no HU"),
         ({"RescaleSlope": -1e20}, "RescaleSlope -1e\\+20 and"),
+        ({"ModalityLUTSequence": [pydicom.Dataset()]}, "a Modality LUT in the place of slope and intercept"),
         ({"RescaleType": "Z_EFF"}, "values are of type Z_EFF, not HU"),
         ({"ImagePositionPatient": None}, "no ImagePositionPatient; expected"),
         ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "are no geometry"),
