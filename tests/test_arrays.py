@@ -270,6 +270,15 @@ def test_image_whose_own_affine_is_no_geometry(row, message):
         load(image)
 
 
+def test_an_analyze_file_whose_data_start_beyond_every_file(tmp_path):
+    nib.save(nib.AnalyzeImage(ct().T, LPS), tmp_path / "ct.img")
+    with (tmp_path / "ct.hdr").open("r+b") as file:
+        file.seek(108)
+        file.write(np.array(1e30, "<f4").tobytes())  # vox_offset
+    with pytest.raises(InputError, match=r"ct\.img: cannot be read .*fetch it again"):
+        load(tmp_path / "ct.img")
+
+
 def test_truncated_file_behind_an_image(tmp_path):
     for ending in (".nii", ".nii.gz"):
         path = tmp_path / f"ct{ending}"
