@@ -114,6 +114,14 @@ def test_a_file_stands_for_its_series(tmp_path):
         load(tmp_path / "text.dcm")
 
 
+@pytest.mark.parametrize("name", ["DICOMDIR", "dicomdir"])
+def test_the_directory_of_a_disc_is_left_out(name, tmp_path):
+    """Where a disc is mounted its names may be in lower case."""
+    folder = made.save_series(tmp_path / "ct", CT)
+    (folder / name).write_bytes(bytes(128) + b"DICM rubbish")
+    assert np.array_equal(load(folder).array, CT)
+
+
 def test_a_zip(tmp_path):
     folder = study(tmp_path / "study")
     with zipfile.ZipFile(tmp_path / "study.zip", "w", zipfile.ZIP_DEFLATED) as archive:

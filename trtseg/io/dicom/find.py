@@ -120,7 +120,7 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _may_be(name: str) -> bool:
-    return not name.startswith(".") and name != "DICOMDIR" and not name.lower().endswith(_NO_DICOM)
+    return not name.startswith(".") and name.upper() != "DICOMDIR" and not name.lower().endswith(_NO_DICOM)
 
 
 def _is_dicom(path: Path) -> bool:
