@@ -247,6 +247,42 @@ def test_image_with_an_affine_of_its_own(tmp_path):
     assert image.header.get_best_affine()[2, 3] == 0
 
 
+@pytest.mark.parametrize("ending", [".nii", ".img"])
+def test_image_with_a_sform_that_is_no_geometry(tmp_path, ending):
+    """The qform is used, as where trtseg reads the file itself."""
+    cls = nib.Nifti1Pair if ending == ".img" else nib.Nifti1Image
+    image = cls(ct().T, LPS)
+    image.header.set_qform(LPS, 1)
+    nib.save(image, tmp_path / f"ct{ending}")
+    with (tmp_path / ("ct.hdr" if ending == ".img" else "ct.nii")).open("r+b") as file:
+        file.seek(280)
+        file.write(np.full(4, np.nan, "<f4").tobytes())  # srow_x
+    for source in (tmp_path / f"ct{ending}", nib.load(tmp_path / f"ct{ending}")):
+        volume = load(source)
+        assert np.allclose(volume.affine, LPS)
+        assert "geometry-conflict" in [warning.code for warning in volume.warnings]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [([np.nan] * 4, "holds NaN"), ([0.0] * 4, "the voxel spacing is")],
+)
+def test_image_whose_own_affine_is_no_geometry(row, message):
+    image = nib.Nifti1Image(ct().T, LPS)
+    image.affine[1] = row
+    with pytest.raises(InputError, match=f"image: affine: {message}"):
+        load(image)
+
+
+def test_an_analyze_file_whose_data_start_beyond_every_file(tmp_path):
+    nib.save(nib.AnalyzeImage(ct().T, LPS), tmp_path / "ct.img")
+    with (tmp_path / "ct.hdr").open("r+b") as file:
+        file.seek(108)
+        file.write(np.array(1e30, "<f4").tobytes())  # vox_offset
+    with pytest.raises(InputError, match=r"ct\.img: cannot be read .*fetch it again"):
+        load(tmp_path / "ct.img")
+
+
 def test_truncated_file_behind_an_image(tmp_path):
     for ending in (".nii", ".nii.gz"):
         path = tmp_path / f"ct{ending}"

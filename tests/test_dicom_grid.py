@@ -143,3 +143,17 @@ def test_the_thickness_of_slices_is_not_their_distance(tmp_path):
 def test_padding_that_tissue_may_have_is_warned_of(tmp_path):
     volume = load(write(tmp_path, along_z(40.0 * np.arange(6)), PixelPaddingValue=0))
     assert "values-padding" in [warning.code for warning in volume.warnings]
+
+
+@pytest.mark.parametrize(
+    "padding", [{"PixelPaddingValue": 40, "PixelPaddingRangeLimit": 4000}, {"PixelPaddingValue": 40}]
+)
+def test_padding_is_warned_of_at_both_its_ends_and_in_each_file(padding, tmp_path):
+    folder = write(tmp_path, along_z(40.0 * np.arange(6)))
+    assert "values-padding" not in [warning.code for warning in load(folder).warnings]
+    made.save(folder / "3", made.instance(CT[3], 120.0, **padding))
+    found = [warning.text for warning in load(folder).warnings if warning.code == "values-padding"]
+    assert found == [
+        f"The header calls {' to '.join(map(str, padding.values()))} HU padding, which tissue may have too: these "
+        "voxels were filled with air."
+    ]

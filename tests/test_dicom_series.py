@@ -154,6 +154,21 @@ def test_zips_that_are_refused(tmp_path, monkeypatch):
         load(tmp_path / "a.zip")
 
 
+def test_a_damaged_file_of_a_zip_is_never_left_out_as_no_dicom(tmp_path):
+    """The start of a file tells what it is, and its checksum lies behind its end."""
+    folder = made.save_series(tmp_path / "ct", CT)
+    (folder / "notes").write_bytes(b"no DICOM" * 100)
+    with zipfile.ZipFile(tmp_path / "ct.zip", "w") as archive:
+        for path in sorted(folder.iterdir()):
+            archive.write(path, path.name)
+    assert np.array_equal(load(tmp_path / "ct.zip").array, CT)
+    data = bytearray((tmp_path / "ct.zip").read_bytes())
+    data[data.index(b"DICM")] ^= 1  # of the slice at the head, without which the others are even
+    (tmp_path / "ct.zip").write_bytes(data)
+    with pytest.raises(InputError, match=r"ct\.zip: cannot be read as a zip \(BadZipFile\); unpack it"):
+        load(tmp_path / "ct.zip")
+
+
 def test_two_patients_are_not_one_ct(tmp_path):
     for patient in "ab":
         uid = f"2.{ord(patient)}"

@@ -99,6 +99,18 @@ def test_compressed_voxels_are_checked(tmp_path, name, ending):
         read_labels(header)
 
 
+@pytest.mark.parametrize("name", ["a.mha", "a.mhd"])
+def test_a_header_that_has_too_few_compressed_bytes_is_refused(tmp_path, name):
+    """ITK reads so many, and leaves in the other voxels what was in memory."""
+    sitk = pytest.importorskip("SimpleITK")
+    values = np.random.default_rng(0).integers(0, 3, (9, 64, 64)).astype(np.uint8)
+    header = tmp_path / name
+    sitk.WriteImage(sitk.GetImageFromArray(values), str(header), True)
+    header.write_bytes(header.read_bytes().replace(b"CompressedDataSize = ", b"CompressedDataSize = 1x"))
+    with pytest.raises(InputError, match="is cut off or damaged \\(got 0 bytes of voxels; expected 36864\\)"):
+        read_labels(header)
+
+
 def test_labels_that_cannot_be_read_are_named(tmp_path):
     for name in ("a.mha", "text.nii"):
         (tmp_path / name).write_text("text")

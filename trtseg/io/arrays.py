@@ -154,7 +154,7 @@ def _read(name: str, image: Any, convert: Callable[..., np.ndarray]) -> tuple[np
             slope, inter = float(image.dataobj.slope), float(image.dataobj.inter)
         else:
             stored = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
         reason = " ".join(str(error).split())  # nibabel's has line breaks
         raise InputError(
             f"{name}: cannot be read ({reason}), truncated or corrupt; fetch it again"

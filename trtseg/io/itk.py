@@ -28,6 +28,7 @@ _KEY = "trtseg"  # of the signature in the metadata of labels
 _HEADER = 1 << 16  # bytes in which a header ends, with the name of its data if they lie in another file
 _META_DATA = re.compile(rb"^ElementDataFile\s*=[ \t]*([^\r\n]+?)[ \t]*(?:\r?\n|\Z)", re.MULTILINE)
 _META_COMPRESSED = re.compile(rb"^CompressedData\s*=\s*[Tt1]", re.MULTILINE)
+_META_SIZE = re.compile(rb"^CompressedDataSize\s*=\s*(\d+)", re.MULTILINE)
 _NRRD_END = re.compile(rb"\r?\n\r?\n|\Z")
 _NRRD_DATA = re.compile(rb"^data ?file:\s*([^\r\n]+?)\s*$", re.MULTILINE)
 _NRRD_COMPRESSED = re.compile(rb"^encoding:\s*gz", re.MULTILINE)
@@ -166,14 +167,15 @@ def _check_compressed(name: str, wanted: int) -> None:
     """
     from isal import isal_zlib
 
-    data, start = _compressed(name)
+    data, start, most = _compressed(name)
     if data is None or not data.is_file():
         return
-    stream, size = isal_zlib.decompressobj(_ZLIB_OR_GZIP), 0
+    stream, size, left = isal_zlib.decompressobj(_ZLIB_OR_GZIP), 0, most or data.stat().st_size
     with data.open("rb") as file:
         file.seek(start)
         try:
-            while not stream.eof and (block := file.read(1 << 20)):
+            while not stream.eof and (block := file.read(min(left, 1 << 20))):
+                left -= len(block)
                 size += len(stream.decompress(block))
         except isal_zlib.IsalError as error:  # type: ignore[misc]  # a class, which its stub does not say
             raise InputError(f"{data}: cannot be decompressed ({error}); fetch it again") from error
@@ -183,8 +185,11 @@ def _check_compressed(name: str, wanted: int) -> None:
         )
 
 
-def _compressed(name: str) -> tuple[Path | None, int]:
-    """The file with the voxels that a header calls compressed, and where they start; None if they are not."""
+def _compressed(name: str) -> tuple[Path | None, int, int]:
+    """The file with the voxels that a header calls compressed, None if they are not; where they start, how many bytes.
+
+    0 bytes stand for all that there are.
+    """
     own = Path(name)
     with own.open("rb") as file:
         start = file.read(_HEADER)
@@ -193,16 +198,18 @@ def _compressed(name: str) -> tuple[Path | None, int]:
         assert end is not None  # of the file at the latest
         head = start[: end.start()]
         if not _NRRD_COMPRESSED.search(head) or _NRRD_SKIPS.search(head):
-            return None, 0
+            return None, 0, 0
         if found := _NRRD_DATA.search(head):
-            return own.parent / os.fsdecode(found[1]), 0
-        return own, end.end()
+            return own.parent / os.fsdecode(found[1]), 0, 0
+        return own, end.end(), 0
     found = _META_DATA.search(start)
     if found is None or not _META_COMPRESSED.search(start[: found.start()]):
-        return None, 0
+        return None, 0, 0
+    said = _META_SIZE.search(start[: found.start()])  # ITK reads no more than that
+    most = int(said[1]) if said else 0
     if found[1].lower() == b"local":
-        return own, found.end()
-    return own.parent / os.fsdecode(found[1]), 0
+        return own, found.end(), most
+    return own.parent / os.fsdecode(found[1]), 0, most
 
 
 def _reader(sitk: Any, name: str) -> Any:

@@ -20,7 +20,7 @@ from trtseg.io.header import header_affine
 from trtseg.io.names import NIFTI as ENDINGS
 from trtseg.io.voxels import SLAB_VOXELS, Where, check_dtype, to_hu, to_labels
 from trtseg.notice import signature, signed
-from trtseg.volume import Geometry, Volume
+from trtseg.volume import Geometry, Volume, spacing_mm
 
 _GZIP_MAGIC = b"\x1f\x8b"
 # Deflate codes at most 258 bytes in 2 bits.
@@ -87,9 +87,9 @@ def header_of(image: Any) -> Any:
     if not isinstance(image.header, Nifti1Header):  # the base of the headers of NIfTI-2 and of pairs too
         return None
     header: Any = image.header.copy()
-    if not np.allclose(header.get_best_affine(), image.affine):
+    if not np.allclose(header.get_best_affine(), image.affine, equal_nan=True):
         header.set_sform(image.affine, code="aligned")
-        header.set_qform(image.affine, code="unknown")
+        header["qform_code"], header["pixdim"][1:4] = 0, spacing_mm(image.affine)
     return header
 
 

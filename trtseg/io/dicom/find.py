@@ -22,6 +22,7 @@ from trtseg.resources import is_lack_of_memory
 _NO_DICOM = (*IMAGES, ".hdr", ".gz", ".json", ".png", ".jpg", ".txt", ".csv", ".xml", ".pdf", ".zip")
 _MAX_FILES = 100_000
 _MAX_UNPACKED = 32 << 30  # bytes of all files of a zip
+_CHUNK = 1 << 20
 
 
 class DicomFile(NamedTuple):
@@ -144,10 +145,12 @@ def _in_zip(path: Path) -> list[DicomFile]:
                 f"{path}: holds {len(members)} files of {size / 1e9:.0f} GB; expected at most {_MAX_FILES} files and "
                 f"{_MAX_UNPACKED >> 30} GiB, unpack it"
             )
+        if any(one.file_size > MAX_BYTES for one in members):
+            raise InputError(f"{path}: holds a file of more than {MAX_BYTES >> 30} GiB; that is no CT series")
         members = [
             one
             for one in members
-            if one.filename.lower().endswith(DICOM) or looks_like_dicom(_unpack(path, archive, one, SNIFFED))
+            if one.filename.lower().endswith(DICOM) or _looks_like_dicom(path, archive, one)
         ]
         members.sort(key=lambda one: one.filename)
     return [
@@ -155,12 +158,20 @@ def _in_zip(path: Path) -> list[DicomFile]:
     ]
 
 
-def _unpack(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, size: int | None = None) -> bytes:
-    """Read a file of a zip, or its first bytes, into memory."""
-    if member.file_size > MAX_BYTES:
-        raise InputError(f"{path}: holds a file of more than {MAX_BYTES >> 30} GiB; that is no CT series")
+def _unpack(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """Read a file of a zip into memory."""
     with _zip_errors(path), archive.open(member) as file:
-        return file.read(member.file_size if size is None else size)
+        return file.read(member.file_size)
+
+
+def _looks_like_dicom(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
+    """Look at the start of a file of a zip; where it is not that of DICOM, compare the checksum of the whole file."""
+    with _zip_errors(path), archive.open(member) as file:
+        if looks_like_dicom(file.read(SNIFFED)):
+            return True
+        while file.read(_CHUNK):
+            pass
+    return False
 
 
 @contextmanager

@@ -75,7 +75,7 @@ def slices_of(name: str, header: Any, file: int = 0) -> tuple[Slice, ...]:
     Raises
     ------
     InputError
-        If a slice has no place, no spacing or no size, a value is damaged, or no CT has it.
+        If a slice has no place, no spacing or no size, a value is damaged, or no CT has it, as a Modality LUT.
     """
     size = (integer(name, header, "Rows"), integer(name, header, "Columns"))
     frames = integer(name, header, "NumberOfFrames", 1)
@@ -83,6 +83,11 @@ def slices_of(name: str, header: Any, file: int = 0) -> tuple[Slice, ...]:
         raise InputError(
             f"{name}: got {frames} frames of {size[0]} x {size[1]} pixels; expected 1 to {MAX_FRAMES} frames of at "
             f"most {MAX_PIXELS} x {MAX_PIXELS}, the file is damaged or no CT"
+        )
+    if sequence(name, header, "ModalityLUTSequence"):
+        raise InputError(
+            f"{name}: a Modality LUT in the place of slope and intercept; expected RescaleSlope and RescaleIntercept, "
+            "export the CT again in Hounsfield units"
         )
     groups = list(_groups(name, header, frames))
     if not groups and frames > 1:

@@ -115,10 +115,13 @@ def transfer_syntax(name: str, dataset: Any) -> str:
     return "1.2.840.10008.1.2" if implicit is not False else "1.2.840.10008.1.2.1"
 
 
-def padding_hu(name: str, header: Any, slices: Sequence[Slice]) -> float | None:
-    """HU that the padding of a file would have if it were no padding; None if the file has none."""
+def padding_hu(name: str, header: Any, slices: Sequence[Slice]) -> tuple[float, float] | None:
+    """Lowest and highest HU that the padding of a file would have if it were no padding; None if the file has none."""
     padding = _padding(name, header, _format(name, header))
-    return None if padding is None else padding[1] * slices[0].slope + slices[0].intercept
+    if padding is None:
+        return None
+    ends = [value * one.slope + one.intercept for value in padding for one in slices]
+    return min(ends), max(ends)
 
 
 def _format(name: str, dataset: Any) -> _Format:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -167,7 +167,7 @@ def assemble(
         tuple(places.get((one.file, one.frame), -1) for one in every),
         np.array([one.position for one in every]),
     )
-    warnings = (*warnings, *_padding_warning(name, instances[first.file].header, first))
+    warnings = (*warnings, *_padding_warning([instances[file] for file in used]))
     geometry = ct_geometry(name, (len(kept), *first.size), affine=affine, source=series, warnings=warnings)
     with memory_for(name, 2 * len(kept) * first.size[0] * first.size[1]):
         hu = np.empty(geometry.canonical_shape, np.int16)
@@ -225,11 +225,14 @@ def _difference(instances: Sequence[Instance], one: Slice, other: Slice) -> str:
     return f", which differ in {', '.join(keys)}" if keys else ", which nothing in their headers tells apart"
 
 
-def _padding_warning(name: str, header: Any, first: Slice) -> tuple[ResultWarning, ...]:
-    hu = padding_hu(name, header, [first])
-    if hu is None or not _TISSUE_HU[0] < hu < _TISSUE_HU[1]:
-        return ()
-    text = (
-        f"The header calls {hu:g} HU padding, which tissue may have too: these voxels were filled with air."
-    )
-    return (ResultWarning("values-padding", text),)
+def _padding_warning(instances: Iterable[Instance]) -> tuple[ResultWarning, ...]:
+    for path, header, slices in instances:
+        hu = padding_hu(os.fspath(path), header, slices)
+        if hu is not None and hu[0] < _TISSUE_HU[1] and hu[1] > _TISSUE_HU[0]:
+            values = " to ".join(f"{end:g}" for end in dict.fromkeys(hu))
+            text = (
+                f"The header calls {values} HU padding, which tissue may have too: these voxels were filled with "
+                "air."
+            )
+            return (ResultWarning("values-padding", text),)
+    return ()
