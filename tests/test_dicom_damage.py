@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import random
 import resource
 import time
@@ -99,6 +100,30 @@ def test_a_damaged_file_in_its_series(tmp_path):
             refused.append(str(error))
     assert 10 < len(refused) < 50
     assert not any("SECRET" in text.upper() for text in refused)
+
+
+@pytest.mark.parametrize("file", ["001", "004"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"SeriesInstanceUID": "1.2.3.5"},
+        {"FrameOfReferenceUID": "1.9"},
+        {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]},
+        {"PixelSpacing": [0.7, 0.7]},
+        {"Rows": 16},
+    ],
+)
+def test_a_slice_at_an_end_with_another_header_is_never_lost_silently(tmp_path, file, damage):
+    folder = made.save_series(tmp_path / "ct", CT)
+    z = 4 - int(file)
+    plane = CT[z, :16] if "Rows" in damage else CT[z]
+    made.save(folder / file, made.instance(plane, 100 + z * 40, **damage))
+    for path in (folder, folder / "002"):
+        (warning,) = load(path).warnings
+        assert warning.code == "slices-unplaced"
+        assert warning.text.startswith("1 CT slice beside an end of the CT could not be joined to it")
+    made.save(folder / file, made.instance(plane, 100 + z * 40 + math.copysign(40, z - 1), **damage))
+    assert load(folder).warnings == (), "a step farther away it is none of this volume"
 
 
 def test_a_damaged_file_at_the_end_of_its_series_is_never_lost_silently(tmp_path):

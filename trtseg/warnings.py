@@ -17,7 +17,7 @@ CODES = {
     "slices-blank": "Slices hold nothing.",
     "slices-doubled": "Neighbouring slices are equal.",
     "slices-jump": "Neighbouring slices differ as if slices were missing or out of order.",
-    "slices-unplaced": "DICOM files that may belong to the CT do not say where they lie.",
+    "slices-unplaced": "DICOM slices that may belong to the CT have no place in it.",
     "slices-refused": "A node refused instances that came with the CT; some of its slices may be missing.",
     "slices-missing": "Instances of the CT did not come to a node, or it could not decode them.",
     "liver-cut": "The liver reaches the end of the scan or of its picture: its volume is a lower bound.",

@@ -111,7 +111,7 @@ class Series:
 
         The result has ``warnings`` too.
         """
-        from trtseg.io.dicom.series import choose, volumes
+        from trtseg.io.dicom.series import choose, unplaced, volumes
         from trtseg.io.dicom.volume import assemble
 
         if not self.headers:
@@ -119,6 +119,7 @@ class Series:
         instances, candidates = volumes(list(zip(self._files, self.headers, strict=True)), self._slices)
         chosen, _ = choose("the series", candidates, None)
         volume = assemble("the series", instances, chosen.slices, self._planes.__getitem__)
+        warnings = (*unplaced(chosen, candidates, instances), *warnings)
         volume = replace(volume, warnings=(*volume.warnings, *warnings))
         self._planes.clear()
         if self._stream is None:

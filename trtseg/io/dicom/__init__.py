@@ -15,11 +15,10 @@ from trtseg.io.dicom.dataset import check_installed, parse, read_bytes
 from trtseg.io.dicom.find import DicomFile, archives, find_files, is_dicom, one_of_each_series, study_of
 from trtseg.io.dicom.frames import slices_of
 from trtseg.io.dicom.pixels import to_hu
-from trtseg.io.dicom.series import Candidate, choose, keys_of, volumes, why_no_picture
+from trtseg.io.dicom.series import Candidate, choose, keys_of, unplaced, volumes, why_no_picture
 from trtseg.io.dicom.volume import DicomSeries, Instance, assemble, read_slice, series_volume
 from trtseg.io.names import is_folder
 from trtseg.volume import Volume
-from trtseg.warnings import ResultWarning
 
 __all__ = [
     "Candidate",
@@ -59,10 +58,11 @@ def read_dicom(path: str | os.PathLike[str], series: str | None = None) -> Volum
         If there is no CT, it cannot be told which to take, or the chosen one is incomplete or damaged.
     """
     name = os.fspath(path)
-    files, instances, candidates = _sorted(path)
+    files, instances, every = _sorted(path)
+    candidates = every
     own = next((n for n, file in enumerate(files) if file.path == Path(path)), None)
     if own is not None:
-        candidates = [one for one in candidates if any(slice_.file == own for slice_ in one.slices)]
+        candidates = [one for one in every if any(slice_.file == own for slice_ in one.slices)]
         if why := why_no_picture(instances[own].header):
             raise InputError(f"{name}: cannot be segmented: {why}; give a CT")
         if not candidates:
@@ -72,14 +72,7 @@ def read_dicom(path: str | os.PathLike[str], series: str | None = None) -> Volum
     for one in others:
         log.info("%s: series %s is left out (%s): %s", name, one.series, one.about, one.reason)
     volume = assemble(name, instances, chosen.slices, partial(_pixels, files, instances))
-    if lost := [one for one in others if one.problem is not None and not one.slices]:
-        told = (
-            f"{len(lost)} CT file{'s' * (len(lost) > 1)} could not be placed, and may belong to the series: "
-            f"{_without_path(str(lost[0].problem), instances)}. Volumes are lower bounds if they do. "
-            "'trtseg segment --series list' names the file."
-        )
-        volume = replace(volume, warnings=(*volume.warnings, ResultWarning("slices-unplaced", told)))
-    return volume
+    return replace(volume, warnings=(*volume.warnings, *unplaced(chosen, every, instances)))
 
 
 def list_series(path: str | os.PathLike[str]) -> list[Candidate]:
@@ -154,12 +147,6 @@ def _sorted(path: str | os.PathLike[str]) -> tuple[list[DicomFile], list[Instanc
         )
     instances, candidates = volumes([(file.path, _header(file)) for file in files])
     return files, instances, candidates
-
-
-def _without_path(told: str, instances: Sequence[Instance]) -> str:
-    """Leave out the path before a message: a warning goes into pages and pictures, and paths may name the patient."""
-    starts = (f"{os.fspath(one.path)}: " for one in instances)
-    return told.removeprefix(next((start for start in starts if told.startswith(start)), ""))
 
 
 def _header(file: DicomFile) -> Any:
