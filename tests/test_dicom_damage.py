@@ -126,6 +126,15 @@ def test_a_slice_at_an_end_with_another_header_is_never_lost_silently(tmp_path, 
     assert load(folder).warnings == (), "a step farther away it is none of this volume"
 
 
+def test_an_intercept_that_some_slices_lack_is_refused(tmp_path):
+    folder = made.save_series(tmp_path / "ct", CT)
+    made.save(folder / "002", made.instance(CT[2], 100 + 2 * 40, RescaleIntercept=None))
+    with pytest.raises(InputError, match="slices with RescaleIntercept and slices without"):
+        load(folder)
+    made.save_series(folder, CT, RescaleIntercept=None)
+    assert np.array_equal(load(folder).array, CT)
+
+
 def test_a_damaged_file_at_the_end_of_its_series_is_never_lost_silently(tmp_path):
     folder = made.save_series(tmp_path / "ct", CT)
     lost = made.instance(CT[3], 100 + 3 * 40, SeriesInstanceUID=None, ImagePositionPatient=None)

@@ -47,6 +47,8 @@ class Slice:
         SliceThickness, mm. Not the distance of slices.
     slope, intercept : float
         HU = stored value * slope + intercept.
+    is_rescaled : bool
+        Whether the header has the intercept; else it is 0.
     """
 
     file: int
@@ -58,6 +60,7 @@ class Slice:
     thickness: float | None
     slope: float
     intercept: float
+    is_rescaled: bool
 
 
 def slices_of(name: str, header: Any, file: int = 0) -> tuple[Slice, ...]:
@@ -131,7 +134,8 @@ def _slice(name: str, place: tuple[int, int], size: tuple[int, int], where: list
         }
         absent = ", ".join(keyword for keyword, value in missing.items() if value is None)
         raise InputError(f"{name}: no {absent}; expected slices whose place is known, fetch the series again")
-    slope, intercept = find("RescaleSlope", 1) or (1.0,), find("RescaleIntercept", 1) or (0.0,)
+    slope, said = find("RescaleSlope", 1) or (1.0,), find("RescaleIntercept", 1)
+    intercept = said or (0.0,)
     if slope[0] == 0 or max(abs(slope[0]), abs(intercept[0])) > _MOST:
         raise InputError(
             f"{name}: RescaleSlope {slope[0]:g} and RescaleIntercept {intercept[0]:g} give no HU; the file is damaged, "
@@ -148,7 +152,7 @@ def _slice(name: str, place: tuple[int, int], size: tuple[int, int], where: list
     thickness = find("SliceThickness", 1)
     return Slice(
         *place, size, np.array(position), np.array(orientation), (spacing[0], spacing[1]),
-        thickness[0] if thickness and thickness[0] > 0 else None, slope[0], intercept[0],
+        thickness[0] if thickness and thickness[0] > 0 else None, slope[0], intercept[0], said is not None,
     )  # fmt: skip
 
 

@@ -99,7 +99,7 @@ def place(
 
 
 def common(name: str, slices: Sequence[Slice]) -> Slice:
-    """Give the first of slices that have one size, orientation and spacing; an InputError says what differs."""
+    """Give the first of slices that have one size, orientation, spacing and scale; an InputError says what differs."""
     first = slices[0]
     for one in slices:
         if one.size != first.size:
@@ -110,6 +110,11 @@ def common(name: str, slices: Sequence[Slice]) -> Slice:
         if not is_alike(one, first):
             raise InputError(
                 f"{name}: slices of different orientation or pixel spacing; expected those of one reconstruction"
+            )
+        if one.is_rescaled != first.is_rescaled:
+            raise InputError(
+                f"{name}: slices with RescaleIntercept and slices without; expected it in all or in none, fetch the "
+                "series again"
             )
     return first
 
