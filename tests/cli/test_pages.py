@@ -9,6 +9,7 @@ from pathlib import Path
 import dicom_made as made
 from commands import run
 
+from trtseg.errors import OutputError
 from trtseg.phantom import abdomen
 
 
@@ -48,6 +49,20 @@ def test_a_folder_has_an_index_that_knows_what_was_done_before(here, model, phan
     again = run(*arguments)
     assert again.exit_code == 3, "the same cases, the same exit code"
     assert "2 of 3 cases are complete" in again.stderr
+
+
+def test_cases_whose_index_cannot_be_written_are_there(here, model, phantom_ct, monkeypatch):
+    def full(*_):
+        raise OutputError("out/index.html: cannot be written (No space left on device)")
+
+    monkeypatch.setattr("trtseg.report.index.write_index", full)
+    Path("cts").mkdir()
+    shutil.copy(phantom_ct, "cts/a.nii.gz")
+    shutil.copy(phantom_ct, "cts/b.nii.gz")
+    done = run("segment", "cts", "--model", model, "-o", "out", "--html")
+    assert done.exit_code == 3, "some were written"
+    assert "error: out/index.html: cannot be written" in done.stderr
+    assert "b_seg.html" in os.listdir("out")
 
 
 def test_the_index_has_the_case_that_went_well_of_two_from_one_folder(here, model):

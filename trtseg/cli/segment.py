@@ -11,6 +11,7 @@ import typer
 
 from trtseg.cli import lean, progress, text
 from trtseg.cli.exits import Failures, errors_as_exit_codes
+from trtseg.errors import OutputError
 
 if TYPE_CHECKING:
     from trtseg.api import Segmenter
@@ -238,9 +239,13 @@ def segment(
             if html and not is_alone:
                 from trtseg.report.index import write_index
 
-                index = write_index([case.html for case in cases if case.html], output or Path(), failed)
-                if index is not None and not quiet:
-                    text.note(f"all cases on a page: {index}")
+                try:
+                    index = write_index([case.html for case in cases if case.html], output or Path(), failed)
+                except OutputError as error:  # the files of the cases are there all the same
+                    failures.add(error, output or Path())
+                else:
+                    if index is not None and not quiet:
+                        text.note(f"all cases on a page: {index}")
             raise typer.Exit(failures.exit_code(done))
 
 
