@@ -6,6 +6,7 @@ import ctypes
 import dataclasses
 import logging
 import os
+import struct
 import sys
 import threading
 import time
@@ -71,6 +72,20 @@ def test_a_localizer_gives_no_result_and_a_reason(worker):
     assert state == "failed"
     assert "localizer" in reason
     assert series[0].SeriesInstanceUID not in reason
+
+
+def test_a_reason_is_found_for_headers_with_a_damaged_element(worker):
+    series = ct_series(4)
+    for one in series:
+        one.ImageType, one.CTDIvol = ["ORIGINAL", "PRIMARY", "LOCALIZER"], 7.0
+    store(worker.spool, *series)
+    whole = b"FD\x08\0" + struct.pack("<d", 7)
+    for file in worker.spool.files("instance"):
+        path = worker.spool.path("instances", file)
+        path.write_bytes(path.read_bytes().replace(whole, b"FD\x06\0" + bytes(6)))
+    ((state, reason),) = finish(worker)
+    assert state == "failed"
+    assert "localizer" in reason
 
 
 @pytest.mark.parametrize(("related", "warned"), [(None, True), (9, True), (8, False)])
