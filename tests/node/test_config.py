@@ -10,7 +10,7 @@ import pytest
 
 from trtseg.errors import ArgumentError, OutputError
 from trtseg.node import metrics, run
-from trtseg.node.config import Config
+from trtseg.node.config import Config, load
 from trtseg.node.receive import tls_context
 from trtseg.node.spool import Spool
 
@@ -52,6 +52,12 @@ def test_a_setting_that_no_node_can_run_with_is_refused(settings, message):
 def test_urls_that_results_may_go_to():
     urls = ("http://127.0.0.1:8042/dicom-web", "https://[::1]/studies", "https://archive.example")
     assert Config(Path("/nowhere"), stow=urls).destinations == tuple(f"stow:{url}" for url in urls)
+
+
+def test_a_place_that_is_named_twice_gets_each_result_once():
+    twice = {"folder": ["/out", "/out/"], "send": ["A@127.0.0.1:4242"] * 2, "stow": ["http://a/b"] * 2}
+    config = load(None, {"store": "/nowhere", **twice})
+    assert config.destinations == ("send:A@127.0.0.1:4242", "stow:http://a/b", "folder:/out")
 
 
 def test_limits_of_memory_that_a_node_can_run_with():

@@ -230,12 +230,13 @@ class Config:
 
     @property
     def destinations(self) -> tuple[str, ...]:
-        """Where each result goes, as ``send:...``, ``stow:...`` and ``folder:...``."""
-        return (
+        """Where each result goes, once, as ``send:...``, ``stow:...`` and ``folder:...``."""
+        places = (
             *(f"send:{text}" for text in self.send),
             *(f"stow:{url}" for url in self.stow),
             *(f"folder:{path}" for path in self.folder),
         )
+        return tuple(dict.fromkeys(places))
 
 
 def load(file: str | os.PathLike[str] | None, options: Mapping[str, Any]) -> Config:
