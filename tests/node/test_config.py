@@ -41,12 +41,17 @@ from trtseg.node.spool import Spool
         ({"stow": ("https:///dicom-web",)}, "stow: got 'https:///dicom-web'; expected"),
         ({"stow": ("http://a:99999/",)}, "stow: got 'http://a:99999/'; expected"),
         ({"stow": ("http://[::1/",)}, r"stow: got 'http://\[::1/'; expected"),
+        (
+            {"folder": (Path("/nowhere/results"),)},
+            "folder: got /nowhere/results, from which the node removes",
+        ),
+        ({"folder": (Path("/out"), Path("/nowhere/dead/a"))}, "folder: got /nowhere/dead/a, from which"),
         ({"results": ()}, r"results: got \[\]; expected some of seg, sr, sc"),
     ],
 )
 def test_a_setting_that_no_node_can_run_with_is_refused(settings, message):
     with pytest.raises(ArgumentError, match=message):
-        Config(Path("/nowhere"), folder=(Path("/nowhere"),), **settings)
+        Config(Path("/nowhere"), **{"folder": (Path("/nowhere"),), **settings})
 
 
 def test_urls_that_results_may_go_to():

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from trtseg.engines.precision import candidates
 from trtseg.errors import ArgumentError, InputError
 from trtseg.io.dicom_out import check_kinds
+from trtseg.node.spool import FOLDERS
 
 KINDS = ("seg", "sr", "sc")
 # Settings of which 0 would stop the node.
@@ -205,6 +206,12 @@ class Config:
                 f"http_port: got {self.http_port}, which is the port of the node too; expected another one, or "
                 "0 for none"
             )
+        for folder in self.folder:
+            if any(self.store / own in (folder, *folder.parents) for own in FOLDERS):
+                raise ArgumentError(
+                    f"folder: got {folder}, from which the node removes files, since it belongs to its store; expected "
+                    "another folder"
+                )
         _ = self.callers, self.peers, self.commit_peers  # are parsed once, to be refused here
         for url in self.stow:
             if not _is_url(url):

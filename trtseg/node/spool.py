@@ -22,6 +22,7 @@ from typing import IO, Any, NamedTuple
 
 from trtseg.errors import OutputError
 
+FOLDERS = ("instances", "results", "dead")  # of the store
 _VERSION = 3
 _SCHEMA = """
 CREATE TABLE association(id INTEGER PRIMARY KEY AUTOINCREMENT, opened REAL, ended REAL, how TEXT,
@@ -92,7 +93,7 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            for name in ("", "instances", "results", "dead"):
+            for name in ("", *FOLDERS):
                 (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = threading.RLock()
             self._db = sqlite3.connect(
