@@ -134,6 +134,27 @@ def test_a_rejected_result_is_put_aside_with_the_reason(tmp_path):
     assert not list((config.store / "dead").iterdir())
 
 
+@pytest.mark.parametrize("status", [0x0000, 0xA900])
+def test_an_answer_that_cannot_be_noted_is_asked_for_again_after_a_while(tmp_path, monkeypatch, status):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with Archive() as archive:
+        config = Config(tmp_path / "store", send=(f"ARCHIVE@127.0.0.1:{archive.port}",), retry_s=10.0)
+        spool, _, _ = filled(config, 1)
+        archive.status = status
+        monkeypatch.setattr("trtseg.node.spool.flush_folder", full)
+        monkeypatch.setattr(spool, "count", lambda name: full() if name == "results_sent" else None)
+        assert not send_waiting(spool, config, *config.destinations)
+        waits = spool.row("SELECT state, attempts, due FROM delivery")
+        assert tuple(waits)[:2] == ("waiting", 2)
+        assert waits["due"] > time.time() + 5
+        monkeypatch.undo()
+        again(spool, config, *config.destinations)
+    assert states(spool) == ["dead" if status else "sent"]
+    assert len(list((config.store / "dead").iterdir())) == (2 if status else 0)
+
+
 def test_what_an_archive_lacks_waits_if_it_is_everything_and_is_put_aside_if_it_is_not(tmp_path):
     entity = AE(ae_title="ARCHIVE")
     entity.add_supported_context(Verification)

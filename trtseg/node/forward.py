@@ -186,9 +186,10 @@ def send_waiting(spool: Spool, config: Config, destination: str, line: Line | No
 
     def sent(result: int, reason: str | None = None) -> None:
         """Note what became of a result at once: whatever follows may fail."""
-        row = left.pop(result)
+        row = left[result]
         if reason is not None:
             spool.bury(result, destination, row["file"], reason)
+            del left[result]
             say("result rejected", level=logging.ERROR, series=row["series"], kind=row["kind"], reason=reason)
             return
         with spool.transaction():
@@ -197,6 +198,7 @@ def send_waiting(spool: Spool, config: Config, destination: str, line: Line | No
                 *(time.time(), result, destination),
             )
             spool.count("results_sent")
+        del left[result]
         say("result sent", series=row["series"], kind=row["kind"], to=kind)
 
     files = {row["id"]: spool.path("results", row["file"]) for row in waiting}

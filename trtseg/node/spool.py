@@ -16,6 +16,7 @@ import shutil
 import sqlite3
 import threading
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -381,8 +382,9 @@ class Spool:
 
     def bury(self, result: int, destination: str, file: str, reason: str) -> None:
         """Put a result that a destination rejected aside, with the reason."""
-        name = secrets.token_hex(16)
-        with contextlib.suppress(FileNotFoundError):
+        # The same name if this is tried again.
+        name = uuid.uuid5(uuid.NAMESPACE_OID, f"{result} {destination}").hex
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
             os.link(self.path("results", file), self.path("dead", name + ".dcm"))
         note = {"result": result, "destination": destination, "reason": reason, "time": time.time()}
         self.path("dead", name + ".json").write_text(json.dumps(note) + "\n", encoding="utf-8")
