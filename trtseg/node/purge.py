@@ -29,12 +29,13 @@ def waiting_elsewhere(spool: Spool, destinations: Sequence[str], before: float =
 
 def give_up(spool: Spool, destinations: Sequence[str], keep_dead: float) -> None:
     """Give up results that have waited that many seconds for a destination that the settings do not name."""
-    for row in waiting_elsewhere(spool, destinations, time.time() - keep_dead):
-        spool.do(
-            "UPDATE delivery SET state='dead', reason='not in the settings', ended=?"
-            " WHERE result=? AND destination=?",
-            *(time.time(), row["result"], row["destination"]),
-        )
+    with spool.transaction():  # one by one they would hold up the node
+        for row in waiting_elsewhere(spool, destinations, time.time() - keep_dead):
+            spool.do(
+                "UPDATE delivery SET state='dead', reason='not in the settings', ended=?"
+                " WHERE result=? AND destination=?",
+                *(time.time(), row["result"], row["destination"]),
+            )
 
 
 def purge(spool: Spool, keep: float, keep_dead: float) -> int:
