@@ -108,6 +108,21 @@ def test_a_late_slice_opens_its_series_again(tmp_path):
     assert spool.finish(1, 2, [], [])
 
 
+def test_instances_of_finished_series_cost_no_look(tmp_path):
+    spool = Spool(tmp_path)
+    associations(spool, 1)
+    add(spool, "a0")
+    assert spool.finish(1, 1, [], [])
+    add(spool, "b0", series="1.2")
+    with spool.transaction():
+        for number in range(2000):
+            spool.do("INSERT INTO instance(series, association, sop) VALUES(1, 1, ?)", f"a0.{number}")
+    steps: list[int] = []
+    spool._db.set_progress_handler(lambda: steps.append(1), 1000)  # instructions of SQLite
+    assert look(spool)[2].instances == 1
+    assert len(steps) < 2
+
+
 def test_a_series_with_a_part_of_its_results_is_unfinished(tmp_path):
     spool = Spool(tmp_path)
     associations(spool, 1)
