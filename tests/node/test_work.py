@@ -221,6 +221,26 @@ def test_an_instance_that_fails_in_no_known_way_is_tried_twice(worker, monkeypat
     assert worker.spool.row("SELECT value FROM counter WHERE name='instances_unreadable'")["value"] == 1
 
 
+def test_a_series_does_not_end_by_what_was_known_before_another_was_ended(worker, monkeypatch):
+    worker.config = dataclasses.replace(worker.config, quiet_s=0.5, long_quiet_s=0.5)
+    first, second = ct_series(8), ct_series(8, seed=1)
+    store(worker.spool, *first)
+    store(worker.spool, *second[:4], related=8)
+    worker.spool.do("UPDATE instance SET received=received-10 WHERE series=1")
+    warned = []
+
+    def slow(spool, result, *args):
+        warned.append("slices-missing" in [one.code for one in result.warnings])
+        if len(warned) == 1:
+            time.sleep(0.6)
+            store(spool, *second[4:], related=8)  # the others come while results of the first are made
+        return write_results(spool, result, *args)
+
+    monkeypatch.setattr("trtseg.node.work.write_results", slow)
+    assert finish(worker) == [("done", None)] * 2
+    assert warned == [False, False]
+
+
 def test_more_series_than_streams_are_all_done(worker):
     worker.config = dataclasses.replace(worker.config, streams=1)
     for seed in range(3):
