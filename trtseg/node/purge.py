@@ -54,9 +54,14 @@ def purge(spool: Spool, keep: float, keep_dead: float) -> int:
                 f"DELETE FROM series WHERE id IN ({_ENDED}) AND id NOT IN (SELECT series FROM result)",  # noqa: S608
                 old,
             )
-        spool.do("DELETE FROM refusal WHERE at<?", old)
         spool.do(
             "DELETE FROM association WHERE ended<? AND id NOT IN (SELECT association FROM instance)", old
+        )
+        # Those of an association are taken from the number of its refusals, as long as that is known.
+        spool.do(
+            "DELETE FROM refusal WHERE at<? AND association NOT IN (SELECT id FROM association)"
+            " AND series NOT IN (SELECT uid FROM series)",
+            old,
         )
     spool.remove("instances", instances)
     spool.remove("results", results)
