@@ -344,6 +344,12 @@ def test_a_localizer_before_the_frames_of_an_enhanced_ct_changes_nothing(tmp_pat
     assert shared.PixelMeasuresSequence[0].SliceThickness == 5
 
 
+def test_an_empty_sequence_of_frames_is_none(tmp_path):
+    case = make(tmp_path / "ct", "axial", NumberOfFrames=1, PerFrameFunctionalGroupsSequence=[])
+    case.result.save_dicom(tmp_path, ["seg"])
+    assert np.array_equal(labels_by_instance(tmp_path / "seg.dcm", case.uids), case.labels)
+
+
 @pytest.mark.parametrize(
     "missing", [("FrameOfReferenceUID", "PatientName"), ("StudyInstanceUID", "SOPInstanceUID")]
 )

@@ -270,7 +270,7 @@ def _owners(headers: Sequence[Any], count: int) -> list[tuple[int, int | None]]:
     """Number of the header, and of the frame, of each picture, as the series lists them."""
     owners: list[tuple[int, int | None]] = []
     for n, header in enumerate(headers):
-        frames = header.get("NumberOfFrames") if "PerFrameFunctionalGroupsSequence" in header else None
+        frames = header.get("NumberOfFrames") if header.get("PerFrameFunctionalGroupsSequence") else None
         owners += [(n, None)] if frames is None else [(n, frame + 1) for frame in range(int(frames))]
     assert len(owners) == count
     return owners
