@@ -2,11 +2,14 @@
 
 import shutil
 import socket
+import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from nodes import wait_for
 
 from trtseg.errors import ArgumentError, OutputError
 from trtseg.node import metrics, run
@@ -81,6 +84,27 @@ def test_a_port_for_metrics_that_is_taken_is_refused_by_name(tmp_path):
         port = taken.getsockname()[1]
         with pytest.raises(ArgumentError, match=rf"http_port: 127\.0\.0\.1:{port} cannot be listened at \("):
             metrics.serve(Spool(tmp_path), "127.0.0.1", port, dict)
+
+
+def test_a_caller_of_metrics_that_does_not_wait_is_a_line_of_the_log(tmp_path, monkeypatch, caplog, capfd):
+    pytest.importorskip("prometheus_client")
+    asked, is_gone = threading.Event(), threading.Event()
+
+    def generate(_):
+        asked.set()
+        is_gone.wait(10)
+        return b"x"
+
+    monkeypatch.setattr("prometheus_client.generate_latest", generate)
+    server = metrics.serve(Spool(tmp_path), "127.0.0.1", 0, dict)
+    with socket.create_connection(server.server_address) as caller:
+        caller.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        asked.wait(10)
+        caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # ends by a reset
+    is_gone.set()
+    wait_for(lambda: [one.getMessage() for one in caplog.records] == ["metrics not answered"])
+    server.shutdown()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_where_a_node_cannot_listen_is_refused_at_its_start(monkeypatch):
