@@ -15,7 +15,8 @@ from pynetdicom import AE
 from pynetdicom.sop_class import CTImageStorage, SegmentationStorage, Verification
 
 from trtseg.node.config import Config
-from trtseg.node.forward import Line, report_commitments, send_waiting
+from trtseg.node.forward import report_commitments, send_waiting
+from trtseg.node.line import Line
 from trtseg.node.purge import give_up, purge, waiting_elsewhere
 from trtseg.node.receive import STORAGE_COMMITMENT
 from trtseg.node.spool import Facts, Made, Spool
@@ -381,7 +382,7 @@ def test_a_large_result_waits_for_a_busy_server(tmp_path):
 
 def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
     pytest.importorskip("dicomweb_client")
-    monkeypatch.setattr("trtseg.node.forward._ANSWER_S", 0.5)
+    monkeypatch.setattr("trtseg.node.forward.ANSWER_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         config = Config(tmp_path / "store", stow=(f"http://127.0.0.1:{silent.getsockname()[1]}/dicom-web",))
         spool, _, _ = filled(config, 1)
