@@ -368,11 +368,20 @@ def test_a_source_without_ids(tmp_path, missing):
 
 def test_ids_that_the_first_file_lacks_are_those_of_the_others(tmp_path):
     case = make(tmp_path / "ct", "axial")
-    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
-        del case.result.geometry.source.headers[0][keyword]
+    first, second, *_ = case.result.geometry.source.headers
+    for keyword in (
+        "StudyInstanceUID",
+        "SeriesInstanceUID",
+        "FrameOfReferenceUID",
+        "PatientID",
+        "PatientName",
+    ):
+        del first[keyword]
     case.result.save_dicom(tmp_path)
     for name in ("seg", "sr", "sc_0001"):
-        assert pydicom.dcmread(tmp_path / f"{name}.dcm").StudyInstanceUID == "1.2.3"
+        made = pydicom.dcmread(tmp_path / f"{name}.dcm")
+        assert made.StudyInstanceUID == "1.2.3"
+        assert (made.PatientID, made.PatientName) == (second.PatientID, second.PatientName) != ("", "")
     seg = pydicom.dcmread(tmp_path / "seg.dcm")
     assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == "1.2.3.4"
     assert seg.FrameOfReferenceUID == "1.2.3.5"
