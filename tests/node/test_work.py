@@ -88,6 +88,18 @@ def test_a_reason_is_found_for_headers_with_a_damaged_element(worker):
     assert "localizer" in reason
 
 
+@pytest.mark.parametrize("keyword", ["RescaleType", "PhotometricInterpretation"])
+def test_a_value_of_a_header_that_is_no_ct_stays_out_of_the_log(worker, caplog, keyword):
+    series = ct_series(2)
+    for one in series:
+        setattr(one, keyword, "SECRET^PATIENT")
+    store(worker.spool, *series)
+    with caplog.at_level(logging.WARNING):
+        finish(worker)
+    reasons = [one.facts["reason"] for one in caplog.records if one.getMessage() == "instance unreadable"]
+    assert ["(hidden)" in text and "SECRET" not in text for text in reasons] == [True, True]
+
+
 @pytest.mark.parametrize(("related", "warned"), [(None, True), (9, True), (8, False)])
 def test_a_result_warns_of_instances_that_were_refused(worker, related, warned, monkeypatch, caplog):
     results = []
