@@ -49,6 +49,10 @@ from trtseg.node.spool import Spool
             "folder: got /nowhere/results, from which the node removes",
         ),
         ({"folder": (Path("/out"), Path("/nowhere/dead/a"))}, "folder: got /nowhere/dead/a, from which"),
+        (
+            {"commit": ("A@10.0.0.5:104", "B@10.0.0.6:104", "A@10.0.0.7:104")},
+            "commit: got A@10.0.0.5:104, .*; expected one address for each AE title",
+        ),
         ({"results": ()}, r"results: got \[\]; expected some of seg, sr, sc"),
     ],
 )

@@ -213,6 +213,11 @@ class Config:
                     "another folder"
                 )
         _ = self.callers, self.peers, self.commit_peers  # are parsed once, to be refused here
+        if len(self.commit_peers) < len(set(self.commit)):
+            raise ArgumentError(
+                f"commit: got {', '.join(self.commit)}; expected one address for each AE title, which is all that a "
+                "request is known by"
+            )
         for url in self.stow:
             if not _is_url(url):
                 raise ArgumentError(
