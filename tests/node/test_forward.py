@@ -319,6 +319,7 @@ def test_a_folder(tmp_path):
 class _Web(http.server.BaseHTTPRequestHandler):
     codes: tuple = ()
     got: tuple = ()
+    kind, answer = "application/dicom+json", b"{}"
 
     def do_POST(self):
         length = self.headers["Content-Length"]
@@ -327,9 +328,10 @@ class _Web(http.server.BaseHTTPRequestHandler):
         code = code if body else 400
         _Web.got = (*_Web.got, body) if code == 200 else _Web.got
         self.send_response(code)
-        self.send_header("Content-Type", "application/dicom+json")
+        if self.kind:
+            self.send_header("Content-Type", self.kind)
         self.end_headers()
-        self.wfile.write(b"{}")
+        self.wfile.write(self.answer)
 
     def _chunks(self):
         body = b""
@@ -360,6 +362,34 @@ def test_stow(tmp_path):
         True,
         True,
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "item", "state"),
+    [
+        (
+            "application/dicom+json",
+            '{"00081197": {"vr": "US", "Value": [272]}}',
+            ("dead", "failure reason 0x0110"),
+        ),
+        ("application/dicom+json; charset=utf-8", "{}", ("dead", "failure reason 0x0000")),
+        ("text/plain", "no JSON", ("sent", None)),
+        ("", "no JSON", ("sent", None)),
+    ],
+)
+def test_what_a_server_says_with_its_success(tmp_path, monkeypatch, kind, item, state):
+    pytest.importorskip("dicomweb_client")
+    server = http.server.HTTPServer(("127.0.0.1", 0), _Web)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    config = Config(tmp_path / "store", stow=(f"http://127.0.0.1:{server.server_address[1]}/dicom-web",))
+    spool, _, _ = filled(config, 1)
+    answer = f'{{"00081198": {{"vr": "SQ", "Value": [{item}]}}}}'
+    monkeypatch.setattr(_Web, "kind", kind)
+    monkeypatch.setattr(_Web, "answer", answer.encode())
+    _Web.codes = [202]
+    send_waiting(spool, config, *config.destinations)
+    server.shutdown()
+    assert tuple(spool.row("SELECT state, reason FROM delivery")) == state
 
 
 def test_a_large_result_waits_for_a_busy_server(tmp_path):

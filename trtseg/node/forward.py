@@ -184,7 +184,9 @@ def _stow(url: str, files: dict[int, Path], begin: Any, sent: Any) -> None:
     import requests
     from dicomweb_client.api import DICOMwebClient
 
-    client = DICOMwebClient(url, timeout=ANSWER_S)
+    session = requests.Session()
+    session.hooks["response"].append(_strip_kind)
+    client = DICOMwebClient(url, session=session, timeout=ANSWER_S)
     client.set_http_retry_params(retry=False)  # dicomweb_client 0.61 tries again without the body
     for result, path in files.items():
         begin(result)
@@ -199,7 +201,12 @@ def _stow(url: str, files: dict[int, Path], begin: Any, sent: Any) -> None:
         except requests.RequestException as error:
             raise Later("no connection") from error
         failed = answer.get("FailedSOPSequence")
-        sent(result, f"failure reason 0x{failed[0].FailureReason:04X}" if failed else None)
+        sent(result, f"failure reason 0x{failed[0].get('FailureReason', 0):04X}" if failed else None)
+
+
+def _strip_kind(answer: Any, **_: Any) -> None:
+    """Take parameters off the media type of an answer: dicomweb_client 0.61 reads none that has some, or no type."""
+    answer.headers["Content-Type"] = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
 
 def _copy(folder: Path, files: dict[int, Path], begin: Any, sent: Any) -> None:
