@@ -53,6 +53,7 @@ from trtseg.node.spool import Spool
             {"commit": ("A@10.0.0.5:104", "B@10.0.0.6:104", "A@10.0.0.7:104")},
             "commit: got A@10.0.0.5:104, .*; expected one address for each AE title",
         ),
+        ({"send": ("A@h:1,B@h:2",)}, "send: got 'A@h:1,B@h:2'; expected AE@host:port, as"),
         ({"results": ()}, r"results: got \[\]; expected some of seg, sr, sc"),
     ],
 )

@@ -42,7 +42,8 @@ class Peer(NamedTuple):
         """``AE@host:port``, with an IPv6 address in brackets."""
         ae, at, place = text.partition("@")
         host, colon, port = place.rpartition(":")
-        if not (_is_ae(ae) and at and colon and host and port.isdecimal() and 0 < int(port) < 65536):
+        is_host = host and not set(host) & set("@,/ ")
+        if not (_is_ae(ae) and at and colon and is_host and port.isdecimal() and 0 < int(port) < 65536):
             raise ArgumentError(f"{name}: got {text!r}; expected AE@host:port, as ORTHANC@10.0.0.7:4242")
         return cls(ae, host.strip("[]"), int(port))
 
