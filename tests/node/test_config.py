@@ -54,6 +54,8 @@ from trtseg.node.spool import Spool
             "commit: got A@10.0.0.5:104, .*; expected one address for each AE title",
         ),
         ({"send": ("A@h:1,B@h:2",)}, "send: got 'A@h:1,B@h:2'; expected AE@host:port, as"),
+        ({"retry_s": 0.0}, "retry_s: got 0; expected some seconds"),
+        ({"retry_most_s": 0.0}, "retry_most_s: got 0; expected some seconds"),
         ({"results": ()}, r"results: got \[\]; expected some of seg, sr, sc"),
     ],
 )

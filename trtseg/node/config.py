@@ -193,6 +193,12 @@ class Config:
         for name in _AT_LEAST_1:
             if getattr(self, name) == 0:
                 raise ArgumentError(f"{name}: got 0; expected at least 1")
+        for name in ("retry_s", "retry_most_s"):
+            if getattr(self, name) == 0:
+                raise ArgumentError(
+                    f"{name}: got 0; expected some seconds, without which a destination that is away would be called "
+                    "all the time"
+                )
         for name, least in _LEAST_MB.items():
             if 0 < getattr(self, name) < least:
                 raise ArgumentError(
