@@ -27,7 +27,7 @@ import pydicom
 from pynetdicom import AE
 
 import trtseg
-from trtseg.node.forward import keep_answers
+from trtseg.node.line import keep_answers
 from trtseg.node.spool import Spool
 
 _KINDS = ("seg", "sr", "sc")

@@ -344,6 +344,12 @@ def test_a_localizer_before_the_frames_of_an_enhanced_ct_changes_nothing(tmp_pat
     assert shared.PixelMeasuresSequence[0].SliceThickness == 5
 
 
+def test_an_empty_sequence_of_frames_is_none(tmp_path):
+    case = make(tmp_path / "ct", "axial", NumberOfFrames=1, PerFrameFunctionalGroupsSequence=[])
+    case.result.save_dicom(tmp_path, ["seg"])
+    assert np.array_equal(labels_by_instance(tmp_path / "seg.dcm", case.uids), case.labels)
+
+
 @pytest.mark.parametrize(
     "missing", [("FrameOfReferenceUID", "PatientName"), ("StudyInstanceUID", "SOPInstanceUID")]
 )
@@ -362,11 +368,20 @@ def test_a_source_without_ids(tmp_path, missing):
 
 def test_ids_that_the_first_file_lacks_are_those_of_the_others(tmp_path):
     case = make(tmp_path / "ct", "axial")
-    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
-        del case.result.geometry.source.headers[0][keyword]
+    first, second, *_ = case.result.geometry.source.headers
+    for keyword in (
+        "StudyInstanceUID",
+        "SeriesInstanceUID",
+        "FrameOfReferenceUID",
+        "PatientID",
+        "PatientName",
+    ):
+        del first[keyword]
     case.result.save_dicom(tmp_path)
     for name in ("seg", "sr", "sc_0001"):
-        assert pydicom.dcmread(tmp_path / f"{name}.dcm").StudyInstanceUID == "1.2.3"
+        made = pydicom.dcmread(tmp_path / f"{name}.dcm")
+        assert made.StudyInstanceUID == "1.2.3"
+        assert (made.PatientID, made.PatientName) == (second.PatientID, second.PatientName) != ("", "")
     seg = pydicom.dcmread(tmp_path / "seg.dcm")
     assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == "1.2.3.4"
     assert seg.FrameOfReferenceUID == "1.2.3.5"

@@ -193,7 +193,7 @@ def test_padding_becomes_air(tmp_path):
         ({"RescaleIntercept": -2e6}, "RescaleSlope 1 and RescaleIntercept -2e\\+06 give no HU"),
         ({"RescaleSlope": -1e20}, "RescaleSlope -1e\\+20 and"),
         ({"ModalityLUTSequence": [pydicom.Dataset()]}, "a Modality LUT in the place of slope and intercept"),
-        ({"RescaleType": "Z_EFF"}, "values are of type Z_EFF, not HU"),
+        ({"RescaleType": "Z_EFF"}, "values are of type 'Z_EFF', not HU"),
         ({"ImagePositionPatient": None}, "no ImagePositionPatient; expected"),
         ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "are no geometry"),
         ({"PixelSpacing": [0, 1]}, "are no geometry"),

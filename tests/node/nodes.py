@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 
-from trtseg.node.forward import keep_answers
+from trtseg.node.line import keep_answers
 from trtseg.phantom import abdomen
 
 PERSONAL = ("SECRET^PATIENT", "SECRET", "PATIENT", "ID-4711-X", "19570313", "20260102", "Ward of Doctor Who")

@@ -2,15 +2,18 @@
 
 import shutil
 import socket
+import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from nodes import wait_for
 
 from trtseg.errors import ArgumentError, OutputError
 from trtseg.node import metrics, run
-from trtseg.node.config import Config
+from trtseg.node.config import Config, load
 from trtseg.node.receive import tls_context
 from trtseg.node.spool import Spool
 
@@ -41,17 +44,35 @@ from trtseg.node.spool import Spool
         ({"stow": ("https:///dicom-web",)}, "stow: got 'https:///dicom-web'; expected"),
         ({"stow": ("http://a:99999/",)}, "stow: got 'http://a:99999/'; expected"),
         ({"stow": ("http://[::1/",)}, r"stow: got 'http://\[::1/'; expected"),
+        (
+            {"folder": (Path("/nowhere/results"),)},
+            "folder: got /nowhere/results, from which the node removes",
+        ),
+        ({"folder": (Path("/out"), Path("/nowhere/dead/a"))}, "folder: got /nowhere/dead/a, from which"),
+        (
+            {"commit": ("A@10.0.0.5:104", "B@10.0.0.6:104", "A@10.0.0.7:104")},
+            "commit: got A@10.0.0.5:104, .*; expected one address for each AE title",
+        ),
+        ({"send": ("A@h:1,B@h:2",)}, "send: got 'A@h:1,B@h:2'; expected AE@host:port, as"),
+        ({"retry_s": 0.0}, "retry_s: got 0; expected some seconds"),
+        ({"retry_most_s": 0.0}, "retry_most_s: got 0; expected some seconds"),
         ({"results": ()}, r"results: got \[\]; expected some of seg, sr, sc"),
     ],
 )
 def test_a_setting_that_no_node_can_run_with_is_refused(settings, message):
     with pytest.raises(ArgumentError, match=message):
-        Config(Path("/nowhere"), folder=(Path("/nowhere"),), **settings)
+        Config(Path("/nowhere"), **{"folder": (Path("/nowhere"),), **settings})
 
 
 def test_urls_that_results_may_go_to():
     urls = ("http://127.0.0.1:8042/dicom-web", "https://[::1]/studies", "https://archive.example")
     assert Config(Path("/nowhere"), stow=urls).destinations == tuple(f"stow:{url}" for url in urls)
+
+
+def test_a_place_that_is_named_twice_gets_each_result_once():
+    twice = {"folder": ["/out", "/out/"], "send": ["A@127.0.0.1:4242"] * 2, "stow": ["http://a/b"] * 2}
+    config = load(None, {"store": "/nowhere", **twice})
+    assert config.destinations == ("send:A@127.0.0.1:4242", "stow:http://a/b", "folder:/out")
 
 
 def test_limits_of_memory_that_a_node_can_run_with():
@@ -70,6 +91,27 @@ def test_a_port_for_metrics_that_is_taken_is_refused_by_name(tmp_path):
         port = taken.getsockname()[1]
         with pytest.raises(ArgumentError, match=rf"http_port: 127\.0\.0\.1:{port} cannot be listened at \("):
             metrics.serve(Spool(tmp_path), "127.0.0.1", port, dict)
+
+
+def test_a_caller_of_metrics_that_does_not_wait_is_a_line_of_the_log(tmp_path, monkeypatch, caplog, capfd):
+    pytest.importorskip("prometheus_client")
+    asked, is_gone = threading.Event(), threading.Event()
+
+    def generate(_):
+        asked.set()
+        is_gone.wait(10)
+        return b"x"
+
+    monkeypatch.setattr("prometheus_client.generate_latest", generate)
+    server = metrics.serve(Spool(tmp_path), "127.0.0.1", 0, dict)
+    with socket.create_connection(server.server_address) as caller:
+        caller.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        asked.wait(10)
+        caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # ends by a reset
+    is_gone.set()
+    wait_for(lambda: [one.getMessage() for one in caplog.records] == ["metrics not answered"])
+    server.shutdown()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_where_a_node_cannot_listen_is_refused_at_its_start(monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 
 from trtseg.node.ending import Evidence, due, look
 from trtseg.node.log import scrub
+from trtseg.node.purge import purge
 from trtseg.node.spool import Facts, Refused, Spool
 
 KNOWN = Evidence(instances=10, related=None, acquisitions_full=False, open=False, clean=True, last=100.0)
@@ -106,6 +107,46 @@ def test_a_late_slice_opens_its_series_again(tmp_path):
     assert look(spool)[1].instances == 2
     assert not spool.finish(1, 1, [], [])  # made without the second
     assert spool.finish(1, 2, [], [])
+
+
+def test_instances_of_finished_series_cost_no_look(tmp_path):
+    spool = Spool(tmp_path)
+    associations(spool, 1)
+    add(spool, "a0")
+    assert spool.finish(1, 1, [], [])
+    add(spool, "b0", series="1.2")
+    with spool.transaction():
+        for number in range(2000):
+            spool.do("INSERT INTO instance(series, association, sop) VALUES(1, 1, ?)", f"a0.{number}")
+    steps: list[int] = []
+    spool._db.set_progress_handler(lambda: steps.append(1), 1000)  # instructions of SQLite
+    assert look(spool)[2].instances == 1
+    assert len(steps) < 2
+
+
+def test_what_was_refused_is_known_as_long_as_its_association_or_its_series(tmp_path):
+    """However soon finished series are removed."""
+    spool = Spool(tmp_path)
+    associations(spool, 2)
+    add(spool, "a0")
+    add(spool, "b0", series="1.2")
+    for association, sop in ((1, "a1"), (2, "a2")):  # of series 1; the second association brings nothing else
+        spool.do("UPDATE association SET refused=1 WHERE id=?", association)
+        spool.do("INSERT INTO refusal VALUES(?, '1/1.1', ?, 0)", association, sop)
+    spool.do("UPDATE association SET ended=1, how='released' WHERE id=2")
+    for refused in (2, 1):
+        purge(spool, 0, 0)
+        found = look(spool)
+        assert (found[1].refused, found[2].refused, found[2].clean) == (refused, 0, True)
+        add(spool, "a1")
+    for series, last in ((1, 3), (2, 2)):
+        assert spool.finish(series, last, [], [])
+    spool.do("UPDATE series SET ended=1")
+    spool.do("UPDATE association SET ended=1, how='released'")
+    purge(spool, 0, 0)
+    assert [spool.rows(f"SELECT * FROM {table}") for table in ("series", "association", "refusal")] == [
+        []
+    ] * 3
 
 
 def test_a_series_with_a_part_of_its_results_is_unfinished(tmp_path):

@@ -15,7 +15,8 @@ from pynetdicom import AE
 from pynetdicom.sop_class import CTImageStorage, SegmentationStorage, Verification
 
 from trtseg.node.config import Config
-from trtseg.node.forward import Line, report_commitments, send_waiting
+from trtseg.node.forward import report_commitments, send_waiting
+from trtseg.node.line import Line
 from trtseg.node.purge import give_up, purge, waiting_elsewhere
 from trtseg.node.receive import STORAGE_COMMITMENT
 from trtseg.node.spool import Facts, Made, Spool
@@ -132,6 +133,27 @@ def test_a_rejected_result_is_put_aside_with_the_reason(tmp_path):
     os.utime(note, (time.time() - 101, time.time() - 101))
     purge(spool, 0, 100)  # although the removal of its other name has changed the object just now
     assert not list((config.store / "dead").iterdir())
+
+
+@pytest.mark.parametrize("status", [0x0000, 0xA900])
+def test_an_answer_that_cannot_be_noted_is_asked_for_again_after_a_while(tmp_path, monkeypatch, status):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with Archive() as archive:
+        config = Config(tmp_path / "store", send=(f"ARCHIVE@127.0.0.1:{archive.port}",), retry_s=10.0)
+        spool, _, _ = filled(config, 1)
+        archive.status = status
+        monkeypatch.setattr("trtseg.node.spool.flush_folder", full)
+        monkeypatch.setattr(spool, "count", lambda name: full() if name == "results_sent" else None)
+        assert not send_waiting(spool, config, *config.destinations)
+        waits = spool.row("SELECT state, attempts, due FROM delivery")
+        assert tuple(waits)[:2] == ("waiting", 2)
+        assert waits["due"] > time.time() + 5
+        monkeypatch.undo()
+        again(spool, config, *config.destinations)
+    assert states(spool) == ["dead" if status else "sent"]
+    assert len(list((config.store / "dead").iterdir())) == (2 if status else 0)
 
 
 def test_what_an_archive_lacks_waits_if_it_is_everything_and_is_put_aside_if_it_is_not(tmp_path):
@@ -272,7 +294,11 @@ def test_what_waits_for_a_destination_that_was_taken_out_of_the_settings_is_not_
     give_up(spool, [folder], 100)
     assert states(spool) == ["waiting"] * 6
     spool.do("UPDATE result SET made=made-101")
+    statements: list[str] = []
+    spool._db.set_trace_callback(statements.append)
     give_up(spool, [folder], 100)
+    spool._db.set_trace_callback(None)
+    assert statements.count("COMMIT") == 1  # each takes its time on the disk, and there may be many results
     assert sorted(states(spool)) == ["dead"] * 3 + ["waiting"] * 3
     again(spool, config, folder)
     purge(spool, 0, 100)
@@ -293,6 +319,7 @@ def test_a_folder(tmp_path):
 class _Web(http.server.BaseHTTPRequestHandler):
     codes: tuple = ()
     got: tuple = ()
+    kind, answer = "application/dicom+json", b"{}"
 
     def do_POST(self):
         length = self.headers["Content-Length"]
@@ -301,9 +328,10 @@ class _Web(http.server.BaseHTTPRequestHandler):
         code = code if body else 400
         _Web.got = (*_Web.got, body) if code == 200 else _Web.got
         self.send_response(code)
-        self.send_header("Content-Type", "application/dicom+json")
+        if self.kind:
+            self.send_header("Content-Type", self.kind)
         self.end_headers()
-        self.wfile.write(b"{}")
+        self.wfile.write(self.answer)
 
     def _chunks(self):
         body = b""
@@ -336,6 +364,34 @@ def test_stow(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("kind", "item", "state"),
+    [
+        (
+            "application/dicom+json",
+            '{"00081197": {"vr": "US", "Value": [272]}}',
+            ("dead", "failure reason 0x0110"),
+        ),
+        ("application/dicom+json; charset=utf-8", "{}", ("dead", "failure reason 0x0000")),
+        ("text/plain", "no JSON", ("sent", None)),
+        ("", "no JSON", ("sent", None)),
+    ],
+)
+def test_what_a_server_says_with_its_success(tmp_path, monkeypatch, kind, item, state):
+    pytest.importorskip("dicomweb_client")
+    server = http.server.HTTPServer(("127.0.0.1", 0), _Web)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    config = Config(tmp_path / "store", stow=(f"http://127.0.0.1:{server.server_address[1]}/dicom-web",))
+    spool, _, _ = filled(config, 1)
+    answer = f'{{"00081198": {{"vr": "SQ", "Value": [{item}]}}}}'
+    monkeypatch.setattr(_Web, "kind", kind)
+    monkeypatch.setattr(_Web, "answer", answer.encode())
+    _Web.codes = [202]
+    send_waiting(spool, config, *config.destinations)
+    server.shutdown()
+    assert tuple(spool.row("SELECT state, reason FROM delivery")) == state
+
+
 def test_a_large_result_waits_for_a_busy_server(tmp_path):
     pytest.importorskip("dicomweb_client")
     server = http.server.HTTPServer(("127.0.0.1", 0), _Web)
@@ -356,7 +412,7 @@ def test_a_large_result_waits_for_a_busy_server(tmp_path):
 
 def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
     pytest.importorskip("dicomweb_client")
-    monkeypatch.setattr("trtseg.node.forward._ANSWER_S", 0.5)
+    monkeypatch.setattr("trtseg.node.forward.ANSWER_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         config = Config(tmp_path / "store", stow=(f"http://127.0.0.1:{silent.getsockname()[1]}/dicom-web",))
         spool, _, _ = filled(config, 1)

@@ -6,6 +6,7 @@ import ctypes
 import dataclasses
 import logging
 import os
+import struct
 import sys
 import threading
 import time
@@ -71,6 +72,32 @@ def test_a_localizer_gives_no_result_and_a_reason(worker):
     assert state == "failed"
     assert "localizer" in reason
     assert series[0].SeriesInstanceUID not in reason
+
+
+def test_a_reason_is_found_for_headers_with_a_damaged_element(worker):
+    series = ct_series(4)
+    for one in series:
+        one.ImageType, one.CTDIvol = ["ORIGINAL", "PRIMARY", "LOCALIZER"], 7.0
+    store(worker.spool, *series)
+    whole = b"FD\x08\0" + struct.pack("<d", 7)
+    for file in worker.spool.files("instance"):
+        path = worker.spool.path("instances", file)
+        path.write_bytes(path.read_bytes().replace(whole, b"FD\x06\0" + bytes(6)))
+    ((state, reason),) = finish(worker)
+    assert state == "failed"
+    assert "localizer" in reason
+
+
+@pytest.mark.parametrize("keyword", ["RescaleType", "PhotometricInterpretation"])
+def test_a_value_of_a_header_that_is_no_ct_stays_out_of_the_log(worker, caplog, keyword):
+    series = ct_series(2)
+    for one in series:
+        setattr(one, keyword, "SECRET^PATIENT")
+    store(worker.spool, *series)
+    with caplog.at_level(logging.WARNING):
+        finish(worker)
+    reasons = [one.facts["reason"] for one in caplog.records if one.getMessage() == "instance unreadable"]
+    assert ["(hidden)" in text and "SECRET" not in text for text in reasons] == [True, True]
 
 
 @pytest.mark.parametrize(("related", "warned"), [(None, True), (9, True), (8, False)])
@@ -204,6 +231,26 @@ def test_an_instance_that_fails_in_no_known_way_is_tried_twice(worker, monkeypat
         worker.close()  # as the process that begins anew
     assert finish(worker) == [("done", None)] * 2
     assert worker.spool.row("SELECT value FROM counter WHERE name='instances_unreadable'")["value"] == 1
+
+
+def test_a_series_does_not_end_by_what_was_known_before_another_was_ended(worker, monkeypatch):
+    worker.config = dataclasses.replace(worker.config, quiet_s=0.5, long_quiet_s=0.5)
+    first, second = ct_series(8), ct_series(8, seed=1)
+    store(worker.spool, *first)
+    store(worker.spool, *second[:4], related=8)
+    worker.spool.do("UPDATE instance SET received=received-10 WHERE series=1")
+    warned = []
+
+    def slow(spool, result, *args):
+        warned.append("slices-missing" in [one.code for one in result.warnings])
+        if len(warned) == 1:
+            time.sleep(0.6)
+            store(spool, *second[4:], related=8)  # the others come while results of the first are made
+        return write_results(spool, result, *args)
+
+    monkeypatch.setattr("trtseg.node.work.write_results", slow)
+    assert finish(worker) == [("done", None)] * 2
+    assert warned == [False, False]
 
 
 def test_more_series_than_streams_are_all_done(worker):

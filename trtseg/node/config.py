@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from trtseg.engines.precision import candidates
 from trtseg.errors import ArgumentError, InputError
 from trtseg.io.dicom_out import check_kinds
+from trtseg.node.spool import FOLDERS
 
 KINDS = ("seg", "sr", "sc")
 # Settings of which 0 would stop the node.
@@ -41,7 +42,8 @@ class Peer(NamedTuple):
         """``AE@host:port``, with an IPv6 address in brackets."""
         ae, at, place = text.partition("@")
         host, colon, port = place.rpartition(":")
-        if not (_is_ae(ae) and at and colon and host and port.isdecimal() and 0 < int(port) < 65536):
+        is_host = host and not set(host) & set("@,/ ")
+        if not (_is_ae(ae) and at and colon and is_host and port.isdecimal() and 0 < int(port) < 65536):
             raise ArgumentError(f"{name}: got {text!r}; expected AE@host:port, as ORTHANC@10.0.0.7:4242")
         return cls(ae, host.strip("[]"), int(port))
 
@@ -191,6 +193,12 @@ class Config:
         for name in _AT_LEAST_1:
             if getattr(self, name) == 0:
                 raise ArgumentError(f"{name}: got 0; expected at least 1")
+        for name in ("retry_s", "retry_most_s"):
+            if getattr(self, name) == 0:
+                raise ArgumentError(
+                    f"{name}: got 0; expected some seconds, without which a destination that is away would be called "
+                    "all the time"
+                )
         for name, least in _LEAST_MB.items():
             if 0 < getattr(self, name) < least:
                 raise ArgumentError(
@@ -205,7 +213,18 @@ class Config:
                 f"http_port: got {self.http_port}, which is the port of the node too; expected another one, or "
                 "0 for none"
             )
+        for folder in self.folder:
+            if any(self.store / own in (folder, *folder.parents) for own in FOLDERS):
+                raise ArgumentError(
+                    f"folder: got {folder}, from which the node removes files, since it belongs to its store; expected "
+                    "another folder"
+                )
         _ = self.callers, self.peers, self.commit_peers  # are parsed once, to be refused here
+        if len(self.commit_peers) < len(set(self.commit)):
+            raise ArgumentError(
+                f"commit: got {', '.join(self.commit)}; expected one address for each AE title, which is all that a "
+                "request is known by"
+            )
         for url in self.stow:
             if not _is_url(url):
                 raise ArgumentError(
@@ -230,12 +249,13 @@ class Config:
 
     @property
     def destinations(self) -> tuple[str, ...]:
-        """Where each result goes, as ``send:...``, ``stow:...`` and ``folder:...``."""
-        return (
+        """Where each result goes, once, as ``send:...``, ``stow:...`` and ``folder:...``."""
+        places = (
             *(f"send:{text}" for text in self.send),
             *(f"stow:{url}" for url in self.stow),
             *(f"folder:{path}" for path in self.folder),
         )
+        return tuple(dict.fromkeys(places))
 
 
 def load(file: str | os.PathLike[str] | None, options: Mapping[str, Any]) -> Config:

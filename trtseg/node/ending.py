@@ -77,10 +77,11 @@ def look(spool: Spool) -> dict[int, Evidence]:
     """Collect the evidence of all series that are open, or have a part of their results."""
     parts: dict[int, list[Any]] = {}
     for row in spool.rows(
-        "SELECT i.series, s.uid, s.state, i.association, i.acquisition, COUNT(*) n, MAX(related) related,"
+        "SELECT s.id series, s.uid, s.state, i.association, i.acquisition, COUNT(*) n, MAX(related) related,"
         " MAX(in_acquisition) wanted, MAX(received) received, MAX(i.id) newest"
-        " FROM instance i JOIN series s ON s.id=i.series WHERE s.state IN ('open', 'part')"
-        " GROUP BY i.series, i.association, i.acquisition"
+        # A cross join goes from the few open series to their instances, and not through those of all series.
+        " FROM series s CROSS JOIN instance i ON i.series=s.id WHERE s.state IN ('open', 'part')"
+        " GROUP BY s.id, i.association, i.acquisition"
     ):
         parts.setdefault(row["series"], []).append(row)
     used = {row["association"] for rows in parts.values() for row in rows}

@@ -7,34 +7,26 @@ again.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import logging
 import os
 import signal
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from trtseg.node.config import Config, Peer
+from trtseg.node.line import ANSWER_S, Later, Line, associate
 from trtseg.node.log import say, where
-from trtseg.node.receive import STORAGE_COMMITMENT, UNCOMPRESSED, tls_context
-from trtseg.node.results import RESULT_CLASSES
+from trtseg.node.receive import STORAGE_COMMITMENT, UNCOMPRESSED
 from trtseg.node.spool import Spool, flush_folder
 from trtseg.node.stopping import Stop
 
 _TOGETHER = 100  # results that are sent in one go
-_ANSWER_S = 60  # seconds that a destination may take to answer
-_IDLE_S = 1.0  # seconds that an association stays open after the last result
 _NO_SUCH_INSTANCE, _CLASS_INSTANCE_CONFLICT = 0x0112, 0x0119
-
-
-class Later(Exception):
-    """A destination cannot take anything now."""
 
 
 def forward(config: Config) -> None:
@@ -86,82 +78,6 @@ def _loop(work: Callable[[], Any], config: Config, stop: Stop) -> None:
         stop.wait(0 if done else 0.01)
 
 
-class Line:
-    """An association with a DICOM node that stays open for a moment, since the results of a series come in parts.
-
-    Parameters
-    ----------
-    config, peer : Config, Peer
-    first : Line, optional
-        The line that this one helps: while the node stores a result, the next one is on its way over the other line.
-        The helper works only while the first line is open, and leaves everything to it for a while where the node does
-        not take a second association, does not answer there, or does not store what came over it.
-    """
-
-    def __init__(self, config: Config, peer: Peer, first: Line | None = None) -> None:
-        self.first = first
-        self._config, self._peer = config, peer
-        # results that are on their way over either line
-        self._taken: set[int] = set() if first is None else first._taken
-        self._lock: threading.Lock = threading.Lock() if first is None else first._lock
-        self._association: Any = None
-        self._classes: frozenset[str] = frozenset()
-        self._used = 0.0
-        self._rests_until = 0.0
-
-    @property
-    def is_open(self) -> bool:
-        """Whether there is an association."""
-        association = self._association
-        return association is not None and bool(association.is_established)
-
-    @property
-    def has_work(self) -> bool:
-        """Whether this line sends what waits: the first line always, its helper only at its side."""
-        return self.first is None or (self.first.is_open and time.monotonic() >= self._rests_until)
-
-    def rest(self) -> None:
-        """Leave everything to the first line for a while."""
-        self._rests_until = time.monotonic() + self._config.retry_most_s
-
-    @contextlib.contextmanager
-    def taking(self, result: int) -> Iterator[bool]:
-        """Keep a result from the other line; False if that has it on its way."""
-        with self._lock:
-            is_free = result not in self._taken
-            self._taken.add(result)
-        try:
-            yield is_free
-        finally:
-            if is_free:
-                with self._lock:
-                    self._taken.remove(result)
-
-    def open(self, classes: Iterable[str]) -> Any:
-        """Open an association for SOP classes, or take the one that is open; Later if the peer does not accept it."""
-        wanted = frozenset(classes)
-        if self._association is not None and not (
-            self._association.is_established and wanted <= self._classes
-        ):
-            self.close()
-        if self._association is None:
-            self._classes = wanted | RESULT_CLASSES
-            self._association = _associate(self._config, self._peer, sorted(self._classes))
-        self._used = time.monotonic()
-        return self._association
-
-    def close_if_idle(self) -> None:
-        """Release the association if nothing has been sent for a while."""
-        if self._association is not None and time.monotonic() - self._used > _IDLE_S:
-            self.close()
-
-    def close(self) -> None:
-        """Release the association, if one is open."""
-        association, self._association = self._association, None
-        if association is not None and association.is_established:
-            association.release()
-
-
 def send_waiting(spool: Spool, config: Config, destination: str, line: Line | None = None) -> bool:
     """Send results that are due to one destination, over ``line`` or else over a new association; tell if some were."""
     waiting = spool.rows(
@@ -186,9 +102,10 @@ def send_waiting(spool: Spool, config: Config, destination: str, line: Line | No
 
     def sent(result: int, reason: str | None = None) -> None:
         """Note what became of a result at once: whatever follows may fail."""
-        row = left.pop(result)
+        row = left[result]
         if reason is not None:
             spool.bury(result, destination, row["file"], reason)
+            del left[result]
             say("result rejected", level=logging.ERROR, series=row["series"], kind=row["kind"], reason=reason)
             return
         with spool.transaction():
@@ -197,6 +114,7 @@ def send_waiting(spool: Spool, config: Config, destination: str, line: Line | No
                 *(time.time(), result, destination),
             )
             spool.count("results_sent")
+        del left[result]
         say("result sent", series=row["series"], kind=row["kind"], to=kind)
 
     files = {row["id"]: spool.path("results", row["file"]) for row in waiting}
@@ -235,48 +153,6 @@ def send_waiting(spool: Spool, config: Config, destination: str, line: Line | No
     return len(left) < len(waiting)
 
 
-def _associate(config: Config, peer: Peer, classes: Sequence[str], **options: Any) -> Any:
-    """Open an association; Later if the peer does not accept it."""
-    from pynetdicom import AE, evt
-
-    entity = AE(ae_title=config.ae)
-    entity.connection_timeout = entity.acse_timeout = 10
-    entity.dimse_timeout = entity.network_timeout = _ANSWER_S
-    for sop_class in classes:  # each syntax by itself: the peer may accept both
-        for syntax in UNCOMPRESSED[:2]:
-            entity.add_requested_context(sop_class, syntax)
-    if config.send_tls:
-        options["tls_args"] = tls_context(config, server=False), peer.host
-    options["evt_handlers"] = [(evt.EVT_CONN_OPEN, _hurry)]
-    association = entity.associate(peer.host, peer.port, ae_title=peer.ae, **options)
-    if not association.is_established:
-        if association.rejected_contexts:  # all of them
-            raise Later("no SOP class accepted")
-        raise Later("association rejected" if association.is_rejected else "no connection")
-    keep_answers(association)
-    return association
-
-
-def keep_answers(association: Any) -> None:
-    """Leave answers to those who wait for them.
-
-    A thread of pynetdicom 3.0.4 looks for messages between two requests. Where it wakes up late, the next request is on
-    its way, and it would take the answer to that, for which the sender then waits until ``dimse_timeout``. Nobody sends
-    requests over an association that was asked for here.
-    """
-    take = association.dimse.get_msg
-    association.dimse.get_msg = lambda block=False: take(block=True) if block else (None, None)
-
-
-def _hurry(event: Any) -> None:
-    """Keep the network from holding small packets back, which costs 40 ms an object, on either side."""
-    from trtseg.node.prompt import PromptSocket
-
-    connection = event.assoc.dul.socket
-    connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.__class__ = PromptSocket
-
-
 def _send(line: Line, files: dict[int, Path], classes: dict[int, str], begin: Any, sent: Any) -> None:
     """C-STORE results to a DICOM node, whose classes are given too, but for those that the other line sends."""
     import pydicom
@@ -308,7 +184,9 @@ def _stow(url: str, files: dict[int, Path], begin: Any, sent: Any) -> None:
     import requests
     from dicomweb_client.api import DICOMwebClient
 
-    client = DICOMwebClient(url, timeout=_ANSWER_S)
+    session = requests.Session()
+    session.hooks["response"].append(_strip_kind)
+    client = DICOMwebClient(url, session=session, timeout=ANSWER_S)
     client.set_http_retry_params(retry=False)  # dicomweb_client 0.61 tries again without the body
     for result, path in files.items():
         begin(result)
@@ -323,7 +201,12 @@ def _stow(url: str, files: dict[int, Path], begin: Any, sent: Any) -> None:
         except requests.RequestException as error:
             raise Later("no connection") from error
         failed = answer.get("FailedSOPSequence")
-        sent(result, f"failure reason 0x{failed[0].FailureReason:04X}" if failed else None)
+        sent(result, f"failure reason 0x{failed[0].get('FailureReason', 0):04X}" if failed else None)
+
+
+def _strip_kind(answer: Any, **_: Any) -> None:
+    """Take parameters off the media type of an answer: dicomweb_client 0.61 reads none that has some, or no type."""
+    answer.headers["Content-Type"] = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
 
 def _copy(folder: Path, files: dict[int, Path], begin: Any, sent: Any) -> None:
@@ -389,7 +272,7 @@ def _report(spool: Spool, config: Config, peer: Peer, request: dict[str, Any]) -
     if failed:
         report.FailedSOPSequence = failed
     role = build_role(STORAGE_COMMITMENT, scp_role=True)
-    association = _associate(config, peer, [STORAGE_COMMITMENT], ext_neg=[role])
+    association = associate(config, peer, [STORAGE_COMMITMENT], ext_neg=[role])
     try:
         status, _ = association.send_n_event_report(
             report, 2 if failed else 1, STORAGE_COMMITMENT, f"{STORAGE_COMMITMENT}.1"

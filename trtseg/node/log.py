@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +33,26 @@ def scrub(text: str, headers: Iterable[Dataset] = ()) -> str:
     text = re.sub(r"\d+(\.\d+){4,}|\d{8,}", _HIDDEN, text)
     values = set()
     for header in headers:
-        for element in header.iterall():
+        for element in _elements(header):
             if element.VR in _PERSONAL and element.value is not None:
                 values |= {part for part in re.split(r"[\\^=,\[\]']", str(element.value)) if len(part) > 2}
     for value in sorted(values, key=len, reverse=True):
         text = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", _HIDDEN, text)
     return text[:500]
+
+
+def _elements(header: Dataset) -> Iterator[Any]:
+    """All elements of a header and of its sequences, but those that cannot be read, which no message quotes."""
+    for tag in header.keys():  # noqa: SIM118 - not elements
+        try:
+            element = header[tag]
+        except Exception:  # noqa: S112 - pydicom raises errors of many types
+            continue
+        if element.VR == "SQ":
+            for item in element.value:
+                yield from _elements(item)
+        else:
+            yield element
 
 
 def where(error: BaseException) -> str:

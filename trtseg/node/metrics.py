@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from trtseg.errors import ArgumentError
+from trtseg.node.log import say, where
 from trtseg.node.spool import Spool
 
 _COUNTERS = {
@@ -62,6 +65,14 @@ class Collector:
         yield GaugeMetricFamily("trtseg_node_used_bytes", "Size of the store.", value=self._spool.used())
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say that something failed, as a caller that does not wait; socketserver would print it."""
+        error = sys.exc_info()[1]
+        assert error is not None
+        say("metrics not answered", level=logging.WARNING, reason=where(error))
+
+
 def serve(spool: Spool, host: str, port: int, health: Callable[[], dict[str, bool]]) -> ThreadingHTTPServer:
     """Serve ``/metrics`` and ``/health`` in a thread; health is 200 if all that it names is true, else 503."""
     from prometheus_client import CollectorRegistry, generate_latest
@@ -94,11 +105,10 @@ def serve(spool: Spool, host: str, port: int, health: Callable[[], dict[str, boo
             """Say nothing: requests come every few seconds."""
 
     try:
-        server = ThreadingHTTPServer((host, port), Handler)
+        server = _Server((host, port), Handler)
     except OSError as error:
         raise ArgumentError(
             f"http_port: {host}:{port} cannot be listened at ({error.strerror}); choose another port"
         ) from error
-    server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server

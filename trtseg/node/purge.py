@@ -29,12 +29,13 @@ def waiting_elsewhere(spool: Spool, destinations: Sequence[str], before: float =
 
 def give_up(spool: Spool, destinations: Sequence[str], keep_dead: float) -> None:
     """Give up results that have waited that many seconds for a destination that the settings do not name."""
-    for row in waiting_elsewhere(spool, destinations, time.time() - keep_dead):
-        spool.do(
-            "UPDATE delivery SET state='dead', reason='not in the settings', ended=?"
-            " WHERE result=? AND destination=?",
-            *(time.time(), row["result"], row["destination"]),
-        )
+    with spool.transaction():  # one by one they would hold up the node
+        for row in waiting_elsewhere(spool, destinations, time.time() - keep_dead):
+            spool.do(
+                "UPDATE delivery SET state='dead', reason='not in the settings', ended=?"
+                " WHERE result=? AND destination=?",
+                *(time.time(), row["result"], row["destination"]),
+            )
 
 
 def purge(spool: Spool, keep: float, keep_dead: float) -> int:
@@ -53,9 +54,14 @@ def purge(spool: Spool, keep: float, keep_dead: float) -> int:
                 f"DELETE FROM series WHERE id IN ({_ENDED}) AND id NOT IN (SELECT series FROM result)",  # noqa: S608
                 old,
             )
-        spool.do("DELETE FROM refusal WHERE at<?", old)
         spool.do(
             "DELETE FROM association WHERE ended<? AND id NOT IN (SELECT association FROM instance)", old
+        )
+        # Those of an association are taken from the number of its refusals, as long as that is known.
+        spool.do(
+            "DELETE FROM refusal WHERE at<? AND association NOT IN (SELECT id FROM association)"
+            " AND series NOT IN (SELECT uid FROM series)",
+            old,
         )
     spool.remove("instances", instances)
     spool.remove("results", results)

@@ -16,34 +16,15 @@ import shutil
 import sqlite3
 import threading
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from trtseg.errors import OutputError
+from trtseg.node.schema import SCHEMA, VERSION
 
-_VERSION = 3
-_SCHEMA = """
-CREATE TABLE association(id INTEGER PRIMARY KEY AUTOINCREMENT, opened REAL, ended REAL, how TEXT,
-  refused INTEGER DEFAULT 0);
-CREATE TABLE series(id INTEGER PRIMARY KEY AUTOINCREMENT, uid TEXT UNIQUE, state TEXT, revision INTEGER DEFAULT 0,
-  crashes INTEGER DEFAULT 0, reason TEXT, ended REAL);
-CREATE TABLE instance(id INTEGER PRIMARY KEY AUTOINCREMENT, series INTEGER, association INTEGER, sop TEXT UNIQUE,
-  sop_class TEXT, sha256 BLOB, file TEXT, bytes INTEGER, received REAL, related INTEGER, acquisition TEXT,
-  in_acquisition INTEGER, crashes INTEGER DEFAULT 0);
-CREATE INDEX of_series ON instance(series, id);
-CREATE INDEX of_association ON instance(association, id);
-CREATE TABLE result(id INTEGER PRIMARY KEY AUTOINCREMENT, series INTEGER, revision INTEGER, kind TEXT, sop_class TEXT,
-  sop TEXT, file TEXT, bytes INTEGER, made REAL);
-CREATE TABLE delivery(result INTEGER, destination TEXT, state TEXT, attempts INTEGER DEFAULT 0, due REAL, ended REAL,
-  reason TEXT, PRIMARY KEY(result, destination));
-CREATE INDEX waiting ON delivery(destination, due) WHERE state='waiting';
-CREATE TABLE refusal(association INTEGER, series TEXT, sop TEXT, at REAL);
-CREATE INDEX refused_of_series ON refusal(series); CREATE INDEX refused_on_association ON refusal(association);
-CREATE TABLE commitment(id INTEGER PRIMARY KEY AUTOINCREMENT, ae TEXT, request TEXT,
-  attempts INTEGER DEFAULT 0, due REAL);
-CREATE TABLE counter(name TEXT PRIMARY KEY, value REAL);
-"""
+FOLDERS = ("instances", "results", "dead")  # of the store
 
 
 class Refused(Exception):
@@ -92,7 +73,7 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            for name in ("", "instances", "results", "dead"):
+            for name in ("", *FOLDERS):
                 (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = threading.RLock()
             self._db = sqlite3.connect(
@@ -104,12 +85,12 @@ class Spool:
             with self.transaction():
                 (version,) = self.row("PRAGMA user_version")
                 if version == 0:
-                    for statement in _SCHEMA.split(";"):
+                    for statement in SCHEMA.split(";"):
                         self._db.execute(statement)
-                    self._db.execute(f"PRAGMA user_version={_VERSION}")
+                    self._db.execute(f"PRAGMA user_version={VERSION}")
         except (OSError, sqlite3.Error) as error:
             raise OutputError(f"{folder}: cannot be used as the store of a node ({error})") from error
-        if version not in (0, _VERSION):
+        if version not in (0, VERSION):
             raise OutputError(f"{folder}: was made by another version of trtseg; choose another folder")
         self._used = (0.0, 0)  # when it was counted, bytes
 
@@ -380,8 +361,9 @@ class Spool:
 
     def bury(self, result: int, destination: str, file: str, reason: str) -> None:
         """Put a result that a destination rejected aside, with the reason."""
-        name = secrets.token_hex(16)
-        with contextlib.suppress(FileNotFoundError):
+        # The same name if this is tried again.
+        name = uuid.uuid5(uuid.NAMESPACE_OID, f"{result} {destination}").hex
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
             os.link(self.path("results", file), self.path("dead", name + ".dcm"))
         note = {"result": result, "destination": destination, "reason": reason, "time": time.time()}
         self.path("dead", name + ".json").write_text(json.dumps(note) + "\n", encoding="utf-8")

@@ -160,7 +160,7 @@ class Worker:
         self._series: dict[int, Series] = {}
 
     def step(self) -> bool:
-        """Take the next instances of each series, and end those that are complete; False if there was nothing to do."""
+        """Take the next instances of series, and end the first that is complete; False if there was nothing to do."""
         open_series = look(self.spool)
         for number in self._series.keys() - open_series.keys():
             self._drop(number)
@@ -171,11 +171,13 @@ class Worker:
                     continue
                 self._series[number] = Series(number, self.segmenter)
             series = self._series[number]
-            busy |= self._take(series)
+            if self._take(series):  # since then, perhaps, the evidence is not that of all its instances
+                busy = True
+                continue
             ends = due(evidence, self.config.quiet_s, self.config.long_quiet_s)
             if time.time() >= ends and not self._waiting(series, 1):
                 self._finish(series, evidence, ends)
-                busy = True
+                return True  # in the meantime, the evidence of the others has become old
         return busy
 
     def close(self) -> None:

@@ -143,7 +143,7 @@ def _slice(name: str, place: tuple[int, int], size: tuple[int, int], where: list
         )
     kind = next((value for item in where if (value := text(item, "RescaleType"))), "HU").upper()
     if kind not in ("HU", "US"):
-        raise InputError(f"{name}: values are of type {kind}, not HU; give the series in Hounsfield units")
+        raise InputError(f"{name}: values are of type {kind!r}, not HU; give the series in Hounsfield units")
     if not (min(spacing) > 0 and _is_rotation(orientation)):
         raise InputError(
             f"{name}: ImageOrientationPatient {list(orientation)} and PixelSpacing {list(spacing)} are no geometry; "

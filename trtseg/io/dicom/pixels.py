@@ -129,7 +129,7 @@ def _format(name: str, dataset: Any) -> _Format:
     kind = text(dataset, "PhotometricInterpretation") or "MONOCHROME2"
     if samples != 1 or not kind.startswith("MONOCHROME"):
         raise InputError(
-            f"{name}: {samples} samples a pixel, {kind}; expected grey values in HU, one a pixel"
+            f"{name}: {samples} samples a pixel, {kind!r}; expected grey values in HU, one a pixel"
         )
     allocated = integer(name, dataset, "BitsAllocated")
     stored = integer(name, dataset, "BitsStored", allocated)

@@ -66,7 +66,7 @@ class Source:
     Attributes
     ----------
     header : pydicom.Dataset
-        Of the first file.
+        Of the first file that says whose it is.
     slices : tuple of Reference
         Slice by slice of the grid ``[slice, row, column]``.
     shape : (int, int)
@@ -207,6 +207,7 @@ def dicom_source(geometry: Geometry) -> Source:
                 sop_class = str(headers[n].get("SOPClassUID") or CT_IMAGE)
                 slices[k] = Reference(sop_class, ids[n], frame, (x, y, z))
         first = headers[0]
+        owner = next((one for one in headers if one.get("PatientID")), first)
         uids = [
             _uid(headers, f"{name}UID") for name in ("StudyInstance", "SeriesInstance", "FrameOfReference")
         ]
@@ -224,7 +225,7 @@ def dicom_source(geometry: Geometry) -> Source:
     orientation = _orientation(first, frame) or (*along[:, 2].tolist(), *along[:, 1].tolist())
     thickness = _thickness(first, frame) or away
     rows, columns = geometry.grid_shape[1:]
-    return Source(first, found, (rows, columns), orientation, (away, sy, sx), thickness, *uids)
+    return Source(owner, found, (rows, columns), orientation, (away, sy, sx), thickness, *uids)
 
 
 @contextmanager
@@ -270,7 +271,7 @@ def _owners(headers: Sequence[Any], count: int) -> list[tuple[int, int | None]]:
     """Number of the header, and of the frame, of each picture, as the series lists them."""
     owners: list[tuple[int, int | None]] = []
     for n, header in enumerate(headers):
-        frames = header.get("NumberOfFrames") if "PerFrameFunctionalGroupsSequence" in header else None
+        frames = header.get("NumberOfFrames") if header.get("PerFrameFunctionalGroupsSequence") else None
         owners += [(n, None)] if frames is None else [(n, frame + 1) for frame in range(int(frames))]
     assert len(owners) == count
     return owners
