@@ -38,7 +38,7 @@ from trtseg import _core  # noqa: E402
 from trtseg.cascade.gpu import CudaCascade  # noqa: E402
 from trtseg.cuda.arrays import CudaArray  # noqa: E402
 from trtseg.cuda.device import Resources, Stream, open_device  # noqa: E402
-from trtseg.errors import DeviceError, OutOfMemoryError  # noqa: E402
+from trtseg.errors import ArgumentError, DeviceError, OutOfMemoryError  # noqa: E402
 from trtseg.spec import ModelSpec  # noqa: E402
 
 SAID: list[str] = []  # by the log
@@ -229,6 +229,11 @@ def out_of_memory() -> None:
         " going on with 8 slices a run instead of 16",
         " going on with 4 slices a run instead of 8",
     ], SAID
+    with (
+        opened(BACKEND, 16, context_bytes=1000) as one,
+        pytest.raises(ArgumentError, match="hu: got 16 slices; expected from 1 to 4, the batch"),
+    ):
+        one.stages(hu[:16], SPACING)
     for batch, limit in ((2, 3000), (2, 500)):  # too little for lanes, and for contexts
         played.memory(limits[4])
         with opened(BACKEND, batch, context_bytes=1000) as one:
