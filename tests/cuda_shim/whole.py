@@ -168,6 +168,24 @@ def judged_once() -> None:
     trt.refused = set()
 
 
+def judged_where_nothing_can_be_written() -> None:
+    """The verdict is not kept, and the log says so; engines that another machine has built run all the same."""
+    judge_again()
+    lock = engine_folder() / ".lock"
+    lock.unlink(missing_ok=True)
+    lock.symlink_to("nowhere")  # which cannot be opened
+    SAID.clear()
+    with segmenter() as one:
+        one.label(CT[:1], spacing=SPACING[1:])
+        assert one.precision == "fp16"
+    text = " net is checked at the next start again: "
+    assert [role for role in ("liver", "tumour") if any(f"the {role}{text}" in t for t in SAID)] == [
+        "liver",
+        "tumour",
+    ], SAID
+    lock.unlink()
+
+
 def falls_back_to_fp32() -> None:
     judge_again()
     trt.black.add(("tumour", "fp16"))
