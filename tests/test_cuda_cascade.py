@@ -64,6 +64,7 @@ WHOLE = [
         "judged_where_nothing_can_be_written",
         "falls_back_to_fp32",
         "closed_by_hand_or_not",
+        "errors_keep_nothing_alive",
         "what_tensorrt_refuses_is_an_error",
         "left_open",
     ),
