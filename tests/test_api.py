@@ -16,6 +16,7 @@ import trtseg
 from trtseg import models
 from trtseg.cascade import gpu
 from trtseg.errors import ArgumentError, DeviceError, InputError, ModelError
+from trtseg.fit import Fit
 from trtseg.phantom import abdomen
 
 SPACING = (5.0, 2.5, 2.5)
@@ -254,6 +255,11 @@ def test_label_refuses(segmenter, phantom):
     ):
         with pytest.raises(ArgumentError, match=message):
             segmenter.label(given, spacing=SPACING[1:], out=out)
+    for fit in (Fit.identity(hu.shape[1:]), "body"):  # of another model, and none
+        with pytest.raises(
+            ArgumentError, match=r"fit: got .*; expected a Fit on a grid of \d+x\d+ pixels, as"
+        ):
+            segmenter.label(hu, spacing=SPACING[1:], fit=fit)
 
 
 def test_a_runtime_of_gpus_is_no_choice_on_the_cpu():

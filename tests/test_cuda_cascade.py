@@ -61,8 +61,10 @@ WHOLE = [
     ("equals_the_cpu", "streamed", "label_in_place", "two_threads", "warmed_up", "not_capturable"),
     (
         "judged_once",
+        "judged_where_nothing_can_be_written",
         "falls_back_to_fp32",
         "closed_by_hand_or_not",
+        "errors_keep_nothing_alive",
         "what_tensorrt_refuses_is_an_error",
         "left_open",
     ),

@@ -1,6 +1,7 @@
 """tests/gpu where there is no GPU: every test says what it misses."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,3 +28,11 @@ def test_what_is_missing_is_said(required):
     assert ("TRTSEG_REQUIRE_CUDA=1, but" in done.stdout) == bool(required), done.stdout
     assert ("skipped in" in done.stdout) == (not required), done.stdout
     assert "passed" not in done.stdout
+
+
+def test_the_sanitizer_leaves_tests_out_that_there_are():
+    rule = re.search(r"^sanitize-gpu:.*?^$", (ROOT / "Makefile").read_text(), re.DOTALL | re.MULTILINE)[0]
+    modules = "".join((ROOT / name).read_text() for name in re.findall(r"tests/gpu/\w+\.py", rule))
+    left_out = re.findall(r"\bnot (\w+)", rule)
+    assert left_out
+    assert [word for word in left_out if not re.search(rf"def test_\w*{word}", modules)] == []

@@ -192,16 +192,15 @@ def no_home() -> Path:
         (no_home, "cache: this user has no home folder"),
     ],
 )
-def test_acceptance_without_a_cache(folder, told, monkeypatch, caplog):
+def test_acceptance_without_a_cache(folder, told, monkeypatch):
     monkeypatch.setattr(trust, "cache_folder", folder)
     spec = tiny.spec("liver")
     net = Net(spec, FP32, tiny.threshold_at(60, spec))
     key = EngineKey("liver", net.sha256, "torch", torch.__version__, "sm_90", "NVIDIA H100 80GB", "fp32", 2)
     assert load_compiled(net, key, "cpu") is None
     loaded = LoadedTorch(net, key, "cpu")
-    loaded.keep_acceptance({"accepted": True})
-    (said,) = caplog.messages
-    assert told in said
+    with pytest.raises(OutputError, match=re.escape(told)):
+        loaded.keep_acceptance({"accepted": True})
     assert loaded.kept_acceptance() is None
 
 

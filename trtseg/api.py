@@ -346,6 +346,12 @@ class Segmenter:
         DeviceError
             The device fails.
         """
+        size = self.spec.nets[0].size
+        if fit is not None and (not isinstance(fit, Fit) or fit.net != size):
+            raise ArgumentError(
+                f"fit: got {fit!r}; expected a Fit on a grid of {size[0]}x{size[1]} pixels, as place() of this "
+                "Segmenter gives it"
+            )
         with self._opened() as cascade:
             slices = checked(hu, "hu", np.int16, cascade)
             labels = None if out is None else checked(out, "out", np.uint8, cascade)

@@ -38,7 +38,7 @@ from trtseg import _core  # noqa: E402
 from trtseg.cascade.gpu import CudaCascade  # noqa: E402
 from trtseg.cuda.arrays import CudaArray  # noqa: E402
 from trtseg.cuda.device import Resources, Stream, open_device  # noqa: E402
-from trtseg.errors import DeviceError, OutOfMemoryError  # noqa: E402
+from trtseg.errors import ArgumentError, DeviceError, OutOfMemoryError  # noqa: E402
 from trtseg.spec import ModelSpec  # noqa: E402
 
 SAID: list[str] = []  # by the log
@@ -229,6 +229,11 @@ def out_of_memory() -> None:
         " going on with 8 slices a run instead of 16",
         " going on with 4 slices a run instead of 8",
     ], SAID
+    with (
+        opened(BACKEND, 16, context_bytes=1000) as one,
+        pytest.raises(ArgumentError, match="hu: got 16 slices; expected from 1 to 4, the batch"),
+    ):
+        one.stages(hu[:16], SPACING)
     for batch, limit in ((2, 3000), (2, 500)):  # too little for lanes, and for contexts
         played.memory(limits[4])
         with opened(BACKEND, batch, context_bytes=1000) as one:
@@ -246,12 +251,13 @@ def errors() -> None:
     """Whatever call fails: an error of ours, everything given back, and the next call works."""
     hu, failed = ct(11), 0
     with opened(BACKEND) as kept:
-        kept.run(hu, SPACING)
-        played.reset()
-        kept.run(hu, SPACING)
-        calls = played.calls()
-        for one in (kept, None):
-            for n in range(1, calls + 1, max(1, calls // 25)):
+        calls = []
+        for _ in range(2):  # the first run sets up
+            played.reset()
+            kept.run(hu, SPACING)
+            calls.append(played.calls())
+        for one, last in ((None, calls[0]), (kept, calls[1])):
+            for n in range(1, last + 1, max(1, last // 50)):
                 used = cascade(BACKEND) if one is None else one
                 played.reset()
                 played.fail_call(n, 1)
@@ -261,16 +267,14 @@ def errors() -> None:
                 except DeviceError as error:
                     assert "cudaErrorInvalidValue" in str(error)  # noqa: PT017
                     failed += 1
-                    with open_device(
-                        0
-                    ):  # frames of the stand-in hold streams; PyCUDA's methods have no frames
+                    with open_device(0):  # frames of the stand-in hold streams; PyCUDA has none
                         for one_of_them in (error, error.__cause__ or error):
                             traceback.clear_frames(one_of_them.__traceback__)
                 played.reset()
                 assert (used.run(hu, SPACING)[0] == expected(hu)).all(), n
                 if one is None:
                     used.close()
-    assert failed > 30
+    assert failed > 60
 
 
 def lost() -> None:

@@ -22,7 +22,7 @@ from trtseg.engines.nvidia import nets as nvidia  # noqa: E402
 from trtseg.engines.nvidia.driver import Driver, Gpu  # noqa: E402
 from trtseg.engines.nvidia.runtime import Runtime  # noqa: E402
 from trtseg.engines.trust import engine_folder  # noqa: E402
-from trtseg.errors import ArgumentError, DeviceError  # noqa: E402
+from trtseg.errors import ArgumentError, DeviceError, OutOfMemoryError  # noqa: E402
 from trtseg.models import find  # noqa: E402
 from trtseg.phantom import abdomen  # noqa: E402
 
@@ -168,6 +168,24 @@ def judged_once() -> None:
     trt.refused = set()
 
 
+def judged_where_nothing_can_be_written() -> None:
+    """The verdict is not kept, and the log says so; engines that another machine has built run all the same."""
+    judge_again()
+    lock = engine_folder() / ".lock"
+    lock.unlink(missing_ok=True)
+    lock.symlink_to("nowhere")  # which cannot be opened
+    SAID.clear()
+    with segmenter() as one:
+        one.label(CT[:1], spacing=SPACING[1:])
+        assert one.precision == "fp16"
+    text = " net is checked at the next start again: "
+    assert [role for role in ("liver", "tumour") if any(f"the {role}{text}" in t for t in SAID)] == [
+        "liver",
+        "tumour",
+    ], SAID
+    lock.unlink()
+
+
 def falls_back_to_fp32() -> None:
     judge_again()
     trt.black.add(("tumour", "fp16"))
@@ -199,6 +217,19 @@ def closed_by_hand_or_not() -> None:
     kept.close()
     with pytest.raises(ArgumentError, match=r"Segmenter: got a call after close\(\); make another"):
         kept.label(CT, spacing=SPACING[1:])
+
+
+def errors_keep_nothing_alive() -> None:
+    """What TensorRT made goes in its order also while an error is handled, which knows where it was raised."""
+    segmenter(batch=1).close()  # is judged
+    played.memory(trt.Engine.device_memory_size_v2 + 1)  # for one of two lanes
+    with pytest.raises(OutOfMemoryError, match="too little free memory"):
+        segmenter(batch=1)
+    played.memory(8 << 30)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trt.Engine, "get_tensor_shape", lambda *_: (1, 1, 2, 2))
+        with pytest.raises(DeviceError, match=r"has tensors .*, but its sidecar says"):
+            segmenter(batch=1)
 
 
 def what_tensorrt_refuses_is_an_error() -> None:

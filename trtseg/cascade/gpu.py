@@ -143,9 +143,9 @@ class CudaCascade:
 
     def stages(self, hu: NDArray[np.int16], spacing: tuple[float, float]) -> Timings:
         """Seconds in each stage of a chunk, launched step by step without graphs; its tumour net runs in any case."""
+        self.begin(self.place(hu, spacing)).close()  # which may halve the batch
         if not 1 <= len(hu) <= self._batch:
             raise ArgumentError(f"hu: got {len(hu)} slices; expected from 1 to {self._batch}, the batch")
-        self.begin(self.place(hu, spacing)).close()
         with self._working():
             return self._lanes[0].stages(hu)
 

@@ -28,7 +28,7 @@ from trtseg.engines.nvidia.sidecar import EngineKey
 from trtseg.engines.nvidia.tensorrt import LoadedEngine
 from trtseg.engines.nvidia.torch import LoadedTorch, load_compiled
 from trtseg.engines.precision import Precision, candidates
-from trtseg.errors import DeviceError
+from trtseg.errors import DeviceError, TrtsegError
 from trtseg.models import ModelFiles
 from trtseg.spec import ModelSpec
 
@@ -227,7 +227,10 @@ def _acceptance(place: _Place, net: Net, loaded: Loaded) -> Acceptance:
             driver=place.driver.version,
         )
         loaded.keep_compiled()
-    loaded.keep_acceptance(found.to_json())
+    try:
+        loaded.keep_acceptance(found.to_json())
+    except TrtsegError as error:  # only that the next start takes longer
+        log.warning("the %s net is checked at the next start again: %s", net.spec.role, error)
     return found
 
 

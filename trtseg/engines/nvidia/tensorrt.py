@@ -22,6 +22,9 @@ from trtseg.errors import DeviceError, TrtsegError
 class LoadedEngine:
     """An engine on a GPU: its weights, which the contexts made from it share.
 
+    An error knows the variables of the functions that it left. So no function that raises holds what TensorRT made in a
+    variable: it would live on, and go after the engine or the runtime that it needs.
+
     Parameters
     ----------
     runtime : Runtime
@@ -76,12 +79,11 @@ class LoadedEngine:
 
     def context(self) -> TensorRTEngine:
         """Make an engine that one thread and one stream at a time can use, with activations of its own."""
-        arguments = () if self._config is None else (self._config,)
         with ExitStack() as stack:
             memory = stack.enter_context(Resources(self.device))
             with one_at_a_time:
                 self._log.take()
-                engine = TensorRTEngine(self, self._engine.create_execution_context(*arguments), memory)
+                engine = TensorRTEngine(self, self._new_context(), memory)
                 stack.callback(engine.close)
                 if engine._context is None:
                     raise self._failed("gives no execution context")
@@ -90,6 +92,12 @@ class LoadedEngine:
                 engine._context.set_device_memory(memory.array((size,), np.uint8).address, size)
             stack.pop_all()
         return engine
+
+    def _new_context(self) -> Any:
+        """TensorRT's own context."""
+        if self._config is None:
+            return self._engine.create_execution_context()
+        return self._engine.create_execution_context(self._config)
 
     def keep_compiled(self) -> None:
         """Keep the code that TensorRT-RTX has compiled for this GPU, so that the next start is faster."""
@@ -151,12 +159,13 @@ class LoadedEngine:
     def _blob_name(self) -> str:
         return f"compiled-{self.sidecar.key.stem}-{re.sub(r'[^A-Za-z0-9]+', '-', self.device.name)}"
 
-    def _check_tensors(self) -> None:
+    def _tensors(self) -> list[dict[str, Any]]:
+        """The engine's tensors, as a sidecar has them."""
         trt, engine, precision = self._runtime.module, self._engine, named(self.key.precision)
         dtypes = {getattr(trt, precision.dtype.name): precision.name}
         modes = {trt.TensorIOMode.INPUT: "input", trt.TensorIOMode.OUTPUT: "output"}
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        found = [
+        return [
             {
                 "name": name,
                 "mode": modes[engine.get_tensor_mode(name)],
@@ -165,6 +174,9 @@ class LoadedEngine:
             }
             for name in names
         ]
+
+    def _check_tensors(self) -> None:
+        found = self._tensors()
         if sorted(found, key=str) != sorted(self.sidecar.tensors, key=str):
             raise DeviceError(
                 f"engine {self.sidecar.key}: has tensors {found}, but its sidecar says {self.sidecar.tensors}; "

@@ -21,7 +21,7 @@ from trtseg.engines.nvidia.runtime import load_runtime
 from trtseg.engines.nvidia.serialize import Serialized
 from trtseg.engines.nvidia.sidecar import FORMAT, EngineKey, Sidecar
 from trtseg.engines.nvidia.torch_net import TorchNet
-from trtseg.errors import DeviceError, OutOfMemoryError, OutputError, TrtsegError
+from trtseg.errors import DeviceError, OutOfMemoryError, OutputError
 
 log = logging.getLogger("trtseg")
 
@@ -117,14 +117,11 @@ class LoadedTorch:
         return found
 
     def keep_acceptance(self, acceptance: dict[str, Any]) -> None:
-        """Keep the acceptance where `kept_acceptance` finds it; PyTorch's own operators run without a cache, too."""
+        """Keep the acceptance where `kept_acceptance` finds it."""
         if self._sidecar is not None:
             self._sidecar = cache.keep_acceptance(self.key, acceptance, sha256=self._sidecar.sha256)
-            return
-        try:
+        else:
             store_blob(self._blob_name(), json.dumps(acceptance).encode())
-        except TrtsegError as error:  # only that the next start takes longer
-            log.warning("%s", error)
 
     def close(self) -> None:
         """Do nothing: the weights go with the last reference."""
