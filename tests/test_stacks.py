@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from tests.tiny_kit import tiny_kit
 from training import kit as kits
 from training import stacks
+from trtseg.errors import OutputError, TrtsegError
 
 
 def stack_kit():
@@ -62,6 +64,31 @@ def test_nets_of_all_sizes_are_scored(tmp_path, monkeypatch):
             scores = found[f"{channels} {seed}"]
             assert sorted(scores) == ["A", "chaos-3", "ircadb-1"]
             assert all(0 <= value <= 1 for value in scores["A"])
+
+
+def test_scores_are_written_completely_or_not_at_all(tmp_path, monkeypatch):
+    kits.write(tmp_path / "kit.zip", stack_kit())
+    out = tmp_path / "out.json"
+    out.write_text("of an earlier run")
+    monkeypatch.setattr(stacks, "trained", lambda *a: None)
+    monkeypatch.setattr(stacks, "scores", lambda *a: {"A": (0.5, 0.5)})
+
+    def torn(path, text):
+        path.write_bytes(text[:9].encode())
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_text", torn)
+    with pytest.raises(OutputError, match="no space left"):
+        stacks.compare(tmp_path / "kit.zip", out, 1)
+    assert out.read_text() == "of an earlier run"
+
+
+def test_an_impossible_output_is_refused_before_the_work(tmp_path, monkeypatch):
+    kits.write(tmp_path / "kit.zip", stack_kit())
+    monkeypatch.setattr(stacks, "trained", lambda *a: pytest.fail("the output comes first"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrtsegError, match="--out"):
+        stacks.compare(tmp_path / "kit.zip", tmp_path / "file" / "out.json", 1)
 
 
 def test_the_median_is_of_three_labels():
