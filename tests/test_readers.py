@@ -288,6 +288,11 @@ def test_negatives(tmp_path):
     assert scan.spacing[1:] == (4.0, 3.0)
 
 
+def test_negatives_of_a_patient_who_validates_with_a_whole_ct(tmp_path):
+    root = made.negatives(tmp_path, {"totalseg_pelvis_3mm": ["a", "b"]})
+    assert [(case.group, case.held_out) for case in negatives(root)] == [("totalseg", True)] * 2
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

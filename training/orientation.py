@@ -53,7 +53,6 @@ def cases_to_fit(shared: Path) -> list[Case]:
         if case.trainable
         and not case.held_out
         and case.group not in VALIDATION + _BENCHMARK
-        and case.source != "totalseg_pelvis_3mm"  # of the patient of the group "totalseg"
         and case.body_part != _NO_PART_OF_A_TRUNK
     ]
 

@@ -17,6 +17,8 @@ from trtseg.errors import InputError
 
 #: Sources under non-commercial licences: weights that are given away must not rest on them.
 NOT_TRAINABLE = ("nsclc_lung1_001", "ibsi_pat1_lung", "ricord1a_1012")
+#: Sources whose patient validates with a complete CT too: his name there.
+_VALIDATES_ELSEWHERE = {"totalseg_pelvis_3mm": "totalseg"}
 #: What a file of slices without liver says of each, besides its HU: numbers of a row, none for text.
 _NEGATIVE_ROWS = {"spacing_mm": (2,), "valid_box": (4,), "patient": (), "body_part": ()}
 #: Of the patients without liver, one in so many is for validation.
@@ -107,15 +109,16 @@ def negatives(root: Path) -> list[Case]:
         except InputError as error:
             cases.append(Case(path.stem, path.stem, "", unusable(str(error))))
             continue
+        elsewhere = _VALIDATES_ELSEWHERE.get(path.stem)
         for i, (spacing, box, patient, part) in enumerate(zip(*columns.values(), strict=True)):
             cases.append(
                 Case(
                     f"{path.stem}-{i:03d}",
                     path.stem,
-                    str(patient),
+                    elsewhere or str(patient),
                     partial(_read_negative, path, i, box.tolist(), spacing.tolist()),
                     trainable=path.stem not in NOT_TRAINABLE,
-                    held_out=zlib.crc32(str(patient).encode()) % _VALIDATION_SHARE == 0,
+                    held_out=bool(elsewhere) or zlib.crc32(str(patient).encode()) % _VALIDATION_SHARE == 0,
                     body_part=str(part),
                 )
             )
