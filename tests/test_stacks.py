@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from tests.tiny_kit import tiny_kit
 from training import kit as kits
-from training import stacks
+from training import neighbours, stacks
 from trtseg.errors import OutputError, TrtsegError
 
 
@@ -112,3 +113,12 @@ def test_the_median_is_of_three_labels():
     image[1] = 0
     found = stacks.scores(replace(made, label=label, image=image), rows, Seen(), 1, torch.device("cpu"))
     assert found == {"A": (1.0, 0.0)}
+
+
+def test_a_model_of_one_net_has_no_logits_to_average(tmp_path, monkeypatch):
+    tiny.one_step_model(tmp_path / "one")
+    monkeypatch.setattr("sys.argv", ["neighbours", "--model", str(tmp_path / "one"), "--shared", "data"])
+    with pytest.raises(
+        SystemExit, match=r"^error: model: .* has one net; expected a model of a liver and a tumour"
+    ):
+        neighbours.main()
