@@ -25,15 +25,18 @@ import nibabel as nib
 import numpy as np
 
 import trtseg
+from benchmarks.compare_process import highest, tree
 from trtseg import cohort
 from trtseg.cohort.manifest import Manifest
 from trtseg.io.atomic import atomic
 from trtseg.resources import available_cpus
 
+MB = 2**20
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Seconds by the wall clock and of the processors, and the largest memory of a worker so far, in MB."""
+    """Seconds by the wall clock and of the processors, and the largest memory of a worker, in MB."""
 
     wall: float
     cpu: float
@@ -47,14 +50,16 @@ def run(folder: Path, ct: Path, count: int, jobs: int, options: dict) -> Run:
     (top / "out").mkdir()
     for n in range(count):
         os.link(ct, top / f"cts/{n:05}.nii.gz")
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    before, start, memory = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), 0
     with cohort.plan([top / "cts"], top / "out") as cases:
         for outcome in cohort.run(cases, cohort.Workers(jobs, options=options), folder=top / "out"):
             if outcome.error is not None:
                 raise outcome.error
+            # not ru_maxrss, which begins with the memory of the process that starts a worker: this one
+            memory = max([memory, *map(highest, tree(os.getpid())[1:])])
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Run(wall, cpu, after.ru_maxrss / 1024)
+    return Run(wall, cpu, memory / MB)
 
 
 def write(volume: trtseg.Volume, slices: slice, path: Path) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.contenders import CONTENDERS, Contender
+from trtseg.io.atomic import atomic
 
 AGREES = 0.95  # Dice of the liver with trtseg's labels; below, the row says so
 #: Goals on the first CT: how many times longer than the fastest trtseg the fastest of these contenders takes.
@@ -237,5 +238,6 @@ def chart(data: dict[str, Any], png: Path) -> None:
     axes.set_xlabel(
         f"seconds from file to file, {ct}, {slices} slices\n{_threads(settings)}, {machine['cpu']}"
     )
-    figure.savefig(png, dpi=120)
+    with atomic(png) as (temporary,):
+        figure.savefig(temporary, dpi=120)
     plt.close(figure)

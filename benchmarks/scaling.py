@@ -13,7 +13,6 @@ The plot needs matplotlib (extra ``evaluate``).
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -27,8 +26,12 @@ from isal import igzip
 from nibabel.nifti1 import Nifti1Header
 
 import trtseg
+from benchmarks.compare_process import highest
+from trtseg.io.atomic import atomic
 
 MB = 1e6
+#: Between two looks at a process.
+SAMPLE_SECONDS = 0.005
 
 
 @dataclass(frozen=True)
@@ -69,14 +72,16 @@ def measured(ct: Path, out: Path, threads: int, precision: str) -> tuple[float, 
     """Segment a CT in a process of its own; seconds, and the largest resident set in bytes."""
     command = [sys.executable, "-m", "trtseg", "segment", ct, "-o", out, "--threads", threads]
     command += ["--precision", precision, "--quiet"]
-    start = time.perf_counter()
+    start, memory = time.perf_counter(), 0
     process = subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
+    while process.poll() is None:
+        # not ru_maxrss at its end, which begins with the memory of the process that starts it: this one
+        memory = max(memory, highest(process.pid))
+        time.sleep(SAMPLE_SECONDS)
     seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{ct.name}: trtseg segment ended with code {process.returncode}")
-    return seconds, usage.ru_maxrss * 1024.0
+    return seconds, float(memory)
 
 
 def plot(runs: Sequence[Run], png: Path) -> None:
@@ -101,7 +106,8 @@ def plot(runs: Sequence[Run], png: Path) -> None:
         axes.set(xlim=(0, None), ylim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    figure.savefig(png, dpi=120)
+    with atomic(png) as (temporary,):
+        figure.savefig(temporary, dpi=120)
     plt.close(figure)
 
 

@@ -70,6 +70,17 @@ def test_the_folder_holds_what_its_manifest_says(exported):
         assert b".py" not in (folder / name).read_bytes()  # no source paths in the file
 
 
+def test_ranking_assumes_the_spacing_that_the_scores_assume(monkeypatch):
+    """Else slices of unknown spacing lie otherwise on the net's grid for the ROC curve than for the Dice."""
+    phantom = abdomen(shape=(4, 64, 64), spacing=SPACING, lesions=2)
+    scan = Scan(phantom.ct, phantom.labels, (5.0, np.nan, np.nan), range(4))
+    seen = []
+    monkeypatch.setattr(evaluate, "probabilities", lambda files, scan: seen.append(scan.spacing) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluate.ranking("default", [Case("a", "lits", "A", lambda: scan)], None)
+    assert seen == [(5.0, *evaluate.ASSUMED[1:])]
+
+
 def test_the_exported_model_says_what_the_checkpoint_says(exported):
     """Through prepare, engine and gate of trtseg on one side, through PyTorch on the other."""
     method, paths, spec, folder = exported

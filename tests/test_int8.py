@@ -215,6 +215,13 @@ def test_a_model_that_fails_is_left_as_it_is(folder, tmp_path, monkeypatch):
     assert before == {path.name: path.read_bytes() for path in made.iterdir()}
 
 
+def test_incomplete_data_is_refused_before_the_work(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(int8, "quantised", lambda files: pytest.fail("the data comes first"))
+    monkeypatch.setattr("sys.argv", ["int8", str(folder), "--shared", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"^error: .*lits_slices: no caseNN"):
+        int8.main()
+
+
 def test_a_model_may_be_given_by_name(folder, tmp_path, monkeypatch):
     made = tiny.cascade_model(tmp_path / "tiny")
     nets = {role: (folder / f"{role}.int8.onnx").read_bytes() for role in ("liver", "tumour")}

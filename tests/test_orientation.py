@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 import trtseg
+from training import orientation
 from training.orientation import Slices, fit
 from trtseg import cohort
 from trtseg.errors import ArgumentError, InputError
@@ -162,3 +163,10 @@ def test_slices_are_described_one_by_one():
         (alone,) = describe([page], (1.0, 2.0))
         assert (one is None) == (alone is None)
         assert one is None or (np.array_equal(one[0], alone[0]) and one[1] == alone[1])
+
+
+def test_incomplete_data_to_fit_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["orientation", "--shared", str(tmp_path), "-o", str(tmp_path / "w.npz")])
+    with pytest.raises(SystemExit, match=r"^error: .*lits_slices: no caseNN"):
+        orientation.main()
+    assert not list(tmp_path.iterdir())

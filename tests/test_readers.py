@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import tarfile
+import zipfile
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 
 from training.cases import read_checked
 from training.readers import chaos, chaos_nifti, ircadb, lits, lits_crop, msd, negatives, png_slices
+from training.readers.shared import shared_cases
 from trtseg.errors import InputError
 
 
@@ -253,6 +255,23 @@ def test_png_slices_of_an_unknown_patient(tmp_path):
         png_slices(root)
 
 
+@pytest.mark.parametrize("text", ["{", '{"id": 1}', '[{"patient_group": "A"}]', "[1]"])
+def test_a_manifest_that_cannot_be_read(tmp_path, text):
+    root = made.png_slices(tmp_path, {1: "A"})
+    (tmp_path / "MANIFEST.json").write_text(text)
+    with pytest.raises(
+        InputError, match=r"MANIFEST\.json: cannot be read \(.*expected a list of rows with id"
+    ):
+        png_slices(root)
+
+
+@pytest.mark.parametrize("name", ["image", "label"])
+def test_png_slices_without_partner(tmp_path, name):
+    root = made.png_slices(tmp_path, {4: "D"})
+    (root / f"case04/{name}_012.png").unlink()
+    assert "of image_012.png and label_012.png one is missing" in refusal(png_slices(root)[0])
+
+
 def test_negatives(tmp_path):
     # crc32("d") % 6 is 0, of the others it is not
     root = made.negatives(tmp_path, {"free": ["a", "b", "a", "d"], "nsclc_lung1_001": ["c"]})
@@ -267,6 +286,65 @@ def test_negatives(tmp_path):
     assert (scan.hu == made.phantom(100).ct[2:3, 1:40, 1:52] + 2).all()  # without the padding
     assert not scan.label.any()
     assert scan.spacing[1:] == (4.0, 3.0)
+
+
+def test_negatives_of_a_patient_who_validates_with_a_whole_ct(tmp_path):
+    root = made.negatives(tmp_path, {"totalseg_pelvis_3mm": ["a", "b"]})
+    assert [(case.group, case.held_out) for case in negatives(root)] == [("totalseg", True)] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"patient": ["a"]}, "spacing_mm: got the shape (2, 2); expected (1, 2)"),
+        ({"valid_box": np.array([1, 40])}, "valid_box: got the shape (2,); expected (2, 4)"),
+        ({"body_part": ["pelvis", ""]}, "body_part: got an empty one"),
+        ({"valid_box": np.array([[-1, 40, 1, 52]] * 2)}, "valid_box: got [-1, 40, 1, 52]; expected 0 <= y0 < y1 <= 40"),
+        ({"valid_box": np.array([[1, 41, 1, 52]] * 2)}, "valid_box: got [1, 41, 1, 52]"),
+        ({"spacing_mm": np.array([[0.0, 1.0]] * 2)}, "spacing_mm: got [0.0, 1.0]; expected mm above 0"),
+    ],
+)  # fmt: skip
+def test_negatives_that_contradict_themselves(tmp_path, changes, reason):
+    path = made.negatives(tmp_path, {"free": ["a", "b"]}) / "free.npz"
+    with np.load(path) as file:
+        columns = {name: file[name] for name in file.files}
+    np.savez(path, **(columns | changes))
+    assert reason in refusal(negatives(path.parent)[0])
+
+
+def test_broken_archives_are_refused_one_by_one(tmp_path):
+    """Whatever is broken: the other files of the folder are listed."""
+    path = made.negatives(tmp_path, {"free": ["a", "b"]}) / "free.npz"
+    with (
+        zipfile.ZipFile(path) as archive,
+        zipfile.ZipFile(path.with_name("lzma.npz"), "w", zipfile.ZIP_LZMA) as other,
+    ):
+        for entry in archive.namelist():
+            other.writestr(entry, archive.read(entry))
+    squeezed = path.with_name("lzma.npz").read_bytes()
+    with zipfile.ZipFile(path.with_name("lzma.npz")) as archive:
+        start = archive.getinfo("spacing_mm.npy").header_offset
+    for number in range(start + 60, start + 70):
+        damaged = bytearray(squeezed)
+        damaged[number] ^= 255
+        path.with_name("lzma.npz").write_bytes(damaged)
+        path.with_name("empty.npz").write_bytes(b"")
+        empty, *rest, broken = negatives(path.parent)
+        assert "cannot be read (EOFError" in refusal(empty)
+        assert "lzma.npz: cannot be read" in refusal(broken)
+        assert [case.group for case in rest] == ["a", "b"]
+
+
+@pytest.mark.parametrize("content", [None, b"no archive", b""])
+def test_shared_data_without_the_labels_of_its_last_slices(tmp_path, content):
+    made.png_slices(tmp_path, {4: "D"})
+    folder = tmp_path / "liver_slices"
+    folder.mkdir()
+    labels = folder / "labels_of_lits_slices_11_to_13.npz"
+    if content is not None:
+        labels.write_bytes(content)
+    with pytest.raises(InputError, match=rf"{labels.name}: cannot be read"):
+        shared_cases(tmp_path)
 
 
 @pytest.mark.parametrize("reader", [lits, msd, ircadb, chaos, png_slices, negatives])
@@ -353,5 +431,8 @@ def test_the_crop_lies_where_a_liver_is(tmp_path):
     assert np.argwhere(scan.label).tolist() == [[7, 55, 28]]
     assert (scan.hu[:, :50] == -1000).all()
     assert case.group == "lits-117"  # as in the full data set
+    marks[0, 0, 0] = 257  # 1 in eight bits
+    (tmp_path / "lab_117.mrc.gz").write_bytes(gzip.compress(bytes(1024) + marks.tobytes()))
+    assert "labels: got 257; expected 0, 1 and 2" in refusal(case)
     (tmp_path / "lab_117.mrc.gz").write_bytes(gzip.compress(bytes(1024 + 7)))
     assert "got 1031 bytes; expected 4195328" in refusal(case)

@@ -2,14 +2,17 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from tests.tiny_kit import tiny_kit
 from training import kit as kits
-from training import stacks
+from training import neighbours, stacks
+from trtseg.errors import OutputError, TrtsegError
 
 
 def stack_kit():
@@ -64,6 +67,31 @@ def test_nets_of_all_sizes_are_scored(tmp_path, monkeypatch):
             assert all(0 <= value <= 1 for value in scores["A"])
 
 
+def test_scores_are_written_completely_or_not_at_all(tmp_path, monkeypatch):
+    kits.write(tmp_path / "kit.zip", stack_kit())
+    out = tmp_path / "out.json"
+    out.write_text("of an earlier run")
+    monkeypatch.setattr(stacks, "trained", lambda *a: None)
+    monkeypatch.setattr(stacks, "scores", lambda *a: {"A": (0.5, 0.5)})
+
+    def torn(path, text):
+        path.write_bytes(text[:9].encode())
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_text", torn)
+    with pytest.raises(OutputError, match="no space left"):
+        stacks.compare(tmp_path / "kit.zip", out, 1)
+    assert out.read_text() == "of an earlier run"
+
+
+def test_an_impossible_output_is_refused_before_the_work(tmp_path, monkeypatch):
+    kits.write(tmp_path / "kit.zip", stack_kit())
+    monkeypatch.setattr(stacks, "trained", lambda *a: pytest.fail("the output comes first"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrtsegError, match="--out"):
+        stacks.compare(tmp_path / "kit.zip", tmp_path / "file" / "out.json", 1)
+
+
 def test_the_median_is_of_three_labels():
     class Seen:
         """Calls a pixel tumour where the middle channel is bright."""
@@ -85,3 +113,12 @@ def test_the_median_is_of_three_labels():
     image[1] = 0
     found = stacks.scores(replace(made, label=label, image=image), rows, Seen(), 1, torch.device("cpu"))
     assert found == {"A": (1.0, 0.0)}
+
+
+def test_a_model_of_one_net_has_no_logits_to_average(tmp_path, monkeypatch):
+    tiny.one_step_model(tmp_path / "one")
+    monkeypatch.setattr("sys.argv", ["neighbours", "--model", str(tmp_path / "one"), "--shared", "data"])
+    with pytest.raises(
+        SystemExit, match=r"^error: model: .* has one net; expected a model of a liver and a tumour"
+    ):
+        neighbours.main()

@@ -104,10 +104,10 @@ def ranking(model: str, cases: Sequence[Case], png: Path | None) -> str:
 
 
 def with_liver(scan: Scan, most: int) -> Scan:
-    """The slices of a scan that show liver, evenly thinned to at most ``most``."""
+    """The slices of a scan that show liver, evenly thinned to at most ``most``, with the spacing of `spacing_of`."""
     keep = np.flatnonzero(scan.label.any((1, 2)))
     keep = keep[:: max(1, math.ceil(len(keep) / max(1, most)))]
-    return Scan(scan.hu[keep], scan.label[keep], scan.spacing, [scan.z[i] for i in keep])
+    return Scan(scan.hu[keep], scan.label[keep], spacing_of(scan.spacing), [scan.z[i] for i in keep])
 
 
 def false_livers(found: Sequence[tuple[str, float]]) -> str:

@@ -136,8 +136,8 @@ def verdict(rows: Sequence[Row]) -> tuple[str, bool]:
 def quantise(model: Path, shared: Path) -> tuple[str, bool]:
     """Add INT8 files to a model, by name or folder, if they pass; the table of the comparison, and whether they did."""
     files = models.find(model)
-    nets = quantised(files)
     cases = [case for case in validating(shared) if not case.body_part]
+    nets = quantised(files)
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder) / files.folder.name
         shutil.copytree(files.folder, trial)

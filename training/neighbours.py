@@ -24,7 +24,7 @@ from trtseg.engines import open_engine
 from trtseg.engines.base import logits_of
 from trtseg.engines.calibration import show
 from trtseg.engines.precision import FP32
-from trtseg.errors import TrtsegError
+from trtseg.errors import ModelError, TrtsegError
 from trtseg.fit import Fit
 from trtseg.labels.postprocess import PostProcess, postprocess
 from trtseg.metrics.overlap import overlap
@@ -103,6 +103,8 @@ def main() -> None:
     args = parser.parse_args()
     try:
         files = models.find(args.model)
+        if len(files.spec.nets) != 2:
+            raise ModelError(f"model: {args.model} has one net; expected a model of a liver and a tumour net")
         all_stacks = list(stacks(files, args.shared))
     except TrtsegError as error:
         raise SystemExit(f"error: {error}") from None

@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from training.cases import Case
+from training.cases import Case, read_checked
 from training.readers.liver_slices import liver_slices
 from training.readers.shared import VALIDATION
 from training.readers.slices import negatives, png_slices
+from trtseg.errors import TrtsegError
 from trtseg.io import atomic
 from trtseg.orientation import TURNS, Weights, climbs, describe, score, turned
 
@@ -52,7 +53,6 @@ def cases_to_fit(shared: Path) -> list[Case]:
         if case.trainable
         and not case.held_out
         and case.group not in VALIDATION + _BENCHMARK
-        and case.source != "totalseg_pelvis_3mm"  # of the patient of the group "totalseg"
         and case.body_part != _NO_PART_OF_A_TRUNK
     ]
 
@@ -61,7 +61,7 @@ def read_slices(cases: Iterable[Case]) -> Slices:
     """Read and describe all slices of some cases; slices without a body are left out."""
     rows = []
     for number, case in enumerate(cases):
-        scan = case.read()
+        scan = read_checked(case)
         for described in describe([scan.hu[i] for i in np.argsort(scan.z)], (1.0, 1.0)):
             if described:
                 rows.append((*described, f"{case.source} {case.group}", number, not case.body_part))
@@ -162,10 +162,13 @@ def main() -> None:
         "-o", "--output", type=Path, required=True, help="trtseg/orientation.npz, to ship them"
     )
     args = parser.parse_args()
-    slices = read_slices(cases_to_fit(args.shared))
-    weights = fit(slices)
-    with atomic(args.output) as (path,), path.open("wb") as file:
-        np.savez_compressed(file, **weights._asdict())
+    try:
+        slices = read_slices(cases_to_fit(args.shared))
+        weights = fit(slices)
+        with atomic(args.output) as (path,), path.open("wb") as file:
+            np.savez_compressed(file, **weights._asdict())
+    except TrtsegError as error:
+        raise SystemExit(f"error: {error}") from None
     scores = score(weights, slices.cells, slices.aspects)
     print(
         f"{slices.liver.sum()} slices of {_count(slices.patient[slices.liver])} patients with a liver, "

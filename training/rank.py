@@ -20,11 +20,10 @@ from trtseg.models import ModelFiles
 def probabilities(files: ModelFiles, scan: Scan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Probability of tumour, FP32, whether it is tumour, and whether the model calls it liver or tumour.
 
-    All are flat, of the pixels of a scan on the net's grid. Without post-processing; outside the liver net's mask the
-    probability is 0, as `label` has it.
+    All are flat, of the pixels of a scan, whose spacing is known, on the net's grid. Without post-processing; outside
+    the liver net's mask the probability is 0, as `label` has it.
     """
-    nets = files.spec.nets
-    spacing = (1.0, 1.0) if np.isnan(scan.spacing[1]) else scan.spacing[1:]
+    nets, spacing = files.spec.nets, scan.spacing[1:]
     engines = {net.role: open_engine(files, net, precision=FP32.name) for net in nets}
     shown = show(scan.hu, spacing, nets, lambda net, x: logits_of(engines[net.role], x))
     logits = shown[nets[-1].role][1]

@@ -29,6 +29,8 @@ from training.trainer import Run, Trainer
 from training.unet import UNet
 from trtseg.errors import TrtsegError
 from trtseg.fit import AIR_HU
+from trtseg.io.atomic import atomic
+from trtseg.io.folders import check_writable, make_folder
 
 CHANNELS, SEEDS = (1, 3, 5), (0, 1)
 #: Slices of a CT that lie further apart than so many are no neighbours.
@@ -163,6 +165,8 @@ def compare(path: Path, out: Path, steps: int) -> None:
     """Train and score all nets; the scores of each are printed, and kept in ``out``."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kit = kits.read(path)
+    make_folder(out.parent, "--out")
+    check_writable(out.parent, "--out")
     train = training_rows(kit, Split(TEST, ()))
     test = np.flatnonzero(np.isin(kit.group, TEST) & (kit.tumour_known | (kit.group == "chaos-3")))
     device_name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
@@ -175,8 +179,8 @@ def compare(path: Path, out: Path, steps: int) -> None:
                 f"{channels} slices, seed {seed}:",
                 {p: [round(v, 3) for v in pair] for p, pair in found.items()},
             )
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps(kept, indent=1))
+            with atomic(out) as (temporary,):
+                temporary.write_text(json.dumps(kept, indent=1))
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from trtseg.engines import open_engine
 from trtseg.engines.base import logits_of
 from trtseg.engines.precision import FP32
 from trtseg.errors import TrtsegError
+from trtseg.io.atomic import atomic
 
 #: Slices of each model that are timed.
 RUNS = 40
@@ -75,6 +76,16 @@ def times(names: Sequence[str]) -> list[float]:
     return [statistics.median(own) for own in found]
 
 
+def measured(names: Sequence[str], shared: Path) -> list[Point]:
+    """Score and time models."""
+    cases = [case for case in validating(shared) if not case.body_part]
+    points = []
+    for model, seconds in zip(names, times(names), strict=True):
+        size = models.find(model).spec.nets[0].size[0]
+        points.append(Point(Path(model).name, size, seconds, *dices(model, cases)))
+    return points
+
+
 def table(points: Sequence[Point]) -> str:
     """The points as Markdown."""
     rows = ["| model | pixels | both nets, ms a slice | liver Dice | tumour Dice |", "|---|---|---|---|---|"]
@@ -113,16 +124,13 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, metavar="PNG", help="file of the plot")
     args = parser.parse_args()
     try:
-        cases = [case for case in validating(args.shared) if not case.body_part]
-        points = []
-        for model, seconds in zip(args.models, times(args.models), strict=True):
-            size = models.find(model).spec.nets[0].size[0]
-            points.append(Point(Path(model).name, size, seconds, *dices(model, cases)))
+        with atomic(*([args.plot] if args.plot else [])) as pictures:
+            points = measured(args.models, args.shared)
+            print(table(points))
+            for picture in pictures:
+                plot(points, picture)
     except TrtsegError as error:
         raise SystemExit(f"error: {error}") from None
-    print(table(points))
-    if args.plot:
-        plot(points, args.plot)
 
 
 if __name__ == "__main__":

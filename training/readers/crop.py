@@ -30,7 +30,10 @@ def _read(root: Path) -> Scan:
     hu = np.full((_SIDE, 256, 256), AIR_HU, np.int16)
     label = np.zeros(hu.shape, np.uint8)
     hu[_PLACE] = np.rint(_mrc(root / "img_117.mrc.gz", np.float32).clip(AIR_HU, 3000))
-    label[_PLACE] = _mrc(root / "lab_117.mrc.gz", np.uint16)
+    drawn = _mrc(root / "lab_117.mrc.gz", np.uint16)
+    if drawn.max() > 2:
+        raise InputError(f"lab_117.mrc.gz: labels: got {drawn.max()}; expected 0, 1 and 2")
+    label[_PLACE] = drawn
     return Scan(hu, label, (np.nan, _PIXEL_MM, _PIXEL_MM), range(_SIDE))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from training.cases import MAX_CELLS, Case, Scan, unusable
 from training.readers.nifti import patient_of_lits
+from training.readers.npz import read_arrays
 from training.readers.slices import read_grey
 from trtseg.errors import InputError
 
@@ -42,13 +42,9 @@ def liver_slices(root: Path) -> list[Case]:
         if path.stem.startswith("labels_of_"):
             continue
         try:
-            with np.load(path) as file:
-                patient, known = file["patient"], file["tumour_known"]
+            patient, known = read_arrays(path, ["patient", "tumour_known"]).values()
             _check_array(path, "patient", patient, (patient.size,))
             _check_array(path, "tumour_known", known, patient.shape)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            cases.append(Case(path.stem, path.stem, "", unusable(f"{path.name}: cannot be read ({error})")))
-            continue
         except InputError as error:
             cases.append(Case(path.stem, path.stem, "", unusable(str(error))))
             continue
@@ -81,8 +77,7 @@ def labels_of_png_slices(labels: Path, root: Path) -> list[Case]:
     root : Path
         Folder with the images, ``caseNN/image_ZZZ.png``.
     """
-    with np.load(labels) as file:
-        number = file["case"]
+    number = read_arrays(labels, ["case"])["case"]
     return [
         Case(
             f"case{n:02d}", "lits_png", patient_of_lits(int(n)), partial(_read_png, labels, root, int(n)),
@@ -113,17 +108,15 @@ def _read(path: Path, rows: np.ndarray) -> Scan:
 
 
 def _read_png(labels: Path, root: Path, number: int) -> Scan:
-    with np.load(labels) as file:
-        own = file["case"] == number
-        label, z = file["labels"][own], file["z"][own].tolist()
+    columns = read_arrays(labels, ["case", "labels", "z"])
+    label, z = (columns[name][columns["case"] == number] for name in ("labels", "z"))
     hu = np.stack([read_grey(root / f"case{number:02d}" / f"image_{i:03d}.png") for i in z])
-    return Scan(hu, label, (np.nan,) * 3, z)
+    return Scan(hu, label, (np.nan,) * 3, z.tolist())
 
 
 @lru_cache(maxsize=1)  # a file is decompressed as a whole, and its cases are asked for in turn
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path) as file:
-        columns = {name: file[name] for name in file.files}
+    columns = read_arrays(path)
     _check(path, columns)
     return columns
 

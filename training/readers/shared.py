@@ -50,10 +50,7 @@ def shared_cases(shared: Path) -> list[Case]:
         for case in cases
     ]
     cases += lits_crop(shared / "lits117_128")
-    cases += [
-        replace(case, group="totalseg", held_out=True) if case.source == "totalseg_pelvis_3mm" else case
-        for case in negatives(shared / "negatives")
-    ]
+    cases += negatives(shared / "negatives")
     cases += chaos_nifti(shared / "chaos3")
     cases += [
         Case("ircadb01", "ircadb01", "ircadb-1", partial(_ircadb01, shared / "ircadb01"), trainable=False),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
 import zlib
 from functools import lru_cache, partial
 from pathlib import Path
@@ -13,10 +12,15 @@ import numpy as np
 from PIL import Image
 
 from training.cases import Case, Scan, check_labels, unusable
+from training.readers.npz import read_arrays
 from trtseg.errors import InputError
 
 #: Sources under non-commercial licences: weights that are given away must not rest on them.
 NOT_TRAINABLE = ("nsclc_lung1_001", "ibsi_pat1_lung", "ricord1a_1012")
+#: Sources whose patient validates with a complete CT too: his name there.
+_VALIDATES_ELSEWHERE = {"totalseg_pelvis_3mm": "totalseg"}
+#: What a file of slices without liver says of each, besides its HU: numbers of a row, none for text.
+_NEGATIVE_ROWS = {"spacing_mm": (2,), "valid_box": (4,), "patient": (), "body_part": ()}
 #: Of the patients without liver, one in so many is for validation.
 _VALIDATION_SHARE = 6
 
@@ -32,11 +36,11 @@ def png_slices(root: Path) -> list[Case]:
     manifest = next((p for p in (root / "MANIFEST.json", root.parent / "MANIFEST.json") if p.is_file()), None)
     if manifest is None:
         raise InputError(f"{root}: no MANIFEST.json in it or above, which says what cases are of one patient")
-    rows = {row["id"]: row for row in json.loads(manifest.read_text())}
+    patients = _patients(manifest)
     cases = []
     for folder in folders:
-        row = rows.get(f"lits{int(re.sub(r'[^0-9]', '', folder.name) or -1):03d}_png", {})
-        group, labels = row.get("patient_group"), sorted(folder.glob("label_*.png"))
+        group = patients.get(f"lits{int(re.sub(r'[^0-9]', '', folder.name) or -1):03d}_png")
+        labels = sorted(folder.glob("label_*.png"))
         read = partial(_read_png, labels) if labels else unusable("no labels (label_ZZZ.png)")
         if not group:
             read = unusable(f"{manifest.name} does not say of which patient it is (patient_group)")
@@ -44,7 +48,22 @@ def png_slices(root: Path) -> list[Case]:
     return cases
 
 
+def _patients(manifest: Path) -> dict[str, str | None]:
+    """The patient of each case by its id, None where the manifest does not name one."""
+    try:
+        return {row["id"]: row.get("patient_group") for row in json.loads(manifest.read_bytes())}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"{manifest}: cannot be read ({type(error).__name__}: {error}); expected a list of rows with id and "
+            "patient_group"
+        ) from error
+
+
 def _read_png(labels: list[Path]) -> Scan:
+    images = {path.name.replace("image", "label") for path in labels[0].parent.glob("image_*.png")}
+    if alone := sorted(images ^ {path.name for path in labels}):
+        number = alone[0].removeprefix("label_")
+        raise InputError(f"of image_{number} and label_{number} one is missing; copy the folder again")
     hu, label = [], []
     for path in labels:
         hu.append(read_grey(path.with_name(path.name.replace("label", "image"))))
@@ -85,33 +104,51 @@ def negatives(root: Path) -> list[Case]:
     cases = []
     for path in paths:
         try:
-            with np.load(path) as file:
-                columns = [file[name] for name in ("spacing_mm", "valid_box", "patient", "body_part")]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            cases.append(Case(path.stem, path.stem, "", unusable(f"cannot be read ({error})")))
+            columns = read_arrays(path, _NEGATIVE_ROWS)
+            _check_rows(path, columns)
+        except InputError as error:
+            cases.append(Case(path.stem, path.stem, "", unusable(str(error))))
             continue
-        for i, (spacing, box, patient, part) in enumerate(zip(*columns, strict=True)):
+        elsewhere = _VALIDATES_ELSEWHERE.get(path.stem)
+        for i, (spacing, box, patient, part) in enumerate(zip(*columns.values(), strict=True)):
             cases.append(
                 Case(
                     f"{path.stem}-{i:03d}",
                     path.stem,
-                    str(patient),
+                    elsewhere or str(patient),
                     partial(_read_negative, path, i, box.tolist(), spacing.tolist()),
                     trainable=path.stem not in NOT_TRAINABLE,
-                    held_out=zlib.crc32(str(patient).encode()) % _VALIDATION_SHARE == 0,
+                    held_out=bool(elsewhere) or zlib.crc32(str(patient).encode()) % _VALIDATION_SHARE == 0,
                     body_part=str(part),
                 )
             )
     return cases
 
 
+def _check_rows(path: Path, columns: dict[str, np.ndarray]) -> None:
+    """Refuse a file that does not say the same number of slices everywhere, or does not name a body part."""
+    n = columns["patient"].size
+    for name, row in _NEGATIVE_ROWS.items():
+        if (shape := columns[name].shape) != (n, *row):
+            raise InputError(
+                f"{path.name}: {name}: got the shape {shape}; expected {(n, *row)}, a row a slice"
+            )
+    if not (columns["body_part"] != "").all():
+        raise InputError(f"{path.name}: body_part: got an empty one; expected what each slice shows")
+
+
 def _read_negative(path: Path, i: int, box: list[int], spacing: list[float]) -> Scan:
     y0, y1, x0, x1 = box  # what is outside is padding
-    hu = np.ascontiguousarray(_pixels(path)[i : i + 1, y0:y1, x0:x1])
+    pixels = _pixels(path)
+    _, h, w = pixels.shape
+    if not (0 <= y0 < y1 <= h and 0 <= x0 < x1 <= w):
+        raise InputError(f"valid_box: got {box}; expected 0 <= y0 < y1 <= {h} and 0 <= x0 < x1 <= {w}")
+    if min(spacing) <= 0:
+        raise InputError(f"spacing_mm: got {spacing}; expected mm above 0, or NaN where nobody knows")
+    hu = np.ascontiguousarray(pixels[i : i + 1, y0:y1, x0:x1])
     return Scan(hu, np.zeros(hu.shape, np.uint8), (np.nan, spacing[0], spacing[1]), [i])
 
 
 @lru_cache(maxsize=1)  # a file is decompressed as a whole, and its slices are asked for in turn
 def _pixels(path: Path) -> np.ndarray:
-    with np.load(path) as file:
-        return file["hu"]
+    return read_arrays(path, ["hu"])["hu"]
