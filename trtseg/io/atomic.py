@@ -155,11 +155,11 @@ def _rename_all(temporary: Sequence[Path], targets: Sequence[Path]) -> None:
 
 def _hit(error: OSError, paths: Sequence[Any], temporary: Sequence[Path]) -> str:
     """Name the targets that an error is about: all targets if the error names no file."""
-    names = [os.fspath(p) for p in paths]
+    names: list[str] = [os.fspath(p) for p in paths]
+    if len(temporary) < len(names):
+        return names[len(temporary)]  # its temporary file could not be created
     involved = {os.fspath(n) for n in (error.filename, error.filename2) if isinstance(n, (str, os.PathLike))}
-    hit = [name for name, path in zip(names, temporary, strict=False) if os.fspath(path) in involved]
-    if not hit and len(temporary) < len(names):
-        hit = [names[len(temporary)]]  # its temporary file could not be created
+    hit = [name for name, path in zip(names, temporary, strict=True) if os.fspath(path) in involved]
     return ", ".join(hit or names)
 
 
