@@ -265,7 +265,21 @@ def test_the_report_has_the_measurements_and_refers_to_the_segments(tmp_path):
         assert [site.value.value for site in group.finding_sites] == ["10200004"]
         names = {item.name.value: getattr(item, "value", None) for item in group[0].ContentSequence}
         assert (names["111001"], names["111003"]) == ("trtseg", "0.0, model test 1.2")
-    assert report.CompletionFlag == "COMPLETE"
+    assert (report.ConceptNameCodeSequence[0].CodeValue, report.CompletionFlag) == ("126000", "COMPLETE")
+    heads = [
+        (item.name.value, str(item.get("UID") or item.get("TextValue") or item.value.value))
+        for item in report.ContentSequence
+        if item.name.value not in ("126010", "121106")
+    ]
+    assert heads == [
+        ("121049", "en"),
+        ("121005", "121007"),  # the observer is a device
+        ("121012", "2.25.47080764050654985619873406525495337739"),
+        ("121013", "trtseg"),
+        ("121014", "trtseg"),
+        ("121015", "0.0, model test 1.2"),
+        ("121058", "25045-6"),
+    ]
     assert texts[1:] == ["Warning: The liver is cut. [liver-cut]"]
 
 
@@ -452,7 +466,7 @@ def test_ids_that_the_first_file_lacks_are_those_of_the_others(tmp_path):
     assert seg.FrameOfReferenceUID == "1.2.3.5"
 
 
-@pytest.mark.parametrize(("written", "number"), [(b"3 ", 301), (b"1e400 ", 9001), (b"x ", 9001)])
+@pytest.mark.parametrize(("written", "number"), [(b"3 ", 301), (b"", 9001), (b"1e400 ", 9001), (b"x ", 9001)])
 def test_a_series_number_that_is_none_stops_no_object(tmp_path, written, number):
     case = make(tmp_path / "ct", "axial")
     tag = Tag("SeriesNumber")
