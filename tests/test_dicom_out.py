@@ -131,6 +131,9 @@ def test_a_segmentation_lies_on_its_source(tmp_path, way):
         assert np.allclose(
             group.PlanePositionSequence[0].ImagePositionPatient, case.points[n, 0, 0], atol=1e-4
         )
+    (shared,) = seg.SharedFunctionalGroupsSequence
+    told = case.result.geometry.source.headers[0].ImageOrientationPatient
+    assert shared.PlaneOrientationSequence[0].ImageOrientationPatient == told  # as the source rounds it
     (series,) = seg.ReferencedSeriesSequence
     assert {item.ReferencedSOPInstanceUID for item in series.ReferencedInstanceSequence} == set(case.uids)
 
@@ -305,6 +308,18 @@ def test_pictures_are_captures_of_the_slices_with_liver(tmp_path):
         assert capture.ImageComments == f"Axial slice {z}, counted from 0 at the feet"
 
 
+def test_axial_pictures_of_a_coronal_series_refer_to_none_of_its_images(tmp_path):
+    case = make(tmp_path / "ct", "coronal")
+    for path in case.result.save_dicom(tmp_path, ["seg", "sr", "sc"]):
+        assert errors(path) == []
+    captures = [pydicom.dcmread(path) for path in sorted(tmp_path.glob("sc_*.dcm"))]
+    assert len(captures) > 3
+    assert not any("SourceImageSequence" in capture for capture in captures)
+    content = highdicom.sr.srread(tmp_path / "sr.dcm").content
+    _, *masses = content.get_volumetric_roi_measurement_groups()
+    assert not any(one.referenced_images for group in masses for one in group.get_measurements())
+
+
 def test_a_picture_of_an_odd_number_of_bytes_is_padded(tmp_path):
     case = make(tmp_path / "ct", "axial")
     picture = np.arange(105, dtype=np.uint8).reshape(5, 7, 3)
@@ -412,6 +427,8 @@ def test_frames_of_an_enhanced_ct_are_named(tmp_path):
     result.save_dicom(tmp_path)
     got = labels_by_frame(tmp_path / "seg.dcm", dataset.SOPInstanceUID, list(range(1, 8)))
     assert np.array_equal(got, labels[order])
+    shared = pydicom.dcmread(tmp_path / "seg.dcm").SharedFunctionalGroupsSequence[0]
+    assert shared.PixelMeasuresSequence[0].SliceThickness == 5  # as in the groups that all frames share
     for name in ("seg", "sr", "sc_0001"):
         assert errors(tmp_path / f"{name}.dcm") == []
 
