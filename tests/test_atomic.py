@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from trtseg.errors import InputError, OutputError
-from trtseg.io.atomic import atomic
+from trtseg.io.atomic import atomic, explain
 
 
 def names(folder):
@@ -136,6 +136,22 @@ def test_a_file_that_cannot_be_begun_is_the_one_that_is_named(tmp_path, monkeypa
     with pytest.raises(OutputError, match=r"^[^,]*/b\.json: no space left to write it"), atomic(*paths):
         pytest.fail("the body ran")
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (errno.ENOSPC, "no space left to write it; free some or choose another folder"),
+        (errno.EFBIG, "no space left to write it; free some or choose another folder"),
+        (errno.EACCES, "no permission to write there; choose another folder"),
+        (errno.EPERM, "no permission to write there; choose another folder"),
+        (errno.EROFS, "no permission to write there; choose another folder"),
+        (errno.ENAMETOOLONG, "the name is too long to write it; choose a shorter one"),
+        (errno.EIO, f"cannot be written ([Errno {errno.EIO}] why)"),
+    ],
+)
+def test_why_a_file_cannot_be_written(code, said):
+    assert explain(OSError(code, "why"), "a.nii") == f"a.nii: {said}. Nothing was written"
 
 
 LIMITED = """

@@ -214,6 +214,11 @@ def test_what_is_written_beside_dicom_objects(tmp_path: Path, kinds: list[str]) 
     assert "DOE_JANE" in (tmp_path / "b.html").read_text("utf-8")
     light = dataclasses.replace(made, volume=None)  # pictures of the CT need it, and no other object
     assert [path.name for path in light.save_dicom(tmp_path, ["seg", "sr"])] == ["seg.dcm", "sr.dcm"]
+    for key in ("preview", "html"):
+        picture: dict[str, Any] = {key: tmp_path / f"c.{key}"}
+        with pytest.raises(ArgumentError, match="got a result without its CT"):
+            light.save_dicom(tmp_path, ["seg"], **picture)
+    assert not list(tmp_path.glob("c.*"))
 
 
 def test_a_report_that_is_not_json_leaves_nothing(result: Segmentation, tmp_path: Path) -> None:
