@@ -1,6 +1,7 @@
 """Which prediction belongs to which truth, by file names alone."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -112,9 +113,15 @@ def test_a_truth_with_none_of_the_labels_that_mean_something_is_said(tmp_path):
     labels[4:12, 4:12, 4:12] = 6
     nib.save(nib.Nifti1Image(labels, affine), tmp_path / "truth.nii")
     nib.save(nib.Nifti1Image(np.minimum(labels, 1), affine), tmp_path / "found.nii")
+    nib.save(nib.Nifti1Image(np.zeros_like(labels), affine), tmp_path / "empty.nii")
+    nib.save(nib.Nifti1Image(np.minimum(labels, 1), 1.5 * affine), tmp_path / "large.nii")
     (pair,) = match(tmp_path / "found.nii", tmp_path / "truth.nii").pairs
     right = score(pair, liver_only=True, meaning={6: 1})
+    assert (right.name, right.tumour) == ("found", None)
     assert (right.liver.overlap.dice, right.warnings) == (1.0, ())
+    assert score(replace(pair, truth=tmp_path / "empty.nii")).warnings == ()
+    with pytest.raises(InputError, match=r"large\.nii"):
+        score(replace(pair, truth=tmp_path / "large.nii"))
     wrong = score(pair, liver_only=True, meaning={5: 1, 7: 1})
     assert wrong.liver.overlap.dice == 0.0
     assert wrong.warnings == (

@@ -411,6 +411,7 @@ def test_storage_commitment_is_reported_on_an_association_of_its_own(tmp_path):
     assert (first, second) == (1, 2)
     assert [item.ReferencedSOPInstanceUID for item in complete.ReferencedSOPSequence] == instances
     assert "FailedSOPSequence" not in complete
+    assert complete.RetrieveAETitle == config.ae
     assert [(item.ReferencedSOPInstanceUID, item.FailureReason) for item in partly.FailedSOPSequence] == [
         ("1.2.3.4", 0x0112),
         (instances[0], 0x0119),
