@@ -154,8 +154,8 @@ def test_dcmqi_finds_the_segments_at_their_places(tmp_path, way):
 
 def test_segments_say_what_they_are(tmp_path):
     case = make(tmp_path / "ct", "axial")
-    case.result.save(tmp_path / "seg.dcm")
-    seg = pydicom.dcmread(tmp_path / "seg.dcm")
+    case.result.save(tmp_path / "SEG.DCM")
+    seg = pydicom.dcmread(tmp_path / "SEG.DCM")
     liver, *masses = seg.SegmentSequence
     assert (liver.SegmentedPropertyTypeCodeSequence[0].CodeValue, len(masses)) == ("10200004", 3)
     assert "not in this segment" in liver.SegmentDescription

@@ -218,6 +218,19 @@ def test_more_series_than_streams_are_all_done(worker):
     assert np.sum([row["bytes"] for row in worker.spool.rows("SELECT bytes FROM result")]) > 0
 
 
+def test_a_slice_that_comes_after_the_end_opens_its_series_again(worker):
+    *series, late = ct_series(8)
+    store(worker.spool, *series)
+    assert finish(worker) == [("done", None)]
+    worker.spool.do("UPDATE series SET crashes=1")
+    store(worker.spool, late)
+    assert tuple(worker.spool.row("SELECT state, crashes FROM series")) == ("open", 0)
+    assert finish(worker) == [("done", None)]
+    kinds, made = results(worker)
+    assert kinds == ["seg", "seg"]
+    assert [len(one.ReferencedSeriesSequence[0].ReferencedInstanceSequence) for one in made] == [7, 8]
+
+
 @pytest.fixture
 def drawing(worker, monkeypatch):
     """A worker that makes all results, two pictures at a time, and ends after so many parts when it is told to."""
