@@ -208,6 +208,8 @@ def test_images_in_memory(cls):
     assert np.array_equal(volume.array, ct())
     assert (volume.geometry.source is not None) == cls.__name__.startswith("Nifti")
     assert isinstance(volume, Volume)
+    codes = [warning.code for warning in volume.geometry.warnings]
+    assert codes == ["geometry-unknown"] * (cls is nib.Spm99AnalyzeImage)  # the one that has no orientation
 
 
 def test_image_without_an_affine():

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from trtseg.errors import InputError, OutputError
-from trtseg.io.atomic import atomic
+from trtseg.io.atomic import atomic, explain
 
 
 def names(folder):
@@ -24,6 +24,7 @@ def test_all_appear(tmp_path):
         assert ta.name.startswith(".")
         assert ta.name.endswith(".nii.gz")
         assert tb.name.endswith(".json")
+        assert ta.read_bytes() == tb.read_bytes() == b""
         ta.write_text("labels")
         tb.write_text("report")
         assert not a.exists()
@@ -120,6 +121,37 @@ def test_full_disk_names_the_target(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert names(tmp_path) == ["a.nii.gz"]
     assert a.read_text() == "old"
+
+
+def test_a_file_that_cannot_be_begun_is_the_one_that_is_named(tmp_path, monkeypatch):
+    begin = os.open
+
+    def full(path, *rest):
+        if os.fspath(path).endswith("b.json"):
+            raise OSError(errno.ENOSPC, "No space left on device", os.fspath(path))
+        return begin(path, *rest)
+
+    monkeypatch.setattr(os, "open", full)
+    paths = [tmp_path / name for name in ("a.nii.gz", "b.json", "c.png")]
+    with pytest.raises(OutputError, match=r"^[^,]*/b\.json: no space left to write it"), atomic(*paths):
+        pytest.fail("the body ran")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (errno.ENOSPC, "no space left to write it; free some or choose another folder"),
+        (errno.EFBIG, "no space left to write it; free some or choose another folder"),
+        (errno.EACCES, "no permission to write there; choose another folder"),
+        (errno.EPERM, "no permission to write there; choose another folder"),
+        (errno.EROFS, "no permission to write there; choose another folder"),
+        (errno.ENAMETOOLONG, "the name is too long to write it; choose a shorter one"),
+        (errno.EIO, f"cannot be written ([Errno {errno.EIO}] why)"),
+    ],
+)
+def test_why_a_file_cannot_be_written(code, said):
+    assert explain(OSError(code, "why"), "a.nii") == f"a.nii: {said}. Nothing was written"
 
 
 LIMITED = """

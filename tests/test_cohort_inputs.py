@@ -65,6 +65,9 @@ def test_the_folder_of_the_results_is_no_input_that_another_start_of_the_command
     assert left_out == []
     with pytest.raises(InputError, match="out: holds no CT, but 2 label maps"):
         planned("out")
+    shutil.copytree("out", "other", ignore=shutil.ignore_patterns(".*"))
+    with pytest.raises(InputError, match="other: holds no CT, but 2 label maps; give the folder of the CTs"):
+        planned("a", "other")
 
 
 def test_a_list_names_inputs_and_where_their_labels_go(phantom_ct):
@@ -177,6 +180,24 @@ def test_cts_in_stores_are_found_and_read_as_those_of_files_are(stores, phantom_
                     assert [(o.error, o.is_old) for o in outcomes] == [(None, is_old)] * 2
             for name in ("a_seg.nii.gz", "deep/b_seg.nii.gz"):
                 assert Path(out, name).read_bytes() == Path("alone.nii.gz").read_bytes()
+
+
+def test_the_only_ct_of_a_folder_or_a_pattern_in_a_store(phantom_ct):
+    Path("out").mkdir()
+    url = "memory:///solo/deep/only.nii.gz"
+    fsspec.filesystem("memory").pipe_file("/solo/deep/only.nii.gz", phantom_ct.read_bytes())
+    Path("list.csv").write_text(f"input\n{url}\n")
+    Path("other.csv").write_text("input\nmemory://solo\n")
+    for given in ("memory://solo", "memory://solo/**/*.nii.gz", url, "list.csv", "other.csv"):
+        assert planned(given) == {url: "out/only_seg.nii.gz"}, given
+
+
+def test_a_series_is_that_of_one_input():
+    Path("study").mkdir()
+    with cohort.plan(["study"], "out.nii.gz", series="1.2.3") as (case,):
+        assert (case.source, case.labels, case.series) == (Path("study"), Path("out.nii.gz"), "1.2.3")
+    with pytest.raises(ArgumentError, match="series: got one for 2 inputs; expected one input"):
+        planned("study", "study", series="1.2.3")
 
 
 def test_results_of_another_ct_in_a_store_are_not_replaced(phantom_ct):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import io
 import logging
 import types
 from pathlib import Path
@@ -19,7 +20,9 @@ from pydicom.tag import Tag
 import trtseg
 from trtseg.errors import ArgumentError, OutputError
 from trtseg.io.dicom import read_dicom_series
-from trtseg.io.dicom_out import write_dicom
+from trtseg.io.dicom_out import encode_pictures, write_dicom
+from trtseg.io.dicom_out.seg import segments_of
+from trtseg.io.dicom_out.source import dicom_source
 from trtseg.phantom import abdomen
 from trtseg.report.captures import draw_captures, drawn_slices
 from trtseg.report.pictures import LIVER, TUMOUR
@@ -118,15 +121,19 @@ def test_a_segmentation_lies_on_its_source(tmp_path, way):
     assert seg.file_meta.TransferSyntaxUID.name == "Explicit VR Little Endian"
     assert seg.SegmentationType == "BINARY"
     assert len(seg.PixelData) == -(-seg.NumberOfFrames * seg.Rows * seg.Columns // 16) * 2
+    assert seg.pixel_array.any(axis=(1, 2)).all()  # no frame is empty
     frames = [int(np.unpackbits(np.frombuffer(seg.PixelData, np.uint8), bitorder="little").sum())]
     assert frames == [np.count_nonzero(case.labels)]
-    for group in seg.PerFrameFunctionalGroupsSequence:  # no frame is empty, each lies on its image
+    for group in seg.PerFrameFunctionalGroupsSequence:  # each lies on its image
         uid = group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
         n = case.uids.index(uid)
         assert case.labels[n].any()
         assert np.allclose(
             group.PlanePositionSequence[0].ImagePositionPatient, case.points[n, 0, 0], atol=1e-4
         )
+    (shared,) = seg.SharedFunctionalGroupsSequence
+    told = case.result.geometry.source.headers[0].ImageOrientationPatient
+    assert shared.PlaneOrientationSequence[0].ImageOrientationPatient == told  # as the source rounds it
     (series,) = seg.ReferencedSeriesSequence
     assert {item.ReferencedSOPInstanceUID for item in series.ReferencedInstanceSequence} == set(case.uids)
 
@@ -147,8 +154,8 @@ def test_dcmqi_finds_the_segments_at_their_places(tmp_path, way):
 
 def test_segments_say_what_they_are(tmp_path):
     case = make(tmp_path / "ct", "axial")
-    case.result.save(tmp_path / "seg.dcm")
-    seg = pydicom.dcmread(tmp_path / "seg.dcm")
+    case.result.save(tmp_path / "SEG.DCM")
+    seg = pydicom.dcmread(tmp_path / "SEG.DCM")
     liver, *masses = seg.SegmentSequence
     assert (liver.SegmentedPropertyTypeCodeSequence[0].CodeValue, len(masses)) == ("10200004", 3)
     assert "not in this segment" in liver.SegmentDescription
@@ -163,13 +170,13 @@ def test_segments_say_what_they_are(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("labels", "names"),
+    ("labels", "names", "found"),
     [
-        ({1}, ["Liver"]),
-        ({2}, ["Lesion 1"]),
+        ({1}, ["Liver"], "No tumour was found."),
+        ({2}, ["Lesion 1"], "1 lesion was found."),
     ],
 )
-def test_no_segment_is_empty(tmp_path, labels, names):
+def test_no_segment_is_empty(tmp_path, labels, names, found):
     case = make(tmp_path / "ct", "axial")
     only = np.where(np.isin(case.result.canonical, list(labels)), case.result.canonical, 0).astype(np.uint8)
     if labels == {2}:
@@ -181,11 +188,18 @@ def test_no_segment_is_empty(tmp_path, labels, names):
     assert errors(tmp_path / "seg.dcm") + errors(tmp_path / "sr.dcm") == []
     got = labels_by_instance(tmp_path / "seg.dcm", case.uids)
     assert np.count_nonzero(got) == np.count_nonzero(only)
+    # A single segment is told of once, for all frames.
+    assert "SegmentIdentificationSequence" in seg.SharedFunctionalGroupsSequence[0]
+    assert not any("SegmentIdentificationSequence" in one for one in seg.PerFrameFunctionalGroupsSequence)
+    texts = [item.get("TextValue", "") for item in pydicom.dcmread(tmp_path / "sr.dcm").ContentSequence]
+    assert any(text.endswith(f". {found}") for text in texts)
 
 
 def test_many_lesions_share_the_last_segment(tmp_path, monkeypatch):
-    monkeypatch.setattr("trtseg.io.dicom_out.seg.MOST_LESIONS", 1)
     case = make(tmp_path / "ct", "axial")
+    monkeypatch.setattr("trtseg.io.dicom_out.seg.MOST_LESIONS", 2)
+    assert [one.label for one in segments_of(case.result)][1:] == ["Lesion 1", "Lesion 2", "Lesion 3"]
+    monkeypatch.setattr("trtseg.io.dicom_out.seg.MOST_LESIONS", 1)
     case.result.save_dicom(tmp_path, ["seg", "sr"])
     seg = pydicom.dcmread(tmp_path / "seg.dcm")
     assert [s.SegmentLabel for s in seg.SegmentSequence][1:] == ["Lesion 1", "Lesions 2 to 3"]
@@ -247,7 +261,28 @@ def test_the_report_has_the_measurements_and_refers_to_the_segments(tmp_path):
             assert case.uids.index(image.referenced_sop_instance_uid) == most
     comments = [item for item in report.ContentSequence if item.name.value == "121106"]
     texts = [item.TextValue for item in comments]
-    assert "Not for clinical use." in texts[0]
+    made = "Not for clinical use. Measured by trtseg 0.0, model test 1.2."
+    assert texts[0] == f"{made} 3 lesions were found."
+    for group in parts:
+        assert group.finding_type.value == ("10200004" if group is parts[0] else "4147007")
+        assert [site.value.value for site in group.finding_sites] == ["10200004"]
+        names = {item.name.value: getattr(item, "value", None) for item in group[0].ContentSequence}
+        assert (names["111001"], names["111003"]) == ("trtseg", "0.0, model test 1.2")
+    assert (report.ConceptNameCodeSequence[0].CodeValue, report.CompletionFlag) == ("126000", "COMPLETE")
+    heads = [
+        (item.name.value, str(item.get("UID") or item.get("TextValue") or item.value.value))
+        for item in report.ContentSequence
+        if item.name.value not in ("126010", "121106")
+    ]
+    assert heads == [
+        ("121049", "en"),
+        ("121005", "121007"),  # the observer is a device
+        ("121012", "2.25.47080764050654985619873406525495337739"),
+        ("121013", "trtseg"),
+        ("121014", "trtseg"),
+        ("121015", "0.0, model test 1.2"),
+        ("121058", "25045-6"),
+    ]
     assert texts[1:] == ["Warning: The liver is cut. [liver-cut]"]
 
 
@@ -270,6 +305,79 @@ def test_pictures_are_captures_of_the_slices_with_liver(tmp_path):
         number = case.uids.index(capture.SourceImageSequence[0].ReferencedSOPInstanceUID)
         assert np.count_nonzero(case.labels[number]) == np.count_nonzero(liver)
         assert capture.file_meta.MediaStorageSOPInstanceUID == capture.SOPInstanceUID
+        assert capture.ImageComments == f"Axial slice {z}, counted from 0 at the feet"
+
+
+def test_axial_pictures_of_a_coronal_series_refer_to_none_of_its_images(tmp_path):
+    case = make(tmp_path / "ct", "coronal")
+    for path in case.result.save_dicom(tmp_path, ["seg", "sr", "sc"]):
+        assert errors(path) == []
+    captures = [pydicom.dcmread(path) for path in sorted(tmp_path.glob("sc_*.dcm"))]
+    assert len(captures) > 3
+    assert not any("SourceImageSequence" in capture for capture in captures)
+    content = highdicom.sr.srread(tmp_path / "sr.dcm").content
+    _, *masses = content.get_volumetric_roi_measurement_groups()
+    assert not any(one.referenced_images for group in masses for one in group.get_measurements())
+
+
+def test_a_picture_of_an_odd_number_of_bytes_is_padded(tmp_path):
+    case = make(tmp_path / "ct", "axial")
+    picture = np.arange(105, dtype=np.uint8).reshape(5, 7, 3)
+    ((uid, parts),) = encode_pictures(case.result, [(2, picture)], "1.2.3.9", first=8)
+    data = b"".join(bytes(part) for part in parts)
+    capture = pydicom.dcmread(io.BytesIO(data))
+    assert (capture.SOPInstanceUID, capture.SeriesInstanceUID, capture.InstanceNumber) == (uid, "1.2.3.9", 8)
+    assert (len(data) % 2, len(capture.PixelData)) == (0, 106)
+    assert np.array_equal(capture.pixel_array, picture)
+
+
+def test_what_the_objects_of_one_result_are_called(tmp_path):
+    case = make(tmp_path / "ct", "axial", SeriesNumber=3)
+    case.result.save_dicom(tmp_path, ["seg", "labelmap", "sr", "sc"])
+    made = [pydicom.dcmread(tmp_path / f"{name}.dcm") for name in ("seg", "labelmap", "sr", "sc_0001")]
+    assert [one.SeriesNumber for one in made] == [301, 302, 303, 304]
+    assert [one.InstanceNumber for one in made] == [1, 1, 1, 1]
+    assert [one.SeriesDescription for one in made] == [
+        f"trtseg {what}, not for clinical use"
+        for what in ("liver and tumours", "liver and tumours", "measurements", "pictures")
+    ]
+    for one in made:
+        assert (one.Manufacturer, one.ManufacturerModelName) == ("trtseg", "trtseg")
+        assert (one.SoftwareVersions, one.DeviceSerialNumber) == ("0.0", "0123456789abcdef")
+    assert [one.ContentLabel for one in made[:2]] == ["LIVER_TUMOURS"] * 2
+    assert {one.ContentDescription for one in made[:2]} == {
+        "trtseg, not for clinical use, made by 0123456789abcdef"
+    }
+
+
+@pytest.mark.parametrize(
+    ("written", "mm"), [("0.5", 0.5), ("999.5", 999.5), ("0", STEP), ("-5", STEP), ("1000", STEP)]
+)
+def test_a_thickness_that_no_slice_has_is_the_distance_of_slices(tmp_path, written, mm):
+    case = make(tmp_path / "ct", "axial", SliceThickness=written)
+    case.result.save(tmp_path / "seg.dcm")
+    shared = pydicom.dcmread(tmp_path / "seg.dcm").SharedFunctionalGroupsSequence[0]
+    assert shared.PixelMeasuresSequence[0].SliceThickness == pytest.approx(mm)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_orientation_that_the_first_file_lacks_is_that_of_the_grid(tmp_path, way):
+    case = make(tmp_path / "ct", way)
+    told = dicom_source(case.result.geometry).orientation
+    del case.result.geometry.source.headers[0].ImageOrientationPatient
+    assert dicom_source(case.result.geometry).orientation == pytest.approx(told, abs=1e-6)
+
+
+def test_lossy_compression_of_the_source_is_told(tmp_path):
+    lossy = {
+        "LossyImageCompression": "01",
+        "LossyImageCompressionRatio": "12.5",
+        "LossyImageCompressionMethod": "ISO_10918_1",
+    }
+    case = make(tmp_path / "ct", "axial", **lossy)
+    case.result.save(tmp_path / "seg.dcm")
+    seg = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert {name: str(seg[name].value) for name in lossy} == lossy
 
 
 @pytest.mark.parametrize(
@@ -286,6 +394,7 @@ def test_which_slices_are_drawn(thickness, measured, expected):
     labels[2:9, 1:3, 1:3] = 1
     lesions = [types.SimpleNamespace(diameter_slice=z) for z in measured]
     assert drawn_slices(labels, thickness, lesions) == expected
+    assert drawn_slices(np.ones((4, 4, 4), np.uint8), 5.0, []) == [3, 2, 1, 0]
 
 
 def test_what_is_drawn():
@@ -318,6 +427,8 @@ def test_frames_of_an_enhanced_ct_are_named(tmp_path):
     result.save_dicom(tmp_path)
     got = labels_by_frame(tmp_path / "seg.dcm", dataset.SOPInstanceUID, list(range(1, 8)))
     assert np.array_equal(got, labels[order])
+    shared = pydicom.dcmread(tmp_path / "seg.dcm").SharedFunctionalGroupsSequence[0]
+    assert shared.PixelMeasuresSequence[0].SliceThickness == 5  # as in the groups that all frames share
     for name in ("seg", "sr", "sc_0001"):
         assert errors(tmp_path / f"{name}.dcm") == []
 
@@ -387,7 +498,7 @@ def test_ids_that_the_first_file_lacks_are_those_of_the_others(tmp_path):
     assert seg.FrameOfReferenceUID == "1.2.3.5"
 
 
-@pytest.mark.parametrize(("written", "number"), [(b"3 ", 301), (b"1e400 ", 9001), (b"x ", 9001)])
+@pytest.mark.parametrize(("written", "number"), [(b"3 ", 301), (b"", 9001), (b"1e400 ", 9001), (b"x ", 9001)])
 def test_a_series_number_that_is_none_stops_no_object(tmp_path, written, number):
     case = make(tmp_path / "ct", "axial")
     tag = Tag("SeriesNumber")

@@ -1,5 +1,7 @@
 """Which prediction belongs to which truth, by file names alone."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -44,7 +46,7 @@ def test_files_of_one_case_are_paired(files, prediction, truth):
 
 @pytest.mark.parametrize(
     ("prediction", "truth"),
-    [("volume-1", "segmentation-11"), ("volume-1", "volume-01"), ("a", "A"), ("a", "a_1")],
+    [("volume-1", "segmentation-11"), ("volume-1", "volume-01"), ("a", "A"), ("a", "a_1"), ("volume-x", "x")],
 )
 def test_files_of_other_cases_are_not(files, prediction, truth):
     files(f"p/{prediction}.nii.gz", f"t/{truth}.nii.gz")
@@ -56,6 +58,7 @@ def test_a_folder_may_hold_cts_and_labels(files):
     files(
         "p/volume-3_seg.nii.gz", "t/segmentation-3.nii", "t/volume-3.nii", "t/._segmentation-3.nii", "t/a.txt"
     )
+    files("p/.trash/volume-4.nii", "t/.trash/volume-4.nii")
     pair = Pair(
         "volume-3_seg", Path("p/volume-3_seg.nii.gz"), Path("t/segmentation-3.nii"), Path("t/volume-3.nii")
     )
@@ -102,6 +105,39 @@ def test_a_grid_that_is_not_known_is_said(tmp_path):
     assert warning.startswith(f"{tmp_path}/truth.nii: ")
     assert "orientation" in warning
     assert score(pair).to_dict()["warnings"] == [warning]
+
+
+def test_a_truth_with_none_of_the_labels_that_mean_something_is_said(tmp_path):
+    affine = np.diag([2.0, 2, 2, 1])
+    labels = np.zeros((16, 16, 16), np.uint8)
+    labels[4:12, 4:12, 4:12] = 6
+    nib.save(nib.Nifti1Image(labels, affine), tmp_path / "truth.nii")
+    nib.save(nib.Nifti1Image(np.minimum(labels, 1), affine), tmp_path / "found.nii")
+    nib.save(nib.Nifti1Image(np.zeros_like(labels), affine), tmp_path / "empty.nii")
+    nib.save(nib.Nifti1Image(np.minimum(labels, 1), 1.5 * affine), tmp_path / "large.nii")
+    (pair,) = match(tmp_path / "found.nii", tmp_path / "truth.nii").pairs
+    right = score(pair, liver_only=True, meaning={6: 1})
+    assert (right.name, right.tumour) == ("found", None)
+    assert (right.liver.overlap.dice, right.warnings) == (1.0, ())
+    assert score(replace(pair, truth=tmp_path / "empty.nii")).warnings == ()
+    with pytest.raises(InputError, match=r"large\.nii"):
+        score(replace(pair, truth=tmp_path / "large.nii"))
+    wrong = score(pair, liver_only=True, meaning={5: 1, 7: 1})
+    assert wrong.liver.overlap.dice == 0.0
+    assert wrong.warnings == (
+        f"{tmp_path}/truth.nii: has none of the labels 5, 7, so its truth is that there is no liver",
+    )
+
+
+def test_a_folder_that_cannot_be_listed_is_named(files, monkeypatch):
+    files("p/a.nii", "t/a.nii")
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match=r"^p: cannot be read \(Permission denied\); check its mode"):
+        match(Path("p"), Path("t"))
 
 
 def test_what_cannot_be_paired_is_refused(files):

@@ -16,6 +16,7 @@ from dicom_made import save_series
 
 from trtseg.errors import ArgumentError, OutputError
 from trtseg.io import load
+from trtseg.io.nifti import peek_nifti
 from trtseg.report.pictures import preview_png
 from trtseg.result import Segmentation
 from trtseg.volume import Geometry, Volume
@@ -75,6 +76,32 @@ def test_report_by_hand(result: Segmentation) -> None:
     }
 
 
+def test_how_a_report_rounds(result: Segmentation) -> None:
+    lesion = dataclasses.replace(
+        result.lesions[0],
+        volume_ml=1.23456789,
+        diameter_mm=12.345678,
+        short_mm=7.876543,
+        centroid=(-1.23456, 2.34567, 3.45678),
+        probability=0.87654321,
+    )
+    grid = Geometry.from_affine((4, 3, 2), np.diag([0.976562512, 0.976562512, 1.25, 1]))
+    made = dataclasses.replace(
+        result,
+        geometry=grid,
+        liver_ml=1500.123456,
+        tumour_ml=17.654321,
+        lesions=(lesion,),
+        timings={"read": 0.1234567},
+    ).report()
+    assert made["timings_s"] == {"read": 0.1235, "total": 0.1235}
+    assert made["input"]["spacing_mm"] == [0.976563, 0.976563, 1.25]
+    assert (made["liver_ml"], made["tumour_ml"], made["tumour_burden"]) == (1500.1235, 17.6543, 0.011769)
+    (told,) = made["lesions"]
+    assert (told["volume_ml"], told["diameter_mm"], told["short_mm"]) == (1.2346, 12.35, 7.88)
+    assert (told["centroid_ras_mm"], told["probability"]) == ([-1.23, 2.35, 3.46], 0.8765)
+
+
 def test_labels_are_a_view_on_the_grid_of_the_input(result: Segmentation) -> None:
     assert result.labels.shape == (4, 3, 2)
     assert result.labels[0, 1, 1] == 2
@@ -100,6 +127,9 @@ def test_save_round_trip(result: Segmentation, tmp_path: Path) -> None:
     image: Any = nib.load(path)
     assert np.array_equal(np.asarray(image.dataobj), result.labels)
     assert np.array_equal(image.affine, AFFINE)
+    made = dataclasses.replace(result, provenance={"fingerprint": "abc1"})
+    made.save(tmp_path / "seg.nii.gz")
+    assert peek_nifti(tmp_path / "seg.nii.gz")[0] == "abc1"
     assert json.loads(report.read_text("utf-8")) == result.report()
     assert preview.read_bytes().startswith(b"\x89PNG")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["seg.json", "seg.nii.gz", "seg.png"]
@@ -173,6 +203,35 @@ def test_a_picture_of_earlier_that_cannot_be_removed_is_an_output_error(tmp_path
     assert {path.read_bytes() for path in pictures} == {b"earlier"}
 
 
+@pytest.mark.parametrize("kinds", [["seg"], ["seg", "sc"]])
+def test_what_is_written_beside_dicom_objects(tmp_path: Path, kinds: list[str]) -> None:
+    ct = np.full((4, 20, 24), 60, np.int16)
+    ct[:, :5] = -1000
+    volume = load(save_series(tmp_path / "DOE_JANE", ct))
+    made = Segmentation.measure(np.ones(volume.array.shape, np.uint8), volume)
+    (tmp_path / "sc_0005.dcm").write_bytes(b"of an earlier run")
+    beside: dict[str, Any] = {key: tmp_path / f"a.{key}" for key in ("report", "preview", "html")}
+    written = [path.name for path in made.save_dicom(tmp_path, kinds, **beside)]
+    pictures = [f"sc_{n:04}.dcm" for n in range(1, 5)] if "sc" in kinds else ["sc_0005.dcm"]
+    assert written == ["seg.dcm", *(pictures if "sc" in kinds else [])]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["DOE_JANE", "seg.dcm", *pictures, *(path.name for path in beside.values())]
+    )
+    assert json.loads(beside["report"].read_text("utf-8")) == made.report()
+    assert beside["preview"].read_bytes().startswith(b"\x89PNG")
+    page = beside["html"].read_text("utf-8")
+    assert ("</html>" in page, "DOE_JANE" in page) == (True, False)
+    made.save(tmp_path / "seg.nii.gz", html=tmp_path / "b.html", keep_identity=True)
+    assert "DOE_JANE" in (tmp_path / "b.html").read_text("utf-8")
+    light = dataclasses.replace(made, volume=None)  # pictures of the CT need it, and no other object
+    assert [path.name for path in light.save_dicom(tmp_path, ["seg", "sr"])] == ["seg.dcm", "sr.dcm"]
+    for key in ("preview", "html"):
+        picture: dict[str, Any] = {key: tmp_path / f"c.{key}"}
+        with pytest.raises(ArgumentError, match="got a result without its CT"):
+            light.save_dicom(tmp_path, ["seg"], **picture)
+    assert not list(tmp_path.glob("c.*"))
+
+
 def test_a_report_that_is_not_json_leaves_nothing(result: Segmentation, tmp_path: Path) -> None:
     result.provenance["score"] = float("nan")
     with pytest.raises(ValueError, match="JSON"):
@@ -181,7 +240,9 @@ def test_a_report_that_is_not_json_leaves_nothing(result: Segmentation, tmp_path
 
 
 def test_another_file_type_is_refused(result: Segmentation, tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"seg\.hdr: cannot write this file type; expected .nii.gz, "):
+    with pytest.raises(
+        OutputError, match=rf"^{tmp_path}/seg\.hdr: cannot write this file type; expected .nii.gz, "
+    ):
         result.save(tmp_path / "seg.hdr")
     assert not list(tmp_path.iterdir())
 

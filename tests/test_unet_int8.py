@@ -128,9 +128,13 @@ LEFT_ALONE = {
         g.tensors.update({"other": np.array(0.05, np.float32)}),
         g.change("d.dq", inputs=["d.q", "other", "d.zero"]),
     ),
-    "a scale that is not finite": lambda g: g.tensors.update({"d0.w.scale": np.full(8, np.nan, np.float32)}),
+    "a scale that is not finite": lambda g: g.tensors.update(
+        {"d0.w.scale": np.array([0.01] * 7 + [np.nan], np.float32)}
+    ),
     "a step of 0": lambda g: g.tensors.update({"d.scale": np.array(0, np.float32)}),
-    "a bias that is not finite": lambda g: g.tensors.update({"d0.b": np.full(8, np.inf, np.float32)}),
+    "a bias that is not finite": lambda g: g.tensors.update(
+        {"d0.b": np.array([0] * 7 + [np.inf], np.float32)}
+    ),
     "a bias in eight bits": lambda g: (
         g.tensors.update(
             {

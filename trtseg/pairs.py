@@ -196,6 +196,6 @@ def _case_of(path: Path) -> str:
     for end in (*LABEL_ENDS, *_CT_ENDS):  # in this order: labels of x_0000 are x_0000_seg
         name = name.removesuffix(end)
     for start in (LABEL_START, _CT_START):
-        if name.startswith(start) and name.removeprefix(start).isdigit():
-            return name.removeprefix(start)
+        if (number := name.removeprefix(start)).isdigit():
+            return number
     return name

@@ -107,6 +107,36 @@ def test_processors_and_memory_are_those_of_the_cgroup(tmp_path):
     assert resources.free_memory(tmp_path) == 2_200_000
 
 
+@pytest.mark.parametrize(
+    ("quota", "cpus"), [("-1", 8), ("0", 8), ("250000", 3), ("90000000", 8), ("1000", 1)]
+)
+def test_processors_and_memory_are_those_of_cgroups_of_the_first_version(tmp_path, monkeypatch, quota, cpus):
+    monkeypatch.setattr(resources.os, "sched_getaffinity", lambda _: range(8), raising=False)
+    files = {
+        "proc/self/cgroup": "7:pids:/job\n5:memory:/job\n4:cpu,cpuacct:/job\n0::/other\n",
+        "proc/meminfo": "MemAvailable:  8000 kB\nSwapFree: 1000 kB\n",
+        "sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_quota_us": f"{quota}\n",
+        "sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_period_us": "100000\n",
+        "sys/fs/cgroup/pids/job/cpu.max": "1000 100000\n",  # not where these limits lie
+        "sys/fs/cgroup/pids/job/memory.max": "1\n",
+        "sys/fs/cgroup/pids/job/memory.current": "0\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert resources.available_cpus(tmp_path) == cpus
+    assert resources.free_memory(tmp_path) == 9_216_000
+    job = tmp_path / "sys/fs/cgroup/memory/job"
+    job.mkdir(parents=True)
+    (job / "memory.limit_in_bytes").write_text("3000000\n")
+    (job / "memory.usage_in_bytes").write_text("1000000\n")
+    assert resources.free_memory(tmp_path) == 2_000_000
+    (job / "memory.stat").write_text("cache 5\ntotal_inactive_file 200000\ntotal_active_file 30000\n")
+    assert resources.free_memory(tmp_path) == 2_230_000
+    (job / "memory.usage_in_bytes").write_text("4000000\n")  # more than was allowed
+    assert resources.free_memory(tmp_path) == 0
+
+
 # --- arrays and files
 
 

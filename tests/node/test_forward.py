@@ -9,9 +9,11 @@ import socket
 import threading
 import time
 
+import pydicom
 import pytest
 from nodes import Archive, ct_series, free_port, wait_for
-from pynetdicom import AE
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import AE, evt
 from pynetdicom.sop_class import CTImageStorage, SegmentationStorage, Verification
 
 from trtseg.node.config import Config
@@ -111,6 +113,31 @@ def test_a_result_whose_file_is_lost_holds_up_no_other(tmp_path):
     assert states(spool) == ["waiting", "sent", "sent"]
 
 
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_an_archive_that_takes_one_transfer_syntax_gets_results_in_that(tmp_path, syntax):
+    got = []
+
+    def keep(event):
+        got.append((event.context.transfer_syntax, event.dataset.SOPInstanceUID, event.dataset.PixelData))
+        return 0
+
+    archive = AE(ae_title="ARCHIVE")
+    archive.add_supported_context(CTImageStorage, syntax)
+    port = free_port()
+    server = archive.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, keep)])
+    try:
+        config = Config(tmp_path / "store", send=(f"ARCHIVE@127.0.0.1:{port}",))
+        spool, uids, _ = filled(config)
+        send_waiting(spool, config, *config.destinations)
+    finally:
+        server.shutdown()
+    assert states(spool) == ["sent"] * 3
+    sent = [
+        pydicom.dcmread(spool.path("results", row["file"])) for row in spool.rows("SELECT file FROM result")
+    ]
+    assert got == [(syntax, uid, one.PixelData) for uid, one in zip(uids, sent, strict=True)]
+
+
 def test_a_rejected_result_is_put_aside_with_the_reason(tmp_path):
     with Archive() as archive:
         config = Config(
@@ -126,6 +153,8 @@ def test_a_rejected_result_is_put_aside_with_the_reason(tmp_path):
     purge(spool, config.keep_s, config.keep_dead_s)  # of what is settled, the rejected stays
     assert not list((config.store / "results").iterdir())
     assert not list((config.store / "instances").iterdir())
+    for table in ("series", "instance", "result", "delivery"):  # a row without a file would be an error
+        assert spool.rows(f"SELECT * FROM {table}") == []
     assert dicom.exists()
     os.utime(note, (time.time() - 99, time.time() - 99))
     purge(spool, 0, 100)
@@ -428,7 +457,8 @@ def test_storage_commitment_is_reported_on_an_association_of_its_own(tmp_path):
         spool, _, instances = filled(config)
         good = [(ct_series(1)[0].SOPClassUID, uid) for uid in instances]
         missing = (good[0][0], "1.2.3.4")
-        for references in (good, [*good, missing]):
+        other = (SegmentationStorage, instances[0])  # is stored, and is of another class
+        for references in (good, [*good, missing, other]):
             request = json.dumps({"transaction": "1.2.840.1", "references": references})
             spool.do("INSERT INTO commitment(ae, request, due) VALUES('ARCHIVE', ?, 0)", request)
         report_commitments(spool, config)
@@ -437,8 +467,11 @@ def test_storage_commitment_is_reported_on_an_association_of_its_own(tmp_path):
     assert (first, second) == (1, 2)
     assert [item.ReferencedSOPInstanceUID for item in complete.ReferencedSOPSequence] == instances
     assert "FailedSOPSequence" not in complete
+    assert complete.RetrieveAETitle == config.ae
     assert [(item.ReferencedSOPInstanceUID, item.FailureReason) for item in partly.FailedSOPSequence] == [
-        ("1.2.3.4", 0x0112)
+        ("1.2.3.4", 0x0112),
+        (instances[0], 0x0119),
     ]
+    assert [item.ReferencedSOPInstanceUID for item in partly.ReferencedSOPSequence] == instances
     assert spool.rows("SELECT * FROM commitment") == []
     assert STORAGE_COMMITMENT == "1.2.840.10008.1.20.1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import itertools
 import logging
 import os
 import struct
@@ -19,6 +20,7 @@ from pydicom.encaps import encapsulate
 from tiny import cascade_model
 
 import trtseg.io.dicom
+import trtseg.report.captures
 from trtseg.api import Segmenter
 from trtseg.node.config import Config
 from trtseg.node.results import write_results
@@ -71,6 +73,8 @@ def test_a_localizer_gives_no_result_and_a_reason(worker):
     ((state, reason),) = finish(worker)
     assert state == "failed"
     assert "localizer" in reason
+    counted = dict(worker.spool.rows("SELECT name, value FROM counter"))
+    assert (counted["series_failed"], counted.get("series_done", 0)) == (1, 0)
     assert series[0].SeriesInstanceUID not in reason
 
 
@@ -261,6 +265,19 @@ def test_more_series_than_streams_are_all_done(worker):
     assert np.sum([row["bytes"] for row in worker.spool.rows("SELECT bytes FROM result")]) > 0
 
 
+def test_a_slice_that_comes_after_the_end_opens_its_series_again(worker):
+    *series, late = ct_series(8)
+    store(worker.spool, *series)
+    assert finish(worker) == [("done", None)]
+    worker.spool.do("UPDATE series SET crashes=1")
+    store(worker.spool, late)
+    assert tuple(worker.spool.row("SELECT state, crashes FROM series")) == ("open", 0)
+    assert finish(worker) == [("done", None)]
+    kinds, made = results(worker)
+    assert kinds == ["seg", "seg"]
+    assert [len(one.ReferencedSeriesSequence[0].ReferencedInstanceSequence) for one in made] == [7, 8]
+
+
 @pytest.fixture
 def drawing(worker, monkeypatch):
     """A worker that makes all results, two pictures at a time, and ends after so many parts when it is told to."""
@@ -319,6 +336,38 @@ def test_a_restart_between_results_goes_on_with_those_that_are_missing(drawing, 
     assert files == {row["file"] for row in drawing.spool.rows("SELECT file FROM result")}
     counted = dict(drawing.spool.rows("SELECT name, value FROM counter"))
     assert (counted["series_done"], counted.get("series_failed", 0)) == (1, 0)
+
+
+def fail_to_draw(monkeypatch):
+    draw = trtseg.report.captures.draw_captures
+
+    def three(*args):
+        yield from itertools.islice(draw(*args), 3)
+        raise OSError("a broken disk")
+
+    monkeypatch.setattr("trtseg.report.captures.draw_captures", three)
+
+
+def fail_to_note(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("a broken disk")
+
+    monkeypatch.setattr(Spool, "add_results", refuse)
+
+
+@pytest.mark.parametrize(
+    ("fail", "noted"), [(fail_to_draw, ["seg", "sc", "sc", "sr"]), (fail_to_note, ["seg"])]
+)
+def test_no_file_stays_of_results_that_were_not_noted(drawing, monkeypatch, fail, noted):
+    store(drawing.spool, *ct_series(16))
+    fail(monkeypatch)
+    with pytest.raises(OSError, match="a broken disk"):
+        finish(drawing)
+    rows = drawing.spool.rows("SELECT kind, file FROM result ORDER BY id")
+    assert [row["kind"] for row in rows] == noted
+    assert {path.name for path in (drawing.spool.folder / "results").iterdir()} == {
+        row["file"] for row in rows
+    }
 
 
 def test_pictures_alone_lie_in_one_series_after_a_restart(drawing):

@@ -204,7 +204,7 @@ class _Numbers:
         into = 1.0 if steps is None else steps.scale
         values, biases = np.ascontiguousarray(self._graph.tensors[weights]), self._graph.tensors[bias]
         exact = [biases] if scales is not None else [biases, values]
-        if bias in self._scales or any(numbers.dtype != np.float32 for numbers in exact):
+        if any(numbers.dtype != np.float32 for numbers in exact):
             raise ModelError(f"it computes {layer.result} of numbers of another type")
         with np.errstate(over="ignore"):  # what is not finite is refused below
             biases = (biases / into).astype(np.float32)

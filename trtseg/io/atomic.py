@@ -122,32 +122,28 @@ def _rename_all(temporary: Sequence[Path], targets: Sequence[Path]) -> None:
     if len(targets) == 1:
         temporary[0].replace(targets[0])
         return
-    undo: list[
-        tuple[Path, bool, Path | None]
-    ] = []  # target, whether it existed, a second name of the old file
+    undo: list[tuple[Path, Path | None]] = []  # target, and a second name of the old file if there is one
     done = 0
     try:
         for target in targets:
             old = _hidden(target) if target.exists() else None
-            undo.append((target, old is not None, old))
+            undo.append((target, old))
             if old is not None:
-                try:
+                with contextlib.suppress(OSError):  # not every file system has hard links
                     os.link(target, old)
-                except OSError:  # not every file system has hard links
-                    undo[-1] = (target, True, None)
         for path, target in zip(temporary, targets, strict=True):
             path.replace(target)
             done += 1
     except BaseException:
-        for target, existed, old in undo[:done]:
+        for target, old in undo[:done]:
             with contextlib.suppress(OSError):
                 if old is not None:
                     old.replace(target)
-                elif not existed:
+                else:
                     target.unlink()
         raise
     finally:
-        for _, _, old in undo:
+        for _, old in undo:
             if old is not None:
                 with contextlib.suppress(OSError):
                     old.unlink()
@@ -155,11 +151,11 @@ def _rename_all(temporary: Sequence[Path], targets: Sequence[Path]) -> None:
 
 def _hit(error: OSError, paths: Sequence[Any], temporary: Sequence[Path]) -> str:
     """Name the targets that an error is about: all targets if the error names no file."""
-    names = [os.fspath(p) for p in paths]
+    names: list[str] = [os.fspath(p) for p in paths]
+    if len(temporary) < len(names):
+        return names[len(temporary)]  # its temporary file could not be created
     involved = {os.fspath(n) for n in (error.filename, error.filename2) if isinstance(n, (str, os.PathLike))}
-    hit = [name for name, path in zip(names, temporary, strict=False) if os.fspath(path) in involved]
-    if not hit and len(temporary) < len(names):
-        hit = [names[len(temporary)]]  # its temporary file could not be created
+    hit = [name for name, path in zip(names, temporary, strict=True) if os.fspath(path) in involved]
     return ", ".join(hit or names)
 
 

@@ -208,6 +208,10 @@ def _compressed(name: str) -> tuple[Path | None, int, int]:
     said = _META_SIZE.search(start[: found.start()])  # ITK reads no more than that
     most = int(said[1]) if said else 0
     if found[1].lower() == b"local":
+        if not most:  # ITK would take the header for voxels too, and give what was in memory
+            raise InputError(
+                f"{name}: has compressed voxels, but no CompressedDataSize; expected their bytes, write it again"
+            )
         return own, found.end(), most
     return own.parent / os.fsdecode(found[1]), 0, most
 

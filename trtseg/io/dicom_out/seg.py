@@ -56,7 +56,7 @@ def segments_of(result: Result) -> tuple[Segment, ...]:
         found.append(
             Segment(1, label, text if count else "The whole liver. No tumour was found.", codes.new_uid())
         )
-    own = count if count <= MOST_LESIONS + 1 else MOST_LESIONS
+    own = min(count, MOST_LESIONS)
     spans = [(n, n + 1) for n in range(own)] + ([(own, count)] if own < count else [])
     for first, end in spans:
         name = f"Lesion {first + 1}" if end - first == 1 else f"Lesions {first + 1} to {end}"

@@ -220,9 +220,9 @@ def dicom_source(geometry: Geometry) -> Source:
     steps = geometry.affine[:3, :3]
     sy, sx = (float(np.linalg.norm(steps[:, n])) for n in (1, 2))
     away = abs(float(np.linalg.det(steps))) / (sy * sx)
-    along = np.array([-1, -1, 1])[:, None] * steps / (1, sy, sx)  # RAS to LPS
+    down, across = (np.array([-1, -1, 1]) * steps[:, n] / mm for n, mm in ((1, sy), (2, sx)))  # RAS to LPS
     frame = next(frame for (_, frame), k in zip(owners, series.index, strict=True) if k >= 0)  # of the first
-    orientation = _orientation(first, frame) or (*along[:, 2].tolist(), *along[:, 1].tolist())
+    orientation = _orientation(first, frame) or (*across.tolist(), *down.tolist())
     thickness = _thickness(first, frame) or away
     rows, columns = geometry.grid_shape[1:]
     return Source(owner, found, (rows, columns), orientation, (away, sy, sx), thickness, *uids)

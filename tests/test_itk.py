@@ -1,0 +1,163 @@
+"""NRRD and MetaImage files, as SimpleITK has them: where voxels lie, how they are stored, and what is refused."""
+
+import gzip
+import zlib
+
+import numpy as np
+import pytest
+
+from trtseg.errors import InputError
+from trtseg.io import load, read_labels
+from trtseg.io.itk import peek_itk, write_itk
+from trtseg.volume import Geometry
+
+sitk = pytest.importorskip("SimpleITK")
+
+VALUES = np.random.default_rng(3).integers(-1000, 1000, (16, 17, 18)).astype(np.int16)  # [k, j, i]
+MASK = (VALUES > 0).astype(np.uint8)
+SPACING, ORIGIN = (0.7, 0.8, 5.0), (-61.0, 32.5, 1204.0)
+C, S = np.cos(0.3), np.sin(0.3)
+TURN = np.array([[C, -S, 0], [S, C, 0], [0, 0, 1]]) @ np.array([[1, 0, 0], [0, C, -S], [0, S, C]])
+DIRECTIONS = {
+    "upright": np.eye(3),
+    "oblique": TURN,
+    "oblique, mirrored": TURN @ np.diag([-1.0, 1, 1]),
+    "sagittal": np.array([[0.0, 0, 1], [1, 0, 0], [0, -1, 0]]),
+}
+NRRD = (
+    "NRRD0004\ntype: {type}\ndimension: 3\nsizes: 18 17 16\nendian: little\nencoding: {encoding}\n"
+    "space: left-posterior-superior\nspace directions: (0.7,0,0) (0,0.8,0) (0,0,5)\nspace origin: (0,0,1)\n"
+)
+META = (
+    "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\nCompressedData = {compressed}\n"
+    "{more}ElementSpacing = 0.7 0.8 5\nDimSize = 18 17 16\nElementType = MET_UCHAR\nElementDataFile = {file}\n"
+)
+
+
+def image(values, direction):
+    made = sitk.GetImageFromArray(values)
+    made.SetSpacing(SPACING)
+    made.SetOrigin(ORIGIN)
+    made.SetDirection(direction.ravel().tolist())
+    return made
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".nhdr", ".mha", ".mhd"])
+@pytest.mark.parametrize("way", DIRECTIONS)
+def test_every_voxel_lies_where_itk_has_it(tmp_path, way, ending):
+    path = tmp_path / f"ct{ending}"
+    sitk.WriteImage(image(VALUES, DIRECTIONS[way]), str(path))
+    written, volume = sitk.ReadImage(str(path)), load(path)
+    assert volume.geometry.shape == (18, 17, 16)
+    assert volume.geometry.warnings == ()
+    assert np.array_equal(volume.geometry.restore(volume.array), VALUES.transpose(2, 1, 0))
+    for index in ((0, 0, 0), (17, 0, 0), (0, 16, 0), (0, 0, 15), (3, 8, 2)):
+        x, y, z = written.TransformIndexToPhysicalPoint(index)  # to the left, the back and the head
+        assert volume.geometry.affine @ (*index, 1) == pytest.approx([-x, -y, z, 1])
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+@pytest.mark.parametrize("way", DIRECTIONS)
+def test_labels_are_written_on_the_grid_of_the_ct(tmp_path, way, ending):
+    sitk.WriteImage(image(VALUES, DIRECTIONS[way]), str(tmp_path / "ct.mha"))
+    volume = load(tmp_path / "ct.mha")
+    labels = (volume.array > 0).astype(np.uint8)
+    target = tmp_path / f"seg{ending}"
+    write_itk(target, labels, volume.geometry, "abc1")
+    ct, made = sitk.ReadImage(str(tmp_path / "ct.mha")), sitk.ReadImage(str(target))
+    assert np.array_equal(sitk.GetArrayFromImage(made), MASK)
+    for same in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+        assert getattr(made, same)() == pytest.approx(getattr(ct, same)(), rel=1e-14)
+    assert peek_itk(target) == ("abc1", True)
+    assert peek_itk(tmp_path / "ct.mha") == (None, False)
+    other = Geometry.from_affine((18, 17, 16), volume.geometry.affine)  # as of a NIfTI file
+    write_itk(target, labels, other)
+    made = sitk.ReadImage(str(target))
+    for same in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+        assert getattr(made, same)() == pytest.approx(getattr(ct, same)(), abs=1e-12)
+    assert peek_itk(target) == ("", True)
+
+
+def test_a_fourth_axis_of_one_is_understood_and_a_longer_one_is_not(tmp_path):
+    for frames in (1, 2):
+        made = sitk.JoinSeries([image(VALUES, TURN)] * frames)
+        sitk.WriteImage(made, str(tmp_path / f"{frames}.nrrd"))
+    volume = load(tmp_path / "1.nrrd")
+    assert np.array_equal(
+        volume.geometry.restore(volume.array).reshape(18, 17, 16), VALUES.transpose(2, 1, 0)
+    )
+    x, y, z = image(VALUES, TURN).TransformIndexToPhysicalPoint((3, 8, 2))
+    assert volume.geometry.affine @ (3, 8, 2, 1) == pytest.approx([-x, -y, z, 1])
+    with pytest.raises(InputError, match=r"2\.nrrd: .*2 frames"):
+        load(tmp_path / "2.nrrd")
+
+
+def test_pictures_and_colours_are_refused(tmp_path):
+    sitk.WriteImage(sitk.GetImageFromArray(VALUES[0]), str(tmp_path / "flat.mha"))
+    with pytest.raises(InputError, match=r"flat\.mha: got a 2-D image; expected a volume"):
+        load(tmp_path / "flat.mha")
+    colours = sitk.GetImageFromArray(np.repeat(VALUES[..., None], 3, axis=3), isVector=True)
+    sitk.WriteImage(colours, str(tmp_path / "rgb.nrrd"))
+    with pytest.raises(InputError, match=r"rgb\.nrrd: got 3 numbers a voxel; expected one in HU"):
+        load(tmp_path / "rgb.nrrd")
+    (tmp_path / "folder.mha").mkdir()
+    for name, problem in (("none.mha", "no such file"), ("folder.mha", "is no regular file")):
+        with pytest.raises(InputError, match=rf"{name}: {problem}; check the path"):
+            read_labels(tmp_path / name)
+
+
+def test_a_nrrd_file_without_a_space_is_warned_of(tmp_path):
+    head = NRRD.format(type="short", encoding="raw")
+    bare = "".join(line for line in head.splitlines(keepends=True) if not line.startswith("space"))
+    for name, text, warns in (("a.nrrd", head, False), ("b.nrrd", f"{bare}spacings: 0.7 0.8 5\n", True)):
+        (tmp_path / name).write_bytes(text.encode() + b"\n" + VALUES.tobytes())
+        volume = load(tmp_path / name)
+        assert volume.spacing == pytest.approx((5, 0.8, 0.7))
+        assert ["right to left, front to back" in w.text for w in volume.geometry.warnings] == [True] * warns
+
+
+@pytest.mark.parametrize("name", ["a.nrrd", "a.nhdr"])
+@pytest.mark.parametrize("encoding", ["raw", "gzip"])
+@pytest.mark.parametrize("skip", ["", "byte skip: 5\n", "line skip: 1\n"])
+def test_how_a_nrrd_file_may_hold_voxels(tmp_path, name, encoding, skip):
+    before = b"1234\n" if skip else b""
+    pack = gzip.compress if encoding == "gzip" else bytes
+    # A byte skip counts bytes that were compressed, a line skip lines before what is compressed.
+    data = before + pack(MASK.tobytes()) if skip.startswith("line") else pack(before + MASK.tobytes())
+    head = NRRD.format(type="uint8", encoding=encoding) + skip
+    if name == "a.nrrd":
+        (tmp_path / name).write_bytes(head.encode() + b"\n" + data)
+    else:
+        (tmp_path / "a.data").write_bytes(data)
+        (tmp_path / name).write_text(f"{head}data file: a.data\n\n")
+    labels, geometry = read_labels(tmp_path / name)
+    assert np.array_equal(geometry.restore(labels), MASK.transpose(2, 1, 0))
+
+
+@pytest.mark.parametrize("file", ["LOCAL", "a.data"])
+@pytest.mark.parametrize("way", ["raw", "compressed", "compressed, of known size", "too few", "not a stream"])
+def test_how_a_metaimage_file_may_hold_voxels(tmp_path, file, way):
+    plain = MASK.tobytes()
+    data = {"raw": plain, "too few": zlib.compress(plain[:-1]), "not a stream": b"x" * 99}.get(
+        way, zlib.compress(plain)
+    )
+    more = f"CompressedDataSize = {len(data)}\n" if "known" in way else ""
+    head = META.format(compressed=way != "raw", more=more, file=file)
+    inside = file == "LOCAL"
+    (tmp_path / "a.mhd").write_bytes(head.encode() + data * inside)
+    (tmp_path / "a.data").write_bytes(data)
+    named = "a.mhd" if inside else "a.data"
+    if inside and "known" not in way and way != "raw":  # ITK would give what was in memory
+        with pytest.raises(
+            InputError, match=r"a\.mhd: has compressed voxels, but no CompressedDataSize; expected"
+        ):
+            read_labels(tmp_path / "a.mhd")
+    elif way == "too few":
+        with pytest.raises(InputError, match=rf"{named}: .* \(got 4895 bytes of voxels; expected 4896\)"):
+            read_labels(tmp_path / "a.mhd")
+    elif way == "not a stream":
+        with pytest.raises(InputError, match=rf"{named}: cannot be decompressed"):
+            read_labels(tmp_path / "a.mhd")
+    else:
+        labels, geometry = read_labels(tmp_path / "a.mhd")
+        assert np.array_equal(geometry.restore(labels), MASK.transpose(2, 1, 0))
