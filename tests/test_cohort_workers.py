@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -121,6 +122,14 @@ def children(pid):
         ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False
     )
     return set(map(int, found.stdout.split()))
+
+
+def reads(pid, path):
+    """Whether a process has a file open to read; one that has just been forked has those that are written, too."""
+    links = [link for link in Path(f"/proc/{pid}/fd").iterdir() if link.resolve() == path.resolve()]
+    infos = (Path(f"/proc/{pid}/fdinfo/{link.name}").read_text() for link in links)
+    flags = (int(re.search(r"flags:\s*(\d+)", info)[1], 8) for info in infos)
+    return any(number & os.O_ACCMODE == os.O_RDONLY for number in flags)
 
 
 # --- killed
@@ -275,10 +284,14 @@ def test_slices_that_arrive_later_are_noticed(model, out):
     assert found[2].row["liver_ml"] > found[0].row["liver_ml"]
 
 
+def two_cts_of_one_name(forty, folder):
+    for n, name in enumerate("ab"):
+        (folder / name).mkdir()
+        shutil.copy(forty / f"cts/ct0{n}.nii.gz", folder / name / "ct.nii.gz")
+
+
 def test_results_of_another_ct_are_not_replaced(forty, model, out):
-    for n, folder in enumerate("ab"):
-        (out.parent / folder).mkdir()
-        shutil.copy(forty / f"cts/ct0{n}.nii.gz", out.parent / folder / "ct.nii.gz")
+    two_cts_of_one_name(forty, out.parent)
     with trtseg.Segmenter(model) as segmenter:
         (one,) = cohort.run(planned([out.parent / "a/ct.nii.gz"], out), segmenter, folder=out)
         labels = one.case.labels.read_bytes()
@@ -304,9 +317,7 @@ def test_a_command_in_another_folder_does_not_replace_results_of_a_ct_of_the_sam
     forty, model, out, monkeypatch
 ):
     out.mkdir()
-    for n, folder in enumerate("ab"):
-        (out.parent / folder).mkdir()
-        shutil.copy(forty / f"cts/ct0{n}.nii.gz", out.parent / folder / "ct.nii.gz")
+    two_cts_of_one_name(forty, out.parent)
     with trtseg.Segmenter(model) as segmenter:
         monkeypatch.chdir(out.parent / "a")
         (one,) = cohort.run(planned(["ct.nii.gz"], out), segmenter, folder=out)
@@ -318,9 +329,7 @@ def test_a_command_in_another_folder_does_not_replace_results_of_a_ct_of_the_sam
 
 
 def test_a_case_that_failed_later_keeps_its_labels_from_another_ct(forty, model, out):
-    for n, folder in enumerate("ab"):
-        (out.parent / folder).mkdir()
-        shutil.copy(forty / f"cts/ct0{n}.nii.gz", out.parent / folder / "ct.nii.gz")
+    two_cts_of_one_name(forty, out.parent)
     with trtseg.Segmenter(model) as segmenter:
         (one,) = cohort.run(planned([out.parent / "a/ct.nii.gz"], out), segmenter, folder=out)
         labels = one.case.labels.read_bytes()
@@ -381,7 +390,7 @@ def test_a_worker_that_is_killed_fails_its_case_and_no_other(forty, model, out):
             with pipe.open("wb"):  # somebody reads, perhaps one that is about to end
                 for child in children(os.getpid()) - killed:
                     with contextlib.suppress(OSError):
-                        if pipe.resolve() in {link.resolve() for link in Path(f"/proc/{child}/fd").iterdir()}:
+                        if reads(child, pipe):
                             os.kill(child, signal.SIGKILL)
                             killed.add(child)
         ended.set()

@@ -145,11 +145,16 @@ def test_what_pytorch_raises():
             raise error
 
 
-def test_acceptance_is_kept_and_told(tmp_path, monkeypatch):
-    monkeypatch.setenv("TRTSEG_CACHE", str(tmp_path))
+def net_of_an_h100():
     spec = tiny.spec("liver")
     net = Net(spec, FP32, tiny.threshold_at(60, spec))
-    key = EngineKey("liver", net.sha256, "torch", torch.__version__, "sm_90", "NVIDIA H100 80GB", "fp32", 2)
+    name = "NVIDIA H100 80GB"
+    return net, EngineKey("liver", net.sha256, "torch", torch.__version__, "sm_90", name, "fp32", 2)
+
+
+def test_acceptance_is_kept_and_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRTSEG_CACHE", str(tmp_path))
+    net, key = net_of_an_h100()
     loaded = LoadedTorch(net, key, "cpu")
     assert loaded.kept_acceptance() is None
     loaded.keep_acceptance({"accepted": True})
@@ -159,9 +164,7 @@ def test_acceptance_is_kept_and_told(tmp_path, monkeypatch):
 
 def test_acceptance_is_of_one_cudnn_and_of_the_operators_that_were_chosen(tmp_path, monkeypatch):
     monkeypatch.setenv("TRTSEG_CACHE", str(tmp_path))
-    spec = tiny.spec("liver")
-    net = Net(spec, FP32, tiny.threshold_at(60, spec))
-    key = EngineKey("liver", net.sha256, "torch", torch.__version__, "sm_90", "NVIDIA H100 80GB", "fp32", 2)
+    net, key = net_of_an_h100()
     loaded = LoadedTorch(net, key, "cpu")
     loaded.keep_acceptance({"accepted": True})
     (name,) = (path.name for path in (tmp_path / "engines").glob("*.blob"))

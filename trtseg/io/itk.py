@@ -33,6 +33,7 @@ _NRRD_END = re.compile(rb"\r?\n\r?\n|\Z")
 _NRRD_DATA = re.compile(rb"^data ?file:\s*([^\r\n]+?)\s*$", re.MULTILINE)
 _NRRD_COMPRESSED = re.compile(rb"^encoding:\s*gz", re.MULTILINE)
 _NRRD_SKIPS = re.compile(rb"^(?:line|byte) ?skip:", re.MULTILINE)
+_CHUNK = 1 << 16  # compressed bytes at a time, of which no more than 64 MiB can come
 _ZLIB_OR_GZIP = 47  # the code that asks zlib to tell which of the two it is
 _INSTALL = "pip install 'trtseg[itk]'"
 
@@ -174,7 +175,7 @@ def _check_compressed(name: str, wanted: int) -> None:
     with data.open("rb") as file:
         file.seek(start)
         try:
-            while not stream.eof and (block := file.read(min(left, 1 << 20))):
+            while not stream.eof and (block := file.read(min(left, _CHUNK))):
                 left -= len(block)
                 size += len(stream.decompress(block))
         except isal_zlib.IsalError as error:  # type: ignore[misc]  # a class, which its stub does not say
