@@ -35,8 +35,8 @@ def test_a_folder_is_read_as_it_lies_in_space(tmp_path, intercept):
     series = volume.geometry.source
     assert [path.name for path in series.files] == [f"image_{n}" for n in range(6)]
     stored = volume.geometry.restore(volume.array)  # [slice, row, column]
-    for index, position, z in zip(series.index, series.position, ORDER, strict=True):
-        assert position.tolist() == [-180, -150, 100 + z * made.SPACING[0]]
+    for index, one, z in zip(series.index, series.slices, ORDER, strict=True):
+        assert one.position.tolist() == [-180, -150, 100 + z * made.SPACING[0]]
         assert (stored[index] == made.phantom(0).ct[z]).all()
 
 

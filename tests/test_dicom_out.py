@@ -22,7 +22,6 @@ from trtseg.errors import ArgumentError, OutputError
 from trtseg.io.dicom import read_dicom_series
 from trtseg.io.dicom_out import encode_pictures, write_dicom
 from trtseg.io.dicom_out.seg import segments_of
-from trtseg.io.dicom_out.source import dicom_source
 from trtseg.phantom import abdomen
 from trtseg.report.captures import draw_captures, drawn_slices
 from trtseg.report.pictures import LIVER, TUMOUR
@@ -358,14 +357,6 @@ def test_a_thickness_that_no_slice_has_is_the_distance_of_slices(tmp_path, writt
     case.result.save(tmp_path / "seg.dcm")
     shared = pydicom.dcmread(tmp_path / "seg.dcm").SharedFunctionalGroupsSequence[0]
     assert shared.PixelMeasuresSequence[0].SliceThickness == pytest.approx(mm)
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_an_orientation_that_the_first_file_lacks_is_that_of_the_grid(tmp_path, way):
-    case = make(tmp_path / "ct", way)
-    told = dicom_source(case.result.geometry).orientation
-    del case.result.geometry.source.headers[0].ImageOrientationPatient
-    assert dicom_source(case.result.geometry).orientation == pytest.approx(told, abs=1e-6)
 
 
 def test_lossy_compression_of_the_source_is_told(tmp_path):

@@ -144,6 +144,7 @@ def test_real_series(shared_data, tmp_path, name):
     series = volume.geometry.source
     result.save(tmp_path / "seg.nii.gz")
     twin = np.asarray(nib.load(tmp_path / "seg.nii.gz").dataobj)  # [slice, row, column]
+    positions = np.array([one.position for one in series.slices])
     for kind in ("seg", "labelmap"):
-        got = labels_by_place(tmp_path / f"{kind}.dcm", series.position)
+        got = labels_by_place(tmp_path / f"{kind}.dcm", positions)
         assert np.array_equal(got, twin[list(series.index)])

@@ -314,7 +314,7 @@ def test_an_enhanced_ct(tmp_path):
     series = volume.geometry.source
     grid = volume.geometry.restore(volume.array)
     for k, z in enumerate(order):
-        assert series.position[k].tolist() == [-180, -150, 100 + 40 * z]
+        assert series.slices[k].position.tolist() == [-180, -150, 100 + 40 * z]
         assert np.array_equal(grid[series.index[k]], CT[z])
     header, hu = read_slice(tmp_path / "one/a")
     assert np.array_equal(hu, CT[order])

@@ -88,10 +88,10 @@ def _draw(label: np.ndarray, value: int, folder: Path, series: DicomSeries) -> N
         raise InputError(
             f"MASKS_DICOM/{folder.name} has other file names than PATIENT_DICOM; which slice is which?"
         )
-    for path, index, position in zip(series.files, series.index, series.position, strict=True):
+    for path, index, one in zip(series.files, series.index, series.slices, strict=True):
         dataset = pydicom.dcmread(masks[path.name])
         own = dataset.get("ImagePositionPatient")
-        if own is not None and np.abs(np.array(own, float) - position).max() > _MAX_OFF_MM:
+        if own is not None and np.abs(np.array(own, float) - one.position).max() > _MAX_OFF_MM:
             raise InputError(
                 f"MASKS_DICOM/{folder.name}/{path.name} lies at {[float(x) for x in own]}, its image elsewhere"
             )

@@ -14,6 +14,7 @@ from trtseg.io.dicom.header import integer, numbers, sequence, text, texts
 MAX_FRAMES = 10_000
 #: Rows or columns; the largest pictures of scanners have 2048.
 MAX_PIXELS = 8192
+_THICK_MM = 1000.0  # no slice is as thick
 _MOST = 1e6  # of a slope or an intercept; those of scanners are some thousands at most
 ENHANCED = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")  # Enhanced CT, and Legacy Converted
 
@@ -44,7 +45,7 @@ class Slice:
     spacing : (float, float)
         Millimetres between rows and between columns.
     thickness : float or None
-        SliceThickness, mm. Not the distance of slices.
+        SliceThickness, mm, if it says one that a slice may have. Not the distance of slices.
     slope, intercept : float
         HU = stored value * slope + intercept.
     is_rescaled : bool
@@ -152,7 +153,7 @@ def _slice(name: str, place: tuple[int, int], size: tuple[int, int], where: list
     thickness = find("SliceThickness", 1)
     return Slice(
         *place, size, np.array(position), np.array(orientation), (spacing[0], spacing[1]),
-        thickness[0] if thickness and thickness[0] > 0 else None, slope[0], intercept[0], said is not None,
+        thickness[0] if thickness and 0 < thickness[0] < _THICK_MM else None, slope[0], intercept[0], said is not None,
     )  # fmt: skip
 
 

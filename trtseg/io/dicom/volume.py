@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,14 +48,14 @@ class DicomSeries:
         Of each file, without its pixels.
     index : tuple of int
         Slice of each file on that grid; of a multi-frame file, of each of its frames, -1 for those of other volumes.
-    position : ndarray
-        Centre of the first voxel of each file or frame, float64 ``[n, 3]``, LPS mm.
+    slices : tuple of Slice
+        Of each file, or of each of its frames, in the order of ``index``; the files are counted as here.
     """
 
     files: tuple[Path, ...]
     headers: tuple[Any, ...]
     index: tuple[int, ...]
-    position: np.ndarray
+    slices: tuple[Slice, ...]
 
 
 def read_slice(source: Any) -> tuple[Any, np.ndarray]:
@@ -160,12 +160,11 @@ def assemble(
     index, affine, warnings = place(name, position, first.orientation, first.spacing, first.thickness)
     places = {(one.file, one.frame): int(k) for one, k in zip(kept, index, strict=True)}
     used = sorted({one.file for one in kept})
-    every = [one for file in used for one in instances[file].slices]
     series = DicomSeries(
         tuple(instances[file].path for file in used),
         tuple(instances[file].header for file in used),
-        tuple(places.get((one.file, one.frame), -1) for one in every),
-        np.array([one.position for one in every]),
+        tuple(places.get((file, one.frame), -1) for file in used for one in instances[file].slices),
+        tuple(replace(one, file=n) for n, file in enumerate(used) for one in instances[file].slices),
     )
     warnings = (*warnings, *_padding_warning([instances[file] for file in used]))
     geometry = ct_geometry(name, (len(kept), *first.size), affine=affine, source=series, warnings=warnings)

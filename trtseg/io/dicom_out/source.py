@@ -12,6 +12,7 @@ import numpy as np
 
 from trtseg.errors import OutputError
 from trtseg.io.dicom import DicomSeries
+from trtseg.io.dicom.frames import Slice
 from trtseg.io.dicom_out.codes import decimal, new_uid
 from trtseg.io.dicom_out.frames import element, item
 from trtseg.volume import Geometry
@@ -196,36 +197,34 @@ def dicom_source(geometry: Geometry) -> Source:
             "refers to its images. Give the DICOM files, or save .nii.gz, .nrrd or .mha"
         )
     _check_installed()
-    with quiet():
-        headers = series.headers
-        ids = [_uid([header], "SOPInstanceUID") for header in headers]
-        owners = _owners(headers, len(series.index))
-        slices: list[Reference | None] = [None] * geometry.grid_shape[0]
-        for (n, frame), k, position in zip(owners, series.index, series.position, strict=True):
-            if k >= 0:
-                x, y, z = (float(mm) for mm in position)
-                sop_class = str(headers[n].get("SOPClassUID") or CT_IMAGE)
-                slices[k] = Reference(sop_class, ids[n], frame, (x, y, z))
-        first = headers[0]
-        owner = next((one for one in headers if one.get("PatientID")), first)
-        uids = [
-            _uid(headers, f"{name}UID") for name in ("StudyInstance", "SeriesInstance", "FrameOfReference")
-        ]
-    found = tuple(one for one in slices if one is not None)
-    if len(found) < len(slices):
-        raise OutputError(
-            f"DICOM output: {len(slices) - len(found)} slices of the result have no image in the source; expected one "
-            "for each. Save .nii.gz"
-        )
+    headers = series.headers
+    placed = [(k, one) for k, one in zip(series.index, series.slices, strict=True) if k >= 0]
+    _, first = placed[0]
     steps = geometry.affine[:3, :3]
     sy, sx = (float(np.linalg.norm(steps[:, n])) for n in (1, 2))
     away = abs(float(np.linalg.det(steps))) / (sy * sx)
-    down, across = (np.array([-1, -1, 1]) * steps[:, n] / mm for n, mm in ((1, sy), (2, sx)))  # RAS to LPS
-    frame = next(frame for (_, frame), k in zip(owners, series.index, strict=True) if k >= 0)  # of the first
-    orientation = _orientation(first, frame) or (*across.tolist(), *down.tolist())
-    thickness = _thickness(first, frame) or away
-    rows, columns = geometry.grid_shape[1:]
-    return Source(owner, found, (rows, columns), orientation, (away, sy, sx), thickness, *uids)
+    with quiet():
+        ids = [_uid([header], "SOPInstanceUID") for header in headers]
+        slices = {k: _reference(headers[one.file], ids[one.file], one) for k, one in placed}
+        owner = next((one for one in headers if one.get("PatientID")), headers[0])
+        uids = [
+            _uid(headers, f"{name}UID") for name in ("StudyInstance", "SeriesInstance", "FrameOfReference")
+        ]
+    return Source(
+        owner,
+        tuple(slices[k] for k in range(geometry.grid_shape[0])),
+        first.size,
+        tuple(first.orientation.tolist()),
+        (away, sy, sx),
+        first.thickness or away,
+        *uids,
+    )
+
+
+def _reference(header: Any, uid: str, one: Slice) -> Reference:
+    x, y, z = one.position.tolist()
+    frame = one.frame + 1 if header.get("PerFrameFunctionalGroupsSequence") else None
+    return Reference(str(header.get("SOPClassUID") or CT_IMAGE), uid, frame, (x, y, z))
 
 
 @contextmanager
@@ -265,41 +264,3 @@ def _as_it_stands(header: Any, key: Any) -> Any:
 def _uid(headers: Sequence[Any], keyword: str) -> str:
     """The first UID that headers have. Where copies have lost it, nothing can be referred to, and any will do."""
     return next((str(uid) for header in headers if (uid := header.get(keyword))), None) or new_uid()
-
-
-def _owners(headers: Sequence[Any], count: int) -> list[tuple[int, int | None]]:
-    """Number of the header, and of the frame, of each picture, as the series lists them."""
-    owners: list[tuple[int, int | None]] = []
-    for n, header in enumerate(headers):
-        frames = header.get("NumberOfFrames") if header.get("PerFrameFunctionalGroupsSequence") else None
-        owners += [(n, None)] if frames is None else [(n, frame + 1) for frame in range(int(frames))]
-    assert len(owners) == count
-    return owners
-
-
-def _functional_group(header: Any, frame: int | None, sequence: str) -> Any:
-    """Where a header has what a sequence of functional groups holds of a frame: there, or at the top."""
-    if frame is not None:
-        own = header.PerFrameFunctionalGroupsSequence[frame - 1]
-        for group in (own, *(header.get("SharedFunctionalGroupsSequence") or [])):
-            if found := group.get(sequence):
-                return found[0]
-    return header
-
-
-def _orientation(header: Any, frame: int | None) -> tuple[float, ...] | None:
-    """Orientation as the source itself rounds it."""
-    values = _functional_group(header, frame, "PlaneOrientationSequence").get("ImageOrientationPatient")
-    try:
-        numbers = tuple(float(x) for x in values or ())
-    except (TypeError, ValueError):
-        return None
-    return numbers if len(numbers) == 6 else None
-
-
-def _thickness(header: Any, frame: int | None) -> float | None:
-    try:
-        mm = float(_functional_group(header, frame, "PixelMeasuresSequence").get("SliceThickness") or 0)
-    except (TypeError, ValueError):
-        return None
-    return mm if 0 < mm < 1000 else None
