@@ -64,7 +64,6 @@ def encode_captures(
 def _first(source: Source, result: Result, picture: Array, series_uid: str) -> Any:
     """Make the object that all instances of the series are made of."""
     import highdicom
-    import pydicom
 
     sy, sx = result.geometry.spacing[1:]
     now = time.localtime()
@@ -92,10 +91,7 @@ def _first(source: Source, result: Result, picture: Array, series_uid: str) -> A
     dataset.DerivationDescription = (
         f"Outlines of {codes.NAME} {codes.version(result.provenance)}; {codes.description('pictures')}"
     )
-    file = io.BytesIO()
-    dataset.save_as(file)
-    file.seek(0)
-    return pydicom.dcmread(file)  # elements that stay as they were read are written at once
+    return codes.as_read(dataset)
 
 
 def _refer(dataset: Any, source: Source, result: Result, z: int) -> None:

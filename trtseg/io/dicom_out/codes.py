@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -51,6 +52,16 @@ def decimal(number: float) -> str:
 def new_uid() -> str:
     """A UID that no other object has."""
     return f"2.25.{uuid.uuid4().int}"
+
+
+def as_read(dataset: Any) -> Any:
+    """Give an object as it is read from a file: elements that stay as they are read are written at once."""
+    import pydicom
+
+    file = io.BytesIO()
+    dataset.save_as(file)
+    file.seek(0)
+    return pydicom.dcmread(file)
 
 
 def software(provenance: Mapping[str, Any]) -> str:

@@ -89,16 +89,12 @@ def _segment(number: int) -> bytes:
 
 def _place(one: Reference) -> tuple[bytes, bytes]:
     """Encode what all frames of one slice have: the image that they were derived from, and where they lie."""
-    source = [
-        element(0x00081150, b"UI", one.sop_class.encode()),
-        element(0x00081155, b"UI", one.sop_instance.encode()),
+    source = one.encoded(
         b"" if one.frame is None else element(0x00081160, b"IS", str(one.frame).encode()),
         element(0x0028135A, b"CS", b"YES"),
         element(0x0040A170, b"SQ", _code(_PURPOSE)),
-    ]
-    derivation = item(
-        element(0x00082112, b"SQ", item(*source)), element(0x00089215, b"SQ", _code(_DERIVATION))
     )
+    derivation = item(element(0x00082112, b"SQ", source), element(0x00089215, b"SQ", _code(_DERIVATION)))
     position = "\\".join(codes.decimal(mm) for mm in one.position).encode()
     plane = item(element(0x00200032, b"DS", position))
     return element(0x00089124, b"SQ", derivation), element(0x00209113, b"SQ", plane)

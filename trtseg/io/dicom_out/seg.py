@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,14 +108,14 @@ def write_seg(path: Path, source: Source, result: Result, *, labelmap: bool = Fa
         **codes.equipment(result.provenance),
     )
     source.dress(dataset)
-    source.refer(dataset)
     slices = [source.slices[k] for k in chosen]
     dataset.NumberOfFrames, frames = encode_frames(planes, slices, len(segments), labelmap=labelmap)
     del dataset.PerFrameFunctionalGroupsSequence, dataset.PixelData
-    head = io.BytesIO()
-    dataset.save_as(head)
+    dataset = codes.as_read(dataset)
+    source.refer(dataset)
     with path.open("wb") as file:
-        file.writelines((source.refer_to_all(head.getvalue()), *frames))
+        dataset.save_as(file)
+        file.writelines(frames)
 
 
 def read_segments(path: Path, result: Result) -> tuple[Any, tuple[Segment, ...]]:

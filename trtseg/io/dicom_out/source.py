@@ -49,15 +49,13 @@ class Reference:
         made.ReferencedSOPClassUID, made.ReferencedSOPInstanceUID = self.sop_class, self.sop_instance
         return made
 
-    def encoded(self) -> bytes:
-        """`item` in Explicit VR Little Endian."""
+    def encoded(self, *more: bytes) -> bytes:
+        """`item` in Explicit VR Little Endian, with more elements behind its own."""
         return item(
             element(0x00081150, b"UI", self.sop_class.encode()),
             element(0x00081155, b"UI", self.sop_instance.encode()),
+            *more,
         )
-
-
-_STAND_IN = Reference("2.25.0", "2.25.0", None, (0.0, 0.0, 0.0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,33 +151,15 @@ class Source:
         return list({one.sop_instance: one.item() for one in self.slices}.values())
 
     def refer(self, dataset: Any) -> None:
-        """Put a stand-in for the references to the source into an object; `refer_to_all` replaces it in the file."""
-        from pydicom import Dataset
+        """Put references to all of the source, encoded, into an object of `as_read`; pydicom takes much longer."""
+        from pydicom.dataelem import RawDataElement
+        from pydicom.tag import Tag
 
-        series = Dataset()
-        series.SeriesInstanceUID = _STAND_IN.sop_class
-        series.ReferencedInstanceSequence = dataset.SourceImageSequence = [_STAND_IN.item()]
-        dataset.ReferencedSeriesSequence = [series]
-
-    def refer_to_all(self, written: bytes) -> bytes:
-        """Replace the stand-in in a DICOM file, Explicit VR Little Endian, by references to all of the source.
-
-        pydicom takes much longer.
-        """
-        every = {one.sop_instance: one.encoded() for one in self.slices}
-        old = _references(_STAND_IN.encoded(), _STAND_IN.sop_class)
-        new = _references(b"".join(every.values()), self.series)
-        for stand_in, whole in zip(old, new, strict=True):
-            if written.count(stand_in) != 1:
-                raise ValueError("the references to the source cannot be written")
-            written = written.replace(stand_in, whole)
-        return written
-
-
-def _references(items: bytes, series: str) -> tuple[bytes, bytes]:
-    """Encode SourceImageSequence and ReferencedSeriesSequence."""
-    own = item(element(0x0008114A, b"SQ", items), element(0x0020000E, b"UI", series.encode()))
-    return element(0x00082112, b"SQ", items), element(0x00081115, b"SQ", own)
+        items = b"".join({one.sop_instance: one.encoded() for one in self.slices}.values())
+        series = item(element(0x0008114A, b"SQ", items), element(0x0020000E, b"UI", self.series.encode()))
+        for keyword, value in (("SourceImageSequence", items), ("ReferencedSeriesSequence", series)):
+            tag = Tag(keyword)
+            dataset[tag] = RawDataElement(tag, "SQ", len(value), value, 0, False, True)
 
 
 def dicom_source(geometry: Geometry) -> Source:
