@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from trtseg.io.dicom.find import find_files, is_dicom
+from trtseg.io.dicom.find import files_below, find_files, is_dicom
 from trtseg.io.names import ANALYZE, ITK, ZIP, is_folder
 
 _DATA = re.compile(rb"^\s*(?:ElementDataFile\s*=|data ?file\s*:)\s*(.+?)\s*$", re.IGNORECASE | re.MULTILINE)
@@ -29,7 +29,7 @@ def files_of(path: Path) -> Iterator[Path]:
     """
     name = path.name.lower()
     if is_folder(path):
-        yield from _below(path)
+        yield from (one for one in files_below(path) if one.is_file())  # a link may lead nowhere
     elif name.endswith(ANALYZE):
         yield from (one for one in sorted(path.parent.iterdir()) if _is_half(one, path))
     elif name.endswith(ITK):
@@ -39,19 +39,6 @@ def files_of(path: Path) -> Iterator[Path]:
         yield from (one.path for one in find_files(path))
     else:
         yield path
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    """The files of a folder and of those below it that are not hidden."""
-    seen = set()
-    for top, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if name[0] != ".")
-        if (real := os.path.realpath(top)) in seen:
-            folders.clear()  # a link that leads back
-            continue
-        seen.add(real)
-        paths = (Path(top, name) for name in sorted(files) if name[0] != ".")
-        yield from (path for path in paths if path.is_file())  # a link may lead nowhere
 
 
 def _data_of(header: Path) -> Iterator[Path]:

@@ -51,7 +51,8 @@ def find_files(path: str | os.PathLike[str]) -> list[DicomFile]:
         If a folder cannot be listed, or a zip cannot be read or is too large.
     """
     if is_folder(path):
-        return [DicomFile(one, partial(read_bytes, one)) for one in _below(Path(path), set())]
+        found = (one for one in files_below(Path(path)) if _may_be(one.name) and _is_dicom(one))
+        return [DicomFile(one, partial(read_bytes, one)) for one in found]
     if os.fspath(path).lower().endswith(ZIP):
         return _in_zip(Path(path))
     folder, own = Path(path).parent, Path(path)
@@ -98,18 +99,17 @@ def one_of_each_series(paths: Iterable[Path]) -> list[Path]:
     return kept
 
 
-def _below(folder: Path, seen: set[str]) -> Iterator[Path]:
-    real = os.path.realpath(folder)
-    if real in seen:
+def files_below(folder: Path, seen: set[str] | None = None) -> Iterator[Path]:
+    """The files of a folder and of those below it that are not hidden, but for folders whose real paths were seen."""
+    seen = set() if seen is None else seen
+    if (real := os.path.realpath(folder)) in seen:
         return  # a link that leads back
     seen.add(real)
     paths = _listed(folder)
-    for path in paths:
-        if _may_be(path.name) and not is_folder(path) and _is_dicom(path):
-            yield path
+    yield from (path for path in paths if not is_folder(path))
     for path in paths:
         if is_folder(path):
-            yield from _below(path, seen)
+            yield from files_below(path, seen)
 
 
 def _listed(folder: Path) -> list[Path]:
