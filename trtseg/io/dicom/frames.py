@@ -63,6 +63,11 @@ class Slice:
     intercept: float
     is_rescaled: bool
 
+    @property
+    def normal(self) -> np.ndarray:
+        """Direction in which slices follow each other: that of rows x that of columns."""
+        return np.cross(self.orientation[:3], self.orientation[3:])
+
 
 def slices_of(name: str, header: Any, file: int = 0) -> tuple[Slice, ...]:
     """Find the slices of a file.

@@ -215,7 +215,7 @@ def unplaced(
         )
         yield ResultWarning("slices-unplaced", text)
     depth, step = _depth(chosen.slices)
-    normal = _normal(chosen.slices[0])
+    normal = chosen.slices[0].normal
     away = (
         max(depth.min() - at, at - depth.max())
         for other in others
@@ -248,13 +248,9 @@ def _uid(one: Candidate) -> str:
     return one.series.partition("/")[0]
 
 
-def _normal(one: Slice) -> np.ndarray:
-    return np.cross(one.orientation[:3], one.orientation[3:])
-
-
 def _depth(slices: Sequence[Slice]) -> tuple[np.ndarray, float]:
     """How far each slice lies along the first one's axis, and the usual distance of slices, both in mm."""
-    normal = _normal(slices[0])
+    normal = slices[0].normal
     depth = np.array([one.position @ normal for one in slices])
     steps = np.diff(np.unique(depth.round(2)))
     return depth, float(np.median(steps)) if steps.size else slices[0].thickness or 0.0
@@ -281,11 +277,11 @@ def _candidate(first: Instance, slices: Sequence[Slice]) -> Candidate:
     image_type = [value.upper() for value in texts(header, "ImageType")]
     kernel = "\\".join(texts(header, "ConvolutionKernel"))
     study = text(header, "StudyInstanceUID")
-    reason = why_no_picture(header) or _why_no_ct(image_type, header)
+    reason = _kind(header)
     if not slices:
         return Candidate("", study, (), text(header, "Modality") or "no modality", reason, ())
     one = slices[0]
-    if not reason and abs(_normal(one)[2]) < _AXIAL:
+    if not reason and abs(one.normal[2]) < _AXIAL:
         reason = _NOT_AXIAL
     depth, step = _depth(slices)
     length = float(np.ptp(depth))
@@ -318,18 +314,15 @@ def why_no_picture(header: Any) -> str:
     return "" if "Rows" in header or kind in _CT else "holds no pictures"
 
 
-def _why_no_ct(image_type: Sequence[str], header: Any) -> str:
-    """Why pictures are no stack of plain CT slices."""
-    words = " ".join(image_type), text(header, "SeriesDescription").upper()
+def _kind(header: Any) -> str:
+    """Why a file is no slice of a plain CT, which keeps it apart from others of its series id; "" for such a slice."""
+    if why := why_no_picture(header):
+        return why
+    words = " ".join(texts(header, "ImageType")).upper(), text(header, "SeriesDescription").upper()
     for why, pattern in _NO_CT.items():
         if any(re.search(rf"(?<![A-Z])({pattern})(?![A-Z])", found) for found in words):
             return why
     return ""
-
-
-def _kind(header: Any) -> str:
-    """What keeps files of one series id apart: what is no CT, and why."""
-    return why_no_picture(header) or _why_no_ct([v.upper() for v in texts(header, "ImageType")], header)
 
 
 def keys_of(headers: Sequence[Any]) -> list[Key]:

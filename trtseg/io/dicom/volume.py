@@ -205,8 +205,7 @@ def _mm(position: np.ndarray) -> str:
 
 def same_places(slices: Sequence[Slice]) -> list[list[Slice]]:
     """Group slices of one orientation by their depth, each group in the order given."""
-    normal = np.cross(slices[0].orientation[:3], slices[0].orientation[3:])
-    depth = np.array([one.position @ normal for one in slices])
+    depth = np.array([one.position @ slices[0].normal for one in slices])
     order = np.argsort(depth, kind="stable")
     groups: list[list[int]] = []
     for n in order:
