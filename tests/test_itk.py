@@ -1,5 +1,6 @@
 """NRRD and MetaImage files, as SimpleITK has them: where voxels lie, how they are stored, and what is refused."""
 
+import bz2
 import gzip
 import zlib
 
@@ -106,14 +107,47 @@ def test_pictures_and_colours_are_refused(tmp_path):
             read_labels(tmp_path / name)
 
 
-def test_a_nrrd_file_without_a_space_is_warned_of(tmp_path):
+def test_a_nrrd_file_without_a_space_of_a_patient_is_warned_of(tmp_path):
     head = NRRD.format(type="short", encoding="raw")
     bare = "".join(line for line in head.splitlines(keepends=True) if not line.startswith("space"))
-    for name, text, warns in (("a.nrrd", head, False), ("b.nrrd", f"{bare}spacings: 0.7 0.8 5\n", True)):
+    scanners = head.replace("left-posterior-superior", "scanner-xyz")
+    for name, text, warns in (
+        ("a.nrrd", head, False),
+        ("b.nrrd", f"{bare}spacings: 0.7 0.8 5\n", True),
+        ("c.nrrd", scanners, True),
+    ):
         (tmp_path / name).write_bytes(text.encode() + b"\n" + VALUES.tobytes())
         volume = load(tmp_path / name)
         assert volume.spacing == pytest.approx((5, 0.8, 0.7))
         assert ["right to left, front to back" in w.text for w in volume.geometry.warnings] == [True] * warns
+
+
+@pytest.mark.parametrize(
+    ("directions", "warns"), [("", True), ("TransformMatrix = 1 0 0 0 1 0 0 0 1\n", False)]
+)
+def test_a_metaimage_file_without_directions_is_warned_of(tmp_path, directions, warns):
+    head = META.format(compressed=False, more=directions, file="LOCAL").replace("UCHAR", "SHORT")
+    (tmp_path / "a.mha").write_bytes(head.encode() + VALUES.tobytes())
+    found = [(w.code, "right to left, front to back" in w.text) for w in load(tmp_path / "a.mha").geometry.warnings]
+    assert found == [("geometry-unknown", True)] * warns
+
+
+def test_a_nrrd_file_whose_header_names_many_segments(tmp_path):
+    """As Slicer writes the label map of a hundred organs."""
+    more = "".join(f"Segment{n}_Tags:={'x' * 600}\n" for n in range(150))
+    head = NRRD.format(type="uint8", encoding="gzip") + more
+    (tmp_path / "a.nrrd").write_bytes(head.encode() + b"\n" + gzip.compress(MASK.tobytes()))
+    labels, geometry = read_labels(tmp_path / "a.nrrd")
+    assert np.array_equal(geometry.restore(labels), MASK.transpose(2, 1, 0))
+
+
+def test_an_encoding_that_itk_does_not_know_is_named(tmp_path):
+    head = NRRD.format(type="uint8", encoding="bzip2")
+    (tmp_path / "a.nrrd").write_bytes(head.encode() + b"\n" + bz2.compress(MASK.tobytes()))
+    with pytest.raises(
+        InputError, match=r"a\.nrrd: the voxels cannot be read \(.*bzip2.*or write it uncompressed"
+    ):
+        read_labels(tmp_path / "a.nrrd")
 
 
 @pytest.mark.parametrize("name", ["a.nrrd", "a.nhdr"])

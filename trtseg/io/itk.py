@@ -25,14 +25,18 @@ from trtseg.warnings import ResultWarning
 # Coordinates of ITK point to the left and to the back, coordinates of trtseg to the right and to the front.
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 _KEY = "trtseg"  # of the signature in the metadata of labels
-_HEADER = 1 << 16  # bytes in which a header ends, with the name of its data if they lie in another file
-_META_DATA = re.compile(rb"^ElementDataFile\s*=[ \t]*([^\r\n]+?)[ \t]*(?:\r?\n|\Z)", re.MULTILINE)
+#: Where a header names the file with its data, or a list or a pattern of several; the last line of a MetaImage header.
+DATA = re.compile(
+    rb"^(?:ElementDataFile\s*=|data ?file\s*:)[ \t]*([^\r\n]+?)[ \t]*(?:\r?\n|\Z)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_HEADER = 1 << 20  # bytes; Slicer names each segment of a label map in it
 _META_COMPRESSED = re.compile(rb"^CompressedData\s*=\s*[Tt1]", re.MULTILINE)
 _META_SIZE = re.compile(rb"^CompressedDataSize\s*=\s*(\d+)", re.MULTILINE)
-_NRRD_END = re.compile(rb"\r?\n\r?\n|\Z")
-_NRRD_DATA = re.compile(rb"^data ?file:\s*([^\r\n]+?)\s*$", re.MULTILINE)
-_NRRD_COMPRESSED = re.compile(rb"^encoding:\s*gz", re.MULTILINE)
-_NRRD_SKIPS = re.compile(rb"^(?:line|byte) ?skip:", re.MULTILINE)
+_META_DIRECTIONS = re.compile(rb"^(?:TransformMatrix|Rotation|Orientation)\s*=", re.MULTILINE)
+_NRRD_END = re.compile(rb"\r?\n\r?\n")
+_NRRD_COMPRESSED = re.compile(rb"^encoding:\s*gz", re.IGNORECASE | re.MULTILINE)
+_NRRD_SKIPS = re.compile(rb"^(?:line|byte) ?skip:", re.IGNORECASE | re.MULTILINE)
 _CHUNK = 1 << 16  # compressed bytes at a time, of which no more than 64 MiB can come
 _ZLIB_OR_GZIP = 47  # the code that asks zlib to tell which of the two it is
 _INSTALL = "pip install 'trtseg[itk]'"
@@ -145,35 +149,68 @@ def _read(name: str, convert: Callable[..., np.ndarray]) -> tuple[np.ndarray, Ge
         raise InputError(f"{name}: got a {dimensions}-D image; expected a volume, stack the slices to 3-D")
     direction = np.reshape(reader.GetDirection(), (dimensions, dimensions))[:3, :3]
     grid = ItkGrid(reader.GetSpacing()[:3], reader.GetOrigin()[:3], tuple(direction.ravel().tolist()))
+    head = header_of(Path(name))
     warnings: tuple[ResultWarning, ...] = ()
-    if name.lower().endswith((".nrrd", ".nhdr")) and not reader.HasMetaDataKey("NRRD_space"):
+    if not _has_directions(reader, head):
         warnings = (no_orientation("right to left, front to back, feet to head"),)
     geometry = ct_geometry(name, size, affine=grid.affine(), source=grid, warnings=warnings)
     check_memory(name, 8 * math.prod(size))
     voxel = sitk.Image([1] * dimensions, reader.GetPixelID())
-    _check_compressed(name, math.prod(size) * voxel.GetSizeOfPixelComponent())
+    _check_compressed(Path(name), head, math.prod(size) * voxel.GetSizeOfPixelComponent())
     try:
         image = reader.Execute()
     except RuntimeError as error:
-        raise InputError(f"{name}: cannot be read ({_reason(error)}); fetch it again") from error
+        raise InputError(
+            f"{name}: the voxels cannot be read ({_reason(error)}): they are cut off, missing or of an "
+            "encoding that is not known; fetch the file again, or write it uncompressed"
+        ) from error
     stored = sitk.GetArrayViewFromImage(image)  # [..., k, j, i]
     check_dtype(name, stored.dtype)
     return convert(name, geometry, slabs(geometry.grid(stored.transpose()))), geometry
 
 
-def _check_compressed(name: str, wanted: int) -> None:
+def header_of(path: Path) -> bytes:
+    """Read the header of a NRRD or MetaImage file, up to the voxels if they follow in the same file."""
+    with path.open("rb") as file:
+        start = file.read(_HEADER)
+    end = (_NRRD_END if start.startswith(b"NRRD") else DATA).search(start)
+    return start if end is None else start[: end.end()]
+
+
+def _has_directions(reader: Any, head: bytes) -> bool:
+    """Whether a header says how the patient lies, and ITK understands it."""
+    if head.startswith(b"NRRD"):
+        return reader.HasMetaDataKey("NRRD_space") and "superior" in reader.GetMetaData("NRRD_space")
+    return _META_DIRECTIONS.search(head) is not None
+
+
+def _check_compressed(path: Path, head: bytes, wanted: int) -> None:
     """Raise an InputError if compressed voxels are damaged: ITK would take what became of them, or some of it.
 
     ``wanted`` is the number of bytes that they are to be. Files of single slices are not looked at.
     """
     from isal import isal_zlib
 
-    data, start, most = _compressed(name)
-    if data is None or not data.is_file():
+    most = 0  # of the bytes; all that there are
+    if head.startswith(b"NRRD"):
+        if not _NRRD_COMPRESSED.search(head) or _NRRD_SKIPS.search(head):
+            return
+    elif not _META_COMPRESSED.search(head):
+        return
+    elif said := _META_SIZE.search(head):
+        most = int(said[1])  # ITK reads no more than that
+    named = DATA.search(head)
+    data = path if named is None or named[1].lower() == b"local" else path.parent / os.fsdecode(named[1])
+    if data == path and not head.startswith(b"NRRD") and not most:
+        # ITK would take the header for voxels too, and give what was in memory.
+        raise InputError(
+            f"{path}: has compressed voxels, but no CompressedDataSize; expected their bytes, write it again"
+        )
+    if not data.is_file():
         return
     stream, size, left = isal_zlib.decompressobj(_ZLIB_OR_GZIP), 0, most or data.stat().st_size
     with data.open("rb") as file:
-        file.seek(start)
+        file.seek(len(head) if data == path else 0)
         try:
             while not stream.eof and (block := file.read(min(left, _CHUNK))):
                 left -= len(block)
@@ -184,37 +221,6 @@ def _check_compressed(name: str, wanted: int) -> None:
         raise InputError(
             f"{data}: is cut off or damaged (got {size} bytes of voxels; expected {wanted}); fetch it again"
         )
-
-
-def _compressed(name: str) -> tuple[Path | None, int, int]:
-    """The file with the voxels that a header calls compressed, None if they are not; where they start, how many bytes.
-
-    0 bytes stand for all that there are.
-    """
-    own = Path(name)
-    with own.open("rb") as file:
-        start = file.read(_HEADER)
-    if start.startswith(b"NRRD"):
-        end = _NRRD_END.search(start)
-        assert end is not None  # of the file at the latest
-        head = start[: end.start()]
-        if not _NRRD_COMPRESSED.search(head) or _NRRD_SKIPS.search(head):
-            return None, 0, 0
-        if found := _NRRD_DATA.search(head):
-            return own.parent / os.fsdecode(found[1]), 0, 0
-        return own, end.end(), 0
-    found = _META_DATA.search(start)
-    if found is None or not _META_COMPRESSED.search(start[: found.start()]):
-        return None, 0, 0
-    said = _META_SIZE.search(start[: found.start()])  # ITK reads no more than that
-    most = int(said[1]) if said else 0
-    if found[1].lower() == b"local":
-        if not most:  # ITK would take the header for voxels too, and give what was in memory
-            raise InputError(
-                f"{name}: has compressed voxels, but no CompressedDataSize; expected their bytes, write it again"
-            )
-        return own, found.end(), most
-    return own.parent / os.fsdecode(found[1]), 0, most
 
 
 def _reader(sitk: Any, name: str) -> Any:

@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trtseg.io.dicom.find import files_below, find_files, is_dicom
+from trtseg.io.itk import DATA, header_of
 from trtseg.io.names import ANALYZE, ITK, ZIP, is_folder
 
-_DATA = re.compile(rb"^\s*(?:ElementDataFile\s*=|data ?file\s*:)\s*(.+?)\s*$", re.IGNORECASE | re.MULTILINE)
 _NUMBER = re.compile(r"%\d*[du]")  # of a slice, in the pattern of its file
-_HEADER = 1 << 16  # bytes in which a header of NRRD or MetaImage names its data
 
 
 def files_of(path: Path) -> Iterator[Path]:
@@ -43,23 +42,19 @@ def files_of(path: Path) -> Iterator[Path]:
 
 def _data_of(header: Path) -> Iterator[Path]:
     """The files that a header names: one, a list of them on the lines to the end, or all of a numbered pattern."""
-    with header.open("rb") as file:
-        start = file.read(_HEADER)
-        found = _DATA.search(start)
-        if found is None:
-            return
-        named = os.fsdecode(found[1])
-        if named.split()[0] == "LIST":
-            lines = (start[found.end() :] + file.read()).splitlines()
-            yield from (header.parent / os.fsdecode(line.strip()) for line in lines)
-        elif number := _NUMBER.search(named):
-            pattern = (
-                f"{glob.escape(named[: number.start()])}*{glob.escape(named.split()[0][number.end() :])}"
-            )
-            beside = os.path.join(glob.escape(os.fspath(header.parent)), pattern)  # noqa: PTH118 - a pattern
-            yield from map(Path, sorted(glob.glob(beside)))  # noqa: PTH207 - may be absolute
-        else:
-            yield header.parent / named
+    found = DATA.search(header_of(header))
+    if found is None:
+        return
+    named = os.fsdecode(found[1])
+    if named.split()[0] == "LIST":
+        lines = header.read_bytes()[found.end() :].splitlines()
+        yield from (header.parent / os.fsdecode(line.strip()) for line in lines)
+    elif number := _NUMBER.search(named):
+        pattern = f"{glob.escape(named[: number.start()])}*{glob.escape(named.split()[0][number.end() :])}"
+        beside = os.path.join(glob.escape(os.fspath(header.parent)), pattern)  # noqa: PTH118 - a pattern
+        yield from map(Path, sorted(glob.glob(beside)))  # noqa: PTH207 - may be absolute
+    else:
+        yield header.parent / named
 
 
 def _is_half(one: Path, of: Path) -> bool:
