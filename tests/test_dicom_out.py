@@ -2,110 +2,28 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import io
 import logging
 import types
-from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
-from dicom_checks import errors, labels_by_frame, labels_by_instance, points_by_dcmqi
-from dicom_made import enhanced, instance, save
-from pydicom.dataelem import RawDataElement
-from pydicom.tag import Tag
+from dicom_checks import errors, labels_by_instance, points_by_dcmqi
+from dicom_results import MADE, SHAPE, SPACING, STEP, WAYS, make, phantom_labels
 
 import trtseg
 from trtseg.errors import ArgumentError, OutputError
-from trtseg.io.dicom import read_dicom_series
 from trtseg.io.dicom_out import encode_pictures, write_dicom
 from trtseg.io.dicom_out.seg import segments_of
 from trtseg.phantom import abdomen
 from trtseg.report.captures import draw_captures, drawn_slices
 from trtseg.report.pictures import LIVER, TUMOUR
 from trtseg.result import Segmentation
-from trtseg.volume import Geometry
 from trtseg.warnings import ResultWarning
 
 highdicom = pytest.importorskip("highdicom")
-
-SHAPE = (7, 44, 50)  # pixels are no multiple of 8, nor are columns
-STEP, SPACING = 12.0, (8.0, 7.0)
-MADE = {
-    "model": "test",
-    "model_version": "1.2",
-    "device": "cpu",
-    "precision": "fp32",
-    "fingerprint": "0123456789abcdef",
-    "versions": {"trtseg": "0.0"},
-}
-T = np.radians(12)
-TURN = np.array([[1, 0, 0], [0, np.cos(T), -np.sin(T)], [0, np.sin(T), np.cos(T)]])
-# Directions of rows, of columns, and of slices, LPS.
-AXIAL = np.eye(3)
-WAYS = {
-    "axial": (AXIAL[0], AXIAL[1], AXIAL[2]),
-    "rows from the back": (AXIAL[0], -AXIAL[1], -AXIAL[2]),
-    "columns from the left": (-AXIAL[0], AXIAL[1], -AXIAL[2]),
-    "oblique": tuple(TURN.T),
-    "tilted gantry": (TURN[:, 0], TURN[:, 1], AXIAL[2]),
-    "coronal": (AXIAL[0], -AXIAL[2], AXIAL[1]),
-}
-
-
-@dataclasses.dataclass
-class Case:
-    """A series of which the test knows which labels belong to which file."""
-
-    result: Segmentation
-    uids: list[str]  # of each file
-    labels: np.ndarray  # of each file, [n, row, column]
-    points: np.ndarray  # of the centres of its voxels, LPS mm, [n, row, column, 3]
-
-
-def phantom_labels(shape) -> tuple[np.ndarray, np.ndarray]:
-    """A CT and labels with three lesions; one of them on one slice, one on all."""
-    ct = abdomen(shape, (STEP, *SPACING)).ct
-    labels = np.zeros(shape, np.uint8)
-    labels[1:-1, 10:30, 5:30] = 1
-    labels[1:-1, 12:16, 8:11] = 2
-    labels[3, 20:23, 12:20] = 2
-    labels[3:5, 26:28, 20:23] = 2
-    return ct, labels
-
-
-def make(folder: Path, way: str, **attributes: object) -> Case:
-    """Write the phantom as a series, in no order, and measure its labels."""
-    along_row, along_column, along_slices = WAYS[way]
-    steps = np.stack([along_slices * STEP, along_column * SPACING[0], along_row * SPACING[1]], 1)
-    count = {"coronal": (44, 7, 50)}.get(way, SHAPE)
-    affine = np.eye(4)
-    affine[:3, :3], affine[:3, 3] = np.diag([-1, -1, 1]) @ steps, (20, -30, 40)
-    geometry = Geometry.from_affine(count, affine)
-    ct, labels = phantom_labels(geometry.canonical_shape)
-    stored, expected = geometry.restore(ct), geometry.restore(labels)
-    origin = np.diag([-1, -1, 1]) @ affine[:3, 3]
-    order = np.random.default_rng(0).permutation(count[0])
-    uids, files, grid = [], [], np.indices(count[1:])
-    for n, k in enumerate(order):
-        position = origin + steps[:, 0] * k
-        slice_ = instance(
-            stored[k],
-            ImagePositionPatient=[f"{mm:.8g}" for mm in position],
-            ImageOrientationPatient=[f"{c:.10g}" for c in (*along_row, *along_column)],
-            **attributes,
-        )
-        uids.append(slice_.SOPInstanceUID)
-        files.append(save(folder / f"{n}", slice_))
-    volume = read_dicom_series(files)
-    assert np.array_equal(volume.array, ct)
-    points = np.stack(
-        [(origin + steps[:, 0] * k)[:, None, None] + np.tensordot(steps[:, 1:], grid, 1) for k in order]
-    )
-    result = Segmentation.measure(labels, volume, provenance=MADE)
-    return Case(result, uids, expected[order], np.moveaxis(points, 1, -1))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -350,28 +268,6 @@ def test_what_the_objects_of_one_result_are_called(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("written", "mm"), [("0.5", 0.5), ("999.5", 999.5), ("0", STEP), ("-5", STEP), ("1000", STEP)]
-)
-def test_a_thickness_that_no_slice_has_is_the_distance_of_slices(tmp_path, written, mm):
-    case = make(tmp_path / "ct", "axial", SliceThickness=written)
-    case.result.save(tmp_path / "seg.dcm")
-    shared = pydicom.dcmread(tmp_path / "seg.dcm").SharedFunctionalGroupsSequence[0]
-    assert shared.PixelMeasuresSequence[0].SliceThickness == pytest.approx(mm)
-
-
-def test_lossy_compression_of_the_source_is_told(tmp_path):
-    lossy = {
-        "LossyImageCompression": "01",
-        "LossyImageCompressionRatio": "12.5",
-        "LossyImageCompressionMethod": "ISO_10918_1",
-    }
-    case = make(tmp_path / "ct", "axial", **lossy)
-    case.result.save(tmp_path / "seg.dcm")
-    seg = pydicom.dcmread(tmp_path / "seg.dcm")
-    assert {name: str(seg[name].value) for name in lossy} == lossy
-
-
-@pytest.mark.parametrize(
     ("thickness", "measured", "expected"),
     [
         (5.0, [], [8, 7, 6, 5, 4, 3, 2]),
@@ -404,111 +300,6 @@ def test_what_is_drawn():
     assert np.array_equal(picture[middle], expected[middle])
     assert (picture[:70] != expected[:70]).any()
     assert (picture[260:] != expected[260:]).any()
-
-
-def test_frames_of_an_enhanced_ct_are_named(tmp_path):
-    ct, labels = phantom_labels(SHAPE)
-    ct = np.maximum(ct, -1000)
-    order = [4, 0, 6, 2, 1, 5, 3]
-    stored = np.stack([ct[z] + 1000 + k for k, z in enumerate(order)]).astype(np.uint16)
-    dataset = enhanced(stored, [100 + STEP * z for z in order], [1] * 7, Manufacturer="x")
-    volume = read_dicom_series([save(tmp_path / "ct" / "1", dataset)])
-    assert np.array_equal(volume.array, ct)
-    result = Segmentation.measure(labels, volume, provenance=MADE)
-    result.save_dicom(tmp_path)
-    got = labels_by_frame(tmp_path / "seg.dcm", dataset.SOPInstanceUID, list(range(1, 8)))
-    assert np.array_equal(got, labels[order])
-    shared = pydicom.dcmread(tmp_path / "seg.dcm").SharedFunctionalGroupsSequence[0]
-    assert shared.PixelMeasuresSequence[0].SliceThickness == 5  # as in the groups that all frames share
-    for name in ("seg", "sr", "sc_0001"):
-        assert errors(tmp_path / f"{name}.dcm") == []
-
-
-def test_a_localizer_before_the_frames_of_an_enhanced_ct_changes_nothing(tmp_path):
-    ct, labels = phantom_labels(SHAPE)
-    ct = np.maximum(ct, -1000)
-    stored = np.stack([ct[z] + 1000 + k for k, z in enumerate([0, *range(7)])]).astype(np.uint16)
-    dataset = enhanced(stored, [0, *(100 + STEP * z for z in range(7))], [1] * 8)
-    (shared,) = dataset.SharedFunctionalGroupsSequence
-    for group in dataset.PerFrameFunctionalGroupsSequence:  # as where frames differ in them
-        group.update(copy.deepcopy(shared))
-    dataset.SharedFunctionalGroupsSequence = [pydicom.Dataset()]
-    localizer = dataset.PerFrameFunctionalGroupsSequence[0]
-    localizer.PlaneOrientationSequence[0].ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
-    localizer.PixelMeasuresSequence[0].SliceThickness = 300
-    save(tmp_path / "ct" / "1", dataset)
-    result = Segmentation.measure(labels, trtseg.load(tmp_path / "ct"), provenance=MADE)
-    result.save_dicom(tmp_path, ["seg"])
-    got = labels_by_frame(tmp_path / "seg.dcm", dataset.SOPInstanceUID, list(range(2, 9)))
-    assert np.array_equal(got, labels)
-    shared = pydicom.dcmread(tmp_path / "seg.dcm").SharedFunctionalGroupsSequence[0]
-    assert shared.PlaneOrientationSequence[0].ImageOrientationPatient == [1, 0, 0, 0, 1, 0]
-    assert shared.PixelMeasuresSequence[0].SliceThickness == 5
-
-
-def test_an_empty_sequence_of_frames_is_none(tmp_path):
-    case = make(tmp_path / "ct", "axial", NumberOfFrames=1, PerFrameFunctionalGroupsSequence=[])
-    case.result.save_dicom(tmp_path, ["seg"])
-    assert np.array_equal(labels_by_instance(tmp_path / "seg.dcm", case.uids), case.labels)
-
-
-@pytest.mark.parametrize(
-    "missing", [("FrameOfReferenceUID", "PatientName"), ("StudyInstanceUID", "SOPInstanceUID")]
-)
-def test_a_source_without_ids(tmp_path, missing):
-    case = make(tmp_path / "ct", "axial")
-    for header in case.result.geometry.source.headers:
-        header.SpecificCharacterSet = ""
-        for keyword in missing:
-            del header[keyword]
-    case.result.save_dicom(tmp_path)
-    for name in ("seg", "sr", "sc_0001"):
-        assert errors(tmp_path / f"{name}.dcm") == []
-    if "SOPInstanceUID" not in missing:
-        assert np.array_equal(labels_by_instance(tmp_path / "seg.dcm", case.uids), case.labels)
-
-
-def test_ids_that_the_first_file_lacks_are_those_of_the_others(tmp_path):
-    case = make(tmp_path / "ct", "axial")
-    first, second, *_ = case.result.geometry.source.headers
-    for keyword in (
-        "StudyInstanceUID",
-        "SeriesInstanceUID",
-        "FrameOfReferenceUID",
-        "PatientID",
-        "PatientName",
-    ):
-        del first[keyword]
-    case.result.save_dicom(tmp_path)
-    for name in ("seg", "sr", "sc_0001"):
-        made = pydicom.dcmread(tmp_path / f"{name}.dcm")
-        assert made.StudyInstanceUID == "1.2.3"
-        assert (made.PatientID, made.PatientName) == (second.PatientID, second.PatientName) != ("", "")
-    seg = pydicom.dcmread(tmp_path / "seg.dcm")
-    assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == "1.2.3.4"
-    assert seg.FrameOfReferenceUID == "1.2.3.5"
-
-
-@pytest.mark.parametrize(("written", "number"), [(b"3 ", 301), (b"", 9001), (b"1e400 ", 9001), (b"x ", 9001)])
-def test_a_series_number_that_is_none_stops_no_object(tmp_path, written, number):
-    case = make(tmp_path / "ct", "axial")
-    tag = Tag("SeriesNumber")
-    header = case.result.geometry.source.headers[0]
-    header._dict[tag] = RawDataElement(tag, "IS", len(written), written, 0, False, True)
-    (path,) = case.result.save_dicom(tmp_path, ["seg"])
-    assert pydicom.dcmread(path).SeriesNumber == number
-
-
-def test_texts_keep_the_bytes_that_they_have_in_the_source(tmp_path):
-    """Latin letters beside katakana, which pydicom would write as question marks."""
-    case = make(tmp_path / "ct", "axial", SpecificCharacterSet="ISO_IR 13")
-    tag, text = Tag("StudyDescription"), "CT ﾌｸﾌﾞ".encode("shift_jis") + b" "
-    header = case.result.geometry.source.headers[0]
-    header._dict[tag] = RawDataElement(tag, "LO", len(text), text, 0, False, True)
-    for path in case.result.save_dicom(tmp_path):
-        made = pydicom.dcmread(path)
-        assert made.SpecificCharacterSet == "ISO_IR 13"
-        assert made.get_item(tag).value == text, path.name
 
 
 def test_without_a_series_or_a_liver_there_is_no_object(tmp_path):
