@@ -225,6 +225,16 @@ def test_pictures_are_captures_of_the_slices_with_liver(tmp_path):
         assert capture.ImageComments == f"Axial slice {z}, counted from 0 at the feet"
 
 
+def test_a_report_goes_with_the_segmentation_that_it_refers_to(tmp_path):
+    case = make(tmp_path / "ct", "axial")
+    case.result.save_dicom(tmp_path)
+    case.result.save_dicom(tmp_path, ["sc"])
+    names = {path.name for path in tmp_path.glob("*.dcm")}
+    assert {"seg.dcm", "sr.dcm"} < names
+    case.result.save_dicom(tmp_path, ["seg"])
+    assert {path.name for path in tmp_path.glob("*.dcm")} == names - {"sr.dcm"}
+
+
 def test_axial_pictures_of_a_coronal_series_refer_to_none_of_its_images(tmp_path):
     case = make(tmp_path / "ct", "coronal")
     for path in case.result.save_dicom(tmp_path, ["seg", "sr", "sc"]):

@@ -13,7 +13,7 @@ from typing import Any
 
 from trtseg.errors import ArgumentError
 from trtseg.io import atomic, check_target, save
-from trtseg.io.dicom_out import check_kinds, check_result, file_names, remove_pictures, write_dicom
+from trtseg.io.dicom_out import check_kinds, check_result, file_names, remove_left, write_dicom
 from trtseg.io.names import SEG
 from trtseg.labels.components import Array, bounding_box, count_voxels
 from trtseg.labels.lesions import Lesion, lesions
@@ -273,7 +273,8 @@ class Segmentation:
         Parameters
         ----------
         folder : path
-            A folder that exists. Earlier objects of these kinds in it are replaced; those of other kinds stay.
+            A folder that exists. Earlier objects of these kinds in it are replaced; those of other kinds stay, but for
+            an ``sr.dcm`` on a Segmentation that is replaced.
         kinds : iterable of str
             ``seg``: ``seg.dcm``, a Segmentation. ``labelmap``: ``labelmap.dcm``, the same as a Label Map, which
             few viewers read. ``sr``: ``sr.dcm``, a report on the Segmentation. ``sc``:
@@ -311,8 +312,7 @@ class Segmentation:
                 self._write_preview(parts.pop(0), volume)
             if volume is not None and html is not None:
                 parts.pop(0).write_bytes(self._page(volume, keep_identity))
-            if "sc" in kinds:
-                remove_pictures(Path(folder), len(slices))
+            remove_left(Path(folder), [path.name for path in paths])
         return paths
 
     def save_report(self, path: _PathLike) -> None:

@@ -30,7 +30,7 @@ from trtseg.cohort.remote import is_there, is_url, look
 from trtseg.cohort.table import TABLE, write_table
 from trtseg.errors import ArgumentError, OutputError
 from trtseg.io.atomic import explain, resolve_target
-from trtseg.io.dicom_out import remove_pictures
+from trtseg.io.dicom_out import remove_left
 
 #: Name of the file.
 MANIFEST = "cohort.jsonl"
@@ -233,15 +233,14 @@ class Manifest:
             top.rmdir()
 
     def _place(self, record: Mapping[str, Any], staged: Path) -> None:
-        """Rename the files of a case to where they belong; removes pictures of an earlier, longer series."""
+        """Rename the files of a case to where they belong; removes what they have made wrong there."""
         place = (self.folder / record["case"]).parent
         try:
             place.mkdir(parents=True, exist_ok=True)
             for path in sorted(staged.iterdir()):
                 path.replace(resolve_target(place / path.name))
             staged.rmdir()
-            if count := sum(name.startswith("sc_") for name in record["files"]):
-                remove_pictures(place, count)
+            remove_left(place, record["files"])
         except OSError as error:
             raise OutputError(explain(error, os.fspath(place))) from error
 

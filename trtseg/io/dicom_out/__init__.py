@@ -82,9 +82,16 @@ def file_names(kinds: Iterable[str], pictures: int = 1) -> list[tuple[str, str]]
     return names
 
 
-def remove_pictures(folder: Path, count: int) -> None:
-    """Remove pictures of an earlier, longer series from a folder whose series has ``count`` of them now."""
-    for n in itertools.count(count + 1):
+def remove_left(folder: Path, written: Iterable[str]) -> None:
+    """Remove from a folder what an earlier result left there, and what the files ``written`` now have made wrong.
+
+    That is a report on the Segmentation that was replaced, and pictures after the last one of the new series.
+    """
+    names = set(written)
+    if "seg.dcm" in names and "sr.dcm" not in names:
+        Path(folder, "sr.dcm").unlink(missing_ok=True)
+    pictures = sum(name.startswith("sc_") for name in names)
+    for n in itertools.count(pictures + 1) if pictures else ():
         if not (left := folder / _PICTURE.format(n)).exists():
             return
         left.unlink()
