@@ -68,8 +68,7 @@ def peek_nifti(path: str | os.PathLike[str]) -> tuple[str | None, bool]:
     name = os.fspath(path)
     try:
         with _open(name) as file:
-            compressed = file.read(2) == _GZIP_MAGIC
-            file.seek(0)
+            compressed = file.peek(2).startswith(_GZIP_MAGIC)
             header, _ = _parse_header(name, igzip.open(file, "rb") if compressed else file, compressed)
             small = _dtype(name, header).itemsize == 1 and _scale(name, header) == (1.0, 0.0)
             return signed(header["descrip"].item().decode("latin-1")), small
@@ -106,13 +105,9 @@ def _read(name: str, convert: Callable[..., np.ndarray]) -> tuple[np.ndarray, Ge
                 "but .zip, convert others to NIfTI"
             )
         try:
-            start = file.read(2)
-            compressed = start == _GZIP_MAGIC  # by content: misnamed files are common and harmless
-            whole: IO[bytes] = io.BufferedReader(_Joined(start, file), 1 << 16)  # a pipe cannot be wound back
-            if size is not None:
-                file.seek(0)
-                whole = file
-            stream: IO[bytes] = igzip.open(whole, "rb") if compressed else whole
+            # By content: misnamed files are common and harmless. A pipe cannot be wound back.
+            compressed = file.peek(2).startswith(_GZIP_MAGIC)
+            stream: IO[bytes] = igzip.open(file, "rb") if compressed else file
             header, version = _parse_header(name, stream, compressed)
             shape = _shape(name, header)
             dtype = _dtype(name, header)
@@ -138,23 +133,7 @@ def _read(name: str, convert: Callable[..., np.ndarray]) -> tuple[np.ndarray, Ge
             raise InputError(f"{name}: cannot be read ({error}); {_FETCH}") from error
 
 
-class _Joined(io.RawIOBase):
-    """Bytes that were read already, and the rest of a stream."""
-
-    def __init__(self, start: bytes, rest: IO[bytes]) -> None:
-        self._start, self._rest = start, rest
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        part = self._start or self._rest.read(len(buffer))
-        buffer[: len(part)] = part
-        self._start = b""
-        return len(part)
-
-
-def _open(name: str) -> IO[bytes]:
+def _open(name: str) -> io.BufferedReader:
     try:
         return Path(name).open("rb")
     except IsADirectoryError as error:
