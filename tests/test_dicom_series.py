@@ -387,3 +387,13 @@ def test_two_patients_under_one_study_are_told_apart(tmp_path):
         load(tmp_path)
     assert "A-17" not in str(error.value)
     assert load(tmp_path, series="1.2").array.shape == CT.shape
+
+
+def test_archives_among_cts_are_not_left_out_silently(tmp_path, caplog):
+    folder = made.save_series(tmp_path / "a", CT)
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.write(folder / "001", "001")
+    assert find_cts(tmp_path) == ([folder], [])
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}/b.zip: is not looked into; give a zip itself, and unpack archives of other kinds"
+    ]

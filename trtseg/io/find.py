@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,8 +11,10 @@ from trtseg.errors import InputError
 from trtseg.io.dicom import study_of
 from trtseg.io.dicom_out.seg import peek_seg
 from trtseg.io.itk import peek_itk
-from trtseg.io.names import IMAGES, ITK, SEG, is_folder, says_labels
+from trtseg.io.names import ARCHIVES, IMAGES, ITK, SEG, is_folder, says_labels
 from trtseg.io.nifti import peek_nifti
+
+log = logging.getLogger("trtseg")
 
 
 def find_cts(folder: Path, leave: Path | None = None) -> tuple[list[Path], list[Path]]:
@@ -19,7 +22,8 @@ def find_cts(folder: Path, leave: Path | None = None) -> tuple[list[Path], list[
 
     Folders whose DICOM files are of one study are one CT: the folder that they all lie in. Which of the series to take
     is decided when it is read. Hidden files are passed over. A file holds labels and no CT if trtseg wrote it, if its
-    name says so (``x_seg``, ``x_labels``, ``segmentation-3``), or if its voxels have 8 bits, too few for HU.
+    name says so (``x_seg``, ``x_labels``, ``segmentation-3``), or if its voxels have 8 bits, too few for HU. The log
+    names archives, which are not looked into.
 
     Parameters
     ----------
@@ -68,6 +72,9 @@ def _images(folder: Path, leave: Path | None, seen: set[str], studies: dict[Path
     folders = [path for path in paths if is_folder(path)]
     files = [path for path in paths if os.path.isfile(path)]  # noqa: PTH113 - as in `is_folder`
     files += [path for path in paths if path.is_symlink() and not os.path.exists(path)]  # noqa: PTH110 - to be told
+    for path in files:
+        if path.name.lower().endswith(ARCHIVES):
+            log.warning("%s: is not looked into; give a zip itself, and unpack archives of other kinds", path)
     images = [path for path in files if path.name.lower().endswith(IMAGES)]
     yield from images
     study = study_of(path for path in files if path not in images)
