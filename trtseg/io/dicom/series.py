@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,6 +64,8 @@ class Candidate:
         Series Instance UID, and ``/2`` after it for the second volume in the series; what ``--series`` takes.
     study : str
         Study Instance UID.
+    patient : str
+        Patient ID, which no message tells.
     slices : tuple of Slice
         Of all its files.
     about : str
@@ -73,18 +76,16 @@ class Candidate:
         The greater, the better, see `_RANKS`.
     problem : InputError or None
         Why one of its files cannot be used.
-    patient : str
-        Patient ID, which no message tells.
     """
 
     series: str
     study: str
+    patient: str
     slices: tuple[Slice, ...]
     about: str
     reason: str
     rank: tuple[float, ...]
-    problem: InputError | None = None
-    patient: str = ""
+    problem: InputError | None
 
 
 def volumes(
@@ -122,21 +123,17 @@ def volumes(
     groups: dict[Key, list[int]] = {}
     for number, key in enumerate(keys_of([header for _, header in instances])):
         groups.setdefault(key, []).append(number)
-    stacks: list[tuple[str, list[Slice], list[int]]] = []
-    for (uid, *_), numbers in _without_own_ids(found, groups).items():
-        parts = list(_stacks(found, [one for n in numbers for one in found[n].slices]))
-        broken = [n for n in numbers if n in problems]
-        stacks += [(uid, part, broken) for part in parts] if parts else [(uid, [], numbers)]
-    total = {uid: sum(other == uid for other, _, _ in stacks) for uid, _, _ in stacks}
-    seen: dict[str, int] = {}
     candidates = []
-    for uid, slices_, numbers in stacks:
-        seen[uid] = seen.get(uid, 0) + 1
-        first = found[slices_[0].file if slices_ else numbers[0]]
-        name = uid or "none"
+    for (uid, *_), numbers in _without_own_ids(found, groups).items():
         problem = next((problems[n] for n in numbers if n in problems), None)
-        label = f"{name}/{seen[uid]}" if total[uid] > 1 else name
-        candidates.append(replace(_candidate(first, slices_), series=label, problem=problem))
+        for part in list(_stacks(found, [one for n in numbers for one in found[n].slices])) or [[]]:
+            first = found[part[0].file if part else numbers[0]]
+            candidates.append(_candidate(uid or "none", first, part, problem))
+    total, seen = Counter(one.series for one in candidates), Counter[str]()
+    for n, one in enumerate(candidates):
+        if total[one.series] > 1:
+            seen[one.series] += 1
+            candidates[n] = replace(one, series=f"{one.series}/{seen[one.series]}")
     return found, candidates
 
 
@@ -271,15 +268,18 @@ def _compared(one: Candidate, best: Candidate) -> Candidate:
     return replace(one, reason=next(worse, "no better than the series that was taken"))
 
 
-def _candidate(first: Instance, slices: Sequence[Slice]) -> Candidate:
-    """Describe a volume by its first file; the caller fills in the series."""
+def _candidate(
+    series: str, first: Instance, slices: Sequence[Slice], problem: InputError | None
+) -> Candidate:
+    """Describe a volume by its first file."""
     header = first.header
     image_type = [value.upper() for value in texts(header, "ImageType")]
     kernel = "\\".join(texts(header, "ConvolutionKernel"))
-    study = text(header, "StudyInstanceUID")
+    study, patient = text(header, "StudyInstanceUID"), text(header, "PatientID")
     reason = _kind(header)
     if not slices:
-        return Candidate("", study, (), text(header, "Modality") or "no modality", reason, ())
+        modality = text(header, "Modality") or "no modality"
+        return Candidate(series, study, patient, (), modality, reason, (), problem)
     one = slices[0]
     if not reason and abs(one.normal[2]) < _AXIAL:
         reason = _NOT_AXIAL
@@ -301,7 +301,7 @@ def _candidate(first: Instance, slices: Sequence[Slice]) -> Candidate:
         f"{len(slices)} slices of {one.size[0]} x {one.size[1]}, {step:.3g} mm apart"
         f"{f', kernel {kernel}' if kernel else ''}{', ' + ' '.join(image_type) if image_type else ''}"
     )
-    return Candidate("", study, tuple(slices), about, reason, rank, patient=text(header, "PatientID"))
+    return Candidate(series, study, patient, tuple(slices), about, reason, rank, problem)
 
 
 def why_no_picture(header: Any) -> str:
