@@ -21,6 +21,8 @@ _MIN_INDEPENDENCE = 1e-3
 #: What a header rounds. Lengths that differ by less than this share, and directions that differ by less than this
 #: angle, are the same: a float32 quaternion near half a turn keeps half of its digits, which is 0.0012.
 ROUNDING = 2e-3
+#: Coordinates of DICOM and ITK point to the left and to the back, those of trtseg to the right and to the front.
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 #: Two grids are the same if a corner of one lies less than this share of a voxel away from that of the other.
 SAME_GRID = 0.1
 

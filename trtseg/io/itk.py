@@ -19,11 +19,9 @@ from trtseg.io.header import no_orientation
 from trtseg.io.voxels import check_dtype, slabs, to_hu, to_labels
 from trtseg.notice import signature, signed
 from trtseg.resources import check_memory
-from trtseg.volume import Geometry, Volume
+from trtseg.volume import LPS_TO_RAS, Geometry, Volume, spacing_mm
 from trtseg.warnings import ResultWarning
 
-# Coordinates of ITK point to the left and to the back, coordinates of trtseg to the right and to the front.
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 _KEY = "trtseg"  # of the signature in the metadata of labels
 #: Where a header names the file with its data, or a list or a pattern of several; the last line of a MetaImage header.
 DATA = re.compile(
@@ -53,17 +51,15 @@ class ItkGrid:
     def affine(self) -> np.ndarray:
         """Index ``(i, j, k)`` to RAS mm."""
         affine = np.eye(4)
-        affine[:3, :3] = _LPS_TO_RAS @ (np.reshape(self.direction, (3, 3)) * self.spacing)
-        affine[:3, 3] = _LPS_TO_RAS @ self.origin
-        return affine
+        affine[:3, :3] = np.reshape(self.direction, (3, 3)) * self.spacing
+        affine[:3, 3] = self.origin
+        return LPS_TO_RAS @ affine
 
     @classmethod
     def of(cls, affine: np.ndarray) -> ItkGrid:
         """Make the grid of an affine."""
-        steps = _LPS_TO_RAS @ affine[:3, :3]
-        spacing = np.sqrt(np.square(steps).sum(axis=0))
-        origin = _LPS_TO_RAS @ affine[:3, 3]
-        return cls(tuple(spacing.tolist()), tuple(origin.tolist()), tuple((steps / spacing).ravel().tolist()))
+        lps, spacing = LPS_TO_RAS @ affine, spacing_mm(affine)
+        return cls(spacing, tuple(lps[:3, 3].tolist()), tuple((lps[:3, :3] / spacing).ravel().tolist()))
 
 
 def read_itk(path: str | os.PathLike[str]) -> Volume:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from trtseg.errors import ArgumentError
 from trtseg.io import load
-from trtseg.io.dicom.grid import LPS_TO_RAS, place
-from trtseg.volume import Geometry, Volume, check_spacing, spacing_mm
+from trtseg.io.dicom.grid import place
+from trtseg.volume import LPS_TO_RAS, Geometry, Volume, check_spacing, spacing_mm
 
 _RIGHT_ANGLE = 0.01  # two directions times each other
 _CANONICAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # directions of canonical slices

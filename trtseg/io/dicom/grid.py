@@ -8,11 +8,9 @@ import numpy as np
 
 from trtseg.errors import InputError
 from trtseg.io.dicom.frames import Slice
-from trtseg.volume import SAME_GRID
+from trtseg.volume import LPS_TO_RAS, SAME_GRID
 from trtseg.warnings import ResultWarning
 
-# Coordinates of DICOM point to the left and to the back, coordinates of trtseg to the right and to the front.
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SAME_PLACE_MM = 0.02  # what headers round; slices of one place lie no farther apart
 SAME_DIRECTION = 1e-3  # in each part of a direction
 _EVEN, _MOST_UNEVEN = (
