@@ -85,10 +85,8 @@ def _check_places(name: str, raw: np.ndarray, counts: np.ndarray) -> Iterator[Re
     is_tissue = (
         upper[max(0, tissue - split - _NARROW_HU) : tissue - split + _NARROW_HU].sum() > _NARROW * upper.sum()
     )
-    has_air_too = (
-        raw[_OFFSET + _AIR_HU[0] : _OFFSET + _AIR_HU[1]].sum()
-        > counts[_OFFSET + _AIR_HU[0] : _OFFSET + _AIR_HU[1]].sum()
-    )
+    at_air = slice(_OFFSET + _AIR_HU[0], _OFFSET + _AIR_HU[1])
+    has_air_too = raw[at_air].sum() > counts[at_air].sum()
     if has_air_too and split > _NO_AIR_HU:  # all air has one value, and both classes are tissue
         tissue = _median(counts) - _OFFSET
     seen = f"most voxels lie near {air} and near {tissue}; expected air near -1000 and tissue near 0 HU"
@@ -98,14 +96,14 @@ def _check_places(name: str, raw: np.ndarray, counts: np.ndarray) -> Iterator[Re
             f"{name}: not in Hounsfield units: {seen}; apply slope and intercept of the scanner once"
         )
     step = math.gcd(*np.diff(np.flatnonzero(counts)).tolist())
-    if split <= _NO_AIR_HU and not (_is_in(split, _SPLIT_HU) and _is_in(apart, _AIR_TO_TISSUE_HU)):
-        yield ResultWarning("values-scale", f"The values may be no Hounsfield units: {seen}. {_ADVICE}")
-    elif not _is_in(tissue, _TISSUE_HU):
-        seen = f"the median of tissue is {tissue}; expected 0 HU, give or take {_TISSUE_HU[1]}"
-        yield ResultWarning("values-scale", f"The values may be no Hounsfield units: {seen}. {_ADVICE}")
-    elif step > 1:
-        seen = f"all of them are multiples of {step}, but for an offset"
-        yield ResultWarning("values-scale", f"The values may be no Hounsfield units: {seen}. {_ADVICE}")
+    if split > _NO_AIR_HU or (_is_in(split, _SPLIT_HU) and _is_in(apart, _AIR_TO_TISSUE_HU)):
+        if not _is_in(tissue, _TISSUE_HU):
+            seen = f"the median of tissue is {tissue}; expected 0 HU, give or take {_TISSUE_HU[1]}"
+        elif step > 1:
+            seen = f"all of them are multiples of {step}, but for an offset"
+        else:
+            return
+    yield ResultWarning("values-scale", f"The values may be no Hounsfield units: {seen}. {_ADVICE}")
 
 
 def _check_spikes(counts: np.ndarray) -> Iterator[ResultWarning]:
