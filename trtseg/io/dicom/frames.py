@@ -18,6 +18,8 @@ _THICK_MM = 1000.0  # no slice is as thick
 _MOST = 1e6  # of a slope or an intercept; those of scanners are some thousands at most
 ENHANCED = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")  # Enhanced CT, and Legacy Converted
 
+# What a slice must say of its place: attributes, and how many numbers each holds.
+_GEOMETRY = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
 # What tells pictures of one place apart: attributes of a file, and of a frame in its functional groups.
 _OF_FILE = (
     "AcquisitionNumber", "TemporalPositionIdentifier", "KVP", "ImageType", "ConvolutionKernel", "AcquisitionTime",
@@ -127,19 +129,10 @@ def _slice(name: str, place: tuple[int, int], size: tuple[int, int], where: list
         found = (numbers(name, item, keyword, count) for item in where)
         return next((values for values in found if values is not None), None)
 
-    position, orientation, spacing = (
-        find("ImagePositionPatient", 3),
-        find("ImageOrientationPatient", 6),
-        find("PixelSpacing", 2),
-    )
-    if position is None or orientation is None or spacing is None:
-        missing = {
-            "ImagePositionPatient": position,
-            "ImageOrientationPatient": orientation,
-            "PixelSpacing": spacing,
-        }
-        absent = ", ".join(keyword for keyword, value in missing.items() if value is None)
+    geometry = {keyword: find(keyword, count) or () for keyword, count in _GEOMETRY.items()}
+    if absent := ", ".join(keyword for keyword, values in geometry.items() if not values):
         raise InputError(f"{name}: no {absent}; expected slices whose place is known, fetch the series again")
+    position, orientation, spacing = geometry.values()
     slope, said = find("RescaleSlope", 1) or (1.0,), find("RescaleIntercept", 1)
     intercept = said or (0.0,)
     if slope[0] == 0 or max(abs(slope[0]), abs(intercept[0])) > _MOST:

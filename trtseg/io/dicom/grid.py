@@ -13,10 +13,7 @@ from trtseg.warnings import ResultWarning
 
 SAME_PLACE_MM = 0.02  # what headers round; slices of one place lie no farther apart
 SAME_DIRECTION = 1e-3  # in each part of a direction
-_EVEN, _MOST_UNEVEN = (
-    0.02,
-    SAME_GRID,
-)  # shares of a step by which a slice may lie beside its place on the grid
+_EVEN, _MOST_UNEVEN = 0.02, SAME_GRID  # of a step, by which a slice may lie beside its place on the grid
 _TILT_DEGREES = 0.5
 _SHOWN = 5
 
