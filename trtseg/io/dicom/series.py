@@ -373,7 +373,7 @@ def _stacks(instances: Sequence[Instance], slices: Sequence[Slice]) -> Iterator[
 
 def _phases(instances: Sequence[Instance], stack: list[Slice]) -> list[list[Slice]]:
     """Cut a stack by the first attribute that tells all pictures of one place apart; whole if there is none."""
-    if len(same_places(stack)) == len(stack):
+    if _is_single(stack):
         return [stack]
     marks = [marks_of(instances[one.file].header, one.frame) for one in stack]
     for key in dict.fromkeys(key for mark in marks for key in mark):

@@ -24,10 +24,8 @@ def make_report(source: Source, result: Result, seg: Any, segments: Sequence[Seg
         The series.
     result : Result
         What was measured.
-    seg : highdicom.seg.Segmentation
-        The labels as they were written.
-    segments : sequence of Segment
-        Its segments, in order.
+    seg, segments
+        The Segmentation that was written, see `trtseg.io.dicom_out.seg.read_segments`.
 
     Returns
     -------
@@ -65,7 +63,7 @@ def make_report(source: Source, result: Result, seg: Any, segments: Sequence[Seg
     # highdicom copies and searches all items several times, so it gets the root with the first of them.
     content[0].ContentSequence = [items[0]]
     dataset = sr.ComprehensiveSR(
-        evidence=[*source.stubs([0]), seg],  # the first lends its patient
+        evidence=[source.stub(0), seg],  # the first lends its patient
         content=content[0],
         series_instance_uid=codes.new_uid(),
         series_number=source.number(3),

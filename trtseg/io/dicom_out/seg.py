@@ -94,7 +94,7 @@ def write_seg(path: Path, source: Source, result: Result, *, labelmap: bool = Fa
             if (is_mass := plane == 2).any():
                 np.copyto(plane, numbers[k] + np.uint8(shift), where=is_mass)
     dataset = highdicom.seg.Segmentation(
-        source_images=source.stubs(chosen[:1].tolist()),
+        source_images=[source.stub(int(chosen[0]))],
         pixel_array=planes[:1],
         segmentation_type="LABELMAP" if labelmap else "BINARY",
         segment_descriptions=[_describe(segment, result) for segment in segments],

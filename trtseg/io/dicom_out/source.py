@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -98,35 +99,29 @@ class Source:
             own = 0
         return (own if 0 < own < 10_000_000 else 90) * 100 + offset
 
-    def stubs(self, chosen: Sequence[int]) -> list[Any]:
-        """Make what highdicom takes for the headers of slices, each a picture of its own, without the patient.
+    def stub(self, k: int) -> Any:
+        """Make what highdicom takes for the header of a slice, a picture of its own, without the patient.
 
         highdicom logs and refuses names and dates that it finds strange, so it never sees them.
         """
         from pydicom import Dataset
 
-        first = Dataset()
-        first.SOPClassUID = CT_IMAGE
-        first.StudyInstanceUID, first.SeriesInstanceUID = self.study, self.series
-        first.FrameOfReferenceUID = self.frame_of_reference
-        first.Modality = "CT"
-        first.Rows, first.Columns = self.shape
-        first.ImageOrientationPatient = [decimal(x) for x in self.orientation]
-        first.PixelSpacing = [decimal(x) for x in self.spacing[1:]]
-        first.SpacingBetweenSlices = decimal(self.spacing[0])
-        first.SliceThickness = decimal(self.thickness)
+        made = Dataset()
+        made.SOPClassUID, made.SOPInstanceUID = CT_IMAGE, self.slices[k].sop_instance
+        made.StudyInstanceUID, made.SeriesInstanceUID = self.study, self.series
+        made.FrameOfReferenceUID = self.frame_of_reference
+        made.Modality = "CT"
+        made.Rows, made.Columns = self.shape
+        made.ImagePositionPatient = [decimal(x) for x in self.slices[k].position]
+        made.ImageOrientationPatient = [decimal(x) for x in self.orientation]
+        made.PixelSpacing = [decimal(x) for x in self.spacing[1:]]
+        made.SpacingBetweenSlices = decimal(self.spacing[0])
+        made.SliceThickness = decimal(self.thickness)
         for keyword in _NEEDED:
-            setattr(first, keyword, None)
+            setattr(made, keyword, None)
         for keyword in _LOSSY:
             if keyword in self.header:
-                first[keyword] = self.header[keyword]
-        made = []
-        for k in chosen:
-            stub = Dataset()
-            stub.update(first)
-            stub.SOPInstanceUID = self.slices[k].sop_instance
-            stub.ImagePositionPatient = [decimal(x) for x in self.slices[k].position]
-            made.append(stub)
+                made[keyword] = self.header[keyword]
         return made
 
     def dress(self, dataset: Any) -> None:
@@ -180,9 +175,7 @@ def dicom_source(geometry: Geometry) -> Source:
     headers = series.headers
     placed = [(k, one) for k, one in zip(series.index, series.slices, strict=True) if k >= 0]
     _, first = placed[0]
-    steps = geometry.affine[:3, :3]
-    sy, sx = (float(np.linalg.norm(steps[:, n])) for n in (1, 2))
-    away = abs(float(np.linalg.det(steps))) / (sy * sx)
+    away = abs(float(np.linalg.det(geometry.affine[:3, :3]))) / math.prod(first.spacing)
     with quiet():
         ids = [_uid([header], "SOPInstanceUID") for header in headers]
         slices = {k: _reference(headers[one.file], ids[one.file], one) for k, one in placed}
@@ -195,7 +188,7 @@ def dicom_source(geometry: Geometry) -> Source:
         tuple(slices[k] for k in range(geometry.grid_shape[0])),
         first.size,
         tuple(first.orientation.tolist()),
-        (away, sy, sx),
+        (away, *first.spacing),
         first.thickness or away,
         *uids,
     )
