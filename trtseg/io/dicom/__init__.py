@@ -16,7 +16,7 @@ from trtseg.io.dicom.find import DicomFile, archives, find_files, is_dicom, one_
 from trtseg.io.dicom.frames import slices_of
 from trtseg.io.dicom.pixels import to_hu
 from trtseg.io.dicom.series import Candidate, choose, keys_of, unplaced, volumes, why_no_picture
-from trtseg.io.dicom.volume import DicomSeries, Instance, assemble, read_slice, series_volume
+from trtseg.io.dicom.volume import DicomSeries, Instance, assemble, read_slice
 from trtseg.io.names import is_folder
 from trtseg.volume import Volume
 
@@ -30,7 +30,6 @@ __all__ = [
     "read_dicom",
     "read_dicom_series",
     "read_slice",
-    "series_volume",
     "study_of",
 ]
 

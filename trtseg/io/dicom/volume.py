@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trtseg.errors import ArgumentError, InputError
+from trtseg.errors import InputError
 from trtseg.io.checks import ct_geometry, ct_volume
 from trtseg.io.dicom.dataset import parse, read_bytes
 from trtseg.io.dicom.frames import Slice, marks_of, slices_of
@@ -91,46 +91,6 @@ def read_slice(source: Any) -> tuple[Any, np.ndarray]:
     if hasattr(dataset, "file_meta"):
         header.file_meta = dataset.file_meta
     return header, hu if "PerFrameFunctionalGroupsSequence" in header else hu[0]
-
-
-def series_volume(
-    headers: Sequence[Any], planes: Sequence[np.ndarray], files: Sequence[str | os.PathLike[str]]
-) -> Volume:
-    """Make the volume of instances that `read_slice` has read; reading their folder makes the same, bit for bit.
-
-    Parameters
-    ----------
-    headers : sequence of pydicom.Dataset
-        Of each instance, in any order.
-    planes : sequence of ndarray
-        Its pixels in HU, int16 ``[row, column]`` or ``[frame, row, column]``.
-    files : sequence of path
-        Its file.
-
-    Returns
-    -------
-    Volume
-        Named after the folder of the first file. The source of its geometry is a `DicomSeries`.
-
-    Raises
-    ------
-    ArgumentError
-        If there is not one of each.
-    InputError
-        If the instances are not the slices of one volume, or are incomplete.
-    """
-    if not len(headers) == len(planes) == len(files) > 0:
-        raise ArgumentError(
-            f"headers, planes, files: got {len(headers)}, {len(planes)}, {len(files)}; expected as many of each, and "
-            "at least one"
-        )
-    instances = [
-        Instance(Path(file), header, slices_of(os.fspath(file), header, number))
-        for number, (header, file) in enumerate(zip(headers, files, strict=True))
-    ]
-    frames = [plane[None] if plane.ndim == 2 else plane for plane in planes]
-    slices = [one for instance in instances for one in instance.slices]
-    return assemble(os.fspath(instances[0].path.parent), instances, slices, frames.__getitem__)
 
 
 def assemble(
