@@ -394,5 +394,5 @@ def test_archives_among_cts_are_not_left_out_silently(tmp_path, caplog):
         archive.write(folder / "001", "001")
     assert find_cts(tmp_path) == ([folder], [])
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path}/b.zip: is not looked into; give a zip itself, and unpack archives of other kinds"
+        f"{tmp_path}/b.zip: is not looked into; give a zip itself, unpack archives of other kinds"
     ]

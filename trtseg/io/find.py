@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from trtseg.errors import InputError
 from trtseg.io.dicom import study_of
+from trtseg.io.dicom.find import files_below
 from trtseg.io.dicom_out.seg import peek_seg
 from trtseg.io.itk import peek_itk
-from trtseg.io.names import ARCHIVES, IMAGES, ITK, SEG, is_folder, says_labels
+from trtseg.io.names import ARCHIVES, IMAGES, ITK, SEG, says_labels
 from trtseg.io.nifti import peek_nifti
 
 log = logging.getLogger("trtseg")
@@ -45,8 +46,19 @@ def find_cts(folder: Path, leave: Path | None = None) -> tuple[list[Path], list[
     cts: list[Path] = []
     labels: list[Path] = []
     studies: dict[Path, str] = {}
-    for path in _images(folder, leave, set(), studies):
-        (labels if not is_folder(path) and _holds_labels(path) else cts).append(path)
+    results = set() if leave is None else {os.path.realpath(leave)} - {os.path.realpath(folder)}
+    for below, paths in itertools.groupby(files_below(folder, results), key=lambda path: path.parent):
+        # A link that leads nowhere is to be told of; a pipe is no file.
+        files = [path for path in paths if os.path.isfile(path) or not os.path.exists(path)]  # noqa: PTH110, PTH113
+        for path in files:
+            if path.name.lower().endswith(IMAGES):
+                (labels if _holds_labels(path) else cts).append(path)
+            elif path.name.lower().endswith(ARCHIVES):
+                log.warning("%s: is not looked into; give a zip itself, unpack archives of other kinds", path)
+        study = study_of(files)
+        if study is not None:
+            studies[below] = study
+            cts.append(below)
     tops = _tops(studies)
     return list(dict.fromkeys(tops.get(path, path) for path in cts)), labels
 
@@ -57,32 +69,6 @@ def made_by(path: Path) -> str | None:
     No pipe is opened.
     """
     return _peek(path)[0]
-
-
-def _images(folder: Path, leave: Path | None, seen: set[str], studies: dict[Path, str]) -> Iterator[Path]:
-    """Yield image files and folders of DICOM files; ``studies`` gets the study of each of these folders."""
-    real = os.path.realpath(folder)
-    if real in seen or (leave is not None and seen and real == os.path.realpath(leave)):
-        return  # a link that leads back, or the folder of the results
-    seen.add(real)
-    try:
-        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be listed ({error.strerror}); check its mode") from error
-    folders = [path for path in paths if is_folder(path)]
-    files = [path for path in paths if os.path.isfile(path)]  # noqa: PTH113 - as in `is_folder`
-    files += [path for path in paths if path.is_symlink() and not os.path.exists(path)]  # noqa: PTH110 - to be told
-    for path in files:
-        if path.name.lower().endswith(ARCHIVES):
-            log.warning("%s: is not looked into; give a zip itself, and unpack archives of other kinds", path)
-    images = [path for path in files if path.name.lower().endswith(IMAGES)]
-    yield from images
-    study = study_of(path for path in files if path not in images)
-    if study is not None:
-        studies[folder] = study
-        yield folder
-    for below in folders:
-        yield from _images(below, leave, seen, studies)
 
 
 def _tops(studies: Mapping[Path, str]) -> dict[Path, Path]:
