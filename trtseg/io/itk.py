@@ -37,7 +37,6 @@ _NRRD_COMPRESSED = re.compile(rb"^encoding:\s*gz", re.IGNORECASE | re.MULTILINE)
 _NRRD_SKIPS = re.compile(rb"^(?:line|byte) ?skip:", re.IGNORECASE | re.MULTILINE)
 _CHUNK = 1 << 16  # compressed bytes at a time, of which no more than 64 MiB can come
 _ZLIB_OR_GZIP = 47  # the code that asks zlib to tell which of the two it is
-_INSTALL = "pip install 'trtseg[itk]'"
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def _read(name: str, convert: Callable[..., np.ndarray]) -> tuple[np.ndarray, Ge
         raise InputError(f"{name}: got a {dimensions}-D image; expected a volume, stack the slices to 3-D")
     direction = np.reshape(reader.GetDirection(), (dimensions, dimensions))[:3, :3]
     grid = ItkGrid(reader.GetSpacing()[:3], reader.GetOrigin()[:3], tuple(direction.ravel().tolist()))
-    head = header_of(Path(name))
+    head = read_header(Path(name))
     warnings: tuple[ResultWarning, ...] = ()
     if not _has_directions(reader, head):
         warnings = (no_orientation("right to left, front to back, feet to head"),)
@@ -165,7 +164,7 @@ def _read(name: str, convert: Callable[..., np.ndarray]) -> tuple[np.ndarray, Ge
     return convert(name, geometry, slabs(geometry.grid(stored.transpose()))), geometry
 
 
-def header_of(path: Path) -> bytes:
+def read_header(path: Path) -> bytes:
     """Read the header of a NRRD or MetaImage file, up to the voxels if they follow in the same file."""
     with path.open("rb") as file:
         start = file.read(_HEADER)
@@ -237,7 +236,7 @@ def _simpleitk(error: type[InputError | OutputError], name: str) -> Any:
         import SimpleITK
     except ImportError as missing:
         raise error(
-            f"{name}: NRRD and MetaImage need SimpleITK ({missing}); {_INSTALL}, or use NIfTI"
+            f"{name}: NRRD and MetaImage need SimpleITK ({missing}); pip install 'trtseg[itk]', or use NIfTI"
         ) from missing
     SimpleITK.ProcessObject.GlobalWarningDisplayOff()  # a library prints nothing
     return SimpleITK

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trtseg.io.dicom.find import files_below, find_files, is_dicom
-from trtseg.io.itk import DATA, header_of
+from trtseg.io.itk import DATA, read_header
 from trtseg.io.names import ANALYZE, ITK, ZIP, is_folder
 
 _NUMBER = re.compile(r"%\d*[du]")  # of a slice, in the pattern of its file
@@ -42,7 +42,7 @@ def files_of(path: Path) -> Iterator[Path]:
 
 def _data_of(header: Path) -> Iterator[Path]:
     """The files that a header names: one, a list of them on the lines to the end, or all of a numbered pattern."""
-    found = DATA.search(header_of(header))
+    found = DATA.search(read_header(header))
     if found is None:
         return
     named = os.fsdecode(found[1])

@@ -25,7 +25,6 @@ _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99",
 _END = b"\xff\xd9"  # the end of a picture in JPEG, JPEG-LS and JPEG 2000
 _J2K = b"\xff\x4f\xff\x51"
 _LARGE = 1 << 27  # bytes; asking how much memory is free takes longer than to decode a slice
-_NEEDED = "pip install 'trtseg[dicom]'"
 
 
 @dataclass(frozen=True)
@@ -282,5 +281,7 @@ def _decoder(name: str, syntax: str) -> Any:
         ) from None
     if not decoder.is_available:
         needed = "; or ".join(decoder.missing_dependencies)
-        raise InputError(f"{name}: no decoder for {UID(syntax).name} is installed ({needed}); {_NEEDED}")
+        raise InputError(
+            f"{name}: no decoder for {UID(syntax).name} is installed ({needed}); pip install 'trtseg[dicom]'"
+        )
     return decoder
