@@ -202,6 +202,24 @@ def test_push_waits_while_the_nets_are_behind(monkeypatch, segmenter, hu, whole)
         assert_same(stream.finish(), whole)
 
 
+def test_slices_that_wait_are_labelled_together(monkeypatch, segmenter, hu, whole):
+    """As many as the engine computes side by side, in the order in which they came, and then the rest."""
+    go, began = stuck(monkeypatch, segmenter)
+    run, together = segmenter._cascade.run, []
+    recorded = lambda slices, *others, **options: together.append(slices) or run(slices, *others, **options)  # noqa: E731
+    monkeypatch.setattr(segmenter._cascade, "run", recorded)
+    monkeypatch.setattr(segmenter, "_at_once", 8)
+    order = [7, *range(7), *range(8, 20)]
+    with opened(segmenter) as stream:
+        for z in order:
+            stream.push(hu[z], position(z))
+            assert began.wait(10)
+        go.set()
+        assert_same(stream.finish(), whole)
+    assert [len(slices) for slices in together] == [1, 8, 8, 3]
+    assert (np.concatenate(together) == hu[order]).all()
+
+
 def test_two_streams_take_turns(segmenter, hu, whole):
     other = np.ascontiguousarray(hu[:, ::-1])
     with opened(segmenter) as first, opened(segmenter) as second:

@@ -221,7 +221,9 @@ def test_leaves_other_graphs_alone(case):
 def test_leaves_heads_alone_that_give_logits_of_another_size(head):
     UNetEngine(Net(SPEC, FP32, edit(Graph(), enlarging(strides=[2, 2])).model()))
     net = Net(SPEC, FP32, edit(Graph(), head).model())
-    with pytest.raises(ModelError, match=r"of .*, logits\.w, logits\.b, which this engine does not run there"):
+    with pytest.raises(
+        ModelError, match=r"of .*, logits\.w, logits\.b, which this engine does not run there"
+    ):
         UNetEngine(net)
 
 
