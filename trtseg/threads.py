@@ -154,19 +154,21 @@ class Teller(Generic[T]):
                 self._thread.start()
             self._changed.notify()
 
-    def drop(self) -> None:
-        """Forget what has not been told."""
-        with self._changed:
-            self._due.clear()
-
     def end(self) -> None:
         """Let the thread end when everything has been told."""
         with self._changed:
             self._ended = True
             self._changed.notify()
 
+    def drop(self) -> None:
+        """Forget what has not been told, and let the thread end; after `end` everything is told all the same."""
+        with self._changed:
+            if not self._ended:
+                self._due.clear()
+        self.end()
+
     def join(self) -> None:
-        """Wait until everything has been told; the function itself cannot wait for that, and goes on."""
+        """Wait until the thread has ended; the function itself cannot wait for that, and goes on."""
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
