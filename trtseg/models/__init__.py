@@ -49,7 +49,7 @@ def find(model: str | Path) -> ModelFiles:
     folder = _SHIPPED / model if str(model) in shipped else Path(model)
     try:
         text = (folder / "model.json").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # no text, or no name of a file
         raise ModelError(
             f"model: got {str(model)!r}; expected one of {', '.join(shipped) or '(none is installed)'}, "
             "or a folder with a model.json as training.export writes it"
