@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
 #include <string>
 #include <utility>
 
@@ -19,6 +20,8 @@ inline void cuda_check(cudaError_t status, const char* call) {
   }
   throw DeviceError(what + "; check the driver with nvidia-smi, and that arrays and stream belong to one GPU");
 }
+
+inline cudaStream_t stream_of(std::uintptr_t handle) { return reinterpret_cast<cudaStream_t>(handle); }
 
 // Makes a GPU current while it lives.
 class OnDevice {

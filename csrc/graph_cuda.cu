@@ -5,8 +5,6 @@
 namespace trtseg::cuda {
 namespace {
 
-cudaStream_t stream_of(std::uintptr_t handle) { return reinterpret_cast<cudaStream_t>(handle); }
-
 int current_device() {
   int device = 0;
   CUDA_CHECK(cudaGetDevice(&device));
