@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
 #include <string>
 #include <utility>
 
@@ -19,6 +20,8 @@ inline void cuda_check(cudaError_t status, const char* call) {
   }
   throw DeviceError(what + "; check the driver with nvidia-smi, and that arrays and stream belong to one GPU");
 }
+
+inline cudaStream_t stream_of(std::uintptr_t handle) { return reinterpret_cast<cudaStream_t>(handle); }
 
 // Makes a GPU current while it lives.
 class OnDevice {
@@ -40,32 +43,32 @@ class OnDevice {
   bool changed_ = false;
 };
 
-// Owns a handle of the CUDA runtime. The GPU that it belongs to must be current when it is destroyed.
+// Owns a handle of the CUDA runtime. The GPU that it belongs to must be current when it is released.
 template <typename T, cudaError_t (*destroy)(T)>
 class Owned {
  public:
   Owned() = default;
-  explicit Owned(T handle) : handle_(handle) {}
-  ~Owned() { reset(); }
+  ~Owned() { release(); }
   Owned(Owned&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
-  Owned& operator=(Owned&& other) noexcept {
-    if (this != &other) {
-      reset();
-      handle_ = std::exchange(other.handle_, nullptr);
-    }
-    return *this;
-  }
 
   T get() const { return handle_; }
-  T* out() {  // for a call that makes a handle
-    reset();
-    return &handle_;
-  }
-  void reset() {
-    if (handle_ && destroy(std::exchange(handle_, nullptr)) != cudaSuccess) (void)cudaGetLastError();
+  T* out() { return &handle_; }  // for the call that makes the handle
+
+  // Releases it on a GPU, which is current meanwhile.
+  void release_on(int device) noexcept {
+    try {
+      const OnDevice current(device);
+      release();
+    } catch (const DeviceError&) {
+      // The GPU is lost, and the handle with it.
+    }
   }
 
  private:
+  void release() {
+    if (handle_ && destroy(std::exchange(handle_, nullptr)) != cudaSuccess) (void)cudaGetLastError();
+  }
+
   T handle_ = nullptr;
 };
 using OwnedGraph = Owned<cudaGraph_t, cudaGraphDestroy>;

@@ -5,8 +5,6 @@
 namespace trtseg::cuda {
 namespace {
 
-cudaStream_t stream_of(std::uintptr_t handle) { return reinterpret_cast<cudaStream_t>(handle); }
-
 int current_device() {
   int device = 0;
   CUDA_CHECK(cudaGetDevice(&device));
@@ -47,14 +45,7 @@ class CudaGraph final : public Graph {
     CUDA_CHECK(cudaGraphInstantiateWithFlags(exec_.out(), graph.get(), 0));
   }
 
-  ~CudaGraph() override {
-    try {
-      const OnDevice device(device_);
-      exec_.reset();
-    } catch (const DeviceError&) {
-      // The GPU is lost, and the graph with it.
-    }
-  }
+  ~CudaGraph() override { exec_.release_on(device_); }
 
   void launch(std::uintptr_t stream) override {
     const OnDevice device(device_);
@@ -81,14 +72,7 @@ class CudaEvent final : public Event {
     CUDA_CHECK(cudaEventCreateWithFlags(event_.out(), cudaEventDisableTiming));
   }
 
-  ~CudaEvent() override {
-    try {
-      const OnDevice device(device_);
-      event_.reset();
-    } catch (const DeviceError&) {
-      // The GPU is lost, and the event with it.
-    }
-  }
+  ~CudaEvent() override { event_.release_on(device_); }
 
   // A stream waits for the point that was recorded when the wait was enqueued: recording the event anew leaves earlier
   // waits as they are.

@@ -223,7 +223,8 @@ void Net::run(const float* src, float* dst, const unsigned char* wanted, std::in
                   static_cast<std::size_t>(columns_) * sizeof(float));
     }
     own.dst = dst + slice * pixels * classes_;
-    plan(own, src + slice * pixels, wanted ? wanted + slice * pixels : nullptr);
+    find_differing(own, src + slice * pixels);
+    find_needed(own, wanted ? wanted + slice * pixels : nullptr);
     return own;
   };
   constexpr std::int64_t kWork = std::int64_t{1} << 40;  // always pays for threads

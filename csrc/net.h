@@ -38,6 +38,11 @@ struct Part {
   int map, first, count;
 };
 
+// Rows or columns [first, last).
+struct Range {
+  int first, last;
+};
+
 // Layers run in the order in which they are added. Each reads and writes parts of maps; a map of which several layers
 // write a part joins what they make. Weights are laid out as in ONNX. An ArgumentError says what does not fit. One call at
 // a time.
@@ -109,14 +114,13 @@ class Net {
     Part part;
     int up, down;
 
-    int at(int pixel) const { return pixel * up / down; }
+    Range of(Range tile) const { return {tile.first * up / down, tile.last * up / down}; }
   };
-  // Rows [y, y1) are computed from rows [first(y), last(y1)), columns likewise.
+  // From which rows, or columns, those of a tile are computed.
   struct Reach {
     int stride, before, after;
 
-    int first(int y) const { return y * stride - before; }
-    int last(int y1) const { return (y1 - 1) * stride + after + 1; }
+    Range of(Range tile) const { return {tile.first * stride - before, (tile.last - 1) * stride + after + 1}; }
   };
   struct Layer {
     Size grid;                    // pixels whose tiles are the layer's work
@@ -143,7 +147,8 @@ class Net {
   void make(Part part);
   void add(Layer layer);
   void take(int slices, int threads);
-  void plan(Memory& own, const float* slice, const unsigned char* wanted) const;
+  void find_differing(Memory& own, const float* slice) const;
+  void find_needed(Memory& own, const unsigned char* wanted) const;
   void take_empty(Memory& own, std::size_t layer, int tile) const;
 
   int rows_, columns_, classes_, pad_ = 0;

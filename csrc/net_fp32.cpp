@@ -85,14 +85,8 @@ void Net::add_up(Part src, Part dst, const float* weights, const float* bias) {
   check_up(src, dst);
   check_values({src, dst}, Values::kFloats);
   constexpr int kPoints = 4;
-  const std::size_t count = conv::packed_size(kPoints, src.count, dst.count);
-  std::vector<float> matrices(count);  // [2][2][in][out]
-  for (int i = 0; i < src.count; ++i)
-    for (int o = 0; o < dst.count; ++o)
-      for (int k = 0; k < kPoints; ++k) {
-        matrices[static_cast<std::size_t>((std::ptrdiff_t{k} * src.count + i) * dst.count + o)] = *weights++;
-      }
-  const auto packed = std::make_shared<Buffer<float>>(count);
+  const std::vector<float> matrices = matrices_of(weights, kPoints, src.count, dst.count, true);
+  const auto packed = std::make_shared<Buffer<float>>(conv::packed_size(kPoints, src.count, dst.count));
   conv::pack(matrices.data(), kPoints, src.count, dst.count, packed->get());
   add({maps_[static_cast<std::size_t>(src.map)], src.map, {1, 0, 0}, {{dst, 2, 1}}, kTogether,
        [=, bias = copied(bias, dst.count)](const Memory& memory, const int* tile, int count, float*) {

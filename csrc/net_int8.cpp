@@ -51,12 +51,7 @@ void Net::add_conv(Part src, Part dst, const Part* pool, const std::int8_t* weig
   check_values({src, dst, pool ? *pool : dst}, Values::kBytes);
   constexpr int kPoints = 9;
   check_sums(kPoints, src.count);
-  std::vector<std::int8_t> matrices(static_cast<std::size_t>(kPoints) * src.count * dst.count);  // [3][3][in][out]
-  for (int o = 0; o < dst.count; ++o)
-    for (int i = 0; i < src.count; ++i)
-      for (int k = 0; k < kPoints; ++k) {
-        matrices[static_cast<std::size_t>((std::ptrdiff_t{k} * src.count + i) * dst.count + o)] = *weights++;
-      }
+  const std::vector<std::int8_t> matrices = matrices_of(weights, kPoints, src.count, dst.count, false);
   const Size in = maps_[static_cast<std::size_t>(src.map)], out = maps_[static_cast<std::size_t>(dst.map)];
   const auto own = std::make_shared<Quantised>(matrices, 1, kPoints, src.count, dst.count, in.zero);
   add({out, src.map, {1, 1, 1}, outputs, kConvTogether,
@@ -75,12 +70,7 @@ void Net::add_up(Part src, Part dst, const std::int8_t* weights, const float* sc
   check_up(src, dst);
   check_values({src, dst}, Values::kBytes);
   constexpr int kPoints = 4;
-  std::vector<std::int8_t> matrices(static_cast<std::size_t>(kPoints) * src.count * dst.count);  // [2][2][in][out]
-  for (int i = 0; i < src.count; ++i)
-    for (int o = 0; o < dst.count; ++o)
-      for (int k = 0; k < kPoints; ++k) {
-        matrices[static_cast<std::size_t>((std::ptrdiff_t{k} * src.count + i) * dst.count + o)] = *weights++;
-      }
+  const std::vector<std::int8_t> matrices = matrices_of(weights, kPoints, src.count, dst.count, true);
   const Size in = maps_[static_cast<std::size_t>(src.map)], out = maps_[static_cast<std::size_t>(dst.map)];
   const auto own = std::make_shared<Quantised>(matrices, kPoints, 1, src.count, dst.count, in.zero);
   add({in, src.map, {1, 0, 0}, {{dst, 2, 1}}, kTogether,

@@ -24,6 +24,18 @@ inline std::string text(int rows, int columns) { return std::to_string(rows) + "
 
 inline std::vector<float> copied(const float* values, int count) { return {values, values + count}; }
 
+// Weights `[out][in][points]`, or `[in][out][points]` of a transposed convolution, as matrices `[points][in][out]`.
+template <class T>
+std::vector<T> matrices_of(const T* weights, int points, int in, int out, bool is_transposed) {
+  std::vector<T> matrices;
+  for (std::ptrdiff_t k = 0; k < points; ++k)
+    for (std::ptrdiff_t i = 0; i < in; ++i)
+      for (std::ptrdiff_t o = 0; o < out; ++o) {
+        matrices.push_back(weights[(is_transposed ? i * out + o : o * in + i) * points + k]);
+      }
+  return matrices;
+}
+
 constexpr int kSlice = -1, kLogits = -2;  // instead of the number of a map
 
 inline std::size_t tiles_of(int rows, int columns) {

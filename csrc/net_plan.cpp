@@ -8,11 +8,6 @@
 namespace trtseg {
 namespace {
 
-// Rows or columns [first, last).
-struct Range {
-  int first, last;
-};
-
 Range of_tile(int number, int pixels) { return {number * conv::kTile, std::min(pixels, (number + 1) * conv::kTile)}; }
 
 // Flags of columns, added up: how many before each are set.
@@ -78,18 +73,10 @@ void copy_pixels(const conv::MapOf<T>& from, const conv::MapOf<T>& to, int y, in
 
 }  // namespace
 
-void Net::plan(Memory& own, const float* slice, const unsigned char* wanted) const {
-  const auto source = [](const Layer& layer, Range at) -> Range {
-    return {layer.reach.first(at.first), layer.reach.last(at.last)};
-  };
-  const auto target = [](const Output& out, Range at) -> Range { return {out.at(at.first), out.at(at.last)}; };
-  std::vector<Marks> differs, needed;  // of each map
-  for (const Size& size : maps_) {
-    differs.emplace_back(size.rows, size.columns);
-    needed.emplace_back(size.rows, size.columns);
-  }
-
-  // Forward: what differs from an empty slice, and what is computed from that.
+// Forward: plans the tiles that may differ from those of an empty slice, since what they are computed from does.
+void Net::find_differing(Memory& own, const float* slice) const {
+  std::vector<Marks> differs;  // of each map
+  for (const Size& size : maps_) differs.emplace_back(size.rows, size.columns);
   std::vector<unsigned char> pixels(static_cast<std::size_t>(rows_) * columns_);
   for (std::size_t k = 0; k < pixels.size(); ++k) {
     std::uint32_t bits;  // -0 is not 0
@@ -105,23 +92,27 @@ void Net::plan(Memory& own, const float* slice, const unsigned char* wanted) con
     const int down = conv::tiles(layer.grid.rows), across = conv::tiles(layer.grid.columns);
     for (int v = 0; v < down; ++v) {
       const Range y = of_tile(v, layer.grid.rows);
-      src.gather(source(layer, y), line);
+      src.gather(layer.reach.of(y), line);
       for (int h = 0; h < across; ++h) {
         const Range x = of_tile(h, layer.grid.columns);
-        if (!line.any(source(layer, x))) continue;
+        if (!line.any(layer.reach.of(x))) continue;
         own.plan[i].push_back(v * across + h);
         for (const Output& out : layer.outputs) {
-          if (out.part.map != kLogits) {
-            differs[static_cast<std::size_t>(out.part.map)].set(target(out, y), target(out, x));
-          }
+          if (out.part.map != kLogits) differs[static_cast<std::size_t>(out.part.map)].set(out.of(y), out.of(x));
         }
       }
     }
   }
+}
 
-  // Back from the logits: what is needed of it. What else is needed is taken from the empty slice.
-  if (wanted != nullptr) std::fill_n(own.dst, pixels.size() * static_cast<std::size_t>(classes_), kUnwanted);
-  const std::vector<unsigned char> everything(wanted ? 0 : pixels.size(), 1);
+// Back from the logits that are wanted: keeps of the plan what they depend on. What else they depend on is taken from
+// the empty slice.
+void Net::find_needed(Memory& own, const unsigned char* wanted) const {
+  std::vector<Marks> needed;  // of each map
+  for (const Size& size : maps_) needed.emplace_back(size.rows, size.columns);
+  const std::size_t pixels = static_cast<std::size_t>(rows_) * columns_;
+  if (wanted != nullptr) std::fill_n(own.dst, pixels * static_cast<std::size_t>(classes_), kUnwanted);
+  const std::vector<unsigned char> everything(wanted ? 0 : pixels, 1);
   const Marks logits(rows_, columns_, wanted ? wanted : everything.data());
   std::vector<Line> lines;
   std::vector<int> found;
@@ -136,7 +127,7 @@ void Net::plan(Memory& own, const float* slice, const unsigned char* wanted) con
       for (std::size_t k = 0; k < lines.size(); ++k) {
         const Output& out = layer.outputs[k];
         const Marks& marks = out.part.map == kLogits ? logits : needed[static_cast<std::size_t>(out.part.map)];
-        marks.gather(target(out, y), lines[k]);
+        marks.gather(out.of(y), lines[k]);
       }
       for (int h = 0; h < across; ++h) {
         const int tile = v * across + h;
@@ -145,7 +136,7 @@ void Net::plan(Memory& own, const float* slice, const unsigned char* wanted) con
         const Range x = of_tile(h, layer.grid.columns);
         bool is_needed = false;
         for (std::size_t k = 0; k < lines.size(); ++k) {
-          is_needed = is_needed || lines[k].any(target(layer.outputs[k], x));
+          is_needed = is_needed || lines[k].any(layer.outputs[k].of(x));
         }
         if (!is_needed) continue;
         if (is_empty) {
@@ -155,7 +146,7 @@ void Net::plan(Memory& own, const float* slice, const unsigned char* wanted) con
         found.push_back(tile);
         own.is_empty[i][static_cast<std::size_t>(tile)] = false;
         if (layer.src != kSlice) {
-          needed[static_cast<std::size_t>(layer.src)].set(source(layer, y), source(layer, x));
+          needed[static_cast<std::size_t>(layer.src)].set(layer.reach.of(y), layer.reach.of(x));
         }
       }
     }
@@ -169,8 +160,9 @@ void Net::take_empty(Memory& own, std::size_t layer, int tile) const {
   const Range rows = of_tile(tile / across, grid.rows), columns = of_tile(tile % across, grid.columns);
   unsigned char& is_empty = own.is_empty[layer][static_cast<std::size_t>(tile)];
   for (const Output& out : layers_[layer].outputs) {
-    const int x = out.at(columns.first), x1 = out.at(columns.last);
-    for (int y = out.at(rows.first); y < out.at(rows.last); ++y) {
+    const auto [x, x1] = out.of(columns);
+    const auto [y0, y1] = out.of(rows);
+    for (int y = y0; y < y1; ++y) {
       if (out.part.map == kLogits) {
         for (int c = 0; c < classes_; ++c) {
           const std::ptrdiff_t first = (std::ptrdiff_t{c} * rows_ + y) * columns_ + x;

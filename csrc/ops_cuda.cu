@@ -195,8 +195,6 @@ void launch(void (*kernel)(Op), const Op& p, dim3 grid, dim3 block, cudaStream_t
   CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, p));
 }
 
-cudaStream_t stream_of(std::uintptr_t handle) { return reinterpret_cast<cudaStream_t>(handle); }
-
 void clear(const View& counters, std::int64_t n, cudaStream_t stream) {
   CUDA_CHECK(cudaMemsetAsync(counters.data, 0, static_cast<std::size_t>(n) * sizeof(std::int32_t), stream));
 }

@@ -218,13 +218,14 @@ class TestAcceptance:
         for nothing in (None, {}, {"accepted": True}):
             assert Acceptance.from_json(nothing) is None
 
-    def test_it_holds_for_one_device_and_one_driver(self, both):
+    def test_it_holds_for_one_device_one_driver_and_one_reference(self, both):
         for found in both:
-            assert found.holds_for("a GPU", "1.2")
+            assert found.holds_for("a GPU", "1.2", found.files)
             for other in (("another GPU", "1.2"), ("a GPU", "1.3"), ("a GPU", None)):
-                assert not found.holds_for(*other)
+                assert not found.holds_for(*other, found.files)
+            assert not found.holds_for("a GPU", "1.2", {**found.files, "liver.onnx": "of another model"})
         older = Acceptance.from_json({**both[0].to_json(), "criteria": CRITERIA - 1})
-        assert not older.holds_for("a GPU", "1.2")
+        assert not older.holds_for("a GPU", "1.2", older.files)
 
     @pytest.mark.parametrize(
         "out",
@@ -240,10 +241,10 @@ class TestAcceptance:
             checked(lambda rows: out, cases["liver"], 4)
 
     def test_slices_of_another_net(self, cases):
-        spec, (images, logits, source, _) = cases["liver"].spec, vars(cases["liver"].reference).values()
+        spec, (images, logits, *others) = cases["liver"].spec, vars(cases["liver"].reference).values()
         for wrong in (images[:0], logits[:0]), (images[:, :, :9], logits), (images, logits[1:]):
             with pytest.raises(ArgumentError, match="reference: got images"):
-                checked(lambda rows: rows, Case(spec, Reference(*wrong, source)), 4)
+                checked(lambda rows: rows, Case(spec, Reference(*wrong, *others)), 4)
 
 
 def test_an_engine_of_the_cpu_passes_the_same_gate():

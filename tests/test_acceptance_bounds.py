@@ -21,7 +21,7 @@ def made(role: str, logits: np.ndarray, images: np.ndarray | None = None) -> Cas
     noise = np.random.default_rng(0).uniform(0.25, 1, (len(logits), 1, *spec.size))
     images = (noise if images is None else images).astype(np.float16).astype(np.float32)
     liver = images[:, 0] > 0 if role == "tumour" else None
-    return Case(spec, Reference(images, logits.astype(np.float32), "made up", liver))
+    return Case(spec, Reference(images, logits.astype(np.float32), "made up", {}, liver))
 
 
 def changed(case: Case, pixels, value: float):
@@ -195,7 +195,7 @@ def emulated(role, precision):
             part.register_forward_hook(lambda part, inputs, output: rounded(output))
     whole = references(files)[role]
     counts = None if whole.counts is None else whole.counts[::2]
-    case = Case(spec, Reference(whole.images[::2], whole.logits[::2], whole.source, counts))
+    case = Case(spec, Reference(whole.images[::2], whole.logits[::2], whole.source, whole.files, counts))
     with torch.no_grad():
         logits = net(rounded(torch.from_numpy(case.reference.images))).numpy()
     return checked(lambda rows: logits[numbers(case, rows)].astype(rows.dtype), case, 1, precision), case

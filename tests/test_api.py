@@ -121,6 +121,8 @@ def test_post_processing_is_optional_and_recorded(model, phantom):
 def test_refuses(model, phantom):
     with pytest.raises(ModelError, match="model: got 'nonesuch'; expected one of default"):
         trtseg.Segmenter("nonesuch")
+    with pytest.raises(ModelError, match=r"model: got 'none\\x00such'; expected one of default"):
+        trtseg.Segmenter("none\0such")
     with pytest.raises(DeviceError, match="device: got 'cuda:99'"):
         trtseg.segment(phantom.ct, spacing=SPACING, device="cuda:99")
     with pytest.raises(ArgumentError, match="precision"):
@@ -260,6 +262,11 @@ def test_label_refuses(segmenter, phantom):
             ArgumentError, match=r"fit: got .*; expected a Fit on a grid of \d+x\d+ pixels, as"
         ):
             segmenter.label(hu, spacing=SPACING[1:], fit=fit)
+    fit = segmenter.place(hu[:1, 1:], spacing=SPACING[1:])
+    with pytest.raises(
+        ArgumentError, match=r"hu: got shape .*; expected \[n, 127, 160\], slices as they were"
+    ):
+        segmenter.label(hu, spacing=SPACING[1:], fit=fit)
 
 
 def test_a_runtime_of_gpus_is_no_choice_on_the_cpu():

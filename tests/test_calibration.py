@@ -171,6 +171,14 @@ def test_a_net_that_gives_nan_in_fp32(tmp_path):
         references(files)
 
 
+def test_files_of_the_reference():
+    """FP16 and INT8 are compared with it; the tumour net sees what the liver net leaves of the slices."""
+    files = models.find("default")
+    names = ["calibration.npz", "liver.onnx", "tumour.onnx"]
+    expected = {name: hashlib.sha256((files.folder / name).read_bytes()).hexdigest() for name in names}
+    assert [found.files for found in references(files).values()] == [expected, expected]
+
+
 def test_the_shipped_model_has_slices_of_its_own():
     """With tumours, and without; and their licence."""
     files = models.find("default")

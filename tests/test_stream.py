@@ -15,7 +15,6 @@ import trtseg
 from trtseg.body import Placement, place_body
 from trtseg.errors import ArgumentError, BusyError, DeviceError, InputError
 from trtseg.phantom import abdomen
-from trtseg.threads import Teller, Turns
 
 SPACING = (5.0, 4.0, 4.0)
 SHAPE = (64, 80)
@@ -203,6 +202,24 @@ def test_push_waits_while_the_nets_are_behind(monkeypatch, segmenter, hu, whole)
         assert_same(stream.finish(), whole)
 
 
+def test_slices_that_wait_are_labelled_together(monkeypatch, segmenter, hu, whole):
+    """As many as the engine computes side by side, in the order in which they came, and then the rest."""
+    go, began = stuck(monkeypatch, segmenter)
+    run, together = segmenter._cascade.run, []
+    recorded = lambda slices, *others, **options: together.append(slices) or run(slices, *others, **options)  # noqa: E731
+    monkeypatch.setattr(segmenter._cascade, "run", recorded)
+    monkeypatch.setattr(segmenter, "_at_once", 8)
+    order = [7, *range(7), *range(8, 20)]
+    with opened(segmenter) as stream:
+        for z in order:
+            stream.push(hu[z], position(z))
+            assert began.wait(10)
+        go.set()
+        assert_same(stream.finish(), whole)
+    assert [len(slices) for slices in together] == [1, 8, 8, 3]
+    assert (np.concatenate(together) == hu[order]).all()
+
+
 def test_two_streams_take_turns(segmenter, hu, whole):
     other = np.ascontiguousarray(hu[:, ::-1])
     with opened(segmenter) as first, opened(segmenter) as second:
@@ -371,62 +388,6 @@ def test_failing_nets_end_the_stream(monkeypatch, segmenter, hu, whole):
             stream.finish()
     monkeypatch.undo()
     assert (segmenter.segment(hu, spacing=SPACING).labels == whole.labels).all()
-
-
-def test_turns_are_fair():
-    turns, order, started = Turns("turns"), [], threading.Barrier(4)
-
-    def work(name):
-        started.wait()
-        for _ in range(20):
-            with turns:
-                order.append(name)
-                threading.Event().wait(0.001)  # so that the others ask meanwhile
-
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(3)]
-    for thread in threads:
-        thread.start()
-    started.wait()
-    for thread in threads:
-        thread.join(10)
-    middle = order[10:40]
-    assert all(len(set(middle[i : i + 3])) == 3 for i in range(len(middle) - 2)), order
-
-
-def test_what_waits_already_is_told_once():
-    go, told = threading.Event(), []
-
-    def function(thing):
-        assert go.wait(10)
-        told.append(thing)
-
-    teller = Teller("test", function)
-    for thing in (1, 2, 3, 2, 2):
-        teller.tell(thing)
-    go.set()
-    teller.end()
-    teller.join()
-    assert told == [1, 2, 3]
-
-
-@pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt])
-def test_failures_after_the_end_are_logged(kind, caplog):
-    go = threading.Event()
-
-    def function(thing):
-        assert go.wait(10)
-        raise kind(thing)
-
-    teller = Teller("test", function)
-    for thing in (1, 2):
-        teller.tell(thing)
-    teller.end()
-    go.set()
-    teller.join()
-    assert str(teller.failure) == "1"
-    assert [record.getMessage() for record in caplog.records] == [
-        f"test failed 2 times, first with {kind.__name__}(1)"
-    ]
 
 
 def test_the_shipped_nets():

@@ -120,6 +120,17 @@ def float16(graph):
     graph.nodes.insert(0, helper.make_node("Cast", ["half"], ["d0.w"], to=TensorProto.FLOAT))
 
 
+def enlarging(**attributes):
+    """A head that enlarges."""
+
+    def act(graph):
+        graph.nodes.pop(graph.at("logits"))
+        graph.width = 1
+        graph.up("d", "logits", kernel_shape=[2, 2], **attributes)
+
+    return act
+
+
 LEFT_ALONE = {
     "5x5": five,
     "groups": grouped,
@@ -192,6 +203,28 @@ def test_leaves_other_graphs_alone(case):
     with pytest.raises(ModelError, match=r"^liver net: not for trtseg's own engine \("):
         UNetEngine(net)
     assert np.isfinite(logits_of(OnnxRuntimeEngine(net), slices())).all()  # it is a net
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        lambda g: g.change("logits", strides=[2, 2]),
+        lambda g: g.change("logits", pads=[1] * 4),
+        lambda g: g.change("logits", inputs=["d", "logits.w", "logits.b"], **HALVE).weigh(
+            "logits", 1, 8, 2, 2
+        ),
+        enlarging(strides=[1, 1]),
+        enlarging(strides=[2, 2], pads=[1] * 4),
+    ],
+    ids=["stride", "pads", "halving", "stride of enlarging", "pads of enlarging"],
+)
+def test_leaves_heads_alone_that_give_logits_of_another_size(head):
+    UNetEngine(Net(SPEC, FP32, edit(Graph(), enlarging(strides=[2, 2])).model()))
+    net = Net(SPEC, FP32, edit(Graph(), head).model())
+    with pytest.raises(
+        ModelError, match=r"of .*, logits\.w, logits\.b, which this engine does not run there"
+    ):
+        UNetEngine(net)
 
 
 @pytest.mark.parametrize("case", RUN)

@@ -280,7 +280,7 @@ class Segmenter:
         """Make ready for slices of one size, so that the first of them takes no longer than the others.
 
         A GPU takes the memory, runs the nets for the first time and makes the CUDA graphs; they stay until slices of
-        another size or spacing come. The CPU only labels a slice of air.
+        another size, spacing or placement come. The CPU only labels a slice of air.
 
         Parameters
         ----------

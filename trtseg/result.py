@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -243,20 +243,15 @@ class Segmentation:
             If a preview or a page is asked for, but the result has let go of its CT.
         """
         check_target(path)
-        volume = self._kept_volume() if preview is not None or html is not None else None
-        with atomic(*(p for p in (path, report, preview, html) if p is not None)) as temporary:
-            parts = list(temporary)
+        others = self._others(report, preview, html, keep_identity)
+        with atomic(path, *(other for other, _ in others)) as (labels, *parts):
             if os.fspath(path).lower().endswith(SEG):
-                write_dicom([("seg", parts.pop(0))], self)
+                write_dicom([("seg", labels)], self)
             else:
                 fingerprint = str(self.provenance.get("fingerprint", ""))
-                save(parts.pop(0), self.canonical, self.geometry, fingerprint)
-            if report is not None:
-                self._write_report(parts.pop(0))
-            if volume is not None and preview is not None:
-                self._write_preview(parts.pop(0), volume)
-            if volume is not None and html is not None:
-                parts.pop(0).write_bytes(self._page(volume, keep_identity))
+                save(labels, self.canonical, self.geometry, fingerprint)
+            for part, (_, write) in zip(parts, others, strict=True):
+                write(part)
 
     def save_dicom(
         self,
@@ -298,20 +293,15 @@ class Segmentation:
 
         kinds = check_kinds(kinds)
         check_result(self)
-        volume = self._kept_volume() if "sc" in kinds or preview is not None or html is not None else None
+        others = self._others(report, preview, html, keep_identity)
         slices = drawn_slices(self.canonical, self.geometry.spacing[0], self.lesions)
-        files = [(kind, Path(folder, name)) for kind, name in file_names(kinds, len(slices))]
-        paths = tuple(path for _, path in files)
-        with atomic(*paths, *(p for p in (report, preview, html) if p is not None)) as temporary:
-            parts = list(temporary)
-            pictures = draw_captures(volume, self.canonical, slices) if volume and "sc" in kinds else ()
-            write_dicom([(kind, parts.pop(0)) for kind, _ in files], self, pictures)
-            if report is not None:
-                self._write_report(parts.pop(0))
-            if volume is not None and preview is not None:
-                self._write_preview(parts.pop(0), volume)
-            if volume is not None and html is not None:
-                parts.pop(0).write_bytes(self._page(volume, keep_identity))
+        files = file_names(kinds, len(slices))
+        paths = tuple(Path(folder, name) for _, name in files)
+        with atomic(*paths, *(other for other, _ in others)) as parts:
+            pictures = draw_captures(self._kept_volume(), self.canonical, slices) if "sc" in kinds else ()
+            write_dicom([(kind, part) for (kind, _), part in zip(files, parts, strict=False)], self, pictures)
+            for part, (_, write) in zip(parts[len(files) :], others, strict=True):
+                write(part)
             remove_left(Path(folder), [path.name for path in paths])
         return paths
 
@@ -330,13 +320,12 @@ class Segmentation:
         ArgumentError
             If the result has let go of its CT.
         """
-        volume = self._kept_volume()
         with atomic(path) as (temporary,):
-            self._write_preview(temporary, volume)
+            self._write_preview(temporary)
 
     def view(self, height: int = 900) -> Page:
         """Return the page of `save`, with the input's name, for a notebook to show; ArgumentError without the CT."""
-        return Page(self._page(self._kept_volume(), keep_identity=True).decode("utf-8"), height)
+        return Page(self._page(keep_identity=True).decode("utf-8"), height)
 
     def _repr_html_(self) -> str:
         """Numbers, warnings and slices with outlines, for notebooks; `view` returns the page to look around in."""
@@ -350,10 +339,22 @@ class Segmentation:
             picture = preview_png(self.volume, self.canonical, self.summary(), tile=220)
         return snippet(self.name, self.summary(), texts, picture)
 
-    def _page(self, volume: Volume, keep_identity: bool) -> bytes:
+    def _others(
+        self, report: _PathLike | None, preview: _PathLike | None, html: _PathLike | None, keep_identity: bool
+    ) -> list[tuple[_PathLike, Callable[[Path], None]]]:
+        """The files that are asked for beside the labels, and what writes each."""
+
+        def write_page(part: Path) -> None:
+            part.write_bytes(self._page(keep_identity))
+
+        writers = (report, self._write_report), (preview, self._write_preview), (html, write_page)
+        return [(path, write) for path, write in writers if path is not None]
+
+    def _page(self, keep_identity: bool) -> bytes:
         from trtseg.report.case import case_html
 
-        return case_html(volume, self.canonical, self.lesions, self.report(), keep_identity=keep_identity)
+        volume, report = self._kept_volume(), self.report()
+        return case_html(volume, self.canonical, self.lesions, report, keep_identity=keep_identity)
 
     def _kept_volume(self) -> Volume:
         if self.volume is None:
@@ -367,11 +368,11 @@ class Segmentation:
         text = json.dumps(self.report(), indent=2, allow_nan=False, ensure_ascii=False)
         path.write_text(text + "\n", encoding="utf-8", errors="replace")  # a file name may not be Unicode
 
-    def _write_preview(self, path: Path, volume: Volume) -> None:
+    def _write_preview(self, path: Path) -> None:
         from trtseg.report.pictures import preview_png
 
         texts = [warning.text for warning in self.warnings]
-        path.write_bytes(preview_png(volume, self.canonical, self.summary(), texts))
+        path.write_bytes(preview_png(self._kept_volume(), self.canonical, self.summary(), texts))
 
 
 def conclude(

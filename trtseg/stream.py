@@ -121,12 +121,8 @@ class Stream:
             raise ArgumentError(f"on_labels: got {on_labels!r}; expected a function of position and labels")
         self._nets, self._queue = nets, queue
         self._grid = SliceGrid(shape, spacing, directions)
-        self._placement = None
-        if nets.spec.fit == "body":
-            assert nets.spec.pixel_mm is not None
-            self._placement = Placement(
-                self._grid.shape, self._grid.spacing, nets.spec.size, nets.spec.pixel_mm
-            )
+        grid, size, mm = self._grid, nets.spec.size, nets.spec.pixel_mm
+        self._placement = None if mm is None else Placement(grid.shape, grid.spacing, size, mm)
         self._fit = self._find_fit()
         self._changed = threading.Condition()  # guards all that follows
         self._slices: list[_Slice] = []  # by depth
@@ -135,7 +131,7 @@ class Stream:
         self._busy: list[_Slice] = []  # which the worker labels
         self._stages: Counter[str] = Counter()
         self._again = 0
-        self._is_over = self._stopped = self._is_done = False
+        self._is_over = self._stopped = False
         self._error: BaseException | None = None
         self._worker: threading.Thread | None = None
         self._teller: Teller[_Slice] | None = None
@@ -175,8 +171,9 @@ class Stream:
         plane, depth = self._grid.plane(hu), self._grid.depth(position)
         check_timeout(timeout)
         with self._changed:
-            self._check_open()
-            if not self._changed.wait_for(lambda: len(self._waiting) < self._queue or self._stopped, timeout):
+            if not self._changed.wait_for(
+                lambda: len(self._waiting) < self._queue or self._is_over or self._stopped, timeout
+            ):
                 raise BusyError(
                     f"push: {self._queue} slices have waited for the nets for {timeout:g} s; push this slice again "
                     "later, send slices more slowly, or take a faster device"
@@ -271,7 +268,6 @@ class Stream:
                 result = conclude(labels, made, self._nets.steps, timings, provenance, logits)
         finally:
             self._stop()
-        self._is_done = True
         if self._teller is not None:
             self._teller.end()
         return result
@@ -280,9 +276,7 @@ class Stream:
         """End the stream, from the callback too. After `finish` this waits until the callback has got all slices."""
         self._stop()
         if self._teller is not None:
-            if not self._is_done:
-                self._teller.drop()
-            self._teller.end()
+            self._teller.drop()
             self._teller.join()
 
     def _labels(self, volume: Volume, slices: list[_Slice]) -> tuple[NDArray[np.uint8], TumourLogits]:
@@ -343,9 +337,7 @@ class Stream:
                     for z, (one, plane, count) in enumerate(zip(slices, labels, counts, strict=True)):
                         self._again += one.labels is not None
                         one.labels, one.logits, one.fit, one.counts = plane, logits.get(z), fit, count
-                        if (
-                            fit != self._fit and plane.shape == self._fit.native
-                        ):  # else it is not of the volume
+                        if fit != self._fit and plane.shape == self._fit.native:  # else not of the volume
                             self._stale.append(one)
                     self._busy = []
                     self._changed.notify_all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -15,6 +16,8 @@ from trtseg.errors import ArgumentError
 log = logging.getLogger("trtseg")
 
 T = TypeVar("T")
+
+_Thread = tuple[int, int]  # number of the process and of the thread
 
 
 def check_timeout(timeout: object) -> None:
@@ -32,20 +35,26 @@ def check_timeout(timeout: object) -> None:
 class Turns:
     """A lock that threads get in the order in which they ask for it, so that none that asks often keeps it.
 
-    A thread that has it and asks for it again would wait for ever: that is an ArgumentError about ``name``.
+    Who would wait for ever gets an ArgumentError about ``name``: a thread that has the lock, and a process that was
+    forked while a thread had it.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._lock, self._waiting = threading.Lock(), deque[tuple[int, threading.Lock]]()
-        self._holder: int | None = None  # number of the thread that has it
+        self._lock, self._waiting = threading.Lock(), deque[tuple[_Thread, threading.Lock]]()
+        self._holder: _Thread | None = None
 
     def __enter__(self) -> None:
-        me = threading.get_ident()
+        me = os.getpid(), threading.get_ident()
         with self._lock:
             if self._holder is None:
                 self._holder = me
                 return
+            if self._holder[0] != me[0]:
+                raise ArgumentError(
+                    f"{self._name}: got a call in a process that was forked during another call; make another "
+                    f"{self._name} in this process, or fork before the first call"
+                )
             if self._holder == me:
                 raise ArgumentError(
                     f"{self._name}: got a call from within another call of this thread, from a progress function or a "
@@ -145,19 +154,21 @@ class Teller(Generic[T]):
                 self._thread.start()
             self._changed.notify()
 
-    def drop(self) -> None:
-        """Forget what has not been told."""
-        with self._changed:
-            self._due.clear()
-
     def end(self) -> None:
         """Let the thread end when everything has been told."""
         with self._changed:
             self._ended = True
             self._changed.notify()
 
+    def drop(self) -> None:
+        """Forget what has not been told, and let the thread end; after `end` everything is told all the same."""
+        with self._changed:
+            if not self._ended:
+                self._due.clear()
+        self.end()
+
     def join(self) -> None:
-        """Wait until everything has been told; the function itself cannot wait for that, and goes on."""
+        """Wait until the thread has ended; the function itself cannot wait for that, and goes on."""
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 

@@ -1,7 +1,9 @@
 """A whole `Segmenter` on the GPU that is played: whole.py MODEL CASE... The cache holds its engines for sm_89."""
 
 import gc
+import hashlib
 import logging
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -161,6 +163,16 @@ def judged_once() -> None:
     assert before["liver", "fp16"] > 20
     segmenter().close()
     assert trt.runs == before  # the verdict is in the sidecar
+    other = shutil.copytree(MODEL, MODEL.parent / "other")
+    liver = (MODEL / "liver.onnx").read_bytes() + b"\x30\x01"  # model_version 1
+    (other / "liver.onnx").write_bytes(liver)
+    text, sha256 = (other / "model.json").read_text(), find(MODEL).spec.sha256["liver.onnx"]
+    (other / "model.json").write_text(text.replace(sha256, hashlib.sha256(liver).hexdigest()))
+    trtseg.Segmenter(other, device="cuda", runtime="tensorrt-rtx", batch=4).close()
+    for role in ("liver", "tumour"):  # of the same FP16 files, but another liver in FP32
+        assert trt.runs[role, "fp16"] == 2 * before[role, "fp16"]
+    segmenter().close()  # has the first reference again
+    before = dict(trt.runs)
     for name in ("create_runtime_cache", "set_runtime_cache", "serialize"):
         trt.refused = {name}  # compiled kernels cannot be kept
         with segmenter() as one:

@@ -178,7 +178,7 @@ def check_slices(hu: Hu, out: Labels | None, shape: tuple[int, int]) -> None:
     """Raise an ArgumentError unless slices have the shape ``(Y, X)`` of their feed, and ``out`` has that of ``hu``."""
     if tuple(hu.shape[1:]) != shape or len(hu.shape) != 3:
         raise ArgumentError(
-            f"hu: got shape {tuple(hu.shape)}; expected [n, {shape[0]}, {shape[1]}], as begun"
+            f"hu: got shape {tuple(hu.shape)}; expected [n, {shape[0]}, {shape[1]}], slices as they were placed"
         )
     if out is not None and tuple(out.shape) != tuple(hu.shape):
         raise ArgumentError(f"out: got shape {tuple(out.shape)}; expected the shape of hu, {tuple(hu.shape)}")

@@ -332,7 +332,7 @@ class CudaFeed:
         if self._cascade._feed is not self:
             return
         with self._working():
-            for lane in (*self._running, *([] if self._filling is None else [self._filling])):
+            for lane in self._lanes:
                 lane.drop()
         self._end()
 

@@ -66,6 +66,8 @@ class Acceptance:
         Class to the pixels that the reference has of it.
     reference, device, driver : str
         The reference's source, the device that the engine ran on, and the version of its driver or None.
+    files : dict
+        Of the reference, see `trtseg.engines.calibration.Reference`.
     at : str
         When, in UTC.
     criteria : int
@@ -86,6 +88,7 @@ class Acceptance:
     reference: str
     device: str
     driver: str | None
+    files: dict[str, str]
     at: str
     criteria: int = CRITERIA
 
@@ -94,9 +97,9 @@ class Acceptance:
         """Whether the engine may be used."""
         return not self.reasons
 
-    def holds_for(self, device: str, driver: str | None) -> bool:
-        """Whether an engine need not be checked again on that device with that driver, by today's criteria."""
-        return (self.device, self.driver, self.criteria) == (device, driver, CRITERIA)
+    def holds_for(self, device: str, driver: str | None, files: dict[str, str]) -> bool:
+        """Whether an engine need not be checked again there, by a reference of these files and today's criteria."""
+        return (self.device, self.driver, self.files, self.criteria) == (device, driver, files, CRITERIA)
 
     def to_json(self) -> dict[str, Any]:
         """Values that JSON can hold; the inverse of `from_json`."""
@@ -183,6 +186,7 @@ def check(
         reference=reference.source,
         device=device,
         driver=driver,
+        files=reference.files,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

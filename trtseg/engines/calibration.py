@@ -76,6 +76,8 @@ class Reference:
         Input of the net, and its logits in FP32.
     source : str
         What computed the logits.
+    files : dict
+        Name and SHA-256 of each file of the model on which images and logits depend.
     counts : bool [k, H, W], optional
         Pixels on whose logits labels depend: of a tumour net those that the liver net calls liver. By default all.
     """
@@ -83,6 +85,7 @@ class Reference:
     images: Array
     logits: Array
     source: str
+    files: dict[str, str]
     counts: Array | None = None
 
 
@@ -153,7 +156,8 @@ def references(files: ModelFiles) -> dict[str, Reference]:
                 f"{role} net: gives NaN or infinity in FP32 on the calibration slices, so no engine can be compared "
                 "with it; train or export the model again"
             )
-    found = {role: Reference(images, logits, source) for role, (images, logits) in shown.items()}
+    used = reference_files(files)
+    found = {role: Reference(images, logits, source, used) for role, (images, logits) in shown.items()}
     first, *others = nets
     for spec in others:
         counts = shown[first.role][1][:, 0] > first.logit_threshold
@@ -161,6 +165,12 @@ def references(files: ModelFiles) -> dict[str, Reference]:
             counts &= shown[spec.role][0][:, 0] > 0
         found[spec.role] = dataclasses.replace(found[spec.role], counts=counts)
     return found
+
+
+def reference_files(files: ModelFiles) -> dict[str, str]:
+    """Name and SHA-256 of the files of a model on which its `references` depend: slices, and all nets in FP32."""
+    names = {FILE, *(FP32.file(spec.role) for spec in files.spec.nets)}
+    return {name: sha256 for name, sha256 in files.spec.sha256.items() if name in names}
 
 
 def open_reference(files: ModelFiles, spec: ModelSpec) -> Engine:

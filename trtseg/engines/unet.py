@@ -249,16 +249,13 @@ def _built(graph: Graph, of: Net) -> _core.Net:
         values = weights, *others = numbers.of(layer)
         kernel, stride, pad = geometry = _geometry(node)
         kind = node.operator, layer.has_relu, layer.pool is not None
+        is_head = layer is layers[-1] and geometry == (kernel, kernel, 0)
         if source in graph.inputs and kind == ("Conv", True, False):
             rows, columns = ((length + 2 * pad - kernel) // stride + 1 for length in size)
             net.add_first(maps.make(layer.result, (rows, columns)), weights, others[-1], stride, pad)
-        elif layer is layers[-1] and kind == ("Conv", False, False) and geometry == (1, 1, 0):
+        elif is_head and node.operator == "Conv" and kernel == 1:
             net.add_head(maps.part(source), np.ascontiguousarray(weights.swapaxes(0, 1)), *others)
-        elif (
-            layer is layers[-1]
-            and kind == ("ConvTranspose", False, False)
-            and geometry == (kernel, kernel, 0)
-        ):
+        elif is_head and node.operator == "ConvTranspose":
             net.add_head(maps.part(source), *values)
         elif kind[:2] == ("Conv", True) and geometry == (3, 1, 1):
             rows, columns = maps.size(source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -49,7 +50,7 @@ def find(model: str | Path) -> ModelFiles:
     folder = _SHIPPED / model if str(model) in shipped else Path(model)
     try:
         text = (folder / "model.json").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # no text, or no name of a file
         raise ModelError(
             f"model: got {str(model)!r}; expected one of {', '.join(shipped) or '(none is installed)'}, "
             "or a folder with a model.json as training.export writes it"
@@ -61,8 +62,8 @@ def _spec_of(folder: Path, role: str, sha256: dict[str, str]) -> ModelSpec:
     """Read the spec in ``<role>.onnx``, the file that every model has, without reading its weights."""
     path = folder / f"{role}.onnx"
     try:
-        with path.open("rb") as file:
-            spec = spec_in(file)
+        with path.open("rb") as file:  # an empty one cannot be mapped
+            spec = spec_in(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if file.peek(1) else b"")
     except OSError as error:
         raise _unreadable(path, error) from error
     except ModelError as error:

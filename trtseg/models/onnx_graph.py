@@ -5,7 +5,6 @@ Numbers of fields are those of onnx/onnx.proto3. Files with external data, and w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtseg.errors import ModelError
+from trtseg.models.protobuf import Value, bytes_of, grouped, text_of, varint
 
 _GRAPH, _FUNCTION = 7, 25  # of the model
 _NODE, _INITIALIZER, _INPUT, _OUTPUT, _SPARSE = 1, 5, 11, 12, 15  # of the graph
@@ -67,17 +67,17 @@ def read_graph(onnx: bytes) -> Graph:
         file.
     """
     try:
-        model = _grouped(memoryview(onnx))
+        model = grouped(memoryview(onnx))
         (graph,) = model[_GRAPH]
         if _FUNCTION in model:
             raise ValueError("it defines operators")
-        parts = _grouped(graph)
+        parts = grouped(graph)
         if _SPARSE in parts:
             raise ValueError("it has sparse tensors")
         weights = [_tensor(value) for value in parts.get(_INITIALIZER, [])]
         nodes = tuple(_node(value) for value in parts.get(_NODE, []))
         inputs, outputs = (
-            tuple(_text(_grouped(value)[1][0]) for value in parts.get(number, []))
+            tuple(text_of(grouped(value)[1][0]) for value in parts.get(number, []))
             for number in (_INPUT, _OUTPUT)
         )
         tensors = dict(weights)
@@ -100,28 +100,24 @@ def _check_once(names: list[str]) -> None:
         seen.add(name)
 
 
-# What a field holds: a number, or bytes.
-_Value = int | memoryview
-
-
-def _node(data: _Value) -> Node:
-    parts = _grouped(data)
-    inputs, outputs = (tuple(map(_text, parts.get(number, []))) for number in (_FROM, _TO))
+def _node(data: Value) -> Node:
+    parts = grouped(data)
+    inputs, outputs = (tuple(map(text_of, parts.get(number, []))) for number in (_FROM, _TO))
     numbers = {}
     for value in parts.get(_ATTRIBUTE, []):
-        attribute = _grouped(value)
-        if [*map(_text, attribute.get(_STRING, []))] != ["NOTSET"]:
+        attribute = grouped(value)
+        if [*map(text_of, attribute.get(_STRING, []))] != ["NOTSET"]:
             found = [*attribute.get(_NUMBERS, []), *attribute.get(_NUMBER, [])]
-            numbers[_text(attribute[_KEY][0])] = _integers(found)
+            numbers[text_of(attribute[_KEY][0])] = _integers(found)
     operator = ".".join(
-        text for number in (_DOMAIN, _OPERATOR) for text in map(_text, parts.get(number, [])) if text
+        name for number in (_DOMAIN, _OPERATOR) for name in map(text_of, parts.get(number, [])) if name
     )
     return Node(operator, inputs, outputs, numbers)
 
 
-def _tensor(data: _Value) -> tuple[str, NDArray[Any]]:
-    parts = _grouped(data)
-    name, shape = _text(parts[_NAME][0]), _integers(parts.get(_DIMENSION, []))
+def _tensor(data: Value) -> tuple[str, NDArray[Any]]:
+    parts = grouped(data)
+    name, shape = text_of(parts[_NAME][0]), _integers(parts.get(_DIMENSION, []))
     (number,) = parts[_TYPE]
     if number not in _TYPES or any(length < 0 for length in shape):
         raise ValueError(f"{name} has another type or shape")
@@ -129,9 +125,9 @@ def _tensor(data: _Value) -> tuple[str, NDArray[Any]]:
     if parts.get(_WHERE, [0]) != [0]:
         raise ValueError(f"{name} has its values elsewhere")
     if _RAW in parts:
-        values = np.frombuffer(_bytes(parts[_RAW][0]), dtype)
+        values = np.frombuffer(bytes_of(parts[_RAW][0]), dtype)
     elif dtype.kind == "f" and _FLOATS in parts:
-        values = np.frombuffer(b"".join(map(_bytes, parts[_FLOATS])), dtype)
+        values = np.frombuffer(b"".join(map(bytes_of, parts[_FLOATS])), dtype)
     elif dtype.kind != "f" and _INT32S in parts:
         values = np.array(_integers(parts[_INT32S])).astype(dtype)
     else:
@@ -139,7 +135,7 @@ def _tensor(data: _Value) -> tuple[str, NDArray[Any]]:
     return name, values.astype(dtype.newbyteorder("=")).reshape(shape)
 
 
-def _integers(values: list[_Value]) -> tuple[int, ...]:
+def _integers(values: list[Value]) -> tuple[int, ...]:
     """Signed integers, of which several may be packed into one field."""
     found: list[int] = []
     for value in values:
@@ -148,60 +144,6 @@ def _integers(values: list[_Value]) -> tuple[int, ...]:
             continue
         at = 0
         while at < len(value):
-            number, at = _varint(value, at)
+            number, at = varint(value, at)
             found.append(number)
     return tuple(number - (number >> 63 << 64) for number in found)
-
-
-def _text(value: _Value) -> str:
-    return str(_bytes(value), "utf-8")
-
-
-def _grouped(message: _Value) -> dict[int, list[_Value]]:
-    """Values of a message by the number of their field, in order."""
-    groups: dict[int, list[_Value]] = {}
-    for number, value in _fields(_bytes(message)):
-        groups.setdefault(number, []).append(value)
-    return groups
-
-
-def _bytes(value: _Value) -> memoryview:
-    if isinstance(value, int):
-        raise ValueError("a field holds a number instead of bytes")
-    return value
-
-
-def _fields(data: memoryview) -> Iterator[tuple[int, _Value]]:
-    """Number and value of each field of a protocol-buffer message."""
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        kind = tag & 7
-        if kind == 0:
-            value, at = _varint(data, at)
-            yield tag >> 3, value
-            continue
-        if kind == 2:
-            size, at = _varint(data, at)
-        elif kind in (1, 5):
-            size = 8 if kind == 1 else 4
-        else:
-            raise ValueError(f"field {tag >> 3} is of the unknown kind {kind}")
-        if at + size > len(data):
-            raise ValueError("it is cut off")
-        yield tag >> 3, data[at : at + size]
-        at += size
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, the lowest first, and where it ends."""
-    value = 0
-    for shift in range(0, 64, 7):
-        if at >= len(data):
-            raise ValueError("it is cut off")
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value & (1 << 64) - 1, at
-    raise ValueError("a number in it is too long")

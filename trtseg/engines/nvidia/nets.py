@@ -19,7 +19,7 @@ from trtseg.cuda.device import Device, Resources, download, upload
 from trtseg.engines import acceptance
 from trtseg.engines.acceptance import Acceptance
 from trtseg.engines.base import GpuEngine, Net
-from trtseg.engines.calibration import Reference, references
+from trtseg.engines.calibration import Reference, reference_files, references
 from trtseg.engines.nvidia.build import Progress, engine_for, engine_key
 from trtseg.engines.nvidia.driver import Driver, Gpu
 from trtseg.engines.nvidia.machine import check_gpu, choose_runtime, place_of
@@ -210,7 +210,9 @@ def _load(place: _Place, net: Net, progress: Progress | None) -> Iterator[Loaded
 def _acceptance(place: _Place, net: Net, loaded: Loaded) -> Acceptance:
     """The acceptance of a net on this GPU with this driver, checked now where none is kept."""
     kept = Acceptance.from_json(loaded.kept_acceptance())
-    if kept is not None and kept.holds_for(place.gpu.name, place.driver.version):
+    if kept is not None and kept.holds_for(
+        place.gpu.name, place.driver.version, reference_files(place.files)
+    ):
         return kept
     if not place.known:
         place.known.update(references(place.files))

@@ -1,0 +1,97 @@
+"""Turns of threads, and callbacks that nobody waits for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from trtseg.errors import ArgumentError
+from trtseg.threads import Teller, Turns
+
+
+def test_turns_are_fair():
+    turns, order, started = Turns("turns"), [], threading.Barrier(4)
+
+    def work(name):
+        started.wait()
+        for _ in range(20):
+            with turns:
+                order.append(name)
+                threading.Event().wait(0.001)  # so that the others ask meanwhile
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    started.wait()
+    for thread in threads:
+        thread.join(10)
+    middle = order[10:40]
+    assert all(len(set(middle[i : i + 3])) == 3 for i in range(len(middle) - 2)), order
+
+
+def test_a_process_that_was_forked_during_a_call_waits_for_nobody():
+    turns, inside, end = Turns("turns"), threading.Event(), threading.Event()
+
+    def work():
+        with turns:
+            inside.set()
+            end.wait(60)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    inside.wait(60)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # ends a child that waits
+        try:
+            turns.__enter__()
+        except ArgumentError as error:
+            os._exit(0 if "turns: got a call in a process that was forked" in str(error) else 2)
+        os._exit(1)
+    end.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    child = os.fork()
+    if child == 0:
+        with turns:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_what_waits_already_is_told_once():
+    go, told = threading.Event(), []
+
+    def function(thing):
+        assert go.wait(10)
+        told.append(thing)
+
+    teller = Teller("test", function)
+    for thing in (1, 2, 3, 2, 2):
+        teller.tell(thing)
+    go.set()
+    teller.end()
+    teller.join()
+    assert told == [1, 2, 3]
+
+
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt])
+def test_failures_after_the_end_are_logged(kind, caplog):
+    go = threading.Event()
+
+    def function(thing):
+        assert go.wait(10)
+        raise kind(thing)
+
+    teller = Teller("test", function)
+    for thing in (1, 2):
+        teller.tell(thing)
+    teller.end()
+    go.set()
+    teller.join()
+    assert str(teller.failure) == "1"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"test failed 2 times, first with {kind.__name__}(1)"
+    ]
