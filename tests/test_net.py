@@ -74,7 +74,9 @@ def first(net, rng, size, channels, shape=(3, 1, 1)):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("channels", [(8, 24), (16, 8), (24, 48), (32, 40), (40, 16), (48, 32), (8, 56), (16, 120)])
+@pytest.mark.parametrize(
+    "channels", [(8, 24), (16, 8), (24, 48), (32, 40), (40, 16), (48, 32), (8, 56), (16, 120)]
+)
 def test_convolution(size, channels):
     """All instruction sets give the same bits."""
     rng = np.random.default_rng(sum(size) + sum(channels))
