@@ -34,10 +34,8 @@ NET_FLAGS = {
     "conv_int8.cpp": [],
     "conv_int8_avx2.cpp": AVX2,
     "conv_int8_avx512_vnni.cpp": AVX512_VNNI,
-    "conv_int8_avx_vnni.cpp": [
-        *AVX2,
-        *AVX512_VNNI,
-    ],  # what it computes is the same, and more processors run it
+    # What this computes with AVX-512 is the same, and more processors run it.
+    "conv_int8_avx_vnni.cpp": [*AVX2, *AVX512_VNNI],
     "net.cpp": [],
     "net_fp32.cpp": [],
     "net_int8.cpp": [],
