@@ -55,12 +55,14 @@ CSRC = Path("csrc")
 # convolutions promise no bits.
 IS_X86 = platform.machine() in ("x86_64", "AMD64")
 AVX2 = ["-mavx2", "-mfma"] if IS_X86 else []
-AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"] if IS_X86 else []
+AVX512 = ["-mavx512f", "-mavx512vl"] if IS_X86 else []
+AVX512_VNNI = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"] if IS_X86 else []
 AVX_VNNI = ["-mavxvnni"] if IS_X86 else []  # GCC before 11 does not know it, and the file does without
 FILE_FLAGS = {
     "conv.cpp": ["-ffp-contract=fast", *AVX2],
+    "conv_avx512.cpp": ["-ffp-contract=fast", *AVX512],
     "conv_int8_avx2.cpp": AVX2,
-    "conv_int8_avx512_vnni.cpp": AVX512,
+    "conv_int8_avx512_vnni.cpp": AVX512_VNNI,
     "conv_int8_avx_vnni.cpp": [*AVX2, *AVX_VNNI],
 }
 CUDA_SOURCES = ("ops_cuda.cu", "graph_cuda.cu")  # only where there is an nvcc
@@ -264,6 +266,7 @@ core = Pybind11Extension(
             "bind_net.cpp",
             "bindings.cpp",
             "conv.cpp",
+            "conv_avx512.cpp",
             "conv_int8.cpp",
             "conv_int8_avx2.cpp",
             "conv_int8_avx512_vnni.cpp",

@@ -55,24 +55,33 @@ const T* checked(const char* name, const py::array_t<T, py::array::c_style>& arr
   return array.data();
 }
 
-constexpr std::array<const conv_int8::Layers*, 4> kInstructions{&conv_int8::kAvx512Vnni, &conv_int8::kAvxVnni,
-                                                                &conv_int8::kAvx2, &conv_int8::kPortable};
+constexpr std::array<const conv::Products*, 2> kFp32{&conv::kAvx512, &conv::kUsual};
+constexpr std::array<const conv_int8::Layers*, 4> kInt8{&conv_int8::kAvx512Vnni, &conv_int8::kAvxVnni,
+                                                        &conv_int8::kAvx2, &conv_int8::kPortable};
 
-// The names of the instruction sets that this processor has for quantised layers, the fastest first.
-std::vector<std::string> int8_instructions() {
+// The names of the instruction sets of `sets` that this processor has, the fastest first.
+template <class Sets>
+std::vector<std::string> names_of(const Sets& sets) {
   std::vector<std::string> names;
-  for (const conv_int8::Layers* one : kInstructions) {
+  for (const auto* one : sets) {
     if (one->is_supported()) names.emplace_back(one->name);
   }
   return names;
 }
 
-std::unique_ptr<Net> make_net(int rows, int columns, int classes, const std::optional<std::string>& int8) {
-  for (const conv_int8::Layers* one : kInstructions) {
-    if (!one->is_supported() || int8.value_or(one->name) != one->name) continue;
-    return std::make_unique<Net>(rows, columns, classes, *one);
+// The instruction set of a name, or the fastest.
+template <class Sets>
+const auto& chosen(const char* argument, const Sets& sets, const std::optional<std::string>& name) {
+  for (const auto* one : sets) {
+    if (one->is_supported() && name.value_or(one->name) == one->name) return *one;
   }
-  throw ArgumentError("int8: got '" + *int8 + "', expected one of int8_instructions()");
+  throw ArgumentError(std::string(argument) + ": got '" + name.value_or("") + "', expected one of " + argument +
+                      "_instructions()");
+}
+
+std::unique_ptr<Net> make_net(int rows, int columns, int classes, const std::optional<std::string>& int8,
+                              const std::optional<std::string>& fp32) {
+  return std::make_unique<Net>(rows, columns, classes, chosen("fp32", kFp32, fp32), chosen("int8", kInt8, int8));
 }
 
 int add_map(Net& net, int rows, int columns, int channels, std::optional<int> zero) {
@@ -145,7 +154,8 @@ Layers with weights of eight bits read and write maps of bytes. Of a sum of prod
 and of that the nearest byte, or a logit. Sums are exact: bytes do not depend on the instructions that compute them.
 
 rows, columns, classes  int                        of slices and logits
-int8         str or None                           one of int8_instructions(); by default the fastest)";
+int8         str or None                           one of int8_instructions(); by default the fastest
+fp32         str or None                           one of fp32_instructions(), likewise)";
 
 constexpr const char* kMapDoc = R"(Add a map and return its number.
 
@@ -210,10 +220,14 @@ threads      int                                   0: all processors that this p
 
 void bind_net(py::module_& m) {
   py::class_<Net>(m, "Net", kNetDoc)
-      .def(py::init(&make_net), py::arg("rows"), py::arg("columns"), py::arg("classes"), py::arg("int8") = py::none())
-      .def_static("int8_instructions", &int8_instructions,
+      .def(py::init(&make_net), py::arg("rows"), py::arg("columns"), py::arg("classes"), py::arg("int8") = py::none(),
+           py::arg("fp32") = py::none())
+      .def_static("int8_instructions", [] { return names_of(kInt8); },
                   "Names of the instruction sets that this processor has for quantised layers, the fastest first.")
-      .def_static("is_supported", &conv::is_supported, "Whether this processor has the instructions (AVX2 and FMA).")
+      .def_static("fp32_instructions", [] { return names_of(kFp32); },
+                  "The same for layers in FP32.")
+      .def_static("is_supported", [] { return conv::kUsual.is_supported(); },
+                  "Whether this processor has the instructions that every net needs (AVX2 and FMA).")
       .def("add_map", &add_map, kMapDoc, py::arg("rows"), py::arg("columns"), py::arg("channels"),
            py::arg("zero") = py::none())
       .def("add_first", &add_first, kFirstDoc, py::arg("dst"), py::arg("weights").noconvert(),

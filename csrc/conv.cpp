@@ -13,8 +13,6 @@ inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 inline Vec all(float x) { return Vec{x, x, x, x, x, x, x, x}; }
 inline Vec larger(Vec a, Vec b) { return b > a ? b : a; }  // `a` where one of them is NaN
 
-constexpr int kRows = 4;  // rows of the left matrix that the inner loop takes together
-
 // Keeps a value in its register: the compiler would load it again for each sum.
 #if defined(__AVX2__)
 #define TRTSEG_HOLD(v) asm("" : "+x"(v))
@@ -22,9 +20,9 @@ constexpr int kRows = 4;  // rows of the left matrix that the inner loop takes t
 #define TRTSEG_HOLD(v)
 #endif
 
-// kRows rows of `a`, `apart` floats apart, times a matrix [in][kLanes * N], with bias; a register for each sum.
+// The same as `multiply` for N eights of output channels, of a block that is `wide` channels wide; a register for each sum.
 template <int N>
-inline void product(const float* a, std::ptrdiff_t apart, int in, const float* b, const float* bias, float* c,
+inline void product(const float* a, std::ptrdiff_t apart, int in, const float* b, int wide, const float* bias, float* c,
                     std::ptrdiff_t c_apart) {
   Vec sum[kRows][N];
   for (int n = 0; n < N; ++n) {
@@ -33,7 +31,7 @@ inline void product(const float* a, std::ptrdiff_t apart, int in, const float* b
   }
   const float *a0 = a, *a1 = a + apart, *a2 = a1 + apart, *a3 = a2 + apart;
 #pragma GCC unroll 2
-  for (int i = 0; i < in; ++i, b += N * kLanes) {
+  for (int i = 0; i < in; ++i, b += wide) {
     Vec weight[N];
     for (int n = 0; n < N; ++n) {
       weight[n] = load(b + n * kLanes);
@@ -54,19 +52,19 @@ inline void product(const float* a, std::ptrdiff_t apart, int in, const float* b
     for (int n = 0; n < N; ++n) store(c + r * c_apart + n * kLanes, sum[r][n]);
 }
 
-// The same for a packed matrix [in][out].
-inline void multiply(const float* a, std::ptrdiff_t apart, int in, const float* packed, const float* bias, float* c,
-                     std::ptrdiff_t c_apart, int out) {
-  for (int done = 0; done < out;) {
-    const int width = out - done < kBlock ? out - done : kBlock;
-    const float* own = bias ? bias + done : nullptr;
-    switch (width / kLanes) {
-      case 3: product<3>(a, apart, in, packed, own, c + done, c_apart); break;
-      case 2: product<2>(a, apart, in, packed, own, c + done, c_apart); break;
-      default: product<1>(a, apart, in, packed, own, c + done, c_apart);
+constexpr int kMost = 3;  // eights of output channels for which there are registers
+
+void multiply(const float* a, std::ptrdiff_t apart, int in, const float* packed, const float* bias, float* c,
+              std::ptrdiff_t c_apart, int out) {
+  for (int done = 0; done < out; done += kMost * kLanes) {
+    const int within = done % kBlock, first = done - within;
+    const int wide = out - first < kBlock ? out - first : kBlock;
+    const float *b = packed + std::ptrdiff_t{in} * first + within, *own = bias ? bias + done : nullptr;
+    switch ((out - done) / kLanes) {
+      case 1: product<1>(a, apart, in, b, wide, own, c + done, c_apart); break;
+      case 2: product<2>(a, apart, in, b, wide, own, c + done, c_apart); break;
+      default: product<kMost>(a, apart, in, b, wide, own, c + done, c_apart);
     }
-    packed += static_cast<std::ptrdiff_t>(in) * width;
-    done += width;
   }
 }
 
@@ -171,15 +169,17 @@ void write_tiles(const float* products, const float* bias, const Map& dst, const
   }
 }
 
+#if defined(__AVX2__)
+constexpr const char* kName = "avx2";
+bool is_supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#else
+constexpr const char* kName = "portable";
+bool is_supported() { return true; }
+#endif
+
 }  // namespace
 
-bool is_supported() {
-#if defined(__AVX2__)
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#else
-  return true;
-#endif
-}
+const Products kUsual{kName, is_supported, multiply};
 
 std::size_t packed_size(int points, int in, int out) { return static_cast<std::size_t>(points) * in * out; }
 
@@ -214,19 +214,19 @@ std::size_t scratch_size(int in, int out, int count) {
   return static_cast<std::size_t>(kPoints) * (in + out) * ((count + kRows - 1) / kRows * kRows);
 }
 
-void conv3x3(const Map& src, const float* packed, const float* bias, const Map& dst, const Map* pool, const int* tile,
-             int count, float* scratch) {
+void conv3x3(const Products& products, const Map& src, const float* packed, const float* bias, const Map& dst,
+             const Map* pool, const int* tile, int count, float* scratch) {
   const int in = src.channels, out = dst.channels;
   float* patches = scratch;
-  float* products = scratch + std::ptrdiff_t{kPoints} * in * ((count + kRows - 1) / kRows * kRows);
+  float* sums = scratch + std::ptrdiff_t{kPoints} * in * ((count + kRows - 1) / kRows * kRows);
   read_patches(src, tile, count, patches);
   for (int k = 0; k < kPoints; ++k)
     for (int t = 0; t < count; t += kRows) {
       const std::ptrdiff_t row = std::ptrdiff_t{t} * kPoints + k * kRows;
-      multiply(patches + row * in, in, in, packed + std::ptrdiff_t{k} * in * out, nullptr, products + row * out, out,
-               out);
+      products.multiply(patches + row * in, in, in, packed + std::ptrdiff_t{k} * in * out, nullptr, sums + row * out, out,
+                        out);
     }
-  write_tiles(products, bias, dst, pool, tile, count);
+  write_tiles(sums, bias, dst, pool, tile, count);
 }
 
 void conv_first(const float* src, std::ptrdiff_t row, const float* weights, const float* bias, int size, int stride,
@@ -250,15 +250,16 @@ void conv_first(const float* src, std::ptrdiff_t row, const float* weights, cons
     }
 }
 
-void upsample(const Map& src, const float* packed, const float* bias, const Map& dst, int tile) {
+void upsample(const Products& products, const Map& src, const float* packed, const float* bias, const Map& dst,
+              int tile) {
   const std::ptrdiff_t matrix = std::ptrdiff_t{src.channels} * dst.channels;
   const Area area = area_of(src, tile);
   const bool is_whole = area.columns == kRows;  // else each pixel by itself, in all rows of the product
   for (int y = area.y; y < area.y + area.rows; ++y)
     for (int k = 0; k < 4; ++k)
       for (int x = area.x; x < area.x + area.columns; x += is_whole ? kRows : 1)
-        multiply(at(src, y, x), is_whole ? src.pixel : 0, src.channels, packed + k * matrix, bias,
-                 at(dst, 2 * y + k / 2, 2 * x + k % 2), is_whole ? 2 * dst.pixel : 0, dst.channels);
+        products.multiply(at(src, y, x), is_whole ? src.pixel : 0, src.channels, packed + k * matrix, bias,
+                          at(dst, 2 * y + k / 2, 2 * x + k % 2), is_whole ? 2 * dst.pixel : 0, dst.channels);
 }
 
 void head(const Map& src, const float* weights, const float* bias, int classes, int scale, float* dst, int tile) {

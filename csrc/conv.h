@@ -10,11 +10,12 @@
 
 namespace trtseg::conv {
 
-constexpr int kLanes = 8;                // channels that are computed together
-constexpr int kTile = 4;                 // rows and columns of an output tile
+constexpr int kLanes = 8;                 // channels that are computed together
+constexpr int kTile = 4;                  // rows and columns of an output tile
 constexpr int kPatch = kTile + 2;         // rows and columns that it is computed from
 constexpr int kPoints = kPatch * kPatch;  // products a tile and pair of channels
-constexpr int kBlock = 3 * kLanes;       // output channels that the inner loop takes together
+constexpr int kBlock = 6 * kLanes;        // output channels that lie together in a packed matrix
+constexpr int kRows = 4;                  // pixels or patches that are multiplied together
 
 // A map, or some of the channels of one, of values of a type.
 template <class T>
@@ -26,13 +27,24 @@ struct MapOf {
 };
 using Map = MapOf<float>;
 
-// Whether this processor has the instructions that these functions are compiled for.
-bool is_supported();
+// Products of matrices, compiled for an instruction set. Sums are in one order and fused: all give the same bits.
+struct Products {
+  const char* name;  // of the instruction set
+  bool (*is_supported)();
+  // kRows rows `[in]` of `a`, `apart` floats apart, times a packed matrix `[in][out]`: rows of `c`, which begin with `bias`
+  // where that is given.
+  void (*multiply)(const float* a, std::ptrdiff_t apart, int in, const float* packed, const float* bias, float* c,
+                   std::ptrdiff_t c_apart, int out);
+};
+
+// AVX-512, and what all functions here are compiled for: AVX2 and FMA on x86-64.
+extern const Products kAvx512, kUsual;
 
 // Floats of `points` weight matrices `[in][out]` as `pack` arranges them.
 std::size_t packed_size(int points, int in, int out);
 
-// Arranges `points` matrices `[in][out]`, one after the other in `src`, for the inner loop.
+// Arranges `points` matrices `[in][out]`, one after the other in `src`, for `Products`: in blocks `[in][kBlock]`, of which
+// the last may be narrower.
 void pack(const float* src, int points, int in, int out, float* dst);
 
 // Transforms 3x3 weights `[out][in][3][3]` to kPoints matrices `[in][out]`.
@@ -57,8 +69,8 @@ std::size_t scratch_size(int in, int out, int count);
 
 // 3x3 convolution with bias and ReLU, of `count` tiles of `dst`. Where `pool` is given, it gets the maxima over 2x2
 // pixels. The frame of `src` must reach as far as the last tile and one pixel more.
-void conv3x3(const Map& src, const float* packed, const float* bias, const Map& dst, const Map* pool, const int* tile,
-             int count, float* scratch);
+void conv3x3(const Products& products, const Map& src, const float* packed, const float* bias, const Map& dst, const Map* pool,
+             const int* tile, int count, float* scratch);
 
 // Convolution of one channel by a kernel of size x size, with bias and ReLU, to `dst`, which is no larger than a tile.
 // `src` has rows of `row` floats and begins where the kernel of the first pixel does. Weights `[size][size][out]`.
@@ -66,7 +78,7 @@ void conv_first(const float* src, std::ptrdiff_t row, const float* weights, cons
                 const Map& dst);
 
 // Transposed 2x2 convolution with stride 2 and bias, of a tile of `src`. Weights: four matrices `[in][out]`, packed.
-void upsample(const Map& src, const float* packed, const float* bias, const Map& dst, int tile);
+void upsample(const Products& products, const Map& src, const float* packed, const float* bias, const Map& dst, int tile);
 
 // Logits of a tile of `src`: scale x scale pixels of each plane of `dst` `[classes][rows * scale][columns * scale]` for a
 // pixel of `src`. Weights `[scale][scale][classes][in]`.

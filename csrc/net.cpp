@@ -72,8 +72,8 @@ void Net::Layer::work(const Memory& memory, const std::vector<int>& tiles, int u
   compute(memory, tiles.data() + first, std::min(together, static_cast<int>(tiles.size()) - first), scratch);
 }
 
-Net::Net(int rows, int columns, int classes, const conv_int8::Layers& int8)
-    : rows_(rows), columns_(columns), classes_(classes), int8_(int8) {
+Net::Net(int rows, int columns, int classes, const conv::Products& fp32, const conv_int8::Layers& int8)
+    : rows_(rows), columns_(columns), classes_(classes), fp32_(fp32), int8_(int8) {
   if (std::min({rows, columns, classes}) < 1 || std::max({rows, columns, classes}) > kMost) {
     refuse("net", text(rows, columns) + " and " + std::to_string(classes) + " classes", "from 1 to 16384 of each");
   }

@@ -12,6 +12,9 @@
 #include "ops.h"
 
 namespace trtseg {
+namespace conv {
+struct Products;
+}
 namespace conv_int8 {
 struct Layers;
 }
@@ -51,8 +54,8 @@ class Net {
   // A logit that nobody wants: the lowest FP16 number.
   static constexpr float kUnwanted = -65504.0f;
 
-  // For slices of rows x columns, and logits of so many classes. Quantised layers are computed by `int8`.
-  Net(int rows, int columns, int classes, const conv_int8::Layers& int8);
+  // For slices of rows x columns, and logits of so many classes. Layers are computed by `fp32`, quantised ones by `int8`.
+  Net(int rows, int columns, int classes, const conv::Products& fp32, const conv_int8::Layers& int8);
   ~Net();
 
   // Adds a map `[rows][columns][channels]` and returns its number. Channels come in eights.
@@ -152,6 +155,7 @@ class Net {
   void take_empty(Memory& own, std::size_t layer, int tile) const;
 
   int rows_, columns_, classes_, pad_ = 0;
+  const conv::Products& fp32_;
   const conv_int8::Layers& int8_;
   bool has_head_ = false;
   std::atomic_flag is_busy_ = ATOMIC_FLAG_INIT;

@@ -71,11 +71,11 @@ void Net::add_conv(Part src, Part dst, const Part* pool, const float* weights, c
   conv::pack(transformed.data(), conv::kPoints, src.count, dst.count, packed->get());
   scratch_ = std::max(scratch_, conv::scratch_size(src.count, dst.count, kConvTogether));
   add({maps_[static_cast<std::size_t>(dst.map)], src.map, {1, 1, 1}, outputs, kConvTogether,
-       [=, has_pool = pool != nullptr, pool = pool ? *pool : Part{}, bias = copied(bias, dst.count)](
+       [=, &products = fp32_, has_pool = pool != nullptr, pool = pool ? *pool : Part{}, bias = copied(bias, dst.count)](
            const Memory& memory, const int* tile, int count, float* scratch) {
          const Map maxima = has_pool ? memory.part(pool) : Map{};
-         conv::conv3x3(memory.part(src), packed->get(), bias.data(), memory.part(dst), has_pool ? &maxima : nullptr,
-                       tile, count, scratch);
+         conv::conv3x3(products, memory.part(src), packed->get(), bias.data(), memory.part(dst),
+                       has_pool ? &maxima : nullptr, tile, count, scratch);
        }});
   for (const Output& out : outputs) make(out.part);
 }
@@ -89,9 +89,9 @@ void Net::add_up(Part src, Part dst, const float* weights, const float* bias) {
   const auto packed = std::make_shared<Buffer<float>>(conv::packed_size(kPoints, src.count, dst.count));
   conv::pack(matrices.data(), kPoints, src.count, dst.count, packed->get());
   add({maps_[static_cast<std::size_t>(src.map)], src.map, {1, 0, 0}, {{dst, 2, 1}}, kTogether,
-       [=, bias = copied(bias, dst.count)](const Memory& memory, const int* tile, int count, float*) {
+       [=, &products = fp32_, bias = copied(bias, dst.count)](const Memory& memory, const int* tile, int count, float*) {
          for (int i = 0; i < count; ++i) {
-           conv::upsample(memory.part(src), packed->get(), bias.data(), memory.part(dst), tile[i]);
+           conv::upsample(products, memory.part(src), packed->get(), bias.data(), memory.part(dst), tile[i]);
          }
        }});
   make(dst);

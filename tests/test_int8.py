@@ -175,6 +175,7 @@ def test_instructions_are_those_that_linux_names():
     features, found = read_cpuinfo()[1], {*_core.Net.int8_instructions()}
     assert found - {"portable"} <= features
     assert found >= features & {"avx512_vnni", "avx2"}  # an old compiler does not know avx_vnni
+    assert ("avx512" in _core.Net.fp32_instructions()) is (features >= {"avx2", "fma", "avx512f", "avx512vl"})
 
 
 def rows(liver: float, tumour: float, agreement: int) -> list[Row]:

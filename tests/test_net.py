@@ -16,6 +16,7 @@ GUARD = 12345.0
 # Largest differences from float64 of values up to about 8; measured: 7.5e-6, and without Winograd 1.2e-6.
 WINOGRAD, DIRECT = 5e-5, 1e-5
 SIZES = [(5, 7), (6, 10), (16, 12), (4, 4), (9, 33)]
+EACH = _core.Net.fp32_instructions()
 
 
 def normal(rng, *shape, fan=1):
@@ -73,18 +74,25 @@ def first(net, rng, size, channels, shape=(3, 1, 1)):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("channels", [(8, 24), (16, 8), (24, 48), (32, 40), (40, 16), (48, 32)])
+@pytest.mark.parametrize(
+    "channels", [(8, 24), (16, 8), (24, 48), (32, 40), (40, 16), (48, 32), (8, 56), (16, 120)]
+)
 def test_convolution(size, channels):
+    """All instruction sets give the same bits."""
     rng = np.random.default_rng(sum(size) + sum(channels))
     into, out = channels
-    net = _core.Net(*size, out)
-    src, before = first(net, rng, size, into)
-    dst = (net.add_map(*size, out), 0, out)
     weights, bias = normal(rng, out, into, 3, 3, fan=9 * into), normal(rng, out)
-    net.add_conv(src, dst, None, weights, bias)
-    show(net, dst)
     x = rng.random((2, 1, *size), np.float32)
-    assert differs(run(net, out, x), convolved(before(x), weights, bias)) < WINOGRAD
+    found = []
+    for instructions in EACH:
+        net = _core.Net(*size, out, fp32=instructions)
+        src, before = first(net, np.random.default_rng(0), size, into)
+        dst = (net.add_map(*size, out), 0, out)
+        net.add_conv(src, dst, None, weights, bias)
+        show(net, dst)
+        found.append(run(net, out, x))
+    assert differs(found[0], convolved(before(x), weights, bias)) < WINOGRAD
+    assert all((logits == found[0]).all() for logits in found)
 
 
 @pytest.mark.parametrize("size", [(16, 12), (8, 8), (10, 22), (14, 8)])
@@ -131,19 +139,24 @@ def test_first_convolution(shape, channels):
 
 
 @pytest.mark.parametrize("size", [(4, 4), (5, 7), (8, 6)])
-@pytest.mark.parametrize("channels", [(8, 8), (16, 24), (48, 32)])
+@pytest.mark.parametrize("channels", [(8, 8), (16, 24), (48, 32), (24, 72), (8, 104)])
 def test_up(size, channels):
+    """All instruction sets give the same bits."""
     rng = np.random.default_rng(sum(channels))
     into, out = channels
     double = (2 * size[0], 2 * size[1])
-    net = _core.Net(*double, out)
-    src, before = first(net, rng, size, into, (4, 2, 1))
-    dst = (net.add_map(*double, out + 16), 16, out)
     weights, bias = normal(rng, into, out, 2, 2, fan=into), normal(rng, out)
-    net.add_up(src, dst, weights, bias)
-    show(net, dst)
     x = rng.random((2, 1, *double), np.float32)
-    assert differs(run(net, out, x), enlarged(before(x), weights, bias)) < DIRECT
+    found = []
+    for instructions in EACH:
+        net = _core.Net(*double, out, fp32=instructions)
+        src, before = first(net, np.random.default_rng(0), size, into, (4, 2, 1))
+        dst = (net.add_map(*double, out + 16), 16, out)
+        net.add_up(src, dst, weights, bias)
+        show(net, dst)
+        found.append(run(net, out, x))
+    assert differs(found[0], enlarged(before(x), weights, bias)) < DIRECT
+    assert all((logits == found[0]).all() for logits in found)
 
 
 @pytest.mark.parametrize("scale", [1, 2, 4])

@@ -256,6 +256,7 @@ WEIGHTS = np.ones((8, 8, 3, 3), np.int8)
     ("message", "act"),
     [
         ("int8: got 'mmx', expected one of int8_instructions", lambda: _core.Net(8, 8, 1, "mmx")),
+        ("fp32: got 'mmx', expected one of fp32_instructions", lambda: _core.Net(8, 8, 1, None, "mmx")),
         ("zero: got 256, expected from 0 to 255", lambda: net_of((8, 256))),
         ("zero: got -1, expected", lambda: net_of((8, -1))),
         (

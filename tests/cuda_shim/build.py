@@ -26,13 +26,16 @@ MACROS = ["-DTRTSEG_CUDA=1", '-DTRTSEG_CUDA_VERSION="shim"', '-DTRTSEG_CUDA_ARCH
 CUDA_FLAGS = ["-O1", "-g1", "-Wall", "-Wextra", f"-I{SHIM}", "-x", "c++"]
 IS_X86 = platform.machine() in ("x86_64", "AMD64")
 AVX2 = ["-mavx2", "-mfma"] if IS_X86 else []
-AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"] if IS_X86 else []
+AVX512 = ["-mavx512f", "-mavx512vl"] if IS_X86 else []
+AVX512_VNNI = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"] if IS_X86 else []
 NET_FLAGS = {
     "conv.cpp": AVX2,
+    "conv_avx512.cpp": AVX512,
     "conv_int8.cpp": [],
     "conv_int8_avx2.cpp": AVX2,
-    "conv_int8_avx512_vnni.cpp": AVX512,
-    "conv_int8_avx_vnni.cpp": [*AVX2, *AVX512],  # what it computes is the same, and more processors run it
+    "conv_int8_avx512_vnni.cpp": AVX512_VNNI,
+    # What this computes with AVX-512 is the same, and more processors run it.
+    "conv_int8_avx_vnni.cpp": [*AVX2, *AVX512_VNNI],
     "net.cpp": [],
     "net_fp32.cpp": [],
     "net_int8.cpp": [],
