@@ -99,21 +99,23 @@ def test_a_late_slice_opens_its_series_again(tmp_path):
     spool = Spool(tmp_path)
     associations(spool, 1)
     add(spool, "a0")
-    assert spool.finish(1, 1, [], [], reason="too few")
+    assert spool.end(1, 1, "too few")
     assert look(spool) == {}
     assert not add(spool, "a0")  # the same again changes nothing
     assert look(spool) == {}
     add(spool, "a1")
     assert look(spool)[1].instances == 2
-    assert not spool.finish(1, 1, [], [])  # made without the second
-    assert spool.finish(1, 2, [], [])
+    assert not spool.begin_results(1, 1)  # made without the second
+    assert not spool.end(1, 1)
+    assert look(spool)[1].is_over is False
+    assert spool.end(1, 2)
 
 
 def test_instances_of_finished_series_cost_no_look(tmp_path):
     spool = Spool(tmp_path)
     associations(spool, 1)
     add(spool, "a0")
-    assert spool.finish(1, 1, [], [])
+    assert spool.end(1, 1)
     add(spool, "b0", series="1.2")
     with spool.transaction():
         for number in range(2000):
@@ -140,7 +142,7 @@ def test_what_was_refused_is_known_as_long_as_its_association_or_its_series(tmp_
         assert (found[1].refused, found[2].refused, found[2].clean) == (refused, 0, True)
         add(spool, "a1")
     for series, last in ((1, 3), (2, 2)):
-        assert spool.finish(series, last, [], [])
+        assert spool.end(series, last)
     spool.do("UPDATE series SET ended=1")
     spool.do("UPDATE association SET ended=1, how='released'")
     purge(spool, 0, 0)
@@ -153,11 +155,11 @@ def test_a_series_with_a_part_of_its_results_is_unfinished(tmp_path):
     spool = Spool(tmp_path)
     associations(spool, 1)
     add(spool, "a0", limits=(100, 1))
-    assert spool.finish(1, 1, [], [], more=True)
+    assert spool.begin_results(1, 1)
     with pytest.raises(Refused, match="too many series are unfinished"):
         add(spool, "b0", series="1.2", limits=(100, 1))
     assert add(spool, "a1", limits=(100, 1))  # a late slice of that series itself
-    assert spool.finish(1, 2, [], [])
+    assert spool.end(1, 2)
     assert add(spool, "b0", series="1.2", limits=(100, 1))
 
 

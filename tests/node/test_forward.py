@@ -38,7 +38,9 @@ def filled(config, count=3):
         one.save_as(path, enforce_file_format=True)
         file = spool.write("results", path.read_bytes())
         made.append(Made("sc", one.SOPClassUID, one.SOPInstanceUID, file))
-    assert spool.finish(1, count, made, config.destinations)
+    assert spool.begin_results(1, count)
+    spool.add_results(1, made, config.destinations)
+    assert spool.end(1, count)
     return spool, [one.sop for one in made], [one.SOPInstanceUID for one in series]
 
 

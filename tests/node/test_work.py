@@ -349,10 +349,14 @@ def fail_to_draw(monkeypatch):
 
 
 def fail_to_note(monkeypatch):
-    def refuse(*_, **__):
-        raise OSError("a broken disk")
+    do = Spool.do
 
-    monkeypatch.setattr(Spool, "add_results", refuse)
+    def refuse(spool, statement, *values):
+        if statement.startswith("INSERT INTO result") and "sc" in values:
+            raise OSError("a broken disk")
+        return do(spool, statement, *values)
+
+    monkeypatch.setattr(Spool, "do", refuse)
 
 
 @pytest.mark.parametrize(
