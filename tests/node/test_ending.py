@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 
 import pytest
+from nodes import filled, states
 
+from trtseg.node.config import Config
 from trtseg.node.ending import Evidence, due, look
 from trtseg.node.log import scrub
 from trtseg.node.purge import purge
+from trtseg.node.run import _purge
 from trtseg.node.spool import Facts, Refused, Spool
 
 KNOWN = Evidence(instances=10, related=None, acquisitions_full=False, open=False, clean=True, last=100.0)
@@ -149,6 +153,32 @@ def test_what_was_refused_is_known_as_long_as_its_association_or_its_series(tmp_
     assert [spool.rows(f"SELECT * FROM {table}") for table in ("series", "association", "refusal")] == [
         []
     ] * 3
+
+
+def test_nothing_waits_longer_since_the_clock_was_set_back(tmp_path):
+    config = Config(tmp_path / "store", folder=(tmp_path,), commit=("CT1@127.0.0.1:9",))
+    spool, _, _ = filled(config)
+    add(spool, "a0")
+    spool.do("INSERT INTO refusal VALUES(1, '1/1.1', 'a1', 0)")
+    spool.do("INSERT INTO commitment(ae, request, due) VALUES('CT1', '{}', 0)")
+    spool.do("UPDATE association SET ended=0, how='released'")
+    ahead, soon = time.time() + 86_400, time.time() + config.retry_most_s
+    columns = {
+        "association": ("opened", "ended"), "instance": ("received",), "series": ("ended",), "result": ("made",),
+        "refusal": ("at",), "delivery": ("due",), "commitment": ("due",),
+    }  # fmt: skip
+    for table, names in columns.items():
+        for name in names:
+            spool.do(f"UPDATE {table} SET {name}=?", ahead)
+    spool.do("UPDATE delivery SET due=? WHERE result=1", soon)  # after attempts that failed
+    _purge(spool, config)
+    now = time.time()
+    for table, names in columns.items():
+        for name in names:
+            rest = " WHERE result>1" * (table == "delivery")
+            assert 0 <= now - spool.row(f"SELECT MAX({name}) FROM {table}{rest}")[0] < 60, (table, name)
+    assert spool.row("SELECT due FROM delivery WHERE result=1")[0] == soon
+    assert len(states(spool)) == 3  # nothing that is kept went away
 
 
 def test_a_series_with_a_part_of_its_results_is_unfinished(tmp_path):

@@ -1,4 +1,4 @@
-"""What a node no longer keeps."""
+"""What a node no longer keeps, and times that the clock has left behind."""
 
 from __future__ import annotations
 
@@ -36,6 +36,20 @@ def give_up(spool: Spool, destinations: Sequence[str], keep_dead: float) -> None
                 " WHERE result=? AND destination=?",
                 *(time.time(), row["result"], row["destination"]),
             )
+
+
+def mend_times(spool: Spool, most: float) -> None:
+    """Bring to now what lies in the future since the clock was set back: all waits would last as long as the jump.
+
+    Deliveries and reports of storage commitment may be due in up to ``most`` seconds.
+    """
+    now = time.time()
+    for table, column, until in (
+        ("instance", "received", now), ("association", "opened", now), ("association", "ended", now),
+        ("series", "ended", now), ("result", "made", now), ("refusal", "at", now),
+        ("delivery", "due", now + most), ("commitment", "due", now + most),
+    ):  # fmt: skip
+        spool.do(f"UPDATE {table} SET {column}=? WHERE {column}>?", now, until)  # noqa: S608
 
 
 def purge(spool: Spool, keep: float, keep_dead: float) -> int:

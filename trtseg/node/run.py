@@ -18,7 +18,7 @@ from trtseg.node import log, metrics
 from trtseg.node.config import Config
 from trtseg.node.forward import forward
 from trtseg.node.log import say, scrub, where
-from trtseg.node.purge import give_up, purge, waiting_elsewhere
+from trtseg.node.purge import give_up, mend_times, purge, waiting_elsewhere
 from trtseg.node.receive import receive, tls_context
 from trtseg.node.spool import Spool
 from trtseg.node.stopping import Stop
@@ -178,6 +178,7 @@ def _blame(spool: Spool, name: str, current: Any) -> None:
 
 def _purge(spool: Spool, config: Config) -> None:
     try:
+        mend_times(spool, config.retry_most_s)
         give_up(spool, config.destinations, config.keep_dead_s)
         if removed := purge(spool, config.keep_s, config.keep_dead_s):
             say("removed", files=removed)
