@@ -70,6 +70,27 @@ def test_what_the_instances_say(tmp_path):
     assert (look(spool)[2].clean, look(spool)[2].refused) == (False, 1)
 
 
+@pytest.mark.parametrize("how", ["aborted", "lost"])
+def test_a_sender_that_breaks_off_and_does_not_come_back(tmp_path, how):
+    spool = Spool(tmp_path)
+    associations(spool, 3)  # the first two side by side
+    spool.do("UPDATE association SET opened=100 WHERE id=3")
+    add(spool, "a0", association=1)
+    add(spool, "a1", association=2)
+    spool.do("UPDATE association SET ended=80, how='released' WHERE id=1")
+    assert not look(spool)[1].broken_off
+    spool.do("UPDATE association SET ended=90, how=? WHERE id=2", how)
+    assert look(spool)[1].broken_off
+    add(spool, "b0", series="1.2", association=3)
+    assert look(spool)[1].broken_off
+    add(spool, "a2", association=3)
+    assert not look(spool)[1].broken_off
+    spool.do("UPDATE association SET ended=110, how=? WHERE id=3", how)
+    assert look(spool)[1].broken_off
+    spool.do("UPDATE association SET how='released' WHERE id=3")
+    assert not look(spool)[1].broken_off
+
+
 def test_a_number_that_is_exceeded_says_nothing(tmp_path):
     """Else each further instance would give a result of its own."""
     spool = Spool(tmp_path)

@@ -122,15 +122,20 @@ def test_a_result_warns_of_instances_that_were_refused(worker, related, warned, 
 
 
 @pytest.mark.parametrize(
-    ("related", "damaged", "told"),
+    ("related", "damaged", "how", "told"),
     [
-        (None, 0, []),
-        (8, 0, []),
-        (10, 0, ["Headers speak of 10 instances, of which 2 did not come;"]),
-        (8, 2, ["The node could not decode 2 instances of this CT;"]),
+        (None, 0, "released", []),
+        (8, 0, "released", []),
+        (10, 0, "released", ["Headers speak of 10 instances, of which 2 did not come;"]),
+        (10, 0, "aborted", ["Headers speak of 10 instances, of which 2 did not come;"]),
+        (8, 2, "aborted", ["The node could not decode 2 instances of this CT;"]),
+        (None, 0, "aborted", ["This CT was broken off while it came, and its sender did not go on;"]),
     ],
 )
-def test_a_report_warns_of_instances_that_did_not_come_or_cannot_be_decoded(worker, related, damaged, told):
+def test_a_report_warns_of_instances_that_did_not_come_or_cannot_be_decoded(
+    worker, related, damaged, how, told
+):
+    worker.spool.do("UPDATE association SET ended=1, how=?", how)
     worker.config = dataclasses.replace(worker.config, results=("seg", "sr"))
     series = ct_series(8)
     for one in series[8 - damaged :]:

@@ -135,18 +135,26 @@ class Series:
 def _missing(evidence: Evidence, unreadable: int) -> list[ResultWarning]:
     """Warn of instances without which a series is segmented: nothing else tells of slices that lack at its ends."""
     refused, absent = evidence.refused, max(0, (evidence.related or 0) - evidence.instances)
+    again = "send the series again."
     found: list[tuple[str, str]] = []
     if refused and not evidence.is_complete:
-        came = f"{refused} instance{'s' * (refused > 1)} that came with this CT; send the series again."
-        found.append(("slices-refused", f"The node refused {came}"))
+        text = f"The node refused {_instances(refused)} that came with this CT; {again}"
+        found.append(("slices-refused", text))
     elif absent:
-        came = f"{evidence.related} instances, of which {absent} did not come; send the series again."
-        found.append(("slices-missing", f"Headers speak of {came}"))
+        text = f"Headers speak of {evidence.related} instances, of which {absent} did not come; {again}"
+        found.append(("slices-missing", text))
+    elif evidence.broken_off and not evidence.is_complete:
+        text = f"This CT was broken off while it came, and its sender did not go on; {again}"
+        found.append(("slices-missing", text))
     if unreadable:
-        came = f"{unreadable} instance{'s' * (unreadable > 1)} of this CT; its log says why."
-        found.append(("slices-missing", f"The node could not decode {came}"))
+        text = f"The node could not decode {_instances(unreadable)} of this CT; its log says why."
+        found.append(("slices-missing", text))
     told = "Slices may be missing at the ends of the CT, and volumes are lower bounds then."
     return [ResultWarning(code, f"{text} {told}") for code, text in found]
+
+
+def _instances(count: int) -> str:
+    return f"{count} instance{'s' * (count > 1)}"
 
 
 class Worker:
