@@ -78,6 +78,22 @@ def test_a_localizer_gives_no_result_and_a_reason(worker):
     assert series[0].SeriesInstanceUID not in reason
 
 
+def test_a_series_of_two_phases_gives_no_result_and_says_what_to_do_outside_the_node(worker):
+    series = ct_series(4), ct_series(4, seed=1)
+    for number, phase in enumerate(series, 1):
+        for one in phase:
+            one.StudyInstanceUID, one.SeriesInstanceUID = (
+                series[0][0].StudyInstanceUID,
+                series[0][0].SeriesInstanceUID,
+            )
+            one.FrameOfReferenceUID, one.AcquisitionNumber = series[0][0].FrameOfReferenceUID, number
+    store(worker.spool, *series[0], *series[1])
+    ((state, reason),) = finish(worker)
+    assert state == "failed"
+    assert "holds 2 volumes in one series" in reason
+    assert "choose with trtseg segment --series (series= in Python)" in reason
+
+
 def test_a_reason_is_found_for_headers_with_a_damaged_element(worker):
     series = ct_series(4)
     for one in series:
