@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -249,3 +250,28 @@ def again(spool, config, destination=None):
     """What the next attempt does, without the wait for it."""
     spool.do("UPDATE delivery SET due=0")
     attempt(spool, config, destination)
+
+
+def store(spool, *datasets, related=None):
+    """Put instances into a spool, as the receiver does."""
+    for one in datasets:
+        file = io.BytesIO()
+        one.save_as(file, enforce_file_format=True)
+        facts = Facts(
+            one.SOPInstanceUID, one.SOPClassUID, one.StudyInstanceUID, one.SeriesInstanceUID, related
+        )
+        spool.add(facts, 1, (b"", file.getvalue()), (1000, 10))
+
+
+def finish(worker):
+    """Work until there is nothing to do; the states and reasons of all series."""
+    while worker.step():
+        pass
+    return [tuple(row) for row in worker.spool.rows("SELECT state, reason FROM series ORDER BY id")]
+
+
+def results(worker):
+    """Kinds and headers of all results, in the order in which they are sent."""
+    rows = worker.spool.rows("SELECT kind, file FROM result ORDER BY id")
+    read = [pydicom.dcmread(worker.spool.path("results", row["file"])) for row in rows]
+    return [row["kind"] for row in rows], read
