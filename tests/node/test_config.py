@@ -56,6 +56,13 @@ from trtseg.node.spool import Spool
         ({"send": ("A@h:1,B@h:2",)}, "send: got 'A@h:1,B@h:2'; expected AE@host:port, as"),
         ({"retry_s": 0.0}, "retry_s: got 0; expected more"),
         ({"retry_most_s": 0.0}, "retry_most_s: got 0; expected more"),
+        *(
+            (
+                {name: Path("/a.pem") for name in names},
+                "tls: got .*; expected tls_cert, tls_key and tls_ca together",
+            )
+            for names in (("tls_ca",), ("tls_cert", "tls_key"), ("tls_key", "tls_ca"))
+        ),
         ({"results": ()}, r"results: got \[\]; expected some of seg, sr, sc"),
     ],
 )

@@ -178,8 +178,11 @@ class Config:
             )
         if not self.destinations:
             raise ArgumentError("send, stow, folder: got none; expected at least one place for results")
-        if (self.tls_cert is None) != (self.tls_key is None) or (self.tls_cert and not self.tls_ca):
-            raise ArgumentError("tls: expected tls_cert, tls_key and tls_ca together, or none of them")
+        given = [name for name in ("tls_cert", "tls_key", "tls_ca") if getattr(self, name)]
+        if len(given) not in (0, 3):
+            raise ArgumentError(
+                f"tls: got {' and '.join(given)} alone; expected tls_cert, tls_key and tls_ca together, or none of them"
+            )
         if self.send_tls and not self.tls_cert:
             raise ArgumentError("send_tls: expected tls_cert, tls_key and tls_ca with it")
         if not self.results or set(self.results) - set(KINDS):
