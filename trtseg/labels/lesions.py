@@ -103,7 +103,7 @@ def lesions(labels: Array, affine: Array, logits: TumourLogits | None = None) ->
     first, last = np.full(n, labels.shape[0]), np.zeros(n, int)
     longest = [_Longest() for _ in range(n)]
     for runs in tumours.runs.pieces():
-        size = runs.last - runs.first + 1
+        size = runs.lengths
         voxels += np.bincount(runs.component, size, n)
         for axis, centre in enumerate(((runs.first + runs.last) / 2, runs.y, runs.z)):
             sums[:, axis] += np.bincount(runs.component, size * centre, n)
