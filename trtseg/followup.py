@@ -273,7 +273,7 @@ def _shared_ml(before: _Scan, after: _Scan, shift: Array) -> Array:
         return shared
     box = bounding_box(numbers[1])
     later = numbers[1][box][numbers[1][box] > 0]
-    earlier = look_up(before, numbers[0], after, numbers[1], shift)
+    earlier = look_up(before, numbers[0], after.places(numbers[1]) + shift)
     both = earlier > 0
     np.add.at(shared, (earlier[both] - 1, later[both] - 1), voxel_ml(after.affine))
     return shared
