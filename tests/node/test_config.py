@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import threading
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -96,8 +97,22 @@ def test_a_port_for_metrics_that_is_taken_is_refused_by_name(tmp_path):
     pytest.importorskip("prometheus_client")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ArgumentError, match=rf"http_port: 127\.0\.0\.1:{port} cannot be listened at \("):
+        with pytest.raises(
+            ArgumentError, match=rf"http_port: got 127\.0\.0\.1 and {port}, where this machine"
+        ):
             metrics.serve(Spool(tmp_path), "127.0.0.1", port, dict)
+
+
+def test_metrics_are_served_over_ipv6(tmp_path):
+    pytest.importorskip("prometheus_client")
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"no IPv6: {error}")
+    server = metrics.serve(Spool(tmp_path), "::1", 0, lambda: {"work": True})
+    with urllib.request.urlopen(f"http://[::1]:{server.server_address[1]}/health") as answer:
+        assert answer.read() == b'{"work": true}'
+    server.shutdown()
 
 
 def test_a_caller_of_metrics_that_does_not_wait_is_a_line_of_the_log(tmp_path, monkeypatch, caplog, capfd):

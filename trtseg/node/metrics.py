@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -66,6 +67,10 @@ class Collector:
 
 
 class _Server(ThreadingHTTPServer):
+    def __init__(self, place: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
+        super().__init__(place, handler)
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say that something failed, as a caller that does not wait; socketserver would print it."""
         error = sys.exc_info()[1]
@@ -108,7 +113,8 @@ def serve(spool: Spool, host: str, port: int, health: Callable[[], dict[str, boo
         server = _Server((host, port), Handler)
     except OSError as error:
         raise ArgumentError(
-            f"http_port: {host}:{port} cannot be listened at ({error.strerror}); choose another port"
+            f"http_host, http_port: got {host} and {port}, where this machine cannot listen ({error.strerror}); choose "
+            "an address of this machine and a free port"
         ) from error
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
