@@ -1,4 +1,4 @@
-"""Nodes for tests: series to send, a node in processes of its own, a DICOM server that takes its results."""
+"""Nodes for tests: series to send, a node in processes of its own, a DICOM server that takes its results, a spool."""
 
 from __future__ import annotations
 

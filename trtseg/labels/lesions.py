@@ -62,9 +62,8 @@ class _Longest:
 
     mm: float = -1.0
     z: int = 0
-    points: Array = field(
-        default_factory=lambda: np.zeros(1, complex)
-    )  # ends of the rows on that slice, mm + mm * 1j
+    # Ends of the rows on that slice, mm + mm * 1j.
+    points: Array = field(default_factory=lambda: np.zeros(1, complex))
     ends: tuple[int, int] = (0, 0)  # indices of the two points
 
     def lines(self) -> tuple[tuple[complex, complex], tuple[complex, complex]]:

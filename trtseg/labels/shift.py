@@ -63,7 +63,7 @@ def find_shift(before: Placed, after: Placed) -> tuple[Array, float]:
 
 
 def _refined(before: Placed, places: Array, shift: Array) -> Array:
-    """Move the places of the later liver on in ever smaller steps, as long as more of it comes to lie on the earlier."""
+    """Move places of the later liver on in ever smaller steps, as long as more of them lie in the earlier."""
     places = places[:: max(1, len(places) // _SAMPLE)]
 
     def shared(by: Array) -> int:

@@ -45,24 +45,13 @@ class Collector:
         counted = {row["name"]: row["value"] for row in self._spool.rows("SELECT * FROM counter")}
         for name, text in _COUNTERS.items():
             yield CounterMetricFamily(f"trtseg_node_{name}", text, value=counted.get(name, 0.0))
-        for name, text, query in (
-            (
-                "open_series",
-                "Series that are not finished.",
-                "SELECT COUNT(*) FROM series WHERE state IN ('open', 'part')",
-            ),
-            (
-                "open_associations",
-                "Associations that stored something.",
-                "SELECT COUNT(*) FROM association WHERE ended IS NULL",
-            ),
-            (
-                "waiting_results",
-                "Results not sent yet.",
-                "SELECT COUNT(*) FROM delivery WHERE state='waiting'",
-            ),
+        for name, text, rows in (
+            ("open_series", "Series that are not finished.", "series WHERE state IN ('open', 'part')"),
+            ("open_associations", "Associations that stored something.", "association WHERE ended IS NULL"),
+            ("waiting_results", "Results not sent yet.", "delivery WHERE state='waiting'"),
         ):
-            yield GaugeMetricFamily(f"trtseg_node_{name}", text, value=self._spool.row(query)[0])
+            (count,) = self._spool.row(f"SELECT COUNT(*) FROM {rows}")  # noqa: S608
+            yield GaugeMetricFamily(f"trtseg_node_{name}", text, value=count)
         yield GaugeMetricFamily("trtseg_node_used_bytes", "Size of the store.", value=self._spool.used())
 
 

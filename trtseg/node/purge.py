@@ -55,9 +55,8 @@ def mend_times(spool: Spool, most: float) -> None:
 def purge(spool: Spool, keep: float, keep_dead: float) -> int:
     """Remove what was finished, and what was rejected, longer ago than that many seconds; the number of files."""
     old = time.time() - keep
-    with (
-        spool.transaction()
-    ):  # rows first: a file without a row is swept, a row without a file would be an error
+    # Rows first: a file without a row is swept, a row without a file would be an error.
+    with spool.transaction():
         instances = spool.files(f"instance WHERE series IN ({_ENDED})", old)
         results = spool.files(f"result WHERE {_SETTLED}", old)
         if instances or results:
