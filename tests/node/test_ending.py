@@ -81,6 +81,10 @@ def test_a_sender_that_breaks_off_and_does_not_come_back(tmp_path, how):
     assert not look(spool)[1].broken_off
     spool.do("UPDATE association SET ended=90, how=? WHERE id=2", how)
     assert look(spool)[1].broken_off
+    add(spool, "c0", series="1.3", association=2)  # it had gone over to another series
+    assert (look(spool)[1].broken_off, look(spool)[2].broken_off) == (False, True)
+    add(spool, "a01", association=2)  # and back
+    assert look(spool)[1].broken_off
     add(spool, "b0", series="1.2", association=3)
     assert look(spool)[1].broken_off
     add(spool, "a2", association=3)
