@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from trtseg.errors import InputError
 from trtseg.io import read_labels
 from trtseg.io.names import ITK, NIFTI
-from trtseg.labels.components import Array, bounding_box
+from trtseg.labels.components import Array, bounding_box, join
 from trtseg.labels.lesions import Lesion, lesions, number_lesions
 from trtseg.labels.shift import Placed, find_shift, look_up
 from trtseg.notice import NOTICE
@@ -181,19 +181,9 @@ def compare(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Co
     shift, dice = find_shift(*scans)
     same = ["before and after are one file, so nothing can have changed"] * paths[0].samefile(paths[1])
     warnings = same + [
-        f"{when}: {warning.text}"
+        f"{when}: {text}"
         for when, scan in zip(("before", "after"), scans, strict=True)
-        for warning in scan.warnings
-    ]
-    warnings += [
-        f"{when}: the liver reaches the end of the scan, so its volume is a lower bound and lesions may be missing"
-        for when, scan in zip(("before", "after"), scans, strict=True)
-        if scan.labels[0].any() or scan.labels[-1].any()
-    ]
-    warnings += [
-        f"{when}: has {len(scan.lesions)} lesions; the {_MOST} largest are compared"
-        for when, scan in zip(("before", "after"), scans, strict=True)
-        if len(scan.lesions) > _MOST
+        for text in _warnings(scan)
     ]
     if dice < _POOR_DICE:
         warnings.append(
@@ -213,6 +203,14 @@ def compare(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Co
         tuple(findings),
         tuple(warnings),
     )
+
+
+def _warnings(scan: _Scan) -> Iterator[str]:
+    yield from (warning.text for warning in scan.warnings)
+    if scan.labels[0].any() or scan.labels[-1].any():
+        yield "the liver reaches the end of the scan, so its volume is a lower bound and lesions may be missing"
+    if len(scan.lesions) > _MOST:
+        yield f"has {len(scan.lesions)} lesions; the {_MOST} largest are compared"
 
 
 @dataclass(frozen=True)
@@ -245,40 +243,25 @@ def label_map(path: Path) -> Path:
 
 def _match(before: _Scan, after: _Scan, shift: Array) -> list[tuple[list[int], list[int]]]:
     """Group lesions that are the same: numbers before and after, from 0; either list may be empty."""
-    counts = [min(len(scan.lesions), _MOST) for scan in (before, after)]
-    owner = list(range(sum(counts)))  # first those before, then those after
-
-    def root(i: int) -> int:
-        while owner[i] != i:
-            i = owner[i]
-        return i
-
-    shared = _shared_ml(before, after, shift)
-    for i in range(counts[0]):
-        for j in range(counts[1]):
-            if shared[i, j] >= _OVERLAP * min(before.lesions[i].volume_ml, after.lesions[j].volume_ml):
-                owner[root(counts[0] + j)] = root(i)
-    alone = [i for i in range(len(owner)) if sum(root(j) == root(i) for j in range(len(owner))) == 1]
-    apart = sorted(
-        (
-            float(
-                np.linalg.norm(
-                    np.subtract(before.lesions[i].centroid, after.lesions[j - counts[0]].centroid) - shift
-                )
-            ),
-            i,
-            j,
-        )
-        for i in alone
-        for j in alone
-        if i < counts[0] <= j
+    olds, news = (scan.lesions[:_MOST] for scan in (before, after))
+    smaller = np.minimum.outer([lesion.volume_ml for lesion in olds], [lesion.volume_ml for lesion in news])
+    old, new = np.nonzero(_shared_ml(before, after, shift)[: len(olds), : len(news)] >= _OVERLAP * smaller)
+    group, _ = join(len(olds) + len(news), [(old, len(olds) + new)])  # first those before, then those after
+    is_alone = (np.bincount(group)[group] == 1).tolist()
+    apart = (
+        (float(np.linalg.norm(np.subtract(one.centroid, other.centroid) - shift)), i, j)
+        for i, one in enumerate(olds)
+        for j, other in enumerate(news, len(olds))
+        if is_alone[i] and is_alone[j]
     )
-    for mm, i, j in apart:
-        if mm <= _NEAR_MM and owner[i] == i and owner[j] == j and i not in owner[counts[0] :]:
-            owner[j] = i
+    for _, i, j in sorted(found for found in apart if found[0] <= _NEAR_MM):
+        if is_alone[i] and is_alone[j]:
+            group[j] = group[i]
+            is_alone[i] = is_alone[j] = False
     groups: dict[int, tuple[list[int], list[int]]] = {}
-    for i in range(len(owner)):
-        groups.setdefault(root(i), ([], []))[i >= counts[0]].append(i - counts[0] if i >= counts[0] else i)
+    for number, key in enumerate(group.tolist()):
+        is_new = number >= len(olds)
+        groups.setdefault(key, ([], []))[is_new].append(number - len(olds) * is_new)
     return list(groups.values())
 
 
@@ -290,7 +273,7 @@ def _shared_ml(before: _Scan, after: _Scan, shift: Array) -> Array:
         return shared
     box = bounding_box(numbers[1])
     later = numbers[1][box][numbers[1][box] > 0]
-    earlier = look_up(before, numbers[0], after, numbers[1], shift)
+    earlier = look_up(before, numbers[0], after.places(numbers[1]) + shift)
     both = earlier > 0
     np.add.at(shared, (earlier[both] - 1, later[both] - 1), voxel_ml(after.affine))
     return shared

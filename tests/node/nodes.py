@@ -1,8 +1,9 @@
-"""Nodes for tests: series to send, a node in processes of its own, a DICOM server that takes its results."""
+"""Nodes for tests: series to send, a node in processes of its own, a DICOM server that takes its results, a spool."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -17,10 +18,12 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 
-from trtseg.node.line import keep_answers
+from trtseg.node.forward import send_waiting
+from trtseg.node.line import Line, keep_answers
+from trtseg.node.spool import Facts, Made, Spool
 from trtseg.phantom import abdomen
 
 PERSONAL = ("SECRET^PATIENT", "SECRET", "PATIENT", "ID-4711-X", "19570313", "20260102", "Ward of Doctor Who")
@@ -205,3 +208,70 @@ def write_folder(datasets, folder: Path) -> Path:
 
 def read(path: Path) -> Dataset:
     return pydicom.dcmread(path)
+
+
+def filled(config, count=3):
+    """A spool with one finished series and so many results of it."""
+    spool = Spool(config.store)
+    association = spool.do("INSERT INTO association(opened) VALUES(0)")
+    series = ct_series(count)
+    for one in series:
+        facts = Facts(one.SOPInstanceUID, one.SOPClassUID, one.StudyInstanceUID, one.SeriesInstanceUID)
+        spool.add(facts, association, (b"x", one.PixelData), (10, 10))
+    made = []
+    for one in ct_series(count):
+        one.SOPClassUID = one.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+        path = config.store.parent / "one.dcm"
+        one.save_as(path, enforce_file_format=True)
+        file = spool.write("results", path.read_bytes())
+        made.append(Made("sc", one.SOPClassUID, one.SOPInstanceUID, file))
+    assert spool.begin_results(1, count)
+    spool.add_results(1, made, config.destinations)
+    assert spool.end(1, count)
+    return spool, [one.sop for one in made], [one.SOPInstanceUID for one in series]
+
+
+def states(spool):
+    """Of all deliveries."""
+    return [row["state"] for row in spool.rows("SELECT state FROM delivery ORDER BY result")]
+
+
+def attempt(spool, config, destination=None):
+    """Send what is due to a destination, the first if none is named, over a line of its own if it is a DICOM node."""
+    destination = destination or config.destinations[0]
+    kind, _, place = destination.partition(":")
+    if kind != "send":
+        return send_waiting(spool, config, destination)
+    with contextlib.closing(Line(config, config.peers[place])) as line:
+        return send_waiting(spool, config, destination, line)
+
+
+def again(spool, config, destination=None):
+    """What the next attempt does, without the wait for it."""
+    spool.do("UPDATE delivery SET due=0")
+    attempt(spool, config, destination)
+
+
+def store(spool, *datasets, related=None):
+    """Put instances into a spool, as the receiver does."""
+    for one in datasets:
+        file = io.BytesIO()
+        one.save_as(file, enforce_file_format=True)
+        facts = Facts(
+            one.SOPInstanceUID, one.SOPClassUID, one.StudyInstanceUID, one.SeriesInstanceUID, related
+        )
+        spool.add(facts, 1, (b"", file.getvalue()), (1000, 10))
+
+
+def finish(worker):
+    """Work until there is nothing to do; the states and reasons of all series."""
+    while worker.step():
+        pass
+    return [tuple(row) for row in worker.spool.rows("SELECT state, reason FROM series ORDER BY id")]
+
+
+def results(worker):
+    """Kinds and headers of all results, in the order in which they are sent."""
+    rows = worker.spool.rows("SELECT kind, file FROM result ORDER BY id")
+    read = [pydicom.dcmread(worker.spool.path("results", row["file"])) for row in rows]
+    return [row["kind"] for row in rows], read

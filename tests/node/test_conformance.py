@@ -74,12 +74,12 @@ def test_sent_sop_classes(tmp_path):
     from tiny import cascade_model
 
     import trtseg
+    from trtseg.node.results import write_results
     from trtseg.node.spool import Spool
-    from trtseg.node.work import write_results
 
     folder = write_folder(ct_series(4), tmp_path / "ct")
     result = trtseg.segment(folder, model=cascade_model(tmp_path / "model"), device="cpu", threads=1)
-    parts = write_results(Spool(tmp_path / "store"), result, ("seg", "sr", "sc"), {}, lambda: "2.25.1")
+    parts = write_results(Spool(tmp_path / "store"), result, ("seg", "sr", "sc"), {}, "2.25.1")
     made = [one for part in parts for one in part]
     written = {(UID(uid), kind) for uid, kind in rows("Sent SOP classes").values() if uid.startswith("1.2")}
     assert {(one.sop_class, one.kind) for one in made} == written
@@ -96,8 +96,8 @@ def test_one_voxel_of_liver_is_a_result_and_none_is_not(tmp_path):
 
     import trtseg
     from trtseg.labels.whole import NO_LIVER_ML
+    from trtseg.node.results import write_results
     from trtseg.node.spool import Spool
-    from trtseg.node.work import write_results
     from trtseg.result import Segmentation
 
     assert f"less than {NO_LIVER_ML} mL of liver is sent" in TEXT
@@ -107,6 +107,6 @@ def test_one_voxel_of_liver_is_a_result_and_none_is_not(tmp_path):
         labels[2, 30, 30] = voxels
         result = Segmentation.measure(labels.copy(), volume, provenance={"model": "test"})
         assert "liver-none" in [warning.code for warning in result.warnings]
-        parts = write_results(spool, result, ("seg", "sr"), {}, lambda: "2.25.1")
+        parts = write_results(spool, result, ("seg", "sr"), {}, "2.25.1")
         kinds.append([made.kind for part in parts for made in part])
     assert kinds == [[], ["seg", "sr"]]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 
 import pytest
+from nodes import filled, states
 
+from trtseg.node.config import Config
 from trtseg.node.ending import Evidence, due, look
 from trtseg.node.log import scrub
 from trtseg.node.purge import purge
+from trtseg.node.run import _purge
 from trtseg.node.spool import Facts, Refused, Spool
 
 KNOWN = Evidence(instances=10, related=None, acquisitions_full=False, open=False, clean=True, last=100.0)
@@ -66,6 +70,31 @@ def test_what_the_instances_say(tmp_path):
     assert (look(spool)[2].clean, look(spool)[2].refused) == (False, 1)
 
 
+@pytest.mark.parametrize("how", ["aborted", "lost"])
+def test_a_sender_that_breaks_off_and_does_not_come_back(tmp_path, how):
+    spool = Spool(tmp_path)
+    associations(spool, 3)  # the first two side by side
+    spool.do("UPDATE association SET opened=100 WHERE id=3")
+    add(spool, "a0", association=1)
+    add(spool, "a1", association=2)
+    spool.do("UPDATE association SET ended=80, how='released' WHERE id=1")
+    assert not look(spool)[1].broken_off
+    spool.do("UPDATE association SET ended=90, how=? WHERE id=2", how)
+    assert look(spool)[1].broken_off
+    add(spool, "c0", series="1.3", association=2)  # it had gone over to another series
+    assert (look(spool)[1].broken_off, look(spool)[2].broken_off) == (False, True)
+    add(spool, "a01", association=2)  # and back
+    assert look(spool)[1].broken_off
+    add(spool, "b0", series="1.2", association=3)
+    assert look(spool)[1].broken_off
+    add(spool, "a2", association=3)
+    assert not look(spool)[1].broken_off
+    spool.do("UPDATE association SET ended=110, how=? WHERE id=3", how)
+    assert look(spool)[1].broken_off
+    spool.do("UPDATE association SET how='released' WHERE id=3")
+    assert not look(spool)[1].broken_off
+
+
 def test_a_number_that_is_exceeded_says_nothing(tmp_path):
     """Else each further instance would give a result of its own."""
     spool = Spool(tmp_path)
@@ -99,21 +128,23 @@ def test_a_late_slice_opens_its_series_again(tmp_path):
     spool = Spool(tmp_path)
     associations(spool, 1)
     add(spool, "a0")
-    assert spool.finish(1, 1, [], [], reason="too few")
+    assert spool.end(1, 1, "too few")
     assert look(spool) == {}
     assert not add(spool, "a0")  # the same again changes nothing
     assert look(spool) == {}
     add(spool, "a1")
     assert look(spool)[1].instances == 2
-    assert not spool.finish(1, 1, [], [])  # made without the second
-    assert spool.finish(1, 2, [], [])
+    assert not spool.begin_results(1, 1)  # made without the second
+    assert not spool.end(1, 1)
+    assert look(spool)[1].is_over is False
+    assert spool.end(1, 2)
 
 
 def test_instances_of_finished_series_cost_no_look(tmp_path):
     spool = Spool(tmp_path)
     associations(spool, 1)
     add(spool, "a0")
-    assert spool.finish(1, 1, [], [])
+    assert spool.end(1, 1)
     add(spool, "b0", series="1.2")
     with spool.transaction():
         for number in range(2000):
@@ -140,7 +171,7 @@ def test_what_was_refused_is_known_as_long_as_its_association_or_its_series(tmp_
         assert (found[1].refused, found[2].refused, found[2].clean) == (refused, 0, True)
         add(spool, "a1")
     for series, last in ((1, 3), (2, 2)):
-        assert spool.finish(series, last, [], [])
+        assert spool.end(series, last)
     spool.do("UPDATE series SET ended=1")
     spool.do("UPDATE association SET ended=1, how='released'")
     purge(spool, 0, 0)
@@ -149,15 +180,41 @@ def test_what_was_refused_is_known_as_long_as_its_association_or_its_series(tmp_
     ] * 3
 
 
+def test_nothing_waits_longer_since_the_clock_was_set_back(tmp_path):
+    config = Config(tmp_path / "store", folder=(tmp_path,), commit=("CT1@127.0.0.1:9",))
+    spool, _, _ = filled(config)
+    add(spool, "a0")
+    spool.do("INSERT INTO refusal VALUES(1, '1/1.1', 'a1', 0)")
+    spool.do("INSERT INTO commitment(ae, request, due) VALUES('CT1', '{}', 0)")
+    spool.do("UPDATE association SET ended=0, how='released'")
+    ahead, soon = time.time() + 86_400, time.time() + config.retry_most_s
+    columns = {
+        "association": ("opened", "ended"), "instance": ("received",), "series": ("ended",), "result": ("made",),
+        "refusal": ("at",), "delivery": ("due",), "commitment": ("due",),
+    }  # fmt: skip
+    for table, names in columns.items():
+        for name in names:
+            spool.do(f"UPDATE {table} SET {name}=?", ahead)
+    spool.do("UPDATE delivery SET due=? WHERE result=1", soon)  # after attempts that failed
+    _purge(spool, config)
+    now = time.time()
+    for table, names in columns.items():
+        for name in names:
+            rest = " WHERE result>1" * (table == "delivery")
+            assert 0 <= now - spool.row(f"SELECT MAX({name}) FROM {table}{rest}")[0] < 60, (table, name)
+    assert spool.row("SELECT due FROM delivery WHERE result=1")[0] == soon
+    assert len(states(spool)) == 3  # nothing that is kept went away
+
+
 def test_a_series_with_a_part_of_its_results_is_unfinished(tmp_path):
     spool = Spool(tmp_path)
     associations(spool, 1)
     add(spool, "a0", limits=(100, 1))
-    assert spool.finish(1, 1, [], [], more=True)
+    assert spool.begin_results(1, 1)
     with pytest.raises(Refused, match="too many series are unfinished"):
         add(spool, "b0", series="1.2", limits=(100, 1))
     assert add(spool, "a1", limits=(100, 1))  # a late slice of that series itself
-    assert spool.finish(1, 2, [], [])
+    assert spool.end(1, 2)
     assert add(spool, "b0", series="1.2", limits=(100, 1))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import socket
@@ -11,69 +10,39 @@ import time
 
 import pydicom
 import pytest
-from nodes import Archive, ct_series, free_port, wait_for
+from nodes import Archive, again, attempt, ct_series, filled, free_port, states, wait_for
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, evt
-from pynetdicom.sop_class import CTImageStorage, SegmentationStorage, Verification
+from pynetdicom.sop_class import SecondaryCaptureImageStorage, SegmentationStorage, Verification
 
 from trtseg.node.config import Config
 from trtseg.node.forward import report_commitments, send_waiting
 from trtseg.node.line import Line
 from trtseg.node.purge import give_up, purge, waiting_elsewhere
 from trtseg.node.receive import STORAGE_COMMITMENT
-from trtseg.node.spool import Facts, Made, Spool
-
-
-def filled(config, count=3):
-    """A spool with one finished series and so many results of it."""
-    spool = Spool(config.store)
-    association = spool.do("INSERT INTO association(opened) VALUES(0)")
-    series = ct_series(count)
-    for one in series:
-        facts = Facts(one.SOPInstanceUID, one.SOPClassUID, one.StudyInstanceUID, one.SeriesInstanceUID)
-        spool.add(facts, association, (b"x", one.PixelData), (10, 10))
-    made = []
-    for one in ct_series(count):
-        path = config.store.parent / "one.dcm"
-        one.save_as(path, enforce_file_format=True)
-        file = spool.write("results", path.read_bytes())
-        made.append(Made("sc", one.SOPClassUID, one.SOPInstanceUID, file))
-    assert spool.finish(1, count, made, config.destinations)
-    return spool, [one.sop for one in made], [one.SOPInstanceUID for one in series]
-
-
-def states(spool):
-    return [row["state"] for row in spool.rows("SELECT state FROM delivery ORDER BY result")]
-
-
-def again(spool, config, destination):
-    """What the next attempt does, without the wait for it."""
-    spool.do("UPDATE delivery SET due=0")
-    send_waiting(spool, config, destination)
 
 
 def test_results_wait_for_an_archive_that_is_down_or_full(tmp_path):
     port = free_port()
     config = Config(tmp_path / "store", send=(f"ARCHIVE@127.0.0.1:{port}",), retry_s=10.0)
     spool, uids, _ = filled(config)
-    (destination,) = config.destinations
-    send_waiting(spool, config, destination)
+    attempt(spool, config)
     assert states(spool) == ["waiting"] * 3
     waits = spool.row("SELECT attempts, due FROM delivery")
     assert waits["attempts"] == 1
     assert 5 < waits["due"] - time.time() < 11
-    send_waiting(spool, config, destination)  # is not due
+    attempt(spool, config)  # is not due
     assert spool.row("SELECT attempts FROM delivery")["attempts"] == 1
-    again(spool, config, destination)
+    again(spool, config)
     assert 15 < spool.row("SELECT due FROM delivery")["due"] - time.time() < 21
     with Archive(port) as archive:
         archive.status = 0xA700
-        again(spool, config, destination)
+        again(spool, config)
         assert states(spool) == ["waiting"] * 3
         archive.status = 0
-        again(spool, config, destination)
+        again(spool, config)
         assert states(spool) == ["sent"] * 3
-        again(spool, config, destination)
+        again(spool, config)
         assert [one.SOPInstanceUID for one in archive.got] == [*uids[1:], uids[0]]  # each once
     assert not list((config.store / "dead").iterdir())
 
@@ -96,10 +65,10 @@ def test_a_result_at_which_an_archive_always_fails_holds_up_no_other(tmp_path):
         spool, uids, _ = filled(config)
         archive.bad = uids[0]
         for _ in range(3):
-            again(spool, config, *config.destinations)
+            again(spool, config)
         assert states(spool) == ["waiting", "sent", "sent"]
         archive.bad = ""
-        again(spool, config, *config.destinations)
+        again(spool, config)
         assert states(spool) == ["sent"] * 3
 
 
@@ -109,7 +78,7 @@ def test_a_result_whose_file_is_lost_holds_up_no_other(tmp_path):
     spool, _, _ = filled(config)
     spool.remove("results", spool.files("result WHERE id=1"))
     for _ in range(2):
-        again(spool, config, *config.destinations)
+        again(spool, config)
     assert states(spool) == ["waiting", "sent", "sent"]
 
 
@@ -122,13 +91,13 @@ def test_an_archive_that_takes_one_transfer_syntax_gets_results_in_that(tmp_path
         return 0
 
     archive = AE(ae_title="ARCHIVE")
-    archive.add_supported_context(CTImageStorage, syntax)
+    archive.add_supported_context(SecondaryCaptureImageStorage, syntax)
     port = free_port()
     server = archive.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, keep)])
     try:
         config = Config(tmp_path / "store", send=(f"ARCHIVE@127.0.0.1:{port}",))
         spool, uids, _ = filled(config)
-        send_waiting(spool, config, *config.destinations)
+        attempt(spool, config)
     finally:
         server.shutdown()
     assert states(spool) == ["sent"] * 3
@@ -145,7 +114,7 @@ def test_a_rejected_result_is_put_aside_with_the_reason(tmp_path):
         )
         spool, uids, _ = filled(config, 1)
         archive.status = 0xA900
-        send_waiting(spool, config, *config.destinations)
+        attempt(spool, config)
     assert states(spool) == ["dead"]
     note, dicom = sorted((config.store / "dead").iterdir(), key=lambda path: path.suffix != ".json")
     assert json.loads(note.read_text())["reason"] == "status 0xA900"
@@ -175,12 +144,12 @@ def test_an_answer_that_cannot_be_noted_is_asked_for_again_after_a_while(tmp_pat
         archive.status = status
         monkeypatch.setattr("trtseg.node.spool.flush_folder", full)
         monkeypatch.setattr(spool, "count", lambda name: full() if name == "results_sent" else None)
-        assert not send_waiting(spool, config, *config.destinations)
+        assert not attempt(spool, config)
         waits = spool.row("SELECT state, attempts, due FROM delivery")
         assert tuple(waits)[:2] == ("waiting", 2)
         assert waits["due"] > time.time() + 5
         monkeypatch.undo()
-        again(spool, config, *config.destinations)
+        again(spool, config)
     assert states(spool) == ["dead" if status else "sent"]
     assert len(list((config.store / "dead").iterdir())) == (2 if status else 0)
 
@@ -192,12 +161,12 @@ def test_what_an_archive_lacks_waits_if_it_is_everything_and_is_put_aside_if_it_
     spool, _, _ = filled(config, 1)
     (peer,) = config.peers.values()
     server = entity.start_server((peer.host, peer.port), block=False)
-    send_waiting(spool, config, *config.destinations)
+    attempt(spool, config)
     assert tuple(spool.row("SELECT state, reason FROM delivery")) == ("waiting", "no SOP class accepted")
     server.shutdown()
-    entity.add_supported_context(SegmentationStorage)  # the result is a CT
+    entity.add_supported_context(SegmentationStorage)  # the result is a picture
     server = entity.start_server((peer.host, peer.port), block=False)
-    again(spool, config, *config.destinations)
+    again(spool, config)
     assert tuple(spool.row("SELECT state, reason FROM delivery")) == ("dead", "SOP class not accepted")
     server.shutdown()
 
@@ -208,7 +177,7 @@ def test_no_answer_is_taken_by_another_thread(tmp_path):
         config = Config(tmp_path / "store", send=(f"ARCHIVE@127.0.0.1:{archive.port}",))
         spool, _, _ = filled(config)
         line = Line(config, *config.peers.values())
-        association = line.open([CTImageStorage])
+        association = line.open()
         association.dimse_timeout = 2
         is_over = threading.Event()
 
@@ -261,7 +230,7 @@ def test_what_the_second_association_could_not_send_goes_over_the_first(tmp_path
         config = Config(tmp_path / "store", send=(f"ARCHIVE@127.0.0.1:{archive.port}",))
         spool, uids, _ = filled(config)
         first, second = two_lines(config)
-        first.open([CTImageStorage])
+        first.open()
         archive.status = 0xA700
         send_waiting(spool, config, *config.destinations, second)
         archive.status = 0
@@ -280,7 +249,7 @@ def test_the_first_association_takes_all_where_a_node_takes_no_other(tmp_path, a
         spool, uids, _ = filled(config)
         deaf = next(iter(config.peers.values()))._replace(port=silent.getsockname()[1])
         first, second = two_lines(config, deaf if answers == "never" else None)
-        first.open([CTImageStorage])
+        first.open()
         archive.entity.maximum_associations = 1
         start = time.monotonic()
         thread = threading.Thread(target=send_waiting, args=(spool, config, *config.destinations, second))
@@ -337,118 +306,12 @@ def test_what_waits_for_a_destination_that_was_taken_out_of_the_settings_is_not_
 def test_a_folder(tmp_path):
     config = Config(tmp_path / "store", folder=(tmp_path / "out",))
     spool, _, _ = filled(config)
-    send_waiting(spool, config, *config.destinations)
+    attempt(spool, config)
     assert states(spool) == ["waiting"] * 3  # there is no such folder
     (tmp_path / "out").mkdir()
-    again(spool, config, *config.destinations)
+    again(spool, config)
     assert states(spool) == ["sent"] * 3
     assert len(list((tmp_path / "out").iterdir())) == 3
-
-
-class _Web(http.server.BaseHTTPRequestHandler):
-    codes: tuple = ()
-    got: tuple = ()
-    kind, answer = "application/dicom+json", b"{}"
-
-    def do_POST(self):
-        length = self.headers["Content-Length"]
-        body = self._chunks() if length is None else self.rfile.read(int(length))
-        code, *_Web.codes = _Web.codes
-        code = code if body else 400
-        _Web.got = (*_Web.got, body) if code == 200 else _Web.got
-        self.send_response(code)
-        if self.kind:
-            self.send_header("Content-Type", self.kind)
-        self.end_headers()
-        self.wfile.write(self.answer)
-
-    def _chunks(self):
-        body = b""
-        while length := int(self.rfile.readline(), 16):
-            body += self.rfile.read(length)
-            self.rfile.readline()
-        self.rfile.readline()
-        return body
-
-    def log_message(self, *_):
-        pass
-
-
-def test_stow(tmp_path):
-    pytest.importorskip("dicomweb_client")
-    server = http.server.HTTPServer(("127.0.0.1", 0), _Web)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    config = Config(tmp_path / "store", stow=(f"http://127.0.0.1:{server.server_address[1]}/dicom-web",))
-    spool, uids, _ = filled(config)
-    _Web.codes, _Web.got = [200, 409, 403], ()
-    send_waiting(spool, config, *config.destinations)
-    assert states(spool) == ["sent", "dead", "waiting"]
-    _Web.codes = [200]
-    again(spool, config, *config.destinations)
-    server.shutdown()
-    assert states(spool) == ["sent", "dead", "sent"]
-    assert [uid.encode() in body for uid, body in zip((uids[0], uids[2]), _Web.got, strict=True)] == [
-        True,
-        True,
-    ]
-
-
-@pytest.mark.parametrize(
-    ("kind", "item", "state"),
-    [
-        (
-            "application/dicom+json",
-            '{"00081197": {"vr": "US", "Value": [272]}}',
-            ("dead", "failure reason 0x0110"),
-        ),
-        ("application/dicom+json; charset=utf-8", "{}", ("dead", "failure reason 0x0000")),
-        ("text/plain", "no JSON", ("sent", None)),
-        ("", "no JSON", ("sent", None)),
-    ],
-)
-def test_what_a_server_says_with_its_success(tmp_path, monkeypatch, kind, item, state):
-    pytest.importorskip("dicomweb_client")
-    server = http.server.HTTPServer(("127.0.0.1", 0), _Web)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    config = Config(tmp_path / "store", stow=(f"http://127.0.0.1:{server.server_address[1]}/dicom-web",))
-    spool, _, _ = filled(config, 1)
-    answer = f'{{"00081198": {{"vr": "SQ", "Value": [{item}]}}}}'
-    monkeypatch.setattr(_Web, "kind", kind)
-    monkeypatch.setattr(_Web, "answer", answer.encode())
-    _Web.codes = [202]
-    send_waiting(spool, config, *config.destinations)
-    server.shutdown()
-    assert tuple(spool.row("SELECT state, reason FROM delivery")) == state
-
-
-def test_a_large_result_waits_for_a_busy_server(tmp_path):
-    pytest.importorskip("dicomweb_client")
-    server = http.server.HTTPServer(("127.0.0.1", 0), _Web)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    config = Config(tmp_path / "store", stow=(f"http://127.0.0.1:{server.server_address[1]}/dicom-web",))
-    spool, _, _ = filled(config, 1)
-    (large,) = ct_series(1)
-    large.PixelData = bytes(2_000_000)  # is sent in chunks
-    large.save_as(spool.path("results", *spool.files("result")), enforce_file_format=True)
-    _Web.codes, _Web.got = [503, 200], ()
-    send_waiting(spool, config, *config.destinations)
-    assert states(spool) == ["waiting"]
-    again(spool, config, *config.destinations)
-    server.shutdown()
-    assert states(spool) == ["sent"]
-    assert len(_Web.got[0]) > 2_000_000
-
-
-def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
-    pytest.importorskip("dicomweb_client")
-    monkeypatch.setattr("trtseg.node.forward.ANSWER_S", 0.5)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        config = Config(tmp_path / "store", stow=(f"http://127.0.0.1:{silent.getsockname()[1]}/dicom-web",))
-        spool, _, _ = filled(config, 1)
-        start = time.monotonic()
-        send_waiting(spool, config, *config.destinations)
-    assert time.monotonic() - start < 10
-    assert tuple(spool.row("SELECT state, reason FROM delivery")) == ("waiting", "no connection")
 
 
 def test_storage_commitment_is_reported_on_an_association_of_its_own(tmp_path):

@@ -9,14 +9,8 @@ import threading
 import pytest
 from nodes import Archive, Node, connect, ct_series, send, wait_for
 from test_node import check_killed_node, send_through_kills
-from tiny import cascade_model
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return str(cascade_model(tmp_path_factory.mktemp("model")))
 
 
 def test_twenty_kills_lose_nothing(tmp_path, model):

@@ -12,14 +12,8 @@ import highdicom as hd
 import numpy as np
 import pytest
 from nodes import PERSONAL, Archive, Node, connect, ct_series, free_port, send, wait_for, write_folder
-from tiny import cascade_model
 
 import trtseg
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return str(cascade_model(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture

@@ -12,11 +12,12 @@ import sys
 import time
 
 import pytest
-from nodes import connect, ct_series, free_port, send, wait_for
+from nodes import Archive, connect, ct_series, free_port, send, wait_for
 
 from trtseg.node import receive as receiving
 from trtseg.node.config import Config
 from trtseg.node.ending import look
+from trtseg.node.forward import report_commitments
 from trtseg.node.spool import Spool
 
 CT = receiving.CT_IMAGE
@@ -280,6 +281,41 @@ def test_a_request_for_commitment_by_somebody_unknown_or_for_nothing(serve, capl
     (facts,) = [one.facts for one in caplog.records if one.getMessage() == "storage commitment refused"]
     assert facts["calling"] == "CT1"
     assert facts["reason"].startswith(reason)
+
+
+@pytest.mark.parametrize(("count", "status"), [(2, 0x0000), (10_000, 0x0000), (10_001, 0x0115)])
+def test_commitment_of_what_is_stored_is_reported_to_who_asked_for_it(serve, count, status):
+    import pydicom
+
+    with Archive() as archive:
+        config, spool = serve(commit=(f"CT1@127.0.0.1:{archive.port}",))
+        archive.entity.ae_title = "CT1"
+        series = ct_series(2)
+        assert send(config.port, series) == [0, 0]
+        request = pydicom.Dataset()
+        request.TransactionUID, request.ReferencedSOPSequence = "1.2.3", []
+        for number in range(count):
+            item = pydicom.Dataset()
+            item.ReferencedSOPClassUID = CT
+            item.ReferencedSOPInstanceUID = series[number % 2].SOPInstanceUID
+            request.ReferencedSOPSequence.append(item)
+        association = connect(config.port, contexts=[receiving.STORAGE_COMMITMENT])
+        answer, _ = association.send_n_action(
+            request, 1, receiving.STORAGE_COMMITMENT, f"{receiving.STORAGE_COMMITMENT}.1"
+        )
+        association.release()
+        assert answer.Status == status
+        if status:
+            assert spool.rows("SELECT * FROM commitment") == []
+        elif count == 2:
+            report_commitments(spool, config)
+            ((event, report),) = archive.reports
+            assert (event, report.TransactionUID) == (1, "1.2.3")
+            stored = [
+                (one.ReferencedSOPClassUID, one.ReferencedSOPInstanceUID)
+                for one in report.ReferencedSOPSequence
+            ]
+            assert stored == [(CT, one.SOPInstanceUID) for one in series]
 
 
 def test_the_receiver_needs_no_nets():

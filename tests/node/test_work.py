@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
-import itertools
 import logging
 import os
 import struct
@@ -13,56 +11,15 @@ import threading
 import time
 
 import numpy as np
-import pydicom
 import pytest
-from nodes import ct_series
+from nodes import ct_series, finish, results, store
 from pydicom.encaps import encapsulate
-from tiny import cascade_model
 
 import trtseg.io.dicom
 import trtseg.report.captures
-from trtseg.api import Segmenter
-from trtseg.node.config import Config
 from trtseg.node.results import write_results
-from trtseg.node.spool import Facts, Spool
-from trtseg.node.work import Worker, lower_nets
+from trtseg.node.work import lower_nets
 from trtseg.stream import THREAD
-
-
-@pytest.fixture(scope="module")
-def segmenter(tmp_path_factory):
-    with Segmenter(
-        str(cascade_model(tmp_path_factory.mktemp("model"))), device="cpu", threads=1
-    ) as segmenter:
-        yield segmenter
-
-
-@pytest.fixture
-def worker(tmp_path, segmenter):
-    config = Config(tmp_path / "store", folder=(tmp_path,), results=("seg",), quiet_s=0, long_quiet_s=0)
-    worker = Worker(config, Spool(config.store), segmenter, ctypes.c_longlong())
-    worker.spool.do("INSERT INTO association(opened) VALUES(0)")
-    yield worker
-    worker.close()
-
-
-def store(spool, *datasets, related=None):
-    import io
-
-    for one in datasets:
-        file = io.BytesIO()
-        one.save_as(file, enforce_file_format=True)
-        facts = Facts(
-            one.SOPInstanceUID, one.SOPClassUID, one.StudyInstanceUID, one.SeriesInstanceUID, related
-        )
-        spool.add(facts, 1, (b"", file.getvalue()), (1000, 10))
-
-
-def finish(worker):
-    """Work until there is nothing to do; the states and reasons of all series."""
-    while worker.step():
-        pass
-    return [tuple(row) for row in worker.spool.rows("SELECT state, reason FROM series ORDER BY id")]
 
 
 def test_a_localizer_gives_no_result_and_a_reason(worker):
@@ -76,6 +33,22 @@ def test_a_localizer_gives_no_result_and_a_reason(worker):
     counted = dict(worker.spool.rows("SELECT name, value FROM counter"))
     assert (counted["series_failed"], counted.get("series_done", 0)) == (1, 0)
     assert series[0].SeriesInstanceUID not in reason
+
+
+def test_a_series_of_two_phases_gives_no_result_and_says_what_to_do_outside_the_node(worker):
+    series = ct_series(4), ct_series(4, seed=1)
+    for number, phase in enumerate(series, 1):
+        for one in phase:
+            one.StudyInstanceUID, one.SeriesInstanceUID = (
+                series[0][0].StudyInstanceUID,
+                series[0][0].SeriesInstanceUID,
+            )
+            one.FrameOfReferenceUID, one.AcquisitionNumber = series[0][0].FrameOfReferenceUID, number
+    store(worker.spool, *series[0], *series[1])
+    ((state, reason),) = finish(worker)
+    assert state == "failed"
+    assert "holds 2 volumes in one series" in reason
+    assert "choose with trtseg segment --series (series= in Python)" in reason
 
 
 def test_a_reason_is_found_for_headers_with_a_damaged_element(worker):
@@ -122,15 +95,20 @@ def test_a_result_warns_of_instances_that_were_refused(worker, related, warned, 
 
 
 @pytest.mark.parametrize(
-    ("related", "damaged", "told"),
+    ("related", "damaged", "how", "told"),
     [
-        (None, 0, []),
-        (8, 0, []),
-        (10, 0, ["Headers speak of 10 instances, of which 2 did not come;"]),
-        (8, 2, ["The node could not decode 2 instances of this CT;"]),
+        (None, 0, "released", []),
+        (8, 0, "released", []),
+        (10, 0, "released", ["Headers speak of 10 instances, of which 2 did not come;"]),
+        (10, 0, "aborted", ["Headers speak of 10 instances, of which 2 did not come;"]),
+        (8, 2, "aborted", ["The node could not decode 2 instances of this CT;"]),
+        (None, 0, "aborted", ["This CT was broken off while it came, and its sender did not go on;"]),
     ],
 )
-def test_a_report_warns_of_instances_that_did_not_come_or_cannot_be_decoded(worker, related, damaged, told):
+def test_a_report_warns_of_instances_that_did_not_come_or_cannot_be_decoded(
+    worker, related, damaged, how, told
+):
+    worker.spool.do("UPDATE association SET ended=1, how=?", how)
     worker.config = dataclasses.replace(worker.config, results=("seg", "sr"))
     series = ct_series(8)
     for one in series[8 - damaged :]:
@@ -276,140 +254,6 @@ def test_a_slice_that_comes_after_the_end_opens_its_series_again(worker):
     kinds, made = results(worker)
     assert kinds == ["seg", "seg"]
     assert [len(one.ReferencedSeriesSequence[0].ReferencedInstanceSequence) for one in made] == [7, 8]
-
-
-@pytest.fixture
-def drawing(worker, monkeypatch):
-    """A worker that makes all results, two pictures at a time, and ends after so many parts when it is told to."""
-    worker.config = dataclasses.replace(worker.config, results=("seg", "sr", "sc"))
-    monkeypatch.setattr("trtseg.node.results._TOGETHER", 2)
-    monkeypatch.setattr("trtseg.node.results._FIRST", 1)
-
-    def end_after(parts):
-        def some(*args):
-            for number, part in enumerate(write_results(*args)):
-                if number == parts:
-                    raise OSError("killed")
-                yield part
-
-        monkeypatch.setattr("trtseg.node.work.write_results", some)
-        with pytest.raises(OSError, match="killed"):
-            finish(worker)
-        monkeypatch.setattr("trtseg.node.work.write_results", write_results)
-        worker.close()  # as at the start of a new process
-        worker.spool.sweep("results", "result")
-
-    worker.end_after = end_after
-    return worker
-
-
-def results(worker):
-    """Kinds and headers of all results, in the order in which they are sent."""
-    rows = worker.spool.rows("SELECT kind, file FROM result ORDER BY id")
-    read = [pydicom.dcmread(worker.spool.path("results", row["file"])) for row in rows]
-    return [row["kind"] for row in rows], read
-
-
-@pytest.mark.parametrize("parts", [0, 1, 2, 3, 4])
-def test_a_restart_between_results_goes_on_with_those_that_are_missing(drawing, parts):
-    store(drawing.spool, *ct_series(16))
-    drawing.end_after(parts)
-    kinds, before = results(drawing)
-    assert kinds == ["seg", "sc", "sc", "sr", "sc", "sc"][: (0, 1, 3, 4, 6)[parts]]
-    assert finish(drawing) == [("done", None)]
-    kinds, after = results(drawing)
-    (seg,), (report,), pictures = (
-        [one for kind, one in zip(kinds, after, strict=True) if kind == wanted]
-        for wanted in ("seg", "sr", "sc")
-    )
-    told = report.to_json()
-    assert all(
-        f'"{uid}"' in told for uid in (seg.SOPInstanceUID, *(one.TrackingUID for one in seg.SegmentSequence))
-    )
-    assert [one.SOPInstanceUID for one in after[: len(before)]] == [one.SOPInstanceUID for one in before]
-    assert len({one.SeriesInstanceUID for one in pictures}) == 1
-    assert [one.InstanceNumber for one in pictures] == list(range(1, len(pictures) + 1))
-    heights = [float(one.ImageComments.split()[2].strip(",")) for one in pictures]
-    assert heights == sorted(set(heights), reverse=True)
-    assert len(pictures) > 4
-    files = {path.name for path in (drawing.spool.folder / "results").iterdir()}
-    assert files == {row["file"] for row in drawing.spool.rows("SELECT file FROM result")}
-    counted = dict(drawing.spool.rows("SELECT name, value FROM counter"))
-    assert (counted["series_done"], counted.get("series_failed", 0)) == (1, 0)
-
-
-def fail_to_draw(monkeypatch):
-    draw = trtseg.report.captures.draw_captures
-
-    def three(*args):
-        yield from itertools.islice(draw(*args), 3)
-        raise OSError("a broken disk")
-
-    monkeypatch.setattr("trtseg.report.captures.draw_captures", three)
-
-
-def fail_to_note(monkeypatch):
-    def refuse(*_, **__):
-        raise OSError("a broken disk")
-
-    monkeypatch.setattr(Spool, "add_results", refuse)
-
-
-@pytest.mark.parametrize(
-    ("fail", "noted"), [(fail_to_draw, ["seg", "sc", "sc", "sr"]), (fail_to_note, ["seg"])]
-)
-def test_no_file_stays_of_results_that_were_not_noted(drawing, monkeypatch, fail, noted):
-    store(drawing.spool, *ct_series(16))
-    fail(monkeypatch)
-    with pytest.raises(OSError, match="a broken disk"):
-        finish(drawing)
-    rows = drawing.spool.rows("SELECT kind, file FROM result ORDER BY id")
-    assert [row["kind"] for row in rows] == noted
-    assert {path.name for path in (drawing.spool.folder / "results").iterdir()} == {
-        row["file"] for row in rows
-    }
-
-
-def test_pictures_alone_lie_in_one_series_after_a_restart(drawing):
-    drawing.config = dataclasses.replace(drawing.config, results=("sc",))
-    store(drawing.spool, *ct_series(16))
-    drawing.end_after(2)
-    assert finish(drawing) == [("done", None)]
-    kinds, read = results(drawing)
-    assert set(kinds) == {"sc"}
-    assert len(kinds) > 4
-    assert len({one.SeriesInstanceUID for one in read}) == 1
-
-
-@pytest.mark.parametrize("parts", [1, 2])
-def test_a_late_slice_between_results_gives_all_of_them_anew(drawing, monkeypatch, parts):
-    *series, late = ct_series(16)
-    store(drawing.spool, *series)
-
-    def with_late(*args):
-        for number, part in enumerate(write_results(*args)):
-            if number == parts:
-                store(drawing.spool, late)
-            yield part
-
-    monkeypatch.setattr("trtseg.node.work.write_results", with_late)
-    assert finish(drawing) == [("done", None)]
-    kinds, read = results(drawing)
-    assert kinds.count("seg") == kinds.count("sr") == 2
-    assert len({one.SeriesInstanceUID for one in read}) == 6
-    assert len(read[kinds.index("seg", 1)].ReferencedSeriesSequence[0].ReferencedInstanceSequence) == 16
-
-
-def test_pictures_of_another_model_are_not_added(drawing, monkeypatch):
-    store(drawing.spool, *ct_series(16))
-    drawing.end_after(3)
-    monkeypatch.setattr("trtseg.api.Segmenter.fingerprint", lambda *_: "another")
-    assert finish(drawing) == [("done", None)]
-    kinds, read = results(drawing)
-    assert kinds.count("seg") == 2
-    assert [one.DeviceSerialNumber == "another" for one in read] == [False] * 4 + [True] * (len(read) - 4)
-    numbers = [one.InstanceNumber for kind, one in zip(kinds[4:], read[4:], strict=True) if kind == "sc"]
-    assert numbers == list(range(1, len(read) - 5))
 
 
 def test_only_the_nets_of_streams_give_way():

@@ -70,6 +70,11 @@ class Runs(NamedTuple):
     last: Array  # included
     component: Array
 
+    @property
+    def lengths(self) -> Array:
+        """Voxels of each run."""
+        return self.last - self.first + 1
+
     def of(self, which: Array | slice) -> Runs:
         """Some of the runs, by a mask or a slice."""
         return Runs(*(axis[which] for axis in self))
@@ -77,18 +82,25 @@ class Runs(NamedTuple):
     def pieces(self) -> Iterator[Runs]:
         """The runs in pieces of about a million voxels, all runs of a slice in one of them."""
         slices = stretches(self.z)
-        pieces = np.cumsum(self.last - self.first + 1)[slices] // _PIECE_VOXELS
+        pieces = np.cumsum(self.lengths)[slices] // _PIECE_VOXELS
         cuts = slices[stretches(pieces)].tolist()
         for start, stop in itertools.pairwise([*cuts, len(self.z)]):
             yield self.of(slice(start, stop))
 
     def voxels(self) -> tuple[Array, Array, Array, Array]:
         """Component, z, y and x of each voxel, in the order of the runs."""
-        lengths = self.last - self.first + 1
+        lengths = self.lengths
         ends = np.cumsum(lengths)
         x = np.arange(ends[-1] if ends.size else 0) + np.repeat(self.first - ends + lengths, lengths)
         component, z, y = (np.repeat(of, lengths) for of in (self.component, self.z, self.y))
         return component, z, y, x
+
+    def paint(self, crop: Array, label: int) -> int:
+        """Set the voxels of the runs to ``label``; return their number."""
+        for runs in self.pieces():
+            _, z, y, x = runs.voxels()
+            crop[z, y, x] = label
+        return int(self.lengths.sum())
 
 
 class Components:
@@ -126,18 +138,13 @@ class Components:
 
     def sizes(self) -> Array:
         """Voxels of each component, int64 ``[count + 1]``; 0 at index 0."""
-        lengths = self.runs.last - self.runs.first + 1
-        total = np.bincount(self.runs.component, lengths, self.count + 1)  # in float64: exact up to 2 ** 53
+        # In float64, which is exact up to 2 ** 53.
+        total = np.bincount(self.runs.component, self.runs.lengths, self.count + 1)
         return total.astype(np.int64)
 
     def paint(self, wanted: Array, label: int) -> int:
         """Set the voxels of the components with ``wanted[component]`` to ``label``; return their number."""
-        painted = 0
-        for runs in self.runs.of(wanted[self.runs.component]).pieces():
-            _, z, y, x = runs.voxels()
-            self._crop[z, y, x] = label
-            painted += len(x)
-        return painted
+        return self.runs.of(wanted[self.runs.component]).paint(self._crop, label)
 
 
 def _find_runs(crop: Array, mask_of: Callable[..., Array]) -> tuple[Array, Array, Array]:

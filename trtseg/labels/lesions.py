@@ -62,9 +62,8 @@ class _Longest:
 
     mm: float = -1.0
     z: int = 0
-    points: Array = field(
-        default_factory=lambda: np.zeros(1, complex)
-    )  # ends of the rows on that slice, mm + mm * 1j
+    # Ends of the rows on that slice, mm + mm * 1j.
+    points: Array = field(default_factory=lambda: np.zeros(1, complex))
     ends: tuple[int, int] = (0, 0)  # indices of the two points
 
     def lines(self) -> tuple[tuple[complex, complex], tuple[complex, complex]]:
@@ -103,7 +102,7 @@ def lesions(labels: Array, affine: Array, logits: TumourLogits | None = None) ->
     first, last = np.full(n, labels.shape[0]), np.zeros(n, int)
     longest = [_Longest() for _ in range(n)]
     for runs in tumours.runs.pieces():
-        size = runs.last - runs.first + 1
+        size = runs.lengths
         voxels += np.bincount(runs.component, size, n)
         for axis, centre in enumerate(((runs.first + runs.last) / 2, runs.y, runs.z)):
             sums[:, axis] += np.bincount(runs.component, size * centre, n)

@@ -145,7 +145,7 @@ def _reaches(plane: Array, label: int) -> Array:
 def _keep_largest(parts: Components, kept: Array, voxel_ml: float) -> dict[str, Any]:
     """Remove all components but the largest; ``kept[component]`` becomes false for what was removed."""
     kept[:] = np.arange(parts.count + 1) == parts.sizes().argmax()
-    removed = parts.paint(~kept, 0) if parts.count > 1 else 0
+    removed = parts.paint(~kept, 0)
     return {
         "components": parts.count,
         "removed_components": max(0, parts.count - 1),
@@ -156,11 +156,7 @@ def _keep_largest(parts: Components, kept: Array, voxel_ml: float) -> dict[str, 
 
 def _fill_holes(crop: Array, parts: Components, kept: Array, voxel_ml: float) -> dict[str, Any]:
     holes = find_holes(parts.runs.of(kept[parts.runs.component]), crop.shape)
-    filled = 0
-    for runs in holes.pieces():
-        _, z, y, x = runs.voxels()
-        crop[z, y, x] = 1
-        filled += len(x)
+    filled = holes.paint(crop, 1)
     return {
         "filled_holes": int(holes.component.max(initial=0)),
         "filled_voxels": filled,

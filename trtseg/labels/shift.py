@@ -30,17 +30,17 @@ class Placed:
         box = bounding_box(numbers)
         z, y, x = np.nonzero(numbers[box])
         index = np.stack([x + box[2].start, y + box[1].start, z + box[0].start], axis=1)
-        return index @ self.affine[:3, :3].T + self.affine[:3, 3]
+        return index.astype(float) @ self.affine[:3, :3].T + self.affine[:3, 3]
 
 
 def find_shift(before: Placed, after: Placed) -> tuple[Array, float]:
     """Find the shift in RAS mm of the later liver with the largest overlap, and the Dice of the livers then."""
     cell = max(_CELL_MM, *(float(np.linalg.norm(s.affine[:3, i])) for s in (before, after) for i in range(3)))
+    places = [scan.places(scan.labels) for scan in (before, after)]
     grids, corners = [], []
-    for scan in (before, after):
-        places = scan.places(scan.labels)
-        corner = np.floor(places.min(axis=0) / cell) - 1
-        index = np.floor(places / cell - corner).astype(int)
+    for scan, at in zip((before, after), places, strict=True):
+        corner = np.floor(at.min(axis=0) / cell) - 1
+        index = np.floor(at / cell - corner).astype(int)
         shape = index.max(axis=0) + 2
         count = np.bincount(np.ravel_multi_index(tuple(index.T), shape), minlength=int(np.prod(shape)))
         full = cell**3 / (1000 * voxel_ml(scan.affine))
@@ -50,26 +50,24 @@ def find_shift(before: Placed, after: Placed) -> tuple[Array, float]:
     spectra = [np.fft.rfftn(grid, size, axes=(0, 1, 2)) for grid in grids]
     overlap = np.fft.irfftn(spectra[0] * np.conj(spectra[1]), size, axes=(0, 1, 2))
     peak = np.unravel_index(int(overlap.argmax()), overlap.shape)
-    at = [n - size[a] if n > grids[0].shape[a] else int(n) for a, n in enumerate(peak)]
     best = float(overlap[peak])
-    offset = np.array(at, float)
+    offset = np.array([n - size[a] if n > grids[0].shape[a] else n for a, n in enumerate(peak)], float)
     for axis, step in enumerate(np.eye(3, dtype=int)):  # between the cells: the top of a parabola
         low, high = (float(overlap[tuple((np.array(peak) + by * step) % size)]) for by in (-1, 1))
         if low + high < 2 * best:
             offset[axis] += (low - high) / (2 * (low + high - 2 * best))
-    shift = _refined(before, after, (offset + corners[0] - corners[1]) * cell)
-    under = look_up(before, before.labels, after, after.labels, shift) > 0
+    shift = _refined(before, places[1], (offset + corners[0] - corners[1]) * cell)
+    under = look_up(before, before.labels, places[1] + shift) > 0
     shared = int(np.count_nonzero(under)) * voxel_ml(after.affine)
     return shift, min(2 * shared / (before.ml(0) + after.ml(0)), 1.0)
 
 
-def _refined(before: Placed, after: Placed, shift: Array) -> Array:
-    """Move the later liver on in ever smaller steps, as long as more of it comes to lie on the earlier."""
-    places = after.places(after.labels)
+def _refined(before: Placed, places: Array, shift: Array) -> Array:
+    """Move places of the later liver on in ever smaller steps, as long as more of them lie in the earlier."""
     places = places[:: max(1, len(places) // _SAMPLE)]
 
     def shared(by: Array) -> int:
-        return int(np.count_nonzero(_values_at(before, before.labels, places + by)))
+        return int(np.count_nonzero(look_up(before, before.labels, places + by)))
 
     best = shared(shift)
     for step in _STEPS_MM:
@@ -79,13 +77,8 @@ def _refined(before: Placed, after: Placed, shift: Array) -> Array:
     return shift
 
 
-def look_up(before: Placed, values: Array, after: Placed, mask: Array, shift: Array) -> Array:
-    """Values of the earlier grid at the voxels of a mask of the later one, moved by ``shift``; 0 outside the grid."""
-    return _values_at(before, values, after.places(mask) + shift)
-
-
-def _values_at(scan: Placed, values: Array, places: Array) -> Array:
-    """Values of a scan's grid at the voxels next to places, RAS mm; 0 outside the grid."""
+def look_up(scan: Placed, values: Array, places: Array) -> Array:
+    """Values on the grid of a scan at the voxels next to places, RAS mm; 0 outside the grid."""
     to_index = np.linalg.inv(scan.affine)
     x, y, z = np.rint(places @ to_index[:3, :3].T + to_index[:3, 3]).astype(int).T
     depth, rows, columns = values.shape

@@ -21,10 +21,10 @@ from trtseg.io.dicom_out import check_kinds
 from trtseg.node.spool import FOLDERS
 
 KINDS = ("seg", "sr", "sc")
-# Settings of which 0 would stop the node.
-_AT_LEAST_1 = (
+# Settings of which 0 would stop the node, or make it call a destination that is away all the time.
+_POSITIVE = (
     "associations", "pdu_kb", "instance_mb", "buffer_mb", "rows", "frames", "series_instances", "open_series",
-    "streams", "threads",
+    "streams", "threads", "retry_s", "retry_most_s",
 )  # fmt: skip
 # MB of address space: with less, the one process does not start, and the other segments not even a CT of 64 x 64.
 _LEAST_MB = {"receiver_mb": 250, "worker_mb": 500}
@@ -178,8 +178,11 @@ class Config:
             )
         if not self.destinations:
             raise ArgumentError("send, stow, folder: got none; expected at least one place for results")
-        if (self.tls_cert is None) != (self.tls_key is None) or (self.tls_cert and not self.tls_ca):
-            raise ArgumentError("tls: expected tls_cert, tls_key and tls_ca together, or none of them")
+        given = [name for name in ("tls_cert", "tls_key", "tls_ca") if getattr(self, name)]
+        if len(given) not in (0, 3):
+            raise ArgumentError(
+                f"tls: got {' and '.join(given)} alone; expected tls_cert, tls_key and tls_ca together, or none of them"
+            )
         if self.send_tls and not self.tls_cert:
             raise ArgumentError("send_tls: expected tls_cert, tls_key and tls_ca with it")
         if not self.results or set(self.results) - set(KINDS):
@@ -190,15 +193,9 @@ class Config:
             value = getattr(self, field.name)
             if isinstance(value, (int, float)) and not 0 <= value < 1e12:
                 raise ArgumentError(f"{field.name}: got {value}; expected no negative number")
-        for name in _AT_LEAST_1:
+        for name in _POSITIVE:
             if getattr(self, name) == 0:
-                raise ArgumentError(f"{name}: got 0; expected at least 1")
-        for name in ("retry_s", "retry_most_s"):
-            if getattr(self, name) == 0:
-                raise ArgumentError(
-                    f"{name}: got 0; expected some seconds, without which a destination that is away would be called "
-                    "all the time"
-                )
+                raise ArgumentError(f"{name}: got 0; expected more")
         for name, least in _LEAST_MB.items():
             if 0 < getattr(self, name) < least:
                 raise ArgumentError(

@@ -37,6 +37,9 @@ class Evidence:
     refused : int
         Instances of this series that were refused for lack of space, on any association, and have not come since; and
         those that were refused for another reason on these associations, of whatever series, but for what is no CT.
+    broken_off : bool
+        An association was aborted or lost before it went over to another series, and none that was opened since has
+        brought any.
     """
 
     instances: int
@@ -47,6 +50,7 @@ class Evidence:
     last: float
     is_over: bool = False
     refused: int = 0
+    broken_off: bool = False
 
     @property
     def is_complete(self) -> bool:
@@ -87,7 +91,7 @@ def look(spool: Spool) -> dict[int, Evidence]:
     used = {row["association"] for rows in parts.values() for row in rows}
     associations = {
         number: spool.row(
-            "SELECT ended, how, refused - (SELECT COUNT(*) FROM refusal WHERE association=a.id) refused,"
+            "SELECT opened, ended, how, refused - (SELECT COUNT(*) FROM refusal WHERE association=a.id) refused,"
             " (SELECT MAX(id) FROM instance WHERE association=a.id) newest FROM association a WHERE id=?",
             number,
         )
@@ -120,15 +124,18 @@ def _evidence(rows: Sequence[Any], associations: Sequence[Any], missing: int) ->
         wanted[row["acquisition"]] = max(row["wanted"] or 0, wanted.get(row["acquisition"], 0))
     newest = max(row["newest"] for row in rows)
     refused = missing + sum(one["refused"] for one in associations)
+    # An association whose last instance is of another series has gone over to that one.
+    staying = [one for one in associations if one["newest"] <= newest]
+    broken = max((one["ended"] for one in staying if one["how"] in ("aborted", "lost")), default=0.0)
     instances, related = sum(arrived.values()), max(row["related"] or 0 for row in rows)
     return Evidence(
         instances=instances,
         related=related if related >= instances else None,  # a number that is too small is no number of these
         acquisitions_full=all(arrived[acquisition] == count for acquisition, count in wanted.items()),
-        # An association whose last instance is of another series has gone over to that one.
-        open=any(one["ended"] is None and one["newest"] <= newest for one in associations),
+        open=any(one["ended"] is None for one in staying),
         clean=not refused and all(one["how"] in (None, "released") for one in associations),
         last=max(max(row["received"] for row in rows), *(one["ended"] or 0.0 for one in associations)),
         is_over=rows[0]["state"] == "part",
         refused=refused,
+        broken_off=broken > max(one["opened"] for one in associations),
     )

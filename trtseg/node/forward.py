@@ -7,6 +7,7 @@ again.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -21,11 +22,13 @@ from typing import Any
 from trtseg.node.config import Config, Peer
 from trtseg.node.line import ANSWER_S, Later, Line, associate
 from trtseg.node.log import say, where
-from trtseg.node.receive import STORAGE_COMMITMENT, UNCOMPRESSED
+from trtseg.node.receive import STORAGE_COMMITMENT
 from trtseg.node.spool import Spool, flush_folder
 from trtseg.node.stopping import Stop
 
 _TOGETHER = 100  # results that are sent in one go
+#: Sends the result in a file, of a SOP class; None, or why it was rejected. Later: it could not be sent.
+Send = Callable[[Path, str], str | None]
 _NO_SUCH_INSTANCE, _CLASS_INSTANCE_CONFLICT = 0x0112, 0x0119
 
 
@@ -79,7 +82,7 @@ def _loop(work: Callable[[], Any], config: Config, stop: Stop) -> None:
 
 
 def send_waiting(spool: Spool, config: Config, destination: str, line: Line | None = None) -> bool:
-    """Send results that are due to one destination, over ``line`` or else over a new association; tell if some were."""
+    """Send results that are due to one destination, a DICOM node over ``line``; tell if some got their answer."""
     waiting = spool.rows(
         "SELECT r.id, r.series, r.kind, r.sop_class, r.file, d.attempts FROM delivery d JOIN result r ON r.id=d.result"
         " WHERE d.state='waiting' AND d.destination=? AND d.due<=?"
@@ -91,95 +94,70 @@ def send_waiting(spool: Spool, config: Config, destination: str, line: Line | No
             line.close_if_idle()
         return False
     kind, _, place = destination.partition(":")
-    left = {row["id"]: row for row in waiting}
-    begun: list[int] = []
-
-    def begin(result: int) -> bool:
-        """Begin to send it, unless the other line has sent it in the meantime."""
-        begun.append(result)
-        query = "SELECT 1 FROM delivery WHERE result=? AND destination=? AND state='waiting'"
-        return spool.row(query, result, destination) is not None
-
-    def sent(result: int, reason: str | None = None) -> None:
-        """Note what became of a result at once: whatever follows may fail."""
-        row = left[result]
-        if reason is not None:
-            spool.bury(result, destination, row["file"], reason)
-            del left[result]
-            say("result rejected", level=logging.ERROR, series=row["series"], kind=row["kind"], reason=reason)
-            return
-        with spool.transaction():
-            spool.do(
-                "UPDATE delivery SET state='sent', ended=?, attempts=attempts+1 WHERE result=? AND destination=?",
-                *(time.time(), result, destination),
-            )
-            spool.count("results_sent")
-        del left[result]
-        say("result sent", series=row["series"], kind=row["kind"], to=kind)
-
-    files = {row["id"]: spool.path("results", row["file"]) for row in waiting}
+    answered, begun = 0, None
     try:
-        if kind == "send":
-            own = line or Line(config, config.peers[place])
-            try:
-                _send(own, files, {row["id"]: row["sop_class"] for row in waiting}, begin, sent)
-            except BaseException:
-                own.close()
-                raise
-            if line is None:
-                own.close()
-        elif kind == "stow":
-            _stow(place, files, begin, sent)
+        send: Send
+        if line is not None:
+            line.open()
+            send = line.send
         else:
-            _copy(Path(place), files, begin, sent)
+            send = _stow(place) if kind == "stow" else functools.partial(_copy, Path(place))
+        for row in waiting:
+            with contextlib.nullcontext(True) if line is None else line.taking(row["id"]) as is_free:
+                if not is_free or not _is_waiting(spool, row["id"], destination):
+                    continue  # the other line sends it, or has sent it in the meantime
+                begun = row["id"]
+                _note(spool, row, destination, send(spool.path("results", row["file"]), row["sop_class"]))
+                answered += 1
     except Exception as error:
         reason = str(error) if isinstance(error, Later) else where(error)
-        if line is not None and line.first is not None:
-            line.rest()
-            say("second association given up", to=kind, reason=reason)
-            return False
-        attempts = max(row["attempts"] for row in waiting)
-        wait = min(config.retry_s * 2 ** min(attempts, 20), config.retry_most_s)
+        if line is not None:
+            line.close()
+            if line.first is not None:
+                line.rest()
+                say("second association given up", to=kind, reason=reason)
+                return False
+        wait = _wait(config, max(row["attempts"] for row in waiting))
         say("destination not reached", level=logging.WARNING, to=kind, reason=reason, again_in_s=wait)
         with spool.transaction():
-            for result in left:
-                more = 1 + (result in begun[-1:])  # what it failed at comes last: it may do so for ever
+            for row in waiting:
+                more = 1 + (row["id"] == begun)  # what it failed at comes last: it may do so for ever
                 spool.do(
                     "UPDATE delivery SET attempts=attempts+?, due=?, reason=?"
                     " WHERE result=? AND destination=? AND state='waiting'",
-                    *(more, time.time() + wait, reason, result, destination),
+                    *(more, time.time() + wait, reason, row["id"], destination),
                 )
             spool.count("delivery_failures")
-    return len(left) < len(waiting)
+    return answered > 0
 
 
-def _send(line: Line, files: dict[int, Path], classes: dict[int, str], begin: Any, sent: Any) -> None:
-    """C-STORE results to a DICOM node, whose classes are given too, but for those that the other line sends."""
-    import pydicom
-
-    association = line.open(classes.values())
-    accepted = {(str(c.abstract_syntax), str(c.transfer_syntax[0])) for c in association.accepted_contexts}
-    for result, path in files.items():
-        with line.taking(result) as is_free:
-            if not is_free or not begin(result):
-                continue
-            as_is, converted = ((classes[result], syntax) in accepted for syntax in UNCOMPRESSED[:2])
-            if not as_is and not converted:
-                sent(result, "SOP class not accepted")
-                continue
-            status = association.send_c_store(path if as_is else pydicom.dcmread(path)).get("Status")
-            if status is None:
-                raise Later("association lost")
-            if status == 0 or status >> 12 == 0xB:  # a warning: stored all the same
-                sent(result)
-            elif status >> 8 == 0xA7:
-                raise Later(f"out of resources, status 0x{status:04X}")
-            else:
-                sent(result, f"status 0x{status:04X}")
+def _is_waiting(spool: Spool, result: int, destination: str) -> bool:
+    query = "SELECT 1 FROM delivery WHERE result=? AND destination=? AND state='waiting'"
+    return spool.row(query, result, destination) is not None
 
 
-def _stow(url: str, files: dict[int, Path], begin: Any, sent: Any) -> None:
-    """STOW-RS results to a DICOMweb server, one by one, so that one that is rejected stops no other."""
+def _wait(config: Config, attempts: int) -> float:
+    """Seconds until the next attempt after so many that failed."""
+    return min(config.retry_s * 2.0 ** min(attempts, 20), config.retry_most_s)
+
+
+def _note(spool: Spool, row: Any, destination: str, reason: str | None) -> None:
+    """Note at once that a result was taken, or why it was rejected: whatever follows may fail."""
+    if reason is not None:
+        spool.bury(row["id"], destination, row["file"], reason)
+        say("result rejected", level=logging.ERROR, series=row["series"], kind=row["kind"], reason=reason)
+        return
+    with spool.transaction():
+        spool.do(
+            "UPDATE delivery SET state='sent', ended=?, attempts=attempts+1 WHERE result=? AND destination=?",
+            *(time.time(), row["id"], destination),
+        )
+        spool.count("results_sent")
+    say("result sent", series=row["series"], kind=row["kind"], to=destination.partition(":")[0])
+
+
+def _stow(url: str) -> Send:
+    """What sends results to a DICOMweb server by STOW-RS, one by one: one that is rejected stops no other."""
     import pydicom
     import requests
     from dicomweb_client.api import DICOMwebClient
@@ -188,20 +166,21 @@ def _stow(url: str, files: dict[int, Path], begin: Any, sent: Any) -> None:
     session.hooks["response"].append(_strip_kind)
     client = DICOMwebClient(url, session=session, timeout=ANSWER_S)
     client.set_http_retry_params(retry=False)  # dicomweb_client 0.61 tries again without the body
-    for result, path in files.items():
-        begin(result)
+
+    def send(path: Path, _: str) -> str | None:
         try:
             answer = client.store_instances([pydicom.dcmread(path)])
         except requests.HTTPError as error:
             code = 0 if error.response is None else error.response.status_code
             if code in (400, 409, 413, 415):
-                sent(result, f"HTTP status {code}")
-                continue
+                return f"HTTP status {code}"
             raise Later(f"HTTP status {code}") from error
         except requests.RequestException as error:
             raise Later("no connection") from error
         failed = answer.get("FailedSOPSequence")
-        sent(result, f"failure reason 0x{failed[0].get('FailureReason', 0):04X}" if failed else None)
+        return f"failure reason 0x{failed[0].get('FailureReason', 0):04X}" if failed else None
+
+    return send
 
 
 def _strip_kind(answer: Any, **_: Any) -> None:
@@ -209,21 +188,18 @@ def _strip_kind(answer: Any, **_: Any) -> None:
     answer.headers["Content-Type"] = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
 
-def _copy(folder: Path, files: dict[int, Path], begin: Any, sent: Any) -> None:
-    """Copy results into a folder, under their random names."""
-    for result, path in files.items():
-        begin(result)
-        try:
-            temporary = folder / f".{path.name}"
-            with temporary.open("wb") as file:
-                file.write(path.read_bytes())
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(folder / path.name)
-            flush_folder(folder)
-        except OSError as error:
-            raise Later(f"cannot be written: {error.strerror}") from error
-        sent(result)
+def _copy(folder: Path, path: Path, _: str) -> None:
+    """Copy a result into a folder, under its random name."""
+    try:
+        temporary = folder / f".{path.name}"
+        with temporary.open("wb") as file:
+            file.write(path.read_bytes())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / path.name)
+        flush_folder(folder)
+    except OSError as error:
+        raise Later(f"cannot be written: {error.strerror}") from error
 
 
 def report_commitments(spool: Spool, config: Config) -> None:
@@ -236,7 +212,7 @@ def report_commitments(spool: Spool, config: Config) -> None:
         try:
             _report(spool, config, peer, json.loads(row["request"]))
         except Exception as error:
-            wait = min(config.retry_s * 2 ** min(row["attempts"], 20), config.retry_most_s)
+            wait = _wait(config, row["attempts"])
             reason = str(error) if isinstance(error, Later) else where(error)
             say("commitment not reported", level=logging.WARNING, to=peer.ae, reason=reason, again_in_s=wait)
             spool.do(

@@ -6,7 +6,8 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from trtseg.node.config import Config, Peer
@@ -40,7 +41,6 @@ class Line:
         self._taken: set[int] = set() if first is None else first._taken
         self._lock: threading.Lock = threading.Lock() if first is None else first._lock
         self._association: Any = None
-        self._classes: frozenset[str] = frozenset()
         self._used = 0.0
         self._rests_until = 0.0
 
@@ -72,18 +72,31 @@ class Line:
                 with self._lock:
                     self._taken.remove(result)
 
-    def open(self, classes: Iterable[str]) -> Any:
-        """Open an association for SOP classes, or take the one that is open; Later if the peer does not accept it."""
-        wanted = frozenset(classes)
-        if self._association is not None and not (
-            self._association.is_established and wanted <= self._classes
-        ):
-            self.close()
-        if self._association is None:
-            self._classes = wanted | RESULT_CLASSES
-            self._association = associate(self._config, self._peer, sorted(self._classes))
+    def open(self) -> Any:
+        """Open an association, or take the one that is open; Later if the peer does not accept it."""
+        if not self.is_open:
+            self._association = associate(self._config, self._peer, sorted(RESULT_CLASSES))
         self._used = time.monotonic()
         return self._association
+
+    def send(self, path: Path, sop_class: str) -> str | None:
+        """C-STORE a result; why it is rejected, or None. Later if the peer cannot take it now."""
+        import pydicom
+
+        association = self.open()
+        accepted = {
+            str(c.transfer_syntax[0]) for c in association.accepted_contexts if c.abstract_syntax == sop_class
+        }
+        as_is, converted = (syntax in accepted for syntax in UNCOMPRESSED[:2])
+        if not as_is and not converted:
+            return "SOP class not accepted"
+        status = association.send_c_store(path if as_is else pydicom.dcmread(path)).get("Status")
+        if status is None:
+            raise Later("association lost")
+        if status >> 8 == 0xA7:
+            raise Later(f"out of resources, status 0x{status:04X}")
+        is_stored = status == 0 or status >> 12 == 0xB  # perhaps with a warning
+        return None if is_stored else f"status 0x{status:04X}"
 
     def close_if_idle(self) -> None:
         """Release the association if nothing has been sent for a while."""

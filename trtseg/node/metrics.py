@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -44,28 +45,21 @@ class Collector:
         counted = {row["name"]: row["value"] for row in self._spool.rows("SELECT * FROM counter")}
         for name, text in _COUNTERS.items():
             yield CounterMetricFamily(f"trtseg_node_{name}", text, value=counted.get(name, 0.0))
-        for name, text, query in (
-            (
-                "open_series",
-                "Series that are not finished.",
-                "SELECT COUNT(*) FROM series WHERE state IN ('open', 'part')",
-            ),
-            (
-                "open_associations",
-                "Associations that stored something.",
-                "SELECT COUNT(*) FROM association WHERE ended IS NULL",
-            ),
-            (
-                "waiting_results",
-                "Results not sent yet.",
-                "SELECT COUNT(*) FROM delivery WHERE state='waiting'",
-            ),
+        for name, text, rows in (
+            ("open_series", "Series that are not finished.", "series WHERE state IN ('open', 'part')"),
+            ("open_associations", "Associations that stored something.", "association WHERE ended IS NULL"),
+            ("waiting_results", "Results not sent yet.", "delivery WHERE state='waiting'"),
         ):
-            yield GaugeMetricFamily(f"trtseg_node_{name}", text, value=self._spool.row(query)[0])
+            (count,) = self._spool.row(f"SELECT COUNT(*) FROM {rows}")  # noqa: S608
+            yield GaugeMetricFamily(f"trtseg_node_{name}", text, value=count)
         yield GaugeMetricFamily("trtseg_node_used_bytes", "Size of the store.", value=self._spool.used())
 
 
 class _Server(ThreadingHTTPServer):
+    def __init__(self, place: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
+        super().__init__(place, handler)
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say that something failed, as a caller that does not wait; socketserver would print it."""
         error = sys.exc_info()[1]
@@ -108,7 +102,8 @@ def serve(spool: Spool, host: str, port: int, health: Callable[[], dict[str, boo
         server = _Server((host, port), Handler)
     except OSError as error:
         raise ArgumentError(
-            f"http_port: {host}:{port} cannot be listened at ({error.strerror}); choose another port"
+            f"http_host, http_port: got {host} and {port}, where this machine cannot listen ({error.strerror}); choose "
+            "an address of this machine and a free port"
         ) from error
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server

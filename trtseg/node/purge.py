@@ -1,4 +1,4 @@
-"""What a node no longer keeps."""
+"""What a node no longer keeps, and times that the clock has left behind."""
 
 from __future__ import annotations
 
@@ -38,12 +38,25 @@ def give_up(spool: Spool, destinations: Sequence[str], keep_dead: float) -> None
             )
 
 
+def mend_times(spool: Spool, most: float) -> None:
+    """Bring to now what lies in the future since the clock was set back: all waits would last as long as the jump.
+
+    Deliveries and reports of storage commitment may be due in up to ``most`` seconds.
+    """
+    now = time.time()
+    for table, column, until in (
+        ("instance", "received", now), ("association", "opened", now), ("association", "ended", now),
+        ("series", "ended", now), ("result", "made", now), ("refusal", "at", now),
+        ("delivery", "due", now + most), ("commitment", "due", now + most),
+    ):  # fmt: skip
+        spool.do(f"UPDATE {table} SET {column}=? WHERE {column}>?", now, until)  # noqa: S608
+
+
 def purge(spool: Spool, keep: float, keep_dead: float) -> int:
     """Remove what was finished, and what was rejected, longer ago than that many seconds; the number of files."""
     old = time.time() - keep
-    with (
-        spool.transaction()
-    ):  # rows first: a file without a row is swept, a row without a file would be an error
+    # Rows first: a file without a row is swept, a row without a file would be an error.
+    with spool.transaction():
         instances = spool.files(f"instance WHERE series IN ({_ENDED})", old)
         results = spool.files(f"result WHERE {_SETTLED}", old)
         if instances or results:

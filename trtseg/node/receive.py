@@ -89,18 +89,12 @@ class Receiver:
         address = association.requestor.address_info.address
         if any(caller.covers(address, ae) for caller in self.config.callers):
             return
-        say(
-            "association refused",
-            level=logging.WARNING,
-            calling=ae,
-            address=address,
-            reason="AE title not allowed",
-        )
+        reason = "AE title not allowed"
+        say("association refused", level=logging.WARNING, calling=ae, address=address, reason=reason)
         with contextlib.suppress(Exception):
             self.spool.count("associations_refused")
-        association.acse.send_reject(
-            0x01, 0x01, 0x03
-        )  # permanent, by the user: calling AE title not recognised
+        # Permanent, by the user: calling AE title not recognised.
+        association.acse.send_reject(0x01, 0x01, 0x03)
         association.kill()
 
     def echo(self, event: Any) -> int:
@@ -134,12 +128,8 @@ class Receiver:
         if event.action_type != 1:
             return NO_SUCH_ACTION, None
         if ae not in self.config.commit_peers:
-            say(
-                "storage commitment refused",
-                level=logging.WARNING,
-                calling=ae,
-                reason="not listed in 'commit'",
-            )
+            reason = "not listed in 'commit'"
+            say("storage commitment refused", level=logging.WARNING, calling=ae, reason=reason)
             return PROCESSING_FAILURE, None
         try:
             wanted = event.action_information
@@ -197,13 +187,8 @@ class Receiver:
             raise Refused(OUT_OF_RESOURCES, "the store has its full size")
 
     def _refuse(self, status: int, reason: str, association: int | None, facts: Facts | None) -> int:
-        say(
-            "instance refused",
-            level=logging.WARNING,
-            status=f"0x{status:04X}",
-            reason=reason,
-            association=association,
-        )
+        code = f"0x{status:04X}"
+        say("instance refused", level=logging.WARNING, status=code, reason=reason, association=association)
         with contextlib.suppress(Exception):
             self.spool.count("instances_refused")
         if association is not None and status != CLASS_NOT_SUPPORTED:
@@ -300,9 +285,8 @@ def make_entity(config: Config) -> Any:
     entity.add_supported_context(STORAGE_COMMITMENT, list(UNCOMPRESSED))
     for sop_class in CT_CLASSES:
         entity.add_supported_context(sop_class, [*UNCOMPRESSED, *COMPRESSED])
-    for (
-        context
-    ) in AllStoragePresentationContexts:  # to be refused one by one with a status, which ends no study
+    # To be refused one by one with a status, which ends no study.
+    for context in AllStoragePresentationContexts:
         if context.abstract_syntax not in CT_CLASSES:
             entity.add_supported_context(str(context.abstract_syntax), list(UNCOMPRESSED))
     return entity

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import tempfile
 import uuid
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ def write_results(
     result: Segmentation,
     kinds: Sequence[str],
     have: Mapping[str, Sequence[str]],
-    series_uid: Callable[[], str],
+    series_uid: str,
 ) -> Generator[list[Made]]:
     """Write the DICOM objects of a result into the spool, where nobody knows of them yet, in parts.
 
@@ -46,8 +46,8 @@ def write_results(
         Of ``seg``, ``sr``, ``sc``.
     have : mapping of str to sequence of str
         Files of the objects that there are already, by kind.
-    series_uid : callable
-        Gives the UID of the series of the pictures.
+    series_uid : str
+        Of the series of the pictures.
 
     Yields
     ------
@@ -64,19 +64,17 @@ def write_results(
     if result.liver_ml == 0:
         return
     seg = next(iter(have.get("seg", ())), "")
-    none: tuple[list[Made], ...] = ()
-    pictures = (part for part in none)
     try:
         if "seg" in kinds and not seg:
             yield [made := _write_object(spool, result, "seg")]
             seg = made.file
-        if "sc" in kinds:
-            pictures = _write_pictures(spool, result, series_uid(), len(have.get("sc", ())))
-        with contextlib.closing(pictures):
-            yield from itertools.islice(pictures, _FIRST)
+        drawn = len(have.get("sc", ()))
+        with contextlib.closing(_write_pictures(spool, result, series_uid, drawn)) as pictures:
+            wanted = pictures if "sc" in kinds else ()
+            yield from itertools.islice(wanted, _FIRST)
             if "sr" in kinds and "sr" not in have:
                 yield [_write_object(spool, result, "sr", spool.path("results", seg))]
-            yield from pictures
+            yield from wanted
     except OutputError as error:  # a broken disk, or a source that no objects can be made for
         raise error.__cause__ if isinstance(error.__cause__, OSError) else InputError(str(error)) from error
 
@@ -126,14 +124,11 @@ def _write_pictures(spool: Spool, result: Segmentation, series_uid: str, first: 
             spool.remove("results", [file.result() for file in left])
 
 
-def series_of_pictures(spool: Spool, series: int, last: int, is_begun: bool) -> str:
-    """UID of the series of the pictures that a series and its last instance gave: the same after a restart.
-
-    ``is_begun`` tells whether some results of this revision are in the spool; with the first, the revision rises.
-    """
+def series_of_pictures(spool: Spool, series: int, last: int) -> str:
+    """UID of the series of the pictures of this revision, up to the instance ``last``: the same after a restart."""
     (file,) = spool.row("SELECT file FROM instance WHERE id=?", last)
     (revision,) = spool.row("SELECT revision FROM series WHERE id=?", series)
-    return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, f'{file} {revision + (not is_begun)}').int}"
+    return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, f'{file} {revision}').int}"
 
 
 def begun(spool: Spool, series: int, fingerprint: str) -> dict[str, list[str]] | None:

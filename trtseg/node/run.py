@@ -16,11 +16,13 @@ from typing import Any
 from trtseg.errors import ArgumentError, TrtsegError
 from trtseg.node import log, metrics
 from trtseg.node.config import Config
+from trtseg.node.forward import forward
 from trtseg.node.log import say, scrub, where
-from trtseg.node.purge import give_up, purge, waiting_elsewhere
-from trtseg.node.receive import tls_context
+from trtseg.node.purge import give_up, mend_times, purge, waiting_elsewhere
+from trtseg.node.receive import receive, tls_context
 from trtseg.node.spool import Spool
 from trtseg.node.stopping import Stop
+from trtseg.node.work import work
 
 _LONG = 60.0  # seconds after which a process counts as well, and the longest wait before it is started again
 _LEFT_OVER = 5.0  # seconds that processes of a node that was killed may take to end
@@ -48,9 +50,9 @@ def run(config: Config) -> None:
     #: The instance or, negative, the series that the worker is at: what it died of, if it dies.
     current = context.RawValue("q", 0)
     children = [
-        _Child("receive", _receive, (config,)),
-        _Child("work", _work, (config, current)),
-        _Child("forward", _forward, (config,)),
+        _Child(receive, config),
+        _Child(work, config, current),
+        _Child(forward, config),
     ]
     stop = Stop(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     if config.http_port:
@@ -95,12 +97,11 @@ def _check_port(host: str, port: int) -> None:
 
 
 class _Child:
-    """A process of the node, and when it is started again."""
+    """A process of the node, named like its function, and when it is started again."""
 
-    def __init__(self, name: str, body: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        self.name = name
-        self._body = body
-        self._arguments = arguments
+    def __init__(self, body: Callable[..., None], *arguments: Any) -> None:
+        self.name = body.__name__
+        self._given = body, *arguments
         self._process: Any = None
         self._started = 0.0
         self._due = 0.0
@@ -128,7 +129,7 @@ class _Child:
 
     def start_if_due(self, context: Any) -> None:
         if self._process is None and time.monotonic() >= self._due:
-            self._process = context.Process(target=_child, args=(self.name, self._body, self._arguments))
+            self._process = context.Process(target=_child, args=self._given)
             self._process.start()
             self._started = time.monotonic()
 
@@ -141,11 +142,11 @@ class _Child:
             self._process.join()
 
 
-def _child(name: str, body: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _child(body: Callable[..., None], *arguments: Any) -> None:
     """The start of a process of the node, which lives no longer than the node."""
     os.umask(0o077)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the node passes the end on
-    log.start(name)
+    log.start(body.__name__)
     say("started", pid=os.getpid())
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -163,24 +164,6 @@ def _child(name: str, body: Callable[..., None], arguments: tuple[Any, ...]) -> 
         os._exit(1)  # threads of pynetdicom would keep it alive
 
 
-def _receive(config: Config) -> None:
-    from trtseg.node.receive import receive
-
-    receive(config)
-
-
-def _work(config: Config, current: Any) -> None:
-    from trtseg.node.work import work
-
-    work(config, current)
-
-
-def _forward(config: Config) -> None:
-    from trtseg.node.forward import forward
-
-    forward(config)
-
-
 def _blame(spool: Spool, name: str, current: Any) -> None:
     """Note that a process ended by itself, and, of the worker, what it was at."""
     try:
@@ -195,6 +178,7 @@ def _blame(spool: Spool, name: str, current: Any) -> None:
 
 def _purge(spool: Spool, config: Config) -> None:
     try:
+        mend_times(spool, config.retry_most_s)
         give_up(spool, config.destinations, config.keep_dead_s)
         if removed := purge(spool, config.keep_s, config.keep_dead_s):
             say("removed", files=removed)

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -92,7 +93,7 @@ class Spool:
             raise OutputError(f"{folder}: cannot be used as the store of a node ({error})") from error
         if version not in (0, VERSION):
             raise OutputError(f"{folder}: was made by another version of trtseg; choose another folder")
-        self._used = (0.0, 0)  # when it was counted, bytes
+        self._used = (-math.inf, 0)  # when it was counted, bytes
 
     def close(self) -> None:
         """Close the database."""
@@ -195,7 +196,7 @@ class Spool:
     def used(self) -> int:
         """Bytes of all instances and results, counted anew every few seconds."""
         when, used = self._used
-        if not 0 <= time.monotonic() - when < 5 or not when:
+        if time.monotonic() - when >= 5:
             (used,) = self.row(
                 "SELECT (SELECT IFNULL(SUM(bytes), 0) FROM instance) + (SELECT IFNULL(SUM(bytes), 0) FROM result)"
             )
@@ -290,74 +291,50 @@ class Spool:
 
     # results
 
-    def finish(
-        self,
-        series: int,
-        last: int,
-        results: Sequence[Made],
-        destinations: Sequence[str],
-        reason: str | None = None,
-        more: bool = False,
-    ) -> bool:
-        """End a series with its results, or with the reason why it has none; both or nothing is on the disk.
-
-        Parameters
-        ----------
-        series, last : int
-            The series, and the last of its instances that was regarded.
-        results : sequence of Made
-            To be sent to each of ``destinations``.
-        reason : str, optional
-            Why there are none.
-        more : bool
-            `add_results` brings further results soon; until it has brought the last, the series is in state ``part``.
-
-        Returns
-        -------
-        bool
-            False if instances came in the meantime: the series goes on, and its results are to be made again.
-        """
-        state = "failed" if reason else "part" if more else "done"
+    def begin_results(self, series: int, last: int) -> bool:
+        """Begin a revision of the results of a series; False if instances came after ``last``, so that it goes on."""
         with self.transaction():
-            if self.row("SELECT 1 FROM instance WHERE series=? AND id>?", series, last):
+            if self._came_after(series, last):
                 return False
-            self.do(
-                "UPDATE series SET state=?, revision=revision+?, crashes=0, reason=?, ended=? WHERE id=?",
-                *(state, bool(results) or more, reason, time.time(), series),
-            )
-            self._insert(series, results, destinations)
-            if not more:
-                self.count("series_failed" if reason else "series_done")
+            self.do("UPDATE series SET state='part', revision=revision+1 WHERE id=?", series)
         return True
 
-    def add_results(
-        self, series: int, results: Sequence[Made], destinations: Sequence[str], more: bool
-    ) -> None:
-        """Add results to those that `finish` brought; unless there are ``more``, the series ends.
-
-        A series that has begun anew, with instances that came in the meantime, stays as it is.
-        """
-        with self.transaction():
-            self._insert(series, results, destinations)
-            if not more:
-                self.do(
-                    "UPDATE series SET state='done', ended=? WHERE id=? AND state='part'", time.time(), series
-                )
-                self.count("series_done")
-
-    def _insert(self, series: int, results: Sequence[Made], destinations: Sequence[str]) -> None:
+    def add_results(self, series: int, results: Sequence[Made], destinations: Sequence[str]) -> None:
+        """Note results of the revision that was begun, to be sent to each destination; remove them if that fails."""
         now = time.time()
-        (revision,) = self.row("SELECT revision FROM series WHERE id=?", series)
-        for made in results:
-            row = self.do(
-                "INSERT INTO result(series, revision, kind, sop_class, sop, file, bytes, made) VALUES(?,?,?,?,?,?,?,?)",
-                *(series, revision, *made, self.path("results", made.file).stat().st_size, now),
+        try:
+            with self.transaction():
+                (revision,) = self.row("SELECT revision FROM series WHERE id=?", series)
+                for made in results:
+                    row = self.do(
+                        "INSERT INTO result(series, revision, kind, sop_class, sop, file, bytes, made)"
+                        " VALUES(?,?,?,?,?,?,?,?)",
+                        *(series, revision, *made, self.path("results", made.file).stat().st_size, now),
+                    )
+                    for destination in destinations:
+                        self.do(
+                            "INSERT INTO delivery(result, destination, state, due) VALUES(?, ?, 'waiting', ?)",
+                            *(row, destination, now),
+                        )
+        except BaseException:
+            self.remove("results", [made.file for made in results])
+            raise
+
+    def end(self, series: int, last: int, reason: str | None = None) -> bool:
+        """End a series, with the reason if it has no results; False if instances came after ``last``: it goes on."""
+        with self.transaction():
+            if self._came_after(series, last):
+                return False
+            self.do(
+                "UPDATE series SET state=?, crashes=0, reason=?, ended=? WHERE id=?",
+                *("failed" if reason else "done", reason, time.time(), series),
             )
-            for destination in destinations:
-                self.do(
-                    "INSERT INTO delivery(result, destination, state, due) VALUES(?, ?, 'waiting', ?)",
-                    *(row, destination, now),
-                )
+            self.count("series_failed" if reason else "series_done")
+        return True
+
+    def _came_after(self, series: int, last: int) -> bool:
+        """Whether a series has instances after that of the id ``last``."""
+        return self.row("SELECT 1 FROM instance WHERE series=? AND id>?", series, last) is not None
 
     def bury(self, result: int, destination: str, file: str, reason: str) -> None:
         """Put a result that a destination rejected aside, with the reason."""

@@ -24,7 +24,7 @@ from trtseg.node.config import Config
 from trtseg.node.ending import Evidence, due, look
 from trtseg.node.log import say, scrub, where
 from trtseg.node.results import begun, series_of_pictures, write_results
-from trtseg.node.spool import Made, Spool
+from trtseg.node.spool import Spool
 from trtseg.node.stopping import Stop
 from trtseg.warnings import ResultWarning
 
@@ -135,18 +135,26 @@ class Series:
 def _missing(evidence: Evidence, unreadable: int) -> list[ResultWarning]:
     """Warn of instances without which a series is segmented: nothing else tells of slices that lack at its ends."""
     refused, absent = evidence.refused, max(0, (evidence.related or 0) - evidence.instances)
+    again = "send the series again."
     found: list[tuple[str, str]] = []
     if refused and not evidence.is_complete:
-        came = f"{refused} instance{'s' * (refused > 1)} that came with this CT; send the series again."
-        found.append(("slices-refused", f"The node refused {came}"))
+        text = f"The node refused {_instances(refused)} that came with this CT; {again}"
+        found.append(("slices-refused", text))
     elif absent:
-        came = f"{evidence.related} instances, of which {absent} did not come; send the series again."
-        found.append(("slices-missing", f"Headers speak of {came}"))
+        text = f"Headers speak of {evidence.related} instances, of which {absent} did not come; {again}"
+        found.append(("slices-missing", text))
+    elif evidence.broken_off and not evidence.is_complete:
+        text = f"This CT was broken off while it came, and its sender did not go on; {again}"
+        found.append(("slices-missing", text))
     if unreadable:
-        came = f"{unreadable} instance{'s' * (unreadable > 1)} of this CT; its log says why."
-        found.append(("slices-missing", f"The node could not decode {came}"))
+        text = f"The node could not decode {_instances(unreadable)} of this CT; its log says why."
+        found.append(("slices-missing", text))
     told = "Slices may be missing at the ends of the CT, and volumes are lower bounds then."
     return [ResultWarning(code, f"{text} {told}") for code, text in found]
+
+
+def _instances(count: int) -> str:
+    return f"{count} instance{'s' * (count > 1)}"
 
 
 class Worker:
@@ -211,19 +219,11 @@ class Worker:
 
     def _finish(self, series: Series, evidence: Evidence, ends: float) -> None:
         """End a series with its results or the reason why there are none."""
-        facts: dict[str, Any] | None = None
-        is_failed = False
         try:
-            try:
-                (crashes,) = self.spool.row("SELECT crashes FROM series WHERE id=?", series.number)
-                if crashes >= _CRASHES:
-                    raise InputError("segmenting it has ended the process")
-                with self._at(-series.number):
-                    facts = self._make(series, _missing(evidence, series.unreadable))
-            except (InputError, ModelError) as error:
-                reason = self._reason(error, series)
-                is_failed = self.spool.finish(series.number, series.last, [], (), reason)
-                facts = {"reason": reason} if is_failed else None
+            facts = self._make(series, _missing(evidence, series.unreadable))
+        except (InputError, ModelError) as error:
+            reason = self._reason(error, series)
+            facts = {"reason": reason} if self.spool.end(series.number, series.last, reason) else None
         finally:
             self._drop(series.number)
         if facts is None:
@@ -232,6 +232,7 @@ class Worker:
         took = time.time() - ends
         self.spool.count("tail_seconds_sum", took)
         self.spool.count("tail_seconds_count")
+        is_failed = "reason" in facts
         say(
             "series failed" if is_failed else "series done", level=logging.WARNING if is_failed else logging.INFO,
             series=series.number, instances=len(series.headers), unreadable=series.unreadable,
@@ -243,38 +244,29 @@ class Worker:
 
         Each is on its way before the next is written. After a restart in between, those that are missing follow.
         """
-        spool, number, destinations = self.spool, series.number, self.config.destinations
-        result = series.finish(warnings)
-        have = begun(spool, number, self.segmenter.fingerprint())
-        count, is_begun = 0, have is not None
-        parts = write_results(
-            *(spool, result, self.config.results, have or {}),
-            lambda: series_of_pictures(spool, number, series.last, is_begun),
-        )
-        with contextlib.closing(parts):
-            for made in parts:
-                with self._removed_if_unknown(made):
-                    if is_begun:
-                        spool.add_results(number, made, destinations, more=True)
-                    elif not spool.finish(number, series.last, made, destinations, more=True):
-                        return None
-                count, is_begun = count + len(made), True
-        if is_begun:
-            spool.add_results(number, [], destinations, more=False)
-        elif not spool.finish(number, series.last, [], destinations):
+        spool, number = self.spool, series.number
+        (crashes,) = spool.row("SELECT crashes FROM series WHERE id=?", number)
+        if crashes >= _CRASHES:
+            raise InputError("segmenting it has ended the process")
+        with self._at(-number):
+            result = series.finish(warnings)
+            have = begun(spool, number, self.segmenter.fingerprint())
+            if have is None:
+                if not spool.begin_results(number, series.last):
+                    return None
+                have = {}
+            pictures = series_of_pictures(spool, number, series.last)
+            count = 0
+            with contextlib.closing(
+                write_results(spool, result, self.config.results, have, pictures)
+            ) as parts:
+                for made in parts:
+                    spool.add_results(number, made, self.config.destinations)
+                    count += len(made)
+        if not spool.end(number, series.last):
             return None
         facts = {"results": count, "warnings": [warning.code for warning in result.warnings]}
         return facts | ({"note": "no liver found"} if result.liver_ml == 0 else {})
-
-    @contextlib.contextmanager
-    def _removed_if_unknown(self, made: Sequence[Made]) -> Iterator[None]:
-        """Remove the files of results that the body did not note in the spool."""
-        try:
-            yield
-        finally:
-            for one in made:
-                if not self.spool.row("SELECT 1 FROM result WHERE file=?", one.file):
-                    self.spool.remove("results", [one.file])
 
     def _drop(self, number: int) -> None:
         self._series.pop(number).close()

@@ -181,14 +181,14 @@ def choose(
     for found, what in ((studies, "studies"), (patients, "patients")):
         if len(found) > 1:
             raise InputError(
-                f"{name}: holds CTs of {len(found)} {what}; give the folder of one, or choose with --series (series= "
-                f"in Python): {listing(usable)}"
+                f"{name}: holds CTs of {len(found)} {what}; give the folder of one, or choose with trtseg segment "
+                f"--series (series= in Python): {listing(usable)}"
             )
     rivals = [one for one in usable if _is_rival(one, best)]
     if len(rivals) > 1:
         raise InputError(
             f"{name}: holds {len(rivals)} volumes in one series (phases, energies or reconstructions); choose with "
-            f"--series (series= in Python): {listing(rivals)}"
+            f"trtseg segment --series (series= in Python): {listing(rivals)}"
         )
     if best.problem is not None:
         raise best.problem

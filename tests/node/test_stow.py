@@ -1,0 +1,111 @@
+"""Results reach a DICOMweb server, wait for it, or are put aside with the reason."""
+
+from __future__ import annotations
+
+import http.server
+import socket
+import threading
+import time
+
+import pytest
+from nodes import again, attempt, ct_series, filled, states
+
+from trtseg.node.config import Config
+
+pytest.importorskip("dicomweb_client")
+
+
+class _Web(http.server.BaseHTTPRequestHandler):
+    codes: tuple = ()
+    got: tuple = ()
+    kind, answer = "application/dicom+json", b"{}"
+
+    def do_POST(self):
+        length = self.headers["Content-Length"]
+        body = self._chunks() if length is None else self.rfile.read(int(length))
+        code, *_Web.codes = _Web.codes
+        code = code if body else 400
+        _Web.got = (*_Web.got, body) if code == 200 else _Web.got
+        self.send_response(code)
+        if self.kind:
+            self.send_header("Content-Type", self.kind)
+        self.end_headers()
+        self.wfile.write(self.answer)
+
+    def _chunks(self):
+        body = b""
+        while length := int(self.rfile.readline(), 16):
+            body += self.rfile.read(length)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Settings of a node that sends to a server of `_Web`."""
+    server = http.server.HTTPServer(("127.0.0.1", 0), _Web)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield Config(tmp_path / "store", stow=(f"http://127.0.0.1:{server.server_address[1]}/dicom-web",))
+    server.shutdown()
+
+
+def test_stow(config):
+    spool, uids, _ = filled(config)
+    _Web.codes, _Web.got = [200, 409, 403], ()
+    attempt(spool, config)
+    assert states(spool) == ["sent", "dead", "waiting"]
+    _Web.codes = [200]
+    again(spool, config)
+    assert states(spool) == ["sent", "dead", "sent"]
+    assert [uid.encode() in body for uid, body in zip(uids[::2], _Web.got, strict=True)] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("kind", "item", "state"),
+    [
+        (
+            "application/dicom+json",
+            '{"00081197": {"vr": "US", "Value": [272]}}',
+            ("dead", "failure reason 0x0110"),
+        ),
+        ("application/dicom+json; charset=utf-8", "{}", ("dead", "failure reason 0x0000")),
+        ("text/plain", "no JSON", ("sent", None)),
+        ("", "no JSON", ("sent", None)),
+    ],
+)
+def test_what_a_server_says_with_its_success(config, monkeypatch, kind, item, state):
+    spool, _, _ = filled(config, 1)
+    answer = f'{{"00081198": {{"vr": "SQ", "Value": [{item}]}}}}'
+    monkeypatch.setattr(_Web, "kind", kind)
+    monkeypatch.setattr(_Web, "answer", answer.encode())
+    _Web.codes = [202]
+    attempt(spool, config)
+    assert tuple(spool.row("SELECT state, reason FROM delivery")) == state
+
+
+def test_a_large_result_waits_for_a_busy_server(config):
+    spool, _, _ = filled(config, 1)
+    (large,) = ct_series(1)
+    large.PixelData = bytes(2_000_000)  # is sent in chunks
+    large.save_as(spool.path("results", *spool.files("result")), enforce_file_format=True)
+    _Web.codes, _Web.got = [503, 200], ()
+    attempt(spool, config)
+    assert states(spool) == ["waiting"]
+    again(spool, config)
+    assert states(spool) == ["sent"]
+    assert len(_Web.got[0]) > 2_000_000
+
+
+def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("trtseg.node.forward.ANSWER_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        config = Config(tmp_path / "store", stow=(f"http://127.0.0.1:{silent.getsockname()[1]}/dicom-web",))
+        spool, _, _ = filled(config, 1)
+        start = time.monotonic()
+        attempt(spool, config)
+    assert time.monotonic() - start < 10
+    assert tuple(spool.row("SELECT state, reason FROM delivery")) == ("waiting", "no connection")
