@@ -149,6 +149,9 @@ def test_of_one_case_nothing_is_printed_twice(capsys, case, firsts):
     shown = printed(capsys, case)
     assert [rows[0][0] for rows in shown] == firsts
     assert "Dice, all voxels as one case" not in [row[0] for rows in shown for row in rows]
+    if case is B:
+        assert ["ASSD, mm", "–", "–"] in shown[0]
+        assert ["tumour burden, RMSE", "–"] in shown[1]
     if case is BLIND:
         assert shown[0] == [["case", "mL called tumour", "in lesions"], ["blind", "7.1", "1"]]
         assert shown[1][:2] == [["liver"], ["Dice", "1.000"]]
