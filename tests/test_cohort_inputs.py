@@ -192,6 +192,21 @@ def test_the_only_ct_of_a_folder_or_a_pattern_in_a_store(phantom_ct):
         assert planned(given) == {url: "out/only_seg.nii.gz"}, given
 
 
+def test_a_query_is_no_part_of_the_name_of_a_ct_on_the_web(phantom_ct, monkeypatch):
+    memory = fsspec.filesystem("memory")
+    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda url: (memory, url))
+    url = "https://store.test/scans/ct.nii.gz?download=1&key=a/b*"
+    memory.pipe_file(url, phantom_ct.read_bytes())
+    Path("out").mkdir()
+    with (
+        trtseg.Segmenter(cascade_model(Path("model"))) as segmenter,
+        cohort.plan([url], "out") as cases,
+    ):
+        (outcome,) = cohort.run(cases, segmenter)
+    assert (outcome.error, outcome.case.input) == (None, url)
+    assert os.listdir("out") == ["ct_seg.nii.gz"]
+
+
 def test_a_series_is_that_of_one_input():
     Path("study").mkdir()
     with cohort.plan(["study"], "out.nii.gz", series="1.2.3") as (case,):

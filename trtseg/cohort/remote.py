@@ -27,6 +27,7 @@ _CHANGING = {
     "generation",
 }
 _CHANGING |= {"created", "date_time", "crc", "md5", "md5hash", "content_md5", "version_id", "versionid"}
+_WEB = ("http", "https")
 
 
 def is_url(text: object) -> bool:
@@ -46,7 +47,7 @@ def find_remote(url: str) -> list[str]:
         If there is none, or the store cannot be read.
     """
     with _store(url) as (store, path):
-        if any(sign in path for sign in "*?["):
+        if any(sign in os.fspath(name_of(url)) for sign in "*?["):
             found = [name for name in store.glob(path) if not says_labels(Path(name))]
         elif store.isdir(path):
             found = _cts(path, store.find(path))
@@ -75,8 +76,9 @@ def read_remote(url: str) -> str:
 
 
 def name_of(url: str) -> Path:
-    """The path of a URL inside its store, without what stands before and behind."""
-    return Path(PurePosixPath(url.partition("::")[0].partition("://")[2].rstrip("/")))
+    """The path of a URL inside its store, without what stands before and behind; on the web ``?`` begins a query."""
+    scheme, _, path = url.partition("::")[0].partition("://")
+    return Path(path.partition("?")[0] if scheme in _WEB else path)
 
 
 @contextmanager
@@ -157,7 +159,7 @@ def _with_path(url: str, path: str, name: str) -> str:
     scheme, _, _ = first.partition("://")
     if name == path:
         return url
-    full = name if scheme in ("http", "https") else f"{scheme}://{name}"
+    full = name if scheme in _WEB else f"{scheme}://{name}"
     return f"{full}{chain}{rest}"
 
 
