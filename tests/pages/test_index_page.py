@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 
 import pytest
 from viewing import make_result, opened
@@ -66,6 +67,60 @@ def test_the_index_sorts_and_filters(browser, saved):
     page.wait_for_function("document.querySelector('#count').textContent === '2 of 30 cases'")
     assert shown() == ["case-0", "case-1"]
     page.close()
+
+
+def facts(**changes):
+    """What the page of a case says at its start, for those that only count."""
+    known = {"liver_ml": 600.0, "tumour_ml": 0.0, "tumour_burden": 0.0, "lesion_count": 0, "largest_mm": 0.0}
+    known |= {"highest_probability": None, "warnings": [], "model": "test 1", "thumbnail": "AAAA"}
+    return known | changes
+
+
+def test_each_number_stands_below_its_heading_in_its_unit():
+    lesions = {"tumour_ml": 60.04, "tumour_burden": 0.05, "lesion_count": 3, "largest_mm": 41.26}
+    odd = facts(**lesions, highest_probability=0.875, warnings=["values-scale", "liver-cut"])
+    rows = [Row("a<b", "a.html", odd), Row("c", "c&d.html", facts(warnings=["liver-cut"]))]
+    page = index_html(rows).decode()
+    headings = re.findall(r'<th scope="col"><button type="button">(.*?)</button></th>', page)
+    assert headings == [
+        "Case", "Liver, mL", "Tumour, mL", "Burden", "Lesions", "Largest, mm", "Highest probability", "Warnings",
+    ]  # fmt: skip
+    first, second = (re.findall('<td data-value="(.*?)">(.*?)</td>', row) for row in page.split("<tr>")[2:4])
+    assert first == [
+        ("600.0", "600.0"),
+        ("60.04", "60.0"),
+        ("0.05", "5.0%"),
+        ("3", "3"),
+        ("41.26", "41.3"),
+        ("0.875", "0.88"),
+        ("values-scale liver-cut", "values-scale<br>liver-cut"),
+    ]
+    assert second[5:] == [("-1", "–"), ("liver-cut", "liver-cut")]
+    assert '<a href="c&amp;d.html">' in page
+    assert "<span>a&lt;b</span>" in page
+    assert page.count('src="data:image/jpeg;base64,AAAA"') == 2
+    assert "<option>liver-cut</option><option>values-scale</option></select>" in page
+
+
+def test_the_histograms_count_cases():
+    livers = [600.0, 1150.0, 1200.0]
+    page = index_html(
+        [Row("a", "a.html", facts(liver_ml=ml, lesion_count=n)) for n, ml in enumerate(livers)]
+    ).decode()
+    liver, tumour, lesions = re.findall("<figure>.*?</figure>", page)
+    bars = re.findall(
+        r'<rect x="(\d+)" y="([\d.]+)" width="18" height="([\d.]+)"><title>(.*?): (\d+)</title>', liver
+    )
+    heights = {6: (32.0, 28.0, "600 to 700", 1), 11: (4.0, 56.0, "1100 to 1200", 2)}
+    assert [(int(x), float(y), float(high), what, int(n)) for x, y, high, what, n in bars] == [
+        (20 * bar + 1, *heights.get(bar, (60.0, 0.0, f"{100 * bar} to {100 * bar + 100}", 0)))
+        for bar in range(12)
+    ]
+    assert 'aria-label="Histogram of Liver, mL: 0 to 1200, median 1150"' in liver
+    assert '<text x="1" y="74">0</text><text x="239" y="74" text-anchor="end">1200</text>' in liver
+    assert "<figcaption>Liver, mL; median 1150</figcaption>" in liver
+    assert "<title>0 to 0.08333: 3</title>" in tumour, "all are 0"
+    assert "<figcaption>Lesions; median 1</figcaption>" in lesions
 
 
 def test_the_headings_stay_in_sight(browser, saved):
