@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trtseg.cli import text
+from trtseg.cli import progress, text
 from trtseg.cli.exits import Failures, errors_as_exit_codes
 from trtseg.errors import ArgumentError
 from trtseg.notice import NOTICE
@@ -166,23 +166,20 @@ def _score(
     matched: Sequence[Pair], *, liver_only: bool, meaning: dict[int, int] | None, quiet: bool
 ) -> _Cases:
     """Score all cases, and report each failure on stderr."""
-    from rich.console import Console
-    from rich.progress import track
-
     from trtseg import pairs
 
     cases = _Cases()
-    console = Console(stderr=True)
-    silent = quiet or len(matched) == 1 or not console.is_terminal
-    for pair in matched if silent else track(matched, "evaluating", console=console, transient=True):
-        try:
-            scores = pairs.score(pair, liver_only=liver_only, meaning=meaning)
-        except Exception as error:
-            cases.left_out.append((pair, cases.failures.add(error, pair.prediction, pair.truth)))
-        else:
-            cases.scored.append((pair, scores))
-            for warning in scores.warnings:
-                text.warn(warning)
+    with progress.told(quiet, len(matched) > 1) as tell:
+        for done, pair in enumerate(matched):
+            tell(f"evaluating {pair.name}", done / len(matched))
+            try:
+                scores = pairs.score(pair, liver_only=liver_only, meaning=meaning)
+            except Exception as error:
+                cases.left_out.append((pair, cases.failures.add(error, pair.prediction, pair.truth)))
+            else:
+                cases.scored.append((pair, scores))
+                for warning in scores.warnings:
+                    text.warn(warning)
     return cases
 
 
