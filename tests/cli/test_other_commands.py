@@ -109,7 +109,7 @@ def test_sample_prints_the_very_bytes_of_a_name(here):
     assert (done.returncode, done.stdout) == (0, name + b"\n")
 
 
-@pytest.mark.parametrize("arguments", [["info"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["info"], ["--version"], ["--help"], ["engines", "list", "--help"]])
 def test_what_cannot_be_printed_is_2(here, arguments):
     with Path("/dev/full").open("w") as full:
         done = run_alone(*arguments, capture_output=False, stdout=full, stderr=subprocess.PIPE)
