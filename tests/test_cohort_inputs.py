@@ -99,7 +99,12 @@ def test_a_list_names_inputs_and_where_their_labels_go(phantom_ct):
         ("input,output\na.nii,/b\n", "line 2 has the output /b"),
         ("input,output\na.nii,b\n,c\n", "line 3 has no input"),
         ("input,output\na.nii,b\nc.nii,b.nii.gz\n", "a.nii and c.nii would both be written to out/b.nii.gz"),
+        ("input\n,\n", "line 2 has no input"),
         ("input\n", "inputs: got none"),
+        (
+            "input,output\na.nii,b\nc,1.nii,c\n",
+            "line 3 has more cells than there are columns; quote what holds",
+        ),
         (
             'input,output\na.nii,a\nb.nii,"b\nc.nii,c\n',
             r"list\.csv: is no CSV after line 2 \(unexpected end of data\); check",
