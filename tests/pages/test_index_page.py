@@ -64,7 +64,7 @@ def test_the_index_sorts_and_filters(browser, saved):
     page.click("text=case-1")
     page.wait_for_selector("body[data-ready]")
     page.go_back()
-    page.wait_for_function("document.querySelector('#count').textContent === '2 of 30 cases'")
+    page.wait_for_selector("#count:text-is('2 of 30 cases')")
     assert shown() == ["case-0", "case-1"]
     page.close()
 
@@ -102,6 +102,62 @@ def test_each_number_stands_below_its_heading_in_its_unit():
     assert "<option>liver-cut</option><option>values-scale</option></select>" in page
 
 
+def test_each_filter_and_each_heading_does_what_it_says(browser, tmp_path):
+    rows = [
+        Row(
+            "Bob",
+            "b.html",
+            facts(liver_ml=1200, tumour_ml=3, lesion_count=1, warnings=["values-scale", "liver-cut"]),
+        ),
+        Row(
+            "ann-10", "a10.html", facts(liver_ml=900, tumour_ml=12.5, lesion_count=2, warnings=["liver-cut"])
+        ),
+        Row("Ann-2", "a2.html", facts(liver_ml=1500)),
+    ]
+    path = tmp_path / "index.html"
+    path.write_bytes(index_html(rows))
+    page, told = opened(browser, path)
+
+    def shown():
+        assert page.locator("[aria-sort]").count() <= 1
+        return page.locator("tbody tr:visible th").all_inner_texts()
+
+    def sorted_by(heading):
+        page.click(f"thead button:has-text('{heading}')")
+        return shown()
+
+    assert sorted_by("Case") == ["Ann-2", "ann-10", "Bob"]
+    assert sorted_by("Warnings") == ["Ann-2", "ann-10", "Bob"]
+    assert sorted_by("Warnings") == ["Bob", "ann-10", "Ann-2"]
+    assert sorted_by("Liver") == ["Ann-2", "Bob", "ann-10"]
+    page.fill("#name", "ANN")
+    page.press("#name", "Enter")
+    assert shown() == ["Ann-2", "ann-10"]
+    page.click("button:has-text('All')")
+    page.wait_for_selector("#count:text-is('3 cases')")
+    for warning, names in (
+        ("without any", ["Ann-2"]),
+        ("with any", ["Bob", "ann-10"]),
+        ("values-scale", ["Bob"]),
+        ("liver-cut", ["Bob", "ann-10"]),
+        ("all cases", ["Ann-2", "Bob", "ann-10"]),
+    ):
+        page.select_option("#warning", label=warning)
+        assert shown() == names
+    for group, least, most in (("Liver", "1000", "1200"), ("Tumour", "1", "3"), ("Lesions", "1", "1")):
+        page.fill(f"[aria-label^='{group}'] >> text=from >> input", least)
+        assert len(shown()) == 2
+        page.fill(f"[aria-label^='{group}'] >> text=to >> input", most)
+        assert shown() == ["Bob"]
+        page.click("button:has-text('All')")
+        page.wait_for_selector("#count:text-is('3 cases')")
+    page.fill("[aria-label^='Tumour'] >> text=to >> input", "0")
+    assert shown() == ["Ann-2"]
+    assert page.inner_text("#count") == "1 of 3 cases"
+    assert told == [path.as_uri()]
+    page.close()
+
+
 def test_the_histograms_count_cases():
     livers = [600.0, 1150.0, 1200.0]
     page = index_html(
@@ -128,7 +184,8 @@ def test_the_headings_stay_in_sight(browser, saved):
     path.write_bytes(index_html(make_rows(saved, 30)))
     page, _ = opened(browser, path, viewport={"width": 1200, "height": 700})
     page.mouse.wheel(0, 1500)
-    page.wait_for_function("scrollY > 1000")
+    while page.evaluate("scrollY") <= 1000:  # the page's policy forbids what wait_for_function does
+        page.wait_for_timeout(20)
     assert page.locator("thead th >> nth=0").bounding_box()["y"] == 0
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.close()
