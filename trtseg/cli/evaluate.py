@@ -115,7 +115,7 @@ def evaluate(
                 if not quiet:
                     tables.show(scores)
                 notes += [f"{pair.name} was left out: {reason}" for pair, reason in cases.left_out]
-                _write({json: _json(scores, matched, cases), markdown: tables.markdown(scores, notes)})
+                text.write({json: _json(scores, matched, cases), markdown: tables.markdown(scores, notes)})
                 if overlays is not None:
                     _draw(cases, overlays, worst, meaning)
         raise typer.Exit(cases.failures.exit_code(len(cases.scored)))
@@ -199,16 +199,6 @@ def _json(scores: SetScores, matched: Matched, cases: _Cases) -> str:
         },
     }
     return json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-
-
-def _write(contents: dict[Path | None, str]) -> None:
-    """Write the reports that have a path; both appear, complete, or neither does."""
-    from trtseg.io.atomic import atomic
-
-    wanted = {path: content for path, content in contents.items() if path is not None}
-    with atomic(*wanted) as parts:
-        for part, content in zip(parts, wanted.values(), strict=True):
-            part.write_text(content, encoding="utf-8", errors="replace")  # a file name may not be Unicode
 
 
 def _draw(cases: _Cases, folder: Path, count: int, meaning: dict[int, int] | None) -> None:
