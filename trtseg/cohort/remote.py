@@ -17,16 +17,9 @@ from trtseg.io.parts import files_of
 
 # What changes with a file; each store has its own names. fsspec's `ukey` also stands for what is new each time.
 _CHANGING = {
-    "size",
-    "etag",
-    "mtime",
-    "last_modified",
-    "lastmodified",
-    "last-modified",
-    "updated",
-    "generation",
-}
-_CHANGING |= {"created", "date_time", "crc", "md5", "md5hash", "content_md5", "version_id", "versionid"}
+    "size", "etag", "mtime", "last_modified", "lastmodified", "last-modified", "updated", "generation",
+    "created", "date_time", "crc", "md5", "md5hash", "content_md5", "version_id", "versionid",
+}  # fmt: skip
 _WEB = ("http", "https")
 
 
