@@ -224,8 +224,8 @@ def test_the_index_says_why_cases_failed(browser, tmp_path):
     page, told = opened(browser, path)
     assert page.locator(".cases tbody th").all_inner_texts() == ["a"]
     assert page.inner_text(".failed caption") == "2 cases failed"
-    rows = [row.locator("th, td").all_inner_texts() for row in page.locator(".failed tbody tr").all()]
-    assert rows == [["b", "b.nii.gz: broken"], ["c", "c <i>.nii.gz: is no CT"]]
+    rows = [row.locator("th, td").all_inner_texts() for row in page.locator(".failed tr").all()]
+    assert rows == [["Case", "Why"], ["b", "b.nii.gz: broken"], ["c", "c <i>.nii.gz: is no CT"]]
     page.click("thead button:has-text('Liver')")
     assert told == [path.as_uri()]
     page.close()
@@ -263,3 +263,4 @@ def test_the_index_leads_to_pages_of_any_name(browser, tmp_path, name):
     page.click(".cases tbody a")
     page.wait_for_selector("body[data-ready]")
     page.close()
+    assert ("Müller" in (tmp_path / "index.csv").read_text("utf-8")) == (b"\xc3" in name)
