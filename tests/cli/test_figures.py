@@ -14,9 +14,10 @@ from commands import run
 from trtseg.result import Segmentation
 from trtseg.warnings import ResultWarning
 
-# Voxels are 20 x 6 x 6 mm, that is 0.72 mL: 2000 of liver, of which two lesions have 24 and 2.
+# Voxels are 20 x 6 x 6 mm, that is 0.72 mL: 2001 of liver, of which two lesions have 24 and 2.
 BOXES = (
     (np.s_[4:9, 20:40, 10:30], 1),
+    (np.s_[9:10, 20:21, 10:11], 1),
     (np.s_[5:7, 22:26, 12:15], 2),
     (np.s_[8:9, 30:31, 20:22], 2),
 )
@@ -72,7 +73,7 @@ def test_of_one_case_all_figures_are_printed():
     *figures, seconds, made, search, labels, notice = lines(done.stdout)
     assert figures == [
         ["case", "a.nii.gz"],
-        ["liver", "1440.0 mL"],
+        ["liver", "1440.7 mL"],
         ["tumour", "18.7 mL, 1.3% of the liver"],
         ["lesions", "2"],
         ["1", "17.3 mL, 22 mm across, slices 5 to 6, probability 0.12"],
@@ -91,18 +92,18 @@ def test_of_several_cases_each_has_a_row_on_the_screen_and_in_the_table():
     assert "warning: a.nii.gz: x [liver-cut]\n" in done.stderr
     headings, _, first, second, _ = lines(done.stdout)
     assert headings == ["case", "liver mL", "tumour mL", "lesions", "seconds", "labels"]
-    assert first[:4] == ["a.nii.gz", "1440.0", "18.7", "2"]
+    assert first[:4] == ["a.nii.gz", "1440.7", "18.7", "2"]
     assert (second[0], second[5]) == ("b.nii.gz", "out/b_seg.nii.gz")
     with Path("out/cohort.csv").open() as file:
         row, other = csv.DictReader(file)
     assert re.fullmatch(r"\d+\.\d", first[4])
     assert 0 < float(row.pop("seconds")) < 60
-    assert row == {
+    expected = {
         "case": "a",
         "state": "done",
-        "liver_ml": "1440.0",
+        "liver_ml": "1440.72",
         "tumour_ml": "18.72",
-        "tumour_burden": "0.013",
+        "tumour_burden": "0.012994",
         "lesion_count": "2",
         "largest_mm": "21.63",  # 3 and 2 voxels of 6 mm from corner to corner
         "highest_probability": "0.75",
@@ -117,5 +118,6 @@ def test_of_several_cases_each_has_a_row_on_the_screen_and_in_the_table():
         "input": str(Path("a.nii.gz").resolve()),
         "error": "",
     }
+    assert list(row.items()) == list(expected.items())
     assert list(row)[2:8] == list(other)[2:8]
     assert other["case"] == "b"
