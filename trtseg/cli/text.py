@@ -62,9 +62,9 @@ def show(*parts: Any) -> None:
     """Write tables and texts to stdout, as wide as the terminal; in a file, so wide that paths are not broken."""
     from rich.console import Console
 
-    console = Console()
+    console = Console(markup=False, emoji=False)
     if not console.is_terminal:
-        console = Console(width=200)
+        console.width = 200
     # rich draws into a string, since it would end the program where stdout is a closed pipe.
     with _written(1, "standard output"), console.capture() as drawn:
         console.print(*parts, sep="\n")
