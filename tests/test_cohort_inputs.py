@@ -94,6 +94,7 @@ def test_a_list_names_inputs_and_where_their_labels_go(phantom_ct):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("input;output\na.nii;b\n", r"got the columns \[.input;output.\]; expected .* with commas between"),
         ("path\na.nii\n", r"list\.csv: got the columns \['path'\]; expected input and, if wanted, output"),
         ("input,output\na.nii,../b\n", "line 2 has the output ../b; expected a path in the folder of the"),
         ("input,output\na.nii,/b\n", "line 2 has the output /b"),

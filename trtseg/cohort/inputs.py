@@ -131,7 +131,7 @@ def _rows(name: str, table: csv.DictReader[str]) -> list[tuple[str, str | None, 
     columns = list(table.fieldnames or ())
     if "input" not in columns or set(columns) - set(_COLUMNS):
         raise InputError(
-            f"{name}: got the columns {columns}; expected input and, if wanted, output and series"
+            f"{name}: got the columns {columns}; expected input and, if wanted, output and series, with commas between"
         )
     start = Path() if is_url(name) else Path(name).parent
     listed = []
