@@ -203,7 +203,9 @@ def segment(
             }  # fmt: skip
             # The only CT of a folder, a pattern or a list, too, if a file was named for its labels.
             is_alone = cohort.is_alone(cases, inputs) or cases[0].labels == output
-            folder = output or Path() if not is_alone else cases[0].labels.parent if jobs or ray else None
+            folder: Path | None = output or Path()
+            if is_alone:
+                folder = cases[0].labels.parent if jobs or ray else None
             if left_out and not quiet:
                 shown = ", ".join(map(str, left_out[:_LISTED])) + ", ..." * (len(left_out) > _LISTED)
                 text.note(
@@ -233,13 +235,13 @@ def segment(
                 failures, done, failed = _show(stack.enter_context(closing(outcomes)), len(cases), quiet)
             if failures.count > _LISTED and folder and not quiet and (table := folder / TABLE).exists():
                 text.note(f"{failures.count} of {len(cases)} cases failed: {table} says why")
-            if html and not is_alone:
+            if html and folder and not is_alone:
                 from trtseg.report.index import write_index
 
                 try:
-                    index = write_index([case.html for case in cases if case.html], output or Path(), failed)
+                    index = write_index([case.html for case in cases if case.html], folder, failed)
                 except OutputError as error:  # the files of the cases are there all the same
-                    failures.add(error, output or Path())
+                    failures.add(error, folder)
                 else:
                     if index is not None and not quiet:
                         text.note(f"all cases on a page: {index}")
