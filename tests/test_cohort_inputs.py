@@ -94,12 +94,18 @@ def test_a_list_names_inputs_and_where_their_labels_go(phantom_ct):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("input;output\na.nii;b\n", r"got the columns \[.input;output.\]; expected .* with commas between"),
         ("path\na.nii\n", r"list\.csv: got the columns \['path'\]; expected input and, if wanted, output"),
         ("input,output\na.nii,../b\n", "line 2 has the output ../b; expected a path in the folder of the"),
         ("input,output\na.nii,/b\n", "line 2 has the output /b"),
         ("input,output\na.nii,b\n,c\n", "line 3 has no input"),
         ("input,output\na.nii,b\nc.nii,b.nii.gz\n", "a.nii and c.nii would both be written to out/b.nii.gz"),
+        ("input\n,\n", "line 2 has no input"),
         ("input\n", "inputs: got none"),
+        (
+            "input,output\na.nii,b\nc,1.nii,c\n",
+            "line 3 has more cells than there are columns; quote what holds",
+        ),
         (
             'input,output\na.nii,a\nb.nii,"b\nc.nii,c\n',
             r"list\.csv: is no CSV after line 2 \(unexpected end of data\); check",
@@ -190,6 +196,21 @@ def test_the_only_ct_of_a_folder_or_a_pattern_in_a_store(phantom_ct):
     Path("other.csv").write_text("input\nmemory://solo\n")
     for given in ("memory://solo", "memory://solo/**/*.nii.gz", url, "list.csv", "other.csv"):
         assert planned(given) == {url: "out/only_seg.nii.gz"}, given
+
+
+def test_a_query_is_no_part_of_the_name_of_a_ct_on_the_web(phantom_ct, monkeypatch):
+    memory = fsspec.filesystem("memory")
+    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda url: (memory, url))
+    url = "https://store.test/scans/ct.nii.gz?download=1&key=a/b*"
+    memory.pipe_file(url, phantom_ct.read_bytes())
+    Path("out").mkdir()
+    with (
+        trtseg.Segmenter(cascade_model(Path("model"))) as segmenter,
+        cohort.plan([url], "out") as cases,
+    ):
+        (outcome,) = cohort.run(cases, segmenter)
+    assert (outcome.error, outcome.case.input) == (None, url)
+    assert os.listdir("out") == ["ct_seg.nii.gz"]
 
 
 def test_a_series_is_that_of_one_input():

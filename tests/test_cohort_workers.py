@@ -7,7 +7,6 @@ import json
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -17,24 +16,19 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import dicom_made
 import pytest
 from tiny import cascade_model
 
 import trtseg
 from trtseg import cohort
-from trtseg.cohort.manifest import Manifest
-from trtseg.cohort.remote import look
 from trtseg.cohort.tasks import Bench, Setup, Task
 from trtseg.errors import (
     ArgumentError,
     DeviceError,
     InputError,
     ModelError,
-    OutputError,
     WorkerError,
 )
-from trtseg.labels.postprocess import PostProcess
 from trtseg.phantom import abdomen
 from trtseg.sample import write_phantom
 
@@ -143,77 +137,6 @@ def test_forty_cases_killed_five_times_are_each_done_once(forty, model, out, job
     check_all_once(forty, out)
 
 
-KILLED = """
-import os, sys
-from pathlib import Path
-from trtseg.cohort import Case
-from trtseg.cohort import manifest
-point, n = sys.argv[1], 0
-def end(*_):
-    os._exit(9)
-case = Case(Path("ct.nii"), Path("out/a_seg.nii.gz"), Path("out/a_seg.json"))
-def second(*arguments, real=Path.replace):
-    global n
-    n += 1
-    return end() if n == 2 else real(*arguments)
-if point == "before the line": os.write = end
-if point == "after the line": Path.replace = end
-if point == "between two files": Path.replace = second
-if point == "in the line": os.write = lambda file, data, real=os.write: (real(file, data[:-9]), end())
-with manifest.Manifest(Path("out")) as book:
-    staged = book.stage()
-    for path in case.outputs:
-        (staged / path.name).write_text(path.name)
-    book.finish(case, manifest.look(case), "made", staged, {"liver_ml": 7.0})
-"""
-
-
-@pytest.mark.parametrize(
-    ("point", "is_done"),
-    [
-        ("before the line", False),
-        ("in the line", False),
-        ("after the line", True),
-        ("between two files", True),
-    ],
-)
-def test_a_case_is_done_from_its_line_on(tmp_path, monkeypatch, point, is_done):
-    monkeypatch.chdir(tmp_path)
-    Path("ct.nii").write_text("CT")
-    Path("out").mkdir()
-    ended = subprocess.run([sys.executable, "-c", KILLED, point], check=False)
-    assert ended.returncode == 9
-    case = cohort.Case(Path("ct.nii"), Path("out/a_seg.nii.gz"), Path("out/a_seg.json"))
-    for _ in range(2):
-        with Manifest(Path("out")) as manifest:
-            assert manifest.is_done(case, "made") == is_done
-            assert not manifest.is_done(case, "made by another model")
-    files = (
-        {"a_seg.nii.gz", "a_seg.json", "cohort.csv", "cohort.jsonl"} if is_done else set(os.listdir("out"))
-    )
-    assert set(os.listdir("out")) == files
-    assert not any(name.startswith((".", "a_seg")) for name in os.listdir("out")) or is_done
-    with Manifest(Path("out")) as manifest:
-        staged = manifest.stage()
-        for path in case.outputs:
-            (staged / path.name).write_text(path.name)
-        manifest.finish(case, look(case), "made", staged, {"liver_ml": 8.0})
-    assert Path("out/a_seg.json").read_text() == "a_seg.json"
-    assert Path("out/cohort.csv").read_text().count("8.0") == 1
-
-
-def test_one_process_at_a_time_writes_into_a_folder(tmp_path):
-    with (
-        Manifest(tmp_path),
-        pytest.raises(OutputError, match="another trtseg writes there"),
-        Manifest(tmp_path),
-    ):
-        pass
-    (tmp_path / "cohort.jsonl").write_text('{"trtseg cohort": 2}\n')
-    with pytest.raises(OutputError, match="another version"), Manifest(tmp_path):
-        pass
-
-
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_command_that_is_ended_leaves_no_worker(forty, model, out, sent, code):
     """Two workers read from pipes when it happens."""
@@ -236,142 +159,6 @@ def test_a_command_that_is_ended_leaves_no_worker(forty, model, out, sent, code)
             time.sleep(0.01)
     assert len(workers) == 2
     assert not out.exists() or sent == signal.SIGKILL
-
-
-# --- what is done again
-
-
-def test_a_changed_ct_option_or_file_is_noticed(forty, model, out):
-    cts = [shutil.copy(forty / f"cts/ct0{n}.nii.gz", out.parent) for n in range(3)]
-
-    def done(segmenter, cases, **options):
-        outcomes = list(cohort.run(cases, segmenter, folder=out, **options))
-        assert [outcome.error for outcome in outcomes] == [None] * 3
-        assert all(outcome.row["liver_ml"] > 0 for outcome in outcomes)
-        return sorted(outcome.case.source.name for outcome in outcomes if not outcome.is_old)
-
-    plain, paged = planned(cts, out), planned(cts, out, html=True)
-    names = [Path(ct).name for ct in cts]
-    with trtseg.Segmenter(model) as segmenter:
-        assert done(segmenter, plain) == names
-        assert done(segmenter, plain) == []
-        os.utime(cts[0], ns=(1, 1))
-        assert done(segmenter, plain) == names[:1]
-        (out / "ct01_seg.nii.gz").unlink()
-        assert done(segmenter, plain) == names[1:2]
-        assert done(segmenter, paged) == names
-        assert done(segmenter, plain) == [], "what is there besides is no harm"
-        assert done(segmenter, paged, keep_identity=True) == names
-        assert done(segmenter, plain, orientation="RAS") == names
-        assert done(segmenter, plain, orientation="RAS", overwrite=True) == names
-    with trtseg.Segmenter(model, postprocess=PostProcess(min_tumour_ml=1)) as segmenter:
-        assert done(segmenter, plain) == names
-
-
-def test_slices_that_arrive_later_are_noticed(model, out):
-    ct = abdomen((12, 64, 64), (20.0, 6.0, 6.0)).ct
-    early, all_of_it = (
-        dicom_made.save_series(out.parent / name, ct[:n], 20.0) for name, n in (("cts", 6), ("all", 12))
-    )
-    first = min(early.iterdir())
-    cases = planned([first], out)
-    with trtseg.Segmenter(model) as segmenter:
-        found = [one for _ in range(2) for one in cohort.run(cases, segmenter, folder=out)]
-        for file in all_of_it.iterdir():
-            shutil.copy(file, early)
-        found += [one for _ in range(2) for one in cohort.run(cases, segmenter, folder=out)]
-    assert [one.is_old for one in found] == [False, True, False, True]
-    assert found[2].row["liver_ml"] > found[0].row["liver_ml"]
-
-
-def two_cts_of_one_name(forty, folder):
-    for n, name in enumerate("ab"):
-        (folder / name).mkdir()
-        shutil.copy(forty / f"cts/ct0{n}.nii.gz", folder / name / "ct.nii.gz")
-
-
-def test_results_of_another_ct_are_not_replaced(forty, model, out):
-    two_cts_of_one_name(forty, out.parent)
-    with trtseg.Segmenter(model) as segmenter:
-        (one,) = cohort.run(planned([out.parent / "a/ct.nii.gz"], out), segmenter, folder=out)
-        labels = one.case.labels.read_bytes()
-        other = planned([out.parent / "b/ct.nii.gz"], out)
-        with pytest.raises(
-            ArgumentError, match=r"ct_seg\.nii\.gz holds the labels of .*a/ct\.nii\.gz, and those of"
-        ):
-            list(cohort.run(other, segmenter, folder=out))
-        assert one.case.labels.read_bytes() == labels
-        (same,) = cohort.run(planned([out.parent / "a/ct.nii.gz"], out), segmenter, folder=out)
-        assert same.is_old
-        (out.parent / "a/ct.nii.gz").rename(out.parent / "moved.nii.gz")
-        (new,) = cohort.run(other, segmenter, folder=out)
-        assert (new.error, new.is_old) == (None, False)
-        (out.parent / "moved.nii.gz").rename(out.parent / "a/ct.nii.gz")
-        (again,) = cohort.run(
-            planned([out.parent / "a/ct.nii.gz"], out), segmenter, folder=out, overwrite=True
-        )
-        assert again.case.labels.read_bytes() == labels
-
-
-def test_a_command_in_another_folder_does_not_replace_results_of_a_ct_of_the_same_path(
-    forty, model, out, monkeypatch
-):
-    out.mkdir()
-    two_cts_of_one_name(forty, out.parent)
-    with trtseg.Segmenter(model) as segmenter:
-        monkeypatch.chdir(out.parent / "a")
-        (one,) = cohort.run(planned(["ct.nii.gz"], out), segmenter, folder=out)
-        labels = one.case.labels.read_bytes()
-        monkeypatch.chdir(out.parent / "b")
-        with pytest.raises(ArgumentError, match=r"holds the labels of .*/a/ct\.nii\.gz, and those of ct\."):
-            list(cohort.run(planned(["ct.nii.gz"], out), segmenter, folder=out))
-    assert one.case.labels.read_bytes() == labels
-
-
-def test_a_case_that_failed_later_keeps_its_labels_from_another_ct(forty, model, out):
-    two_cts_of_one_name(forty, out.parent)
-    with trtseg.Segmenter(model) as segmenter:
-        (one,) = cohort.run(planned([out.parent / "a/ct.nii.gz"], out), segmenter, folder=out)
-        labels = one.case.labels.read_bytes()
-        (out.parent / "a/ct.nii.gz").write_text("text")
-        (bad,) = cohort.run(planned([out.parent / "a/ct.nii.gz"], out), segmenter, folder=out)
-        assert isinstance(bad.error, InputError)
-        with pytest.raises(ArgumentError, match=r"holds the labels of .*/a/ct\.nii\.gz"):
-            list(cohort.run(planned([out.parent / "b/ct.nii.gz"], out), segmenter, folder=out))
-    assert one.case.labels.read_bytes() == labels
-
-
-@pytest.mark.parametrize("jobs", [None, 1])
-def test_a_full_disk_is_said_of_the_file_that_the_case_was_to_have(forty, model, out, jobs):
-    cases = planned([forty / "cts/ct00.nii.gz"], out)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (256, hard))
-    try:
-        workers = trtseg.Segmenter(model) if jobs is None else cohort.Workers(jobs, options={"model": model})
-        (one,) = cohort.run(cases, workers, folder=out)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert isinstance(one.error, OutputError)
-    assert str(one.error).startswith(f"{out / 'ct00_seg.nii.gz'}: no space left")
-    assert os.listdir(out) == []
-
-
-def test_what_failed_is_in_the_table_and_is_tried_again(forty, model, out):
-    good, bad = shutil.copy(forty / "cts/ct00.nii.gz", out.parent), out.parent / "=bad.nii.gz"
-    bad.write_text("text")
-    cases = planned([good, bad], out)
-    with trtseg.Segmenter(model) as segmenter:
-        for _ in range(2):
-            outcomes = {o.case.source.name: o for o in cohort.run(cases, segmenter, folder=out)}
-            assert isinstance(outcomes["=bad.nii.gz"].error, InputError)
-            with (out / "cohort.csv").open() as file:
-                (bad_row, good_row) = csv.DictReader(file)
-            assert (bad_row["case"], bad_row["state"], bad_row["liver_ml"]) == ("'=bad", "failed", "")
-            assert "InputError: " in bad_row["error"]
-            assert good_row["state"] == "done"
-        assert outcomes["ct00.nii.gz"].is_old
-        shutil.copy(good, bad)
-        assert [o.is_old for o in cohort.run(cases, segmenter, folder=out)] == [True, False]
 
 
 # --- workers

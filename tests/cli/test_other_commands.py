@@ -109,7 +109,14 @@ def test_sample_prints_the_very_bytes_of_a_name(here):
     assert (done.returncode, done.stdout) == (0, name + b"\n")
 
 
-@pytest.mark.parametrize("arguments", [["info"], ["--version"]])
+@pytest.mark.parametrize("name", ["[old]", "[/a]", ":x:"])
+def test_a_name_is_printed_as_it_is_and_no_markup(here, name):
+    Path(name).mkdir(parents=True)
+    done = run("engines", "list", name)
+    assert (done.exit_code, done.stdout) == (0, f"0 engines in {name}\nNot for clinical use.\n")
+
+
+@pytest.mark.parametrize("arguments", [["info"], ["--version"], ["--help"], ["engines", "list", "--help"]])
 def test_what_cannot_be_printed_is_2(here, arguments):
     with Path("/dev/full").open("w") as full:
         done = run_alone(*arguments, capture_output=False, stdout=full, stderr=subprocess.PIPE)

@@ -1,5 +1,6 @@
 """``trtseg segment --html``: which pages lie where."""
 
+import csv
 import html
 import json
 import os
@@ -7,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import dicom_made as made
+import pytest
 from commands import run
 
 from trtseg.errors import OutputError
@@ -75,6 +77,18 @@ def test_the_index_has_the_case_that_went_well_of_two_from_one_folder(here, mode
     assert "good.html" in good
     assert bad.startswith("bad,")
     assert "holds no series 1.2.3" in bad
+
+
+@pytest.mark.parametrize("kinds", [None, "seg,sr", "labelmap", "sc"])
+def test_a_case_has_the_same_name_in_both_tables_whatever_is_written(here, model, kinds):
+    ct = abdomen((6, 64, 64), (20.0, 6.0, 6.0)).ct
+    for uid, name in (("1.2.3", "a"), ("1.2.4", "deep/b.1")):
+        made.save_series(here / "cts" / name, ct, 20.0, StudyInstanceUID=uid)
+    dicom = () if kinds is None else ("--dicom", kinds)
+    assert run("segment", "cts", "--model", model, "-o", "out", "--html", *dicom).exit_code == 0
+    for table in ("cohort.csv", "index.csv"):
+        with Path("out", table).open() as file:
+            assert [row["case"] for row in csv.DictReader(file)] == ["a", "deep/b.1"]
 
 
 def test_pages_with_names_are_not_complete_without_and_the_other_way_round(here, model, phantom_ct):

@@ -27,6 +27,11 @@ def test_a_lesion_whose_volume_is_rounded_to_nothing_has_a_row():
     assert '<span class="unchanged">unchanged</span>' in comparison_html(made.report()).decode()
 
 
+def test_a_change_that_is_rounded_to_nothing_has_no_minus():
+    made = Comparison(("a", "b"), (1500.0, 1499.0), (4.0, 4.0), (0, 0, 0), 0.9, (), ())
+    assert "1500.0 → 1499.0 (+0%)" in comparison_html(made.report()).decode()
+
+
 def test_the_page_of_a_comparison(browser, tmp_path):
     old, new = (
         Side((1,), 2.0, 20.0, 10.0, 20.0, (20.0,), 5),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 
 import pytest
 from viewing import make_result, opened
@@ -63,9 +64,119 @@ def test_the_index_sorts_and_filters(browser, saved):
     page.click("text=case-1")
     page.wait_for_selector("body[data-ready]")
     page.go_back()
-    page.wait_for_function("document.querySelector('#count').textContent === '2 of 30 cases'")
+    page.wait_for_selector("#count:text-is('2 of 30 cases')")
     assert shown() == ["case-0", "case-1"]
     page.close()
+
+
+def facts(**changes):
+    """What the page of a case says at its start, for those that only count."""
+    known = {"liver_ml": 600.0, "tumour_ml": 0.0, "tumour_burden": 0.0, "lesion_count": 0, "largest_mm": 0.0}
+    known |= {"highest_probability": None, "warnings": [], "model": "test 1", "thumbnail": "AAAA"}
+    return known | changes
+
+
+def test_each_number_stands_below_its_heading_in_its_unit():
+    lesions = {"tumour_ml": 60.04, "tumour_burden": 0.05, "lesion_count": 3, "largest_mm": 41.26}
+    odd = facts(**lesions, highest_probability=0.875, warnings=["values-scale", "liver-cut"])
+    rows = [Row("a<b", "a.html", odd), Row("c", "c&d.html", facts(warnings=["liver-cut"]))]
+    page = index_html(rows).decode()
+    headings = re.findall(r'<th scope="col"><button type="button">(.*?)</button></th>', page)
+    assert headings == [
+        "Case", "Liver, mL", "Tumour, mL", "Burden", "Lesions", "Largest, mm", "Highest probability", "Warnings",
+    ]  # fmt: skip
+    first, second = (re.findall('<td data-value="(.*?)">(.*?)</td>', row) for row in page.split("<tr>")[2:4])
+    assert first == [
+        ("600.0", "600.0"),
+        ("60.04", "60.0"),
+        ("0.05", "5.0%"),
+        ("3", "3"),
+        ("41.26", "41.3"),
+        ("0.875", "0.88"),
+        ("values-scale liver-cut", "values-scale<br>liver-cut"),
+    ]
+    assert second[5:] == [("-1", "–"), ("liver-cut", "liver-cut")]
+    assert '<a href="c&amp;d.html">' in page
+    assert "<span>a&lt;b</span>" in page
+    assert page.count('src="data:image/jpeg;base64,AAAA"') == 2
+    assert "<option>liver-cut</option><option>values-scale</option></select>" in page
+
+
+def test_each_filter_and_each_heading_does_what_it_says(browser, tmp_path):
+    rows = [
+        Row(
+            "Bob",
+            "b.html",
+            facts(liver_ml=1200, tumour_ml=3, lesion_count=1, warnings=["values-scale", "liver-cut"]),
+        ),
+        Row(
+            "ann-10", "a10.html", facts(liver_ml=900, tumour_ml=12.5, lesion_count=2, warnings=["liver-cut"])
+        ),
+        Row("Ann-2", "a2.html", facts(liver_ml=1500)),
+    ]
+    path = tmp_path / "index.html"
+    path.write_bytes(index_html(rows))
+    page, told = opened(browser, path)
+
+    def shown():
+        assert page.locator("[aria-sort]").count() <= 1
+        return page.locator("tbody tr:visible th").all_inner_texts()
+
+    def sorted_by(heading):
+        page.click(f"thead button:has-text('{heading}')")
+        return shown()
+
+    assert sorted_by("Case") == ["Ann-2", "ann-10", "Bob"]
+    assert sorted_by("Warnings") == ["Ann-2", "ann-10", "Bob"]
+    assert sorted_by("Warnings") == ["Bob", "ann-10", "Ann-2"]
+    assert sorted_by("Liver") == ["Ann-2", "Bob", "ann-10"]
+    page.fill("#name", "ANN")
+    page.press("#name", "Enter")
+    assert shown() == ["Ann-2", "ann-10"]
+    page.click("button:has-text('All')")
+    page.wait_for_selector("#count:text-is('3 cases')")
+    for warning, names in (
+        ("without any", ["Ann-2"]),
+        ("with any", ["Bob", "ann-10"]),
+        ("values-scale", ["Bob"]),
+        ("liver-cut", ["Bob", "ann-10"]),
+        ("all cases", ["Ann-2", "Bob", "ann-10"]),
+    ):
+        page.select_option("#warning", label=warning)
+        assert shown() == names
+    for group, least, most in (("Liver", "1000", "1200"), ("Tumour", "1", "3"), ("Lesions", "1", "1")):
+        page.fill(f"[aria-label^='{group}'] >> text=from >> input", least)
+        assert len(shown()) == 2
+        page.fill(f"[aria-label^='{group}'] >> text=to >> input", most)
+        assert shown() == ["Bob"]
+        page.click("button:has-text('All')")
+        page.wait_for_selector("#count:text-is('3 cases')")
+    page.fill("[aria-label^='Tumour'] >> text=to >> input", "0")
+    assert shown() == ["Ann-2"]
+    assert page.inner_text("#count") == "1 of 3 cases"
+    assert told == [path.as_uri()]
+    page.close()
+
+
+def test_the_histograms_count_cases():
+    livers = [600.0, 1150.0, 1200.0]
+    page = index_html(
+        [Row("a", "a.html", facts(liver_ml=ml, lesion_count=n)) for n, ml in enumerate(livers)]
+    ).decode()
+    liver, tumour, lesions = re.findall("<figure>.*?</figure>", page)
+    bars = re.findall(
+        r'<rect x="(\d+)" y="([\d.]+)" width="18" height="([\d.]+)"><title>(.*?): (\d+)</title>', liver
+    )
+    heights = {6: (32.0, 28.0, "600 to 700", 1), 11: (4.0, 56.0, "1100 to 1200", 2)}
+    assert [(int(x), float(y), float(high), what, int(n)) for x, y, high, what, n in bars] == [
+        (20 * bar + 1, *heights.get(bar, (60.0, 0.0, f"{100 * bar} to {100 * bar + 100}", 0)))
+        for bar in range(12)
+    ]
+    assert 'aria-label="Histogram of Liver, mL: 0 to 1200, median 1150"' in liver
+    assert '<text x="1" y="74">0</text><text x="239" y="74" text-anchor="end">1200</text>' in liver
+    assert "<figcaption>Liver, mL; median 1150</figcaption>" in liver
+    assert "<title>0 to 0.08333: 3</title>" in tumour, "all are 0"
+    assert "<figcaption>Lesions; median 1</figcaption>" in lesions
 
 
 def test_the_headings_stay_in_sight(browser, saved):
@@ -73,7 +184,10 @@ def test_the_headings_stay_in_sight(browser, saved):
     path.write_bytes(index_html(make_rows(saved, 30)))
     page, _ = opened(browser, path, viewport={"width": 1200, "height": 700})
     page.mouse.wheel(0, 1500)
-    page.wait_for_function("scrollY > 1000")
+    for _ in range(500):  # the page's policy forbids what wait_for_function does
+        page.wait_for_timeout(20)
+        if page.evaluate("scrollY") > 1000:
+            break
     assert page.locator("thead th >> nth=0").bounding_box()["y"] == 0
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.close()
@@ -110,8 +224,8 @@ def test_the_index_says_why_cases_failed(browser, tmp_path):
     page, told = opened(browser, path)
     assert page.locator(".cases tbody th").all_inner_texts() == ["a"]
     assert page.inner_text(".failed caption") == "2 cases failed"
-    rows = [row.locator("th, td").all_inner_texts() for row in page.locator(".failed tbody tr").all()]
-    assert rows == [["b", "b.nii.gz: broken"], ["c", "c <i>.nii.gz: is no CT"]]
+    rows = [row.locator("th, td").all_inner_texts() for row in page.locator(".failed tr").all()]
+    assert rows == [["Case", "Why"], ["b", "b.nii.gz: broken"], ["c", "c <i>.nii.gz: is no CT"]]
     page.click("thead button:has-text('Liver')")
     assert told == [path.as_uri()]
     page.close()
@@ -149,3 +263,4 @@ def test_the_index_leads_to_pages_of_any_name(browser, tmp_path, name):
     page.click(".cases tbody a")
     page.wait_for_selector("body[data-ready]")
     page.close()
+    assert ("Müller" in (tmp_path / "index.csv").read_text("utf-8")) == (b"\xc3" in name)

@@ -18,6 +18,7 @@ import typer
 from trtseg.cli import build, compare, engines, evaluate, info, sample, segment, serve
 from trtseg.cli.exits import errors_as_exit_codes
 from trtseg.cli.text import NOT_CLINICAL, fail, out
+from trtseg.errors import OutputError
 
 _TYPER = 0, 16  # versions before break on click 8.2 and newer
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -44,6 +45,13 @@ def main() -> None:
         app()
     except KeyboardInterrupt:  # before the command has begun
         sys.exit(128 + signal.SIGINT)
+    except OSError:
+        try:
+            out("\n")  # fails too if it was the text of --help that could not be written
+        except OutputError as error:
+            fail(str(error))
+            sys.exit(2)
+        raise
 
 
 def _stop(number: int, frame: FrameType | None, patience: float = _PATIENCE) -> None:

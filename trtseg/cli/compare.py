@@ -51,7 +51,6 @@ def compare(
     """
     with errors_as_exit_codes():
         from trtseg import followup
-        from trtseg.io import atomic
         from trtseg.io.folders import check_reports
         from trtseg.report.comparison import comparison_html
 
@@ -59,14 +58,8 @@ def compare(
         check_reports({"--json": json, "--html": html}, inputs)
         made = followup.compare(before, after)
         report = made.report()
-        files = {
-            json: (json_module.dumps(report, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "replace"),
-            html: comparison_html(report, keep_identity=keep_identity),
-        }
-        wanted = {path: content for path, content in files.items() if path is not None}
-        with atomic(*wanted) as parts:
-            for part, content in zip(parts, wanted.values(), strict=True):
-                part.write_bytes(content)
+        page = comparison_html(report, keep_identity=keep_identity).decode()
+        text.write({json: json_module.dumps(report, indent=2, ensure_ascii=False) + "\n", html: page})
         for warning in made.warnings:
             text.warn(warning)
         if not quiet:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trtseg.cli import text
+from trtseg.cli import progress, text
 from trtseg.cli.exits import Failures, errors_as_exit_codes
 from trtseg.errors import ArgumentError
 from trtseg.notice import NOTICE
@@ -115,7 +115,7 @@ def evaluate(
                 if not quiet:
                     tables.show(scores)
                 notes += [f"{pair.name} was left out: {reason}" for pair, reason in cases.left_out]
-                _write({json: _json(scores, matched, cases), markdown: tables.markdown(scores, notes)})
+                text.write({json: _json(scores, matched, cases), markdown: tables.markdown(scores, notes)})
                 if overlays is not None:
                     _draw(cases, overlays, worst, meaning)
         raise typer.Exit(cases.failures.exit_code(len(cases.scored)))
@@ -166,23 +166,20 @@ def _score(
     matched: Sequence[Pair], *, liver_only: bool, meaning: dict[int, int] | None, quiet: bool
 ) -> _Cases:
     """Score all cases, and report each failure on stderr."""
-    from rich.console import Console
-    from rich.progress import track
-
     from trtseg import pairs
 
     cases = _Cases()
-    console = Console(stderr=True)
-    silent = quiet or len(matched) == 1 or not console.is_terminal
-    for pair in matched if silent else track(matched, "evaluating", console=console, transient=True):
-        try:
-            scores = pairs.score(pair, liver_only=liver_only, meaning=meaning)
-        except Exception as error:
-            cases.left_out.append((pair, cases.failures.add(error, pair.prediction, pair.truth)))
-        else:
-            cases.scored.append((pair, scores))
-            for warning in scores.warnings:
-                text.warn(warning)
+    with progress.told(quiet, len(matched) > 1) as tell:
+        for done, pair in enumerate(matched):
+            tell(f"evaluating {pair.name}", done / len(matched))
+            try:
+                scores = pairs.score(pair, liver_only=liver_only, meaning=meaning)
+            except Exception as error:
+                cases.left_out.append((pair, cases.failures.add(error, pair.prediction, pair.truth)))
+            else:
+                cases.scored.append((pair, scores))
+                for warning in scores.warnings:
+                    text.warn(warning)
     return cases
 
 
@@ -202,16 +199,6 @@ def _json(scores: SetScores, matched: Matched, cases: _Cases) -> str:
         },
     }
     return json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-
-
-def _write(contents: dict[Path | None, str]) -> None:
-    """Write the reports that have a path; both appear, complete, or neither does."""
-    from trtseg.io.atomic import atomic
-
-    wanted = {path: content for path, content in contents.items() if path is not None}
-    with atomic(*wanted) as parts:
-        for part, content in zip(parts, wanted.values(), strict=True):
-            part.write_text(content, encoding="utf-8", errors="replace")  # a file name may not be Unicode
 
 
 def _draw(cases: _Cases, folder: Path, count: int, meaning: dict[int, int] | None) -> None:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 _LISTED = 10  # lesions printed one by one; the report has all. Failures that leave the table on the screen
 _MOST_ROWS = 1000  # of the table that is printed
-_TABLE = "cohort.csv"
 
 
 def segment(
@@ -173,6 +172,7 @@ def segment(
     with errors_as_exit_codes():
         lean.import_nibabel()
         from trtseg import cohort
+        from trtseg.cohort.table import TABLE
 
         if series == "list":
             _list_series(inputs)
@@ -198,15 +198,14 @@ def segment(
                 min_tumour_ml=min_tumour_ml,
             )
             options: dict[str, Any] = {
-                "model": model,
-                "device": device,
-                "precision": precision,
-                "runtime": runtime,
-            }
-            options |= {"postprocess": steps, "threads": threads, "search_mm": search_mm}
+                "model": model, "device": device, "precision": precision, "runtime": runtime,
+                "postprocess": steps, "threads": threads, "search_mm": search_mm,
+            }  # fmt: skip
             # The only CT of a folder, a pattern or a list, too, if a file was named for its labels.
             is_alone = cohort.is_alone(cases, inputs) or cases[0].labels == output
-            folder = output or Path() if not is_alone else cases[0].labels.parent if jobs or ray else None
+            folder: Path | None = output or Path()
+            if is_alone:
+                folder = cases[0].labels.parent if jobs or ray else None
             if left_out and not quiet:
                 shown = ", ".join(map(str, left_out[:_LISTED])) + ", ..." * (len(left_out) > _LISTED)
                 text.note(
@@ -234,15 +233,15 @@ def segment(
                     progress=tell,
                 )
                 failures, done, failed = _show(stack.enter_context(closing(outcomes)), len(cases), quiet)
-            if failures.count > _LISTED and folder and not quiet and (folder / _TABLE).exists():
-                text.note(f"{failures.count} of {len(cases)} cases failed: {folder / _TABLE} says why")
-            if html and not is_alone:
+            if failures.count > _LISTED and folder and not quiet and (table := folder / TABLE).exists():
+                text.note(f"{failures.count} of {len(cases)} cases failed: {table} says why")
+            if html and folder and not is_alone:
                 from trtseg.report.index import write_index
 
                 try:
-                    index = write_index([case.html for case in cases if case.html], output or Path(), failed)
+                    index = write_index([case.html for case in cases if case.html], folder, failed)
                 except OutputError as error:  # the files of the cases are there all the same
-                    failures.add(error, output or Path())
+                    failures.add(error, folder)
                 else:
                     if index is not None and not quiet:
                         text.note(f"all cases on a page: {index}")
@@ -266,6 +265,8 @@ def _show(outcomes: Iterable[Outcome], count: int, quiet: bool) -> tuple[Failure
     Return the failures, how many cases are well, and for the pages of those that failed why. ``count`` is the number
     of cases.
     """
+    from trtseg.cohort.table import TABLE
+
     failures = Failures()
     failed: dict[Path, str] = {}
     rows: list[tuple[str, ...]] = []  # what the table shows of each case
@@ -300,7 +301,7 @@ def _show(outcomes: Iterable[Outcome], count: int, quiet: bool) -> tuple[Failure
             table = text.table(headings, rows, right=headings[1:5], caption=text.NOT_CLINICAL)
             text.show_results(table)
     if done > len(rows) == _MOST_ROWS and not quiet:
-        text.note(f"{done - len(rows)} more cases are in the table of the folder, {_TABLE}")
+        text.note(f"{done - len(rows)} more cases are in the table of the folder, {TABLE}")
     return failures, done + old, failed
 
 

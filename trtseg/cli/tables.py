@@ -61,6 +61,7 @@ def lesion_rows(scores: SetScores) -> list[Row]:
     lesions = scores.lesions
     if lesions is None:
         return []
+    counts = scores.burden_cases, sum(case.burden is not None for case in scores.cases) - scores.burden_cases
     return [
         ("lesions", "IoU > 0.5"),
         ("detected", f"{lesions.detected} of {lesions.true}"),
@@ -69,8 +70,8 @@ def lesion_rows(scores: SetScores) -> list[Row]:
         ("recall", number(lesions.recall)),
         ("F1", number(lesions.f1)),
         ("recall at any overlap", number(lesions.recall_any)),
-        ("tumour burden, RMSE", number(scores.burden_rmse, ".2%")),
-        ("tumour burden, largest error", number(scores.burden_max, ".2%")),
+        ("tumour burden, RMSE", _mean(Mean(scores.burden_rmse, *counts), ".2%")),
+        ("tumour burden, largest error", _mean(Mean(scores.burden_max, *counts), ".2%")),
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,9 +62,9 @@ def show(*parts: Any) -> None:
     """Write tables and texts to stdout, as wide as the terminal; in a file, so wide that paths are not broken."""
     from rich.console import Console
 
-    console = Console()
+    console = Console(markup=False, emoji=False)
     if not console.is_terminal:
-        console = Console(width=200)
+        console.width = 200
     # rich draws into a string, since it would end the program where stdout is a closed pipe.
     with _written(1, "standard output"), console.capture() as drawn:
         console.print(*parts, sep="\n")
@@ -77,6 +77,16 @@ def show_results(*parts: Any) -> None:
         show(*parts)
     except OutputError as error:
         fail(str(error))
+
+
+def write(reports: Mapping[Path | None, str]) -> None:
+    """Write the reports that have a path; all appear, complete, or none does."""
+    from trtseg.io import atomic
+
+    wanted = {path: report for path, report in reports.items() if path is not None}
+    with atomic(*wanted) as parts:
+        for part, report in zip(parts, wanted.values(), strict=True):
+            part.write_text(report, encoding="utf-8", errors="replace")  # a file name may not be Unicode
 
 
 def table(

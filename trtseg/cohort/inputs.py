@@ -18,6 +18,7 @@ from trtseg.io.names import WRITTEN, is_folder, stem
 
 _LIST = ".csv"
 _COLUMNS = ("input", "output", "series")
+_BEYOND = ""  # the cells behind them
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def _listed(name: str) -> list[tuple[str, str | None, str | None]]:
         raise InputError(f"{name}: cannot be read ({error.strerror})") from error
     except UnicodeError as error:
         raise InputError(f"{name}: is not UTF-8 text; save the list as CSV in UTF-8") from error
-    table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    table = csv.DictReader(io.StringIO(text, newline=""), restkey=_BEYOND, strict=True)
     try:
         return _rows(name, table)
     except csv.Error as error:
@@ -130,11 +131,15 @@ def _rows(name: str, table: csv.DictReader[str]) -> list[tuple[str, str | None, 
     columns = list(table.fieldnames or ())
     if "input" not in columns or set(columns) - set(_COLUMNS):
         raise InputError(
-            f"{name}: got the columns {columns}; expected input and, if wanted, output and series"
+            f"{name}: got the columns {columns}; expected input and, if wanted, output and series, with commas between"
         )
     start = Path() if is_url(name) else Path(name).parent
     listed = []
     for row in table:
+        if any(row.get(_BEYOND, ())):
+            raise InputError(
+                f"{name}: line {table.line_num} has more cells than there are columns; quote what holds a comma"
+            )
         given, place, series = ((row.get(column) or "").strip() for column in _COLUMNS)
         if "\n" in given + place or "\r" in given + place:
             raise InputError(

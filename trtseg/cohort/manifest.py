@@ -31,6 +31,7 @@ from trtseg.cohort.table import TABLE, write_table
 from trtseg.errors import ArgumentError, OutputError
 from trtseg.io.atomic import explain, resolve_target
 from trtseg.io.dicom_out import remove_left
+from trtseg.io.names import case_name
 
 #: Name of the file.
 MANIFEST = "cohort.jsonl"
@@ -173,7 +174,7 @@ class Manifest:
 
     def _row(self, key: str) -> dict[str, Any]:
         record = self._records[key]
-        names = {"case": _name(key), "labels": key if record["state"] == "done" else ""}
+        names = {"case": case_name(Path(key)), "labels": key if record["state"] == "done" else ""}
         facts = {name: record.get(name, "") for name in ("state", "input", "error")}
         return {**names, **facts, **record.get("row", {})}
 
@@ -278,11 +279,3 @@ def _is_another(made_of: str, case: Case) -> bool:
         return not os.path.samefile(made_of, case.source)  # noqa: PTH121 - of the manifest
     except OSError:
         return False
-
-
-def _name(key: str) -> str:
-    """The name of a case in the table, as in ``index.csv``."""
-    for ending in ("_seg.nii.gz", "_dicom/seg.dcm", ".nii.gz"):
-        if key.endswith(ending):
-            return key.removesuffix(ending)
-    return key

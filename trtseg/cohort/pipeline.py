@@ -75,7 +75,8 @@ def pipeline(
                     with work.attempt():
                         tell(index, work.case, "writing", 1.0)
                         # The segmenter does not know it, since it is handed a Volume, which is read already.
-                        work.result = _with_read(work.result, work.read_seconds)
+                        timings = {**work.result.timings, "read": work.read_seconds}
+                        work.result = replace(work.result, timings=timings)
                         write(work.case, work.result, work.seen, work.seconds)
                 yield work.outcome()
         finally:
@@ -94,10 +95,6 @@ def save(case: Case, result: Segmentation, keep_identity: bool, staged: Path | N
     except OutputError as error:
         error.args = (str(error).replace(str(own.labels.parent), str(case.labels.parent)),)
         raise
-
-
-def _with_read(result: Segmentation, seconds: float) -> Segmentation:
-    return replace(result, timings={**result.timings, "read": seconds})
 
 
 @dataclass

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
@@ -48,7 +49,6 @@ class Processes:
 
     def hire(self, setup: Setup) -> Connection:
         """Start a process."""
-        options = {**setup.options, "threads": self._threads}
         ours, theirs = Pipe()
         limits = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": str(self._threads)}
         command = [sys.executable, "-c", _START, str(theirs.fileno())]
@@ -64,7 +64,7 @@ class Processes:
         theirs.close()
         with contextlib.suppress(OSError):  # it has ended already, which `wait` finds out
             ours.send(sys.path)
-            ours.send(Setup(options, setup.orientation, setup.keep_identity))
+            ours.send(replace(setup, options={**setup.options, "threads": self._threads}))
         return ours
 
     def give(self, worker: Any, task: Task) -> None:

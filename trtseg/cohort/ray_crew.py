@@ -87,9 +87,8 @@ class RayCrew:
         options = {**setup.options, "threads": self._threads}
         if os.path.isdir(options.get("model", "")):  # noqa: PTH112
             options["model"] = os.path.abspath(options["model"])  # noqa: PTH100 - nodes work in other folders
-        worker = self._actor.options(**self._resources, max_restarts=0).remote(
-            Setup(options, setup.orientation, setup.keep_identity)
-        )
+        made = self._actor.options(**self._resources, max_restarts=0)
+        worker = made.remote(replace(setup, options=options))
         self._due[worker.start.remote()] = worker
         return worker
 

@@ -17,16 +17,10 @@ from trtseg.io.parts import files_of
 
 # What changes with a file; each store has its own names. fsspec's `ukey` also stands for what is new each time.
 _CHANGING = {
-    "size",
-    "etag",
-    "mtime",
-    "last_modified",
-    "lastmodified",
-    "last-modified",
-    "updated",
-    "generation",
-}
-_CHANGING |= {"created", "date_time", "crc", "md5", "md5hash", "content_md5", "version_id", "versionid"}
+    "size", "etag", "mtime", "last_modified", "lastmodified", "last-modified", "updated", "generation",
+    "created", "date_time", "crc", "md5", "md5hash", "content_md5", "version_id", "versionid",
+}  # fmt: skip
+_WEB = ("http", "https")
 
 
 def is_url(text: object) -> bool:
@@ -46,7 +40,7 @@ def find_remote(url: str) -> list[str]:
         If there is none, or the store cannot be read.
     """
     with _store(url) as (store, path):
-        if any(sign in path for sign in "*?["):
+        if any(sign in os.fspath(name_of(url)) for sign in "*?["):
             found = [name for name in store.glob(path) if not says_labels(Path(name))]
         elif store.isdir(path):
             found = _cts(path, store.find(path))
@@ -75,8 +69,9 @@ def read_remote(url: str) -> str:
 
 
 def name_of(url: str) -> Path:
-    """The path of a URL inside its store, without what stands before and behind."""
-    return Path(PurePosixPath(url.partition("::")[0].partition("://")[2].rstrip("/")))
+    """The path of a URL inside its store, without what stands before and behind; on the web ``?`` begins a query."""
+    scheme, _, path = url.partition("::")[0].partition("://")
+    return Path(path.partition("?")[0] if scheme in _WEB else path)
 
 
 @contextmanager
@@ -157,7 +152,7 @@ def _with_path(url: str, path: str, name: str) -> str:
     scheme, _, _ = first.partition("://")
     if name == path:
         return url
-    full = name if scheme in ("http", "https") else f"{scheme}://{name}"
+    full = name if scheme in _WEB else f"{scheme}://{name}"
     return f"{full}{chain}{rest}"
 
 

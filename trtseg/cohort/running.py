@@ -18,9 +18,9 @@ from trtseg.cohort.pipeline import pipeline, save
 from trtseg.cohort.processes import Processes
 from trtseg.cohort.remote import look
 from trtseg.cohort.table import row_of
-from trtseg.cohort.tasks import Done, Setup, Task
-from trtseg.errors import ArgumentError, OutputError, TrtsegError
-from trtseg.io.atomic import atomic, explain
+from trtseg.cohort.tasks import Done, Failed, Setup, Task
+from trtseg.errors import ArgumentError
+from trtseg.io.atomic import atomic
 from trtseg.resources import available_cpus
 
 if TYPE_CHECKING:
@@ -196,28 +196,26 @@ class _Work:
 
         with closing(dispatcher.run(len(cases), next_task)) as replies:
             for task, reply in replies:
-                error: Exception | None = None
-                if isinstance(reply, Done):
-                    try:
-                        for name, data in reply.files.items():
-                            with atomic(task.staged / name) as (temporary,):
-                                temporary.write_bytes(data)
-                        self.finish(task.case, task.seen, task.staged, reply.row)
-                    except OSError as cause:
-                        error = OutputError(explain(cause, task.case.labels.name))
-                    except TrtsegError as cause:
-                        error = cause
-                else:
-                    error = reply.error
-                    shutil.rmtree(task.staged, ignore_errors=True)
+                outcome = self._take(task, reply)
+                if outcome.error is not None:
+                    self.manifest.fail(outcome.case, outcome.error)
                 done += 1
                 self.pace.tell(f"{task.case.source.name}: done", done)
-                if error is not None or not isinstance(reply, Done):
-                    assert error is not None
-                    self.manifest.fail(task.case, error)
-                    yield Outcome(task.case, None, error, reply.seconds)
-                else:
-                    yield Outcome(task.case, None, None, reply.seconds, reply.row, reply.warnings)
+                yield outcome
+
+    def _take(self, task: Task, reply: Done | Failed) -> Outcome:
+        """Take the answer of a worker, and put the files of a case that is done where they belong."""
+        if isinstance(reply, Failed):
+            shutil.rmtree(task.staged, ignore_errors=True)
+            return Outcome(task.case, None, reply.error, reply.seconds)
+        try:
+            for name, data in reply.files.items():
+                with atomic(task.staged / name) as (temporary,):
+                    temporary.write_bytes(data)
+            self.finish(task.case, task.seen, task.staged, reply.row)
+        except Exception as error:
+            return Outcome(task.case, None, error, reply.seconds)
+        return Outcome(task.case, None, None, reply.seconds, reply.row, reply.warnings)
 
     def finish(self, case: Case, seen: str, staged: Path, row: Mapping[str, Any]) -> None:
         """Note a case as done, and put its files where they belong."""

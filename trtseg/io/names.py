@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 #: Endings of NIfTI files, the longer first. Upper and lower case are the same in all endings.
@@ -34,6 +35,11 @@ def stem(path: Path) -> str:
     if is_folder(path):
         return Path(os.path.abspath(path)).name  # noqa: PTH100 - of "." too, and links stay
     return path.name[: -len(NIFTI[0])] if path.name.lower().endswith(NIFTI[0]) else path.stem
+
+
+def case_name(file: Path) -> str:
+    """Name of a case by one of its files, seen from the folder of the results: ``a/ct`` of ``a/ct_dicom/seg.dcm``."""
+    return re.sub(r"(_seg|_dicom/(seg|labelmap|sc_\d+))?(\.nii\.gz|\.[^./]+)$", "", file.as_posix())
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:

@@ -72,7 +72,7 @@ def _change(pair: Sequence[float]) -> str:
 
 def _percent(before: float, after: float) -> str:
     """Say the change in brackets; a report may round the volume of a small lesion to nothing."""
-    return f" ({(after - before) / before:+.0%})" if before else ""
+    return f" ({round((after - before) / before, 2) + 0.0:+.0%})" if before else ""  # no -0
 
 
 def _row(number: int, finding: Mapping[str, Any]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from trtseg.io.atomic import atomic
-from trtseg.io.names import INDEX
+from trtseg.io.names import INDEX, case_name
 from trtseg.report import pages
 
 _FACTS = re.compile(rb'<script type="application/json" id="facts">(.*?)</script>', re.DOTALL)
@@ -50,7 +50,7 @@ def write_index(cases: Sequence[Path], folder: Path, failed: Mapping[Path, str] 
     """
     reasons = {} if failed is None else failed
     rows = [row for page in cases if page not in reasons and (row := read_row(page, folder)) is not None]
-    failures = [(_name(page, folder), text) for page, text in reasons.items()]
+    failures = [(case_name(Path(os.path.relpath(page, folder))), text) for page, text in reasons.items()]
     if not rows:
         return None
     index = folder / INDEX
@@ -68,12 +68,7 @@ def read_row(page: Path, folder: Path) -> Row | None:
     if not (facts := read_facts(page)):
         return None
     link = quote(os.fsencode(os.path.relpath(page, folder)))  # the very bytes of its name, whatever they are
-    return Row(_name(page, folder), link, facts)
-
-
-def _name(page: Path, folder: Path) -> str:
-    """Name a case by its page."""
-    return re.sub(r"(_seg|_dicom/seg)?\.html$", "", Path(os.path.relpath(page, folder)).as_posix())
+    return Row(case_name(Path(os.path.relpath(page, folder))), link, facts)
 
 
 def read_facts(page: Path) -> dict[str, Any]:
