@@ -128,7 +128,9 @@ def test_a_nrrd_file_without_a_space_of_a_patient_is_warned_of(tmp_path):
 def test_a_metaimage_file_without_directions_is_warned_of(tmp_path, directions, warns):
     head = META.format(compressed=False, more=directions, file="LOCAL").replace("UCHAR", "SHORT")
     (tmp_path / "a.mha").write_bytes(head.encode() + VALUES.tobytes())
-    found = [(w.code, "right to left, front to back" in w.text) for w in load(tmp_path / "a.mha").geometry.warnings]
+    found = [
+        (w.code, "right to left, front to back" in w.text) for w in load(tmp_path / "a.mha").geometry.warnings
+    ]
     assert found == [("geometry-unknown", True)] * warns
 
 
