@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from trtseg.cli import app
 from trtseg.errors import InputError
 from trtseg.followup import Comparison, Finding, Side, compare
+from trtseg.io import read_labels, save
 
 SPACING = (3.0, 2.0, 2.0)  # z, y, x
 CENTRE = np.array([75.0, 60.0, 70.0])  # mm along z, y, x
@@ -302,6 +303,17 @@ def test_grids_that_are_not_known_are_said(tmp_path):
     nib.save(bare, tmp_path / "b.nii.gz")
     assert compare(known, tmp_path / "b.nii.gz").warnings[0].startswith("after: ")
     assert "orientation" in compare(tmp_path / "b.nii.gz", known).warnings[0]
+
+
+def test_label_maps_that_were_made_otherwise_are_said(tmp_path):
+    """A fingerprint that one of them lacks is not known to be another."""
+    one, two = scan(tmp_path / "a.nii.gz", []), scan(tmp_path / "b.nii.gz", [])
+    for fingerprints, said in ((("x", "y"), 1), (("x", "x"), 0), (("x", ""), 0)):
+        for path, fingerprint in zip((one, two), fingerprints, strict=True):
+            labels, grid = read_labels(path)
+            save(path, labels, grid, fingerprint)
+        assert len(warnings := compare(one, two).warnings) == said
+        assert all("made by different models, options or versions" in text for text in warnings)
 
 
 def test_one_file_given_twice_is_said(tmp_path):

@@ -16,6 +16,7 @@ import numpy as np
 
 from trtseg.errors import InputError
 from trtseg.io import read_labels
+from trtseg.io.find import made_by
 from trtseg.io.names import ITK, NIFTI
 from trtseg.labels.components import Array, bounding_box, join
 from trtseg.labels.lesions import Lesion, lesions, number_lesions
@@ -185,6 +186,11 @@ def compare(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Co
         for when, scan in zip(("before", "after"), scans, strict=True)
         for text in _warnings(scan)
     ]
+    makers = {made_by(path) for path in paths} - {None, ""}
+    if len(makers) > 1:
+        warnings.append(
+            "the label maps were made by different models, options or versions, which change labels, too"
+        )
     if dice < _POOR_DICE:
         warnings.append(
             f"the livers agree poorly (Dice {dice:.2f}) after the shift; lesions may be matched wrongly, look at both"
