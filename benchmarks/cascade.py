@@ -19,6 +19,7 @@ import torch
 
 import trtseg
 from benchmarks.peers.nets import torch_net
+from training.program import plain_errors
 from trtseg import models
 from trtseg.volume import Volume
 
@@ -45,6 +46,7 @@ def naive(volume: Volume, nets: list[torch.nn.Module], spec: trtseg.spec.Cascade
     return labels
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line, run both, print both."""
     parser = argparse.ArgumentParser(

@@ -26,6 +26,7 @@ import numpy as np
 
 import trtseg
 from benchmarks.compare_process import highest, tree
+from training.program import plain_errors
 from trtseg import cohort
 from trtseg.cohort.manifest import Manifest
 from trtseg.io.atomic import atomic
@@ -139,6 +140,7 @@ def extrapolate(
     table(["", "computed"], rows)
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line, run all, print both tables."""
     parser = argparse.ArgumentParser(

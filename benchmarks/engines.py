@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from training.program import plain_errors
 from trtseg import models
 from trtseg.cascade.cpu import with_neighbours
 from trtseg.engines.base import Net, logits_of
@@ -73,6 +74,7 @@ def as_the_file_says(net: Net, images: NDArray[Any]) -> NDArray[Any]:
     return logits
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line and print the table."""
     parser = argparse.ArgumentParser(

@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import gpu_floor
+from training.program import plain_errors
 from trtseg import Segmenter, __version__, _core, build_engines, models
 from trtseg.engines.nvidia.driver import find_driver
 from trtseg.io.folders import cache_folder
@@ -295,6 +296,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+@plain_errors()
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and say by the exit code whether every part worked."""
     args = arguments(argv)

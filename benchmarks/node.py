@@ -27,6 +27,8 @@ import pydicom
 from pynetdicom import AE
 
 import trtseg
+from training.program import plain_errors
+from trtseg.errors import InputError
 from trtseg.node.line import keep_answers
 from trtseg.node.spool import Spool
 
@@ -112,6 +114,7 @@ def batch(segmenter: trtseg.Segmenter, datasets: list[Any], folder: Path, port: 
     return time.perf_counter() - start
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line, run both ways, print a row for each rate."""
     parser = argparse.ArgumentParser(
@@ -123,6 +126,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     files = sorted(path for path in args.folder.rglob("*") if path.is_file())
+    if not files:
+        raise InputError(f"{args.folder}: no files in it; expected the DICOM files of one CT")
     datasets = [pydicom.dcmread(path) for path in files]
     dicom, http, port = free_port(), free_port(), free_port()
     print(f"{len(datasets)} instances, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}\n")

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from training.program import plain_errors
 from trtseg import _core
 from trtseg.fit import Fit
 
@@ -67,6 +68,7 @@ def cases(dtype: type, threads: int) -> list[tuple[str, list[np.ndarray], Callab
     ]
 
 
+@plain_errors()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--threads", type=int, default=0, help="0: all CPUs of this process (default)")

@@ -21,6 +21,7 @@ import nibabel as nib
 import numpy as np
 
 import trtseg
+from training.program import plain_errors
 from trtseg import sample
 from trtseg.errors import InputError
 from trtseg.io.find import find_cts
@@ -194,7 +195,9 @@ def show(measured: list[tuple[Kinds, str]]) -> None:
     print("\n".join(line for _, line in measured))
 
 
-if __name__ == "__main__":
+@plain_errors()
+def main() -> None:
+    """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -202,3 +205,7 @@ if __name__ == "__main__":
     args = parser.parse_args()
     with trtseg.Segmenter() as segmenter:
         show([measure(segmenter, *ct) for ct in cts(args.data)])
+
+
+if __name__ == "__main__":
+    main()

@@ -27,6 +27,7 @@ from nibabel.nifti1 import Nifti1Header
 
 import trtseg
 from benchmarks.compare_process import highest
+from training.program import plain_errors
 from trtseg.io.atomic import atomic
 
 MB = 1e6
@@ -111,6 +112,7 @@ def plot(runs: Sequence[Run], png: Path) -> None:
     plt.close(figure)
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line, measure and print."""
     parser = argparse.ArgumentParser(

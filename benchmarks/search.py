@@ -23,6 +23,7 @@ import trtseg
 from benchmarks.compare_cts import dice
 from training.cases import Scan, read_checked
 from training.evaluate import validating
+from training.program import plain_errors
 from trtseg.cascade.volumes import label_volume
 from trtseg.result import conclude
 
@@ -61,6 +62,7 @@ def fitted(slices: Sequence[Scan], to: Scan) -> np.ndarray:
     return np.stack(planes)
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(

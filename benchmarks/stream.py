@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import trtseg
+from training.program import plain_errors
 from trtseg.volume import Volume
 
 
@@ -51,6 +52,7 @@ def streamed(
     return [labelled[z] - arrived[z] for z in arrived], tail, result
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line, run both, print a row for each rate."""
     parser = argparse.ArgumentParser(

@@ -195,7 +195,7 @@ def test_all_rows_run_side_by_side_and_are_printed(tmp_path, monkeypatch):
 
 
 def test_a_folder_without_a_row_is_refused(tmp_path):
-    with pytest.raises(SystemExit, match=r"run training\.compare first"):
+    with pytest.raises(InputError, match=r"run training\.compare first"):
         results.tables(tmp_path)
 
 

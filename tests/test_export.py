@@ -21,7 +21,7 @@ from trtseg.engines.base import Net, logits_of
 from trtseg.engines.calibration import FILE, read_slices, references
 from trtseg.engines.precision import FP32
 from trtseg.engines.unet import UNetEngine
-from trtseg.errors import InputError, OutputError
+from trtseg.errors import ArgumentError, InputError, ModelError, OutputError
 from trtseg.metrics.ranking import roc
 from trtseg.phantom import abdomen
 
@@ -193,11 +193,11 @@ def test_predictions_are_labels_by_a_threshold(exported):
 
 def test_nets_that_do_not_belong_together_are_refused(tmp_path):
     liver, tumour = checkpoints("sequential", tmp_path)
-    with pytest.raises(SystemExit, match="size: got 50; expected a multiple of 4, for nets of depth 2"):
+    with pytest.raises(ArgumentError, match="size: got 50; expected a multiple of 4, for nets of depth 2"):
         export.export([liver, tumour], tmp_path / "m", {}, PROVENANCE, size=50)
-    with pytest.raises(SystemExit, match="behind a liver net; name"):
+    with pytest.raises(InputError, match="behind a liver net; name"):
         export.export([tumour], tmp_path / "m", {}, PROVENANCE)
-    with pytest.raises(SystemExit, match=r"got nets \['liver'\].*expected those of liver and tumour"):
+    with pytest.raises(ArgumentError, match=r"got nets \['liver'\].*expected those of liver and tumour"):
         export.export([liver], tmp_path / "m", {}, PROVENANCE)
     assert not (tmp_path / "m").exists()
 
@@ -209,7 +209,7 @@ def test_a_file_that_differs_is_refused(tmp_path, role):
     net, other = (UNet(spec.channels, width=4, depth=2).eval() for _ in range(2))
     export.export_onnx(other, spec, tmp_path / "net.onnx", half=False)
     x = np.random.default_rng(0).random((2, 1, 64, 64), np.float32)
-    with pytest.raises(SystemExit, match="does not agree"):
+    with pytest.raises(ModelError, match="does not agree"):
         export.check_parity(net, tmp_path / "net.onnx", x, spec, half=False)
     assert " 0 of " in export.check_parity(other, tmp_path / "net.onnx", x, spec, half=False)
 
@@ -223,13 +223,13 @@ def test_fp16_that_changes_which_class_wins_is_refused(tmp_path):
         net.head.weight.mul_(0.01)
     export.export_onnx(net, spec, tmp_path / "net.fp16.onnx", half=True)
     x = np.random.default_rng(0).random((2, 1, 64, 64), np.float32)
-    with pytest.raises(SystemExit, match="does not agree"):
+    with pytest.raises(ModelError, match="does not agree"):
         export.check_parity(net, tmp_path / "net.fp16.onnx", x, spec, half=True)
 
 
 def test_a_threshold_for_a_net_without_one_is_refused(tmp_path):
     paths = checkpoints("one-step", tmp_path)
-    with pytest.raises(SystemExit, match="thresholds: got one for tumour"):
+    with pytest.raises(ArgumentError, match="thresholds: got one for tumour"):
         export.export(paths, tmp_path / "m", {"tumour": 0.3}, PROVENANCE)
     assert not (tmp_path / "m").exists()
 

@@ -401,7 +401,7 @@ def test_a_run_starts_with_given_weights(tmp_path):
     assert all(torch.allclose(one[k], two[k]) for k in one if k.endswith("weight"))
     with pytest.raises(InputError, match=r"other settings \(start\)"):  # which began with random weights
         kit_train.train(role, path, tmp_path / "liver", settings, replace(run, lr=2e-3), start=first)
-    with pytest.raises(SystemExit, match=r"missing\.pt: No such file"):
+    with pytest.raises(InputError, match=r"missing\.pt: No such file"):
         kit_train.train(role, path, tmp_path / "again", settings, run, start=tmp_path / "missing.pt")
 
 

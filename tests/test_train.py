@@ -24,7 +24,7 @@ from training.losses import Loss
 from training.methods import Liver
 from training.unet import UNet, folded
 from trtseg.engines.processor import native_bf16
-from trtseg.errors import ArgumentError, InputError, OutputError
+from trtseg.errors import ArgumentError, InputError, OutputError, TrtsegError
 from trtseg.phantom import abdomen
 
 ROOT = Path(__file__).parents[1]
@@ -97,7 +97,7 @@ def test_what_a_run_is_made_of_is_no_option(monkeypatch, capsys, tmp_path, name)
 def test_another_setting_does_not_go_on_with_a_run(store, tmp_path):
     train.train(settings("liver"), store, tmp_path)
     before = (tmp_path / "last.pt").read_bytes()
-    with pytest.raises(SystemExit, match=r"lr 0\.002, not 0\.1.*choose another --out"):
+    with pytest.raises(InputError, match=r"lr 0\.002, not 0\.1.*choose another --out"):
         train.train(settings("liver", lr=0.1), store, tmp_path)
     assert (tmp_path / "last.pt").read_bytes() == before
 
@@ -194,7 +194,7 @@ def test_a_run_can_start_with_the_result_of_another(store, tmp_path):
     train.train(still, store, tmp_path / "second", start=tmp_path / "first/last.pt")
     first, second = weights(tmp_path / "first"), weights(tmp_path / "second")
     assert torch.equal(first["liver.head.weight"], second["liver.head.weight"])
-    with pytest.raises(SystemExit, match="start"):
+    with pytest.raises(InputError, match="start"):
         train.train(still, store, tmp_path / "second")
 
 
@@ -209,7 +209,7 @@ def test_a_tumour_net_names_its_liver_net(store, tmp_path):
         (None, "behind a liver net; name"),
         (tmp_path / "other/last.pt", "behind another"),
     ):
-        with pytest.raises(SystemExit, match=message):
+        with pytest.raises(TrtsegError, match=message):
             checkpoint.load(tmp_path / "tumour/last.pt", wrong)
 
 
@@ -252,7 +252,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(store, tmp
     out = tmp_path / "out"
 
     def refused(message, method="liver", **start):
-        with pytest.raises(SystemExit, match=message):
+        with pytest.raises(TrtsegError, match=message):
             train.train(settings(method, 1), store, out, **start)
         assert not out.exists()
 
@@ -267,7 +267,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(store, tmp
     refused("No such file", start=last["no"])
     refused("made with cut, which this version does not know", start=last["old"])
     prepare.prepare([case("A")], tmp_path / "validates", prepare.Settings(size=64))
-    with pytest.raises((SystemExit, InputError), match="slices: got none to train liver on"):
+    with pytest.raises(InputError, match="slices: got none to train liver on"):
         train.train(settings("liver"), tmp_path / "validates", out)
 
 
@@ -280,7 +280,7 @@ def test_precision_is_the_fastest_or_the_one_that_is_asked_for(store, tmp_path):
         train.train(settings("liver", precision=precision), store, tmp_path / precision)
         assert checkpoint.load(tmp_path / precision / "last.pt")[0].precision == dtype
     assert not same(weights(tmp_path / "bf16"), weights(tmp_path / "fp32"))
-    with pytest.raises(SystemExit, match="precision 'bf16', not 'fp32'"):
+    with pytest.raises(InputError, match="precision 'bf16', not 'fp32'"):
         train.train(settings("liver", precision="fp32"), store, tmp_path / "bf16")
     train.train(settings("tumour", precision="fp32"), store, tmp_path / "tumour", tmp_path / "bf16/last.pt")
     behind = checkpoint.load(tmp_path / "tumour/last.pt", tmp_path / "bf16/last.pt")[0].liver[0]
@@ -294,7 +294,7 @@ def test_patients_that_are_left_out_do_not_train(store):
     assert set(slices.group) == {"C", "phantom"}  # those without liver weigh by their source
     assert set(subsets) == {"A", "negatives"}
     assert set(subsets["negatives"].case) == {"V"}
-    with pytest.raises(SystemExit, match="--size 32"):
+    with pytest.raises(InputError, match="--size 32"):
         data.read(store, 32)
 
 
@@ -328,7 +328,7 @@ def test_processes_share_out_every_batch():
     parts = [list(train.numbers(run, 1, rank, 2)) for rank in (0, 1)]
     assert parts == [[2, 4], [3, 5]]
     assert list(train.numbers(run, 1)) == [2, 3, 4, 5]
-    with pytest.raises(SystemExit, match="2 for 3 processes"):
+    with pytest.raises(ArgumentError, match="2 for 3 processes"):
         train.numbers(run, 0, 0, 3)
 
 

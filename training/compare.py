@@ -26,8 +26,9 @@ import torch
 from training import batch, row, trainer
 from training import kit as kits
 from training.checkpoint import Settings
+from training.program import plain_errors
 from training.row import Split
-from trtseg.errors import InputError, TrtsegError
+from trtseg.errors import InputError
 from trtseg.io.folders import make_folder
 
 SEEDS = (0, 1)
@@ -211,6 +212,7 @@ def _report(began: float, line: str) -> None:
     print(f"{time.perf_counter() - began:6.1f} s  {line}", flush=True)
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line and do what is missing."""
     parser = argparse.ArgumentParser(
@@ -227,10 +229,7 @@ def main() -> None:
         "--seconds", type=float, default=0, help="choose the steps so that everything takes about so long"
     )
     args = parser.parse_args()
-    try:
-        compare(args.kit, args.out, args.jobs, args.steps, args.seconds)
-    except TrtsegError as error:
-        raise SystemExit(f"error: {error}") from None
+    compare(args.kit, args.out, args.jobs, args.steps, args.seconds)
 
 
 if __name__ == "__main__":

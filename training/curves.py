@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from training.program import plain_errors
 from trtseg.io.atomic import atomic
 
 
@@ -49,6 +50,7 @@ def plot(log: Path, png: Path) -> None:
     plt.close(figure)
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line and draw."""
     parser = argparse.ArgumentParser(

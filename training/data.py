@@ -129,7 +129,7 @@ def of_split(root: Path, size: int, split: str) -> Slices:
 def _open(root: Path, size: int) -> Store:
     store = Store.open(root)
     if store.hu.shape[1] != size:
-        raise SystemExit(
+        raise InputError(
             f"{root}: its slices have {store.hu.shape[1]} rows, but {size} are needed, twice the net's; "
             f"run training.prepare with --size {size}"
         )

@@ -23,13 +23,14 @@ import numpy as np
 import trtseg
 from training.cases import Case, Scan, read_checked
 from training.loose import LooseScores, cells_table, liver_table, score_loose
+from training.program import plain_errors
 from training.rank import curve_png, probabilities
 from training.readers import READERS
 from training.readers.shared import VALIDATION, shared_cases
 from training.split import by_patient
 from trtseg import models
 from trtseg.cli import tables
-from trtseg.errors import InputError, TrtsegError
+from trtseg.errors import InputError
 from trtseg.io.atomic import atomic
 from trtseg.io.folders import check_writable, make_folder
 from trtseg.metrics.cases import CaseScores, evaluate_case, evaluate_set
@@ -202,6 +203,7 @@ def validating(shared: Path) -> list[Case]:
     return [case for case in cases if split[case.group] == "validation"]
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line, score, print."""
     parser = argparse.ArgumentParser(
@@ -219,17 +221,14 @@ def main() -> None:
     )
     parser.add_argument("--worst", type=int, default=5, help="number of pictures")
     args = parser.parse_args()
-    try:
-        cases = validating(args.shared) if args.shared else []
-        for name in ("lits", "msd", "ircadb", "chaos"):
-            if folder := getattr(args, name):
-                cases += READERS[name](folder)
-        if not cases:
-            parser.error("no cases; give --shared or a data set")
-        segmenter = trtseg.Segmenter(args.model, precision=args.precision)
-        print(evaluate(segmenter, args.model, cases, args.output, args.worst), end="")
-    except TrtsegError as error:
-        raise SystemExit(f"error: {error}") from None
+    cases = validating(args.shared) if args.shared else []
+    for name in ("lits", "msd", "ircadb", "chaos"):
+        if folder := getattr(args, name):
+            cases += READERS[name](folder)
+    if not cases:
+        parser.error("no cases; give --shared or a data set")
+    segmenter = trtseg.Segmenter(args.model, precision=args.precision)
+    print(evaluate(segmenter, args.model, cases, args.output, args.worst), end="")
 
 
 if __name__ == "__main__":

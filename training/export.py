@@ -24,12 +24,13 @@ import torch
 from training import calibration
 from training.checkpoint import check_size, load, read
 from training.methods import WINDOW
+from training.program import plain_errors
 from training.readers import png_slices
 from training.unet import UNet, folded
 from trtseg.engines.calibration import show
 from trtseg.engines.openvino import import_openvino
 from trtseg.engines.precision import FP16, FP32
-from trtseg.errors import TrtsegError
+from trtseg.errors import ArgumentError, ModelError
 from trtseg.io.atomic import atomic
 from trtseg.io.folders import make_folder
 from trtseg.models import manifest
@@ -110,7 +111,7 @@ def check_parity(net: UNet, onnx_path: Path, x: np.ndarray, spec: ModelSpec, *, 
         flipped = got.argmax(1) != expected.argmax(1)
     doubt = float(margin[flipped].max(initial=0))
     if not np.isfinite(got).all() or (doubt >= FP16_TOLERANCE if half else difference >= FP32_TOLERANCE):
-        raise SystemExit(
+        raise ModelError(
             f"{onnx_path.name}: does not agree with PyTorch: logits differ by up to {difference:.2e}, "
             f"labels flip that are up to {doubt:.2e} from the threshold"
         )
@@ -139,7 +140,7 @@ def nets_of(checkpoints: Sequence[Path]) -> tuple[dict[str, UNet], int]:
         nets.update(method.nets.items())
         sizes.add(settings.size)
     if list(nets) not in (["liver", "tumour"], ["one-step"]) or len(sizes) != 1:
-        raise SystemExit(
+        raise ArgumentError(
             f"checkpoints: got nets {list(nets)} of the sizes {sorted(sizes)}; expected those of liver and tumour, in "
             "this order and of one size, that of the method joint, or that of one-step"
         )
@@ -176,7 +177,9 @@ def export(
     size = trained if size is None else size
     check_size(size, read(checkpoints[0])[0])
     if unknown := set(thresholds) - set(nets) | set(thresholds) & {"one-step"}:
-        raise SystemExit(f"thresholds: got one for {', '.join(sorted(unknown))}; these nets do not have one")
+        raise ArgumentError(
+            f"thresholds: got one for {', '.join(sorted(unknown))}; these nets do not have one"
+        )
     specs = {
         role: ModelSpec(
             role=role,
@@ -222,6 +225,7 @@ def _write(out: Path, files: dict[str, bytes]) -> None:
     (out / calibration.FILE).unlink(missing_ok=True)
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line and export."""
     parser = argparse.ArgumentParser(
@@ -259,13 +263,10 @@ def main() -> None:
         role: t for role in ("liver", "tumour") if (t := getattr(args, f"{role}_threshold")) is not None
     }
     provenance = {"version": args.version, "trained_on": args.trained_on, "licence": args.licence}
-    try:
-        slices = None if args.calibration is None else png_slices(args.calibration)
-        export(args.checkpoints, args.out, thresholds, provenance, pixel_mm=args.pixel_mm, size=args.size)
-        if slices is not None:
-            print(calibration.add(args.out, slices))
-    except TrtsegError as error:
-        raise SystemExit(f"error: {error}") from None
+    slices = None if args.calibration is None else png_slices(args.calibration)
+    export(args.checkpoints, args.out, thresholds, provenance, pixel_mm=args.pixel_mm, size=args.size)
+    if slices is not None:
+        print(calibration.add(args.out, slices))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 
 from training.packing import pack_images, pack_labels, unpack_images, unpack_labels
-from trtseg.errors import InputError, TrtsegError
+from training.program import plain_errors
+from trtseg.errors import InputError
 from trtseg.fit import AIR_HU
 from trtseg.io.atomic import atomic
 from trtseg.io.folders import make_folder
@@ -276,6 +277,7 @@ def listed(
     return cases, held
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line and write the kit."""
     parser = argparse.ArgumentParser(
@@ -299,12 +301,9 @@ def main() -> None:
     args = parser.parse_args()
     if not args.shared and not args.slices:
         parser.error("no data; give --shared, --slices or both")
-    try:
-        kit = build(*listed(args.shared, args.slices, args.validation), args.size, args.mm, args.step)
-        make_folder(args.output.parent, "--output")
-        sha256 = write(args.output, kit)
-    except TrtsegError as error:
-        raise SystemExit(f"error: {error}") from None
+    kit = build(*listed(args.shared, args.slices, args.validation), args.size, args.mm, args.step)
+    make_folder(args.output.parent, "--output")
+    sha256 = write(args.output, kit)
     show(kit)
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB, SHA-256 {sha256}")
 

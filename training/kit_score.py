@@ -19,7 +19,8 @@ from training import kit as kits
 from training.batch import DeviceKit, cell_sums
 from training.checkpoint import load
 from training.methods import Liver, Method, Tumour
-from trtseg.errors import TrtsegError
+from training.program import plain_errors
+from trtseg.errors import InputError
 
 #: Probabilities of tumour above which a pixel is one, in turn.
 THRESHOLDS = (0.3, 0.5, 0.75, 0.9)
@@ -131,6 +132,7 @@ def text(scores: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line and print the scores."""
     parser = argparse.ArgumentParser(
@@ -142,15 +144,13 @@ def main() -> None:
     parser.add_argument("--every-slice", action="store_true", help="those that train too")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        kit = kits.read(args.kit)
-        rows = np.flatnonzero((kit.split == "validation") | args.every_slice)
-        method, settings = load(args.tumour, args.liver) if args.tumour else load(args.liver)
-        assert isinstance(method, (Liver, Tumour))
-        to_device(method, device)
-        scores = score(kit, rows, DeviceKit.of(kit, rows, device), method, settings.size)
-    except TrtsegError as error:
-        raise SystemExit(f"error: {error}") from None
+    kit = kits.read(args.kit)
+    rows = np.flatnonzero((kit.split == "validation") | args.every_slice)
+    method, settings = load(args.tumour, args.liver) if args.tumour else load(args.liver)
+    if not isinstance(method, (Liver, Tumour)):
+        raise InputError(f"{args.liver}: is of the method {settings.method}; expected liver")
+    to_device(method, device)
+    scores = score(kit, rows, DeviceKit.of(kit, rows, device), method, settings.size)
     for name, value in scores.items():
         print(f"{name:32} {value:.3f}")
 

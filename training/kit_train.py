@@ -26,10 +26,11 @@ from training import kit as kits
 from training.checkpoint import CHOICES, Settings, build, diverged, fingerprint, load_liver, save
 from training.curves import log
 from training.methods import Method
+from training.program import plain_errors
 from training.trained import trained_net
 from training.trainer import Run, Trainer
 from training.unet import UNet
-from trtseg.errors import InputError, TrtsegError
+from trtseg.errors import InputError
 from trtseg.io.folders import make_folder
 
 
@@ -162,6 +163,7 @@ def _report(line: str) -> None:
     print(line, flush=True)
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(
@@ -210,11 +212,8 @@ def main() -> None:
         parser.error("--teacher goes with tumour")
     precision = "bf16" if torch.cuda.is_available() else "fp32"
     both = {name: chosen[name] for name in ("batch", "lr", "ema", "overlap")}
-    try:
-        run, settings = Run(**chosen), Settings(role, precision=precision, **both, **args)
-        train(role, path, out, settings, run, teachers, distil, **files)
-    except TrtsegError as error:
-        raise SystemExit(f"error: {error}") from None
+    run, settings = Run(**chosen), Settings(role, precision=precision, **both, **args)
+    train(role, path, out, settings, run, teachers, distil, **files)
 
 
 if __name__ == "__main__":

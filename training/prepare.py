@@ -25,9 +25,10 @@ from tqdm import tqdm
 from training import split as splitting
 from training import store
 from training.cases import Case, digest, read_checked, value_digest
+from training.program import plain_errors
 from training.readers import READERS, chaos_nifti
 from trtseg import __version__
-from trtseg.errors import InputError, TrtsegError
+from trtseg.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -267,22 +268,20 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@plain_errors()
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, list the data sets, write the store."""
     args = parse(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception it removes temporary files
-    try:
-        cases: list[Case] = []
-        for name, reader in READERS.items():
-            if folder := getattr(args, name):
-                cases += reader(folder)
-        if args.shared:
-            cases += chaos_nifti(args.shared / "chaos3")
-        validation = None if args.validation is None else tuple(args.validation)
-        settings = Settings(args.size, validation, args.paper, args.every)
-        show(prepare(cases, args.output, settings))
-    except TrtsegError as error:
-        raise SystemExit(f"error: {error}") from None
+    cases: list[Case] = []
+    for name, reader in READERS.items():
+        if folder := getattr(args, name):
+            cases += reader(folder)
+    if args.shared:
+        cases += chaos_nifti(args.shared / "chaos3")
+    validation = None if args.validation is None else tuple(args.validation)
+    settings = Settings(args.size, validation, args.paper, args.every)
+    show(prepare(cases, args.output, settings))
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ import torch
 import trtseg
 from training import calibration, evaluate, export, int8, kit, kit_train
 from training.checkpoint import Settings
+from training.program import plain_errors
 from training.readers import png_slices
 from training.readers.shared import VALIDATION, shared_cases
 from training.trainer import Run
-from trtseg.errors import TrtsegError
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,7 @@ def go(shared: Path, runs: Path, start: str, out: Path, share: float = 1.0) -> N
         print(evaluate.evaluate(segmenter, str(out), evaluate.validating(shared), runs / "evaluate", 5))
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line and go."""
     parser = argparse.ArgumentParser(
@@ -127,10 +128,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the model (RUNS/model)")
     parser.add_argument("--share", type=float, default=1.0, help="of the steps (1)")
     args = parser.parse_args()
-    try:
-        go(args.shared, args.runs, args.start, args.out or args.runs / "model", args.share)
-    except TrtsegError as error:
-        raise SystemExit(f"error: {error}") from None
+    go(args.shared, args.runs, args.start, args.out or args.runs / "model", args.share)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 
 from training.compare import EVERYTHING, FOLDS, GATES, PLAIN, SEEDS, TABLE, VALIDATION, file_of
+from training.program import plain_errors
 from training.row import read_tallies
 from training.score import grid
 from training.tally import Tally, auc, best_threshold, in_band
+from trtseg.errors import InputError
 from trtseg.io import atomic
 from trtseg.metrics.overlap import Overlap
 from trtseg.metrics.ranking import PAPER_BAND
@@ -218,7 +220,7 @@ def tables(folder: Path) -> str:
     rows = {name: read_runs(folder, name) for name in EVERYTHING}
     first = next((name for name in rows if rows[name]), None)
     if first is None:
-        raise SystemExit(f"{folder}: has no complete row; run training.compare first, with --out {folder}")
+        raise InputError(f"{folder}: has no complete row; run training.compare first, with --out {folder}")
     seed = next(s for s in SEEDS if all(file_of(folder, first, s, f).exists() for f in range(len(FOLDS))))
     stored = [_json(file_of(folder, first, seed, fold)) for fold in range(len(FOLDS))]
     table = {name: rows[name] for name in TABLE}
@@ -260,6 +262,7 @@ def tables(folder: Path) -> str:
     return text
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line and print."""
     parser = argparse.ArgumentParser(
@@ -273,7 +276,7 @@ def main() -> None:
     if args.into:
         above, mark, _ = args.into.read_text(encoding="utf-8").partition(MARK)
         if not mark:
-            raise SystemExit(f"{args.into}: has no line {MARK!r}; the tables go below it")
+            raise InputError(f"{args.into}: has no line {MARK!r}; the tables go below it")
         with atomic(args.into) as (path,):
             path.write_text(above + mark + text, encoding="utf-8")
 

@@ -19,7 +19,7 @@ import numpy as np
 from training import data
 from training.checkpoint import read
 from training.predict import Predictions, checkpoint, predict
-from trtseg.errors import TrtsegError
+from training.program import plain_errors
 from trtseg.metrics.overlap import overlap
 from trtseg.metrics.ranking import PAPER_BAND, roc
 
@@ -58,6 +58,7 @@ def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line and print the row."""
     parser = argparse.ArgumentParser(
@@ -67,15 +68,12 @@ def main() -> None:
     parser.add_argument("--liver", type=Path, help="checkpoint of the liver net (tumour only)")
     parser.add_argument("--data", type=Path, required=True, help="slice store of twice the net's size")
     args = parser.parse_args()
-    try:
-        settings, _ = read(args.checkpoint)
-        if settings.method == "liver":
-            parser.error("checkpoint: got a liver net; expected one that finds tumours")
-        method = checkpoint(args.checkpoint, args.liver)
-        splits = [data.of_split(args.data, 2 * settings.size, split) for split in ("validation", "test")]
-        row = score(*(predict(method, slices) for slices in splits), settings.method)
-    except TrtsegError as error:
-        raise SystemExit(f"error: {error}") from None
+    settings, _ = read(args.checkpoint)
+    if settings.method == "liver":
+        parser.error("checkpoint: got a liver net; expected one that finds tumours")
+    method = checkpoint(args.checkpoint, args.liver)
+    splits = [data.of_split(args.data, 2 * settings.size, split) for split in ("validation", "test")]
+    row = score(*(predict(method, slices) for slices in splits), settings.method)
     print(grid(["", *COLUMNS], [[settings.method, *(f"{row[c]:.{d}f}" for c, d in COLUMNS.items())]]))
 
 

@@ -1,0 +1,21 @@
+"""How the programs of ``training/`` and ``benchmarks/`` end where their user can mend what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from trtseg.errors import TrtsegError
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """As the decorator of ``main``: a wrong file or option ends the program with a line on stderr, no traceback."""
+    try:
+        yield
+    except TrtsegError as error:
+        raise SystemExit(f"error: {error}") from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise SystemExit(f"error: {error.filename}: {error.strerror}") from None
