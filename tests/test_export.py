@@ -199,6 +199,11 @@ def test_nets_that_do_not_belong_together_are_refused(tmp_path):
         export.export([tumour], tmp_path / "m", {}, PROVENANCE)
     with pytest.raises(ArgumentError, match=r"got nets \['liver'\].*expected those of liver and tumour"):
         export.export([liver], tmp_path / "m", {}, PROVENANCE)
+    other = torch.load(tumour, weights_only=True)
+    other["settings"]["pixel_mm"] = 1.5
+    torch.save(other, tmp_path / "kit.pt")
+    with pytest.raises(ArgumentError, match=r"\(32, 0\.0\), \(32, 1\.5\)\]; expected .* of one grid"):
+        export.export([liver, tmp_path / "kit.pt"], tmp_path / "m", {}, PROVENANCE)
     assert not (tmp_path / "m").exists()
 
 

@@ -76,6 +76,9 @@ class Settings:
     start: str = ""  # SHA-256 of the nets whose weights this run starts with
     teachers: str = ""  # SHA-256 of the tumour nets that gave masks to slices with cells
     distilled: str = ""  # SHA-256 of the nets that this run imitates
+    pixel_mm: float = (
+        0.0  # of the nets' pixels, which are laid around the body; 0: they see the field of view
+    )
 
     def __post_init__(self) -> None:
         check_values(self, _BOUNDS)

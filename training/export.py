@@ -22,7 +22,7 @@ import onnx
 import torch
 
 from training import calibration
-from training.checkpoint import check_size, load, read
+from training.checkpoint import Settings, check_size, load
 from training.methods import WINDOW
 from training.program import plain_errors
 from training.readers import png_slices
@@ -132,19 +132,20 @@ def parity_inputs(nets: dict[str, UNet], specs: dict[str, ModelSpec]) -> dict[st
     return {role: x for role, (x, _) in show(middle, (1.5, 1.5), tuple(specs.values()), run).items()}
 
 
-def nets_of(checkpoints: Sequence[Path]) -> tuple[dict[str, UNet], int]:
-    """The nets of one model by role, in the order in which they run, and the rows and columns of their input."""
-    nets, sizes = {}, set()
+def nets_of(checkpoints: Sequence[Path]) -> tuple[dict[str, UNet], list[Settings]]:
+    """The nets of one model by role, in the order in which they run, and the settings of each checkpoint."""
+    nets, trained = {}, []
     for i, path in enumerate(checkpoints):
         method, settings = load(path, checkpoints[0] if i else None)
         nets.update(method.nets.items())
-        sizes.add(settings.size)
-    if list(nets) not in (["liver", "tumour"], ["one-step"]) or len(sizes) != 1:
+        trained.append(settings)
+    grids = sorted({(settings.size, settings.pixel_mm) for settings in trained})
+    if list(nets) not in (["liver", "tumour"], ["one-step"]) or len(grids) != 1:
         raise ArgumentError(
-            f"checkpoints: got nets {list(nets)} of the sizes {sorted(sizes)}; expected those of liver and tumour, in "
-            "this order and of one size, that of the method joint, or that of one-step"
+            f"checkpoints: got nets {list(nets)} of (pixels a side, mm a pixel) {grids}; expected those of "
+            "liver and tumour, in this order and of one grid, that of the method joint, or that of one-step"
         )
-    return nets, sizes.pop()
+    return nets, trained
 
 
 def export(
@@ -169,13 +170,16 @@ def export(
     provenance : dict
         ``version``, ``trained_on`` and ``licence`` of the `ModelSpec`.
     pixel_mm : float, optional
-        Size of the nets' pixels: the nets see the body, see `trtseg.body`. Without it they see the field of view.
+        Size of the nets' pixels, by default as in training: the nets of a kit see the body, see `trtseg.body`, and
+        have some; those of a slice store see the field of view, and have none.
     size : int, optional
         Rows and columns of the nets' input, by default as in training.
     """
     nets, trained = nets_of(checkpoints)
-    size = trained if size is None else size
-    check_size(size, read(checkpoints[0])[0])
+    size = trained[0].size if size is None else size
+    pixel_mm = trained[0].pixel_mm or None if pixel_mm is None else pixel_mm
+    for settings in trained:
+        check_size(size, settings)
     if unknown := set(thresholds) - set(nets) | set(thresholds) & {"one-step"}:
         raise ArgumentError(
             f"thresholds: got one for {', '.join(sorted(unknown))}; these nets do not have one"
@@ -246,7 +250,7 @@ def main() -> None:
         "--pixel-mm",
         type=float,
         metavar="MM",
-        help="size of the nets' pixels, which are laid around the body",
+        help="size of the nets' pixels, which are laid around the body (as in training)",
     )
     parser.add_argument("--size", type=int, help="rows and columns of the nets' input (as in training)")
     parser.add_argument("--version", default="0.0.0", help="of the model (0.0.0)")

@@ -85,6 +85,7 @@ def train(
         store=kit.sha256,
         teachers=pseudo.names(nets),
         distilled="+".join(map(fingerprint, imitated)),
+        pixel_mm=round(float(kit.pixel_mm.min()) * kit.image.shape[1] / settings.size, 4),
     )
     torch.manual_seed(settings.seed)
     method = build(settings, liver)

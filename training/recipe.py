@@ -109,7 +109,7 @@ def go(shared: Path, runs: Path, start: str, out: Path, share: float = 1.0) -> N
             stage.role, packed, runs / stage.name, settings, run, start=begin, liver=liver, distil=[start]
         )
     checkpoints = [runs / name / "last.pt" for name in EXPORTED]
-    export.export(checkpoints, out, {"tumour": TUMOUR_THRESHOLD}, ABOUT, pixel_mm=PIXEL_MM)
+    export.export(checkpoints, out, {"tumour": TUMOUR_THRESHOLD}, ABOUT)
     print(calibration.add(out, png_slices(shared / "lits_slices")))
     print(int8.quantise(out, shared)[0])
     with trtseg.Segmenter(out, precision="fp32") as segmenter:

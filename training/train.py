@@ -285,7 +285,7 @@ def main() -> None:
     for field in fields(Settings):
         if field.name == "compile":
             parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
-        elif field.name not in ("method", "store", "liver", "start", "teachers", "distilled"):
+        elif field.name not in ("method", "store", "liver", "start", "teachers", "distilled", "pixel_mm"):
             choices = CHOICES.get(field.name)
             parser.add_argument(
                 f"--{field.name.replace('_', '-')}",
