@@ -13,7 +13,6 @@ from training import calibration, evaluate, export
 from training import checkpoint as runs
 from training.cases import Case, Scan
 from training.methods import WINDOW
-from training.predict import checkpoint, predict
 from training.rank import curve_png, probabilities
 from training.unet import UNet
 from trtseg import Segmenter, _core, build_engines, models, reference
@@ -88,7 +87,7 @@ def test_the_exported_model_says_what_the_checkpoint_says(exported):
     scan = Scan(phantom.ct, phantom.labels, SPACING, range(4))
     p, truth, inside = probabilities(models.find(folder), scan)
     hu, _ = reference.prepare(phantom.ct, spec.nets[0].fit_slice((64, 64), (6.0, 6.0)), spec.nets[0].window)
-    loaded = checkpoint(paths[-1], paths[0] if len(paths) == 2 else None)
+    loaded, _ = runs.load(paths[-1], paths[0] if len(paths) == 2 else None)
     with torch.no_grad():
         liver, expected = loaded.probabilities(torch.from_numpy(hu))
     sure = (liver.numpy() - 0.5).__abs__() > 1e-3  # at the very threshold of the gate, rounding decides
@@ -176,19 +175,6 @@ class TestCalibration:
             shown = np.broadcast_to(found.images > 0, found.logits.shape)
             difference = found.logits.clip(-5, 5) - slices.logits[role].clip(-5, 5)
             assert np.abs(difference[shown]).max() < 0.01
-
-
-def test_predictions_are_labels_by_a_threshold(exported):
-    _, paths, _, _ = exported
-    phantom = abdomen(shape=(2, 64, 64), spacing=SPACING)
-    rows = np.arange(2)
-    from training.data import Slices
-
-    slices = Slices(phantom.ct, phantom.labels, rows, np.array(["a", "b"]), rows, rows, rows, rows)
-    made = predict(checkpoint(paths[-1], paths[0] if len(paths) == 2 else None), slices)
-    assert made.liver.dtype == np.float32
-    labels = made.labels(0.3)
-    assert ((labels == 2) == ((made.liver > 0.5) & (made.tumour > 0.3))).all()
 
 
 def test_nets_that_do_not_belong_together_are_refused(tmp_path):
