@@ -77,9 +77,7 @@ def prepare(cases: Sequence[Case], out: Path, settings: Settings) -> dict[str, A
             "warnings": warnings,
             "left_out": left_out,
         }
-        return store.fill(
-            files, parts, settings.size, about, lambda p: tqdm(p, "writing", leave=False, disable=None)
-        )
+        return store.fill(files, parts, settings.size, about)
 
 
 def check(settings: Settings, cases: Sequence[Case]) -> None:
