@@ -93,7 +93,7 @@ def read_kit(path: Path) -> kits.Kit:
     kit = kits.read(path)
     if missing := {p for fold in FOLDS for p in (*fold.test, *fold.validation)} - set(kit.group.tolist()):
         raise InputError(f"{path}: has no patients {', '.join(sorted(missing))}")
-    with_liver = np.unique(kit.group[((kit.label == 1) | (kit.label == 2)).any((1, 2))])
+    with_liver = np.unique(kit.group[kit.has_liver])
     rows = np.flatnonzero(kit.tumour_known & np.isin(kit.group, with_liver))
     whole = ("level_hu", "cells", "sha256")
     columns = {name: values[rows] for name, values in vars(kit).items() if name not in whole}

@@ -22,6 +22,7 @@ import numpy as np
 
 import trtseg
 from training.cases import Case, Scan, read_checked
+from training.kit_score import FALSE_ML
 from training.loose import LooseScores, cells_table, liver_table, score_loose
 from training.program import plain_errors
 from training.rank import curve_png, probabilities
@@ -46,8 +47,6 @@ FAR_FROM_LIVER = {
 }  # fmt: skip
 #: Slices over which a ROC curve is drawn, at most.
 ROC_SLICES = 300
-#: mL of liver that a slice without liver may show.
-FALSE_ML = 5.0
 
 
 def spacing_of(spacing: Sequence[float]) -> tuple[float, float, float]:

@@ -91,6 +91,11 @@ class Kit:
     def __len__(self) -> int:
         return len(self.image)
 
+    @property
+    def has_liver(self) -> np.ndarray:
+        """Whether each slice shows liver, with or without tumour: bool ``[N]``."""
+        return ((self.label == 1) | (self.label == 2)).any((1, 2))
+
 
 def levels(step: float) -> np.ndarray:
     """HU of all levels, float32: ``step`` apart within `FINE`, twice that elsewhere."""

@@ -17,9 +17,11 @@ from torch.nn import functional as F
 
 from training import kit as kits
 from training.batch import DeviceKit, cell_sums
+from training.cases import UNKNOWN
 from training.checkpoint import load
 from training.methods import Liver, Method, Tumour
 from training.program import plain_errors
+from training.weak import CELL_SHARE
 from trtseg.errors import InputError
 
 #: Probabilities of tumour above which a pixel is one, in turn.
@@ -28,7 +30,7 @@ THRESHOLDS = (0.3, 0.5, 0.75, 0.9)
 THRESHOLD = 0.5
 #: mL of liver on a slice without any above which it counts, and the thickness in mm of what is not known.
 FALSE_ML, THICKNESS = 5.0, 5.0
-UNKNOWN, BATCH = 255, 32
+BATCH = 32
 
 
 @torch.no_grad()
@@ -113,7 +115,7 @@ def score(kit: kits.Kit, rows: np.ndarray, store: DeviceKit, method: Method, siz
             scores[f"false tumour mL {patient}"] = float((false * ml[own]).sum())
     area, flag = store.cell_area.cpu().numpy(), store.cell_flag.cpu().numpy()
     for i, threshold in enumerate(THRESHOLDS):
-        hit = found["cells"][:, i] > 0.02 * area
+        hit = found["cells"][:, i] > CELL_SHARE * area
         for name, want in (("sensitivity", 1), ("specificity", 0)):
             if (flag == want).any():
                 scores[f"cells {name} {threshold:g}"] = float((hit == want)[flag == want].mean())

@@ -40,9 +40,12 @@ def train(
     out: Path,
     settings: Settings,
     run: Run,
+    *,
+    liver: Path | None = None,
+    start: Path | str | None = None,
+    state: Path | None = None,
     teachers: Sequence[str] = (),
     distil: Sequence[Path | str] = (),
-    **files: Path | str | None,
 ) -> None:
     """Run or resume a training.
 
@@ -53,16 +56,18 @@ def train(
     path, out : Path
         The kit, and the folder of the run.
     settings, run : Settings, Run
-    **files : Path or str, optional
-        ``liver``: checkpoint of the liver net, for a tumour net; ``start``: checkpoint or model whose weights the run
-        starts with;
-        ``state``: file of the state of the run, ``out/resume.pt`` if not given.
+    liver : Path, optional
+        Checkpoint of the liver net, for a tumour net.
+    start : Path or str, optional
+        Checkpoint or model whose weights the run starts with.
+    state : Path, optional
+        File of the state of the run, ``out/resume.pt`` if not given.
     teachers : sequence of str
         Checkpoints or models whose tumour nets give masks to slices that have only cells (`training.pseudo`).
     distil : sequence of Path or str
         Checkpoints or models whose mean probabilities the net imitates besides (`training.distil`).
     """
-    state = Path(files.get("state") or out / "resume.pt")
+    state = state or out / "resume.pt"
     if not state.exists() and (out / "last.pt").exists():
         raise InputError(
             f"{out / 'last.pt'}: is of another run, since there is no {state} to resume; "
@@ -73,11 +78,11 @@ def train(
     torch.backends.cudnn.benchmark = True
     began = time.perf_counter()
     kit = kits.read(path)
-    liver = load_liver(Path(files["liver"]), settings.size) if files.get("liver") else None
-    if liver:
-        settings = replace(settings, liver=fingerprint(liver.nets))
-    if files.get("start"):
-        settings = replace(settings, start=fingerprint(trained_net(files["start"], role)))
+    behind = load_liver(liver, settings.size) if liver else None
+    if behind:
+        settings = replace(settings, liver=fingerprint(behind.nets))
+    if start:
+        settings = replace(settings, start=fingerprint(trained_net(start, role)))
     nets = [_teacher(name, role, device) for name in teachers]
     imitated = [_teacher(name, role, device) for name in distil]
     settings = replace(
@@ -88,7 +93,7 @@ def train(
         pixel_mm=round(float(kit.pixel_mm.min()) * kit.image.shape[1] / settings.size, 4),
     )
     torch.manual_seed(settings.seed)
-    method = build(settings, liver)
+    method = build(settings, behind)
     _report(f"read {len(kit)} slices in {time.perf_counter() - began:.1f} s, device {device}")
 
     rows = _rows(kit, role, "train")
@@ -111,8 +116,8 @@ def train(
         trainer.resume(state)
         save_result(trainer.result())  # a kill may have come between both files
         _report(f"resumed at step {trainer.step}, {trainer.elapsed:.0f} s")
-    elif files.get("start"):
-        trainer.start(str(files["start"]))
+    elif start:
+        trainer.start(str(start))
     _report(
         f"{len(rows)} slices train, {len(held)} validate, ready after {time.perf_counter() - began:.1f} s"
     )
@@ -138,7 +143,7 @@ def train(
         save_result(result)
         log(out / "log.csv", row)
 
-    if files.get("start") and not trainer.step:
+    if start and not trainer.step:
         keep(0.0)  # what the run starts with
     for progress in trainer.steps():
         if progress == 1 or trainer.due():
@@ -155,9 +160,8 @@ def _teacher(source: Path | str, role: str, device: torch.device) -> UNet:
 
 def _rows(kit: kits.Kit, role: str, split: str) -> np.ndarray:
     """Rows of a kit that a net trains or validates on; the tumour net sees only slices with liver."""
-    liver = ((kit.label > 0) & (kit.label != 255)).any((1, 2))
     wanted = kit.split == split
-    return np.flatnonzero(wanted & liver if role == "tumour" and split == "train" else wanted)
+    return np.flatnonzero(wanted & kit.has_liver if role == "tumour" and split == "train" else wanted)
 
 
 def _report(line: str) -> None:
@@ -205,16 +209,16 @@ def main() -> None:
     args = vars(parser.parse_args())
     chosen = {field.name: args.pop(field.name) for field in fields(Run)}
     role, path, out = args.pop("role"), args.pop("kit"), args.pop("out")
-    files = {name: args.pop(name) for name in ("liver", "start", "state")}
-    teachers, distil = args.pop("teacher"), args.pop("distil")
+    files = {name: args.pop(name) for name in ("liver", "start", "state", "distil")}
+    files["teachers"] = args.pop("teacher")
     if (role == "tumour") != (files["liver"] is not None):
         parser.error("--liver goes with tumour, which needs it")
-    if teachers and role != "tumour":
+    if files["teachers"] and role != "tumour":
         parser.error("--teacher goes with tumour")
     precision = "bf16" if torch.cuda.is_available() else "fp32"
     both = {name: chosen[name] for name in ("batch", "lr", "ema", "overlap")}
     run, settings = Run(**chosen), Settings(role, precision=precision, **both, **args)
-    train(role, path, out, settings, run, teachers, distil, **files)
+    train(role, path, out, settings, run, **files)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from training import appearance, batch, kit_score
 from training import kit as kits
+from training.cases import UNKNOWN
 from training.checkpoint import Settings
-from training.losses import UNKNOWN, Loss
+from training.losses import Loss
 from training.methods import Liver, Tumour, windowed
 from training.program import plain_errors
 from training.row import Split, training_rows
