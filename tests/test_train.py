@@ -22,7 +22,7 @@ from training.cases import Case, Scan
 from training.data import Slices
 from training.losses import Loss
 from training.methods import Liver
-from training.unet import UNet, folded
+from training.unet import UNet
 from trtseg.engines.processor import native_bf16
 from trtseg.errors import ArgumentError, InputError, OutputError, TrtsegError
 from trtseg.phantom import abdomen
@@ -381,21 +381,3 @@ def test_validation_by_hand():
     assert scores == pytest.approx(
         {"x_liver": 2 * 8 / (8 + 12), "x_tumour": 1.0, "n_false_liver": 1.0, "n_false_tumour": 0.0}
     )
-
-
-def test_unet_shape_and_size():
-    net = UNet(classes=3, width=4, depth=2)
-    assert net(torch.zeros(2, 1, 32, 48)).shape == (2, 3, 32, 48)
-    assert sum(p.numel() for p in UNet().parameters()) == 1_942_289
-    assert UNet(classes=3, width=4, depth=2, stem=6)(torch.zeros(2, 1, 32, 48)).shape == (2, 3, 32, 48)
-
-
-@pytest.mark.parametrize("stem", [0, 6])
-def test_folding_batch_norm_changes_nothing(stem):
-    torch.manual_seed(0)
-    net = UNet(width=4, depth=2, stem=stem)
-    for _ in range(5):  # running statistics that are not the initial ones
-        net(torch.randn(4, 1, 32, 32) * 3 + 1)
-    x = torch.randn(2, 1, 32, 32)
-    with torch.no_grad():
-        assert torch.allclose(net.eval()(x), folded(net)(x), atol=1e-4)
