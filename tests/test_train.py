@@ -85,7 +85,7 @@ def test_a_killed_run_ends_with_the_same_weights(store, tmp_path):
     assert same(weights(tmp_path / "broken"), weights(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("name", ["store", "teachers", "distilled"])
+@pytest.mark.parametrize("name", ["store", "teachers", "distilled", "pixel-mm"])
 def test_what_a_run_is_made_of_is_no_option(monkeypatch, capsys, tmp_path, name):
     """These are hashes that the programs themselves put into a checkpoint."""
     monkeypatch.setattr(sys, "argv", ["train", "liver", "--out", str(tmp_path), f"--{name}", "0123"])
@@ -296,6 +296,8 @@ def test_patients_that_are_left_out_do_not_train(store):
     assert set(subsets["negatives"].case) == {"V"}
     with pytest.raises(InputError, match="--size 32"):
         data.read(store, 32)
+    with pytest.raises(InputError, match="without: no patients X; there are A, C, D"):
+        data.read(store, 64, ["D", "X"])
 
 
 @pytest.mark.parametrize(

@@ -90,10 +90,7 @@ def check(settings: Settings, cases: Sequence[Case]) -> None:
         raise InputError(f"paper: got the seed {settings.paper}; expected 0 or more")
     if settings.validation is not None and settings.paper is not None:
         raise InputError("validation, paper: got both; --paper draws the patients itself, leave one out")
-    patients = {case.group for case in cases}
-    if unknown := sorted(set(settings.validation or ()) - patients):
-        known = ", ".join(sorted(patients)[:20])
-        raise InputError(f"validation: no patients {', '.join(unknown)}; there are {known}, ...")
+    splitting.check_patients("validation", settings.validation or (), {case.group for case in cases})
 
 
 def look(cases: Sequence[Case], every: int) -> tuple[list[Looked], list[dict[str, str]], dict[str, str]]:
