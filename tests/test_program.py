@@ -18,8 +18,10 @@ WRONG_PATHS = (
     "benchmarks.scaling missing",
     "benchmarks.search missing",
     "benchmarks.stream missing",
+    "training.compare missing --out new",
     "training.curves missing",
     "training.kit_score missing --liver last.pt",
+    "training.recipe --shared missing -o new",
     "training.results missing",
 )
 

@@ -172,11 +172,11 @@ def compare(path: Path, out: Path, jobs: int, steps: int = 0, seconds: float = 0
     """Do the runs that are missing; see `main` for the parameters."""
     global _kit, _barrier
     began = time.perf_counter()
-    make_folder(out, "--out")
     if (before := stored_steps(out)) and steps not in (0, before):
         raise InputError(f"{out}: holds runs of {before} steps, not {steps}; choose another --out")
     steps = before or steps
     _kit = read_kit(path)
+    make_folder(out, "--out")
     context = multiprocessing.get_context("fork")  # processes share the slices; none has used a GPU so far
     _barrier = context.Barrier(jobs)
     _report(began, f"read {len(_kit)} slices")

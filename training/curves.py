@@ -40,8 +40,9 @@ def plot(log: Path, png: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     left.plot(steps, [float(row["loss"]) for row in rows])
     left.set(title="training loss", xlabel="step", yscale="log")
-    for name in rows[0].keys() - {"step", "lr", "loss", "seconds"}:
-        right.plot(steps, [float(row[name]) for row in rows], label=name)
+    for name in rows[0]:
+        if name not in ("step", "lr", "loss", "seconds"):
+            right.plot(steps, [float(row[name]) for row in rows], label=name)
     right.set(title="validation", xlabel="step", ylim=(0, 1))
     if right.lines:
         right.legend(fontsize="small")

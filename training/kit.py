@@ -30,7 +30,7 @@ from training.program import plain_errors
 from trtseg.errors import InputError
 from trtseg.fit import AIR_HU
 from trtseg.io.atomic import atomic
-from trtseg.io.folders import make_folder
+from trtseg.io.folders import check_writable, made_folder
 
 FORMAT, VERSION = "trtseg training kit", 1
 #: HU of the lowest and the highest level, and between which HU levels are twice as dense.
@@ -264,15 +264,12 @@ def listed(
     """The cases of the shared data and of folders of slices with cells, and the patients that validate."""
     from training.readers.liver_slices import liver_slices
     from training.readers.shared import VALIDATION, shared_cases
-    from training.split import by_patient
+    from training.split import by_patient, check_patients
 
     cases = shared_cases(shared) if shared else []
     for folder in folders:
         cases += liver_slices(folder)
-    patients = {case.group for case in cases}
-    if unknown := sorted(set(validation) - patients):
-        known = ", ".join(sorted(patients)[:20])
-        raise InputError(f"validation: no patients {', '.join(unknown)}; there are {known}, ...")
+    check_patients("validation", validation, {case.group for case in cases})
     held = [*(VALIDATION if shared else ()), *validation]
     if missing := {"train", "validation"} - set(by_patient(cases, held).values()):
         raise InputError(
@@ -306,9 +303,10 @@ def main() -> None:
     args = parser.parse_args()
     if not args.shared and not args.slices:
         parser.error("no data; give --shared, --slices or both")
-    kit = build(*listed(args.shared, args.slices, args.validation), args.size, args.mm, args.step)
-    make_folder(args.output.parent, "--output")
-    sha256 = write(args.output, kit)
+    with made_folder(args.output.parent, "--output"):
+        check_writable(args.output.parent, "--output")
+        kit = build(*listed(args.shared, args.slices, args.validation), args.size, args.mm, args.step)
+        sha256 = write(args.output, kit)
     show(kit)
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB, SHA-256 {sha256}")
 

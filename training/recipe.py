@@ -23,6 +23,7 @@ from training.program import plain_errors
 from training.readers import png_slices
 from training.readers.shared import VALIDATION, shared_cases
 from training.trainer import Run
+from trtseg.io.folders import make_folder
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,9 @@ def go(shared: Path, runs: Path, start: str, out: Path, share: float = 1.0) -> N
     """
     packed = runs / "kit.zip"
     if not packed.exists():
-        runs.mkdir(parents=True, exist_ok=True)
-        kit.write(packed, kit.build(shared_cases(shared), VALIDATION, SIZE, PIXEL_MM, LEVEL_HU))
+        cases = shared_cases(shared)
+        make_folder(runs, "--runs")
+        kit.write(packed, kit.build(cases, VALIDATION, SIZE, PIXEL_MM, LEVEL_HU))
     precision = "bf16" if torch.cuda.is_available() else "fp32"
     for stage in STAGES:
         run = replace(stage.run, steps=max(1, round(stage.run.steps * share)))
