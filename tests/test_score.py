@@ -24,6 +24,12 @@ def test_the_papers_split_is_scored_by_one_command(tmp_path, capsys, monkeypatch
     monkeypatch.setattr("sys.argv", ["score", str(run / "last.pt"), "--data", str(store)])
     score.main()
     row = capsys.readouterr().out.splitlines()[-1].split(" | ")
+    prepare.prepare(
+        [lesions_case(x, "lits") for x in "ABCD"], tmp_path / "other", prepare.Settings(size=64, paper=1)
+    )
+    monkeypatch.setattr("sys.argv", ["score", str(run / "last.pt"), "--data", str(tmp_path / "other")])
+    with pytest.raises(SystemExit, match=r"^error: .*last\.pt: was not trained on .*other"):
+        score.main()
     method, _ = load(run / "last.pt")
     method.compute_in(torch.float32)
     validation, test = (predict(method, data.of_split(store, 64, s)) for s in ("validation", "test"))

@@ -1,6 +1,7 @@
 """The paper's row for one checkpoint: the threshold is chosen on a store's validation, and scored on its test split.
 
     python -m training.prepare --lits DIR --paper 0 -o runs/paper-store
+    python -m training.train one-step --data runs/paper-store --out runs/one-step
     python -m training.score runs/one-step/last.pt --data runs/paper-store
     python -m training.score runs/tumour/last.pt --liver runs/liver/last.pt --data runs/paper-store
 
@@ -20,10 +21,12 @@ import torch
 from torch.nn import functional as F
 
 from training import data
-from training.checkpoint import load
+from training.checkpoint import load, read
 from training.methods import Method
 from training.program import plain_errors
+from training.store import store_sha256
 from training.train import target
+from trtseg.errors import InputError
 from trtseg.metrics.overlap import overlap
 from trtseg.metrics.ranking import PAPER_BAND, roc
 
@@ -104,6 +107,11 @@ def main() -> None:
     method, settings = load(args.checkpoint, args.liver)
     if settings.method == "liver":
         parser.error("checkpoint: got a liver net; expected one that finds tumours")
+    for path in filter(None, (args.checkpoint, args.liver)):
+        if read(path)[0].store != store_sha256(args.data):
+            raise InputError(
+                f"{path}: was not trained on {args.data}, so perhaps on patients who test there; train on that store"
+            )
     method.compute_in(torch.float32)
     splits = [data.of_split(args.data, 2 * settings.size, split) for split in ("validation", "test")]
     row = score(*(predict(method, slices) for slices in splits), settings.method)

@@ -7,6 +7,7 @@ just as ``prepare`` averages a 512x512 slice.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -241,6 +242,11 @@ class Store:
 
 
 _AGAIN = "make the store again with python -m training.prepare"
+
+
+def store_sha256(folder: Path) -> str:
+    """SHA-256 of the manifest of the store in ``folder``, by which a run knows the store again."""
+    return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -45,7 +45,7 @@ from training.curves import log, plot
 from training.methods import Method
 from training.program import plain_errors
 from training.sample import Samples
-from training.store import MANIFEST
+from training.store import store_sha256
 from trtseg.engines.processor import native_bf16
 from trtseg.errors import ArgumentError, InputError
 from trtseg.io.folders import make_folder
@@ -136,7 +136,7 @@ def train(
     slices, subsets = data.read(root, 2 * settings.size, settings.without.split())
     if settings.precision == "auto":
         settings = replace(settings, precision=fastest(device))
-    settings = replace(settings, store=hashlib.sha256((root / MANIFEST).read_bytes()).hexdigest())
+    settings = replace(settings, store=store_sha256(root))
 
     torch.manual_seed(settings.seed)
     method = build(settings, liver).to(device)
