@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from training.compare import EVERYTHING, FOLDS, GATES, PLAIN, SEEDS, TABLE, VALIDATION, file_of
+from training.compare import EVERYTHING, FOLDS, PLAIN, SEEDS, TABLE, VALIDATION, file_of
 from training.program import plain_errors
 from training.row import read_tallies
 from training.score import grid
@@ -44,7 +44,6 @@ PAIRS = (
     ("joint", "sequential"),
     ("joint, balanced", "sequential, balanced"),
     ("joint, balanced, half the steps", "sequential, balanced, half the steps"),
-    ("joint, balanced, soft Dice", "sequential, balanced, soft Dice"),
 )
 
 HEAD = """Printed by `python -m training.results` from what `python -m training.compare` stored.
@@ -245,17 +244,14 @@ def tables(folder: Path) -> str:
         ),
     ]
     if more:
-        gates = {name: rows[name] for name in ("joint, balanced", "sequential, balanced")} | more
+        others = {name: rows[name] for name in ("joint, balanced", "sequential, balanced")} | more
         parts += [
             (
                 "Other rows",
-                "Every patient weighs the same. A gate says what the mask is to N1's gradient; where none is named, it "
-                "is straight-through.",
-                scores_table(gates, together=False),
+                "Every patient weighs the same.",
+                scores_table(others, together=False),
             ),
         ]
-    if gated := [(name, "joint, balanced") for name in GATES if rows[name]]:
-        parts.append(("Less the straight-through gate", "", differences_table(rows, gated)))
     text = _head(stored)
     for title, about, made in parts:
         text += f"\n## {title}\n\n" + (f"{about}\n\n" if about else "") + made + "\n"
