@@ -28,7 +28,7 @@ from typing import Any
 from benchmarks import compare_cts, compare_table
 from benchmarks.compare_process import Process
 from benchmarks.peers.contenders import REFERENCE, Contender, chosen
-from training.program import plain_errors
+from training.program import parser_of, plain_errors
 from trtseg import __version__, models
 from trtseg.engines.processor import native_bf16, native_int8, read_cpuinfo
 from trtseg.errors import InputError
@@ -203,9 +203,7 @@ def note(text: str) -> None:
 @plain_errors()
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, measure what is missing, print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("data", type=Path, help="folder with CTs, as benchmarks.robustness says")
     parser.add_argument("--ct", nargs="+", choices=compare_cts.NAMES, default=list(compare_cts.NAMES))
     parser.add_argument(

@@ -10,7 +10,6 @@ The batch way has all files on its disk, and then reads, segments, writes and se
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -27,7 +26,7 @@ import pydicom
 from pynetdicom import AE
 
 import trtseg
-from training.program import plain_errors
+from training.program import parser_of, plain_errors
 from trtseg.errors import InputError
 from trtseg.node.line import keep_answers
 from trtseg.node.spool import Spool
@@ -117,9 +116,7 @@ def batch(segmenter: trtseg.Segmenter, datasets: list[Any], folder: Path, port: 
 @plain_errors()
 def main() -> None:
     """Parse the command line, run both ways, print a row for each rate."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rates", type=float, nargs="+", default=[5, 20, 100, 0])
     parser.add_argument("--model", default="default")

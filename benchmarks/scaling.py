@@ -12,7 +12,6 @@ The plot needs matplotlib (extra ``evaluate``).
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -27,7 +26,7 @@ from nibabel.nifti1 import Nifti1Header
 
 import trtseg
 from benchmarks.compare_process import highest
-from training.program import plain_errors
+from training.program import parser_of, plain_errors
 from trtseg.io.atomic import atomic
 
 MB = 1e6
@@ -115,9 +114,7 @@ def plot(runs: Sequence[Run], png: Path) -> None:
 @plain_errors()
 def main() -> None:
     """Parse the command line, measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
 
     def numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]

@@ -8,7 +8,6 @@ patient the slice with the largest tumour is taken, then of some the largest liv
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from training.cases import Case, read_checked
-from training.program import plain_errors
+from training.program import parser_of, plain_errors
 from training.readers import png_slices
 from training.split import LITS_SOURCES, VALIDATION_GROUPS, by_patient
 from trtseg import _core, models
@@ -102,9 +101,7 @@ def add(folder: Path, cases: Sequence[Case]) -> str:
 @plain_errors()
 def main() -> None:
     """Parse the command line and write the slices."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("model", type=Path, help="folder of an exported model")
     parser.add_argument("--png", type=Path, required=True, help="folder lits_slices")
     args = parser.parse_args()

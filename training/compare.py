@@ -10,7 +10,6 @@ budget: as many steps a net, on the same samples. The 32 runs took 202 seconds o
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -26,7 +25,7 @@ import torch
 from training import kit as kits
 from training import row
 from training.checkpoint import Settings
-from training.program import plain_errors
+from training.program import parser_of, plain_errors
 from training.row import Split
 from trtseg.errors import InputError
 from trtseg.io.folders import make_folder
@@ -155,9 +154,7 @@ def _report(began: float, line: str) -> None:
 @plain_errors()
 def main() -> None:
     """Parse the command line and do what is missing."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("kit", type=Path, help="file of training.kit")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs; what is done is kept")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each a process (1)")

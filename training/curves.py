@@ -5,13 +5,12 @@ python -m training.curves runs/liver
 
 from __future__ import annotations
 
-import argparse
 import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from training.program import plain_errors
+from training.program import parser_of, plain_errors
 from trtseg.io.atomic import atomic
 
 
@@ -54,9 +53,7 @@ def plot(log: Path, png: Path) -> None:
 @plain_errors()
 def main() -> None:
     """Parse the command line and draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("run", type=Path, help="folder with log.csv")
     run = parser.parse_args().run
     plot(run / "log.csv", run / "curves.png")

@@ -12,7 +12,6 @@ are called tumour and in how many lesions. Cases that cannot be read are named a
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -24,7 +23,7 @@ import trtseg
 from training.cases import Case, Scan, read_checked
 from training.kit_score import FALSE_ML
 from training.loose import LooseScores, cells_table, liver_table, score_loose
-from training.program import plain_errors
+from training.program import parser_of, plain_errors
 from training.rank import curve_png, probabilities
 from training.readers import READERS
 from training.readers.shared import VALIDATION, shared_cases
@@ -205,9 +204,7 @@ def validating(shared: Path) -> list[Case]:
 @plain_errors()
 def main() -> None:
     """Parse the command line, score, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--model", default="default", help="name or folder")
     parser.add_argument("--precision", default="auto")
     parser.add_argument(

@@ -10,7 +10,6 @@ Each file is compared with PyTorch before the folder is touched; a net that does
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import tempfile
@@ -24,7 +23,7 @@ import torch
 from training import calibration
 from training.checkpoint import Settings, check_size, load
 from training.methods import WINDOW
-from training.program import plain_errors
+from training.program import parser_of, plain_errors
 from training.readers import png_slices
 from training.unet import UNet, folded
 from trtseg.engines.calibration import show
@@ -232,9 +231,7 @@ def _write(out: Path, files: dict[str, bytes]) -> None:
 @plain_errors()
 def main() -> None:
     """Parse the command line and export."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument(
         "checkpoints",
         type=Path,

@@ -13,7 +13,6 @@ to that of FP32, and the labels of both are close to each other: `BOUNDS`.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import shutil
@@ -28,7 +27,7 @@ import onnx
 import trtseg
 from training.cases import Case, read_checked
 from training.evaluate import spacing_of, validating
-from training.program import plain_errors
+from training.program import parser_of, plain_errors
 from trtseg import models
 from trtseg.engines.calibration import references
 from trtseg.engines.openvino import no_telemetry
@@ -152,9 +151,7 @@ def quantise(model: Path, shared: Path) -> tuple[str, bool]:
 @plain_errors()
 def main() -> None:
     """Parse the command line, quantise, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("model", type=Path, help="name or folder of an exported model")
     parser.add_argument("--shared", type=Path, required=True, help="its validation cases are compared on")
     args = parser.parse_args()

@@ -11,7 +11,6 @@ become levels: fine steps where soft tissue lies, coarse ones elsewhere. The sam
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import json
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from training.packing import pack_images, pack_labels, unpack_images, unpack_labels
-from training.program import plain_errors
+from training.program import parser_of, plain_errors
 from trtseg.errors import InputError
 from trtseg.fit import AIR_HU
 from trtseg.io.atomic import atomic
@@ -282,9 +281,7 @@ def listed(
 @plain_errors()
 def main() -> None:
     """Parse the command line and write the kit."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--shared", type=Path, metavar="DIR", help="folder of the shared data")
     parser.add_argument(
         "--slices", type=Path, nargs="+", default=[], metavar="DIR", help="folders of slices with cells, .npz"

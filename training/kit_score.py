@@ -7,7 +7,6 @@ The scores follow a training. What a user gets is measured by ``training.evaluat
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from training.batch import DeviceKit, cell_sums
 from training.cases import UNKNOWN
 from training.checkpoint import load
 from training.methods import Liver, Method, Tumour
-from training.program import plain_errors
+from training.program import parser_of, plain_errors
 from training.weak import CELL_SHARE
 from trtseg.errors import InputError
 
@@ -137,9 +136,7 @@ def text(scores: dict[str, float]) -> str:
 @plain_errors()
 def main() -> None:
     """Parse the command line and print the scores."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("kit", type=Path)
     parser.add_argument("--liver", type=Path, required=True, help="checkpoint of the liver net")
     parser.add_argument("--tumour", type=Path, help="checkpoint of the tumour net")

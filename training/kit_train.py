@@ -11,7 +11,6 @@ which the same command resumes a run that was killed; the time that was spent co
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from training import kit as kits
 from training.checkpoint import CHOICES, Settings, build, diverged, fingerprint, load_liver, save
 from training.curves import log
 from training.methods import Method
-from training.program import plain_errors
+from training.program import parser_of, plain_errors
 from training.trained import trained_net
 from training.trainer import Run, Trainer
 from training.unet import UNet
@@ -171,9 +170,7 @@ def _report(line: str) -> None:
 @plain_errors()
 def main() -> None:
     """Parse the command line and train."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("role", choices=("liver", "tumour"))
     parser.add_argument("kit", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")

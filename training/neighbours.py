@@ -9,7 +9,6 @@ the tumour. The other steps that follow the nets are the same.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +18,7 @@ import numpy as np
 import trtseg
 from training.cases import Case, Scan, read_checked
 from training.evaluate import spacing_of, validating
-from training.program import plain_errors
+from training.program import parser_of, plain_errors
 from trtseg import _core, models
 from trtseg.engines import open_engine
 from trtseg.engines.base import logits_of
@@ -97,9 +96,7 @@ def scores(stack: Stack, files: ModelFiles, median_mm: float, sigma_mm: float, p
 @plain_errors()
 def main() -> None:
     """Parse the command line and print a row for each way."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--model", default="default", help="name or folder, of two nets")
     parser.add_argument("--shared", type=Path, required=True, help="folder of the data")
     args = parser.parse_args()

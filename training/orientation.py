@@ -7,7 +7,6 @@ random number in them, so the same data gives the same weights.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from training.cases import Case, read_checked
-from training.program import plain_errors
+from training.program import parser_of, plain_errors
 from training.readers.liver_slices import liver_slices
 from training.readers.shared import VALIDATION
 from training.readers.slices import negatives, png_slices
@@ -155,9 +154,7 @@ def _rounded(weights: object) -> np.ndarray:
 @plain_errors()
 def main() -> None:
     """Fit and write the weights, and say how well they do on the slices that they were fitted to."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--shared", type=Path, required=True, help="folder of the shared data")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, help="trtseg/orientation.npz, to ship them"

@@ -1,7 +1,8 @@
-"""How the programs of ``training/`` and ``benchmarks/`` end where their user can mend what is wrong."""
+"""What the programs of ``training/`` and ``benchmarks/`` share: their ``--help``, and how a wrong option ends them."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,3 +20,8 @@ def plain_errors() -> Iterator[None]:
         if error.filename is None:
             raise
         raise SystemExit(f"error: {error.filename}: {error.strerror}") from None
+
+
+def parser_of(module: str | None) -> argparse.ArgumentParser:
+    """A parser whose help begins with the docstring of the program, line by line."""
+    return argparse.ArgumentParser(description=module, formatter_class=argparse.RawDescriptionHelpFormatter)

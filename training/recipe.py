@@ -10,7 +10,6 @@ shipped version 0.8.0 that was version 0.7.0, which the history of ``trtseg/mode
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import torch
 import trtseg
 from training import calibration, evaluate, export, int8, kit, kit_train
 from training.checkpoint import Settings
-from training.program import plain_errors
+from training.program import parser_of, plain_errors
 from training.readers import png_slices
 from training.readers.shared import VALIDATION, shared_cases
 from training.trainer import Run
@@ -121,9 +120,7 @@ def go(shared: Path, runs: Path, start: str, out: Path, share: float = 1.0) -> N
 @plain_errors()
 def main() -> None:
     """Parse the command line and go."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--shared", type=Path, required=True, help="folder of the data")
     parser.add_argument("-o", "--runs", type=Path, required=True, help="folder of the kit and the runs")
     parser.add_argument("--start", default="default", help="model to imitate, name or folder (default)")

@@ -8,7 +8,6 @@ What they show is written by hand above them.
 
 from __future__ import annotations
 
-import argparse
 import json
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from training.compare import EVERYTHING, FOLDS, PLAIN, SEEDS, TABLE, VALIDATION, file_of
-from training.program import plain_errors
+from training.program import parser_of, plain_errors
 from training.row import read_tallies
 from training.score import grid
 from training.tally import Tally, auc, best_threshold, in_band
@@ -261,9 +260,7 @@ def tables(folder: Path) -> str:
 @plain_errors()
 def main() -> None:
     """Parse the command line and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("runs", type=Path, help="folder that training.compare filled")
     parser.add_argument("--into", type=Path, metavar="FILE", help="document whose tables are replaced")
     args = parser.parse_args()

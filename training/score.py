@@ -11,7 +11,6 @@ et al.). A store has a test split if it was prepared with ``--paper``.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +22,7 @@ from torch.nn import functional as F
 from training import data
 from training.checkpoint import load, read
 from training.methods import Method
-from training.program import plain_errors
+from training.program import parser_of, plain_errors
 from training.store import store_sha256
 from training.train import target
 from trtseg.errors import InputError
@@ -97,9 +96,7 @@ def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 @plain_errors()
 def main() -> None:
     """Parse the command line and print the row."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("checkpoint", type=Path, help="of the method one-step, joint or tumour")
     parser.add_argument("--liver", type=Path, help="checkpoint of the liver net (tumour only)")
     parser.add_argument("--data", type=Path, required=True, help="slice store of twice the net's size")

@@ -10,7 +10,6 @@ without and with the median of three neighbouring labels.
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from training.cases import UNKNOWN
 from training.checkpoint import Settings
 from training.losses import Loss
 from training.methods import Liver, Tumour, windowed
-from training.program import plain_errors
+from training.program import parser_of, plain_errors
 from training.row import Split, training_rows
 from training.trainer import Run, Trainer
 from training.unet import UNet
@@ -187,9 +186,7 @@ def compare(path: Path, out: Path, steps: int) -> None:
 @plain_errors()
 def main() -> None:
     """Parse the command line and compare."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("kit", type=Path, help="file of training.kit")
     parser.add_argument("--out", type=Path, required=True, help="file of the scores, JSON")
     parser.add_argument("--steps", type=int, default=SETTINGS.steps, help=f"of each net ({SETTINGS.steps})")

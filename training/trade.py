@@ -9,7 +9,6 @@ post-processing, the tumour by the mean over the stacks of slices with tumours. 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ import trtseg
 from training.cases import Case, read_checked
 from training.evaluate import score, validating
 from training.loose import liver_dices, score_loose
-from training.program import plain_errors
+from training.program import parser_of, plain_errors
 from trtseg import models
 from trtseg.engines import open_engine
 from trtseg.engines.base import logits_of
@@ -117,9 +116,7 @@ def plot(points: Sequence[Point], png: Path) -> None:
 @plain_errors()
 def main() -> None:
     """Parse the command line, score, time, print and draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("models", nargs="+", help="names or folders; the first is drawn in red")
     parser.add_argument("--shared", type=Path, required=True, help="folder of the data")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="file of the plot")

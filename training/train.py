@@ -43,7 +43,7 @@ from training.checkpoint import (
 )
 from training.curves import log, plot
 from training.methods import Method
-from training.program import plain_errors
+from training.program import parser_of, plain_errors
 from training.sample import Samples
 from training.store import store_sha256
 from trtseg.engines.processor import native_bf16
@@ -269,9 +269,7 @@ def _differences(before: Settings, settings: Settings) -> str:
 @plain_errors()
 def main() -> None:
     """Parse the command line and train."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("method", choices=("liver", "tumour", "one-step", "joint"))
     parser.add_argument("--data", type=Path, default=Path("runs/store"), help="store of training.prepare")
     parser.add_argument(

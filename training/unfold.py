@@ -11,7 +11,6 @@ net gives the same logits as before.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from training import data
 from training.checkpoint import Settings, build, fingerprint, load_liver, save
 from training.methods import WINDOW
-from training.program import plain_errors
+from training.program import parser_of, plain_errors
 from training.sample import Samples
 from training.unet import UNet, shaped, weights
 from trtseg import models
@@ -132,9 +131,7 @@ def unfold_model(model: str | Path, store: Path, out: Path) -> list[Path]:
 @plain_errors()
 def main() -> None:
     """Parse the command line, and write a checkpoint a net."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("model", help="name or folder of an exported model")
     parser.add_argument("--data", type=Path, required=True, help="store of training.prepare")
     parser.add_argument("--out", type=Path, required=True, help="folder; of each net ROLE/last.pt is written")
