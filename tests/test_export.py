@@ -177,6 +177,15 @@ class TestCalibration:
             assert np.abs(difference[shown]).max() < 0.01
 
 
+def test_a_size_must_fit_both_nets(tmp_path):
+    liver, _ = checkpoints("sequential", tmp_path)
+    behind, _ = runs.load(liver)
+    deep = runs.Settings("tumour", size=32, width=4, depth=3, liver=runs.fingerprint(behind.nets))
+    runs.save(tmp_path / "deep.pt", deep, {"result": runs.build(deep, behind).nets.state_dict()})
+    with pytest.raises(ArgumentError, match="size: got 36; expected a multiple of 8, for nets of depth 3"):
+        export.export([liver, tmp_path / "deep.pt"], tmp_path / "m", {}, PROVENANCE, size=36)
+
+
 def test_nets_that_do_not_belong_together_are_refused(tmp_path):
     liver, tumour = checkpoints("sequential", tmp_path)
     with pytest.raises(ArgumentError, match="size: got 50; expected a multiple of 4, for nets of depth 2"):
