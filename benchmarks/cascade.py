@@ -8,7 +8,6 @@ Naively means: PyTorch eager in FP32, NumPy between the nets, all nets on every 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -19,6 +18,7 @@ import torch
 
 import trtseg
 from benchmarks.peers.nets import torch_net
+from training.program import parser_of, plain_errors
 from trtseg import models
 from trtseg.volume import Volume
 
@@ -45,11 +45,10 @@ def naive(volume: Volume, nets: list[torch.nn.Module], spec: trtseg.spec.Cascade
     return labels
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line, run both, print both."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("ct", type=Path)
     parser.add_argument("--model", default="default")
     parser.add_argument("--precision", default="auto")

@@ -26,6 +26,7 @@ import numpy as np
 
 import trtseg
 from benchmarks.compare_process import highest, tree
+from training.program import parser_of, plain_errors
 from trtseg import cohort
 from trtseg.cohort.manifest import Manifest
 from trtseg.io.atomic import atomic
@@ -139,11 +140,10 @@ def extrapolate(
     table(["", "computed"], rows)
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line, run all, print both tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("ct", type=Path)
     parser.add_argument("--slices", type=int, default=20)
     parser.add_argument("--cases", type=int, default=12)

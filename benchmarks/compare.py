@@ -28,8 +28,10 @@ from typing import Any
 from benchmarks import compare_cts, compare_table
 from benchmarks.compare_process import Process
 from benchmarks.peers.contenders import REFERENCE, Contender, chosen
+from training.program import parser_of, plain_errors
 from trtseg import __version__, models
 from trtseg.engines.processor import native_bf16, native_int8, read_cpuinfo
+from trtseg.errors import InputError
 from trtseg.io.atomic import atomic
 from trtseg.resources import available_cpus
 
@@ -64,7 +66,7 @@ class Comparison:
         if args.json.exists() and not args.fresh:
             self.data = json.loads(args.json.read_text())
             if self.data["settings"] != settings:
-                raise SystemExit(
+                raise InputError(
                     f"{args.json}: holds a run with {self.data['settings']}; expected {settings}: use --fresh, or "
                     "another --json"
                 )
@@ -198,11 +200,10 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+@plain_errors()
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, measure what is missing, print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("data", type=Path, help="folder with CTs, as benchmarks.robustness says")
     parser.add_argument("--ct", nargs="+", choices=compare_cts.NAMES, default=list(compare_cts.NAMES))
     parser.add_argument(
@@ -237,7 +238,7 @@ def main(argv: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the contenders too
     if not args.table:
         if not args.python.exists():
-            raise SystemExit(f"--python: {args.python} is not there; make it with: make peers")
+            raise InputError(f"--python: {args.python} is not there; make it with: make peers")
         args.work.mkdir(parents=True, exist_ok=True)
         comparison = Comparison(args)
         contenders = chosen(args.only, comparison.native)
@@ -253,7 +254,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.into:
         above, mark, _ = args.into.read_text(encoding="utf-8").partition(MARK)
         if not mark:
-            raise SystemExit(f"{args.into}: has no line {MARK!r}; the tables go below it")
+            raise InputError(f"{args.into}: has no line {MARK!r}; the tables go below it")
         with atomic(args.into) as (temporary,):
             temporary.write_text(f"{above}{mark}\n{text}\n", encoding="utf-8")
     if args.png:

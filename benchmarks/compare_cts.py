@@ -13,6 +13,7 @@ from benchmarks import robustness
 from benchmarks.compare_table import STACK
 from trtseg import models
 from trtseg.io.atomic import atomic
+from trtseg.metrics.overlap import overlap
 
 NAMES = ("chaos3", "ircadb01", "sample")
 STACK_SLICES = 800
@@ -78,6 +79,5 @@ def dice(found: np.ndarray, reference: np.ndarray) -> dict[str, float | None]:
     scores: dict[str, float | None] = {}
     for name, least in (("liver", 1), ("tumour", 2)):
         a, b = found >= least, reference >= least
-        both = np.count_nonzero(a) + np.count_nonzero(b)
-        scores[name] = 2 * np.count_nonzero(a & b) / both if b.any() else None
+        scores[name] = overlap(a, b).dice if b.any() else None
     return scores

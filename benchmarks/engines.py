@@ -11,7 +11,6 @@ the file on this processor if it is left to itself, which trtseg does not do.
 
 from __future__ import annotations
 
-import argparse
 import io
 import statistics
 import time
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from training.program import parser_of, plain_errors
 from trtseg import models
 from trtseg.cascade.cpu import with_neighbours
 from trtseg.engines.base import Net, logits_of
@@ -73,11 +73,10 @@ def as_the_file_says(net: Net, images: NDArray[Any]) -> NDArray[Any]:
     return logits
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--model", default="default")
     parser.add_argument("--threads", type=int, default=available_cpus())
     parser.add_argument("--repeats", type=int, default=15)

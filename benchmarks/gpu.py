@@ -36,8 +36,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks import gpu_floor
+from training.program import plain_errors
 from trtseg import Segmenter, __version__, _core, build_engines, models
 from trtseg.engines.nvidia.driver import find_driver
+from trtseg.io.atomic import atomic
 from trtseg.io.folders import cache_folder
 from trtseg.metrics.overlap import overlap
 from trtseg.phantom import abdomen
@@ -151,9 +153,8 @@ class Benchmark:
     def write(self) -> None:
         """Write what has been found."""
         if self._path is not None:
-            new = self._path.with_name(self._path.name + ".new")
-            new.write_text(json.dumps(self.data, indent=2) + "\n", encoding="utf-8")
-            new.replace(self._path)
+            with atomic(self._path) as (path,):
+                path.write_text(json.dumps(self.data, indent=2) + "\n", encoding="utf-8")
 
     def volume(self, repeats: int, device: str = "cuda") -> None:
         """Time the volume, host to host and, on a GPU, from GPU memory to GPU memory."""
@@ -295,6 +296,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+@plain_errors()
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and say by the exit code whether every part worked."""
     args = arguments(argv)

@@ -10,7 +10,6 @@ The batch way has all files on its disk, and then reads, segments, writes and se
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -27,6 +26,8 @@ import pydicom
 from pynetdicom import AE
 
 import trtseg
+from training.program import parser_of, plain_errors
+from trtseg.errors import InputError
 from trtseg.node.line import keep_answers
 from trtseg.node.spool import Spool
 
@@ -112,17 +113,18 @@ def batch(segmenter: trtseg.Segmenter, datasets: list[Any], folder: Path, port: 
     return time.perf_counter() - start
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line, run both ways, print a row for each rate."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rates", type=float, nargs="+", default=[5, 20, 100, 0])
     parser.add_argument("--model", default="default")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     files = sorted(path for path in args.folder.rglob("*") if path.is_file())
+    if not files:
+        raise InputError(f"{args.folder}: no files in it; expected the DICOM files of one CT")
     datasets = [pydicom.dcmread(path) for path in files]
     dicom, http, port = free_port(), free_port(), free_port()
     print(f"{len(datasets)} instances, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}\n")

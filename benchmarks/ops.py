@@ -5,7 +5,6 @@ where its slice has a liver). The copy (np.copyto, one thread) reads one half of
 other half.
 """
 
-import argparse
 import os
 import statistics
 import time
@@ -13,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from training.program import parser_of, plain_errors
 from trtseg import _core
 from trtseg.fit import Fit
 
@@ -67,8 +67,9 @@ def cases(dtype: type, threads: int) -> list[tuple[str, list[np.ndarray], Callab
     ]
 
 
+@plain_errors()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--threads", type=int, default=0, help="0: all CPUs of this process (default)")
     parser.add_argument("--repeats", type=int, default=15, help="the median of these is reported")
     args = parser.parse_args()

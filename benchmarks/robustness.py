@@ -8,7 +8,6 @@ that the CT as it is does not have. Livers cut at an end may have the same (righ
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import tarfile
 import tempfile
@@ -21,6 +20,7 @@ import nibabel as nib
 import numpy as np
 
 import trtseg
+from training.program import parser_of, plain_errors
 from trtseg import sample
 from trtseg.errors import InputError
 from trtseg.io.find import find_cts
@@ -194,11 +194,15 @@ def show(measured: list[tuple[Kinds, str]]) -> None:
     print("\n".join(line for _, line in measured))
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+@plain_errors()
+def main() -> None:
+    """Parse the command line, measure, print."""
+    parser = parser_of(__doc__)
     parser.add_argument("data", type=Path, help=", ".join(CTS))
     args = parser.parse_args()
     with trtseg.Segmenter() as segmenter:
         show([measure(segmenter, *ct) for ct in cts(args.data)])
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,6 @@ The plot needs matplotlib (extra ``evaluate``).
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,8 @@ from nibabel.nifti1 import Nifti1Header
 
 import trtseg
 from benchmarks.compare_process import highest
+from training.program import parser_of, plain_errors
+from trtseg.errors import InputError
 from trtseg.io.atomic import atomic
 
 MB = 1e6
@@ -73,14 +74,16 @@ def measured(ct: Path, out: Path, threads: int, precision: str) -> tuple[float, 
     command = [sys.executable, "-m", "trtseg", "segment", ct, "-o", out, "--threads", threads]
     command += ["--precision", precision, "--quiet"]
     start, memory = time.perf_counter(), 0
-    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL)
-    while process.poll() is None:
-        # not ru_maxrss at its end, which begins with the memory of the process that starts it: this one
-        memory = max(memory, highest(process.pid))
-        time.sleep(SAMPLE_SECONDS)
-    seconds = time.perf_counter() - start
-    if process.returncode:
-        raise SystemExit(f"{ct.name}: trtseg segment ended with code {process.returncode}")
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(list(map(str, command)), stderr=errors)
+        while process.poll() is None:
+            # not ru_maxrss at its end, which begins with the memory of the process that starts it: this one
+            memory = max(memory, highest(process.pid))
+            time.sleep(SAMPLE_SECONDS)
+        seconds = time.perf_counter() - start
+        if process.returncode:
+            errors.seek(0)
+            raise InputError(f"trtseg segment ended with code {process.returncode}: {errors.read().strip()}")
     return seconds, float(memory)
 
 
@@ -111,11 +114,10 @@ def plot(runs: Sequence[Run], png: Path) -> None:
     plt.close(figure)
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line, measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
 
     def numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]

@@ -11,7 +11,6 @@ the result has them.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ import trtseg
 from benchmarks.compare_cts import dice
 from training.cases import Scan, read_checked
 from training.evaluate import validating
+from training.program import parser_of, plain_errors
 from trtseg.cascade.volumes import label_volume
 from trtseg.result import conclude
 
@@ -61,11 +61,10 @@ def fitted(slices: Sequence[Scan], to: Scan) -> np.ndarray:
     return np.stack(planes)
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line, measure, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("shared", type=Path)
     parser.add_argument("--mm", type=lambda text: [float(mm) for mm in text.split(",")], default=[10, 20, 40])
     parser.add_argument("--precision", default="auto")

@@ -10,7 +10,6 @@ series. Both results are compared. The CT is read before.
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 import trtseg
+from training.program import parser_of, plain_errors
 from trtseg.volume import Volume
 
 
@@ -51,11 +51,10 @@ def streamed(
     return [labelled[z] - arrived[z] for z in arrived], tail, result
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line, run both, print a row for each rate."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("ct", type=Path)
     parser.add_argument("--rates", type=float, nargs="+", default=[5, 20, 100, 0])
     parser.add_argument("--model", default="default")

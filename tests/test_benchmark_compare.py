@@ -16,6 +16,7 @@ from benchmarks import compare, compare_cts, compare_table
 from benchmarks.compare_process import Process
 from benchmarks.peers.contenders import CONTENDERS, chosen
 from trtseg import PostProcess, Segmenter, models
+from trtseg.errors import ArgumentError
 from trtseg.phantom import abdomen
 
 PEERS = Path(__file__).resolve().parents[1] / ".venv/peers/bin/python"
@@ -109,7 +110,7 @@ def test_contenders_need_their_arithmetic_or_their_name():
     assert "trtseg-int8" not in {contender.name for contender in chosen([], set())}
     assert "trtseg-int8" in {contender.name for contender in chosen([], {"int8"})}
     assert [contender.name for contender in chosen(["trtseg-int8"], set())] == ["trtseg-int8"]
-    with pytest.raises(SystemExit, match="nobody"):
+    with pytest.raises(ArgumentError, match="nobody"):
         chosen(["nobody"], set())
 
 

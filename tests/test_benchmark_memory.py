@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from benchmarks import cohort, scaling
+from trtseg.errors import InputError
 
 #: MB that this process holds; what it starts needs less.
 HELD = 600
@@ -30,6 +31,11 @@ def test_memory_of_a_run(held, tmp_path, monkeypatch):
     seconds, memory = scaling.measured(Path("ct"), Path("out"), 1, "fp32")
     assert seconds >= 0.2
     assert 0 < memory < HELD * scaling.MB / 2
+
+
+def test_a_run_that_fails_says_why(tmp_path):
+    with pytest.raises(InputError, match=r"ended with code 2: error: .*missing\.nii.*no such file"):
+        scaling.measured(tmp_path / "missing.nii", tmp_path / "out.nii.gz", 1, "fp32")
 
 
 def test_memory_of_a_worker(held, tmp_path):

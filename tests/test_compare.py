@@ -138,7 +138,6 @@ for name in ('trtseg._core', 'openvino', 'nibabel', 'highdicom', 'pydicom', 'sci
 from dataclasses import replace
 from training import compare
 from training.row import Split
-compare.PACE_STEPS, compare.ROUND_STEPS = 2, 1
 compare.FOLDS = (Split(('p0',), ('p1',)), Split(('p3',), ('p1',)))
 names = ('one-step', 'joint', 'joint, balanced', 'sequential, balanced', 'joint, balanced, half the steps')
 small = {n: replace(compare.EVERYTHING[n], batch=2, size=16, width=4, depth=2) for n in names}
@@ -157,7 +156,7 @@ def start(path, out, *options):
 def test_all_rows_run_side_by_side_and_are_printed(tmp_path, monkeypatch):
     path, out = tmp_path / "kit.zip", tmp_path / "runs"
     kit.write(path, tiny_kit())
-    done = start(path, out, "--jobs", "2", "--seconds", "1")
+    done = start(path, out, "--jobs", "2", "--steps", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     runs = sorted(out.iterdir())
     assert len(runs) == 5 * 2 * 2
@@ -195,7 +194,7 @@ def test_all_rows_run_side_by_side_and_are_printed(tmp_path, monkeypatch):
 
 
 def test_a_folder_without_a_row_is_refused(tmp_path):
-    with pytest.raises(SystemExit, match=r"run training\.compare first"):
+    with pytest.raises(InputError, match=r"run training\.compare first"):
         results.tables(tmp_path)
 
 
@@ -203,16 +202,6 @@ def test_a_kit_without_the_patients_is_refused(tmp_path):
     kit.write(tmp_path / "kit.zip", tiny_kit())
     with pytest.raises(InputError, match="has no patients A, B"):
         compare.compare(tmp_path / "kit.zip", tmp_path / "runs", 1)
-
-
-def test_steps_follow_from_the_time():
-    # 4 runs of the table's 5 pairs of nets, of 2 halves, of the gates' 2, of the last 2: 10 ms a step of a pair, 8 jobs
-    seconds = compare.LEAST_STEPS * 0.010 * 4 / 8 / compare.TRAINING_SHARE
-    assert compare.steps_for(10.01 * seconds, 0.010, 8) == 2000
-    assert compare.steps_for(9.9 * seconds, 0.010, 8) == 2450  # without the last
-    assert compare.steps_for(6.01 * seconds, 0.010, 8) == 2000
-    assert compare.steps_for(5.01 * seconds, 0.010, 8) == 2000
-    assert compare.steps_for(2.51 * seconds, 0.010, 8) == 1000
 
 
 def scored(tp, fp, fn):

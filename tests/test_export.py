@@ -13,7 +13,6 @@ from training import calibration, evaluate, export
 from training import checkpoint as runs
 from training.cases import Case, Scan
 from training.methods import WINDOW
-from training.predict import checkpoint, predict
 from training.rank import curve_png, probabilities
 from training.unet import UNet
 from trtseg import Segmenter, _core, build_engines, models, reference
@@ -21,7 +20,7 @@ from trtseg.engines.base import Net, logits_of
 from trtseg.engines.calibration import FILE, read_slices, references
 from trtseg.engines.precision import FP32
 from trtseg.engines.unet import UNetEngine
-from trtseg.errors import InputError, OutputError
+from trtseg.errors import ArgumentError, InputError, ModelError, OutputError
 from trtseg.metrics.ranking import roc
 from trtseg.phantom import abdomen
 
@@ -88,7 +87,7 @@ def test_the_exported_model_says_what_the_checkpoint_says(exported):
     scan = Scan(phantom.ct, phantom.labels, SPACING, range(4))
     p, truth, inside = probabilities(models.find(folder), scan)
     hu, _ = reference.prepare(phantom.ct, spec.nets[0].fit_slice((64, 64), (6.0, 6.0)), spec.nets[0].window)
-    loaded = checkpoint(paths[-1], paths[0] if len(paths) == 2 else None)
+    loaded, _ = runs.load(paths[-1], paths[0] if len(paths) == 2 else None)
     with torch.no_grad():
         liver, expected = loaded.probabilities(torch.from_numpy(hu))
     sure = (liver.numpy() - 0.5).__abs__() > 1e-3  # at the very threshold of the gate, rounding decides
@@ -178,27 +177,28 @@ class TestCalibration:
             assert np.abs(difference[shown]).max() < 0.01
 
 
-def test_predictions_are_labels_by_a_threshold(exported):
-    _, paths, _, _ = exported
-    phantom = abdomen(shape=(2, 64, 64), spacing=SPACING)
-    rows = np.arange(2)
-    from training.data import Slices
-
-    slices = Slices(phantom.ct, phantom.labels, rows, np.array(["a", "b"]), rows, rows, rows, rows)
-    made = predict(checkpoint(paths[-1], paths[0] if len(paths) == 2 else None), slices)
-    assert made.liver.dtype == np.float32
-    labels = made.labels(0.3)
-    assert ((labels == 2) == ((made.liver > 0.5) & (made.tumour > 0.3))).all()
+def test_a_size_must_fit_both_nets(tmp_path):
+    liver, _ = checkpoints("sequential", tmp_path)
+    behind, _ = runs.load(liver)
+    deep = runs.Settings("tumour", size=32, width=4, depth=3, liver=runs.fingerprint(behind.nets))
+    runs.save(tmp_path / "deep.pt", deep, {"result": runs.build(deep, behind).nets.state_dict()})
+    with pytest.raises(ArgumentError, match="size: got 36; expected a multiple of 8, for nets of depth 3"):
+        export.export([liver, tmp_path / "deep.pt"], tmp_path / "m", {}, PROVENANCE, size=36)
 
 
 def test_nets_that_do_not_belong_together_are_refused(tmp_path):
     liver, tumour = checkpoints("sequential", tmp_path)
-    with pytest.raises(SystemExit, match="size: got 50; expected a multiple of 4, for nets of depth 2"):
+    with pytest.raises(ArgumentError, match="size: got 50; expected a multiple of 4, for nets of depth 2"):
         export.export([liver, tumour], tmp_path / "m", {}, PROVENANCE, size=50)
-    with pytest.raises(SystemExit, match="behind a liver net; name"):
+    with pytest.raises(InputError, match="behind a liver net; name"):
         export.export([tumour], tmp_path / "m", {}, PROVENANCE)
-    with pytest.raises(SystemExit, match=r"got nets \['liver'\].*expected those of liver and tumour"):
+    with pytest.raises(ArgumentError, match=r"got nets \['liver'\].*expected those of liver and tumour"):
         export.export([liver], tmp_path / "m", {}, PROVENANCE)
+    other = torch.load(tumour, weights_only=True)
+    other["settings"]["pixel_mm"] = 1.5
+    torch.save(other, tmp_path / "kit.pt")
+    with pytest.raises(ArgumentError, match=r"\(32, 0\.0\), \(32, 1\.5\)\]; expected .* of one grid"):
+        export.export([liver, tmp_path / "kit.pt"], tmp_path / "m", {}, PROVENANCE)
     assert not (tmp_path / "m").exists()
 
 
@@ -209,7 +209,7 @@ def test_a_file_that_differs_is_refused(tmp_path, role):
     net, other = (UNet(spec.channels, width=4, depth=2).eval() for _ in range(2))
     export.export_onnx(other, spec, tmp_path / "net.onnx", half=False)
     x = np.random.default_rng(0).random((2, 1, 64, 64), np.float32)
-    with pytest.raises(SystemExit, match="does not agree"):
+    with pytest.raises(ModelError, match="does not agree"):
         export.check_parity(net, tmp_path / "net.onnx", x, spec, half=False)
     assert " 0 of " in export.check_parity(other, tmp_path / "net.onnx", x, spec, half=False)
 
@@ -223,13 +223,13 @@ def test_fp16_that_changes_which_class_wins_is_refused(tmp_path):
         net.head.weight.mul_(0.01)
     export.export_onnx(net, spec, tmp_path / "net.fp16.onnx", half=True)
     x = np.random.default_rng(0).random((2, 1, 64, 64), np.float32)
-    with pytest.raises(SystemExit, match="does not agree"):
+    with pytest.raises(ModelError, match="does not agree"):
         export.check_parity(net, tmp_path / "net.fp16.onnx", x, spec, half=True)
 
 
 def test_a_threshold_for_a_net_without_one_is_refused(tmp_path):
     paths = checkpoints("one-step", tmp_path)
-    with pytest.raises(SystemExit, match="thresholds: got one for tumour"):
+    with pytest.raises(ArgumentError, match="thresholds: got one for tumour"):
         export.export(paths, tmp_path / "m", {"tumour": 0.3}, PROVENANCE)
     assert not (tmp_path / "m").exists()
 

@@ -270,6 +270,14 @@ def test_a_folder_that_is_none_ends_in_a_sentence(tmp_path, monkeypatch):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_kit_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(kit, "listed", lambda *_: pytest.fail("the folder comes first"))
+    monkeypatch.setattr("sys.argv", ["kit", "--shared", "x", "-o", str(tmp_path / "file/kit.zip")])
+    with pytest.raises(SystemExit, match=r"^error: --output: .*file cannot be created"):
+        kit.main()
+
+
 def test_a_kit_of_ones_own_slices(tmp_path, monkeypatch, capsys):
     for name, patient in (("one", "P1"), ("two", "P2")):
         (tmp_path / name).mkdir()

@@ -113,7 +113,7 @@ def test_a_student_learns_from_a_teacher(tmp_path):
     tumour = Settings("tumour", **size)
     kit_train.train("tumour", path, tmp_path / "teacher", tumour, run, liver=liver)
     teacher = str(tmp_path / "teacher/last.pt")
-    kit_train.train("tumour", path, tmp_path / "student", tumour, run, [teacher], liver=liver)
+    kit_train.train("tumour", path, tmp_path / "student", tumour, run, liver=liver, teachers=[teacher])
     settings, _ = read(tmp_path / "student/last.pt")
     assert settings.teachers == pseudo.names([trained_net(teacher, "tumour")])
     assert settings.teachers != ""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from tests.training_data import lesions_case
 from training import data, prepare, score, train
-from training.checkpoint import Settings
-from training.predict import Predictions, checkpoint, predict
+from training.checkpoint import Settings, load
+from training.score import Predictions, predict
 from trtseg.errors import InputError
 
 
@@ -23,9 +24,18 @@ def test_the_papers_split_is_scored_by_one_command(tmp_path, capsys, monkeypatch
     monkeypatch.setattr("sys.argv", ["score", str(run / "last.pt"), "--data", str(store)])
     score.main()
     row = capsys.readouterr().out.splitlines()[-1].split(" | ")
-    method = checkpoint(run / "last.pt")
+    prepare.prepare(
+        [lesions_case(x, "lits") for x in "ABCD"], tmp_path / "other", prepare.Settings(size=64, paper=1)
+    )
+    monkeypatch.setattr("sys.argv", ["score", str(run / "last.pt"), "--data", str(tmp_path / "other")])
+    with pytest.raises(SystemExit, match=r"^error: .*last\.pt: was not trained on .*other"):
+        score.main()
+    method, _ = load(run / "last.pt")
+    method.compute_in(torch.float32)
     validation, test = (predict(method, data.of_split(store, 64, s)) for s in ("validation", "test"))
-    assert not set(validation.case) & set(test.case)
+    patients = [set(data.of_split(store, 64, s).group) for s in ("validation", "test")]
+    assert all(patients)
+    assert not patients[0] & patients[1]
     assert row[0] == "| one-step"
     assert row[1] == f"{score.score(validation, test, 'one-step')['accuracy']:.4f}"
 
@@ -40,7 +50,7 @@ def test_scores_by_hand():
     liver = np.array([[[0.1, 0.9, 0.9, 0.9, 0.75, 0.0]]], np.float32)
     tumour = np.array([[[0.0, 0.8, 0.6, 0.2, 0.4, 0.0]]], np.float32)
     label = np.array([[[0, 2, 1, 2, 2, 0]]], np.uint8)
-    found = Predictions(liver, tumour, label, np.array(["x"]))
+    found = Predictions(liver, tumour, label)
     two = score.score(found, found, "joint")
     # tumour above 0.5: two pixels, one of them right; three are true
     assert two["tumour Dice"] == pytest.approx(2 * 1 / (2 + 3))

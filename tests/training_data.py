@@ -10,10 +10,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pydicom
+import pytest
 from PIL import Image
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from training.cases import Case, Scan
+from training.cases import Case, Scan, read_checked
+from trtseg.errors import InputError
 from trtseg.phantom import Phantom, abdomen
 
 SPACING = (40.0, 8.0, 7.0)  # (z, y, x) mm
@@ -203,3 +205,18 @@ def lesions_case(group: str, source: str = "phantom") -> Case:
     """A patient of eight slices with lesions, who is named by a letter."""
     made = abdomen(shape=(8, 64, 64), spacing=(20.0, 6.0, 6.0), seed=ord(group), lesions=3)
     return Case(group, source, group, lambda: Scan(made.ct, made.labels, (20.0, 6.0, 6.0), range(8)))
+
+
+def check(scan: Scan, seed: int, labels: np.ndarray | None = None) -> None:
+    """A scan is the phantom that it was written from, exactly."""
+    assert (scan.hu == phantom(seed).ct).all()
+    assert (scan.label == (phantom(seed).labels if labels is None else labels)).all()
+    assert scan.spacing == pytest.approx(SPACING)
+    assert list(scan.z) == list(range(6))
+
+
+def refusal(case: Case) -> str:
+    """Why a case cannot be used."""
+    with pytest.raises(InputError) as error:
+        read_checked(case)
+    return str(error.value)

@@ -127,9 +127,8 @@ def weights(kit: Kit, rows: np.ndarray, role: str) -> np.ndarray:
 
     Each pool of slices has its share; in a pool a patient of k slices weighs the root of k.
     """
-    label = kit.label[rows]
-    liver = ((label > 0) & (label != 255)).any((1, 2))
-    tumour = (label == 2).any((1, 2))
+    liver = kit.has_liver[rows]
+    tumour = (kit.label[rows] == 2).any((1, 2))
     if role == "liver":
         pools, shares = (tumour, liver & ~tumour, ~liver), LIVER_SHARES
     else:

@@ -8,7 +8,6 @@ patient the slice with the largest tumour is taken, then of some the largest liv
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 from collections.abc import Sequence
@@ -17,12 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from training.cases import Case, read_checked
+from training.program import parser_of, plain_errors
 from training.readers import png_slices
 from training.split import LITS_SOURCES, VALIDATION_GROUPS, by_patient
 from trtseg import _core, models
 from trtseg.engines.base import logits_of
 from trtseg.engines.calibration import FILE, open_reference, pack_slices
-from trtseg.errors import InputError, TrtsegError
+from trtseg.errors import InputError
 from trtseg.fit import Fit
 from trtseg.io.atomic import atomic
 from trtseg.models import manifest
@@ -98,18 +98,14 @@ def add(folder: Path, cases: Sequence[Case]) -> str:
     return f"{folder / FILE}: {len(chosen)} slices, {len(data) / 1e3:.0f} kB"
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line and write the slices."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("model", type=Path, help="folder of an exported model")
     parser.add_argument("--png", type=Path, required=True, help="folder lits_slices")
     args = parser.parse_args()
-    try:
-        print(add(args.model, png_slices(args.png)))
-    except TrtsegError as error:
-        raise SystemExit(f"error: {error}") from None
+    print(add(args.model, png_slices(args.png)))
 
 
 if __name__ == "__main__":

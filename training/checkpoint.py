@@ -17,7 +17,7 @@ from torch import nn
 from training.losses import Loss
 from training.methods import Joint, Liver, Method, OneStep, Tumour
 from training.unet import UNet
-from trtseg.errors import ArgumentError
+from trtseg.errors import ArgumentError, InputError
 from trtseg.io.atomic import atomic
 
 #: What some settings may be.
@@ -76,6 +76,9 @@ class Settings:
     start: str = ""  # SHA-256 of the nets whose weights this run starts with
     teachers: str = ""  # SHA-256 of the tumour nets that gave masks to slices with cells
     distilled: str = ""  # SHA-256 of the nets that this run imitates
+    pixel_mm: float = (
+        0.0  # of the nets' pixels, which are laid around the body; 0: they see the field of view
+    )
 
     def __post_init__(self) -> None:
         check_values(self, _BOUNDS)
@@ -105,7 +108,7 @@ def check_size(size: int, settings: Settings) -> None:
     """Refuse rows and columns that the nets of these settings cannot halve as often as they do."""
     step = 2 ** (settings.depth + bool(settings.stem))
     if size < step or size % step:
-        raise SystemExit(
+        raise ArgumentError(
             f"size: got {size}; expected a multiple of {step}, for nets of depth {settings.depth}"
             + (" and a stem" if settings.stem else "")
         )
@@ -132,18 +135,18 @@ def _fresh(settings: Settings, liver: Liver | None) -> Method:
 
 
 def read(path: Path, device: torch.device | str = "cpu") -> tuple[Settings, dict[str, Any]]:
-    """Settings and state of a checkpoint; a `SystemExit` that names the file where it is none."""
+    """Settings and state of a checkpoint; an `InputError` that names the file where it is none."""
     try:
         state = torch.load(path, weights_only=True, map_location=device)
         stored = dict(state["settings"])
     except OSError as error:
-        raise SystemExit(
+        raise InputError(
             f"{path}: {error.strerror or error}; expected a checkpoint of training.train"
         ) from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError):
-        raise SystemExit(f"{path}: is damaged, or no checkpoint of training.train") from None
+        raise InputError(f"{path}: is damaged, or no checkpoint of training.train") from None
     if unknown := stored.keys() - {field.name for field in fields(Settings)}:
-        raise SystemExit(
+        raise InputError(
             f"{path}: was made with {', '.join(sorted(unknown))}, which this version does not know; train it again"
         )
     return Settings(**stored), state
@@ -158,7 +161,7 @@ def load(path: Path, liver: Path | None = None) -> tuple[Method, Settings]:
     behind = load_liver(liver, settings.size) if liver else None
     if settings.method == "tumour" and (behind is None or fingerprint(behind.nets) != settings.liver):
         than = f"another liver net than {liver}" if liver else "a liver net"
-        raise SystemExit(f"{path}: was trained behind {than}; name that one's checkpoint")
+        raise InputError(f"{path}: was trained behind {than}; name that one's checkpoint")
     method = build(settings, behind)
     method.nets.load_state_dict(state["result"])
     return method.eval(), settings
@@ -168,9 +171,9 @@ def load_liver(path: Path, size: int) -> Liver:
     """The liver net of a checkpoint, to put a tumour net of that many rows behind it."""
     method, settings = load(path)
     if not isinstance(method, Liver):
-        raise SystemExit(f"{path}: is of the method {settings.method}; expected liver")
+        raise InputError(f"{path}: is of the method {settings.method}; expected liver")
     if settings.size != size:
-        raise SystemExit(
+        raise InputError(
             f"{path}: is a net of {settings.size}x{settings.size} pixels; expected {size}x{size}, as of the tumour net"
         )
     return method
@@ -181,7 +184,7 @@ def start_from(path: Path, settings: Settings, method: Method, device: torch.dev
     other, state = read(path, device)
     for name in ("method", "width", "depth", "stem"):
         if getattr(other, name) != getattr(settings, name):
-            raise SystemExit(
+            raise InputError(
                 f"{path}: has {name} {getattr(other, name)!r}, but this run {getattr(settings, name)!r}; "
                 "a run starts with the weights of a like one"
             )

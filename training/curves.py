@@ -5,12 +5,12 @@ python -m training.curves runs/liver
 
 from __future__ import annotations
 
-import argparse
 import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from training.program import parser_of, plain_errors
 from trtseg.io.atomic import atomic
 
 
@@ -39,8 +39,9 @@ def plot(log: Path, png: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     left.plot(steps, [float(row["loss"]) for row in rows])
     left.set(title="training loss", xlabel="step", yscale="log")
-    for name in rows[0].keys() - {"step", "lr", "loss", "seconds"}:
-        right.plot(steps, [float(row[name]) for row in rows], label=name)
+    for name in rows[0]:
+        if name not in ("step", "lr", "loss", "seconds"):
+            right.plot(steps, [float(row[name]) for row in rows], label=name)
     right.set(title="validation", xlabel="step", ylim=(0, 1))
     if right.lines:
         right.legend(fontsize="small")
@@ -49,11 +50,10 @@ def plot(log: Path, png: Path) -> None:
     plt.close(figure)
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line and draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("run", type=Path, help="folder with log.csv")
     run = parser.parse_args().run
     plot(run / "log.csv", run / "curves.png")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from training.split import check_patients
 from training.store import Store, open_array
 from trtseg.errors import InputError
 
@@ -106,6 +107,7 @@ def read(root: Path, size: int, without: Collection[str] = ()) -> tuple[Slices, 
         Patients that must not train.
     """
     store = _open(root, size)
+    check_patients("without", without, set(store.group.tolist()))
     slices = _slices(store)
     validates = store.split == "validation"
     subsets = {"negatives": slices.where(validates & (store.body_part != ""))}
@@ -129,7 +131,7 @@ def of_split(root: Path, size: int, split: str) -> Slices:
 def _open(root: Path, size: int) -> Store:
     store = Store.open(root)
     if store.hu.shape[1] != size:
-        raise SystemExit(
+        raise InputError(
             f"{root}: its slices have {store.hu.shape[1]} rows, but {size} are needed, twice the net's; "
             f"run training.prepare with --size {size}"
         )

@@ -12,7 +12,6 @@ are called tumour and in how many lesions. Cases that cannot be read are named a
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -22,14 +21,16 @@ import numpy as np
 
 import trtseg
 from training.cases import Case, Scan, read_checked
+from training.kit_score import FALSE_ML
 from training.loose import LooseScores, cells_table, liver_table, score_loose
+from training.program import parser_of, plain_errors
 from training.rank import curve_png, probabilities
 from training.readers import READERS
 from training.readers.shared import VALIDATION, shared_cases
 from training.split import by_patient
 from trtseg import models
 from trtseg.cli import tables
-from trtseg.errors import InputError, TrtsegError
+from trtseg.errors import InputError
 from trtseg.io.atomic import atomic
 from trtseg.io.folders import check_writable, make_folder
 from trtseg.metrics.cases import CaseScores, evaluate_case, evaluate_set
@@ -45,8 +46,6 @@ FAR_FROM_LIVER = {
 }  # fmt: skip
 #: Slices over which a ROC curve is drawn, at most.
 ROC_SLICES = 300
-#: mL of liver that a slice without liver may show.
-FALSE_ML = 5.0
 
 
 def spacing_of(spacing: Sequence[float]) -> tuple[float, float, float]:
@@ -202,11 +201,10 @@ def validating(shared: Path) -> list[Case]:
     return [case for case in cases if split[case.group] == "validation"]
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line, score, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--model", default="default", help="name or folder")
     parser.add_argument("--precision", default="auto")
     parser.add_argument(
@@ -219,17 +217,14 @@ def main() -> None:
     )
     parser.add_argument("--worst", type=int, default=5, help="number of pictures")
     args = parser.parse_args()
-    try:
-        cases = validating(args.shared) if args.shared else []
-        for name in ("lits", "msd", "ircadb", "chaos"):
-            if folder := getattr(args, name):
-                cases += READERS[name](folder)
-        if not cases:
-            parser.error("no cases; give --shared or a data set")
-        segmenter = trtseg.Segmenter(args.model, precision=args.precision)
-        print(evaluate(segmenter, args.model, cases, args.output, args.worst), end="")
-    except TrtsegError as error:
-        raise SystemExit(f"error: {error}") from None
+    cases = validating(args.shared) if args.shared else []
+    for name in ("lits", "msd", "ircadb", "chaos"):
+        if folder := getattr(args, name):
+            cases += READERS[name](folder)
+    if not cases:
+        parser.error("no cases; give --shared or a data set")
+    segmenter = trtseg.Segmenter(args.model, precision=args.precision)
+    print(evaluate(segmenter, args.model, cases, args.output, args.worst), end="")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Each file is compared with PyTorch before the folder is touched; a net that does
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import tempfile
@@ -22,14 +21,15 @@ import onnx
 import torch
 
 from training import calibration
-from training.checkpoint import check_size, load, read
+from training.checkpoint import Settings, check_size, load
 from training.methods import WINDOW
+from training.program import parser_of, plain_errors
 from training.readers import png_slices
 from training.unet import UNet, folded
 from trtseg.engines.calibration import show
 from trtseg.engines.openvino import import_openvino
 from trtseg.engines.precision import FP16, FP32
-from trtseg.errors import TrtsegError
+from trtseg.errors import ArgumentError, ModelError
 from trtseg.io.atomic import atomic
 from trtseg.io.folders import make_folder
 from trtseg.models import manifest
@@ -110,7 +110,7 @@ def check_parity(net: UNet, onnx_path: Path, x: np.ndarray, spec: ModelSpec, *, 
         flipped = got.argmax(1) != expected.argmax(1)
     doubt = float(margin[flipped].max(initial=0))
     if not np.isfinite(got).all() or (doubt >= FP16_TOLERANCE if half else difference >= FP32_TOLERANCE):
-        raise SystemExit(
+        raise ModelError(
             f"{onnx_path.name}: does not agree with PyTorch: logits differ by up to {difference:.2e}, "
             f"labels flip that are up to {doubt:.2e} from the threshold"
         )
@@ -131,19 +131,20 @@ def parity_inputs(nets: dict[str, UNet], specs: dict[str, ModelSpec]) -> dict[st
     return {role: x for role, (x, _) in show(middle, (1.5, 1.5), tuple(specs.values()), run).items()}
 
 
-def nets_of(checkpoints: Sequence[Path]) -> tuple[dict[str, UNet], int]:
-    """The nets of one model by role, in the order in which they run, and the rows and columns of their input."""
-    nets, sizes = {}, set()
+def nets_of(checkpoints: Sequence[Path]) -> tuple[dict[str, UNet], list[Settings]]:
+    """The nets of one model by role, in the order in which they run, and the settings of each checkpoint."""
+    nets, trained = {}, []
     for i, path in enumerate(checkpoints):
         method, settings = load(path, checkpoints[0] if i else None)
         nets.update(method.nets.items())
-        sizes.add(settings.size)
-    if list(nets) not in (["liver", "tumour"], ["one-step"]) or len(sizes) != 1:
-        raise SystemExit(
-            f"checkpoints: got nets {list(nets)} of the sizes {sorted(sizes)}; expected those of liver and tumour, in "
-            "this order and of one size, that of the method joint, or that of one-step"
+        trained.append(settings)
+    grids = sorted({(settings.size, settings.pixel_mm) for settings in trained})
+    if list(nets) not in (["liver", "tumour"], ["one-step"]) or len(grids) != 1:
+        raise ArgumentError(
+            f"checkpoints: got nets {list(nets)} of (pixels a side, mm a pixel) {grids}; expected those of "
+            "liver and tumour, in this order and of one grid, that of the method joint, or that of one-step"
         )
-    return nets, sizes.pop()
+    return nets, trained
 
 
 def export(
@@ -168,15 +169,20 @@ def export(
     provenance : dict
         ``version``, ``trained_on`` and ``licence`` of the `ModelSpec`.
     pixel_mm : float, optional
-        Size of the nets' pixels: the nets see the body, see `trtseg.body`. Without it they see the field of view.
+        Size of the nets' pixels, by default as in training: the nets of a kit see the body, see `trtseg.body`, and
+        have some; those of a slice store see the field of view, and have none.
     size : int, optional
         Rows and columns of the nets' input, by default as in training.
     """
     nets, trained = nets_of(checkpoints)
-    size = trained if size is None else size
-    check_size(size, read(checkpoints[0])[0])
+    size = trained[0].size if size is None else size
+    pixel_mm = trained[0].pixel_mm or None if pixel_mm is None else pixel_mm
+    for settings in trained:
+        check_size(size, settings)
     if unknown := set(thresholds) - set(nets) | set(thresholds) & {"one-step"}:
-        raise SystemExit(f"thresholds: got one for {', '.join(sorted(unknown))}; these nets do not have one")
+        raise ArgumentError(
+            f"thresholds: got one for {', '.join(sorted(unknown))}; these nets do not have one"
+        )
     specs = {
         role: ModelSpec(
             role=role,
@@ -222,11 +228,10 @@ def _write(out: Path, files: dict[str, bytes]) -> None:
     (out / calibration.FILE).unlink(missing_ok=True)
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line and export."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument(
         "checkpoints",
         type=Path,
@@ -242,7 +247,7 @@ def main() -> None:
         "--pixel-mm",
         type=float,
         metavar="MM",
-        help="size of the nets' pixels, which are laid around the body",
+        help="size of the nets' pixels, which are laid around the body (as in training)",
     )
     parser.add_argument("--size", type=int, help="rows and columns of the nets' input (as in training)")
     parser.add_argument("--version", default="0.0.0", help="of the model (0.0.0)")
@@ -259,13 +264,10 @@ def main() -> None:
         role: t for role in ("liver", "tumour") if (t := getattr(args, f"{role}_threshold")) is not None
     }
     provenance = {"version": args.version, "trained_on": args.trained_on, "licence": args.licence}
-    try:
-        slices = None if args.calibration is None else png_slices(args.calibration)
-        export(args.checkpoints, args.out, thresholds, provenance, pixel_mm=args.pixel_mm, size=args.size)
-        if slices is not None:
-            print(calibration.add(args.out, slices))
-    except TrtsegError as error:
-        raise SystemExit(f"error: {error}") from None
+    slices = None if args.calibration is None else png_slices(args.calibration)
+    export(args.checkpoints, args.out, thresholds, provenance, pixel_mm=args.pixel_mm, size=args.size)
+    if slices is not None:
+        print(calibration.add(args.out, slices))
 
 
 if __name__ == "__main__":

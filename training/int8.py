@@ -13,7 +13,6 @@ to that of FP32, and the labels of both are close to each other: `BOUNDS`.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import shutil
@@ -28,11 +27,12 @@ import onnx
 import trtseg
 from training.cases import Case, read_checked
 from training.evaluate import spacing_of, validating
+from training.program import parser_of, plain_errors
 from trtseg import models
 from trtseg.engines.calibration import references
 from trtseg.engines.openvino import no_telemetry
 from trtseg.engines.precision import FP32, INT8
-from trtseg.errors import TrtsegError
+from trtseg.errors import ModelError
 from trtseg.io.atomic import atomic
 from trtseg.metrics.overlap import Overlap, overlap
 from trtseg.models import ModelFiles, manifest
@@ -148,21 +148,17 @@ def quantise(model: Path, shared: Path) -> tuple[str, bool]:
     return text, passed
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line, quantise, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("model", type=Path, help="name or folder of an exported model")
     parser.add_argument("--shared", type=Path, required=True, help="its validation cases are compared on")
     args = parser.parse_args()
-    try:
-        text, passed = quantise(args.model, args.shared)
-    except TrtsegError as error:
-        raise SystemExit(f"error: {error}") from None
+    text, passed = quantise(args.model, args.shared)
     print(text)
     if not passed:
-        raise SystemExit(f"error: {args.model}: INT8 is not accurate enough; the model was left as it is")
+        raise ModelError(f"{args.model}: INT8 is not accurate enough; the model was left as it is")
 
 
 if __name__ == "__main__":

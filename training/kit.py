@@ -11,7 +11,6 @@ become levels: fine steps where soft tissue lies, coarse ones elsewhere. The sam
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import json
@@ -26,10 +25,11 @@ from typing import Any
 import numpy as np
 
 from training.packing import pack_images, pack_labels, unpack_images, unpack_labels
-from trtseg.errors import InputError, TrtsegError
+from training.program import parser_of, plain_errors
+from trtseg.errors import InputError
 from trtseg.fit import AIR_HU
 from trtseg.io.atomic import atomic
-from trtseg.io.folders import make_folder
+from trtseg.io.folders import check_writable, made_folder
 
 FORMAT, VERSION = "trtseg training kit", 1
 #: HU of the lowest and the highest level, and between which HU levels are twice as dense.
@@ -89,6 +89,11 @@ class Kit:
 
     def __len__(self) -> int:
         return len(self.image)
+
+    @property
+    def has_liver(self) -> np.ndarray:
+        """Whether each slice shows liver, with or without tumour: bool ``[N]``."""
+        return ((self.label == 1) | (self.label == 2)).any((1, 2))
 
 
 def levels(step: float) -> np.ndarray:
@@ -258,15 +263,12 @@ def listed(
     """The cases of the shared data and of folders of slices with cells, and the patients that validate."""
     from training.readers.liver_slices import liver_slices
     from training.readers.shared import VALIDATION, shared_cases
-    from training.split import by_patient
+    from training.split import by_patient, check_patients
 
     cases = shared_cases(shared) if shared else []
     for folder in folders:
         cases += liver_slices(folder)
-    patients = {case.group for case in cases}
-    if unknown := sorted(set(validation) - patients):
-        known = ", ".join(sorted(patients)[:20])
-        raise InputError(f"validation: no patients {', '.join(unknown)}; there are {known}, ...")
+    check_patients("validation", validation, {case.group for case in cases})
     held = [*(VALIDATION if shared else ()), *validation]
     if missing := {"train", "validation"} - set(by_patient(cases, held).values()):
         raise InputError(
@@ -276,11 +278,10 @@ def listed(
     return cases, held
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line and write the kit."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--shared", type=Path, metavar="DIR", help="folder of the shared data")
     parser.add_argument(
         "--slices", type=Path, nargs="+", default=[], metavar="DIR", help="folders of slices with cells, .npz"
@@ -299,12 +300,10 @@ def main() -> None:
     args = parser.parse_args()
     if not args.shared and not args.slices:
         parser.error("no data; give --shared, --slices or both")
-    try:
+    with made_folder(args.output.parent, "--output"):
+        check_writable(args.output.parent, "--output")
         kit = build(*listed(args.shared, args.slices, args.validation), args.size, args.mm, args.step)
-        make_folder(args.output.parent, "--output")
         sha256 = write(args.output, kit)
-    except TrtsegError as error:
-        raise SystemExit(f"error: {error}") from None
     show(kit)
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB, SHA-256 {sha256}")
 

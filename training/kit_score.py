@@ -7,7 +7,6 @@ The scores follow a training. What a user gets is measured by ``training.evaluat
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,12 @@ from torch.nn import functional as F
 
 from training import kit as kits
 from training.batch import DeviceKit, cell_sums
+from training.cases import UNKNOWN
 from training.checkpoint import load
 from training.methods import Liver, Method, Tumour
-from trtseg.errors import TrtsegError
+from training.program import parser_of, plain_errors
+from training.weak import CELL_SHARE
+from trtseg.errors import InputError
 
 #: Probabilities of tumour above which a pixel is one, in turn.
 THRESHOLDS = (0.3, 0.5, 0.75, 0.9)
@@ -27,7 +29,7 @@ THRESHOLDS = (0.3, 0.5, 0.75, 0.9)
 THRESHOLD = 0.5
 #: mL of liver on a slice without any above which it counts, and the thickness in mm of what is not known.
 FALSE_ML, THICKNESS = 5.0, 5.0
-UNKNOWN, BATCH = 255, 32
+BATCH = 32
 
 
 @torch.no_grad()
@@ -112,7 +114,7 @@ def score(kit: kits.Kit, rows: np.ndarray, store: DeviceKit, method: Method, siz
             scores[f"false tumour mL {patient}"] = float((false * ml[own]).sum())
     area, flag = store.cell_area.cpu().numpy(), store.cell_flag.cpu().numpy()
     for i, threshold in enumerate(THRESHOLDS):
-        hit = found["cells"][:, i] > 0.02 * area
+        hit = found["cells"][:, i] > CELL_SHARE * area
         for name, want in (("sensitivity", 1), ("specificity", 0)):
             if (flag == want).any():
                 scores[f"cells {name} {threshold:g}"] = float((hit == want)[flag == want].mean())
@@ -131,26 +133,23 @@ def text(scores: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line and print the scores."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("kit", type=Path)
     parser.add_argument("--liver", type=Path, required=True, help="checkpoint of the liver net")
     parser.add_argument("--tumour", type=Path, help="checkpoint of the tumour net")
     parser.add_argument("--every-slice", action="store_true", help="those that train too")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        kit = kits.read(args.kit)
-        rows = np.flatnonzero((kit.split == "validation") | args.every_slice)
-        method, settings = load(args.tumour, args.liver) if args.tumour else load(args.liver)
-        assert isinstance(method, (Liver, Tumour))
-        to_device(method, device)
-        scores = score(kit, rows, DeviceKit.of(kit, rows, device), method, settings.size)
-    except TrtsegError as error:
-        raise SystemExit(f"error: {error}") from None
+    kit = kits.read(args.kit)
+    rows = np.flatnonzero((kit.split == "validation") | args.every_slice)
+    method, settings = load(args.tumour, args.liver) if args.tumour else load(args.liver)
+    if not isinstance(method, (Liver, Tumour)):
+        raise InputError(f"{args.liver}: is of the method {settings.method}; expected liver")
+    to_device(method, device)
+    scores = score(kit, rows, DeviceKit.of(kit, rows, device), method, settings.size)
     for name, value in scores.items():
         print(f"{name:32} {value:.3f}")
 

@@ -11,7 +11,6 @@ which the same command resumes a run that was killed; the time that was spent co
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Sequence
@@ -26,10 +25,11 @@ from training import kit as kits
 from training.checkpoint import CHOICES, Settings, build, diverged, fingerprint, load_liver, save
 from training.curves import log
 from training.methods import Method
+from training.program import parser_of, plain_errors
 from training.trained import trained_net
 from training.trainer import Run, Trainer
 from training.unet import UNet
-from trtseg.errors import InputError, TrtsegError
+from trtseg.errors import InputError
 from trtseg.io.folders import make_folder
 
 
@@ -39,9 +39,12 @@ def train(
     out: Path,
     settings: Settings,
     run: Run,
+    *,
+    liver: Path | None = None,
+    start: Path | str | None = None,
+    state: Path | None = None,
     teachers: Sequence[str] = (),
     distil: Sequence[Path | str] = (),
-    **files: Path | str | None,
 ) -> None:
     """Run or resume a training.
 
@@ -52,16 +55,18 @@ def train(
     path, out : Path
         The kit, and the folder of the run.
     settings, run : Settings, Run
-    **files : Path or str, optional
-        ``liver``: checkpoint of the liver net, for a tumour net; ``start``: checkpoint or model whose weights the run
-        starts with;
-        ``state``: file of the state of the run, ``out/resume.pt`` if not given.
+    liver : Path, optional
+        Checkpoint of the liver net, for a tumour net.
+    start : Path or str, optional
+        Checkpoint or model whose weights the run starts with.
+    state : Path, optional
+        File of the state of the run, ``out/resume.pt`` if not given.
     teachers : sequence of str
         Checkpoints or models whose tumour nets give masks to slices that have only cells (`training.pseudo`).
     distil : sequence of Path or str
         Checkpoints or models whose mean probabilities the net imitates besides (`training.distil`).
     """
-    state = Path(files.get("state") or out / "resume.pt")
+    state = state or out / "resume.pt"
     if not state.exists() and (out / "last.pt").exists():
         raise InputError(
             f"{out / 'last.pt'}: is of another run, since there is no {state} to resume; "
@@ -72,11 +77,11 @@ def train(
     torch.backends.cudnn.benchmark = True
     began = time.perf_counter()
     kit = kits.read(path)
-    liver = load_liver(Path(files["liver"]), settings.size) if files.get("liver") else None
-    if liver:
-        settings = replace(settings, liver=fingerprint(liver.nets))
-    if files.get("start"):
-        settings = replace(settings, start=fingerprint(trained_net(files["start"], role)))
+    behind = load_liver(liver, settings.size) if liver else None
+    if behind:
+        settings = replace(settings, liver=fingerprint(behind.nets))
+    if start:
+        settings = replace(settings, start=fingerprint(trained_net(start, role)))
     nets = [_teacher(name, role, device) for name in teachers]
     imitated = [_teacher(name, role, device) for name in distil]
     settings = replace(
@@ -84,9 +89,10 @@ def train(
         store=kit.sha256,
         teachers=pseudo.names(nets),
         distilled="+".join(map(fingerprint, imitated)),
+        pixel_mm=round(float(kit.pixel_mm.min()) * kit.image.shape[1] / settings.size, 4),
     )
     torch.manual_seed(settings.seed)
-    method = build(settings, liver)
+    method = build(settings, behind)
     _report(f"read {len(kit)} slices in {time.perf_counter() - began:.1f} s, device {device}")
 
     rows = _rows(kit, role, "train")
@@ -109,8 +115,8 @@ def train(
         trainer.resume(state)
         save_result(trainer.result())  # a kill may have come between both files
         _report(f"resumed at step {trainer.step}, {trainer.elapsed:.0f} s")
-    elif files.get("start"):
-        trainer.start(str(files["start"]))
+    elif start:
+        trainer.start(str(start))
     _report(
         f"{len(rows)} slices train, {len(held)} validate, ready after {time.perf_counter() - began:.1f} s"
     )
@@ -136,7 +142,7 @@ def train(
         save_result(result)
         log(out / "log.csv", row)
 
-    if files.get("start") and not trainer.step:
+    if start and not trainer.step:
         keep(0.0)  # what the run starts with
     for progress in trainer.steps():
         if progress == 1 or trainer.due():
@@ -153,20 +159,18 @@ def _teacher(source: Path | str, role: str, device: torch.device) -> UNet:
 
 def _rows(kit: kits.Kit, role: str, split: str) -> np.ndarray:
     """Rows of a kit that a net trains or validates on; the tumour net sees only slices with liver."""
-    liver = ((kit.label > 0) & (kit.label != 255)).any((1, 2))
     wanted = kit.split == split
-    return np.flatnonzero(wanted & liver if role == "tumour" and split == "train" else wanted)
+    return np.flatnonzero(wanted & kit.has_liver if role == "tumour" and split == "train" else wanted)
 
 
 def _report(line: str) -> None:
     print(line, flush=True)
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line and train."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("role", choices=("liver", "tumour"))
     parser.add_argument("kit", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
@@ -202,19 +206,16 @@ def main() -> None:
     args = vars(parser.parse_args())
     chosen = {field.name: args.pop(field.name) for field in fields(Run)}
     role, path, out = args.pop("role"), args.pop("kit"), args.pop("out")
-    files = {name: args.pop(name) for name in ("liver", "start", "state")}
-    teachers, distil = args.pop("teacher"), args.pop("distil")
+    files = {name: args.pop(name) for name in ("liver", "start", "state", "distil")}
+    files["teachers"] = args.pop("teacher")
     if (role == "tumour") != (files["liver"] is not None):
         parser.error("--liver goes with tumour, which needs it")
-    if teachers and role != "tumour":
+    if files["teachers"] and role != "tumour":
         parser.error("--teacher goes with tumour")
     precision = "bf16" if torch.cuda.is_available() else "fp32"
     both = {name: chosen[name] for name in ("batch", "lr", "ema", "overlap")}
-    try:
-        run, settings = Run(**chosen), Settings(role, precision=precision, **both, **args)
-        train(role, path, out, settings, run, teachers, distil, **files)
-    except TrtsegError as error:
-        raise SystemExit(f"error: {error}") from None
+    run, settings = Run(**chosen), Settings(role, precision=precision, **both, **args)
+    train(role, path, out, settings, run, **files)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-#: Label of pixels whose class nobody knows.
-UNKNOWN = 255
-
 
 def class_weights(frequency: Tensor, exponent: float) -> Tensor:
     """Weights of classes with the relative ``frequency`` ``[classes]``; the frequencies sum to 1.

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.losses import UNKNOWN, Loss
+from training.cases import UNKNOWN
+from training.losses import Loss
 from training.unet import UNet
 
 WINDOW = {

@@ -9,7 +9,6 @@ the tumour. The other steps that follow the nets are the same.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,12 +18,13 @@ import numpy as np
 import trtseg
 from training.cases import Case, Scan, read_checked
 from training.evaluate import spacing_of, validating
+from training.program import parser_of, plain_errors
 from trtseg import _core, models
 from trtseg.engines import open_engine
 from trtseg.engines.base import logits_of
 from trtseg.engines.calibration import show
 from trtseg.engines.precision import FP32
-from trtseg.errors import ModelError, TrtsegError
+from trtseg.errors import ModelError
 from trtseg.fit import Fit
 from trtseg.labels.postprocess import PostProcess, postprocess
 from trtseg.metrics.overlap import overlap
@@ -93,21 +93,17 @@ def scores(stack: Stack, files: ModelFiles, median_mm: float, sigma_mm: float, p
     return f"{overlap(labels > 0, stack.scan.label > 0).dice:.3f} / {dice} / {false:.1f}"
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line and print a row for each way."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--model", default="default", help="name or folder, of two nets")
     parser.add_argument("--shared", type=Path, required=True, help="folder of the data")
     args = parser.parse_args()
-    try:
-        files = models.find(args.model)
-        if len(files.spec.nets) != 2:
-            raise ModelError(f"model: {args.model} has one net; expected a model of a liver and a tumour net")
-        all_stacks = list(stacks(files, args.shared))
-    except TrtsegError as error:
-        raise SystemExit(f"error: {error}") from None
+    files = models.find(args.model)
+    if len(files.spec.nets) != 2:
+        raise ModelError(f"model: {args.model} has one net; expected a model of a liver and a tumour net")
+    all_stacks = list(stacks(files, args.shared))
     print("Liver Dice / tumour Dice / mL wrongly called tumour.\n")
     print("| median, mm | sigma, mm | threshold |", " | ".join(s.case.name for s in all_stacks), "|")
     print("|---" * (3 + len(all_stacks)) + "|")

@@ -7,7 +7,6 @@ random number in them, so the same data gives the same weights.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 
 from training.cases import Case, read_checked
+from training.program import parser_of, plain_errors
 from training.readers.liver_slices import liver_slices
 from training.readers.shared import VALIDATION
 from training.readers.slices import negatives, png_slices
-from trtseg.errors import TrtsegError
 from trtseg.io import atomic
 from trtseg.orientation import TURNS, Weights, climbs, describe, score, turned
 
@@ -152,23 +151,19 @@ def _rounded(weights: object) -> np.ndarray:
     return np.round(np.asarray(weights), _DECIMALS).astype(np.float32)
 
 
+@plain_errors()
 def main() -> None:
     """Fit and write the weights, and say how well they do on the slices that they were fitted to."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--shared", type=Path, required=True, help="folder of the shared data")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, help="trtseg/orientation.npz, to ship them"
     )
     args = parser.parse_args()
-    try:
-        slices = read_slices(cases_to_fit(args.shared))
-        weights = fit(slices)
-        with atomic(args.output) as (path,), path.open("wb") as file:
-            np.savez_compressed(file, **weights._asdict())
-    except TrtsegError as error:
-        raise SystemExit(f"error: {error}") from None
+    slices = read_slices(cases_to_fit(args.shared))
+    weights = fit(slices)
+    with atomic(args.output) as (path,), path.open("wb") as file:
+        np.savez_compressed(file, **weights._asdict())
     scores = score(weights, slices.cells, slices.aspects)
     print(
         f"{slices.liver.sum()} slices of {_count(slices.patient[slices.liver])} patients with a liver, "

@@ -25,9 +25,10 @@ from tqdm import tqdm
 from training import split as splitting
 from training import store
 from training.cases import Case, digest, read_checked, value_digest
+from training.program import plain_errors
 from training.readers import READERS, chaos_nifti
 from trtseg import __version__
-from trtseg.errors import InputError, TrtsegError
+from trtseg.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,7 @@ def prepare(cases: Sequence[Case], out: Path, settings: Settings) -> dict[str, A
             "warnings": warnings,
             "left_out": left_out,
         }
-        return store.fill(
-            files, parts, settings.size, about, lambda p: tqdm(p, "writing", leave=False, disable=None)
-        )
+        return store.fill(files, parts, settings.size, about)
 
 
 def check(settings: Settings, cases: Sequence[Case]) -> None:
@@ -91,10 +90,7 @@ def check(settings: Settings, cases: Sequence[Case]) -> None:
         raise InputError(f"paper: got the seed {settings.paper}; expected 0 or more")
     if settings.validation is not None and settings.paper is not None:
         raise InputError("validation, paper: got both; --paper draws the patients itself, leave one out")
-    patients = {case.group for case in cases}
-    if unknown := sorted(set(settings.validation or ()) - patients):
-        known = ", ".join(sorted(patients)[:20])
-        raise InputError(f"validation: no patients {', '.join(unknown)}; there are {known}, ...")
+    splitting.check_patients("validation", settings.validation or (), {case.group for case in cases})
 
 
 def look(cases: Sequence[Case], every: int) -> tuple[list[Looked], list[dict[str, str]], dict[str, str]]:
@@ -267,22 +263,20 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@plain_errors()
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, list the data sets, write the store."""
     args = parse(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception it removes temporary files
-    try:
-        cases: list[Case] = []
-        for name, reader in READERS.items():
-            if folder := getattr(args, name):
-                cases += reader(folder)
-        if args.shared:
-            cases += chaos_nifti(args.shared / "chaos3")
-        validation = None if args.validation is None else tuple(args.validation)
-        settings = Settings(args.size, validation, args.paper, args.every)
-        show(prepare(cases, args.output, settings))
-    except TrtsegError as error:
-        raise SystemExit(f"error: {error}") from None
+    cases: list[Case] = []
+    for name, reader in READERS.items():
+        if folder := getattr(args, name):
+            cases += reader(folder)
+    if args.shared:
+        cases += chaos_nifti(args.shared / "chaos3")
+    validation = None if args.validation is None else tuple(args.validation)
+    settings = Settings(args.size, validation, args.paper, args.every)
+    show(prepare(cases, args.output, settings))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from training.batch import DeviceKit, cell_sums
+from training.cases import UNKNOWN
 from training.checkpoint import fingerprint
 from training.methods import windowed
-from training.weak import CELL_SHARE, UNKNOWN
+from training.weak import CELL_SHARE
 
 #: Probabilities above which a pixel is tumour where no cell is known, and below which it is none.
 SURE, NONE = 0.8, 0.1

@@ -10,7 +10,6 @@ shipped version 0.8.0 that was version 0.7.0, which the history of ``trtseg/mode
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,10 +18,11 @@ import torch
 import trtseg
 from training import calibration, evaluate, export, int8, kit, kit_train
 from training.checkpoint import Settings
+from training.program import parser_of, plain_errors
 from training.readers import png_slices
 from training.readers.shared import VALIDATION, shared_cases
 from training.trainer import Run
-from trtseg.errors import TrtsegError
+from trtseg.io.folders import make_folder
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,9 @@ def go(shared: Path, runs: Path, start: str, out: Path, share: float = 1.0) -> N
     """
     packed = runs / "kit.zip"
     if not packed.exists():
-        runs.mkdir(parents=True, exist_ok=True)
-        kit.write(packed, kit.build(shared_cases(shared), VALIDATION, SIZE, PIXEL_MM, LEVEL_HU))
+        cases = shared_cases(shared)
+        make_folder(runs, "--runs")
+        kit.write(packed, kit.build(cases, VALIDATION, SIZE, PIXEL_MM, LEVEL_HU))
     precision = "bf16" if torch.cuda.is_available() else "fp32"
     for stage in STAGES:
         run = replace(stage.run, steps=max(1, round(stage.run.steps * share)))
@@ -109,28 +110,24 @@ def go(shared: Path, runs: Path, start: str, out: Path, share: float = 1.0) -> N
             stage.role, packed, runs / stage.name, settings, run, start=begin, liver=liver, distil=[start]
         )
     checkpoints = [runs / name / "last.pt" for name in EXPORTED]
-    export.export(checkpoints, out, {"tumour": TUMOUR_THRESHOLD}, ABOUT, pixel_mm=PIXEL_MM)
+    export.export(checkpoints, out, {"tumour": TUMOUR_THRESHOLD}, ABOUT)
     print(calibration.add(out, png_slices(shared / "lits_slices")))
     print(int8.quantise(out, shared)[0])
     with trtseg.Segmenter(out, precision="fp32") as segmenter:
         print(evaluate.evaluate(segmenter, str(out), evaluate.validating(shared), runs / "evaluate", 5))
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line and go."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--shared", type=Path, required=True, help="folder of the data")
     parser.add_argument("-o", "--runs", type=Path, required=True, help="folder of the kit and the runs")
     parser.add_argument("--start", default="default", help="model to imitate, name or folder (default)")
     parser.add_argument("--out", type=Path, help="folder of the model (RUNS/model)")
     parser.add_argument("--share", type=float, default=1.0, help="of the steps (1)")
     args = parser.parse_args()
-    try:
-        go(args.shared, args.runs, args.start, args.out or args.runs / "model", args.share)
-    except TrtsegError as error:
-        raise SystemExit(f"error: {error}") from None
+    go(args.shared, args.runs, args.start, args.out or args.runs / "model", args.share)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ What they show is written by hand above them.
 
 from __future__ import annotations
 
-import argparse
 import json
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -20,10 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from training.compare import EVERYTHING, FOLDS, GATES, PLAIN, SEEDS, TABLE, VALIDATION, file_of
+from training.compare import EVERYTHING, FOLDS, PLAIN, SEEDS, TABLE, VALIDATION, file_of
+from training.program import parser_of, plain_errors
 from training.row import read_tallies
 from training.score import grid
 from training.tally import Tally, auc, best_threshold, in_band
+from trtseg.errors import InputError
 from trtseg.io import atomic
 from trtseg.metrics.overlap import Overlap
 from trtseg.metrics.ranking import PAPER_BAND
@@ -42,7 +43,6 @@ PAIRS = (
     ("joint", "sequential"),
     ("joint, balanced", "sequential, balanced"),
     ("joint, balanced, half the steps", "sequential, balanced, half the steps"),
-    ("joint, balanced, soft Dice", "sequential, balanced, soft Dice"),
 )
 
 HEAD = """Printed by `python -m training.results` from what `python -m training.compare` stored.
@@ -218,7 +218,7 @@ def tables(folder: Path) -> str:
     rows = {name: read_runs(folder, name) for name in EVERYTHING}
     first = next((name for name in rows if rows[name]), None)
     if first is None:
-        raise SystemExit(f"{folder}: has no complete row; run training.compare first, with --out {folder}")
+        raise InputError(f"{folder}: has no complete row; run training.compare first, with --out {folder}")
     seed = next(s for s in SEEDS if all(file_of(folder, first, s, f).exists() for f in range(len(FOLDS))))
     stored = [_json(file_of(folder, first, seed, fold)) for fold in range(len(FOLDS))]
     table = {name: rows[name] for name in TABLE}
@@ -243,28 +243,24 @@ def tables(folder: Path) -> str:
         ),
     ]
     if more:
-        gates = {name: rows[name] for name in ("joint, balanced", "sequential, balanced")} | more
+        others = {name: rows[name] for name in ("joint, balanced", "sequential, balanced")} | more
         parts += [
             (
                 "Other rows",
-                "Every patient weighs the same. A gate says what the mask is to N1's gradient; where none is named, it "
-                "is straight-through.",
-                scores_table(gates, together=False),
+                "Every patient weighs the same.",
+                scores_table(others, together=False),
             ),
         ]
-    if gated := [(name, "joint, balanced") for name in GATES if rows[name]]:
-        parts.append(("Less the straight-through gate", "", differences_table(rows, gated)))
     text = _head(stored)
     for title, about, made in parts:
         text += f"\n## {title}\n\n" + (f"{about}\n\n" if about else "") + made + "\n"
     return text
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("runs", type=Path, help="folder that training.compare filled")
     parser.add_argument("--into", type=Path, metavar="FILE", help="document whose tables are replaced")
     args = parser.parse_args()
@@ -273,7 +269,7 @@ def main() -> None:
     if args.into:
         above, mark, _ = args.into.read_text(encoding="utf-8").partition(MARK)
         if not mark:
-            raise SystemExit(f"{args.into}: has no line {MARK!r}; the tables go below it")
+            raise InputError(f"{args.into}: has no line {MARK!r}; the tables go below it")
         with atomic(args.into) as (path,):
             path.write_text(above + mark + text, encoding="utf-8")
 

@@ -29,9 +29,8 @@ class Split:
 
 def training_rows(kit: Kit, split: Split) -> np.ndarray:
     """Slices with liver whose tumours are known, of patients that may train and neither test nor validate."""
-    liver = ((kit.label == 1) | (kit.label == 2)).any((1, 2))
     kept_out = np.isin(kit.group, [*split.test, *split.validation])
-    return np.flatnonzero(liver & kit.tumour_known & (kit.split == "train") & ~kept_out)
+    return np.flatnonzero(kit.has_liver & kit.tumour_known & (kit.split == "train") & ~kept_out)
 
 
 def scored_rows(kit: Kit, patients: Sequence[str]) -> np.ndarray:

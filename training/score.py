@@ -1,6 +1,7 @@
 """The paper's row for one checkpoint: the threshold is chosen on a store's validation, and scored on its test split.
 
     python -m training.prepare --lits DIR --paper 0 -o runs/paper-store
+    python -m training.train one-step --data runs/paper-store --out runs/one-step
     python -m training.score runs/one-step/last.pt --data runs/paper-store
     python -m training.score runs/tumour/last.pt --liver runs/liver/last.pt --data runs/paper-store
 
@@ -10,16 +11,21 @@ et al.). A store has a test split if it was prepared with ``--paper``.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch.nn import functional as F
 
 from training import data
-from training.checkpoint import read
-from training.predict import Predictions, checkpoint, predict
-from trtseg.errors import TrtsegError
+from training.checkpoint import load, read
+from training.methods import Method
+from training.program import parser_of, plain_errors
+from training.store import store_sha256
+from training.train import target
+from trtseg.errors import InputError
 from trtseg.metrics.overlap import overlap
 from trtseg.metrics.ranking import PAPER_BAND, roc
 
@@ -28,6 +34,35 @@ COLUMNS = {
     "accuracy": 4, "IoU": 3, "Rand index": 4, "restricted AUC": 3, "its share of pixels": 3, "AUC": 4,
     "tumour Dice": 3, "chosen threshold": 2, "tumour Dice there": 3, "liver Dice": 3,
 }  # fmt: skip
+
+
+class Predictions(NamedTuple):
+    """Probabilities and truth at the net's resolution, all ``[N, H, W]``."""
+
+    liver: np.ndarray  # float32: of liver, tumour included
+    tumour: np.ndarray  # float32
+    label: np.ndarray  # uint8: 0, 1 liver, 2 tumour
+
+    def largest(self) -> np.ndarray:
+        """The most probable of three classes, uint8 ``[N, H, W]``: how one net with three classes decides."""
+        classes = (1 - self.liver, self.liver - self.tumour, self.tumour)
+        return np.stack(classes).argmax(0).astype(np.uint8)
+
+    def labels(self, threshold: float = 0.5) -> np.ndarray:
+        """0, 1 liver, 2 tumour, uint8 ``[N, H, W]``, with ``threshold`` for the tumour and 0.5 for the liver."""
+        liver = self.liver > 0.5
+        return (liver.astype(np.uint8) + (liver & (self.tumour > threshold))).astype(np.uint8)
+
+
+@torch.no_grad()
+def predict(method: Method, slices: data.Slices) -> Predictions:
+    """Run a method on slices twice as large as its input."""
+    found = []
+    for i in range(len(slices)):
+        hu, label = (torch.from_numpy(x)[None] for x in slices[i])
+        small = F.avg_pool2d(hu[:, None].float(), 2)[:, 0].round()
+        found.append((*method.probabilities(small), target(label)))
+    return Predictions(*(torch.cat(part).numpy() for part in zip(*found, strict=True)))
 
 
 def score(validation: Predictions, test: Predictions, method: str) -> dict[str, float]:
@@ -58,24 +93,25 @@ def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line and print the row."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("checkpoint", type=Path, help="of the method one-step, joint or tumour")
     parser.add_argument("--liver", type=Path, help="checkpoint of the liver net (tumour only)")
     parser.add_argument("--data", type=Path, required=True, help="slice store of twice the net's size")
     args = parser.parse_args()
-    try:
-        settings, _ = read(args.checkpoint)
-        if settings.method == "liver":
-            parser.error("checkpoint: got a liver net; expected one that finds tumours")
-        method = checkpoint(args.checkpoint, args.liver)
-        splits = [data.of_split(args.data, 2 * settings.size, split) for split in ("validation", "test")]
-        row = score(*(predict(method, slices) for slices in splits), settings.method)
-    except TrtsegError as error:
-        raise SystemExit(f"error: {error}") from None
+    method, settings = load(args.checkpoint, args.liver)
+    if settings.method == "liver":
+        parser.error("checkpoint: got a liver net; expected one that finds tumours")
+    for path in filter(None, (args.checkpoint, args.liver)):
+        if read(path)[0].store != store_sha256(args.data):
+            raise InputError(
+                f"{path}: was not trained on {args.data}, so perhaps on patients who test there; train on that store"
+            )
+    method.compute_in(torch.float32)
+    splits = [data.of_split(args.data, 2 * settings.size, split) for split in ("validation", "test")]
+    row = score(*(predict(method, slices) for slices in splits), settings.method)
     print(grid(["", *COLUMNS], [[settings.method, *(f"{row[c]:.{d}f}" for c, d in COLUMNS.items())]]))
 
 

@@ -16,6 +16,13 @@ PAPER = {"train": 765, "validation": 50, "test": 50}
 LITS_SOURCES = ("lits", "msd", "lits_png")
 
 
+def check_patients(option: str, named: Collection[str], patients: Collection[str]) -> None:
+    """Refuse patients that an option names and that are none: a typo would let them train."""
+    if unknown := sorted(set(named) - set(patients)):
+        known = ", ".join(sorted(patients)[:20])
+        raise InputError(f"{option}: no patients {', '.join(unknown)}; there are {known}, ...")
+
+
 def by_patient(cases: Sequence[Case], validation: Collection[str]) -> dict[str, str]:
     """The split of each patient: to validate are those named, those held out, and all that must not train."""
     split = dict.fromkeys((case.group for case in cases), "train")

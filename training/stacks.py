@@ -10,7 +10,6 @@ without and with the median of three neighbouring labels.
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -21,13 +20,14 @@ from torch import Tensor
 
 from training import appearance, batch, kit_score
 from training import kit as kits
+from training.cases import UNKNOWN
 from training.checkpoint import Settings
-from training.losses import UNKNOWN, Loss
+from training.losses import Loss
 from training.methods import Liver, Tumour, windowed
+from training.program import parser_of, plain_errors
 from training.row import Split, training_rows
 from training.trainer import Run, Trainer
 from training.unet import UNet
-from trtseg.errors import TrtsegError
 from trtseg.fit import AIR_HU
 from trtseg.io.atomic import atomic
 from trtseg.io.folders import check_writable, make_folder
@@ -183,19 +183,15 @@ def compare(path: Path, out: Path, steps: int) -> None:
                 temporary.write_text(json.dumps(kept, indent=1))
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line and compare."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("kit", type=Path, help="file of training.kit")
     parser.add_argument("--out", type=Path, required=True, help="file of the scores, JSON")
     parser.add_argument("--steps", type=int, default=SETTINGS.steps, help=f"of each net ({SETTINGS.steps})")
     args = parser.parse_args()
-    try:
-        compare(args.kit, args.out, args.steps)
-    except TrtsegError as error:
-        raise SystemExit(f"error: {error}") from None
+    compare(args.kit, args.out, args.steps)
 
 
 if __name__ == "__main__":

@@ -7,23 +7,24 @@ just as ``prepare`` averages a 512x512 slice.
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from training.cases import Case, digest, read_checked
 from trtseg.errors import InputError
 from trtseg.fit import Fit
 from trtseg.io import atomic
-from trtseg.io.folders import make_folder
+from trtseg.io.folders import made_folder
 
 FORMAT, VERSION = "trtseg slice store", 1
 SPLITS = ("train", "validation", "test")
@@ -85,29 +86,20 @@ class Part(NamedTuple):
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[tuple[Path, Path, Path]]:
+def writing(folder: Path) -> Iterator[tuple[Path, ...]]:
     """Make the three files of a store, all of them or none: temporary paths that become the store at the end.
 
     Folders that are made for it go again if that fails, and a store that was there stays as it was.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    make_folder(folder, "--output")
-    try:
-        with atomic(folder / HU, folder / LABEL, folder / MANIFEST) as (hu, label, manifest):
-            yield hu, label, manifest
-    except BaseException:
-        with contextlib.suppress(OSError):
-            for path in made:
-                path.rmdir()
-        raise
+    with made_folder(folder, "--output"), atomic(folder / HU, folder / LABEL, folder / MANIFEST) as files:
+        yield files
 
 
 def fill(
-    files: tuple[Path, Path, Path],
+    files: tuple[Path, ...],
     parts: Sequence[Part],
     size: int,
     about: dict[str, Any],
-    progress: Callable[[Sequence[Part]], Sequence[Part]] = lambda parts: parts,
 ) -> dict[str, Any]:
     """Write the slices of all parts, one case in memory at a time, then the manifest, which is returned."""
     count = sum(len(part.keep) for part in parts)
@@ -119,7 +111,7 @@ def fill(
         with path.open("rb+") as file:
             os.posix_fallocate(file.fileno(), 0, end)  # a full disk is an error now, not a crash on the way
     rows, first = [], 0
-    for part in progress(parts):
+    for part in tqdm(parts, "writing", leave=False, disable=None):
         hu, label = (np.lib.format.open_memmap(path, "r+") for path, _ in arrays)  # anew: so pages are let go
         own = slice(first, first + len(part.keep))
         rows.append(_write_part(part, hu[own], label[own], first))
@@ -250,6 +242,11 @@ class Store:
 
 
 _AGAIN = "make the store again with python -m training.prepare"
+
+
+def store_sha256(folder: Path) -> str:
+    """SHA-256 of the manifest of the store in ``folder``, by which a run knows the store again."""
+    return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from training.batch import DeviceKit
+from training.cases import UNKNOWN
 from training.kit import Kit
 from training.kit_score import BATCH, probabilities
-from training.losses import UNKNOWN
 from training.methods import Method, OneStep
 from trtseg.metrics.overlap import Overlap
 from trtseg.metrics.ranking import PAPER_BAND

@@ -9,7 +9,6 @@ post-processing, the tumour by the mean over the stacks of slices with tumours. 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Sequence
@@ -22,11 +21,11 @@ import trtseg
 from training.cases import Case, read_checked
 from training.evaluate import score, validating
 from training.loose import liver_dices, score_loose
+from training.program import parser_of, plain_errors
 from trtseg import models
 from trtseg.engines import open_engine
 from trtseg.engines.base import logits_of
 from trtseg.engines.precision import FP32
-from trtseg.errors import TrtsegError
 from trtseg.io.atomic import atomic
 
 #: Slices of each model that are timed.
@@ -114,23 +113,19 @@ def plot(points: Sequence[Point], png: Path) -> None:
     plt.close(figure)
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line, score, time, print and draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("models", nargs="+", help="names or folders; the first is drawn in red")
     parser.add_argument("--shared", type=Path, required=True, help="folder of the data")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="file of the plot")
     args = parser.parse_args()
-    try:
-        with atomic(*([args.plot] if args.plot else [])) as pictures:
-            points = measured(args.models, args.shared)
-            print(table(points))
-            for picture in pictures:
-                plot(points, picture)
-    except TrtsegError as error:
-        raise SystemExit(f"error: {error}") from None
+    with atomic(*([args.plot] if args.plot else [])) as pictures:
+        points = measured(args.models, args.shared)
+        print(table(points))
+        for picture in pictures:
+            plot(points, picture)
 
 
 if __name__ == "__main__":

@@ -43,10 +43,11 @@ from training.checkpoint import (
 )
 from training.curves import log, plot
 from training.methods import Method
+from training.program import parser_of, plain_errors
 from training.sample import Samples
-from training.store import MANIFEST
+from training.store import store_sha256
 from trtseg.engines.processor import native_bf16
-from trtseg.errors import ArgumentError, TrtsegError
+from trtseg.errors import ArgumentError, InputError
 from trtseg.io.folders import make_folder
 from trtseg.metrics.overlap import overlap
 
@@ -135,7 +136,7 @@ def train(
     slices, subsets = data.read(root, 2 * settings.size, settings.without.split())
     if settings.precision == "auto":
         settings = replace(settings, precision=fastest(device))
-    settings = replace(settings, store=hashlib.sha256((root / MANIFEST).read_bytes()).hexdigest())
+    settings = replace(settings, store=store_sha256(root))
 
     torch.manual_seed(settings.seed)
     method = build(settings, liver).to(device)
@@ -149,7 +150,7 @@ def train(
     if checkpoint.exists():
         before, state = read(checkpoint, device)
         if before != settings:
-            raise SystemExit(f"{checkpoint}: {_differences(before, settings)}; choose another --out")
+            raise InputError(f"{checkpoint}: {_differences(before, settings)}; choose another --out")
         method.load_state_dict(state["method"])
         averaged.load_state_dict(state["averaged"])
         optimizer.load_state_dict(state["optimizer"])
@@ -235,7 +236,7 @@ def _average(decay: float, average: Tensor, value: Tensor, count: Tensor | int) 
 def numbers(settings: Settings, step: int, rank: int = 0, processes: int = 1) -> range:
     """The samples that a process sees from ``step`` on: every ``processes``-th of each batch."""
     if settings.batch % processes:
-        raise SystemExit(
+        raise ArgumentError(
             f"batch: got {settings.batch} for {processes} processes; it must be a multiple of them"
         )
     return range(step * settings.batch + rank, settings.steps * settings.batch, processes)
@@ -265,11 +266,10 @@ def _differences(before: Settings, settings: Settings) -> str:
     return "made with " + ", ".join(f"{k} {old[k]!r}, not {v!r}" for k, v in now.items() if old[k] != v)
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line and train."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("method", choices=("liver", "tumour", "one-step", "joint"))
     parser.add_argument("--data", type=Path, default=Path("runs/store"), help="store of training.prepare")
     parser.add_argument(
@@ -283,7 +283,7 @@ def main() -> None:
     for field in fields(Settings):
         if field.name == "compile":
             parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
-        elif field.name not in ("method", "store", "liver", "start", "teachers", "distilled"):
+        elif field.name not in ("method", "store", "liver", "start", "teachers", "distilled", "pixel_mm"):
             choices = CHOICES.get(field.name)
             parser.add_argument(
                 f"--{field.name.replace('_', '-')}",
@@ -297,10 +297,7 @@ def main() -> None:
     )
     if (args["method"] == "tumour") != (checkpoint is not None):
         parser.error("--liver goes with the method tumour, which needs it")
-    try:
-        train(Settings(**args), root, out, checkpoint, start, every)
-    except TrtsegError as error:
-        raise SystemExit(f"error: {error}") from None
+    train(Settings(**args), root, out, checkpoint, start, every)
 
 
 if __name__ == "__main__":

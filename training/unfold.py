@@ -11,7 +11,6 @@ net gives the same logits as before.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +21,12 @@ from torch import Tensor, nn
 from training import data
 from training.checkpoint import Settings, build, fingerprint, load_liver, save
 from training.methods import WINDOW
+from training.program import parser_of, plain_errors
 from training.sample import Samples
 from training.unet import UNet, shaped, weights
 from trtseg import models
 from trtseg.engines.precision import FP32
-from trtseg.errors import ModelError, TrtsegError
+from trtseg.errors import ModelError
 
 #: Number of training samples for the statistics.
 SAMPLES = 96
@@ -128,20 +128,16 @@ def unfold_model(model: str | Path, store: Path, out: Path) -> list[Path]:
     return paths
 
 
+@plain_errors()
 def main() -> None:
     """Parse the command line, and write a checkpoint a net."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("model", help="name or folder of an exported model")
     parser.add_argument("--data", type=Path, required=True, help="store of training.prepare")
     parser.add_argument("--out", type=Path, required=True, help="folder; of each net ROLE/last.pt is written")
     args = parser.parse_args()
-    try:
-        for path in unfold_model(args.model, args.data, args.out):
-            print(path)
-    except TrtsegError as error:
-        raise SystemExit(f"error: {error}") from None
+    for path in unfold_model(args.model, args.data, args.out):
+        print(path)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.batch import cell_sums
-from training.losses import UNKNOWN, Loss
+from training.cases import UNKNOWN
+from training.losses import Loss
 
 #: 50 of the 2500 pixels of a cell: at least that share is tumour with the flag 1, and at most with the flag 0.
 CELL_SHARE = 0.02

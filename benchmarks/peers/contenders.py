@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from trtseg.errors import ArgumentError
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -110,7 +112,7 @@ def chosen(only: list[str], native: set[str]) -> list[Contender]:
     """Those that are named; without names, all that this processor has arithmetic for."""
     known = {contender.name for contender in CONTENDERS}
     if unknown := set(only) - known:
-        raise SystemExit(
+        raise ArgumentError(
             f"--only: got {', '.join(sorted(unknown))}; expected some of {', '.join(sorted(known))}"
         )
     if only:

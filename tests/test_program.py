@@ -1,0 +1,45 @@
+"""Programs of training/ and benchmarks/ end with a line, not a traceback, where their user can mend what is wrong."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import pytest
+
+from training.program import plain_errors
+
+WRONG_PATHS = (
+    "benchmarks.cascade missing",
+    "benchmarks.cohort missing",
+    "benchmarks.compare missing --table --json missing",
+    "benchmarks.engines --model missing",
+    "benchmarks.node missing",
+    "benchmarks.robustness missing",
+    "benchmarks.scaling missing",
+    "benchmarks.search missing",
+    "benchmarks.stream missing",
+    "training.compare missing --out new",
+    "training.curves missing",
+    "training.kit_score missing --liver last.pt",
+    "training.recipe --shared missing -o new",
+    "training.results missing",
+)
+
+
+@pytest.mark.parametrize("line", WRONG_PATHS)
+def test_a_path_that_is_not_there_is_named_in_a_line(line, tmp_path, monkeypatch):
+    name, *options = line.split()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [name, *options])
+    with pytest.raises(SystemExit, match=r"^error: .*missing"):
+        import_module(name).main()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bug_keeps_its_traceback():
+    @plain_errors()
+    def fails():
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output"):
+        fails()
