@@ -198,6 +198,12 @@ def test_the_only_ct_of_a_folder_or_a_pattern_in_a_store(phantom_ct):
         assert planned(given) == {url: "out/only_seg.nii.gz"}, given
 
 
+def test_a_pattern_is_one_behind_a_cache_too(stores):
+    folder = Path("local/scans").resolve()
+    labels = planned(f"simplecache::file://{folder}/**/[ab].nii.gz", output="out")
+    assert list(labels.values()) == ["out/a_seg.nii.gz", "out/deep/b_seg.nii.gz"]
+
+
 def test_a_query_is_no_part_of_the_name_of_a_ct_on_the_web(phantom_ct, monkeypatch):
     memory = fsspec.filesystem("memory")
     monkeypatch.setattr(fsspec.core, "url_to_fs", lambda url: (memory, url))

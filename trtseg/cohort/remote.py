@@ -40,7 +40,8 @@ def find_remote(url: str) -> list[str]:
         If there is none, or the store cannot be read.
     """
     with _store(url) as (store, path):
-        if any(sign in os.fspath(name_of(url)) for sign in "*?["):
+        name = path.partition("?")[0] if is_url(path) else path  # of the web, whose stores take whole URLs
+        if any(sign in name for sign in "*?["):
             found = [name for name in store.glob(path) if not says_labels(Path(name))]
         elif store.isdir(path):
             found = _cts(path, store.find(path))
