@@ -70,7 +70,7 @@ def test_what_the_instances_say(tmp_path):
     assert (look(spool)[2].clean, look(spool)[2].refused) == (False, 1)
 
 
-@pytest.mark.parametrize("how", ["aborted", "lost"])
+@pytest.mark.parametrize("how", ["broken off", "lost"])
 def test_a_sender_that_breaks_off_and_does_not_come_back(tmp_path, how):
     spool = Spool(tmp_path)
     associations(spool, 3)  # the first two side by side

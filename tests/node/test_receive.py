@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import logging
 import socket
 import sqlite3
@@ -11,6 +12,7 @@ import struct
 import sys
 import time
 
+import pydicom
 import pytest
 from nodes import Archive, connect, ct_series, free_port, send, wait_for
 
@@ -52,6 +54,17 @@ def stored(spool):
     return [row["sop"] for row in spool.rows("SELECT sop FROM instance ORDER BY id")]
 
 
+def ended(spool):
+    """How the associations ended, once they all have."""
+    wait_for(
+        lambda: (
+            spool.receiver.look_after_associations()
+            or not spool.rows("SELECT 1 FROM association WHERE ended IS NULL")
+        )
+    )
+    return [row["how"] for row in spool.rows("SELECT how FROM association ORDER BY id")]
+
+
 def test_an_echo_and_a_series(serve):
     config, spool = serve()
     association = connect(config.port)
@@ -61,19 +74,10 @@ def test_an_echo_and_a_series(serve):
     association.release()
     assert stored(spool) == [one.SOPInstanceUID for one in series]
     for row, one in zip(spool.rows("SELECT * FROM instance"), series, strict=True):
-        import pydicom
-
         path = spool.path("instances", row["file"])
         assert pydicom.dcmread(path) == one
         assert path.stat().st_mode & 0o077 == 0 or path.parent.stat().st_mode & 0o077 == 0
-    spool.receiver.look_after_associations()
-    wait_for(
-        lambda: (
-            spool.receiver.look_after_associations()
-            or not spool.rows("SELECT 1 FROM association WHERE ended IS NULL")
-        )
-    )
-    assert spool.row("SELECT how FROM association")["how"] == "released"
+    assert ended(spool) == ["released"]
 
 
 def test_the_same_instance_twice_is_stored_once_and_another_of_its_name_is_refused(serve):
@@ -148,13 +152,46 @@ def _memory():
 
 def test_an_instance_that_is_too_large_is_not_collected(serve):
     config, spool = serve(instance_mb=1)
-    (one,) = ct_series(1)
-    one.PixelData = bytes(2_000_000)
+    one, large = ct_series(2)
+    large.PixelData = bytes(2_000_000)
     association = connect(config.port)
-    assert association.send_c_store(one).get("Status") is None
+    assert association.send_c_store(one).Status == 0
+    assert association.send_c_store(large).get("Status") is None
     wait_for(lambda: not association.is_established)
-    assert stored(spool) == []
+    assert stored(spool) == [one.SOPInstanceUID]
+    assert ended(spool) == ["broken off"]
     assert send(config.port, ct_series(1)) == [0]
+
+
+@pytest.mark.parametrize(
+    ("parts", "how"), [(0, "aborted"), (1, "broken off"), (2, "broken off"), (None, "broken off")]
+)
+def test_a_sender_that_aborts_between_instances_has_not_broken_off(serve, monkeypatch, parts, how):
+    """And one that does not wait for its answer has."""
+    from pynetdicom.dimse_messages import C_STORE_RQ
+    from pynetdicom.dimse_primitives import C_STORE
+
+    config, spool = serve(pdu_kb=4)
+    *series, last = ct_series(3)
+    association = connect(config.port)
+    assert [association.send_c_store(one).Status for one in series] == [0, 0]
+    monkeypatch.setattr(receiving.Receiver, "_check_space", lambda *_: time.sleep(0.5))
+    request = C_STORE()
+    request.MessageID, request.Priority = 7, 0
+    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = last.SOPClassUID, last.SOPInstanceUID
+    file = io.BytesIO()
+    pydicom.dcmwrite(file, last, implicit_vr=False, little_endian=True)
+    request.DataSet = file
+    message = C_STORE_RQ()
+    message.primitive_to_message(request)
+    (context,) = (one for one in association.accepted_contexts if one.abstract_syntax == CT)
+    pieces = list(message.encode_msg(context.context_id, association.dimse.maximum_pdu_size))
+    assert len(pieces) > 3
+    for piece in pieces[:parts]:
+        association.dul.send_pdu(piece)
+    association.abort()
+    assert ended(spool) == [how]
+    assert look(spool)[1].broken_off is (how == "broken off")
 
 
 def test_messages_that_do_not_wait_for_answers_end_their_association(serve):
@@ -285,8 +322,6 @@ def test_a_request_for_commitment_by_somebody_unknown_or_for_nothing(serve, capl
 
 @pytest.mark.parametrize(("count", "status"), [(2, 0x0000), (10_000, 0x0000), (10_001, 0x0115)])
 def test_commitment_of_what_is_stored_is_reported_to_who_asked_for_it(serve, count, status):
-    import pydicom
-
     with Archive() as archive:
         config, spool = serve(commit=(f"CT1@127.0.0.1:{archive.port}",))
         archive.entity.ae_title = "CT1"

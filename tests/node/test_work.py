@@ -100,9 +100,10 @@ def test_a_result_warns_of_instances_that_were_refused(worker, related, warned, 
         (None, 0, "released", []),
         (8, 0, "released", []),
         (10, 0, "released", ["Headers speak of 10 instances, of which 2 did not come;"]),
-        (10, 0, "aborted", ["Headers speak of 10 instances, of which 2 did not come;"]),
-        (8, 2, "aborted", ["The node could not decode 2 instances of this CT;"]),
-        (None, 0, "aborted", ["This CT was broken off while it came, and its sender did not go on;"]),
+        (None, 0, "aborted", []),
+        (10, 0, "broken off", ["Headers speak of 10 instances, of which 2 did not come;"]),
+        (8, 2, "broken off", ["The node could not decode 2 instances of this CT;"]),
+        (None, 0, "broken off", ["This CT was broken off while it came, and its sender did not go on;"]),
     ],
 )
 def test_a_report_warns_of_instances_that_did_not_come_or_cannot_be_decoded(

@@ -29,7 +29,7 @@ class Evidence:
     open : bool
         An association that brought some of them is still open, and has not gone over to another series.
     clean : bool
-        All the others were released, neither aborted nor lost, and no instance was refused.
+        All the others were released, neither aborted, broken off nor lost, and no instance was refused.
     last : float
         When the last instance arrived or the last association ended.
     is_over : bool
@@ -38,8 +38,8 @@ class Evidence:
         Instances of this series that were refused for lack of space, on any association, and have not come since; and
         those that were refused for another reason on these associations, of whatever series, but for what is no CT.
     broken_off : bool
-        An association was aborted or lost before it went over to another series, and none that was opened since has
-        brought any.
+        An association was lost, or broken off in the middle of an instance, before it went over to another series, and
+        none that was opened since has brought any.
     """
 
     instances: int
@@ -126,7 +126,7 @@ def _evidence(rows: Sequence[Any], associations: Sequence[Any], missing: int) ->
     refused = missing + sum(one["refused"] for one in associations)
     # An association whose last instance is of another series has gone over to that one.
     staying = [one for one in associations if one["newest"] <= newest]
-    broken = max((one["ended"] for one in staying if one["how"] in ("aborted", "lost")), default=0.0)
+    broken = max((one["ended"] for one in staying if one["how"] in ("broken off", "lost")), default=0.0)
     instances, related = sum(arrived.values()), max(row["related"] or 0 for row in rows)
     return Evidence(
         instances=instances,

@@ -111,10 +111,12 @@ class _Messages(DIMSEServiceProvider):
     """Collects no message that is too long, and none while others wait."""
 
     held = 0  # bytes of the message that is being received, or was received last
+    is_idle = True  # no message has come in part, or without its sender being there for the answer
 
     def receive_primitive(self, primitive: P_DATA) -> None:
         server: Any = self.assoc._server
         config = server.config
+        self.is_idle = False
         if self.message is None:
             self.held = 0
         self.held += sum(len(data) for _, data in primitive.presentation_data_value_list)
@@ -134,3 +136,8 @@ class _Messages(DIMSEServiceProvider):
             self.dul.event_queue.put("Evt19")  # invalid PDU: the association is aborted
             return
         super().receive_primitive(primitive)
+
+    def send_msg(self, primitive: Any, context_id: int) -> None:
+        """Answer a message."""
+        self.is_idle = not self.assoc.acse.is_aborted()
+        super().send_msg(primitive, context_id)

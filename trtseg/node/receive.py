@@ -158,7 +158,9 @@ class Receiver:
         """Note which associations have ended, and how."""
         for association, row in list(self._open.items()):
             if not association.is_alive():
-                how = "released" if association.is_released else "aborted"
+                # Some senders abort all associations, when they have sent everything.
+                aborted = "aborted" if association.dimse.is_idle else "broken off"
+                how = "released" if association.is_released else aborted
                 self.spool.do(
                     "UPDATE association SET ended=?, how=?, refused=? WHERE id=?",
                     *(time.time(), how, self._refused[row], row),
