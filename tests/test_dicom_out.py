@@ -235,6 +235,19 @@ def test_a_report_goes_with_the_segmentation_that_it_refers_to(tmp_path):
     assert {path.name for path in tmp_path.glob("*.dcm")} == names - {"sr.dcm"}
 
 
+@pytest.mark.parametrize("manufacturer", ["Vendor", None])
+def test_a_report_that_is_none_of_trtseg_stays(tmp_path, manufacturer):
+    case = make(tmp_path / "ct", "axial")
+    case.result.save_dicom(tmp_path, ["seg", "sr"])
+    report = pydicom.dcmread(tmp_path / "sr.dcm")
+    report.Manufacturer = manufacturer
+    report.save_as(tmp_path / "sr.dcm")
+    for other in (tmp_path / "sr.dcm").read_bytes(), b"no DICOM":
+        (tmp_path / "sr.dcm").write_bytes(other)
+        case.result.save_dicom(tmp_path, ["seg"])
+        assert (tmp_path / "sr.dcm").read_bytes() == other
+
+
 def test_axial_pictures_of_a_coronal_series_refer_to_none_of_its_images(tmp_path):
     case = make(tmp_path / "ct", "coronal")
     for path in case.result.save_dicom(tmp_path, ["seg", "sr", "sc"]):

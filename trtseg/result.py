@@ -269,7 +269,7 @@ class Segmentation:
         ----------
         folder : path
             A folder that exists. Earlier objects of these kinds in it are replaced; those of other kinds stay, but for
-            an ``sr.dcm`` on a Segmentation that is replaced.
+            an ``sr.dcm`` of trtseg on a Segmentation that is replaced.
         kinds : iterable of str
             ``seg``: ``seg.dcm``, a Segmentation. ``labelmap``: ``labelmap.dcm``, the same as a Label Map, which
             few viewers read. ``sr``: ``sr.dcm``, a report on the Segmentation. ``sc``:

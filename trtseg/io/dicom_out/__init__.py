@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trtseg.errors import ArgumentError, OutputError
+from trtseg.io.dicom_out import codes
 from trtseg.io.dicom_out.capture import encode_captures
 from trtseg.io.dicom_out.measurements import make_report
 from trtseg.io.dicom_out.seg import read_segments, write_seg
@@ -85,16 +86,26 @@ def file_names(kinds: Iterable[str], pictures: int = 1) -> list[tuple[str, str]]
 def remove_left(folder: Path, written: Iterable[str]) -> None:
     """Remove from a folder what an earlier result left there, and what the files ``written`` now have made wrong.
 
-    That is a report on the Segmentation that was replaced, and pictures after the last one of the new series.
+    That is a report of trtseg on the Segmentation that was replaced, and pictures after the last one of the new series.
     """
-    names = set(written)
-    if "seg.dcm" in names and "sr.dcm" not in names:
-        Path(folder, "sr.dcm").unlink(missing_ok=True)
+    names, report = set(written), folder / "sr.dcm"
+    if "seg.dcm" in names and "sr.dcm" not in names and _is_own(report):
+        report.unlink()
     pictures = sum(name.startswith("sc_") for name in names)
     for n in itertools.count(pictures + 1) if pictures else ():
         if not (left := folder / _PICTURE.format(n)).exists():
             return
         left.unlink()
+
+
+def _is_own(path: Path) -> bool:
+    """Whether trtseg made a DICOM object; False where that cannot be known."""
+    import pydicom
+
+    try:
+        return bool(pydicom.dcmread(path, specific_tags=["Manufacturer"]).Manufacturer == codes.NAME)
+    except Exception:  # whatever is wrong with it, it is no object of trtseg
+        return False
 
 
 def check_inputs(paths: Iterable[Path], name: str) -> None:
