@@ -158,6 +158,9 @@ def test_a_result_keeps_its_ct_by_reference_and_can_let_go_of_it(tmp_path: Path)
         ArgumentError, match=r"preview, html: got a result without its CT; .*replace\(result,"
     ):
         result.save_preview(tmp_path / "p.png")
+    for more in ("preview", "html"):  # before the labels are written, which takes a while
+        with pytest.raises(ArgumentError, match="got a result without its CT"):
+            result.save(tmp_path / "no folder" / "seg.nii.gz", **{more: tmp_path / "p"})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.json", "seg.nii.gz"]
 
 

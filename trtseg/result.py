@@ -342,7 +342,9 @@ class Segmentation:
     def _others(
         self, report: _PathLike | None, preview: _PathLike | None, html: _PathLike | None, keep_identity: bool
     ) -> list[tuple[_PathLike, Callable[[Path], None]]]:
-        """The files that are asked for beside the labels, and what writes each."""
+        """The files that are asked for beside the labels, and what writes each; ArgumentError if the CT is missing."""
+        if preview is not None or html is not None:
+            self._kept_volume()
 
         def write_page(part: Path) -> None:
             part.write_bytes(self._page(keep_identity))
