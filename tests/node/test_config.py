@@ -33,8 +33,8 @@ from trtseg.node.spool import Spool
             "receiver_mb: got 249; expected at least 250, which the process needs to start",
         ),
         ({"worker_mb": 100}, "worker_mb: got 100; expected at least 500, which .*, or 0 for no limit"),
-        ({"associations": 0}, "associations: got 0; expected more"),
-        ({"threads": 0}, "threads: got 0; expected more"),
+        ({"associations": 0}, "associations: got 0; expected more than 0"),
+        ({"threads": 0}, "threads: got 0; expected more than 0"),
         ({"results": ("sr",)}, "results: got sr without seg; expected both"),
         ({"precision": "fp8"}, "precision: got 'fp8'; on the CPU it is 'auto'"),
         (
@@ -55,8 +55,8 @@ from trtseg.node.spool import Spool
             "commit: got A@10.0.0.5:104, .*; expected one address for each AE title",
         ),
         ({"send": ("A@h:1,B@h:2",)}, "send: got 'A@h:1,B@h:2'; expected AE@host:port, as"),
-        ({"retry_s": 0.0}, "retry_s: got 0; expected more"),
-        ({"retry_most_s": 0.0}, "retry_most_s: got 0; expected more"),
+        ({"retry_s": 0.0}, "retry_s: got 0; expected more than 0"),
+        ({"retry_most_s": 0.0}, "retry_most_s: got 0; expected more than 0"),
         *(
             (
                 {name: Path("/a.pem") for name in names},

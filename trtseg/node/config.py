@@ -195,7 +195,7 @@ class Config:
                 raise ArgumentError(f"{field.name}: got {value}; expected no negative number")
         for name in _POSITIVE:
             if getattr(self, name) == 0:
-                raise ArgumentError(f"{name}: got 0; expected more")
+                raise ArgumentError(f"{name}: got 0; expected more than 0")
         for name, least in _LEAST_MB.items():
             if 0 < getattr(self, name) < least:
                 raise ArgumentError(
