@@ -20,9 +20,9 @@ inline Vec larger(Vec a, Vec b) { return b > a ? b : a; }  // `a` where one of t
 #define TRTSEG_HOLD(v)
 #endif
 
-// The same as `multiply` for N eights of output channels, of a block that is `wide` channels wide; a register for each sum.
+// The same as `multiply` for a block of N eights of output channels; a register for each sum.
 template <int N>
-inline void product(const float* a, std::ptrdiff_t apart, int in, const float* b, int wide, const float* bias, float* c,
+inline void product(const float* a, std::ptrdiff_t apart, int in, const float* b, const float* bias, float* c,
                     std::ptrdiff_t c_apart) {
   Vec sum[kRows][N];
   for (int n = 0; n < N; ++n) {
@@ -31,7 +31,7 @@ inline void product(const float* a, std::ptrdiff_t apart, int in, const float* b
   }
   const float *a0 = a, *a1 = a + apart, *a2 = a1 + apart, *a3 = a2 + apart;
 #pragma GCC unroll 2
-  for (int i = 0; i < in; ++i, b += wide) {
+  for (int i = 0; i < in; ++i, b += N * kLanes) {
     Vec weight[N];
     for (int n = 0; n < N; ++n) {
       weight[n] = load(b + n * kLanes);
@@ -57,13 +57,11 @@ constexpr int kMost = 3;  // eights of output channels for which there are regis
 void multiply(const float* a, std::ptrdiff_t apart, int in, const float* packed, const float* bias, float* c,
               std::ptrdiff_t c_apart, int out) {
   for (int done = 0; done < out; done += kMost * kLanes) {
-    const int within = done % kBlock, first = done - within;
-    const int wide = out - first < kBlock ? out - first : kBlock;
-    const float *b = packed + std::ptrdiff_t{in} * first + within, *own = bias ? bias + done : nullptr;
+    const float *b = packed + std::ptrdiff_t{in} * done, *own = bias ? bias + done : nullptr;
     switch ((out - done) / kLanes) {
-      case 1: product<1>(a, apart, in, b, wide, own, c + done, c_apart); break;
-      case 2: product<2>(a, apart, in, b, wide, own, c + done, c_apart); break;
-      default: product<kMost>(a, apart, in, b, wide, own, c + done, c_apart);
+      case 1: product<1>(a, apart, in, b, own, c + done, c_apart); break;
+      case 2: product<2>(a, apart, in, b, own, c + done, c_apart); break;
+      default: product<kMost>(a, apart, in, b, own, c + done, c_apart);
     }
   }
 }
@@ -179,15 +177,15 @@ bool is_supported() { return true; }
 
 }  // namespace
 
-const Products kUsual{kName, is_supported, multiply};
+const Products kUsual{kName, kMost * kLanes, is_supported, multiply};
 
 std::size_t packed_size(int points, int in, int out) { return static_cast<std::size_t>(points) * in * out; }
 
-void pack(const float* src, int points, int in, int out, float* dst) {
+void pack(const float* src, int points, int in, int out, int block, float* dst) {
   for (int k = 0; k < points; ++k, src += static_cast<std::ptrdiff_t>(in) * out)
-    for (int first = 0; first < out; first += kBlock)
+    for (int first = 0; first < out; first += block)
       for (int i = 0; i < in; ++i)
-        for (int o = first; o < out && o < first + kBlock; ++o) *dst++ = src[static_cast<std::ptrdiff_t>(i) * out + o];
+        for (int o = first; o < out && o < first + block; ++o) *dst++ = src[static_cast<std::ptrdiff_t>(i) * out + o];
 }
 
 void transform_weights(const float* weights, int in, int out, float* dst) {

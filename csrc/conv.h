@@ -14,7 +14,6 @@ constexpr int kLanes = 8;                 // channels that are computed together
 constexpr int kTile = 4;                  // rows and columns of an output tile
 constexpr int kPatch = kTile + 2;         // rows and columns that it is computed from
 constexpr int kPoints = kPatch * kPatch;  // products a tile and pair of channels
-constexpr int kBlock = 6 * kLanes;        // output channels that lie together in a packed matrix
 constexpr int kRows = 4;                  // pixels or patches that are multiplied together
 
 // A map, or some of the channels of one, of values of a type.
@@ -30,6 +29,7 @@ using Map = MapOf<float>;
 // Products of matrices, compiled for an instruction set. Sums are in one order and fused: all give the same bits.
 struct Products {
   const char* name;  // of the instruction set
+  int block;         // output channels that lie together in a packed matrix
   bool (*is_supported)();
   // kRows rows `[in]` of `a`, `apart` floats apart, times a packed matrix `[in][out]`: rows of `c`, which begin with `bias`
   // where that is given.
@@ -43,9 +43,9 @@ extern const Products kAvx512, kUsual;
 // Floats of `points` weight matrices `[in][out]` as `pack` arranges them.
 std::size_t packed_size(int points, int in, int out);
 
-// Arranges `points` matrices `[in][out]`, one after the other in `src`, for `Products`: in blocks `[in][kBlock]`, of which
-// the last may be narrower.
-void pack(const float* src, int points, int in, int out, float* dst);
+// Arranges `points` matrices `[in][out]`, one after the other in `src`: in blocks `[in][block]`, of which the last may be
+// narrower.
+void pack(const float* src, int points, int in, int out, int block, float* dst);
 
 // Transforms 3x3 weights `[out][in][3][3]` to kPoints matrices `[in][out]`.
 void transform_weights(const float* weights, int in, int out, float* dst);

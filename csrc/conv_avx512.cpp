@@ -44,17 +44,19 @@ inline void product(const float* a, std::ptrdiff_t apart, int in, const float* b
   }
 }
 
+constexpr int kMost = 6;  // eights of output channels for which there are registers
+
 void multiply(const float* a, std::ptrdiff_t apart, int in, const float* packed, const float* bias, float* c,
               std::ptrdiff_t c_apart, int out) {
-  for (int done = 0; done < out; done += kBlock, packed += std::ptrdiff_t{in} * kBlock) {
-    const float* own = bias ? bias + done : nullptr;
+  for (int done = 0; done < out; done += kMost * kLanes) {
+    const float *b = packed + std::ptrdiff_t{in} * done, *own = bias ? bias + done : nullptr;
     switch ((out - done) / kLanes) {
-      case 1: product<1>(a, apart, in, packed, own, c + done, c_apart); break;
-      case 2: product<2>(a, apart, in, packed, own, c + done, c_apart); break;
-      case 3: product<3>(a, apart, in, packed, own, c + done, c_apart); break;
-      case 4: product<4>(a, apart, in, packed, own, c + done, c_apart); break;
-      case 5: product<5>(a, apart, in, packed, own, c + done, c_apart); break;
-      default: product<kBlock / kLanes>(a, apart, in, packed, own, c + done, c_apart);
+      case 1: product<1>(a, apart, in, b, own, c + done, c_apart); break;
+      case 2: product<2>(a, apart, in, b, own, c + done, c_apart); break;
+      case 3: product<3>(a, apart, in, b, own, c + done, c_apart); break;
+      case 4: product<4>(a, apart, in, b, own, c + done, c_apart); break;
+      case 5: product<5>(a, apart, in, b, own, c + done, c_apart); break;
+      default: product<kMost>(a, apart, in, b, own, c + done, c_apart);
     }
   }
 }
@@ -65,7 +67,7 @@ bool is_supported() {
 
 }  // namespace
 
-const Products kAvx512{"avx512", is_supported, multiply};
+const Products kAvx512{"avx512", kMost * kLanes, is_supported, multiply};
 
 }  // namespace trtseg::conv
 
@@ -73,7 +75,7 @@ const Products kAvx512{"avx512", is_supported, multiply};
 
 namespace trtseg::conv {
 
-const Products kAvx512{"avx512", [] { return false; }, nullptr};
+const Products kAvx512{"avx512", kLanes, [] { return false; }, nullptr};
 
 }  // namespace trtseg::conv
 

@@ -68,7 +68,7 @@ void Net::add_conv(Part src, Part dst, const Part* pool, const float* weights, c
   std::vector<float> transformed(count);
   conv::transform_weights(weights, src.count, dst.count, transformed.data());
   const auto packed = std::make_shared<Buffer<float>>(count);
-  conv::pack(transformed.data(), conv::kPoints, src.count, dst.count, packed->get());
+  conv::pack(transformed.data(), conv::kPoints, src.count, dst.count, fp32_.block, packed->get());
   scratch_ = std::max(scratch_, conv::scratch_size(src.count, dst.count, kConvTogether));
   add({maps_[static_cast<std::size_t>(dst.map)], src.map, {1, 1, 1}, outputs, kConvTogether,
        [=, &products = fp32_, has_pool = pool != nullptr, pool = pool ? *pool : Part{}, bias = copied(bias, dst.count)](
@@ -87,7 +87,7 @@ void Net::add_up(Part src, Part dst, const float* weights, const float* bias) {
   constexpr int kPoints = 4;
   const std::vector<float> matrices = matrices_of(weights, kPoints, src.count, dst.count, true);
   const auto packed = std::make_shared<Buffer<float>>(conv::packed_size(kPoints, src.count, dst.count));
-  conv::pack(matrices.data(), kPoints, src.count, dst.count, packed->get());
+  conv::pack(matrices.data(), kPoints, src.count, dst.count, fp32_.block, packed->get());
   add({maps_[static_cast<std::size_t>(src.map)], src.map, {1, 0, 0}, {{dst, 2, 1}}, kTogether,
        [=, &products = fp32_, bias = copied(bias, dst.count)](const Memory& memory, const int* tile, int count, float*) {
          for (int i = 0; i < count; ++i) {

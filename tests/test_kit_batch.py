@@ -1,13 +1,15 @@
 """Batches, appearance, losses and scores of training from a kit."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from tests.tiny_kit import tiny_kit
-from training import appearance, batch, kit_score, weak
+from training import appearance, batch, kit, kit_score, weak
+from training.checkpoint import Settings, build, save
 from training.distil import distilled
 from training.losses import Loss
 from training.methods import Method
@@ -253,3 +255,20 @@ def test_the_loss_of_distillation():
     logits = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
     distilled(loss, logits, torch.sigmoid(logits.detach())).backward()
     assert float(logits.grad.abs().max()) < 1e-7  # least where both say the same
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [("--liver joint.pt", "joint.pt: is of the method joint; expected liver"),
+     ("--liver liver.pt --tumour liver.pt", "liver.pt: is of the method liver; expected tumour"),
+     ("--liver liver.pt --tumour joint.pt", "joint.pt: is of the method joint; expected tumour")],
+)  # fmt: skip
+def test_a_net_of_another_role_is_not_scored(tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    kit.write(Path("kit.zip"), tiny_kit())
+    for method in ("liver", "joint"):
+        settings = Settings(method, size=32, width=4, depth=2)
+        save(Path(f"{method}.pt"), settings, {"result": build(settings, None).nets.state_dict()})
+    monkeypatch.setattr("sys.argv", ["kit_score", "kit.zip", *options.split()])
+    with pytest.raises(SystemExit, match=f"^error: {message}$"):
+        kit_score.main()

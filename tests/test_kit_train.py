@@ -77,6 +77,18 @@ def test_a_killed_run_ends_as_an_unbroken_one(tmp_path, monkeypatch):
         kit_train.train(*small_run(broken, lr=0.5))
 
 
+def test_a_run_of_an_older_version_goes_on_and_learns_the_size_of_its_pixels(tmp_path):
+    run = small_run(tmp_path, steps=1)
+    kit_train.train(*run)
+    sizes = []
+    for name in ("resume.pt", "last.pt"):
+        state = torch.load(run[2] / name, weights_only=True)
+        sizes.append(state["settings"].pop("pixel_mm"))
+        torch.save(state, run[2] / name)
+    kit_train.train(*small_run(tmp_path, steps=2))
+    assert [load(run[2] / "last.pt")[1].pixel_mm] * 2 == sizes == [8.0, 8.0]
+
+
 @pytest.mark.parametrize("step", [1, 4])
 def test_a_run_that_is_killed_between_its_two_files_goes_on(tmp_path, monkeypatch, step):
     whole, broken = tmp_path / "whole", tmp_path / "broken"

@@ -76,9 +76,7 @@ class Settings:
     start: str = ""  # SHA-256 of the nets whose weights this run starts with
     teachers: str = ""  # SHA-256 of the tumour nets that gave masks to slices with cells
     distilled: str = ""  # SHA-256 of the nets that this run imitates
-    pixel_mm: float = (
-        0.0  # of the nets' pixels, which are laid around the body; 0: they see the field of view
-    )
+    pixel_mm: float = 0.0  # of a kit's pixels, which lie around the body; 0: nets see the field of view
 
     def __post_init__(self) -> None:
         check_values(self, _BOUNDS)

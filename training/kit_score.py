@@ -18,7 +18,7 @@ from training import kit as kits
 from training.batch import DeviceKit, cell_sums
 from training.cases import UNKNOWN
 from training.checkpoint import load
-from training.methods import Liver, Method, Tumour
+from training.methods import Method, Tumour
 from training.program import parser_of, plain_errors
 from training.weak import CELL_SHARE
 from trtseg.errors import InputError
@@ -146,8 +146,9 @@ def main() -> None:
     kit = kits.read(args.kit)
     rows = np.flatnonzero((kit.split == "validation") | args.every_slice)
     method, settings = load(args.tumour, args.liver) if args.tumour else load(args.liver)
-    if not isinstance(method, (Liver, Tumour)):
-        raise InputError(f"{args.liver}: is of the method {settings.method}; expected liver")
+    path, role = (args.tumour, "tumour") if args.tumour else (args.liver, "liver")
+    if settings.method != role:
+        raise InputError(f"{path}: is of the method {settings.method}; expected {role}")
     to_device(method, device)
     scores = score(kit, rows, DeviceKit.of(kit, rows, device), method, settings.size)
     for name, value in scores.items():

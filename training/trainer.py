@@ -274,7 +274,8 @@ class Trainer:
         settings, state = read(path, self.device)
         pairs = (asdict(settings), asdict(self.settings)), (state["run"], asdict(self.run))
         other = {k for before, now in pairs for k, v in now.items() if before[k] != v}
-        if other := sorted(other - {"seconds", "steps", "every"}):
+        # the size of the pixels is that of the kit, which is compared; older states do not have it
+        if other := sorted(other - {"seconds", "steps", "every", "pixel_mm"}):
             raise InputError(
                 f"{path}: is of a run with other settings ({', '.join(other)}); choose another --out or --state"
             )

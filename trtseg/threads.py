@@ -53,7 +53,7 @@ class Turns:
             if self._holder[0] != me[0]:
                 raise ArgumentError(
                     f"{self._name}: got a call in a process that was forked during another call; make another "
-                    f"{self._name} in this process, or fork before the first call"
+                    f"{self._name} in this process, or fork while no call runs"
                 )
             if self._holder == me:
                 raise ArgumentError(
