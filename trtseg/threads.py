@@ -181,6 +181,7 @@ class Teller(Generic[T]):
                         log.warning(
                             "%s failed %d times, first with %r", self._name, self._failed, self.failure
                         )
+                    del self._function  # which may refer to the maker of this Teller: memory goes at once
                     return
                 thing = next(iter(self._due))
                 del self._due[thing]
