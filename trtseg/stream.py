@@ -8,6 +8,7 @@ that are there; where a new slice changes it, the slices before it are labelled 
 from __future__ import annotations
 
 import bisect
+import copy
 import threading
 import time
 from collections import Counter, deque
@@ -152,7 +153,7 @@ class Stream:
         hu : int16 [rows, columns]
             The slice in Hounsfield units. It is copied.
         position : float or (float, float, float)
-            Where the slice lies, in mm, see the class.
+            Where the slice lies, in mm, see the class. It is copied.
         timeout : float, optional
             While ``queue`` slices wait for the nets, the call waits too: this many seconds at most, by default as long
             as it takes.
@@ -190,7 +191,7 @@ class Stream:
                     )
             if len(self._slices) % _ROOM == 0:
                 check_memory("stream", _ROOM * plane.size * (2 + 1 + 2 + BYTES_A_VOXEL))
-            self._slices.insert(at, _Slice(plane, position, depth))
+            self._slices.insert(at, _Slice(plane, copy.deepcopy(position), depth))
             self._waiting.append(self._slices[at])
             if self._placement is not None:
                 self._placement.add(plane)

@@ -1,10 +1,11 @@
-"""What a stream leaves behind when it ends: nothing, however it ends."""
+"""What a stream keeps of its caller's, and for how long."""
 
 from __future__ import annotations
 
 import gc
 import weakref
 
+import numpy as np
 import pytest
 import tiny
 
@@ -47,3 +48,19 @@ def test_a_stream_that_has_ended_gives_its_memory_back_at_once(segmenter, hu):
         assert ended()() is None
     finally:
         gc.enable()
+
+
+def test_a_caller_may_use_the_array_of_a_position_again(segmenter, hu):
+    place, told = np.zeros(3), []
+    with segmenter.stream(
+        SHAPE,
+        spacing=SPACING[1:],
+        directions=(1, 0, 0, 0, 1, 0),
+        on_labels=lambda position, _: told.append(position[2]),
+    ) as stream:
+        for z in range(20):
+            place[2] = z * SPACING[0]
+            stream.push(hu[z], place)
+        result = stream.finish()
+    assert (result.labels == segmenter.segment(hu, spacing=SPACING).labels).all()
+    assert told == [z * SPACING[0] for z in range(20)]
