@@ -1,8 +1,9 @@
-"""What a stream keeps of its caller's, and for how long."""
+"""What a stream owes the program around it: memory back, copies of what it got, errors that name the lack."""
 
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 import tiny
 
 import trtseg
+from trtseg.errors import OutOfMemoryError
 from trtseg.phantom import abdomen
+from trtseg.stream import THREAD
 
 SPACING = (5.0, 4.0, 4.0)
 SHAPE = (64, 80)
@@ -64,3 +67,37 @@ def test_a_caller_may_use_the_array_of_a_position_again(segmenter, hu):
         result = stream.finish()
     assert (result.labels == segmenter.segment(hu, spacing=SPACING).labels).all()
     assert told == [z * SPACING[0] for z in range(20)]
+
+
+def test_a_stream_without_a_thread_is_refused_and_goes_on_once_there_is_one(monkeypatch, segmenter, hu):
+    start, free = threading.Thread.start, []
+
+    def failing(thread):
+        if thread.name == THREAD and not free:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", failing)
+    with segmenter.stream(SHAPE, spacing=SPACING[1:]) as stream:
+        with pytest.raises(OutOfMemoryError, match=r"stream: no thread can be started; raise the limit"):
+            stream.push(hu[0], 0.0)
+        assert stream.counts == (0, 0)
+    with segmenter.stream(SHAPE, spacing=SPACING[1:]) as stream:
+        with pytest.raises(OutOfMemoryError):
+            stream.push(hu[0], 0.0)
+        free.append(1)
+        push_all(stream, hu)
+        assert (stream.finish().labels == segmenter.segment(hu, spacing=SPACING).labels).all()
+
+
+def test_a_lack_of_memory_in_the_nets_is_told_as_such(monkeypatch, segmenter, hu):
+    def failing(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(segmenter._cascade, "run", failing)
+    with segmenter.stream(SHAPE, spacing=SPACING[1:]) as stream:
+        stream.push(hu[0], 0.0)
+        stream._worker.join(10)
+        for call in (lambda: stream.push(hu[1], SPACING[0]), stream.finish):
+            with pytest.raises(OutOfMemoryError, match=r"stream: needs more than the .* of memory"):
+                call()

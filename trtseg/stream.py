@@ -166,6 +166,8 @@ class Stream:
             Another slice lies at this position. The stream goes on with the slice that came first.
         BusyError
             The nets are behind and ``timeout`` has passed. The slice was not taken: push it again.
+        OutOfMemoryError
+            There is no memory for more slices, or no thread for the nets. The slice was not taken.
         TrtsegError
             The nets have failed. The stream has ended.
         """
@@ -191,12 +193,12 @@ class Stream:
                     )
             if len(self._slices) % _ROOM == 0:
                 check_memory("stream", _ROOM * plane.size * (2 + 1 + 2 + BYTES_A_VOXEL))
+            self._go_on()  # before the slice is here: there may be no thread for it
             self._slices.insert(at, _Slice(plane, copy.deepcopy(position), depth))
             self._waiting.append(self._slices[at])
             if self._placement is not None:
                 self._placement.add(plane)
             self._set_fit(self._find_fit(), self._slices)
-            self._go_on()
 
     def labels_at(self, position: Any) -> NDArray[np.uint8] | None:
         """Labels of a slice by the nets alone, uint8 ``[rows, columns]``, read-only; None as long as there are none."""
@@ -365,8 +367,10 @@ class Stream:
     def _go_on(self) -> None:
         """Tell the worker that there is something new; it begins with the first slice."""
         if self._worker is None:
-            self._worker = threading.Thread(target=self._work, name=THREAD, daemon=True)
-            self._worker.start()
+            worker = threading.Thread(target=self._work, name=THREAD, daemon=True)
+            with memory_for("stream", 0):
+                worker.start()
+            self._worker = worker
         self._changed.notify_all()
 
     def _stop(self) -> None:
@@ -379,7 +383,8 @@ class Stream:
 
     def _check_open(self, finishing: bool = False) -> None:
         if self._error is not None:
-            raise self._error
+            with memory_for("stream", 0):
+                raise self._error
         if self._stopped or (self._is_over and not finishing):
             raise ArgumentError("stream: got a call after its end; open another with Segmenter.stream")
 

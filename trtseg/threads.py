@@ -150,8 +150,9 @@ class Teller(Generic[T]):
         with self._changed:
             self._due[thing] = None
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name=f"trtseg {self._name}", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._work, name=f"trtseg {self._name}", daemon=True)
+                thread.start()  # which may fail
+                self._thread = thread
             self._changed.notify()
 
     def end(self) -> None:
