@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 import weakref
 
 import numpy as np
@@ -101,3 +102,38 @@ def test_a_lack_of_memory_in_the_nets_is_told_as_such(monkeypatch, segmenter, hu
         for call in (lambda: stream.push(hu[1], SPACING[0]), stream.finish):
             with pytest.raises(OutOfMemoryError, match=r"stream: needs more than the .* of memory"):
                 call()
+
+
+def test_a_stream_that_nobody_closes_gives_its_threads_and_memory_back(monkeypatch, segmenter, hu):
+    monkeypatch.setattr("trtseg.threads.IDLE_S", 0.05)
+    before = threading.active_count()
+
+    def abandoned():
+        told = threading.Event()
+        stream = segmenter.stream(SHAPE, spacing=SPACING[1:], on_labels=lambda *_: told.set())
+        stream.push(hu[0], 0.0)
+        assert told.wait(10)
+        return weakref.ref(stream)
+
+    gone, until = abandoned(), time.monotonic() + 10
+    while gone() is not None and time.monotonic() < until:
+        time.sleep(0.01)
+        gc.collect()
+    assert gone() is None
+    assert threading.active_count() == before
+
+
+def test_a_stream_goes_on_after_a_pause(monkeypatch, segmenter, hu):
+    monkeypatch.setattr("trtseg.threads.IDLE_S", 0.01)
+    before, told = threading.active_count(), []
+    with segmenter.stream(
+        SHAPE, spacing=SPACING[1:], on_labels=lambda position, _: told.append(position)
+    ) as stream:
+        push_all(stream, hu[:10])
+        while threading.active_count() > before:
+            time.sleep(0.01)
+        for z in range(10, 20):
+            stream.push(hu[z], z * SPACING[0])
+            time.sleep(0.01)
+        assert (stream.finish().labels == segmenter.segment(hu, spacing=SPACING).labels).all()
+    assert told == [z * SPACING[0] for z in range(20)]

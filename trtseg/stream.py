@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trtseg import threads
 from trtseg.body import Placement
 from trtseg.cascade.base import Logits, Timings
 from trtseg.errors import ArgumentError, BusyError, InputError
@@ -87,7 +88,8 @@ class Stream:
     """The slices of one scan on their way; made by `trtseg.Segmenter.stream`, which gives ``nets``.
 
     Several threads may push. The end of ``with``, or `close`, gives everything back; without a `finish` before, slices
-    that wait are dropped. Streams of a Segmenter take turns, a few slices each, and wait for a `Segmenter.segment`.
+    that wait are dropped. A stream that nobody refers to any more does so a minute after its last slice. Streams of a
+    Segmenter take turns, a few slices each, and wait for a `Segmenter.segment`.
 
     Parameters
     ----------
@@ -356,7 +358,11 @@ class Stream:
     def _take(self) -> tuple[list[_Slice], Fit] | None:
         """Wait for slices; the next of them and their placement, or None at the end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._waiting or self._stale)
+            if not self._changed.wait_for(
+                lambda: self._stopped or self._waiting or self._stale, threads.IDLE_S
+            ):
+                self._worker = None  # the next slice begins another
+                return None
             if self._stopped:
                 return None
             source = self._waiting or self._stale
@@ -378,8 +384,9 @@ class Stream:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-        if self._worker is not None:
-            self._worker.join()
+            worker = self._worker
+        if worker is not None:
+            worker.join()
 
     def _check_open(self, finishing: bool = False) -> None:
         if self._error is not None:
