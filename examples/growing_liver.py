@@ -2,7 +2,8 @@
 
     python examples/growing_liver.py FOLDER [--quiet 3]
 
-The files are DICOM, appear complete (written elsewhere and renamed), and belong to one series, in any order.
+The files are DICOM, a slice each, appear complete (written elsewhere and renamed), and belong to one series, in any
+order.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import trtseg
+from trtseg.errors import InputError
 from trtseg.io.dicom import read_slice
 from trtseg.stream import Stream
 
@@ -51,10 +53,11 @@ def main(folder: Path, quiet: float, model: str) -> None:
                     )
                 )
             stream.push(hu, header.ImagePositionPatient)
-        if stream is not None:
-            result = stream.finish()
-            stream.close()  # after the last line of `show`
-            print(result.summary())
+        if stream is None:
+            raise InputError(f"{folder}: no file came for {quiet:g} s; begin the scan, or raise --quiet")
+        result = stream.finish()
+        stream.close()  # after the last line of `show`
+        print(result.summary())
 
 
 if __name__ == "__main__":
@@ -62,4 +65,10 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--quiet", type=float, default=3.0, help="seconds without a file that end the scan")
     parser.add_argument("--model", default="default")
-    main(**vars(parser.parse_args()))
+    options = parser.parse_args()
+    if not options.folder.is_dir():
+        parser.error(f"FOLDER: got {options.folder}; expected a folder, into which the slices are written")
+    try:
+        main(**vars(options))
+    except trtseg.TrtsegError as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")

@@ -41,6 +41,24 @@ def test_growing_liver(tmp_path, capsys):
     assert last.startswith("liver ")
 
 
+def test_growing_liver_says_in_a_line_what_is_wrong(tmp_path):
+    empty, wrong = tmp_path / "empty", tmp_path / "wrong"
+    for folder in (empty, wrong):
+        folder.mkdir()
+    (wrong / "notes.txt").write_text("no slice")
+    model = str(tiny.cascade_model(tmp_path / "model"))
+    for folder, text in (
+        (tmp_path / "absent", f"FOLDER: got {tmp_path / 'absent'}; expected a folder"),
+        (empty, f"{empty}: no file came for 0.1 s; begin the scan, or raise --quiet"),
+        (wrong, f"{wrong / 'notes.txt'}: is no DICOM file"),
+    ):
+        command = [sys.executable, EXAMPLES / "growing_liver.py", folder, "--quiet", "0.1", "--model", model]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.splitlines()[-1].startswith(f"growing_liver.py: error: {text}")
+        assert "Traceback" not in done.stderr
+
+
 def test_the_benchmark_of_spoilt_cts_says_how_it_is_called():
     command = [sys.executable, "-m", "benchmarks.robustness", "--help"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)

@@ -95,3 +95,42 @@ def test_failures_after_the_end_are_logged(kind, caplog):
     assert [record.getMessage() for record in caplog.records] == [
         f"test failed 2 times, first with {kind.__name__}(1)"
     ]
+
+
+def test_a_teller_without_a_thread_says_so_and_goes_on_once_there_is_one(monkeypatch):
+    def failing(_):
+        raise RuntimeError("can't start new thread")
+
+    told = []
+    teller = Teller("test", told.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", failing)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            teller.tell(1)
+        teller.join()  # waits for nobody
+    teller.tell(2)
+    teller.end()
+    teller.join()
+    assert told == [1, 2]
+
+
+def test_a_teller_that_pauses_logs_its_failures_and_goes_on(monkeypatch, caplog):
+    monkeypatch.setattr("trtseg.threads.IDLE_S", 0.01)
+    before, told = threading.active_count(), []
+
+    def function(thing):
+        told.append(thing)
+        raise ValueError(thing)
+
+    teller = Teller("test", function)
+    for thing in (1, 2):
+        teller.tell(thing)
+        while threading.active_count() > before:
+            threading.Event().wait(0.01)
+    teller.end()
+    teller.join()
+    assert told == [1, 2]
+    assert [record.getMessage() for record in caplog.records] == [
+        "test failed 1 times, first with ValueError(1)",
+        "test failed 2 times, first with ValueError(1)",
+    ]

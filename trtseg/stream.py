@@ -8,6 +8,7 @@ that are there; where a new slice changes it, the slices before it are labelled 
 from __future__ import annotations
 
 import bisect
+import copy
 import threading
 import time
 from collections import Counter, deque
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trtseg import threads
 from trtseg.body import Placement
 from trtseg.cascade.base import Logits, Timings
 from trtseg.errors import ArgumentError, BusyError, InputError
@@ -86,7 +88,8 @@ class Stream:
     """The slices of one scan on their way; made by `trtseg.Segmenter.stream`, which gives ``nets``.
 
     Several threads may push. The end of ``with``, or `close`, gives everything back; without a `finish` before, slices
-    that wait are dropped. Streams of a Segmenter take turns, a few slices each, and wait for a `Segmenter.segment`.
+    that wait are dropped. A stream that nobody refers to any more does so a minute after its last slice. Streams of a
+    Segmenter take turns, a few slices each, and wait for a `Segmenter.segment`.
 
     Parameters
     ----------
@@ -152,7 +155,7 @@ class Stream:
         hu : int16 [rows, columns]
             The slice in Hounsfield units. It is copied.
         position : float or (float, float, float)
-            Where the slice lies, in mm, see the class.
+            Where the slice lies, in mm, see the class. It is copied.
         timeout : float, optional
             While ``queue`` slices wait for the nets, the call waits too: this many seconds at most, by default as long
             as it takes.
@@ -165,6 +168,8 @@ class Stream:
             Another slice lies at this position. The stream goes on with the slice that came first.
         BusyError
             The nets are behind and ``timeout`` has passed. The slice was not taken: push it again.
+        OutOfMemoryError
+            There is no memory for more slices, or no thread for the nets. The slice was not taken.
         TrtsegError
             The nets have failed. The stream has ended.
         """
@@ -190,12 +195,12 @@ class Stream:
                     )
             if len(self._slices) % _ROOM == 0:
                 check_memory("stream", _ROOM * plane.size * (2 + 1 + 2 + BYTES_A_VOXEL))
-            self._slices.insert(at, _Slice(plane, position, depth))
+            self._go_on()  # before the slice is here: there may be no thread for it
+            self._slices.insert(at, _Slice(plane, copy.deepcopy(position), depth))
             self._waiting.append(self._slices[at])
             if self._placement is not None:
                 self._placement.add(plane)
             self._set_fit(self._find_fit(), self._slices)
-            self._go_on()
 
     def labels_at(self, position: Any) -> NDArray[np.uint8] | None:
         """Labels of a slice by the nets alone, uint8 ``[rows, columns]``, read-only; None as long as there are none."""
@@ -353,7 +358,11 @@ class Stream:
     def _take(self) -> tuple[list[_Slice], Fit] | None:
         """Wait for slices; the next of them and their placement, or None at the end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._waiting or self._stale)
+            if not self._changed.wait_for(
+                lambda: self._stopped or self._waiting or self._stale, threads.IDLE_S
+            ):
+                self._worker = None  # the next slice begins another
+                return None
             if self._stopped:
                 return None
             source = self._waiting or self._stale
@@ -364,8 +373,10 @@ class Stream:
     def _go_on(self) -> None:
         """Tell the worker that there is something new; it begins with the first slice."""
         if self._worker is None:
-            self._worker = threading.Thread(target=self._work, name=THREAD, daemon=True)
-            self._worker.start()
+            worker = threading.Thread(target=self._work, name=THREAD, daemon=True)
+            with memory_for("stream", 0):
+                worker.start()
+            self._worker = worker
         self._changed.notify_all()
 
     def _stop(self) -> None:
@@ -373,12 +384,14 @@ class Stream:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-        if self._worker is not None:
-            self._worker.join()
+            worker = self._worker
+        if worker is not None:
+            worker.join()
 
     def _check_open(self, finishing: bool = False) -> None:
         if self._error is not None:
-            raise self._error
+            with memory_for("stream", 0):
+                raise self._error
         if self._stopped or (self._is_over and not finishing):
             raise ArgumentError("stream: got a call after its end; open another with Segmenter.stream")
 

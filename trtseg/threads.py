@@ -15,6 +15,9 @@ from trtseg.errors import ArgumentError
 
 log = logging.getLogger("trtseg")
 
+#: Seconds after which a thread that has nothing to do ends, so that what nobody closes keeps no memory.
+IDLE_S = 60.0
+
 T = TypeVar("T")
 
 _Thread = tuple[int, int]  # number of the process and of the thread
@@ -150,8 +153,9 @@ class Teller(Generic[T]):
         with self._changed:
             self._due[thing] = None
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name=f"trtseg {self._name}", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._work, name=f"trtseg {self._name}", daemon=True)
+                thread.start()  # which may fail
+                self._thread = thread
             self._changed.notify()
 
     def end(self) -> None:
@@ -175,12 +179,16 @@ class Teller(Generic[T]):
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._due or self._ended)
+                self._changed.wait_for(lambda: self._due or self._ended, IDLE_S)
                 if not self._due:
                     if self._failed:
                         log.warning(
                             "%s failed %d times, first with %r", self._name, self._failed, self.failure
                         )
+                    if self._ended:
+                        del self._function  # which may refer to the maker of this Teller: memory goes at once
+                    else:
+                        self._thread = None  # the next thing begins another
                     return
                 thing = next(iter(self._due))
                 del self._due[thing]

@@ -1,0 +1,139 @@
+"""What a stream owes the program around it: memory back, copies of what it got, errors that name the lack."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import weakref
+
+import numpy as np
+import pytest
+import tiny
+
+import trtseg
+from trtseg.errors import OutOfMemoryError
+from trtseg.phantom import abdomen
+from trtseg.stream import THREAD
+
+SPACING = (5.0, 4.0, 4.0)
+SHAPE = (64, 80)
+
+
+@pytest.fixture(scope="module")
+def hu():
+    return abdomen(shape=(20, *SHAPE), spacing=SPACING).ct
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory):
+    with trtseg.Segmenter(tiny.cascade_model(tmp_path_factory.mktemp("model"))) as made:
+        yield made
+
+
+def push_all(stream, hu):
+    for z, plane in enumerate(hu):
+        stream.push(plane, z * SPACING[0])
+
+
+def test_a_stream_that_has_ended_gives_its_memory_back_at_once(segmenter, hu):
+    """Not when Python's collector comes: that may be many CTs later."""
+
+    def ended():
+        with segmenter.stream(SHAPE, spacing=SPACING[1:], on_labels=lambda *_: stream.counts) as stream:
+            push_all(stream, hu)
+            stream.finish()
+        return weakref.ref(stream)
+
+    ended()  # which imports modules, and an import that fails keeps its callers until the next collection
+    gc.collect()
+    gc.disable()
+    try:
+        assert ended()() is None
+    finally:
+        gc.enable()
+
+
+def test_a_caller_may_use_the_array_of_a_position_again(segmenter, hu):
+    place, told = np.zeros(3), []
+    with segmenter.stream(
+        SHAPE,
+        spacing=SPACING[1:],
+        directions=(1, 0, 0, 0, 1, 0),
+        on_labels=lambda position, _: told.append(position[2]),
+    ) as stream:
+        for z in range(20):
+            place[2] = z * SPACING[0]
+            stream.push(hu[z], place)
+        result = stream.finish()
+    assert (result.labels == segmenter.segment(hu, spacing=SPACING).labels).all()
+    assert told == [z * SPACING[0] for z in range(20)]
+
+
+def test_a_stream_without_a_thread_is_refused_and_goes_on_once_there_is_one(monkeypatch, segmenter, hu):
+    start, free = threading.Thread.start, []
+
+    def failing(thread):
+        if thread.name == THREAD and not free:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", failing)
+    with segmenter.stream(SHAPE, spacing=SPACING[1:]) as stream:
+        with pytest.raises(OutOfMemoryError, match=r"stream: no thread can be started; raise the limit"):
+            stream.push(hu[0], 0.0)
+        assert stream.counts == (0, 0)
+    with segmenter.stream(SHAPE, spacing=SPACING[1:]) as stream:
+        with pytest.raises(OutOfMemoryError):
+            stream.push(hu[0], 0.0)
+        free.append(1)
+        push_all(stream, hu)
+        assert (stream.finish().labels == segmenter.segment(hu, spacing=SPACING).labels).all()
+
+
+def test_a_lack_of_memory_in_the_nets_is_told_as_such(monkeypatch, segmenter, hu):
+    def failing(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(segmenter._cascade, "run", failing)
+    with segmenter.stream(SHAPE, spacing=SPACING[1:]) as stream:
+        stream.push(hu[0], 0.0)
+        stream._worker.join(10)
+        for call in (lambda: stream.push(hu[1], SPACING[0]), stream.finish):
+            with pytest.raises(OutOfMemoryError, match=r"stream: needs more than the .* of memory"):
+                call()
+
+
+def test_a_stream_that_nobody_closes_gives_its_threads_and_memory_back(monkeypatch, segmenter, hu):
+    monkeypatch.setattr("trtseg.threads.IDLE_S", 0.05)
+    before = threading.active_count()
+
+    def abandoned():
+        told = threading.Event()
+        stream = segmenter.stream(SHAPE, spacing=SPACING[1:], on_labels=lambda *_: told.set())
+        stream.push(hu[0], 0.0)
+        assert told.wait(10)
+        return weakref.ref(stream)
+
+    gone, until = abandoned(), time.monotonic() + 10
+    while gone() is not None and time.monotonic() < until:
+        time.sleep(0.01)
+        gc.collect()
+    assert gone() is None
+    assert threading.active_count() == before
+
+
+def test_a_stream_goes_on_after_a_pause(monkeypatch, segmenter, hu):
+    monkeypatch.setattr("trtseg.threads.IDLE_S", 0.01)
+    before, told = threading.active_count(), []
+    with segmenter.stream(
+        SHAPE, spacing=SPACING[1:], on_labels=lambda position, _: told.append(position)
+    ) as stream:
+        push_all(stream, hu[:10])
+        while threading.active_count() > before:
+            time.sleep(0.01)
+        for z in range(10, 20):
+            stream.push(hu[z], z * SPACING[0])
+            time.sleep(0.01)
+        assert (stream.finish().labels == segmenter.segment(hu, spacing=SPACING).labels).all()
+    assert told == [z * SPACING[0] for z in range(20)]
