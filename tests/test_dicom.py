@@ -34,7 +34,7 @@ def test_a_folder_is_read_as_it_lies_in_space(tmp_path, intercept):
     assert volume.name == "ct"
     series = volume.geometry.source
     assert [path.name for path in series.files] == [f"image_{n}" for n in range(6)]
-    stored = volume.geometry.restore(volume.array)  # [slice, row, column]
+    stored = volume.geometry.restore(volume.array).T  # [slice, row, column]
     for index, one, z in zip(series.index, series.slices, ORDER, strict=True):
         assert one.position.tolist() == [-180, -150, 100 + z * made.SPACING[0]]
         assert (stored[index] == made.phantom(0).ct[z]).all()
