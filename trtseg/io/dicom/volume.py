@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,7 +53,7 @@ class DicomSeries:
     """
 
     files: tuple[Path, ...]
-    headers: tuple[Any, ...]
+    headers: tuple[Any, ...] = field(repr=False)  # they tell who the patient is
     index: tuple[int, ...]
     slices: tuple[Slice, ...]
 
