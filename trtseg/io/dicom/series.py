@@ -301,7 +301,7 @@ def _candidate(
     )
     number = text(header, "SeriesNumber")
     about = (
-        f"{len(slices)} slices of {one.size[0]} x {one.size[1]}, {step:.3g} mm apart"
+        f"{len(slices)} slice{'s' * (len(slices) > 1)} of {one.size[0]} x {one.size[1]}, {step:.3g} mm apart"
         f"{f', kernel {kernel}' if kernel else ''}{', ' + ' '.join(image_type) if image_type else ''}"
         f"{f', SeriesNumber {number}' if number.isdecimal() else ''}"
     )
