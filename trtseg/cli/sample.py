@@ -47,8 +47,8 @@ def sample(
             labels = path.with_name(f"{stem(path)}_labels.nii.gz")
             public.write_phantom(abdomen(seed=seed), path, labels)
             typer.echo(
-                f"procedural phantom of seed {seed}, no patient: its organs end so suddenly that 'trtseg segment' warns "
-                f"of slices-jump; its truth: {labels}",
+                f"procedural phantom of seed {seed}, no patient: its organs end so suddenly that 'trtseg segment' "
+                f"warns of slices-jump; its truth: {labels}",
                 err=True,
             )
         else:
