@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dicom_made
 import nibabel as nib
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def test_a_folder_is_read_as_it_lies_in_space(tmp_path, intercept):
     assert volume.name == "ct"
     series = volume.geometry.source
     assert [path.name for path in series.files] == [f"image_{n}" for n in range(6)]
-    stored = volume.geometry.restore(volume.array)  # [slice, row, column]
+    stored = volume.geometry.restore(volume.array).T  # [slice, row, column]
     for index, one, z in zip(series.index, series.slices, ORDER, strict=True):
         assert one.position.tolist() == [-180, -150, 100 + z * made.SPACING[0]]
         assert (stored[index] == made.phantom(0).ct[z]).all()
@@ -46,6 +47,13 @@ def test_labels_are_written_on_the_grid_of_the_series(tmp_path):
     written = nib.load(tmp_path / "labels.nii.gz")
     assert np.array_equal(volume.geometry.canonical(np.asarray(written.dataobj)), made.phantom(0).labels)
     assert np.allclose(written.affine, volume.geometry.affine)
+
+
+def test_a_volume_shows_no_name_of_a_patient(tmp_path):
+    volume = load(dicom_made.save_series(tmp_path / "ct", made.phantom(0).ct))
+    assert "Secret" in str(volume.geometry.source.headers[0])
+    for shown in (volume, volume.geometry, volume.geometry.source):
+        assert "secret" not in repr(shown).lower()
 
 
 def test_files_of_two_series_are_no_series_unless_ids_are_ignored(tmp_path):

@@ -47,7 +47,7 @@ def test_one_file_and_its_nifti_twin(folder, tmp_path):
     assert run(ct, "-o", tmp_path / "out.dcm", *options).exit_code == 0
     assert run(ct, "-o", tmp_path / "out.nii.gz", *options).exit_code == 0
     assert errors(tmp_path / "out.dcm") == []
-    labels = np.asarray(nib.load(tmp_path / "out.nii.gz").dataobj)
+    labels = np.asarray(nib.load(tmp_path / "out.nii.gz").dataobj).T  # [slice, row, column]
     assert set(np.unique(labels)) == {0, 1, 2}
     files = load(ct).geometry.source
     got = labels_by_instance(tmp_path / "out.dcm", [str(h.SOPInstanceUID) for h in files.headers])
@@ -143,7 +143,7 @@ def test_real_series(shared_data, tmp_path, name):
     assert not [line for lines in said.values() for line in lines if line.startswith("Error")]
     series = volume.geometry.source
     result.save(tmp_path / "seg.nii.gz")
-    twin = np.asarray(nib.load(tmp_path / "seg.nii.gz").dataobj)  # [slice, row, column]
+    twin = np.asarray(nib.load(tmp_path / "seg.nii.gz").dataobj).T  # [slice, row, column]
     positions = np.array([one.position for one in series.slices])
     for kind in ("seg", "labelmap"):
         got = labels_by_place(tmp_path / f"{kind}.dcm", positions)

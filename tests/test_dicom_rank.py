@@ -55,3 +55,18 @@ def test_the_abdomen_is_known_in_any_letters(keyword, part, tmp_path):
     made.save_series(tmp_path / "a", CT, SeriesInstanceUID="1.1", SeriesDescription="Thorax")
     made.save_series(tmp_path / "b", CT[:, ::-1], SeriesInstanceUID="1.2", **{keyword: part})
     assert np.array_equal(load(tmp_path).array, CT[:, ::-1])
+
+
+def test_a_phase_that_is_left_out_is_told(tmp_path, caplog):
+    made.save_series(tmp_path / "a", CT, SeriesInstanceUID="1.1", SeriesNumber=3)
+    made.save_series(tmp_path / "b", CT[:, ::-1], SeriesInstanceUID="1.2", SeriesNumber=4)
+    made.save_series(tmp_path / "c", CT[::2], 80, SeriesInstanceUID="1.3", SeriesNumber=5)
+    assert np.array_equal(load(tmp_path).array, CT)
+    (told,) = (one.getMessage() for one in caplog.records if one.levelname == "WARNING")
+    assert told == (
+        f"{tmp_path}: series 1.2 is left out (6 slices of 40 x 52, 40 mm apart, ORIGINAL PRIMARY AXIAL, "
+        "SeriesNumber 4): no better than the series that was taken"
+    )
+    caplog.clear()
+    assert np.array_equal(load(tmp_path, series="1.1").array, CT)
+    assert not caplog.records

@@ -81,7 +81,7 @@ def test_totalsegmentator_needs_a_decoder(shared_data, tmp_path):
         assert dataset.file_meta.TransferSyntaxUID == pydicom.uid.JPEG2000Lossless
     volume = load(path)
     assert np.array_equal(
-        volume.geometry.restore(volume.array)[volume.geometry.source.index[-1]],
+        volume.geometry.restore(volume.array).T[volume.geometry.source.index[-1]],
         pydicom.dcmread(volume.geometry.source.files[-1]).pixel_array.astype(np.int16) - 1024,
     )
 
@@ -97,7 +97,7 @@ def test_dcmqi_has_padding_and_a_segmentation_beside_the_ct(shared_data):
     volume = load(shared_data / "dcmqi_ct3")
     stored = pydicom.dcmread(shared_data / "dcmqi_ct3/01.dcm").pixel_array
     index = [path.name for path in volume.geometry.source.files].index("01.dcm")
-    plane = volume.geometry.restore(volume.array)[volume.geometry.source.index[index]]
+    plane = volume.geometry.restore(volume.array).T[volume.geometry.source.index[index]]
     assert (stored == -2000).any()
     assert np.array_equal(plane, np.where(stored == -2000, -1000, stored - 1024))
     assert volume.spacing == pytest.approx((1, 0.810547, 0.810547))

@@ -312,7 +312,7 @@ def test_an_enhanced_ct(tmp_path):
     volume = load(tmp_path / "one")
     assert np.array_equal(volume.array, CT)
     series = volume.geometry.source
-    grid = volume.geometry.restore(volume.array)
+    grid = volume.geometry.restore(volume.array).T
     for k, z in enumerate(order):
         assert series.slices[k].position.tolist() == [-180, -150, 100 + 40 * z]
         assert np.array_equal(grid[series.index[k]], CT[z])
@@ -335,7 +335,7 @@ def test_a_slice_is_read_as_in_its_series(tmp_path):
     padded = np.where(CT <= -1000, np.int16(-2000), CT)
     made.save_series(tmp_path, padded, PixelPaddingValue=-2000)
     volume = load(tmp_path)
-    series, grid = volume.geometry.source, volume.geometry.restore(volume.array)
+    series, grid = volume.geometry.source, volume.geometry.restore(volume.array).T
     for path, one, index in zip(series.files, series.headers, series.index, strict=True):
         header, hu = read_slice(path)
         assert np.array_equal(hu, grid[index])

@@ -356,6 +356,8 @@ def test_the_command_takes_reports_and_writes_table_json_and_page(tmp_path, monk
     (finding,) = report["findings"]
     assert finding["status"] == "grown"
     page = (tmp_path / "c.html").read_text()
+    (row,) = (line for line in done.stdout.splitlines() if "grown" in line)
+    assert row.split()[:3] == ["1", "1", "grown"]  # the lesion's numbers in both lists
     for side in ("before", "after"):
         assert f"<td>{finding[side]['volume_ml']:.2f}</td>" in page
         assert f"{finding[side]['volume_ml']:.2f}" in done.stdout

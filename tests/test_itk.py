@@ -6,10 +6,12 @@ import zlib
 
 import numpy as np
 import pytest
+import training_data
 
 from trtseg.errors import InputError
 from trtseg.io import load, read_labels
 from trtseg.io.itk import peek_itk, write_itk
+from trtseg.result import Segmentation
 from trtseg.volume import Geometry
 
 sitk = pytest.importorskip("SimpleITK")
@@ -77,6 +79,23 @@ def test_labels_are_written_on_the_grid_of_the_ct(tmp_path, way, ending):
     for same in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
         assert getattr(made, same)() == pytest.approx(getattr(ct, same)(), abs=1e-12)
     assert peek_itk(target) == ("", True)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
+def test_labels_of_dicom_lie_as_itk_reads_its_files(tmp_path, ending):
+    for z, plane in enumerate(training_data.phantom(0).ct):
+        training_data.save_dicom(
+            tmp_path / f"ct/{z}", plane, 100 + z * training_data.SPACING[0], 0, series="1.2"
+        )
+    result = Segmentation.measure(training_data.phantom(0).labels, load(tmp_path / "ct"))
+    result.save(tmp_path / f"seg{ending}")
+    ct = sitk.ReadImage([str(tmp_path / f"ct/{z}") for z in range(6)])
+    made = sitk.ReadImage(str(tmp_path / f"seg{ending}"))
+    assert made.GetSize() == ct.GetSize() == tuple(result.report()["input"]["shape"])
+    assert made.GetSpacing() == pytest.approx(ct.GetSpacing(), rel=1e-5)
+    assert made.GetOrigin() == pytest.approx(ct.GetOrigin(), rel=1e-5)
+    assert made.GetDirection() == pytest.approx(ct.GetDirection(), abs=1e-6)
+    assert np.array_equal(sitk.GetArrayFromImage(made), training_data.phantom(0).labels)
 
 
 def test_a_fourth_axis_of_one_is_understood_and_a_longer_one_is_not(tmp_path):

@@ -107,11 +107,9 @@ def test_slices_as_dicom_has_them(segmenter, hu):
     step, origin = np.array([0, 1.0, -5.0]), np.array([100.0, 80, 40])  # LPS
     stored = hu[::-1, ::-1, ::-1]
     affine = np.eye(4)
-    affine[:3] = np.stack([step, directions[1] * 4.0, directions[0] * 4.0, origin], 1)
-    # Index (slice, row, column) along row direction x column direction, which is to the head.
-    affine[:3, 3] += 19 * step
-    affine[:3, 0] = -step
-    expected = segmenter.segment(stored[::-1], affine=np.diag([-1.0, -1, 1, 1]) @ affine)
+    # Index (column, row, slice), slices along row direction x column direction, which is to the head.
+    affine[:3] = np.stack([directions[0] * 4.0, directions[1] * 4.0, -step, origin + 19 * step], 1)
+    expected = segmenter.segment(stored[::-1].T, affine=np.diag([-1.0, -1, 1, 1]) @ affine)
     told = {}
     with segmenter.stream(
         SHAPE,

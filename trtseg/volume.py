@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,7 @@ class Geometry:
     affine: np.ndarray
     axes: tuple[int, int, int]
     flips: tuple[bool, bool, bool]
-    source: Any = None
+    source: Any = field(default=None, repr=False)  # headers tell who the patient is
     warnings: tuple[ResultWarning, ...] = ()
 
     def __post_init__(self) -> None:

@@ -106,7 +106,7 @@ def _by_file(result):
     """Labels in the order of the file names."""
     source = result.geometry.source
     order = np.argsort([path.name for path in source.files])
-    return result.labels[np.array(source.index)[order]]
+    return result.labels.T[np.array(source.index)[order]]
 
 
 @pytest.mark.slow

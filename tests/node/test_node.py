@@ -55,7 +55,7 @@ def expected(datasets, folder, model):
     result = trtseg.segment(write_folder(datasets, folder), model=model, device="cpu", threads=1)
     index = result.geometry.source.index
     order = np.argsort([int(path.name) for path in result.geometry.source.files])
-    return result.labels[np.array(index)[order]]
+    return result.labels.T[np.array(index)[order]]
 
 
 def test_series_over_several_associations_and_what_disturbs_them(tmp_path, model, archive, node):

@@ -58,6 +58,8 @@ def test_the_index_sorts_and_filters(browser, saved):
     page.fill("[data-column='1']:not([data-least])", "1002")
     assert shown() == ["case-0", "case-1"]
     assert page.inner_text("#count") == "2 of 30 cases"
+    fit = page.locator("tbody img").first.evaluate("one => getComputedStyle(one).objectFit")
+    assert fit == "contain"  # all of the picture is seen, and so its R and L
     assert page.locator("svg[role=img][aria-label]").count() == 3
     assert page.inner_text("figcaption >> nth=0") == "Liver, mL; median 1015"  # between the 15th and the 16th
     assert told == [path.as_uri()]

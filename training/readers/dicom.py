@@ -59,14 +59,14 @@ def read_series(files: list[Path]) -> tuple[Volume, DicomSeries]:
 
 def scan(ct: Volume, label: np.ndarray) -> Scan:
     """Put labels ``[slice, row, column]`` beside the CT whose stored slices they belong to."""
-    label = np.ascontiguousarray(ct.geometry.canonical(label))
+    label = np.ascontiguousarray(ct.geometry.canonical(label.T))
     return Scan(ct.array, label, ct.spacing, range(len(label)))
 
 
 def _read_ircadb(folder: Path) -> Scan:
     files = _files(folder / "PATIENT_DICOM")
     ct, series = read_series(files)
-    label = np.zeros(ct.geometry.shape, np.uint8)
+    label = np.zeros(ct.geometry.shape[::-1], np.uint8)
     masks = {path.name.lower(): path for path in sorted((folder / "MASKS_DICOM").glob("*")) if path.is_dir()}
     if list(masks) == ["masks_dicom"]:  # unpacked into a folder of the archive's name
         masks = {path.name.lower(): path for path in sorted(masks["masks_dicom"].glob("*")) if path.is_dir()}
@@ -111,7 +111,7 @@ def _read_chaos(folder: Path) -> Scan:
         raise InputError(
             "the names in DICOM_anon are not in the order of the slices; which mask belongs to which?"
         )
-    label = np.zeros(ct.geometry.shape, np.uint8)
+    label = np.zeros(ct.geometry.shape[::-1], np.uint8)
     for mask, index in zip(masks, series.index, strict=True):
         label[index] = _binary(np.asarray(Image.open(mask)), label.shape[1:], mask.name)
     return scan(ct, label)

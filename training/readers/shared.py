@@ -79,7 +79,7 @@ def _ircadb01(folder: Path) -> Scan:
 def _ircadb01_scan(files: list[Path], labels: np.ndarray) -> Scan:
     files = sorted(files, key=lambda path: int(path.name.rsplit("_")[-1]))
     ct, series = read_series(files)
-    label = np.zeros(ct.geometry.shape, np.uint8)
+    label = np.zeros(ct.geometry.shape[::-1], np.uint8)
     for plane, index in zip(labels, series.index, strict=True):
         label[index] = plane
     return scan(ct, label)
@@ -95,7 +95,7 @@ def _amos_scan(files: list[Path]) -> Scan:
     images = sorted(path for path in files if path.parent.name == "img")
     masks = {path.name: path for path in files if path.parent.name == "msk"}
     ct, series = read_series(images)
-    label = np.zeros(ct.geometry.shape, np.uint8)
+    label = np.zeros(ct.geometry.shape[::-1], np.uint8)
     for path, index in zip(images, series.index, strict=True):
         label[index] = pydicom.dcmread(masks[path.name]).pixel_array == _AMOS_LIVER
     return scan(ct, label)

@@ -68,16 +68,17 @@ def compare(
 
 def _show(made: Comparison) -> None:
     headings = (
-        "lesion",
+        "lesion before",
+        "after",
         "change",
         "mL before",
-        "after",
-        "long mm before",
         "after ",
-        "short mm before",
+        "long mm before",
         "after  ",
+        "short mm before",
+        "after   ",
     )
-    rows = [_row(number, finding) for number, finding in enumerate(made.findings, 1)]
+    rows = [_row(finding) for finding in made.findings]
     sums = made.diameters()
     lines = [
         ("liver", "{:.1f} mL, then {:.1f} mL".format(*made.liver_ml)),
@@ -86,16 +87,17 @@ def _show(made: Comparison) -> None:
         ("like RECIST 1.1", made.response() or "–"),
     ]
     text.show_results(
-        *([text.table(headings, rows, right=headings[2:])] if rows else []),
+        *([text.table(headings, rows, right=headings[3:])] if rows else []),
         text.listing(lines, caption=text.NOT_CLINICAL),
     )
 
 
-def _row(number: int, finding: Finding) -> tuple[str, ...]:
+def _row(finding: Finding) -> tuple[str, ...]:
     sides = finding.before, finding.after
+    numbers = ["–" if side is None else ", ".join(map(str, side.lesions)) for side in sides]
     cells = [
         "–" if side is None else f"{getattr(side, name):.{digits}f}"
         for name, digits in (("volume_ml", 2), ("long_mm", 1), ("short_mm", 1))
         for side in sides
     ]
-    return str(number), finding.status, *cells
+    return *numbers, finding.status, *cells

@@ -46,7 +46,11 @@ def sample(
             )
             labels = path.with_name(f"{stem(path)}_labels.nii.gz")
             public.write_phantom(abdomen(seed=seed), path, labels)
-            typer.echo(f"procedural phantom of seed {seed}, no patient; its truth: {labels}", err=True)
+            typer.echo(
+                f"procedural phantom of seed {seed}, no patient: its organs end so suddenly that 'trtseg segment' "
+                f"warns of slices-jump; its truth: {labels}",
+                err=True,
+            )
         else:
             if public.cached() is None:
                 typer.echo("downloading the sample CT through pip (38 MB, once) ...", err=True)

@@ -101,7 +101,8 @@ class SliceGrid:
         """Make the Volume of canonical slices ``[Y, X]``, feet to head, with all warnings.
 
         It is that which `trtseg.io.load` makes of their array: with a spacing if positions are numbers, else with an
-        affine, from index ``(slice, row, column)`` along row direction x column direction.
+        affine, from index ``(column, row, slice)`` as of a DICOM series; slices count along row direction x column
+        direction.
 
         Raises
         ------
@@ -114,7 +115,8 @@ class SliceGrid:
         if self._is_canonical:
             volume = load(array, spacing=(spacing_mm(affine)[0], *self._pixel))
         else:
-            grid = Geometry.from_affine((len(array), *self._grid.shape[1:]), affine)
+            affine = affine[:, [2, 1, 0, 3]]
+            grid = Geometry.from_affine((*self._grid.shape[:0:-1], len(array)), affine)
             volume = load(grid.restore(array), affine=affine)
         return dataclasses.replace(volume, warnings=(*warnings, *volume.warnings))
 

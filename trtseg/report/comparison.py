@@ -13,6 +13,8 @@ _STATUSES = ("grown", "shrunk", "unchanged", "new", "gone")
 _HEADINGS = (
     "Lesion",
     "Change",
+    "No. before",
+    "after",
     "Volume before, mL",
     "after, mL",
     "Long axis before, mm",
@@ -81,12 +83,13 @@ def _row(number: int, finding: Mapping[str, Any]) -> tuple[str, ...]:
     if before and after:
         change += _percent(before["volume_ml"], after["volume_ml"])
     cells = [
-        "–" if side is None else style.format(side[key])
+        "–" if side is None else style(side[key])
         for key, style in (
-            ("volume_ml", "{:.2f}"),
-            ("long_mm", "{:.1f}"),
-            ("short_mm", "{:.1f}"),
-            ("slice", "{}"),
+            ("lesions", lambda numbers: ", ".join(map(str, numbers))),
+            ("volume_ml", "{:.2f}".format),
+            ("long_mm", "{:.1f}".format),
+            ("short_mm", "{:.1f}".format),
+            ("slice", str),
         )
         for side in (before, after)
     ]

@@ -43,6 +43,8 @@ _NO_CT = {
 _ABDOMEN = re.compile(r"ABD|LIVER|TRUNK|BODY|\b[TC]AP\b")
 # Kernels by word, then those of Siemens (B70f, Br59), Canon and Philips.
 _SHARP = re.compile(r"LUNG|BONE\w*|EDGE|SHARP|ULTRA|[BHIJQTU][A-Z]?[5-9]\d[A-Z]*|FC[358]\d|[DEL]|Y[A-F]")
+#: Why a series was left out of which nobody can tell that it is worse, another phase for example.
+NO_WORSE = "no better than the series that was taken"
 _SEE = "'trtseg segment --series list' names them."
 _RANKS = (
     "derived, not original",
@@ -69,7 +71,7 @@ class Candidate:
     slices : tuple of Slice
         Of all its files.
     about : str
-        How many slices, how large, how far apart, which kernel; nothing of the patient.
+        How many slices, how large, how far apart, which kernel, SeriesNumber; nothing of the patient.
     reason : str
         Why it is no CT to segment, ``""`` if it is one; after the choice, why another one was taken.
     rank : tuple of float
@@ -265,7 +267,7 @@ def _compared(one: Candidate, best: Candidate) -> Candidate:
     if one.problem is not None:
         return replace(one, reason=str(one.problem))
     worse = (why for why, a, b in zip(_RANKS, one.rank, best.rank, strict=True) if a < b)
-    return replace(one, reason=next(worse, "no better than the series that was taken"))
+    return replace(one, reason=next(worse, NO_WORSE))
 
 
 def _candidate(
@@ -297,9 +299,11 @@ def _candidate(
         -max(step, _THIN_MM),
         float(len(slices)),
     )
+    number = text(header, "SeriesNumber")
     about = (
-        f"{len(slices)} slices of {one.size[0]} x {one.size[1]}, {step:.3g} mm apart"
+        f"{len(slices)} slice{'s' * (len(slices) > 1)} of {one.size[0]} x {one.size[1]}, {step:.3g} mm apart"
         f"{f', kernel {kernel}' if kernel else ''}{', ' + ' '.join(image_type) if image_type else ''}"
+        f"{f', SeriesNumber {number}' if number.isdecimal() else ''}"
     )
     return Candidate(series, study, patient, tuple(slices), about, reason, rank, problem)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +36,7 @@ class Instance(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class DicomSeries:
-    """The files that a volume was read from: the source of its geometry, whose grid is ``[slice, row, column]``.
+    """The files that a volume was read from: the source of its geometry, whose grid is ``[column, row, slice]``.
 
     A slice of the grid has exactly one file, or one frame of a multi-frame file.
 
@@ -53,7 +53,7 @@ class DicomSeries:
     """
 
     files: tuple[Path, ...]
-    headers: tuple[Any, ...]
+    headers: tuple[Any, ...] = field(repr=False)  # they tell who the patient is
     index: tuple[int, ...]
     slices: tuple[Slice, ...]
 
@@ -127,10 +127,13 @@ def assemble(
         tuple(replace(one, file=n) for n, file in enumerate(used) for one in instances[file].slices),
     )
     warnings = (*warnings, *_padding_warning([instances[file] for file in used]))
-    geometry = ct_geometry(name, (len(kept), *first.size), affine=affine, source=series, warnings=warnings)
-    with memory_for(name, 2 * len(kept) * first.size[0] * first.size[1]):
+    rows, columns = first.size
+    geometry = ct_geometry(
+        name, (columns, rows, len(kept)), affine=affine[:, [2, 1, 0, 3]], source=series, warnings=warnings
+    )
+    with memory_for(name, 2 * len(kept) * rows * columns):
         hu = np.empty(geometry.canonical_shape, np.int16)
-        grid = geometry.restore(hu)
+        grid = geometry.restore(hu).T  # [slice, row, column]
         for file in used:
             frames = read(file)
             for one in instances[file].slices:

@@ -82,14 +82,14 @@ def write_seg(path: Path, source: Source, result: Result, *, labelmap: bool = Fa
     """
     import highdicom
 
-    labels = result.geometry.grid(result.geometry.restore(result.canonical))  # [slice, row, column]
+    labels = result.geometry.restore(result.canonical).T  # [slice, row, column]
     chosen = np.flatnonzero([plane.any() for plane in labels])
     planes = labels[chosen]
     segments = segments_of(result)
     shift = int(segments[0].lesions is None)
     if result.lesions:
         most = len(segments) - shift
-        numbers = result.geometry.grid(result.geometry.restore(number_lesions(result.canonical, most)))
+        numbers = result.geometry.restore(number_lesions(result.canonical, most)).T
         for plane, k in zip(planes, chosen, strict=True):
             if (is_mass := plane == 2).any():
                 np.copyto(plane, numbers[k] + np.uint8(shift), where=is_mass)

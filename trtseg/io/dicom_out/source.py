@@ -68,7 +68,7 @@ class Source:
     header : pydicom.Dataset
         Of the first file that says whose it is.
     slices : tuple of Reference
-        Slice by slice of the grid ``[slice, row, column]``.
+        Slice by slice of the grid ``[column, row, slice]``.
     shape : (int, int)
         Rows and columns.
     orientation : tuple of float
@@ -137,7 +137,7 @@ class Source:
 
     def slice_of(self, geometry: Geometry, z: int) -> int | None:
         """Slice of the source that an axial slice is; None if the source is cut in another direction."""
-        if geometry.axes[0] != 0:
+        if geometry.axes[0] != 2:
             return None
         return len(self.slices) - 1 - z if geometry.flips[0] else z
 
@@ -185,7 +185,7 @@ def dicom_source(geometry: Geometry) -> Source:
         ]
     return Source(
         owner,
-        tuple(slices[k] for k in range(geometry.grid_shape[0])),
+        tuple(slices[k] for k in range(geometry.grid_shape[2])),
         first.size,
         tuple(first.orientation.tolist()),
         (away, *first.spacing),
