@@ -66,7 +66,7 @@ def test_a_caller_may_use_the_array_of_a_position_again(segmenter, hu):
             place[2] = z * SPACING[0]
             stream.push(hu[z], place)
         result = stream.finish()
-    assert (result.labels == segmenter.segment(hu, spacing=SPACING).labels).all()
+    assert (result.canonical == segmenter.segment(hu, spacing=SPACING).canonical).all()
     assert told == [z * SPACING[0] for z in range(20)]
 
 
