@@ -69,8 +69,8 @@ std::size_t scratch_size(int in, int out, int count);
 
 // 3x3 convolution with bias and ReLU, of `count` tiles of `dst`. Where `pool` is given, it gets the maxima over 2x2
 // pixels. The frame of `src` must reach as far as the last tile and one pixel more.
-void conv3x3(const Products& products, const Map& src, const float* packed, const float* bias, const Map& dst, const Map* pool,
-             const int* tile, int count, float* scratch);
+void conv3x3(const Products& products, const Map& src, const float* packed, const float* bias, const Map& dst,
+             const Map* pool, const int* tile, int count, float* scratch);
 
 // Convolution of one channel by a kernel of size x size, with bias and ReLU, to `dst`, which is no larger than a tile.
 // `src` has rows of `row` floats and begins where the kernel of the first pixel does. Weights `[size][size][out]`.
@@ -78,7 +78,8 @@ void conv_first(const float* src, std::ptrdiff_t row, const float* weights, cons
                 const Map& dst);
 
 // Transposed 2x2 convolution with stride 2 and bias, of a tile of `src`. Weights: four matrices `[in][out]`, packed.
-void upsample(const Products& products, const Map& src, const float* packed, const float* bias, const Map& dst, int tile);
+void upsample(const Products& products, const Map& src, const float* packed, const float* bias, const Map& dst,
+              int tile);
 
 // Logits of a tile of `src`: scale x scale pixels of each plane of `dst` `[classes][rows * scale][columns * scale]` for a
 // pixel of `src`. Weights `[scale][scale][classes][in]`.

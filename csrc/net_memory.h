@@ -28,6 +28,7 @@ inline std::vector<float> copied(const float* values, int count) { return {value
 template <class T>
 std::vector<T> matrices_of(const T* weights, int points, int in, int out, bool is_transposed) {
   std::vector<T> matrices;
+  matrices.reserve(static_cast<std::size_t>(points) * in * out);
   for (std::ptrdiff_t k = 0; k < points; ++k)
     for (std::ptrdiff_t i = 0; i < in; ++i)
       for (std::ptrdiff_t o = 0; o < out; ++o) {

@@ -8,8 +8,7 @@ import numpy as np
 from monai.deploy.core import Fragment, Image, Operator, OperatorSpec
 
 from trtseg import Segmenter
-
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+from trtseg.volume import LPS_TO_RAS
 
 
 class LiverOperator(Operator):  # type: ignore[misc]  # the SDK has no types
@@ -43,7 +42,7 @@ class LiverOperator(Operator):  # type: ignore[misc]  # the SDK has no types
         metadata = image.metadata()
         affine = np.asarray(metadata["affine"], float)  # of index (column, row, slice)
         if metadata.get("space") == "LPS":
-            affine = _LPS_TO_RAS @ affine
+            affine = LPS_TO_RAS @ affine
         result = self._segmenter.segment(np.asarray(image.asnumpy()).transpose(2, 1, 0), affine=affine)
         op_output.emit(Image(np.ascontiguousarray(result.labels.transpose(2, 1, 0)), metadata), "seg_image")
         op_output.emit(result, "result")
