@@ -214,6 +214,38 @@ def test_failing_second_rename_is_rolled_back(tmp_path, monkeypatch, existed, ha
         assert a.read_text() == ("old" if hard_links else "new")
 
 
+@pytest.mark.parametrize("fails", [True, False])
+def test_files_that_are_made_wrong_go_with_the_new_ones_or_stay(tmp_path, monkeypatch, fails):
+    target, wrong, missing = tmp_path / "a", tmp_path / "wrong", tmp_path / "missing"
+    target.write_text("old")
+    wrong.write_text("of old")
+    replace = os.replace
+
+    def replaced(source, to):
+        if os.fspath(to) == os.fspath(target):
+            assert not wrong.exists()  # it goes first: a process killed here leaves nothing that is wrong
+            if fails:
+                raise OSError(errno.EIO, "Input/output error", os.fspath(source), None, os.fspath(to))
+        replace(source, to)
+
+    monkeypatch.setattr(os, "replace", replaced)
+
+    def write():
+        with atomic(target, without=[wrong, missing]) as (path,):
+            path.write_text("new")
+            assert wrong.exists()
+
+    if fails:
+        with pytest.raises(OutputError, match=r"a: cannot be written .*Nothing was written"):
+            write()
+        assert (target.read_text(), wrong.read_text()) == ("old", "of old")
+        assert names(tmp_path) == ["a", "wrong"]
+    else:
+        write()
+        assert target.read_text() == "new"
+        assert names(tmp_path) == ["a"]
+
+
 def test_body_may_remove_or_replace_its_file(tmp_path):
     target = tmp_path / "a"
     with atomic(target) as (path,):

@@ -13,7 +13,7 @@ from typing import Any
 
 from trtseg.errors import ArgumentError
 from trtseg.io import atomic, check_target, save
-from trtseg.io.dicom_out import check_kinds, check_result, file_names, remove_left, write_dicom
+from trtseg.io.dicom_out import check_kinds, check_result, file_names, left_over, write_dicom
 from trtseg.io.names import SEG
 from trtseg.labels.components import Array, bounding_box, count_voxels
 from trtseg.labels.lesions import Lesion, lesions
@@ -297,12 +297,12 @@ class Segmentation:
         slices = drawn_slices(self.canonical, self.geometry.spacing[0], self.lesions)
         files = file_names(kinds, len(slices))
         paths = tuple(Path(folder, name) for _, name in files)
-        with atomic(*paths, *(other for other, _ in others)) as parts:
+        left = left_over(Path(folder), [path.name for path in paths])
+        with atomic(*paths, *(other for other, _ in others), without=left) as parts:
             pictures = draw_captures(self._kept_volume(), self.canonical, slices) if "sc" in kinds else ()
             write_dicom([(kind, part) for (kind, _), part in zip(files, parts, strict=False)], self, pictures)
             for part, (_, write) in zip(parts[len(files) :], others, strict=True):
                 write(part)
-            remove_left(Path(folder), [path.name for path in paths])
         return paths
 
     def save_report(self, path: _PathLike) -> None:

@@ -30,7 +30,7 @@ from trtseg.cohort.remote import is_there, is_url, look
 from trtseg.cohort.table import TABLE, write_table
 from trtseg.errors import ArgumentError, OutputError
 from trtseg.io.atomic import explain, resolve_target
-from trtseg.io.dicom_out import remove_left
+from trtseg.io.dicom_out import left_over
 from trtseg.io.names import case_name
 
 #: Name of the file.
@@ -241,7 +241,8 @@ class Manifest:
             for path in sorted(staged.iterdir()):
                 path.replace(resolve_target(place / path.name))
             staged.rmdir()
-            remove_left(place, record["files"])
+            for path in left_over(place, record["files"]):
+                path.unlink()
         except OSError as error:
             raise OutputError(explain(error, os.fspath(place))) from error
 

@@ -18,7 +18,7 @@ _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 @contextmanager
-def atomic(*paths: str | os.PathLike[str]) -> Iterator[tuple[Path, ...]]:
+def atomic(*paths: str | os.PathLike[str], without: Sequence[Path] = ()) -> Iterator[tuple[Path, ...]]:
     """Write files so that either all of them appear, complete, or none does.
 
     Temporary files are made at once, hidden, beside their targets and with the same ending (``.nii.gz``), so
@@ -38,6 +38,8 @@ def atomic(*paths: str | os.PathLike[str]) -> Iterator[tuple[Path, ...]]:
     ----------
     *paths : path
         Targets. A symbolic link stays, and the file that it points to is replaced.
+    without : sequence of Path
+        Files that the new ones make wrong. They go when the targets appear, and stay when these do not.
 
     Yields
     ------
@@ -47,7 +49,8 @@ def atomic(*paths: str | os.PathLike[str]) -> Iterator[tuple[Path, ...]]:
     Raises
     ------
     OutputError
-        If a target cannot be written, at entry, in the body (an OSError there) or at the end.
+        If a target cannot be written, or a file of ``without`` not removed, at entry, in the body (an OSError there)
+        or at the end.
 
     Examples
     --------
@@ -68,7 +71,7 @@ def atomic(*paths: str | os.PathLike[str]) -> Iterator[tuple[Path, ...]]:
             yield tuple(temporary)
             for path in temporary:
                 _flush(path)
-            _rename_all(temporary, targets)
+            _rename_all(temporary, targets, without)
         except OSError as error:
             raise OutputError(explain(error, _hit(error, paths, temporary))) from error
     finally:
@@ -117,14 +120,20 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def _rename_all(temporary: Sequence[Path], targets: Sequence[Path]) -> None:
-    """Rename each file onto its target; if a rename fails, put the earlier targets back."""
-    if len(targets) == 1:
+def _rename_all(temporary: Sequence[Path], targets: Sequence[Path], without: Sequence[Path]) -> None:
+    """Rename each file onto its target, and remove others; if a rename fails, put back what was there."""
+    if len(targets) == 1 and not without:
         temporary[0].replace(targets[0])
         return
     undo: list[tuple[Path, Path | None]] = []  # target, and a second name of the old file if there is one
+    gone: list[tuple[Path, Path]] = []
     done = 0
     try:
+        for path in without:
+            old = _hidden(path)
+            with contextlib.suppress(FileNotFoundError):  # somebody else has removed it
+                path.replace(old)
+                gone.append((path, old))
         for target in targets:
             old = _hidden(target) if target.exists() else None
             undo.append((target, old))
@@ -141,9 +150,12 @@ def _rename_all(temporary: Sequence[Path], targets: Sequence[Path]) -> None:
                     old.replace(target)
                 else:
                     target.unlink()
+        for path, old in gone:
+            with contextlib.suppress(OSError):
+                old.replace(path)
         raise
     finally:
-        for _, old in undo:
+        for _, old in (*undo, *gone):
             if old is not None:
                 with contextlib.suppress(OSError):
                     old.unlink()

@@ -83,19 +83,17 @@ def file_names(kinds: Iterable[str], pictures: int = 1) -> list[tuple[str, str]]
     return names
 
 
-def remove_left(folder: Path, written: Iterable[str]) -> None:
-    """Remove from a folder what an earlier result left there, and what the files ``written`` now have made wrong.
+def left_over(folder: Path, written: Iterable[str]) -> list[Path]:
+    """Find what an earlier result left in a folder, and what the files ``written`` make wrong.
 
-    That is a report of trtseg on the Segmentation that was replaced, and pictures after the last one of the new series.
+    That is a report of trtseg on the Segmentation that is replaced, and pictures after the last one of the new series.
     """
     names, report = set(written), folder / "sr.dcm"
-    if "seg.dcm" in names and "sr.dcm" not in names and _is_own(report):
-        report.unlink()
-    pictures = sum(name.startswith("sc_") for name in names)
-    for n in itertools.count(pictures + 1) if pictures else ():
-        if not (left := folder / _PICTURE.format(n)).exists():
-            return
-        left.unlink()
+    found = [report] if "seg.dcm" in names and "sr.dcm" not in names and _is_own(report) else []
+    if pictures := sum(name.startswith("sc_") for name in names):
+        later = (folder / _PICTURE.format(n) for n in itertools.count(pictures + 1))
+        found += itertools.takewhile(Path.exists, later)
+    return found
 
 
 def _is_own(path: Path) -> bool:
