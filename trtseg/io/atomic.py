@@ -130,10 +130,10 @@ def _rename_all(temporary: Sequence[Path], targets: Sequence[Path], without: Seq
     done = 0
     try:
         for path in without:
-            old = _hidden(path)
+            hidden = _hidden(path)
             with contextlib.suppress(FileNotFoundError):  # somebody else has removed it
-                path.replace(old)
-                gone.append((path, old))
+                path.replace(hidden)
+                gone.append((path, hidden))
         for target in targets:
             old = _hidden(target) if target.exists() else None
             undo.append((target, old))
@@ -150,9 +150,9 @@ def _rename_all(temporary: Sequence[Path], targets: Sequence[Path], without: Seq
                     old.replace(target)
                 else:
                     target.unlink()
-        for path, old in gone:
+        for path, hidden in gone:
             with contextlib.suppress(OSError):
-                old.replace(path)
+                hidden.replace(path)
         raise
     finally:
         for _, old in (*undo, *gone):
