@@ -236,13 +236,14 @@ def test_a_folder_with_results_only_is_no_ct(tmp_path):
     assert find_cts(tmp_path) == ([tmp_path / "ct"], [])
 
 
-@pytest.mark.parametrize("mark", ["AcquisitionNumber", "ContentTime"])
-def test_phases_in_one_series_are_told_apart(mark, tmp_path):
+@pytest.mark.parametrize(
+    ("mark", "said"), [("AcquisitionNumber", ("101010", "101020")), ("ContentTime", ("1 of 2", "2 of 2"))]
+)
+def test_phases_in_one_series_are_told_apart(mark, said, tmp_path):
     for name, ct, value in (("early", CT, "101010"), ("late", CT + np.int16(9), "101020")):
         made.save_series(tmp_path / name, ct, **{mark: value})
-    with pytest.raises(
-        InputError, match=r"2 volumes in one series .* 1\.2\.3\.4/1 \(6 slices.*1\.2\.3\.4/2 \(6"
-    ):
+    first, second = (rf"1\.2\.3\.4/{n} \(6 slices [^;]*, {mark} {said[n - 1]}\)" for n in (1, 2))
+    with pytest.raises(InputError, match=rf"2 volumes in one series .* {first}; {second}$"):
         load(tmp_path)
     assert np.array_equal(load(tmp_path, series="1.2.3.4/1").array, CT)
     assert np.array_equal(load(tmp_path, series="1.2.3.4/2").array, CT + 9)

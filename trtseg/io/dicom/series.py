@@ -71,7 +71,8 @@ class Candidate:
     slices : tuple of Slice
         Of all its files.
     about : str
-        How many slices, how large, how far apart, which kernel, SeriesNumber; nothing of the patient.
+        How many slices, how large, how far apart, which kernel, SeriesNumber, and what tells it from other volumes in
+        its series; nothing of the patient.
     reason : str
         Why it is no CT to segment, ``""`` if it is one; after the choice, why another one was taken.
     rank : tuple of float
@@ -128,9 +129,10 @@ def volumes(
     candidates = []
     for (uid, *_), numbers in _without_own_ids(found, groups).items():
         problem = next((problems[n] for n in numbers if n in problems), None)
-        for part in list(_stacks(found, [one for n in numbers for one in found[n].slices])) or [[]]:
+        slices_of_all = [one for n in numbers for one in found[n].slices]
+        for part, mark in list(_stacks(found, slices_of_all)) or [([], "")]:
             first = found[part[0].file if part else numbers[0]]
-            candidates.append(_candidate(uid or "none", first, part, problem))
+            candidates.append(_candidate(uid or "none", first, part, mark, problem))
     total, seen = Counter(one.series for one in candidates), Counter[str]()
     for n, one in enumerate(candidates):
         if total[one.series] > 1:
@@ -271,9 +273,9 @@ def _compared(one: Candidate, best: Candidate) -> Candidate:
 
 
 def _candidate(
-    series: str, first: Instance, slices: Sequence[Slice], problem: InputError | None
+    series: str, first: Instance, slices: Sequence[Slice], mark: str, problem: InputError | None
 ) -> Candidate:
-    """Describe a volume by its first file."""
+    """Describe a volume by its first file, and by what tells it from others in its series."""
     header = first.header
     image_type = [value.upper() for value in texts(header, "ImageType")]
     kernel = "\\".join(texts(header, "ConvolutionKernel"))
@@ -303,7 +305,7 @@ def _candidate(
     about = (
         f"{len(slices)} slice{'s' * (len(slices) > 1)} of {one.size[0]} x {one.size[1]}, {step:.3g} mm apart"
         f"{f', kernel {kernel}' if kernel else ''}{', ' + ' '.join(image_type) if image_type else ''}"
-        f"{f', SeriesNumber {number}' if number.isdecimal() else ''}"
+        f"{f', SeriesNumber {number}' if number.isdecimal() else ''}{', ' * bool(mark)}{mark}"
     )
     return Candidate(series, study, patient, tuple(slices), about, reason, rank, problem)
 
@@ -362,7 +364,7 @@ def _without_own_ids(instances: Sequence[Instance], groups: dict[Key, list[int]]
     return merged
 
 
-def _stacks(instances: Sequence[Instance], slices: Sequence[Slice]) -> Iterator[list[Slice]]:
+def _stacks(instances: Sequence[Instance], slices: Sequence[Slice]) -> Iterator[tuple[list[Slice], str]]:
     """Cut the slices of a series into stacks of one size and orientation that have no two pictures of one place."""
     alike: list[list[Slice]] = []
     for one in slices:
@@ -375,18 +377,23 @@ def _stacks(instances: Sequence[Instance], slices: Sequence[Slice]) -> Iterator[
         yield from _phases(instances, stack)
 
 
-def _phases(instances: Sequence[Instance], stack: list[Slice]) -> list[list[Slice]]:
-    """Cut a stack by the first attribute that tells all pictures of one place apart; whole if there is none."""
-    if _is_single(stack):
-        return [stack]
-    marks = [marks_of(instances[one.file].header, one.frame) for one in stack]
-    for key in dict.fromkeys(key for mark in marks for key in mark):
-        parts: dict[str, list[Slice]] = {}
-        for one, mark in zip(stack, marks, strict=True):
-            parts.setdefault(mark.get(key, ""), []).append(one)
-        if len(parts) > 1 and all(len(part) > 1 and _is_single(part) for part in parts.values()):
-            return [parts[value] for value in sorted(parts)]
-    return [stack]
+def _phases(instances: Sequence[Instance], stack: list[Slice]) -> Iterator[tuple[list[Slice], str]]:
+    """Cut a stack by the first attribute that tells all pictures of one place apart; whole if there is none.
+
+    Each part comes with what it has there: the value, or of times, which may tell who the patient is, their order.
+    """
+    if not _is_single(stack):
+        marks = [marks_of(instances[one.file].header, one.frame) for one in stack]
+        for key in dict.fromkeys(key for mark in marks for key in mark):
+            parts: dict[str, list[Slice]] = {}
+            for one, mark in zip(stack, marks, strict=True):
+                parts.setdefault(mark.get(key, ""), []).append(one)
+            if len(parts) > 1 and all(len(part) > 1 and _is_single(part) for part in parts.values()):
+                for n, value in enumerate(sorted(parts), 1):
+                    told = f"{n} of {len(parts)}" if key.endswith("Time") else value or "missing"
+                    yield parts[value], f"{key} {told}"
+                return
+    yield stack, ""
 
 
 def _is_single(part: Sequence[Slice]) -> bool:
