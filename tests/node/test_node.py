@@ -197,3 +197,13 @@ def test_a_process_that_dies_is_started_again(node, archive):
     wait_for(lambda: archive.of("SEG"), 60)
     os.kill(node.process.pid, signal.SIGKILL)  # the others do not outlive the node
     wait_for(lambda: not connect(node.port).is_established, 10)
+
+
+def test_folders_that_cannot_be_written_to_are_named_at_the_start(tmp_path, model):
+    there, missing, file = tmp_path / "there", tmp_path / "missing", tmp_path / "file"
+    there.mkdir()
+    file.write_text("")
+    folders = [str(path) for path in (there, missing, file)]
+    with Node(tmp_path / "store", model=model, folder=folders, results=["seg"]) as node:
+        said = node.events("folder cannot be written to, results will wait")
+    assert [line["folder"] for line in said] == [str(missing), str(file)]

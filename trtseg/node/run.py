@@ -46,6 +46,9 @@ def run(config: Config) -> None:
     _check_port(config.host, config.port)
     if waiting := waiting_elsewhere(spool, config.destinations):
         say("results wait for a destination not in the settings", level=logging.WARNING, results=len(waiting))
+    for folder in config.folder:
+        if not os.access(folder, os.W_OK | os.X_OK) or not folder.is_dir():
+            say("folder cannot be written to, results will wait", level=logging.WARNING, folder=str(folder))
     context = multiprocessing.get_context("spawn")
     #: The instance or, negative, the series that the worker is at: what it died of, if it dies.
     current = context.RawValue("q", 0)
