@@ -153,3 +153,11 @@ def test_another_task_of_msd_is_refused(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"1": "Vessel", "2": "Tumour"}}))
     with pytest.raises(InputError, match="expected 1 liver and 2 cancer"):
         msd(tmp_path)
+
+
+@pytest.mark.parametrize("text", ['{"labels": {"1": "liv', "{}", "[]", '{"labels": ["liver"]}', "\xff"])
+def test_a_damaged_dataset_json_is_named(tmp_path, text):
+    made.msd(tmp_path, [0])
+    (tmp_path / "dataset.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=r"dataset\.json: names no labels .*expected the file of the Medical"):
+        msd(tmp_path)

@@ -49,7 +49,7 @@ def msd(root: Path) -> list[Case]:
         root = root / "Task03_Liver"
     about = root / "dataset.json"
     if about.is_file():
-        names = json.loads(about.read_text()).get("labels", {})
+        names = _names_of_labels(about)
         if names.get("1") != "liver" or names.get("2") not in ("cancer", "tumour", "tumor"):
             raise InputError(
                 f"{about}: its labels are {names}; expected 1 liver and 2 cancer, as in Task03_Liver"
@@ -62,6 +62,16 @@ def msd(root: Path) -> list[Case]:
         Case(f"liver_{n}", "msd", patient_of_lits(n), _reader(f"liver_{n}", volumes[n], labels[n]))
         for n in sorted({*volumes, *labels})
     ]
+
+
+def _names_of_labels(about: Path) -> dict[str, str]:
+    try:
+        names = json.loads(about.read_bytes())["labels"]
+        return {str(label): str(name) for label, name in names.items()}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{about}: names no labels ({error!r}); expected the file of the Medical Segmentation Decathlon"
+        ) from error
 
 
 def chaos_nifti(folder: Path) -> list[Case]:
