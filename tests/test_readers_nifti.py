@@ -159,5 +159,7 @@ def test_another_task_of_msd_is_refused(tmp_path):
 def test_a_damaged_dataset_json_is_named(tmp_path, text):
     made.msd(tmp_path, [0])
     (tmp_path / "dataset.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(InputError, match=r"dataset\.json: names no labels .*expected the file of the Medical"):
+    with pytest.raises(
+        InputError, match=r"dataset\.json: names no labels .*expected the file of the Medical"
+    ):
         msd(tmp_path)
