@@ -135,6 +135,23 @@ def test_an_intercept_that_some_slices_lack_is_refused(tmp_path):
     assert np.array_equal(load(folder).array, CT)
 
 
+@pytest.mark.parametrize("content", [b"", bytes(4096)], ids=["empty", "zeros"])
+def test_spoilt_files_that_are_named_like_slices_are_told_of(tmp_path, content):
+    folder = made.save_series(tmp_path / "ct", CT)
+    for name in ("VERSION", "001.txt", "README1", ".004"):
+        (folder / name).write_bytes(content)
+    (folder / "005").mkdir()
+    assert load(folder).warnings == ()
+    for name in ("000", "001"):
+        (folder / name).write_bytes(content)
+    for path in (folder, folder / "002"):
+        volume = load(path)
+        assert len(volume.array) == 3
+        (warning,) = volume.warnings
+        assert (warning.code, warning.text[:20]) == ("slices-unplaced", "2 files beside the s")
+        assert "ct" not in warning.text.split(), "what warnings say is shown on pages without a name"
+
+
 def test_a_damaged_file_at_the_end_of_its_series_is_never_lost_silently(tmp_path):
     folder = made.save_series(tmp_path / "ct", CT)
     lost = made.instance(CT[3], 100 + 3 * 40, SeriesInstanceUID=None, ImagePositionPatient=None)

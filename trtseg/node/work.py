@@ -111,7 +111,8 @@ class Series:
 
         The result has ``warnings`` too.
         """
-        from trtseg.io.dicom.series import choose, unplaced, volumes
+        from trtseg.io.dicom.lost import unplaced
+        from trtseg.io.dicom.series import choose, volumes
         from trtseg.io.dicom.volume import assemble
 
         if not self.headers:

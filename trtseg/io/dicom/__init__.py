@@ -14,8 +14,9 @@ from trtseg.errors import InputError
 from trtseg.io.dicom.dataset import check_installed, parse, read_bytes
 from trtseg.io.dicom.find import DicomFile, archives, find_files, is_dicom, one_of_each_series, study_of
 from trtseg.io.dicom.frames import slices_of
+from trtseg.io.dicom.lost import spoilt, unplaced
 from trtseg.io.dicom.pixels import to_hu
-from trtseg.io.dicom.series import NO_WORSE, Candidate, choose, keys_of, unplaced, volumes, why_no_picture
+from trtseg.io.dicom.series import NO_WORSE, Candidate, choose, keys_of, volumes, why_no_picture
 from trtseg.io.dicom.volume import DicomSeries, Instance, assemble, read_slice
 from trtseg.io.names import is_folder
 from trtseg.volume import Volume
@@ -72,7 +73,8 @@ def read_dicom(path: str | os.PathLike[str], series: str | None = None) -> Volum
         level = logging.WARNING if series is None and one.reason == NO_WORSE else logging.INFO
         log.log(level, "%s: series %s is left out (%s): %s", name, one.series, one.about, one.reason)
     volume = assemble(name, instances, chosen.slices, partial(_pixels, files, instances))
-    return replace(volume, warnings=(*volume.warnings, *unplaced(chosen, every, instances)))
+    lost = (*unplaced(chosen, every, instances), *spoilt(files[one.file].path for one in chosen.slices))
+    return replace(volume, warnings=(*volume.warnings, *lost))
 
 
 def list_series(path: str | os.PathLike[str]) -> list[Candidate]:

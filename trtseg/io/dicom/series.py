@@ -18,7 +18,6 @@ from trtseg.io.dicom.frames import ENHANCED, Slice, marks_of, slices_of
 from trtseg.io.dicom.grid import is_alike
 from trtseg.io.dicom.header import text, texts
 from trtseg.io.dicom.volume import Instance, same_places
-from trtseg.warnings import ResultWarning
 
 log = logging.getLogger("trtseg")
 
@@ -29,8 +28,6 @@ _LONG_MM = 80  # of a patient; a liver is longer
 _THIN_MM = 1.0  # thinner slices are no better
 _OWNERS = ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID")
 Key = tuple[str, ...]  # series id, kind, and a value for each of `_OWNERS`
-_NOT_AXIAL = "not axial"
-_NEXT = 1.5  # steps from an end of a volume to the next slice, at most
 _HALF = 0.5  # of the slices of another volume in the same series
 # Words of ImageType and of SeriesDescription that no stack of plain CT slices has.
 _NO_CT = {
@@ -43,9 +40,9 @@ _NO_CT = {
 _ABDOMEN = re.compile(r"ABD|LIVER|TRUNK|BODY|\b[TC]AP\b")
 # Kernels by word, then those of Siemens (B70f, Br59), Canon and Philips.
 _SHARP = re.compile(r"LUNG|BONE\w*|EDGE|SHARP|ULTRA|[BHIJQTU][A-Z]?[5-9]\d[A-Z]*|FC[358]\d|[DEL]|Y[A-F]")
+NOT_AXIAL = "not axial"
 #: Why a series was left out of which nobody can tell that it is worse, another phase for example.
 NO_WORSE = "no better than the series that was taken"
-_SEE = "'trtseg segment --series list' names them."
 _RANKS = (
     "derived, not original",
     "covers less of the patient",
@@ -89,6 +86,11 @@ class Candidate:
     reason: str
     rank: tuple[float, ...]
     problem: InputError | None
+
+    @property
+    def uid(self) -> str:
+        """Series Instance UID."""
+        return self.series.partition("/")[0]
 
 
 def volumes(
@@ -170,7 +172,7 @@ def choose(
     """
     usable = [one for one in candidates if not one.reason]
     if series is not None:
-        usable = [one for one in candidates if series in (one.series, _uid(one))]
+        usable = [one for one in candidates if series in (one.series, one.uid)]
         usable = [one for one in usable if not one.reason] or usable
         if not usable:
             raise InputError(f"{name}: holds no series {series}; it holds: {listing(candidates)}")
@@ -204,52 +206,7 @@ def listing(candidates: Iterable[Candidate]) -> str:
     return "; ".join(f"{one.series} ({one.about}{': ' * bool(one.reason)}{one.reason})" for one in candidates)
 
 
-def unplaced(
-    chosen: Candidate, candidates: Iterable[Candidate], instances: Sequence[Instance]
-) -> Iterator[ResultWarning]:
-    """Warn of slices that may belong to the chosen volume, but have no place in it: their headers may be damaged."""
-    others = [one for one in candidates if one is not chosen]
-    if lost := [one for one in others if one.problem is not None and not one.slices]:
-        text = (
-            f"{len(lost)} CT file{'s' * (len(lost) > 1)} could not be placed, and may belong to the series: "
-            f"{_without_path(str(lost[0].problem), instances)}. Volumes are lower bounds if they do. {_SEE}"
-        )
-        yield ResultWarning("slices-unplaced", text)
-    depth, step = _depth(chosen.slices)
-    normal = chosen.slices[0].normal
-    away = (
-        max(depth.min() - at, at - depth.max())
-        for other in others
-        if _may_belong(other, chosen)
-        for at in (one.position @ normal for one in other.slices)
-    )
-    if count := sum(0 < float(mm) <= _NEXT * step for mm in away):
-        text = (
-            f"{count} CT slice{'s' * (count > 1)} beside an end of the CT could not be joined to it, for other rows, "
-            f"columns, directions, spacings or ids. Volumes are lower bounds if they show the liver. {_SEE}"
-        )
-        yield ResultWarning("slices-unplaced", text)
-
-
-def _may_belong(other: Candidate, chosen: Candidate) -> bool:
-    """Whether slices are of the series of a volume, or one by itself that is like its slices."""
-    if other.reason not in ("", _NOT_AXIAL):
-        return False
-    is_like = len(other.slices) == 1 and is_alike(other.slices[0], chosen.slices[0])
-    return is_like or _uid(other) == _uid(chosen)
-
-
-def _without_path(told: str, instances: Sequence[Instance]) -> str:
-    """Leave out the path before a message: a warning goes into pages and pictures, and paths may name the patient."""
-    starts = (f"{os.fspath(one.path)}: " for one in instances)
-    return told.removeprefix(next((start for start in starts if told.startswith(start)), ""))
-
-
-def _uid(one: Candidate) -> str:
-    return one.series.partition("/")[0]
-
-
-def _depth(slices: Sequence[Slice]) -> tuple[np.ndarray, float]:
+def depth_of(slices: Sequence[Slice]) -> tuple[np.ndarray, float]:
     """How far each slice lies along the first one's axis, and the usual distance of slices, both in mm."""
     normal = slices[0].normal
     depth = np.array([one.position @ normal for one in slices])
@@ -259,7 +216,7 @@ def _depth(slices: Sequence[Slice]) -> tuple[np.ndarray, float]:
 
 def _is_rival(one: Candidate, best: Candidate) -> bool:
     """Whether a volume of the same series is as good a choice as the best."""
-    return _uid(one) == _uid(best) and len(one.slices) >= _HALF * len(best.slices)
+    return one.uid == best.uid and len(one.slices) >= _HALF * len(best.slices)
 
 
 def _compared(one: Candidate, best: Candidate) -> Candidate:
@@ -286,8 +243,8 @@ def _candidate(
         return Candidate(series, study, patient, (), modality, reason, (), problem)
     one = slices[0]
     if not reason and abs(one.normal[2]) < _AXIAL:
-        reason = _NOT_AXIAL
-    depth, step = _depth(slices)
+        reason = NOT_AXIAL
+    depth, step = depth_of(slices)
     length = float(np.ptp(depth))
     part = " ".join(
         text(header, key) for key in ("BodyPartExamined", "SeriesDescription", "ProtocolName")
