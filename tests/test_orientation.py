@@ -147,6 +147,18 @@ def test_real_ct(shared_data):
         assert view.flips == tuple(f < 0 for f in flips)
 
 
+@pytest.mark.parametrize(
+    ("rows", "columns"), [((129, 436), (29, 239)), ((129, 436), (113, 449)), ((129, 375), (71, 449))]
+)
+def test_a_body_that_the_picture_cuts_has_no_say(shared_data, rows, columns):
+    volume = trtseg.load(shared_data / "chaos3/volume.nii.gz")
+    crop = volume.array[:, slice(*rows), slice(*columns)]
+    assert likeliest_view(crop, volume.spacing) is None
+    whole = volume.array[:, 120:450, 20:460]
+    view = likeliest_view(whole[:, :, ::-1], volume.spacing)
+    assert (view.axes, view.flips) == ((0, 1, 2), (False, False, True))
+
+
 def test_slices_are_described_one_by_one():
     """Noise with pieces of all sizes, air, tissue up to the border (less 3 pixels), and twins: the first counts."""
     rng = np.random.default_rng(0)

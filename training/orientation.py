@@ -63,7 +63,15 @@ def read_slices(cases: Iterable[Case]) -> Slices:
         scan = read_checked(case)
         for described in describe([scan.hu[i] for i in np.argsort(scan.z)], (1.0, 1.0)):
             if described:
-                rows.append((*described, f"{case.source} {case.group}", number, not case.body_part))
+                rows.append(
+                    (
+                        described.cells,
+                        described.aspect,
+                        f"{case.source} {case.group}",
+                        number,
+                        not case.body_part,
+                    )
+                )
     return Slices(*(np.array(column) for column in zip(*rows, strict=True)))
 
 

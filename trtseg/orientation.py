@@ -4,7 +4,8 @@
 2. *The axial slices.* Around the muscles of each slice lies a frame, cut into 12 x 12 cells. A linear score of how much
    of each cell is air or fat, soft tissue, contrast-filled tissue and bone says how much a slice looks like an upper
    abdomen seen in the usual way: spine behind, liver at the patient's right. All 8 ways to turn and mirror a slice get
-   a score. Slices whose best score is below 0 show other parts of the body, or nothing known, and have no say.
+   a score. Slices whose best score is below 0 show other parts of the body, or nothing known, and have no say; nor have
+   those whose body the picture cuts along more than half a side: the frame of a crop is not that of the body.
 3. *Head and feet.* A second linear score of the same cells grows from the lower to the upper end of the liver. It is
    asked in the longest row of slices with a say, because a liver is in one piece.
 
@@ -35,6 +36,7 @@ _SAMPLES, _SLICES = 128, 32  # pixels across a slice, about; slices of a CT, at 
 _MIN_SLICES = 3  # of an abdomen
 # A wrong axis, a wrong slice and a wrong direction are told only by this much.
 _FACE, _FACE_OF_HEADER, _MARGIN, _MARGIN_UPWARDS = 0.2, 0.35, 1.0, 0.5
+_CUT, _WHOLE = 0.5, 0.5  # of a side of the frame; of the slices
 #: (transposed, rows reversed, columns reversed), in the order of the scores.
 TURNS = tuple((t, y, x) for t, y, x in itertools.product((False, True), repeat=3))
 _TOWARDS = ("SI", "PA", "LR")  # canonical axes Z, Y, X: along and against
@@ -46,6 +48,14 @@ class View(NamedTuple):
     axes: tuple[int, int, int]
     flips: tuple[bool, bool, bool]
     seen: str
+
+
+class Described(NamedTuple):
+    """What is known of a slice with a body."""
+
+    cells: np.ndarray  # float32 [12, 12, 4]: shares of the tissues
+    aspect: float  # log of height by width
+    is_cut: bool  # by the edge of the picture, see `_CUT`
 
 
 class Weights(NamedTuple):
@@ -105,9 +115,12 @@ def likeliest_view(hu: np.ndarray, spacing: tuple[float, float, float]) -> View 
     rows, columns = (axis for axis in range(3) if axis != long)
     pages = hu.transpose(long, rows, columns)
     chosen = np.unique(np.linspace(0, len(pages) - 1, _SLICES).astype(int))
-    found = [one for one in describe([pages[z] for z in chosen], (spacing[rows], spacing[columns])) if one]
-    cells = np.array([one[0] for one in found]).reshape(-1, CELLS, CELLS, 4)
-    scores = score(shipped(), cells, np.array([one[1] for one in found]))
+    bodies = [one for one in describe([pages[z] for z in chosen], (spacing[rows], spacing[columns])) if one]
+    found = [one for one in bodies if not one.is_cut]
+    if len(found) < _WHOLE * len(bodies):
+        return None
+    cells = np.array([one.cells for one in found]).reshape(-1, CELLS, CELLS, 4)
+    scores = score(shipped(), cells, np.array([one.aspect for one in found]))
     known = scores.max(1) > 0
     turn, down = 0, False
     if np.count_nonzero(known) >= _MIN_SLICES:
@@ -165,23 +178,14 @@ def reorient(volume: Volume, orientation: str) -> Volume:
     return dataclasses.replace(volume, array=array, affine=affine, geometry=new, warnings=kept)
 
 
-def describe(
-    pages: Sequence[np.ndarray], spacing: tuple[float, float]
-) -> list[tuple[np.ndarray, float] | None]:
-    """Describe slices ``[Y, X]`` of one size.
-
-    Returns
-    -------
-    list of (ndarray, float) or None
-        For each slice the shares of the tissues, float32 ``[12, 12, 4]``, and the log of height by width; None for a
-        slice without a body.
-    """
+def describe(pages: Sequence[np.ndarray], spacing: tuple[float, float]) -> list[Described | None]:
+    """Describe slices ``[Y, X]`` of one size, with millimetres between rows and columns; None if there is no body."""
     step = max(1, min(pages[0].shape) // _SAMPLES)
     few = np.stack([page[::step, ::step] for page in pages])  # what lies together is read faster
-    return [_cells(page, box, spacing) for page, box in zip(few, _frames(few), strict=True)]
+    return [_described(page, box, spacing) for page, box in zip(few, _frames(few), strict=True)]
 
 
-def _cells(page: np.ndarray, box: list[int], spacing: tuple[float, float]) -> tuple[np.ndarray, float] | None:
+def _described(page: np.ndarray, box: list[int], spacing: tuple[float, float]) -> Described | None:
     y0, y1, x0, x1 = box
     if min(y1 - y0, x1 - x0) < CELLS:
         return None
@@ -191,7 +195,23 @@ def _cells(page: np.ndarray, box: list[int], spacing: tuple[float, float]) -> tu
         where += page[y0:y1, x0:x1] >= bound
     counts = np.bincount(where.ravel(), minlength=CELLS * CELLS * 4).reshape(CELLS, CELLS, 4)
     shares = (counts / counts.sum(-1, keepdims=True)).astype(np.float32)
-    return shares, float(np.log((y1 - y0) * spacing[0] / ((x1 - x0) * spacing[1])))
+    aspect = float(np.log((y1 - y0) * spacing[0] / ((x1 - x0) * spacing[1])))
+    return Described(shares, aspect, _is_cut(page, box))
+
+
+def _is_cut(page: np.ndarray, box: list[int]) -> bool:
+    """Whether tissue lies at an edge of the picture along more than `_CUT` of a side of the frame."""
+    y0, y1, x0, x1 = box
+    height, width = page.shape
+    sides = (
+        (y0 <= 3, page[0, x0:x1]),
+        (y1 == height, page[-1, x0:x1]),
+        (x0 <= 3, page[y0:y1, 0]),
+        (x1 == width, page[y0:y1, -1]),
+    )
+    return any(
+        is_there and np.count_nonzero(side > _MUSCLE_HU) > _CUT * side.size for is_there, side in sides
+    )
 
 
 def turned(cells: np.ndarray, turn: tuple[bool, bool, bool]) -> np.ndarray:
