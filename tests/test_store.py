@@ -80,7 +80,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path):
 
 
 def test_a_killed_run_leaves_nothing(tmp_path):
-    root = made.negatives(tmp_path, {"free": [f"p{i}" for i in range(12)]})
+    root = made.negatives(tmp_path, {"free": [f"p{i}" for i in range(60)]})
     out = tmp_path / "store"
     command = [sys.executable, "-m", "training.prepare", "--negatives", root, "-o", out, "--size", "3072"]
     process = subprocess.Popen(command)
