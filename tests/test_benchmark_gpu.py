@@ -12,6 +12,7 @@ import torch
 from benchmarks import gpu, gpu_floor
 from benchmarks.gpu_torch import TorchCascade, torch_nets
 from trtseg import Segmenter, models
+from trtseg.cascade import gpu as cascade
 from trtseg.phantom import abdomen
 
 FILES = models.find("default")
@@ -120,6 +121,21 @@ def test_report(hu, tmp_path, capsys):
     assert "failed: ZeroDivisionError: division by zero" in rows["torch-graphs"]
     assert "stages: prepare 0.5" in text
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_one_candidate_has_three_lanes_and_the_others_two(monkeypatch, tmp_path):
+    lanes: list[int] = []
+
+    class Opened:
+        def __init__(self, *_: object, **__: object) -> None:
+            self.provenance = {"engines": {"liver": {"kernels": "compiled"}}}
+            lanes.append(cascade.LANES)
+
+    monkeypatch.setenv("TRTSEG_CACHE", str(tmp_path))
+    monkeypatch.setattr(gpu, "Segmenter", Opened)
+    for asked in ({}, {"lanes": 3}, {}):
+        gpu.open_compiled("default", 16, **asked)
+    assert lanes == [2, 3, 2]
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys):
