@@ -53,20 +53,21 @@ def test_tests_benchmark_and_all_sanitizers_run_without_make_and_compiler(run):
     code, said, calls, files = run()
     assert code == 0, said
     tests, bench = (
-        next(c for c in calls if text in c) for text in ("-m pytest -v tests/gpu", "-m benchmarks.gpu")
+        next(c for c in calls if text in c) for text in ("-m pytest -v tests/gpu", "-m benchmarks.gpu ")
     )
     assert calls.index(tests) < calls.index(bench)
+    assert any("-m benchmarks.gpu_8bit --json" in call for call in calls)
     assert "--runtime torch" in bench
     assert "--compile" in bench
     tools = [call.split()[2] for call in calls if call.startswith("compute-sanitizer --tool")]
     assert set(tools) == TOOLS
     assert len(tools) == len(TOOLS)
     assert not any("setup.py" in call for call in calls)
-    assert files == {f"{name}.log" for name in ("machine", "tests", "bench", *TOOLS)}
+    assert files == {f"{name}.log" for name in ("machine", "tests", "bench", "8bit", "sanitize")}
 
 
 def test_a_step_that_fails_is_told_and_the_others_go_on(run):
-    for fail in ("tests/gpu$", "benchmarks.gpu", "racecheck", "_core"):
+    for fail in ("tests/gpu$", "benchmarks.gpu ", "racecheck", "_core"):
         code, said, calls, _ = run(FAIL=fail)
         assert code == 1, said
         assert said.count("exit code 1") == 1, said
