@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TOOLS = {"memcheck", "racecheck", "initcheck", "synccheck"}
 PROGRAM = """#!/bin/sh
 echo "${0##*/} $*" >> "$CALLS"
+case "$*" in *"--tool initcheck"*) printf "$SAID" ;; esac
 [ -z "$FAIL" ] || ! echo "$*" | grep -q "$FAIL"
 """
 
@@ -34,7 +35,13 @@ def run(tmp_path):
         calls, out = tmp_path / "calls", tmp_path / "out"
         calls.write_text("")
         shutil.rmtree(out, ignore_errors=True)
-        own = {"PATH": f"{bin_}:{os.environ['PATH']}", "CALLS": str(calls), "OUT": str(out), "FAIL": ""}
+        own = {
+            "PATH": f"{bin_}:{os.environ['PATH']}",
+            "CALLS": str(calls),
+            "OUT": str(out),
+            "FAIL": "",
+            "SAID": "",
+        }
         done = subprocess.run(
             ["bash", kit / "run.sh"],
             env={**os.environ, **own, **environment},
@@ -75,3 +82,16 @@ def test_a_step_that_fails_is_told_and_the_others_go_on(run):
     code, said, calls, _ = run(STEPS="bench", RUNTIME="auto")
     assert (code, said.count("exit code 0")) == (0, 2)
     assert any("--runtime auto" in call for call in calls)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "code"), [("trtseg::cuda::gate_kernel(Gate)", 1), ("at::native::fill()", 0)]
+)
+def test_initcheck_counts_for_our_kernels_alone(run, kernel, code):
+    """It must look at all kernels, to know what they have written."""
+    report = f"========= Uninitialized __global__ memory read\\n=========     at {kernel}+0x70\\n3 passed\\n"
+    got, said, calls, _ = run(STEPS="sanitize", SAID=report)
+    assert got == code, said
+    assert (kernel in said) == bool(code)
+    filtered = {call.split()[2] for call in calls if "--kernel-name kns=trtseg" in call}
+    assert filtered == TOOLS - {"initcheck"}
