@@ -65,16 +65,8 @@ GPU_READY = $(if $(filter $(TEST)/bin/python,$(GPU_PYTHON)),$(TEST)/installed,gp
 test-gpu: $(GPU_READY)
 	TRTSEG_REQUIRE_CUDA=1 $(GPU_PYTHON) -m pytest tests/gpu
 
-# Only our kernels: those of PyTorch read memory that it has not written, knowingly. Left out is what must fail or must
-# race to show that it can, and what counts memory.
 sanitize-gpu: $(GPU_READY)
-	for tool in memcheck racecheck initcheck synccheck; do \
-	  TRTSEG_REQUIRE_CUDA=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --kernel-name kns=trtseg \
-	    --error-exitcode 1 $(GPU_PYTHON) -m pytest \
-	    tests/gpu/test_ops_cuda.py tests/gpu/test_graph.py tests/gpu/test_cascade_cuda.py \
-	    -k 'not more_slices and not memory and not waiting_for_the_gpu and not orders_two_streams' \
-	    || exit 1; \
-	done
+	for tool in memcheck racecheck initcheck synccheck; do tests/gpu/sanitize.sh $(GPU_PYTHON) $$tool || exit 1; done
 
 bench-gpu: $(GPU_READY)
 	$(GPU_PYTHON) -m benchmarks.gpu --json gpu.json $(BENCH)

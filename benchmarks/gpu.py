@@ -8,7 +8,8 @@ to GPU memory, and slices with liver one by one. Candidates take turns. Their la
 
 Candidates: trtseg; eager-fp16-host: PyTorch, with NumPy between the nets; eager-fp16: PyTorch, its ops on the GPU;
 torch-graphs: the same in CUDA graphs. With --compile, which takes minutes: trtseg-compiled, the runtime torch with
-engines that are built first; torch-compile, PyTorch's nets and ops compiled, in CUDA graphs.
+engines that are built first; trtseg-3-lanes, the same in three lanes instead of two; torch-compile, PyTorch's nets and
+ops compiled, in CUDA graphs.
 All run FP16 nets, channels last. Clocks are not locked: look at the shortest time, too.
 
 The exit code is 2 without a GPU, and 1 if a part failed: the others went on.
@@ -38,6 +39,7 @@ import numpy as np
 from benchmarks import gpu_floor
 from training.program import plain_errors
 from trtseg import Segmenter, __version__, _core, build_engines, models
+from trtseg.cascade import gpu
 from trtseg.engines.nvidia.driver import find_driver
 from trtseg.io.atomic import atomic
 from trtseg.io.folders import cache_folder
@@ -46,8 +48,8 @@ from trtseg.phantom import abdomen
 
 BATCH = 16
 PACKAGES = ("numpy", "torch", "triton", "tensorrt", "tensorrt-rtx-cu13", "pycuda")
-CANDIDATES = ("trtseg", "trtseg-compiled", "eager-fp16-host", "eager-fp16", "torch-graphs", "torch-compile")
-COMPILED = ("trtseg-compiled", "torch-compile")
+COMPILED = ("trtseg-compiled", "trtseg-3-lanes", "torch-compile")
+CANDIDATES = ("trtseg", *COMPILED[:2], "eager-fp16-host", "eager-fp16", "torch-graphs", "torch-compile")
 RECORDED = ("runtime", "slices", "runs", "repeats")  # of the arguments; no paths
 SIZE, FIELD_MM, LENGTH_MM = 512, 384.0, 400.0
 SPACING = (FIELD_MM / SIZE, FIELD_MM / SIZE)
@@ -68,12 +70,12 @@ class Trtseg:
         self.segmenter.label(hu, spacing=SPACING, out=out)
 
 
-def open_compiled(model: str, batch: int, folder: str = "compiled") -> Trtseg:
-    """Trtseg by the runtime torch with compiled engines, built where ``folder`` of the cache has none.
+def open_compiled(model: str, batch: int, lanes: int = gpu.LANES) -> Trtseg:
+    """Trtseg by the runtime torch with compiled engines, built where the folder of the cache has none.
 
     They lie apart, so that the other candidate finds none.
     """
-    with _environment("TRTSEG_CACHE", str(cache_folder() / folder)):
+    with _environment("TRTSEG_CACHE", str(cache_folder() / "compiled")), _with_lanes(lanes):
         for built in (False, True):
             if built:
                 build_engines(model, runtime="torch", batch=batch)
@@ -95,6 +97,16 @@ def _environment(name: str, value: str) -> Iterator[None]:
         del os.environ[name]
         if before is not None:
             os.environ[name] = before
+
+
+@contextlib.contextmanager
+def _with_lanes(lanes: int) -> Iterator[None]:
+    """What opens its nets meanwhile has so many lanes."""
+    before, gpu.LANES = gpu.LANES, lanes
+    try:
+        yield
+    finally:
+        gpu.LANES = before
 
 
 # ---- Measuring -----------------------------------------------------------------------------------------------------
@@ -320,6 +332,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     opened = {
         "trtseg": ours,
         "trtseg-compiled": functools.cache(functools.partial(open_compiled, args.model)),
+        "trtseg-3-lanes": functools.cache(functools.partial(open_compiled, args.model, lanes=3)),
         **comparisons(files, fit),
     }
     opened = {name: open_one for name, open_one in opened.items() if name in args.only}

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
+import types
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_floor
+from benchmarks import gpu, gpu_8bit, gpu_floor
 from benchmarks.gpu_torch import TorchCascade, torch_nets
 from trtseg import Segmenter, models
+from trtseg.cascade import gpu as cascade
 from trtseg.phantom import abdomen
 
 FILES = models.find("default")
@@ -57,6 +61,35 @@ def test_layers_have_the_flops_that_torch_counts_and_the_bytes_of_their_shapes(n
         assert layers[0].bytes == 2 * (256 * 256 + 16 * 128 * 128)
         pool = next(layer for layer in layers if layer.flops == 0)
         assert (pool.bytes, pool.weights) == (2 * 24 * (128 * 128 + 64 * 64), 0)
+
+
+def test_convolutions_that_are_timed_in_8_bits(nets):
+    """Those of the nets, by the shapes that PyTorch sees; channels come in multiples of 16."""
+    for spec, net in zip(FILES.spec.nets, nets, strict=True):
+        seen: Counter[tuple[int, int, int]] = Counter()
+
+        def see(module, given, result, seen=seen):
+            if module.kernel_size == (3, 3):
+                seen[given[0].shape[1], result.shape[1], given[0].shape[2]] += 1
+
+        copied = copy.deepcopy(net).to("meta")
+        for module in copied.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.register_forward_hook(see)
+        copied(torch.zeros(1, 1, *spec.size, device="meta"))
+        assert gpu_8bit.layers(FILES.read(f"{spec.role}.onnx")) == seen
+        assert sum(seen.values()) > 10
+    assert gpu_8bit.padded(gpu_8bit.Layer(24, 48, 128), 16) == (32, 48, 128)
+
+
+def test_what_8_bits_need_is_said(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cudnn", None)
+    assert gpu_8bit.main([]) == 2
+    assert "needs nvidia-cudnn-frontend" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "cudnn", types.ModuleType("cudnn"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_8bit.main([]) == 2
+    assert "needs a GPU" in capsys.readouterr().err
 
 
 def test_floor():
@@ -120,6 +153,21 @@ def test_report(hu, tmp_path, capsys):
     assert "failed: ZeroDivisionError: division by zero" in rows["torch-graphs"]
     assert "stages: prepare 0.5" in text
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_one_candidate_has_three_lanes_and_the_others_two(monkeypatch, tmp_path):
+    lanes: list[int] = []
+
+    class Opened:
+        def __init__(self, *_: object, **__: object) -> None:
+            self.provenance = {"engines": {"liver": {"kernels": "compiled"}}}
+            lanes.append(cascade.LANES)
+
+    monkeypatch.setenv("TRTSEG_CACHE", str(tmp_path))
+    monkeypatch.setattr(gpu, "Segmenter", Opened)
+    for asked in ({}, {"lanes": 3}, {}):
+        gpu.open_compiled("default", 16, **asked)
+    assert lanes == [2, 3, 2]
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys):

@@ -19,7 +19,13 @@ from trtseg.cascade import lane
 # Cases that need the played GPU, in cuda_shim/cascade.py; each group of cases is a process.
 HERE = [
     ("skipping", "the_host_copies_while_the_gpu_works", "the_host_copies_beside_chunks_without_liver"),
-    ("ready_after_the_first_slice", "closed_in_order", "closed_gives_no_stream", "threads_on_the_host"),
+    (
+        "ready_after_the_first_slice",
+        "closed_in_order",
+        "closed_gives_no_stream",
+        "threads_on_the_host",
+        "three_lanes",
+    ),
     ("out_of_memory", "beside_a_recording", "errors", "lost"),
 ]
 GROUPS = [tuple(CASES)[::2], tuple(CASES)[1::2], *HERE]

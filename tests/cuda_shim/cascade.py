@@ -35,6 +35,7 @@ from cascade_nets import (  # noqa: E402
 from producer import Producer  # noqa: E402
 
 from trtseg import _core  # noqa: E402
+from trtseg.cascade import gpu  # noqa: E402
 from trtseg.cascade.gpu import CudaCascade  # noqa: E402
 from trtseg.cuda.arrays import CudaArray  # noqa: E402
 from trtseg.cuda.device import Resources, Stream, open_device  # noqa: E402
@@ -187,6 +188,19 @@ def the_host_copies_beside_chunks_without_liver() -> None:
             _core.copy = copy
     # Nets that had run, because somebody waited for them, at each copy: to the GPU, and of the labels of chunk 2.
     assert copied_in == [0, 0, 1, 2, 4, 4], copied_in
+
+
+def three_lanes() -> None:
+    """They give the labels of two: `benchmarks.gpu` compares their times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu, "LANES", 3)
+        for batch in (1, BATCH):
+            with opened(BACKEND, batch) as one:
+                for order in BACKEND.orders():
+                    for slices in (1, 3 * BATCH, 7 * BATCH + 3):
+                        hu = ct(slices)
+                        assert (one.run(hu, SPACING)[0] == expected(hu)).all(), (order, slices)
+                        assert len(one._lanes) == 3
 
 
 def threads_on_the_host() -> None:

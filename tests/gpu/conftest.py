@@ -69,6 +69,12 @@ def cpu_path() -> None:
 
 
 @pytest.fixture(scope="session")
+def nibabel() -> None:
+    """What a stream takes for its geometry."""
+    need("nibabel")
+
+
+@pytest.fixture(scope="session")
 def cupy() -> Any:
     need("cupy", optional=True)
     return importlib.import_module("cupy")

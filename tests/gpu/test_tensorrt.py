@@ -150,6 +150,7 @@ def test_probabilities_agree_with_the_cpu(runtime, batch, precision, ct, referen
     assert max(abs(one - other) for one, other in pairs) < 0.01, pairs
 
 
+@pytest.mark.usefixtures("nibabel")
 @pytest.mark.parametrize("batch", [1, 16])
 @tried
 def test_a_stream_tells_the_same_lesions(runtime, batch, ct):

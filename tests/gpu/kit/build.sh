@@ -40,7 +40,8 @@ LDFLAGS = ["-Wl,--no-as-needed"]
 P
 (cd "$source" && "$py" -m pip wheel -q --no-deps --no-build-isolation -w "$OLDPWD/$kit/wheels" .)
 
-"$py" -m pip download -q --no-deps --only-binary=:all: -d "$kit/wheels" isal
+"$py" -m pip download -q --no-deps --only-binary=:all: -d "$kit/wheels" isal nibabel platformdirs \
+  nvidia-cudnn-frontend==1.18.0  # the version that ran on an H100
 if [ "${KIT_RTX:-0}" = 1 ]; then
   "$py" -m pip download -q --no-deps --only-binary=:all: -d "$kit/wheels" \
     tensorrt-rtx-cu13 tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs

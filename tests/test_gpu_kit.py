@@ -1,0 +1,97 @@
+"""tests/gpu/kit/run.sh, with programs that only say how they were called in place of Python and the sanitizer."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = {"memcheck", "racecheck", "initcheck", "synccheck"}
+PROGRAM = """#!/bin/sh
+echo "${0##*/} $*" >> "$CALLS"
+case "$*" in *"--tool initcheck"*) printf "$SAID" ;; esac
+[ -z "$FAIL" ] || ! echo "$*" | grep -q "$FAIL"
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run the kit in a repository of its own; exit code, what was printed, calls, and the names of the results."""
+    repository, bin_ = tmp_path / "repository", tmp_path / "bin"
+    kit = repository / "build" / "gpu-kit"
+    for folder in (kit / "wheels", repository / "trtseg", repository / "tests" / "gpu", bin_):
+        folder.mkdir(parents=True)
+    shutil.copy(ROOT / "tests" / "gpu" / "kit" / "run.sh", kit)
+    shutil.copy(ROOT / "tests" / "gpu" / "sanitize.sh", repository / "tests" / "gpu")
+    for file in (kit / "_core.abi.so", kit / "wheels" / "one.whl"):
+        file.touch()
+    for name in ("python3", "compute-sanitizer", "nvidia-smi"):
+        (bin_ / name).write_text(PROGRAM)
+        (bin_ / name).chmod(0o755)
+
+    def run(**environment: str) -> tuple[int, str, list[str], set[str]]:
+        calls, out = tmp_path / "calls", tmp_path / "out"
+        calls.write_text("")
+        shutil.rmtree(out, ignore_errors=True)
+        own = {
+            "PATH": f"{bin_}:{os.environ['PATH']}",
+            "CALLS": str(calls),
+            "OUT": str(out),
+            "FAIL": "",
+            "SAID": "",
+        }
+        done = subprocess.run(
+            ["bash", kit / "run.sh"],
+            env={**os.environ, **own, **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return done.returncode, done.stdout, calls.read_text().splitlines(), {f.name for f in out.iterdir()}
+
+    yield run
+    assert (repository / "trtseg" / "_core.abi.so").exists()  # the kit's own, which is not built again
+
+
+def test_tests_benchmark_and_all_sanitizers_run_without_make_and_compiler(run):
+    code, said, calls, files = run()
+    assert code == 0, said
+    tests, bench = (
+        next(c for c in calls if text in c) for text in ("-m pytest -v tests/gpu", "-m benchmarks.gpu ")
+    )
+    assert calls.index(tests) < calls.index(bench)
+    assert any("-m benchmarks.gpu_8bit --json" in call for call in calls)
+    assert "--runtime torch" in bench
+    assert "--compile" in bench
+    tools = [call.split()[2] for call in calls if call.startswith("compute-sanitizer --tool")]
+    assert set(tools) == TOOLS
+    assert len(tools) == len(TOOLS)
+    assert not any("setup.py" in call for call in calls)
+    assert files == {f"{name}.log" for name in ("machine", "tests", "bench", "8bit", "sanitize")}
+
+
+def test_a_step_that_fails_is_told_and_the_others_go_on(run):
+    for fail in ("tests/gpu$", "benchmarks.gpu ", "racecheck", "_core"):
+        code, said, calls, _ = run(FAIL=fail)
+        assert code == 1, said
+        assert said.count("exit code 1") == 1, said
+        assert any("synccheck" in call for call in calls)
+    code, said, calls, _ = run(STEPS="bench", RUNTIME="auto")
+    assert (code, said.count("exit code 0")) == (0, 2)
+    assert any("--runtime auto" in call for call in calls)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "code"), [("trtseg::cuda::gate_kernel(Gate)", 1), ("at::native::fill()", 0)]
+)
+def test_initcheck_counts_for_our_kernels_alone(run, kernel, code):
+    """It must look at all kernels, to know what they have written."""
+    report = f"========= Uninitialized __global__ memory read\\n=========     at {kernel}+0x70\\n3 passed\\n"
+    got, said, calls, _ = run(STEPS="sanitize", SAID=report)
+    assert got == code, said
+    assert (kernel in said) == bool(code)
+    filtered = {call.split()[2] for call in calls if "--kernel-name kns=trtseg" in call}
+    assert filtered == TOOLS - {"initcheck"}
