@@ -244,7 +244,7 @@ void bind_net(py::module_& m) {
       .def("add_head", &add_int8_head, kInt8HeadDoc, py::arg("src"), py::arg("weights").noconvert(),
            py::arg("scale").noconvert(), py::arg("bias").noconvert())
       .def("reserve", &Net::reserve, "Take the memory that run needs for so many slices at a time.", py::arg("slices"),
-           py::arg("threads"))
+           py::arg("threads"), py::call_guard<WithoutGil>())
       .def("run", &run, kRunDoc, py::arg("src").noconvert(), py::arg("dst").noconvert(),
            py::arg("wanted").noconvert() = py::none(), py::arg("threads") = 0);
 }

@@ -210,10 +210,10 @@ void Net::take(int slices, int threads) {
 }
 
 void Net::run(const float* src, float* dst, const unsigned char* wanted, std::int64_t n, int threads) {
-  if (!has_head_) refuse("net", "no head", "one");
   const int most = counted(threads);
   const int left = static_cast<int>(n % most);
   const Alone alone(is_busy_);
+  if (!has_head_) refuse("net", "no head", "one");
   take(n >= most ? most : left, most);
   const std::int64_t pixels = std::int64_t{rows_} * columns_;
   const auto begin = [&](std::int64_t number, std::int64_t slice) -> const Memory& {

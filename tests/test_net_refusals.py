@@ -191,8 +191,9 @@ def test_nothing_is_converted(act):
 
 
 @pytest.mark.parametrize("act", [lambda net: net.add_map(64, 64, 8), lambda net: net.reserve(500, 500)])
-def test_one_call_at_a_time(act):
-    """Memory of slices on their way is not given back while they are."""
+@pytest.mark.parametrize("other", ["run", "reserve"])
+def test_one_call_at_a_time(act, other):
+    """Memory of slices on their way is not given back while they are; and other threads go on meanwhile."""
     net = _core.Net(64, 64, 1)
     for _ in range(2):
         net.add_map(64, 64, 8)
@@ -208,7 +209,8 @@ def test_one_call_at_a_time(act):
         except ArgumentError as error:
             said.append(str(error))
 
-    thread = threading.Thread(target=attempt, args=(net.run, x, np.empty_like(x), None, 2))
+    work = (net.run, x, np.empty_like(x), None, 2) if other == "run" else (net.reserve, 500, 500)
+    thread = threading.Thread(target=attempt, args=work)
     thread.start()
     while thread.is_alive() and not said:  # whichever of the two comes second
         attempt(act, net)
