@@ -127,6 +127,9 @@ REFUSED = {
         with_run(dst=weights_of(1, 1, 8, 8)),
         with_run(dst=read_only(weights_of(2, 1, 8, 8))),
         with_run(dst=misaligned(2, 1, 8, 8)),
+        with_run(),  # in the memory of src
+        with_run((three := weights_of(3, 1, 8, 8))[1:], three[:2]),
+        with_run(dst=(mine := weights_of(2, 1, 8, 8)), wanted=mine.view(bool).ravel()[:128].reshape(2, 8, 8)),
     ],
     "pad": [with_first(pad=-1), with_first(pad=2**30), with_first(pad=MOST)],
     "pool": [
