@@ -106,13 +106,17 @@ def in_one_buffer(first, second, at):
     return [buffer[begin : begin + a.nbytes].view(a.dtype).reshape(a.shape) for begin, a in places]
 
 
-@pytest.mark.parametrize(("op", "name", "other"), [(*a, b) for a in ARRAYS for b in OUTPUTS[a[0]] if a[1] != b])
+@pytest.mark.parametrize(
+    ("op", "name", "other"), [(*a, b) for a in ARRAYS for b in OUTPUTS[a[0]] if a[1] != b]
+)
 def test_outputs_have_memory_of_their_own(op, name, other):
     first, second = good_calls()[op][name], good_calls()[op][other]
     last = (first.nbytes - 1) // 4 * 4  # where both are aligned
     for at in (0, last):
         arrays = in_one_buffer(first, second, at)
-        with pytest.raises(ArgumentError, match=f"^({other}|{name}): got an array in the memory of ({other}|{name}),"):
+        with pytest.raises(
+            ArgumentError, match=f"^({other}|{name}): got an array in the memory of ({other}|{name}),"
+        ):
             call_with(op, **dict(zip((name, other), arrays, strict=True)))
     beside = in_one_buffer(first, second, last + 4)
     call_with(op, **dict(zip((name, other), beside, strict=True)))

@@ -66,7 +66,9 @@ def checked_out(out: Any, hu: Any, cascade: Cascade | CudaCascade) -> Any:
         raise ArgumentError(f"out: got shape {labels.shape}; expected that of hu, {hu.shape}")
     (first, end), (other_first, other_end) = _place(labels), _place(hu)
     if max(first, other_first) < min(end, other_end):
-        raise ArgumentError("out: got an array in the memory of hu; expected memory of its own: allocate it anew")
+        raise ArgumentError(
+            "out: got an array in the memory of hu; expected memory of its own: allocate it anew"
+        )
     return labels
 
 
