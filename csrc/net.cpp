@@ -100,8 +100,9 @@ int Net::add_size(const Size& size) {
   if (size.channels < 1 || size.channels > kMost || size.channels % conv::kLanes) {
     refuse("map", std::to_string(size.channels) + " channels", "a multiple of 8 up to 16384");
   }
-  maps_.push_back(size);
+  maps_.reserve(maps_.size() + 1);  // where memory ends, a map is added to both or to none
   made_.emplace_back(size.channels);
+  maps_.push_back(size);
   empty_.reset();
   memories_.clear();
   return static_cast<int>(maps_.size()) - 1;
