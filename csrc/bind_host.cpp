@@ -32,6 +32,7 @@ void py_copy(py::handle dst, py::handle src, int threads) {
   check_threads(threads);
   const View to = host_output(dst, "dst"), from = host_input(src, "src");
   check_same(from, to);
+  check_apart(to, {from});
   const WithoutGil release;
   host_copy(to.data, from.data, to.bytes(), threads);
 }
@@ -43,6 +44,7 @@ void py_to_half(py::handle dst, py::handle src, int threads) {
     throw ArgumentError("src: got " + std::to_string(from.bytes()) + " bytes, expected twice the " +
                         std::to_string(to.bytes()) + " bytes of dst; pass arrays of one shape");
   }
+  check_apart(to, {from});
   const WithoutGil release;
   host_to_half(to.as<std::uint16_t>(), from.as<float>(), to.bytes() / sizeof(std::uint16_t), threads);
 }

@@ -47,6 +47,13 @@ void check_memory(const char* name, const py::array& array, bool output) {
   }
 }
 
+void check_apart(const char* name, const py::array& output, const char* other_name, const py::array& other) {
+  const auto bytes = [](const char* own, const py::array& array) {
+    return View{own, const_cast<void*>(array.data()), Type::u8, Device::cpu, 1, {array.nbytes(), 0, 0, 0}};
+  };
+  trtseg::check_apart(bytes(name, output), {bytes(other_name, other)});
+}
+
 template <class T>
 const T* checked(const char* name, const py::array_t<T, py::array::c_style>& array,
                  std::initializer_list<std::int64_t> expected) {
@@ -138,6 +145,8 @@ void run(Net& net, const Floats& src, Floats& dst, const std::optional<Flags>& w
   check_shape("dst", dst, {n, net.classes(), net.rows(), net.columns()});
   if (wanted) check_shape("wanted", *wanted, {n, net.rows(), net.columns()});
   check_memory("dst", dst, true);
+  check_apart("dst", dst, "src", src);
+  if (wanted) check_apart("dst", dst, "wanted", *wanted);
   float* to = dst.mutable_data();
   const auto* flags = wanted ? reinterpret_cast<const unsigned char*>(wanted->data()) : nullptr;
   const WithoutGil release;
@@ -244,7 +253,7 @@ void bind_net(py::module_& m) {
       .def("add_head", &add_int8_head, kInt8HeadDoc, py::arg("src"), py::arg("weights").noconvert(),
            py::arg("scale").noconvert(), py::arg("bias").noconvert())
       .def("reserve", &Net::reserve, "Take the memory that run needs for so many slices at a time.", py::arg("slices"),
-           py::arg("threads"))
+           py::arg("threads"), py::call_guard<WithoutGil>())
       .def("run", &run, kRunDoc, py::arg("src").noconvert(), py::arg("dst").noconvert(),
            py::arg("wanted").noconvert() = py::none(), py::arg("threads") = 0);
 }

@@ -174,10 +174,10 @@ void translate(std::exception_ptr pointer) {
 constexpr const char* kModuleDoc = R"(The fused ops: NumPy arrays run on the CPU, CUDA arrays on their GPU.
 
 Every output is allocated by the caller and written completely. Arrays must be C-contiguous and of exactly the dtype
-named; nothing is converted or copied. All arrays of a call must be on one device. On CUDA a call enqueues its work on
-`stream` (an integer handle) and returns; ordering it after the work that makes its inputs is the caller's part. On the
-CPU a call uses up to `threads` threads (0: all that the process may use). Bad arguments raise
-trtseg.errors.ArgumentError before anything is written.)";
+named; nothing is converted or copied. All arrays of a call must be on one device, and no output in the memory of
+another array. On CUDA a call enqueues its work on `stream` (an integer handle) and returns; ordering it after the work
+that makes its inputs is the caller's part. On the CPU a call uses up to `threads` threads (0: all that the process may
+use). Bad arguments raise trtseg.errors.ArgumentError before anything is written.)";
 
 constexpr const char* kFrameDoc = R"(Find the box of all voxels above -1000 HU, over all slices.
 

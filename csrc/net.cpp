@@ -100,8 +100,9 @@ int Net::add_size(const Size& size) {
   if (size.channels < 1 || size.channels > kMost || size.channels % conv::kLanes) {
     refuse("map", std::to_string(size.channels) + " channels", "a multiple of 8 up to 16384");
   }
-  maps_.push_back(size);
+  maps_.reserve(maps_.size() + 1);  // where memory ends, a map is added to both or to none
   made_.emplace_back(size.channels);
+  maps_.push_back(size);
   empty_.reset();
   memories_.clear();
   return static_cast<int>(maps_.size()) - 1;
@@ -210,10 +211,10 @@ void Net::take(int slices, int threads) {
 }
 
 void Net::run(const float* src, float* dst, const unsigned char* wanted, std::int64_t n, int threads) {
-  if (!has_head_) refuse("net", "no head", "one");
   const int most = counted(threads);
   const int left = static_cast<int>(n % most);
   const Alone alone(is_busy_);
+  if (!has_head_) refuse("net", "no head", "one");
   take(n >= most ? most : left, most);
   const std::int64_t pixels = std::int64_t{rows_} * columns_;
   const auto begin = [&](std::int64_t number, std::int64_t slice) -> const Memory& {

@@ -1,8 +1,8 @@
 // Every check of the ops, and the switch between devices.
 #include "ops.h"
 
+#include <algorithm>
 #include <cmath>
-#include <initializer_list>
 #include <sstream>
 
 namespace trtseg {
@@ -159,10 +159,21 @@ void check_threads(int threads) {
                       ", expected 0 (one for each CPU that this process may use) or more");
 }
 
+void check_apart(const View& output, std::initializer_list<View> others) {
+  const auto begin = [](const View& a) { return reinterpret_cast<std::uintptr_t>(a.data); };
+  const auto end = [&](const View& a) { return begin(a) + a.bytes(); };
+  for (const View& other : others) {
+    if (std::max(begin(output), begin(other)) >= std::min(end(output), end(other))) continue;
+    throw ArgumentError(std::string(output.name) + ": got an array in the memory of " + other.name +
+                        ", expected memory of its own; allocate it anew");
+  }
+}
+
 void frame(const Frame& p, const Run& run) {
   check_devices({p.hu, p.box});
   check_any_slices(p.hu);
   check_shape(p.box, {4}, "begin and end of the rows, begin and end of the columns");
+  check_apart(p.box, {p.hu});
   dispatch(p, p.hu.device, run, cpu::frame, TRTSEG_ON_CUDA(frame));
 }
 
@@ -172,6 +183,7 @@ void thick(const Thick& p, const Run& run) {
   check_samples(p.y, p.hu.shape[1], "rows", "y");
   check_samples(p.x, p.hu.shape[2], "columns", "x");
   check_shape(p.mask, {p.y.starts(), p.x.starts()}, "the samples at which something thick may begin");
+  check_apart(p.mask, {p.hu});
   dispatch(p, p.hu.device, run, cpu::thick, TRTSEG_ON_CUDA(thick));
 }
 
@@ -182,6 +194,8 @@ void prepare(const Prepare& p, const Run& run) {
   check_shape(p.hu, {kAny, p.fit.y.native, p.fit.x.native}, "n slices of fit.native");
   check_shape(p.hu_net, {n, p.fit.y.net, p.fit.x.net}, "hu's slices of fit.net");
   check_shape(p.x1, {n, 1, p.fit.y.net, p.fit.x.net}, "hu's slices, one channel of fit.net");
+  check_apart(p.hu_net, {p.hu, p.x1});
+  check_apart(p.x1, {p.hu});
   if (n > 0) dispatch(p, p.hu.device, run, cpu::prepare, TRTSEG_ON_CUDA(prepare));
 }
 
@@ -192,6 +206,8 @@ void gate(const Gate& p, const Run& run) {
   check_shape(p.l1, {n, 1, s[1], s[2]}, "one channel of hu_net's slices");
   check_shape(p.x2, {n, 1, s[1], s[2]}, "one channel of hu_net's slices");
   check_shape(p.liver_voxels, {n}, "one counter per slice");
+  check_apart(p.x2, {p.l1, p.hu_net, p.liver_voxels});
+  check_apart(p.liver_voxels, {p.l1, p.hu_net});
   if (n > 0) dispatch(p, p.l1.device, run, cpu::gate, TRTSEG_ON_CUDA(gate));
 }
 
@@ -203,6 +219,8 @@ void label(const Label& p, const Run& run) {
   check_shape(p.l2, {n, 1, p.fit.y.net, p.fit.x.net}, "l1's slices, one channel of fit.net");
   check_shape(p.labels, {n, p.fit.y.native, p.fit.x.native}, "l1's slices of fit.native");
   check_shape(p.counts, {n, 2}, "two counters per slice");
+  check_apart(p.labels, {p.l1, p.l2, p.counts});
+  check_apart(p.counts, {p.l1, p.l2});
   if (n > 0) dispatch(p, p.l1.device, run, cpu::label, TRTSEG_ON_CUDA(label));
 }
 
@@ -213,6 +231,8 @@ void label3(const Label3& p, const Run& run) {
   check_shape(p.logits, {kAny, 3, p.fit.y.net, p.fit.x.net}, "n slices, three channels of fit.net");
   check_shape(p.labels, {n, p.fit.y.native, p.fit.x.native}, "the logits' slices of fit.native");
   check_shape(p.counts, {n, 2}, "two counters per slice");
+  check_apart(p.labels, {p.logits, p.counts});
+  check_apart(p.counts, {p.logits});
   if (n > 0) dispatch(p, p.logits.device, run, cpu::label3, TRTSEG_ON_CUDA(label3));
 }
 

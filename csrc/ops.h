@@ -4,6 +4,7 @@
 #include <cfenv>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 
@@ -127,6 +128,9 @@ float make_threshold(const char* name, double value);
 
 // Refuse a number of threads that is none. Throws ArgumentError.
 void check_threads(int threads);
+
+// Refuse an output in the memory of another array of the call. Throws ArgumentError.
+void check_apart(const View& output, std::initializer_list<View> others);
 
 // Each checks its parameters, then runs on the device of the arrays. Each throws ArgumentError before any output is
 // written, and DeviceError when the device fails. On CUDA an op only enqueues work on the stream.

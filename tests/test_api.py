@@ -243,7 +243,7 @@ def test_label_refuses(segmenter, phantom):
             data = (4096, False)
             self.__cuda_array_interface__ = {"shape": (1, 2, 2), "typestr": "<i2", "data": data, "version": 3}
 
-    hu = phantom.ct
+    hu, own = phantom.ct, phantom.ct.copy()
     read_only = np.zeros(hu.shape, np.uint8)
     read_only.flags.writeable = False
     for given, out, message in (
@@ -254,6 +254,8 @@ def test_label_refuses(segmenter, phantom):
         (OnGpu(), None, "hu: got an array on a GPU, but this Segmenter runs on the CPU"),
         (hu, np.zeros((1, 2, 2), np.uint8), r"out: got shape \(1, 2, 2\); expected that of hu"),
         (hu, read_only, "out: got a read-only array"),
+        # The labels of the first slices would be read as the last ones.
+        (own, own.view(np.uint8).reshape(2, *hu.shape)[1], "out: got an array in the memory of hu; expected"),
     ):
         with pytest.raises(ArgumentError, match=message):
             segmenter.label(given, spacing=SPACING[1:], out=out)

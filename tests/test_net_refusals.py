@@ -127,6 +127,9 @@ REFUSED = {
         with_run(dst=weights_of(1, 1, 8, 8)),
         with_run(dst=read_only(weights_of(2, 1, 8, 8))),
         with_run(dst=misaligned(2, 1, 8, 8)),
+        with_run(),  # in the memory of src
+        with_run((three := weights_of(3, 1, 8, 8))[1:], three[:2]),
+        with_run(dst=(mine := weights_of(2, 1, 8, 8)), wanted=mine.view(bool).ravel()[:128].reshape(2, 8, 8)),
     ],
     "pad": [with_first(pad=-1), with_first(pad=2**30), with_first(pad=MOST)],
     "pool": [
@@ -191,8 +194,9 @@ def test_nothing_is_converted(act):
 
 
 @pytest.mark.parametrize("act", [lambda net: net.add_map(64, 64, 8), lambda net: net.reserve(500, 500)])
-def test_one_call_at_a_time(act):
-    """Memory of slices on their way is not given back while they are."""
+@pytest.mark.parametrize("other", ["run", "reserve"])
+def test_one_call_at_a_time(act, other):
+    """Memory of slices on their way is not given back while they are; and other threads go on meanwhile."""
     net = _core.Net(64, 64, 1)
     for _ in range(2):
         net.add_map(64, 64, 8)
@@ -208,7 +212,8 @@ def test_one_call_at_a_time(act):
         except ArgumentError as error:
             said.append(str(error))
 
-    thread = threading.Thread(target=attempt, args=(net.run, x, np.empty_like(x), None, 2))
+    work = (net.run, x, np.empty_like(x), None, 2) if other == "run" else (net.reserve, 500, 500)
+    thread = threading.Thread(target=attempt, args=work)
     thread.start()
     while thread.is_alive() and not said:  # whichever of the two comes second
         attempt(act, net)

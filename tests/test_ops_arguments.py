@@ -1,5 +1,6 @@
 """Arguments of the fused ops that are wrong: refused by name, before anything is written."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -98,6 +99,29 @@ def test_wrong_shapes_are_refused(op, name):
         call_with(op, **{name: np.zeros((7, *good.shape[1:]), good.dtype)})
 
 
+def in_one_buffer(first, second, at):
+    """Two arrays like these, the second of which begins ``at`` bytes behind the begin of the first."""
+    buffer = np.zeros(at + first.nbytes + second.nbytes, np.uint8)
+    places = (0, first), (at, second)
+    return [buffer[begin : begin + a.nbytes].view(a.dtype).reshape(a.shape) for begin, a in places]
+
+
+@pytest.mark.parametrize(
+    ("op", "name", "other"), [(*a, b) for a in ARRAYS for b in OUTPUTS[a[0]] if a[1] != b]
+)
+def test_outputs_have_memory_of_their_own(op, name, other):
+    first, second = good_calls()[op][name], good_calls()[op][other]
+    last = (first.nbytes - 1) // 4 * 4  # where both are aligned
+    for at in (0, last):
+        arrays = in_one_buffer(first, second, at)
+        with pytest.raises(
+            ArgumentError, match=f"^({other}|{name}): got an array in the memory of ({other}|{name}),"
+        ):
+            call_with(op, **dict(zip((name, other), arrays, strict=True)))
+    beside = in_one_buffer(first, second, last + 4)
+    call_with(op, **dict(zip((name, other), beside, strict=True)))
+
+
 @pytest.mark.parametrize(
     ("op", "changes", "message"),
     [
@@ -170,13 +194,15 @@ def test_wrong_fits_are_refused(changes, message):
 
 
 class OnGpu:
-    """Something that says that it is a CUDA array."""
+    """Something that says that it is a CUDA array, in memory of its own."""
+
+    _addresses = itertools.count(1 << 20, 1 << 20)
 
     def __init__(self, array, **changes):
         self.__cuda_array_interface__ = {
             "shape": array.shape,
             "typestr": array.dtype.str,
-            "data": (1 << 20, False),
+            "data": (next(self._addresses), False),
             "version": 3,
             "strides": None,
         } | changes

@@ -102,6 +102,21 @@ def test_wrong_arrays_are_refused():
             _core.clear(dst)
 
 
+def test_a_target_has_memory_of_its_own():
+    buffer = np.arange(40, dtype=np.int16)
+    for dst in (buffer[:20], buffer[1:21], buffer[19:39]):
+        with pytest.raises(
+            ArgumentError, match=r"^dst: got an array in the memory of src, expected memory of its own"
+        ):
+            _core.copy(dst, buffer[:20])
+    _core.copy(buffer[20:], buffer[:20])
+    assert (buffer == [*range(20), *range(20)]).all()
+    _core.copy(buffer[7:7], buffer[9:9])  # nothing
+    single = np.zeros(8, np.float32)
+    with pytest.raises(ArgumentError, match=r"^dst: got an array in the memory of src"):
+        _core.to_half(single.view(np.float16)[8:], single)
+
+
 AT_WORK = """
 import sys, threading, time
 import numpy as np

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtseg import __version__, models
-from trtseg.cascade.arrays import checked, checked_on_host
+from trtseg.cascade.arrays import checked, checked_on_host, checked_out
 from trtseg.cascade.base import Logits, Progress, Timings
 from trtseg.cascade.cpu import Cascade
 from trtseg.cascade.volumes import check_search, label_volume
@@ -329,7 +329,7 @@ class Segmenter:
             How the slices lie on the nets' grid, as `place` gives it. Without it these slices alone decide. Whoever
             labels a scan slice by slice gives the same placement with each slice.
         out : uint8 [Z, Y, X], optional
-            Where the labels go, C-contiguous; by default a new array on the host.
+            Where the labels go, C-contiguous, not in the memory of ``hu``; by default a new array on the host.
         stream : int
             CUDA stream on which arrays on the GPU are made and will be used, as
             ``torch.cuda.current_stream().cuda_stream``. Work enqueued there afterwards finds the labels in ``out``.
@@ -354,9 +354,7 @@ class Segmenter:
             )
         with self._opened() as cascade:
             slices = checked(hu, "hu", np.int16, cascade)
-            labels = None if out is None else checked(out, "out", np.uint8, cascade)
-            if labels is not None and labels.shape != slices.shape:
-                raise ArgumentError(f"out: got shape {labels.shape}; expected that of hu, {slices.shape}")
+            labels = None if out is None else checked_out(out, slices, cascade)
             made, _ = cascade.run(slices, spacing, labels, fit=fit, stream=stream)
         return made if out is None else out
 

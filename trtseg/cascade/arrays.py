@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from trtseg.cascade.cpu import Cascade
 from trtseg.cuda import dlpack
+from trtseg.cuda.arrays import CudaArray
 from trtseg.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -50,3 +51,28 @@ def checked_on_host(array: Any, name: str, dtype: Any, cascade: Cascade | CudaCa
     if name == "out" and not array.flags.writeable:
         raise ArgumentError(_READ_ONLY)
     return array
+
+
+def checked_out(out: Any, hu: Any, cascade: Cascade | CudaCascade) -> Any:
+    """Check labels ``[Z, Y, X]`` for the slices ``hu``, which are checked; see `checked`.
+
+    Raises
+    ------
+    ArgumentError
+        As `checked`; or their shapes differ, or the labels of the first slices would overwrite other slices.
+    """
+    labels = checked(out, "out", np.uint8, cascade)
+    if labels.shape != hu.shape:
+        raise ArgumentError(f"out: got shape {labels.shape}; expected that of hu, {hu.shape}")
+    (first, end), (other_first, other_end) = _place(labels), _place(hu)
+    if max(first, other_first) < min(end, other_end):
+        raise ArgumentError(
+            "out: got an array in the memory of hu; expected memory of its own: allocate it anew"
+        )
+    return labels
+
+
+def _place(array: NDArray[Any] | CudaArray) -> tuple[int, int]:
+    """Addresses of the begin and of the end of a C-contiguous array."""
+    first = array.address if isinstance(array, CudaArray) else array.ctypes.data
+    return first, first + array.nbytes
