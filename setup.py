@@ -57,13 +57,23 @@ IS_X86 = platform.machine() in ("x86_64", "AMD64")
 AVX2 = ["-mavx2", "-mfma"] if IS_X86 else []
 AVX512 = ["-mavx512f", "-mavx512vl"] if IS_X86 else []
 AVX512_VNNI = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"] if IS_X86 else []
-AVX_VNNI = ["-mavxvnni"] if IS_X86 else []  # GCC before 11 does not know it, and the file does without
+AVX_VNNI = ["-mavxvnni"] if IS_X86 else []
+IS_ARM64 = platform.machine() == "aarch64" and sys.maxsize > 2**32
+ASIMDDP = ["-march=armv8.2-a+dotprod"] if IS_ARM64 else []
+I8MM = ["-march=armv8.2-a+i8mm"] if IS_ARM64 else []
+NEW_FLAGS = [
+    *AVX_VNNI,
+    *ASIMDDP,
+    *I8MM,
+]  # where a compiler does not know one, as GCC 9 and 10, the file does without
 FILE_FLAGS = {
     "conv.cpp": ["-ffp-contract=fast", *AVX2],
     "conv_avx512.cpp": ["-ffp-contract=fast", *AVX512],
     "conv_int8_avx2.cpp": AVX2,
     "conv_int8_avx512_vnni.cpp": AVX512_VNNI,
     "conv_int8_avx_vnni.cpp": [*AVX2, *AVX_VNNI],
+    "conv_int8_asimddp.cpp": ASIMDDP,
+    "conv_int8_i8mm.cpp": I8MM,
 }
 CUDA_SOURCES = ("ops_cuda.cu", "graph_cuda.cu")  # only where there is an nvcc
 
@@ -235,7 +245,7 @@ class BuildExt(build_ext):
         cuda_sources = [CSRC / name for name in CUDA_SOURCES] if cuda else []
         objects_folder = Path(self.build_temp)
         compile_one = self.compiler.compile
-        unknown = [flag for flag in AVX_VNNI if not has_flag(self.compiler, flag)]
+        unknown = [flag for flag in NEW_FLAGS if not has_flag(self.compiler, flag)]
         with ThreadPoolExecutor(max_jobs()) as pool:
             cuda_objects = [
                 pool.submit(cuda.compile, s, objects_folder / s.with_suffix(".o")) for s in cuda_sources
@@ -268,9 +278,11 @@ core = Pybind11Extension(
             "conv.cpp",
             "conv_avx512.cpp",
             "conv_int8.cpp",
+            "conv_int8_asimddp.cpp",
             "conv_int8_avx2.cpp",
             "conv_int8_avx512_vnni.cpp",
             "conv_int8_avx_vnni.cpp",
+            "conv_int8_i8mm.cpp",
             "net.cpp",
             "net_fp32.cpp",
             "net_int8.cpp",

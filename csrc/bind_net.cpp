@@ -63,8 +63,9 @@ const T* checked(const char* name, const py::array_t<T, py::array::c_style>& arr
 }
 
 constexpr std::array<const conv::Products*, 2> kFp32{&conv::kAvx512, &conv::kUsual};
-constexpr std::array<const conv_int8::Layers*, 4> kInt8{&conv_int8::kAvx512Vnni, &conv_int8::kAvxVnni,
-                                                        &conv_int8::kAvx2, &conv_int8::kPortable};
+constexpr std::array<const conv_int8::Layers*, 6> kInt8{
+    &conv_int8::kAvx512Vnni, &conv_int8::kAvxVnni,  &conv_int8::kAvx2,
+    &conv_int8::kI8mm,       &conv_int8::kAsimddp, &conv_int8::kPortable};
 
 // The names of the instruction sets of `sets` that this processor has, the fastest first.
 template <class Sets>

@@ -5,12 +5,17 @@
 namespace trtseg::conv {
 namespace {
 
-// Eight floats at any address: a register of AVX2, or two of NEON.
-typedef float Vec __attribute__((vector_size(kLanes * sizeof(float)), aligned(alignof(float)), may_alias));
+// Floats at any address that have a register, of AVX2 or of NEON: of others g++ keeps sums in memory.
+#if defined(__ARM_NEON)
+constexpr int kVec = kLanes / 2;
+#else
+constexpr int kVec = kLanes;
+#endif
+typedef float Vec __attribute__((vector_size(kVec * sizeof(float)), aligned(alignof(float)), may_alias));
 
 inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
-inline Vec all(float x) { return Vec{x, x, x, x, x, x, x, x}; }
+inline Vec all(float x) { return x - Vec{}; }
 inline Vec larger(Vec a, Vec b) { return b > a ? b : a; }  // `a` where one of them is NaN
 
 // Keeps a value in its register: the compiler would load it again for each sum.
@@ -24,32 +29,33 @@ inline Vec larger(Vec a, Vec b) { return b > a ? b : a; }  // `a` where one of t
 template <int N>
 inline void product(const float* a, std::ptrdiff_t apart, int in, const float* b, const float* bias, float* c,
                     std::ptrdiff_t c_apart) {
-  Vec sum[kRows][N];
-  for (int n = 0; n < N; ++n) {
-    const Vec start = bias ? load(bias + n * kLanes) : all(0.0f);
-    for (int r = 0; r < kRows; ++r) sum[r][n] = start;
+  constexpr int M = N * kLanes / kVec;
+  Vec sum[kRows][M];
+  for (int m = 0; m < M; ++m) {
+    const Vec start = bias ? load(bias + m * kVec) : all(0.0f);
+    for (int r = 0; r < kRows; ++r) sum[r][m] = start;
   }
   const float *a0 = a, *a1 = a + apart, *a2 = a1 + apart, *a3 = a2 + apart;
 #pragma GCC unroll 2
   for (int i = 0; i < in; ++i, b += N * kLanes) {
-    Vec weight[N];
-    for (int n = 0; n < N; ++n) {
-      weight[n] = load(b + n * kLanes);
-      TRTSEG_HOLD(weight[n]);
+    Vec weight[M];
+    for (int m = 0; m < M; ++m) {
+      weight[m] = load(b + m * kVec);
+      TRTSEG_HOLD(weight[m]);
     }
     const Vec x0 = all(a0[i]);
-    for (int n = 0; n < N; ++n) sum[0][n] += x0 * weight[n];
+    for (int m = 0; m < M; ++m) sum[0][m] += x0 * weight[m];
     const Vec x1 = all(a1[i]);
-    for (int n = 0; n < N; ++n) sum[1][n] += x1 * weight[n];
+    for (int m = 0; m < M; ++m) sum[1][m] += x1 * weight[m];
     const Vec x2 = all(a2[i]);
-    for (int n = 0; n < N; ++n) sum[2][n] += x2 * weight[n];
+    for (int m = 0; m < M; ++m) sum[2][m] += x2 * weight[m];
     const Vec x3 = all(a3[i]);
-    for (int n = 0; n < N; ++n) sum[3][n] += x3 * weight[n];
+    for (int m = 0; m < M; ++m) sum[3][m] += x3 * weight[m];
   }
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 3
-    for (int n = 0; n < N; ++n) store(c + r * c_apart + n * kLanes, sum[r][n]);
+#pragma GCC unroll 6
+    for (int m = 0; m < M; ++m) store(c + r * c_apart + m * kVec, sum[r][m]);
 }
 
 constexpr int kMost = 3;  // eights of output channels for which there are registers
@@ -99,38 +105,38 @@ inline float* at(const Map& map, std::ptrdiff_t y, std::ptrdiff_t x) { return ma
 // The patches of tiles, transformed.
 void read_patches(const Map& src, const int* tile, int count, float* patches) {
   const std::ptrdiff_t apart = std::ptrdiff_t{kRows} * src.channels;
-  alignas(64) float half[kPoints * kLanes];  // [row][column] of a patch
+  alignas(64) float half[kPoints * kVec];  // [row][column] of a patch
   for (int t = 0; t < count; ++t) {
     const Area area = area_of(src, tile[t]);
     const float* corner = at(src, area.y - 1, area.x - 1);
     float* to = patches + place(t, src.channels);
-    for (int c = 0; c < src.channels; c += kLanes, to += kLanes) {
+    for (int c = 0; c < src.channels; c += kVec, to += kVec) {
 #pragma GCC unroll 6
       for (int j = 0; j < kPatch; ++j)
-        patch_transform(corner + j * src.pixel + c, src.row, half + j * kLanes, kPatch * kLanes);
+        patch_transform(corner + j * src.pixel + c, src.row, half + j * kVec, kPatch * kVec);
 #pragma GCC unroll 6
       for (int i = 0; i < kPatch; ++i)
-        patch_transform(half + i * kPatch * kLanes, kLanes, to + i * kPatch * apart, apart);
+        patch_transform(half + i * kPatch * kVec, kVec, to + i * kPatch * apart, apart);
     }
   }
 }
 
-// The products of one tile and kLanes channels -> pixels, with bias and ReLU, as far as the area reaches.
+// The products of one tile and kVec channels -> pixels, with bias and ReLU, as far as the area reaches.
 inline void write_tile(const float* from, std::ptrdiff_t apart, Vec bias, const Map& dst, float* to, int rows,
                        int columns, const Map* pool, float* maxima) {
-  alignas(64) float half[kTile * kPatch * kLanes];  // [row of the tile][column of the patch]
+  alignas(64) float half[kTile * kPatch * kVec];  // [row of the tile][column of the patch]
 #pragma GCC unroll 6
   for (int j = 0; j < kPatch; ++j) {
     Vec column[kTile];
     tile_transform(from + j * apart, kPatch * apart, column);
 #pragma GCC unroll 4
-    for (int i = 0; i < kTile; ++i) store(half + (i * kPatch + j) * kLanes, column[i]);
+    for (int i = 0; i < kTile; ++i) store(half + (i * kPatch + j) * kVec, column[i]);
   }
   Vec above[kTile / 2];
 #pragma GCC unroll 4
   for (int i = 0; i < kTile; ++i) {
     Vec out[kTile];
-    tile_transform(half + i * kPatch * kLanes, kLanes, out);
+    tile_transform(half + i * kPatch * kVec, kVec, out);
 #pragma GCC unroll 4
     for (int j = 0; j < kTile; ++j) {
       out[j] = larger(out[j] + bias, all(0.0f));
@@ -153,7 +159,7 @@ void write_tiles(const float* products, const float* bias, const Map& dst, const
     const Area area = area_of(dst, tile[t]);
     const float* from = products + place(t, dst.channels);
     float *to = at(dst, area.y, area.x), *maxima = pool ? at(*pool, area.y / 2, area.x / 2) : nullptr;
-    for (int c = 0; c < dst.channels; c += kLanes, from += kLanes, to += kLanes) {
+    for (int c = 0; c < dst.channels; c += kVec, from += kVec, to += kVec) {
       const Vec b = load(bias + c);
       if (area.rows < kTile || area.columns < kTile) {
         write_tile(from, apart, b, dst, to, area.rows, area.columns, pool, maxima);
@@ -162,7 +168,7 @@ void write_tiles(const float* products, const float* bias, const Map& dst, const
       } else {
         write_tile(from, apart, b, dst, to, kTile, kTile, nullptr, nullptr);
       }
-      if (pool) maxima += kLanes;
+      if (pool) maxima += kVec;
     }
   }
 }
@@ -232,7 +238,7 @@ void conv_first(const float* src, std::ptrdiff_t row, const float* weights, cons
   std::ptrdiff_t offset[kTile];  // the last pixel of a narrow tile several times
   for (int x = 0; x < kTile; ++x) offset[x] = std::ptrdiff_t{x < dst.columns ? x : dst.columns - 1} * stride;
   for (int y = 0; y < dst.rows; ++y)
-    for (int c = 0; c < dst.channels; c += kLanes) {
+    for (int c = 0; c < dst.channels; c += kVec) {
       // The pixels of a row together: the weights are loaded once, and no sum waits for the one before.
       const float* from = src + y * stride * row;
       const float* weight = weights + c;
@@ -269,10 +275,11 @@ void head(const Map& src, const float* weights, const float* bias, int classes, 
       for (int i = 0; i < scale; ++i)
         for (int j = 0; j < scale; ++j)
           for (int k = 0; k < classes; ++k, w += src.channels) {
-            Vec sum = all(0.0f);
-            for (int c = 0; c < src.channels; c += kLanes) sum += load(in + c) * load(w + c);
+            Vec sum[kLanes / kVec] = {};
+            for (int c = 0; c < src.channels; c += kLanes)
+              for (int v = 0; v < kLanes; v += kVec) sum[v / kVec] += load(in + c + v) * load(w + c + v);
             float total = bias[k];
-            for (int n = 0; n < kLanes; ++n) total += sum[n];
+            for (int n = 0; n < kLanes; ++n) total += sum[n / kVec][n % kVec];
             dst[k * plane + (y * scale + i) * width + x * scale + j] = total;
           }
     }

@@ -1,4 +1,4 @@
-// What every processor runs; and the order of the weights, which is the same for all.
+// What every processor runs; and the order of the weights.
 #include "conv_int8.h"
 
 // Vectors are results here for which there may be no register; all of them stay in this file.
@@ -29,14 +29,14 @@ bool is_supported() { return true; }
 
 }  // namespace
 
-void pack(const std::int8_t* src, int points, int in, int out, std::int8_t* dst) {
+void pack(const std::int8_t* src, int points, int in, int out, int together, std::int8_t* dst) {
   for (int first = 0; first < out; first += kGroups * kLanes)
     for (int k = 0; k < points; ++k)
-      for (int c = 0; c < in; c += kLanes)
+      for (int c = 0; c < in; c += together)
         for (int o = first; o < out && o < first + kGroups * kLanes; ++o)
-          for (int i = c; i < c + kLanes; ++i) *dst++ = src[(std::ptrdiff_t{k} * in + i) * out + o];
+          for (int i = c; i < c + together; ++i) *dst++ = src[(std::ptrdiff_t{k} * in + i) * out + o];
 }
 
-const Layers kPortable{"portable", is_supported, conv3x3, upsample, head, quantise};
+const Layers kPortable{"portable", kLanes, 0, is_supported, conv3x3, upsample, head, quantise};
 
 }  // namespace trtseg::conv_int8

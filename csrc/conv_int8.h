@@ -33,12 +33,14 @@ struct Weights {
   const std::int32_t* start;
 };
 
-// Arranges `points` matrices `[in][out]`, one after the other, for the inner loop.
-void pack(const std::int8_t* src, int points, int in, int out, std::int8_t* dst);
+// Arranges `points` matrices `[in][out]`, one after the other, for the inner loop: so many channels of an output `together`.
+void pack(const std::int8_t* src, int points, int in, int out, int together, std::int8_t* dst);
 
 // The layers, compiled for an instruction set; arguments as in conv.h.
 struct Layers {
   const char* name;  // of the instruction set
+  int together;      // channels of an output whose weights lie together
+  int less;          // what the inner loop takes from each byte: 128 where it multiplies signed ones
   bool (*is_supported)();
   // Nine matrices. Where `pool` is given, it gets the maxima over 2x2 pixels.
   void (*conv3x3)(const Map& src, Weights weights, Rounding rounding, const Map& dst, const Map* pool, const int* tile,
@@ -52,7 +54,7 @@ struct Layers {
   void (*quantise)(const float* values, int zero, int least, const Map& dst, int tile);
 };
 
-// AVX-512 with VNNI, AVX2 with VNNI, AVX2, and what every processor runs.
-extern const Layers kAvx512Vnni, kAvxVnni, kAvx2, kPortable;
+// AVX-512 with VNNI, AVX2 with VNNI, AVX2; products of matrices and dot products of Arm; and what every processor runs.
+extern const Layers kAvx512Vnni, kAvxVnni, kAvx2, kI8mm, kAsimddp, kPortable;
 
 }  // namespace trtseg::conv_int8

@@ -69,7 +69,7 @@ bool is_supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_sup
 
 }  // namespace
 
-const Layers kAvx2{"avx2", is_supported, conv3x3, upsample, head, quantise};
+const Layers kAvx2{"avx2", kLanes, 0, is_supported, conv3x3, upsample, head, quantise};
 
 }  // namespace trtseg::conv_int8
 
@@ -77,7 +77,7 @@ const Layers kAvx2{"avx2", is_supported, conv3x3, upsample, head, quantise};
 
 namespace trtseg::conv_int8 {
 
-const Layers kAvx2{"avx2", [] { return false; }, nullptr, nullptr, nullptr, nullptr};
+const Layers kAvx2{"avx2", 0, 0, [] { return false; }, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace trtseg::conv_int8
 

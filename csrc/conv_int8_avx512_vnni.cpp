@@ -86,7 +86,7 @@ bool is_supported() {
 
 }  // namespace
 
-const Layers kAvx512Vnni{"avx512_vnni", is_supported, conv3x3, upsample, head, quantise};
+const Layers kAvx512Vnni{"avx512_vnni", kLanes, 0, is_supported, conv3x3, upsample, head, quantise};
 
 }  // namespace trtseg::conv_int8
 
@@ -94,7 +94,7 @@ const Layers kAvx512Vnni{"avx512_vnni", is_supported, conv3x3, upsample, head, q
 
 namespace trtseg::conv_int8 {
 
-const Layers kAvx512Vnni{"avx512_vnni", [] { return false; }, nullptr, nullptr, nullptr, nullptr};
+const Layers kAvx512Vnni{"avx512_vnni", 0, 0, [] { return false; }, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace trtseg::conv_int8
 

@@ -97,7 +97,7 @@ void product(const Byte* corner, const Map& src, int size, const std::int8_t* we
 
 }  // namespace
 
-const Layers kAvxVnni{"avx_vnni", is_supported, conv3x3, upsample, head, quantise};
+const Layers kAvxVnni{"avx_vnni", kLanes, 0, is_supported, conv3x3, upsample, head, quantise};
 
 }  // namespace trtseg::conv_int8
 
@@ -105,7 +105,7 @@ const Layers kAvxVnni{"avx_vnni", is_supported, conv3x3, upsample, head, quantis
 
 namespace trtseg::conv_int8 {
 
-const Layers kAvxVnni{"avx_vnni", [] { return false; }, nullptr, nullptr, nullptr, nullptr};
+const Layers kAvxVnni{"avx_vnni", 0, 0, [] { return false; }, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace trtseg::conv_int8
 

@@ -4,6 +4,10 @@
 // processors of which others know nothing.
 #include "conv_int8.h"
 
+#if defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
 namespace trtseg::conv_int8 {
 namespace {
 
@@ -17,12 +21,47 @@ template <int N>
 __attribute__((noinline)) void product(const Byte* corner, const Map& src, int size, const std::int8_t* weights,
                                        const std::int32_t* start, std::int32_t* sums);
 
-typedef float Floats8 __attribute__((vector_size(kLanes * sizeof(float)), aligned(alignof(float)), may_alias));
-typedef std::int32_t Ints8 __attribute__((vector_size(kLanes * sizeof(std::int32_t)), aligned(4), may_alias));
+// Floats and integers that have a register, at any address: of others g++ computes one by one. A pixel's channels take
+// kParts of them.
+#if defined(__ARM_NEON)
+constexpr int kParts = 2;
+#else
+constexpr int kParts = 1;
+#endif
+typedef float Floats __attribute__((vector_size(kLanes / kParts * sizeof(float)), aligned(alignof(float)), may_alias));
+typedef std::int32_t Ints __attribute__((vector_size(kLanes / kParts * sizeof(std::int32_t)), aligned(4), may_alias));
 typedef Byte Bytes8 __attribute__((vector_size(kLanes), aligned(1), may_alias));
 
-inline Floats8 load(const float* p) { return *reinterpret_cast<const Floats8*>(p); }
-inline Ints8 load(const std::int32_t* p) { return *reinterpret_cast<const Ints8*>(p); }
+struct Floats8 {
+  Floats part[kParts];
+};
+
+inline Floats8 load(const float* p) {
+  Floats8 v;
+  for (int i = 0; i < kParts; ++i) v.part[i] = reinterpret_cast<const Floats*>(p)[i];
+  return v;
+}
+
+inline Floats8 load(const std::int32_t* p) {
+  Floats8 v;
+  for (int i = 0; i < kParts; ++i) v.part[i] = __builtin_convertvector(reinterpret_cast<const Ints*>(p)[i], Floats);
+  return v;
+}
+
+inline Floats8 scaled(Floats8 v, const Floats8& scale, const Floats8& bias) {
+  for (int i = 0; i < kParts; ++i) v.part[i] = v.part[i] * scale.part[i] + bias.part[i];
+  return v;
+}
+
+#if defined(__ARM_NEON)
+inline Bytes8 bytes(const Ints* part) {
+  const uint16x4_t low = vmovn_u32((uint32x4_t)part[0]), high = vmovn_u32((uint32x4_t)part[1]);
+  return (Bytes8)vmovn_u16(vcombine_u16(low, high));
+}
+#else
+inline Bytes8 bytes(const Ints* part) { return __builtin_convertvector(*part, Bytes8); }
+#endif
+
 inline void store(Byte* p, Bytes8 v) { *reinterpret_cast<Bytes8*>(p) = v; }
 
 inline Byte* at(const Map& map, std::ptrdiff_t y, std::ptrdiff_t x) { return map.data + y * map.row + x * map.pixel; }
@@ -36,22 +75,26 @@ class Rounder {
   Rounder(int zero, int least)
       : low_(all(static_cast<float>(least - zero))), high_(all(static_cast<float>(255 - zero))), offset_(kBits - zero) {}
 
-  Bytes8 operator()(Floats8 value) const {
-    value = value > low_ ? value : low_;
-    value = value < high_ ? value : high_;
-    value += kWhole;
-    Ints8 bits;
-    __builtin_memcpy(&bits, &value, sizeof bits);
-    return __builtin_convertvector(bits - offset_, Bytes8);
+  Bytes8 operator()(const Floats8& values) const {
+    Ints bits[kParts];
+    for (int i = 0; i < kParts; ++i) {
+      Floats value = values.part[i];
+      value = value > low_ ? value : low_;
+      value = value < high_ ? value : high_;
+      value += kWhole;
+      __builtin_memcpy(&bits[i], &value, sizeof value);
+      bits[i] -= offset_;
+    }
+    return bytes(bits);
   }
 
  private:
   static constexpr float kWhole = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to the nearest even integer
   static constexpr std::int32_t kBits = 0x4B400000;  // of kWhole
 
-  static Floats8 all(float x) { return Floats8{x, x, x, x, x, x, x, x}; }
+  static Floats all(float x) { return x - Floats{}; }
 
-  Floats8 low_, high_;
+  Floats low_, high_;
   std::int32_t offset_;
 };
 
@@ -97,8 +140,7 @@ void conv3x3(const Map& src, Weights weights, Rounding rounding, const Map& dst,
           Bytes8 value[kPixels];
 #pragma GCC unroll 8
           for (int x = 0; x < kPixels; ++x) {
-            const Floats8 sum = __builtin_convertvector(load(sums + (x * groups + g) * kLanes), Floats8);
-            value[x] = rounded(sum * scale + bias);
+            value[x] = rounded(scaled(load(sums + (x * groups + g) * kLanes), scale, bias));
             const int v = x / kColumns, h = x % kColumns;
             if (v < rows && h < columns) store(to + v * row + h * pixel, value[x]);
           }
@@ -130,8 +172,8 @@ void upsample(const Map& src, Weights weights, Rounding rounding, const Map& dst
           for (int x = 0; x < kPixels; ++x) {
             const int v = y + x / kColumns, h = x % kColumns;
             if (v >= area.rows || h >= area.columns) continue;
-            const Floats8 sum = __builtin_convertvector(load(sums + (x * groups + g) * kLanes), Floats8);
-            store(at(dst, 2 * (area.y + v) + k / 2, 2 * (area.x + h) + k % 2) + o, rounded(sum * scale + bias));
+            store(at(dst, 2 * (area.y + v) + k / 2, 2 * (area.x + h) + k % 2) + o,
+                  rounded(scaled(load(sums + (x * groups + g) * kLanes), scale, bias)));
           }
         }
       }

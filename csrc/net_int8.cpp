@@ -17,14 +17,15 @@ using conv_int8::Map;
 struct Quantised {
   // Of `matrices` matrices after each other, each of `points` matrices `[in][out]` that are summed up. `zero` stands for
   // 0 in what they are multiplied with.
-  Quantised(const std::vector<std::int8_t>& weights, int matrices, int points, int in, int out, int zero)
+  Quantised(const conv_int8::Layers& layers, const std::vector<std::int8_t>& weights, int matrices, int points, int in,
+            int out, int zero)
       : packed(weights.size()), start(static_cast<std::size_t>(matrices) * out) {
     const std::ptrdiff_t size = std::ptrdiff_t{points} * in * out;
     for (int m = 0; m < matrices; ++m) {
-      conv_int8::pack(weights.data() + m * size, points, in, out, packed.get() + m * size);
+      conv_int8::pack(weights.data() + m * size, points, in, out, layers.together, packed.get() + m * size);
       for (std::ptrdiff_t k = 0; k < size; ++k) {
         const int weight = weights[static_cast<std::size_t>(m * size + k)];
-        start[static_cast<std::size_t>(std::ptrdiff_t{m} * out + k % out)] -= zero * weight;
+        start[static_cast<std::size_t>(std::ptrdiff_t{m} * out + k % out)] -= (zero - layers.less) * weight;
       }
     }
   }
@@ -53,7 +54,7 @@ void Net::add_conv(Part src, Part dst, const Part* pool, const std::int8_t* weig
   check_sums(kPoints, src.count);
   const std::vector<std::int8_t> matrices = matrices_of(weights, kPoints, src.count, dst.count, false);
   const Size in = maps_[static_cast<std::size_t>(src.map)], out = maps_[static_cast<std::size_t>(dst.map)];
-  const auto own = std::make_shared<Quantised>(matrices, 1, kPoints, src.count, dst.count, in.zero);
+  const auto own = std::make_shared<Quantised>(int8_, matrices, 1, kPoints, src.count, dst.count, in.zero);
   add({out, src.map, {1, 1, 1}, outputs, kConvTogether,
        [=, conv3x3 = int8_.conv3x3, has_pool = pool != nullptr, pool = pool ? *pool : Part{}, zero = out.zero,
         scale = copied(scale, dst.count), bias = copied(bias, dst.count)](const Memory& memory, const int* tile,
@@ -72,7 +73,7 @@ void Net::add_up(Part src, Part dst, const std::int8_t* weights, const float* sc
   constexpr int kPoints = 4;
   const std::vector<std::int8_t> matrices = matrices_of(weights, kPoints, src.count, dst.count, true);
   const Size in = maps_[static_cast<std::size_t>(src.map)], out = maps_[static_cast<std::size_t>(dst.map)];
-  const auto own = std::make_shared<Quantised>(matrices, kPoints, 1, src.count, dst.count, in.zero);
+  const auto own = std::make_shared<Quantised>(int8_, matrices, kPoints, 1, src.count, dst.count, in.zero);
   add({in, src.map, {1, 0, 0}, {{dst, 2, 1}}, kTogether,
        [=, upsample = int8_.upsample, zero = out.zero, scale = copied(scale, dst.count), bias = copied(bias, dst.count)](
            const Memory& memory, const int* tile, int count, float*) {
@@ -96,7 +97,7 @@ void Net::add_head(Part src, const std::int8_t* weights, const float* scale, con
       for (int k = 0; k < area; ++k) {
         matrix[static_cast<std::size_t>(std::ptrdiff_t{i} * outputs + k * classes_ + c)] = *weights++;
       }
-  const auto own = std::make_shared<Quantised>(matrix, 1, 1, src.count, outputs, in.zero);
+  const auto own = std::make_shared<Quantised>(int8_, matrix, 1, 1, src.count, outputs, in.zero);
   add({in, src.map, {1, 0, 0}, {{{kLogits, 0, classes_}, enlarged, 1}}, kTogether,
        [=, head = int8_.head, scale = copied(scale, classes_), bias = copied(bias, classes_)](
            const Memory& memory, const int* tile, int count, float*) {

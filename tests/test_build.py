@@ -55,12 +55,21 @@ def fake_toolkit(
     return home
 
 
-def build(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess:
-    """Run setup.py build_ext with a C++ compiler that does nothing but log."""
+# Runs setup.py on a machine of another name: MACHINE ARGUMENTS...
+ELSEWHERE = """import platform, runpy, sys
+platform.machine = lambda machine=sys.argv.pop(1): machine
+runpy.run_path(sys.argv.pop(1), run_name="__main__")"""
+
+
+def build(
+    tmp_path: Path, machine: str | None = None, refused: str = "", **environment: str
+) -> subprocess.CompletedProcess:
+    """Run setup.py build_ext with a C++ compiler that does nothing but log, and fails where it is given one flag."""
     pytest.importorskip("pybind11", reason="pybind11 is not installed")
     pytest.importorskip("setuptools", reason="setuptools is not installed")
-    cxx = str(script(tmp_path / "cxx", f'echo "$*" >>"{tmp_path}/cxx.log"', OUTPUT))
-    command = [sys.executable, "setup.py", "build_ext"]
+    refusal = f'case " $* " in *" {refused or "none"} "*) exit 1 ;; esac'
+    cxx = str(script(tmp_path / "cxx", refusal, f'echo "$*" >>"{tmp_path}/cxx.log"', OUTPUT))
+    command = [sys.executable, *(("-c", ELSEWHERE, machine) if machine else ()), "setup.py", "build_ext"]
     command += ["--build-temp", tmp_path / "t", "--build-lib", tmp_path / "l"]
     env = {k: v for k, v in os.environ.items() if not k.startswith("TRTSEG_")}
     env |= {"CC": cxx, "CXX": cxx, "LDSHARED": cxx, "LDCXXSHARED": cxx} | environment
@@ -182,6 +191,35 @@ def test_a_failing_compilation_is_one_sentence(tmp_path):
     assert "ops_cuda.cu(7): error: bad" in done.stderr
     message = refusal(done)
     assert message == "error: nvcc failed on csrc/ops_cuda.cu, see above; TRTSEG_CUDA=0 builds without CUDA"
+
+
+DOT, I8MM, AVX_VNNI = "-march=armv8.2-a+dotprod", "-march=armv8.2-a+i8mm", "-mavxvnni"
+
+
+@pytest.mark.parametrize(
+    ("machine", "refused", "expected"),
+    [
+        ("aarch64", "", {"conv_int8_asimddp": DOT, "conv_int8_i8mm": I8MM}),
+        ("aarch64", I8MM, {"conv_int8_asimddp": DOT}),
+        ("aarch64", DOT, {"conv_int8_i8mm": I8MM}),
+        ("x86_64", "", {"conv_int8_avx_vnni": AVX_VNNI}),
+        ("x86_64", AVX_VNNI, {}),
+        ("riscv64", "", {}),
+    ],
+)
+def test_new_instructions_are_for_the_files_that_ask_for_them(tmp_path, machine, refused, expected):
+    """A flag that a compiler does not know is left out, and the file is built all the same."""
+    decision(build(tmp_path, machine, refused, TRTSEG_CUDA="0"))
+    found, compiled = {}, set()
+    for line in (tmp_path / "cxx.log").read_text().splitlines():
+        words = line.split()
+        for name in [Path(word).stem for word in words if word.startswith("csrc/")]:
+            compiled.add(name)
+            for flag in {DOT, I8MM, AVX_VNNI} & {*words}:
+                found[name] = flag
+            assert name.startswith("conv") or not [w for w in words if w.startswith(("-march", "-mavx"))]
+    assert found == expected
+    assert compiled == {path.stem for path in (ROOT / "csrc").glob("*.cpp")}
 
 
 @pytest.mark.parametrize(("werror", "expected"), [({}, False), ({"TRTSEG_WERROR": "1"}, True)])

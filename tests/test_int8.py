@@ -160,6 +160,8 @@ def test_nets_of_different_precision_are_told(folder, tmp_path):
         (["avx512_vnni", "avx2", "portable"], True),
         (["avx_vnni", "avx2", "portable"], True),
         (["avx2", "portable"], False),
+        (["i8mm", "asimddp", "portable"], True),
+        (["asimddp", "portable"], True),
         (["portable"], False),
     ],
 )
@@ -174,7 +176,8 @@ def test_instructions_are_those_that_linux_names():
     """Linux and the extension ask the processor in ways of their own."""
     features, found = read_cpuinfo()[1], {*_core.Net.int8_instructions()}
     assert found - {"portable"} <= features
-    assert found >= features & {"avx512_vnni", "avx2"}  # an old compiler does not know avx_vnni
+    old = {"avx512_vnni", "avx2", "asimddp"}  # an old compiler does not know avx_vnni and i8mm
+    assert found >= features & old
     assert ("avx512" in _core.Net.fp32_instructions()) is (features >= {"avx2", "fma", "avx512f", "avx512vl"})
 
 

@@ -272,6 +272,7 @@ def test_shipped_nets(role):
         ["avx512_vnni", "avx2", "portable"],
         ["avx_vnni", "avx2", "portable"],
         ["avx2", "portable"],
+        ["asimddp", "portable"],
         ["portable"],
     ],
 )

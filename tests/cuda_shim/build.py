@@ -28,6 +28,11 @@ IS_X86 = platform.machine() in ("x86_64", "AMD64")
 AVX2 = ["-mavx2", "-mfma"] if IS_X86 else []
 AVX512 = ["-mavx512f", "-mavx512vl"] if IS_X86 else []
 AVX512_VNNI = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"] if IS_X86 else []
+# Elsewhere arm_neon.h stands in for the instructions of Arm.
+IS_ARM64 = platform.machine() == "aarch64"
+PLAYED = ["-D__ARM_NEON", f"-I{SHIM}"]
+ASIMDDP = ["-march=armv8.2-a+dotprod"] if IS_ARM64 else [*PLAYED, "-D__ARM_FEATURE_DOTPROD"]
+I8MM = ["-march=armv8.2-a+i8mm"] if IS_ARM64 else [*PLAYED, "-D__ARM_FEATURE_MATMUL_INT8"]
 NET_FLAGS = {
     "conv.cpp": AVX2,
     "conv_avx512.cpp": AVX512,
@@ -36,6 +41,8 @@ NET_FLAGS = {
     "conv_int8_avx512_vnni.cpp": AVX512_VNNI,
     # What this computes with AVX-512 is the same, and more processors run it.
     "conv_int8_avx_vnni.cpp": [*AVX2, *AVX512_VNNI],
+    "conv_int8_asimddp.cpp": ASIMDDP,
+    "conv_int8_i8mm.cpp": I8MM,
     "net.cpp": [],
     "net_fp32.cpp": [],
     "net_int8.cpp": [],

@@ -17,7 +17,18 @@ from trtseg.errors import TrtsegError
 from trtseg.resources import available_cpus
 
 _RUNTIMES = ("openvino", "tensorrt", "tensorrt_rtx", "torch", "pycuda")
-_CPU_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16")
+_CPU_FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx_vnni",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_bf16",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "bf16",
+)
 
 
 def info(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False) -> None:

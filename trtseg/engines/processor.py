@@ -32,8 +32,12 @@ def native_bf16() -> bool:
 
 
 def native_int8() -> bool:
-    """Whether this processor sums products of INT8 in 32 bits at once (VNNI), so that INT8 is faster than FP32."""
-    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(_core.Net.int8_instructions())
+    """Whether this processor sums products of INT8 in 32 bits at once, so that INT8 is faster than FP32.
+
+    That is VNNI of x86-64, and dot products or products of matrices of 64-bit Arm.
+    """
+    native = {"avx512_vnni", "avx_vnni", "i8mm", "asimddp"}
+    return not native.isdisjoint(_core.Net.int8_instructions())
 
 
 def choose_precision(name: str, files: ModelFiles, role: str) -> Precision:

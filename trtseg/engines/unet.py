@@ -4,8 +4,8 @@ In FP32, Winograd's F(4x4, 3x3) (Lavin and Gray, arXiv 1509.09308) computes 16 o
 products instead of 144. The logits differ from those of other FP32 engines by rounding only. OpenVINO, ONNX Runtime and
 PyTorch compute every product.
 
-In INT8, sums of products are integers and exact: logits are the same, bit for bit, on all processors with AVX2 and with
-any number of threads.
+In INT8, sums of products are integers and exact: logits are the same, bit for bit, on all processors and with any
+number of threads.
 
 Around the body the liver net sees zeros, and around the liver the tumour net does. What a layer makes of zeros alone is
 known from an empty slice, and is not computed again. ``python -m benchmarks.engines`` compares it with OpenVINO.
