@@ -215,6 +215,15 @@ def test_small_lesions_are_matched_nearby_and_not_far_away(tmp_path):
     assert compare(before, after).response() is None  # nothing of 10 mm
 
 
+def test_a_lesion_below_10_mm_before_is_not_summed_however_much_it_grew():
+    def finding(before, after):
+        return Finding("grown", *(Side((1,), 1.0, mm, mm, mm, (mm,), 0) for mm in (before, after)))
+
+    lesions = finding(9.99, 40.0), finding(10.0, 12.0)
+    made = Comparison(("a", "b"), (1.0, 1.0), (1.0, 1.0), (0.0, 0.0, 0.0), 1.0, lesions, ())
+    assert made.diameters() == (10.0, 12.0)
+
+
 @pytest.mark.parametrize(
     ("before", "after", "judged"),
     [
