@@ -259,6 +259,15 @@ def test_lesions_are_the_same_from_a_tenth_of_overlap_or_within_10_mm(tmp_path, 
     assert [f.status for f in compare(before, after).findings] == statuses
 
 
+@pytest.mark.parametrize(
+    ("voxels", "later", "status"),
+    [(20, 26, "grown"), (20, 25, "unchanged"), (20, 15, "unchanged"), (20, 14, "shrunk")],
+)
+def test_a_change_of_a_quarter_of_the_volume_is_none_yet(tmp_path, voxels, later, status):
+    before, after = (block(tmp_path / f"{n}.nii.gz", (20, 19 + n)) for n in (voxels, later))
+    assert [f.status for f in compare(before, after).findings] == [status]
+
+
 @pytest.mark.parametrize(("columns", "same"), [((16, 22), 2), ((18, 24), 1), ((12, 24, 18), 3)])
 def test_the_nearest_of_several_lesions_is_the_same(tmp_path, columns, same):
     before, after = block(tmp_path / "a.nii.gz", (20, 20)), block(tmp_path / "b.nii.gz", ())
