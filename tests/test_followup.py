@@ -409,3 +409,13 @@ def test_reports_are_ordered(tmp_path):
     volumes = [f.before.volume_ml for f in compare(one, one).findings]
     assert all(a >= b for a, b in pairwise(volumes))
     assert len(volumes) == 4
+    # A lesion that is new comes after the smaller ones that are gone.
+    gone = scan(tmp_path / "b.nii.gz", list(zip(places[:3], radii[:3], strict=True)))
+    came = scan(tmp_path / "c.nii.gz", [(places[1], 9), (places[3], 11)])
+    findings = compare(gone, came).findings
+    assert [(f.status, (f.before or f.after).lesions) for f in findings] == [
+        ("unchanged", (1,)),
+        ("gone", (2,)),
+        ("gone", (3,)),
+        ("new", (1,)),
+    ]
