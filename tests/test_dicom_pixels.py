@@ -172,6 +172,12 @@ def test_padding_becomes_air(tmp_path):
     unsigned[0, 0] = 63536  # outside of the 12 bits that are stored
     dataset = made.instance(unsigned, BitsStored=12, RescaleIntercept=-1024, PixelPaddingValue=63536)
     assert read_again(dataset, tmp_path)[0, :2].tolist() == [-1000, 40]
+    for dtype, padding in ((np.int16, -2000), (np.int16, 30), (np.uint16, 3000)):  # inside, and junk in the others
+        values = np.full((16, 24), 1064, np.int32)
+        values[0, 0] = padding
+        junk = ((values & 0xFFF) | 0xA000).astype(np.uint16).view(dtype)
+        dataset = made.instance(junk, BitsStored=12, RescaleIntercept=-1024, PixelPaddingValue=padding)
+        assert read_again(dataset, tmp_path)[0, :2].tolist() == [-1000, 40]
 
 
 @pytest.mark.parametrize(
