@@ -95,6 +95,14 @@ def test_syntaxes_that_it_does_not_write(syntax, text, off, tmp_path):
     assert np.abs(hu.astype(int) - HU).max() <= off
 
 
+def test_the_size_of_a_jpeg_picture_stands_behind_other_segments_and_fill_bytes():
+    for fill in (b"", b"\xff", b"\xff\xff"):
+        for start in (b"\xff\xc1", b"\xff\xf7"):  # JPEG of 12 bits, JPEG-LS
+            frame = b"\xff\xd8" + fill + b"\xff\xfe\0\4ab" + fill + start + b"\0\x0b\x0c\0\x10\0\x18\1\1\x11\0"
+            assert pixels.coded_size(frame) == (16, 24, 1)
+            assert pixels.coded_size(frame.replace(start, b"\0" + start[1:])) is None  # damaged
+
+
 def test_jpeg_of_8_bits(tmp_path):
     picture, file = (PICTURE // 4).astype(np.uint8), io.BytesIO()
     Image.fromarray(picture).save(file, "JPEG", quality=100)
