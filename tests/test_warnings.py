@@ -214,7 +214,10 @@ def test_livers():
     masked = hu.copy()
     masked[:, :, 40:] = -1000
     assert found(labels, masked) == ["liver-cut"]
-    assert found(labels, steps={"largest_liver": {"removed_ml": 453.0}}) == ["liver-parts"]
+    for ml, dropped in ((400.0, 50.0), (500.0, 50.0), (1000.0, 100.0)):  # mL, and a tenth of the rest
+        for removed, expected in ((dropped, []), (dropped + 0.1, ["liver-parts"])):
+            assert found(labels, ml=ml, steps={"largest_liver": {"removed_ml": removed}}) == expected
+    assert found(labels, steps={"largest_liver": "off"}) == []
     tip = labels[2:].copy()
     for pixels, expected in ((1, []), (2, ["liver-cut"])):  # 64 and 128 mm2, from 100 on it is worth a word
         tip[0] = 0
