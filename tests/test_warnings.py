@@ -38,6 +38,8 @@ AFFINE = np.diag([-0.7, -0.8, 5.0, 1.0])
         ({}, []),
         ({"pixdim": [1, 1, 1, 1, 0, 0, 0, 0]}, ["geometry-conflict"]),
         ({"srow_x": 0, "srow_y": 0, "srow_z": 0}, ["geometry-conflict"]),
+        ({"srow_x": [-0.7, 0, 0, np.nan]}, ["geometry-conflict"]),
+        ({"srow_z": [0, 0, np.inf, 0]}, ["geometry-conflict"]),
         ({"quatern_b": 1, "quatern_c": 0, "quatern_d": 0}, ["geometry-conflict"]),
         ({"qoffset_x": 30}, ["geometry-conflict"]),
         ({"sform_code": 0, "quatern_d": 1.0005}, []),
@@ -51,7 +53,7 @@ def test_headers(tmp_path, fields, expected):
     volume = load(path)
     assert codes(volume.warnings) == expected
     assert volume.spacing == pytest.approx((5, 0.8, 0.7), rel=1e-3) or "pixdim" in fields
-    if fields.get("srow_x") == 0:
+    if {"srow_x", "srow_z"} & fields.keys():  # its sform is no geometry
         assert np.allclose(volume.geometry.affine, AFFINE, atol=1e-5)
         assert codes(load(nib.load(path)).warnings) == expected
 
