@@ -125,6 +125,22 @@ def test_what_lies_beyond_the_earlier_scan_is_not_shared(tmp_path, axis, part):
     assert made.liver_dice == pytest.approx(2 * 20 / 50)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("end", [0, 25])
+def test_a_scan_of_one_end_of_the_liver_comes_to_lie_on_that_end(tmp_path, axis, end):
+    labels = np.zeros((30, 30, 30), np.uint8)
+    labels[2:28, 14:16, 14:16] = 1  # a rod with a bar across one of its ends, which fits nowhere else
+    labels[end + 1 : end + 3, 14:16, 8:22] = 1
+    part = labels.copy()
+    part[: 24 if end else 0] = part[30 if end else 6 :] = 0
+    affine = np.diag([-4.0, -4, 4, 1])
+    for name, shown in (("whole", labels), ("part", part)):
+        nib.save(nib.Nifti1Image(np.moveaxis(shown, 0, axis), affine), tmp_path / f"{name}.nii.gz")
+    for pair in (("whole", "part"), ("part", "whole")):
+        made = compare(*(tmp_path / f"{name}.nii.gz" for name in pair))
+        assert made.shift_mm == pytest.approx((0, 0, 0), abs=2)
+
+
 def test_the_longest_lesions_are_summed_and_not_the_largest(tmp_path):
     labels = np.zeros((20, 60, 60), np.uint8)
     labels[2:18, 5:55, 5:55] = 1
