@@ -130,13 +130,18 @@ def test_a_slice_at_an_end_with_another_header_is_never_lost_silently(tmp_path, 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ({"ImageOrientationPatient": [1, 0, 0, 0, -1, 0]}, "slices of different orientation or pixel spacing"),
+        (
+            {"ImageOrientationPatient": [1, 0, 0, 0, -1, 0]},
+            "slices of different orientation or pixel spacing",
+        ),
         ({"PixelSpacing": [8.0, 7.1]}, "slices of different orientation or pixel spacing"),
         ({"PixelSpacing": [7.9, 7.0]}, "slices of different orientation or pixel spacing"),
         ({"Rows": 16}, "slices of (40|16) x 52 and of (40|16) x 52 pixels"),
     ],
 )
-def test_files_that_were_named_as_one_series_and_are_of_two_grids_are_refused(tmp_path, file, damage, message):
+def test_files_that_were_named_as_one_series_and_are_of_two_grids_are_refused(
+    tmp_path, file, damage, message
+):
     folder = made.save_series(tmp_path, CT)
     z = 4 - int(file)
     made.save(folder / file, made.instance(CT[z, :16] if "Rows" in damage else CT[z], 100 + z * 40, **damage))

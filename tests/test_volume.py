@@ -216,7 +216,10 @@ def test_grids_are_compared_by_where_their_voxels_lie():
         check_same_grid("a", geometry(shift=0.4), "b", geometry())
     with pytest.raises(InputError, match=r"up to 0\.12 mm apart"):  # 1 % of 0.8 mm, 15 voxels on
         check_same_grid("a", geometry(scale=1.01), "b", geometry())
-    for share, message in ((0.0019, None), (0.0021, "its affine is not that of b")):  # of a step, however long it is
+    for share, message in (
+        (0.0019, None),
+        (0.0021, "its affine is not that of b"),
+    ):  # of a step, however long it is
         for other in (geometry(scale=1 + share), geometry(high=1 + share)):
             with pytest.raises(InputError, match=message) if message else nullcontext():
                 check_same_grid("a", other, "b", geometry())
