@@ -9,7 +9,7 @@ from nifti_files import image, save
 
 from trtseg.errors import InputError
 from trtseg.io import load
-from trtseg.io.checks import find_jumps
+from trtseg.io.checks import check_slices, find_jumps
 from trtseg.io.hounsfield import check_hu
 from trtseg.labels.components import bounding_box
 from trtseg.labels.whole import _at_edges, check_liver
@@ -188,6 +188,22 @@ def test_slices():
     doubled[5, 1, 1] += 1
     for hu in (blank, doubled):
         assert not {"slices-blank", "slices-doubled"} & {*codes(load(hu, spacing=(5, 0.8, 0.7)).warnings)}
+
+
+def test_slices_are_named_by_their_numbers_from_the_feet_whatever_is_blank_there():
+    hu = np.zeros((14, 40, 40), np.int16)
+    hu[:, 10:30] = 30 * np.arange(14)[:, None, None] - 200  # the same step from slice to slice
+    hu[:2] = -1000
+    blank, doubled, jump = hu.copy(), hu.copy(), hu.copy()
+    blank[5:7] = -1000
+    doubled[5] = doubled[4]
+    jump[8:, 10:30] += 60
+    for ct, text in (
+        (blank, "Slices 5, 6 held nothing"),
+        (doubled, "Slice 4 came twice in a row"),
+        (jump, "The picture changes suddenly after slice 7:"),
+    ):
+        assert next(check_slices(ct)).text.startswith(text)
 
 
 def test_livers():
