@@ -42,6 +42,8 @@ AFFINE = np.diag([-0.7, -0.8, 5.0, 1.0])
         ({"srow_z": [0, 0, np.inf, 0]}, ["geometry-conflict"]),
         ({"quatern_b": 1, "quatern_c": 0, "quatern_d": 0}, ["geometry-conflict"]),
         ({"qoffset_x": 30}, ["geometry-conflict"]),
+        ({"qoffset_x": 0.08}, ["geometry-conflict"]),  # more than a tenth of the shortest step
+        ({"qoffset_x": 0.06}, []),
         ({"sform_code": 0, "quatern_d": 1.0005}, []),
         ({"sform_code": 0, "qform_code": 0}, ["geometry-unknown"]),
     ],
