@@ -28,7 +28,7 @@ from test_dicom_pixels import HTJ2K, LOSSLESS, PICTURE, coded
 
 from trtseg.errors import InputError
 from trtseg.io import load
-from trtseg.io.dicom import list_series, read_slice
+from trtseg.io.dicom import list_series, read_dicom_series, read_slice
 from trtseg.phantom import abdomen
 
 CT = abdomen(shape=(4, 40, 52), spacing=(40.0, *made.SPACING), seed=0, lesions=2).ct
@@ -124,6 +124,29 @@ def test_a_slice_at_an_end_with_another_header_is_never_lost_silently(tmp_path, 
         assert warning.text.startswith("1 CT slice beside an end of the CT could not be joined to it")
     made.save(folder / file, made.instance(plane, 100 + z * 40 + math.copysign(40, z - 1), **damage))
     assert load(folder).warnings == (), "a step farther away it is none of this volume"
+
+
+@pytest.mark.parametrize("file", ["001", "002", "004"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            {"ImageOrientationPatient": [1, 0, 0, 0, -1, 0]},
+            "slices of different orientation or pixel spacing",
+        ),
+        ({"PixelSpacing": [8.0, 7.1]}, "slices of different orientation or pixel spacing"),
+        ({"PixelSpacing": [7.9, 7.0]}, "slices of different orientation or pixel spacing"),
+        ({"Rows": 16}, "slices of (40|16) x 52 and of (40|16) x 52 pixels"),
+    ],
+)
+def test_files_that_were_named_as_one_series_and_are_of_two_grids_are_refused(
+    tmp_path, file, damage, message
+):
+    folder = made.save_series(tmp_path, CT)
+    z = 4 - int(file)
+    made.save(folder / file, made.instance(CT[z, :16] if "Rows" in damage else CT[z], 100 + z * 40, **damage))
+    with pytest.raises(InputError, match=message):
+        read_dicom_series(sorted(folder.iterdir()))
 
 
 def test_an_intercept_that_some_slices_lack_is_refused(tmp_path):

@@ -140,9 +140,10 @@ def test_the_thickness_of_slices_is_not_their_distance(tmp_path):
     )
 
 
-def test_padding_that_tissue_may_have_is_warned_of(tmp_path):
-    volume = load(write(tmp_path, along_z(40.0 * np.arange(6)), PixelPaddingValue=0))
-    assert "values-padding" in [warning.code for warning in volume.warnings]
+@pytest.mark.parametrize(("value", "warned"), [(-900, 0), (-899, 1), (0, 1), (2999, 1), (3000, 0)])
+def test_padding_that_tissue_may_have_is_warned_of(tmp_path, value, warned):
+    volume = load(write(tmp_path, along_z(40.0 * np.arange(6)), PixelPaddingValue=value))
+    assert [warning.code for warning in volume.warnings].count("values-padding") == warned
 
 
 @pytest.mark.parametrize(

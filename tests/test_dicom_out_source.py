@@ -8,13 +8,14 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_checks import errors, labels_by_frame, labels_by_instance
-from dicom_made import enhanced, save
+from dicom_made import enhanced, save, save_series
 from dicom_results import MADE, SHAPE, STEP, make, phantom_labels
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 
 import trtseg
 from trtseg.io.dicom import read_dicom_series
+from trtseg.io.dicom_out.source import dicom_source
 from trtseg.result import Segmentation
 
 pytest.importorskip("highdicom")
@@ -40,6 +41,17 @@ def test_lossy_compression_of_the_source_is_told(tmp_path):
     case.result.save(tmp_path / "seg.dcm")
     seg = pydicom.dcmread(tmp_path / "seg.dcm")
     assert {name: str(seg[name].value) for name in lossy} == lossy
+
+
+@pytest.mark.parametrize("directions", [[1, 0, 0, 0, 1, 0], [-1, 0, 0, 0, 1, 0], [1, 0, 0, 0, -1, 0]])
+def test_measurements_refer_to_the_slice_of_the_source_that_lies_there(tmp_path, directions):
+    """Also where row direction x column direction, along which the source counts, points to the feet."""
+    ct, _ = phantom_labels(SHAPE)
+    volume = trtseg.load(save_series(tmp_path / "ct", ct, ImageOrientationPatient=directions))
+    source = dicom_source(volume.geometry)
+    for z in range(len(ct)):
+        one = source.slices[source.slice_of(volume.geometry, z)]
+        assert one.position[2] == pytest.approx(volume.affine[2, 3] + z * volume.affine[2, 2])
 
 
 def test_frames_of_an_enhanced_ct_are_named(tmp_path):

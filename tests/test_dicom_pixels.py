@@ -95,6 +95,16 @@ def test_syntaxes_that_it_does_not_write(syntax, text, off, tmp_path):
     assert np.abs(hu.astype(int) - HU).max() <= off
 
 
+def test_the_size_of_a_jpeg_picture_stands_behind_other_segments_and_fill_bytes():
+    for fill in (b"", b"\xff", b"\xff\xff"):
+        for start in (b"\xff\xc1", b"\xff\xf7"):  # JPEG of 12 bits, JPEG-LS
+            frame = (
+                b"\xff\xd8" + fill + b"\xff\xfe\0\4ab" + fill + start + b"\0\x0b\x0c\0\x10\0\x18\1\1\x11\0"
+            )
+            assert pixels.coded_size(frame) == (16, 24, 1)
+            assert pixels.coded_size(frame.replace(start, b"\0" + start[1:])) is None  # damaged
+
+
 def test_jpeg_of_8_bits(tmp_path):
     picture, file = (PICTURE // 4).astype(np.uint8), io.BytesIO()
     Image.fromarray(picture).save(file, "JPEG", quality=100)
@@ -172,6 +182,16 @@ def test_padding_becomes_air(tmp_path):
     unsigned[0, 0] = 63536  # outside of the 12 bits that are stored
     dataset = made.instance(unsigned, BitsStored=12, RescaleIntercept=-1024, PixelPaddingValue=63536)
     assert read_again(dataset, tmp_path)[0, :2].tolist() == [-1000, 40]
+    for dtype, padding in (
+        (np.int16, -2000),
+        (np.int16, 30),
+        (np.uint16, 3000),
+    ):  # inside, and junk in the others
+        values = np.full((16, 24), 1064, np.int32)
+        values[0, 0] = padding
+        junk = ((values & 0xFFF) | 0xA000).astype(np.uint16).view(dtype)
+        dataset = made.instance(junk, BitsStored=12, RescaleIntercept=-1024, PixelPaddingValue=padding)
+        assert read_again(dataset, tmp_path)[0, :2].tolist() == [-1000, 40]
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,22 @@ def test_what_lies_beyond_the_earlier_scan_is_not_shared(tmp_path, axis, part):
     assert made.liver_dice == pytest.approx(2 * 20 / 50)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("end", [0, 25])
+def test_a_scan_of_one_end_of_the_liver_comes_to_lie_on_that_end(tmp_path, axis, end):
+    labels = np.zeros((30, 30, 30), np.uint8)
+    labels[2:28, 14:16, 14:16] = 1  # a rod with a bar across one of its ends, which fits nowhere else
+    labels[end + 1 : end + 3, 14:16, 8:22] = 1
+    part = labels.copy()
+    part[: 24 if end else 0] = part[30 if end else 6 :] = 0
+    affine = np.diag([-4.0, -4, 4, 1])
+    for name, shown in (("whole", labels), ("part", part)):
+        nib.save(nib.Nifti1Image(np.moveaxis(shown, 0, axis), affine), tmp_path / f"{name}.nii.gz")
+    for pair in (("whole", "part"), ("part", "whole")):
+        made = compare(*(tmp_path / f"{name}.nii.gz" for name in pair))
+        assert made.shift_mm == pytest.approx((0, 0, 0), abs=2)
+
+
 def test_the_longest_lesions_are_summed_and_not_the_largest(tmp_path):
     labels = np.zeros((20, 60, 60), np.uint8)
     labels[2:18, 5:55, 5:55] = 1
@@ -215,6 +231,15 @@ def test_small_lesions_are_matched_nearby_and_not_far_away(tmp_path):
     assert compare(before, after).response() is None  # nothing of 10 mm
 
 
+def test_a_lesion_below_10_mm_before_is_not_summed_however_much_it_grew():
+    def finding(before, after):
+        return Finding("grown", *(Side((1,), 1.0, mm, mm, mm, (mm,), 0) for mm in (before, after)))
+
+    lesions = finding(9.99, 40.0), finding(10.0, 12.0)
+    made = Comparison(("a", "b"), (1.0, 1.0), (1.0, 1.0), (0.0, 0.0, 0.0), 1.0, lesions, ())
+    assert made.diameters() == (10.0, 12.0)
+
+
 @pytest.mark.parametrize(
     ("before", "after", "judged"),
     [
@@ -248,6 +273,15 @@ def test_a_limit_of_the_response_is_reached_where_the_shown_sums_reach_it(before
 def test_lesions_are_the_same_from_a_tenth_of_overlap_or_within_10_mm(tmp_path, columns, later, statuses):
     before, after = block(tmp_path / "a.nii.gz", columns), block(tmp_path / "b.nii.gz", later)
     assert [f.status for f in compare(before, after).findings] == statuses
+
+
+@pytest.mark.parametrize(
+    ("voxels", "later", "status"),
+    [(20, 26, "grown"), (20, 25, "unchanged"), (20, 15, "unchanged"), (20, 14, "shrunk")],
+)
+def test_a_change_of_a_quarter_of_the_volume_is_none_yet(tmp_path, voxels, later, status):
+    before, after = (block(tmp_path / f"{n}.nii.gz", (20, 19 + n)) for n in (voxels, later))
+    assert [f.status for f in compare(before, after).findings] == [status]
 
 
 @pytest.mark.parametrize(("columns", "same"), [((16, 22), 2), ((18, 24), 1), ((12, 24, 18), 3)])
@@ -391,3 +425,13 @@ def test_reports_are_ordered(tmp_path):
     volumes = [f.before.volume_ml for f in compare(one, one).findings]
     assert all(a >= b for a, b in pairwise(volumes))
     assert len(volumes) == 4
+    # A lesion that is new comes after the smaller ones that are gone.
+    gone = scan(tmp_path / "b.nii.gz", list(zip(places[:3], radii[:3], strict=True)))
+    came = scan(tmp_path / "c.nii.gz", [(places[1], 9), (places[3], 11)])
+    findings = compare(gone, came).findings
+    assert [(f.status, (f.before or f.after).lesions) for f in findings] == [
+        ("unchanged", (1,)),
+        ("gone", (2,)),
+        ("gone", (3,)),
+        ("new", (1,)),
+    ]

@@ -58,7 +58,7 @@ def test_a_folder_may_hold_cts_and_labels(files):
     files(
         "p/volume-3_seg.nii.gz", "t/segmentation-3.nii", "t/volume-3.nii", "t/._segmentation-3.nii", "t/a.txt"
     )
-    files("p/.trash/volume-4.nii", "t/.trash/volume-4.nii")
+    files("p/volume-3.nii.gz", "p/.trash/volume-4.nii", "t/.trash/volume-4.nii")
     pair = Pair(
         "volume-3_seg", Path("p/volume-3_seg.nii.gz"), Path("t/segmentation-3.nii"), Path("t/volume-3.nii")
     )

@@ -14,7 +14,7 @@ from scipy import ndimage, special
 import trtseg
 from trtseg import reference
 from trtseg.cascade.cpu import Cascade
-from trtseg.cascade.volumes import label_volume
+from trtseg.cascade.volumes import _Needed, label_volume
 from trtseg.fit import Fit
 from trtseg.labels.lesions import lesions, number_lesions
 from trtseg.labels.postprocess import PostProcess, postprocess
@@ -107,6 +107,20 @@ def test_logits_that_are_not_kept_are_not_missed(search_mm, median_mm, slice_mm)
     assert found[0] or median_mm == 200
     assert sizes[1] < sizes[0]
     assert beyond or median_mm != 4 or slice_mm != 1.3
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 6, 12])
+def test_logits_are_kept_for_tumours_of_slices_that_are_labelled_later(chunk):
+    """Slice 6 may bring its tumour into slice 5, whose own lies elsewhere."""
+    labels, places = np.zeros((12, 20, 20), np.uint8), np.array([[5, 15, 16], [6, 2, 3]])
+    labels[5, 2:4, 3:5] = labels[6, 15:17, 16:18] = 2
+    planes = np.random.default_rng(0).normal(0, 1, labels.shape).astype(np.float16)
+    whole, kept = (TumourLogits(Fit.identity((20, 20)), dict(enumerate(planes))) for _ in range(2))
+    needed = _Needed(labels, kept, 1)
+    for done in range(chunk, 13, chunk):
+        needed.keep(done)
+    assert np.array_equal(kept.probability(*places.T), whole.probability(*places.T))
+    assert kept.planes.keys() == {4, 5, 6, 7}
 
 
 @pytest.fixture(scope="module")

@@ -66,6 +66,13 @@ def test_slices_near_the_liver(slices, parts, count):
     assert labelled == count
 
 
+def test_a_distance_of_slices_that_a_header_rounded_takes_as_many_of_them():
+    hu = scan(60, range(21, 41))
+    counts = [searched(hu, 10.0, slice_mm)[1] for slice_mm in (2.5, 2.5 * (1 + 1e-7), 2.504, 2.51)]
+    assert counts[:3] == [28 + 5 + 4] * 3  # every 4th
+    assert counts[3] == 26 + 6 + 6  # every 3rd: 18 to 43; 0, 3, ..., 15; 45, 48, ..., 57, 59
+
+
 def test_beyond_the_range_is_background():
     """A part between two of the first slices that is far from the rest is not found; all of the rest is."""
     hu = scan(60, range(8, 20), range(41, 43))

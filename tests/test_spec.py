@@ -41,6 +41,8 @@ def test_json_round_trip():
         ({"size": (64,)}, "size"),
         ({"size": (0, 64)}, "size"),
         ({"window": (240.0, -160.0)}, "window"),
+        ({"window": (40.0, 40.0)}, "window"),
+        ({"threshold": 0.0}, "threshold"),
         ({"threshold": 1.0}, "threshold"),
         ({"threshold": float("nan")}, "threshold"),
         ({"threshold": 10**400}, "threshold"),
@@ -67,6 +69,14 @@ def test_cascade_needs_its_two_nets_or_one():
             model(*nets)
     with pytest.raises(ModelError, match="share size"):
         model(liver, tiny.spec("tumour", size=(32, 32)))
+    with pytest.raises(ModelError, match="share size, fit and pixel_mm"):
+        model(liver, tiny.spec("tumour", fit="native"))
+    liver, tumour = (
+        tiny.spec(role, fit="body", pixel_mm=mm) for role, mm in (("liver", 1.0), ("tumour", 1.5))
+    )
+    with pytest.raises(ModelError, match="share size, fit and pixel_mm"):
+        model(liver, tumour)
+    assert model(liver, dataclasses.replace(tumour, pixel_mm=1.0)).nets[1].pixel_mm == 1.0
 
 
 @pytest.mark.parametrize(

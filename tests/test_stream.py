@@ -89,6 +89,15 @@ def test_any_order_gives_the_result_of_the_whole(segmenter, hu, whole, order):
     assert result.provenance["relabelled_slices"] == 0
 
 
+def test_a_one_step_model_knows_no_probabilities(tmp_path, hu):
+    with trtseg.Segmenter(tiny.one_step_model(tmp_path)) as segmenter, opened(segmenter) as stream:
+        expected = segmenter.segment(hu, spacing=SPACING)
+        for z in range(20):
+            stream.push(hu[z], position(z))
+        assert_same(stream.finish(), expected)
+        assert {lesion.probability for lesion in expected.lesions} == {None}
+
+
 def test_warnings_are_those_of_the_whole(segmenter, hu):
     spoilt = hu[:12].copy()
     spoilt[5] = spoilt[4]

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from contextlib import nullcontext
 
 import nibabel as nib
 import numpy as np
@@ -205,8 +206,8 @@ def test_volume_refuses_other_arrays():
 
 
 def test_grids_are_compared_by_where_their_voxels_lie():
-    def geometry(shape=(16, 17, 4), shift=0.0, scale=1.0):
-        affine = np.diag([-0.8, -0.9, 5.0, 1.0]) * [scale, 1, 1, 1]
+    def geometry(shape=(16, 17, 4), shift=0.0, scale=1.0, high=1.0):
+        affine = np.diag([-0.8, -0.9, 5.0, 1.0]) * [scale, 1, high, 1]
         affine[0, 3] = shift
         return Geometry.from_affine(shape, affine)
 
@@ -215,6 +216,13 @@ def test_grids_are_compared_by_where_their_voxels_lie():
         check_same_grid("a", geometry(shift=0.4), "b", geometry())
     with pytest.raises(InputError, match=r"up to 0\.12 mm apart"):  # 1 % of 0.8 mm, 15 voxels on
         check_same_grid("a", geometry(scale=1.01), "b", geometry())
+    for share, message in (
+        (0.0019, None),
+        (0.0021, "its affine is not that of b"),
+    ):  # of a step, however long it is
+        for other in (geometry(scale=1 + share), geometry(high=1 + share)):
+            with pytest.raises(InputError, match=message) if message else nullcontext():
+                check_same_grid("a", other, "b", geometry())
     with pytest.raises(InputError, match=r"a: its grid of 16 x 17 x 5 voxels .* is not that of b, 16 x 17"):
         check_same_grid("a", geometry((16, 17, 5)), "b", geometry())
     turned = Geometry.from_affine((4, 16, 17), geometry().affine[:, [2, 0, 1, 3]])

@@ -9,7 +9,7 @@ from nifti_files import image, save
 
 from trtseg.errors import InputError
 from trtseg.io import load
-from trtseg.io.checks import find_jumps
+from trtseg.io.checks import check_slices, find_jumps
 from trtseg.io.hounsfield import check_hu
 from trtseg.labels.components import bounding_box
 from trtseg.labels.whole import _at_edges, check_liver
@@ -38,8 +38,12 @@ AFFINE = np.diag([-0.7, -0.8, 5.0, 1.0])
         ({}, []),
         ({"pixdim": [1, 1, 1, 1, 0, 0, 0, 0]}, ["geometry-conflict"]),
         ({"srow_x": 0, "srow_y": 0, "srow_z": 0}, ["geometry-conflict"]),
+        ({"srow_x": [-0.7, 0, 0, np.nan]}, ["geometry-conflict"]),
+        ({"srow_z": [0, 0, np.inf, 0]}, ["geometry-conflict"]),
         ({"quatern_b": 1, "quatern_c": 0, "quatern_d": 0}, ["geometry-conflict"]),
         ({"qoffset_x": 30}, ["geometry-conflict"]),
+        ({"qoffset_x": 0.08}, ["geometry-conflict"]),  # more than a tenth of the shortest step
+        ({"qoffset_x": 0.06}, []),
         ({"sform_code": 0, "quatern_d": 1.0005}, []),
         ({"sform_code": 0, "qform_code": 0}, ["geometry-unknown"]),
     ],
@@ -51,7 +55,7 @@ def test_headers(tmp_path, fields, expected):
     volume = load(path)
     assert codes(volume.warnings) == expected
     assert volume.spacing == pytest.approx((5, 0.8, 0.7), rel=1e-3) or "pixdim" in fields
-    if fields.get("srow_x") == 0:
+    if {"srow_x", "srow_z"} & fields.keys():  # its sform is no geometry
         assert np.allclose(volume.geometry.affine, AFFINE, atol=1e-5)
         assert codes(load(nib.load(path)).warnings) == expected
 
@@ -188,6 +192,22 @@ def test_slices():
         assert not {"slices-blank", "slices-doubled"} & {*codes(load(hu, spacing=(5, 0.8, 0.7)).warnings)}
 
 
+def test_slices_are_named_by_their_numbers_from_the_feet_whatever_is_blank_there():
+    hu = np.zeros((14, 40, 40), np.int16)
+    hu[:, 10:30] = 30 * np.arange(14)[:, None, None] - 200  # the same step from slice to slice
+    hu[:2] = -1000
+    blank, doubled, jump = hu.copy(), hu.copy(), hu.copy()
+    blank[5:7] = -1000
+    doubled[5] = doubled[4]
+    jump[8:, 10:30] += 60
+    for ct, text in (
+        (blank, "Slices 5, 6 held nothing"),
+        (doubled, "Slice 4 came twice in a row"),
+        (jump, "The picture changes suddenly after slice 7:"),
+    ):
+        assert next(check_slices(ct)).text.startswith(text)
+
+
 def test_livers():
     hu, labels = body(), np.zeros((12, 64, 64), np.uint8)
     labels[2:10, 20:40, 20:40] = 1
@@ -214,7 +234,10 @@ def test_livers():
     masked = hu.copy()
     masked[:, :, 40:] = -1000
     assert found(labels, masked) == ["liver-cut"]
-    assert found(labels, steps={"largest_liver": {"removed_ml": 453.0}}) == ["liver-parts"]
+    for ml, dropped in ((400.0, 50.0), (500.0, 50.0), (1000.0, 100.0)):  # mL, and a tenth of the rest
+        for removed, expected in ((dropped, []), (dropped + 0.1, ["liver-parts"])):
+            assert found(labels, ml=ml, steps={"largest_liver": {"removed_ml": removed}}) == expected
+    assert found(labels, steps={"largest_liver": "off"}) == []
     tip = labels[2:].copy()
     for pixels, expected in ((1, []), (2, ["liver-cut"])):  # 64 and 128 mm2, from 100 on it is worth a word
         tip[0] = 0

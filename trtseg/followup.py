@@ -107,10 +107,6 @@ class Comparison:
     findings: tuple[Finding, ...]
     warnings: tuple[str, ...]
 
-    def count(self, status: str) -> int:
-        """Count the lesions of a status."""
-        return sum(finding.status == status for finding in self.findings)
-
     def diameters(self) -> tuple[float, float] | None:
         """Sum the long axes of the two largest lesions of at least 10 mm before, and of the same after; None: none.
 
@@ -274,7 +270,7 @@ def _match(before: _Scan, after: _Scan, shift: Array) -> list[tuple[list[int], l
 def _shared_ml(before: _Scan, after: _Scan, shift: Array) -> Array:
     """Volume that each lesion before, row, shares with each lesion after, column, once the later ones are moved."""
     numbers = [number_lesions(scan.labels, _MOST + 1) for scan in (before, after)]
-    shared = np.zeros((len(before.lesions) + 1, len(after.lesions) + 1))
+    shared = np.zeros((len(before.lesions), len(after.lesions)))
     if not (numbers[0].any() and numbers[1].any()):
         return shared
     box = bounding_box(numbers[1])

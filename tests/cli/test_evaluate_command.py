@@ -13,7 +13,7 @@ from commands import run
 from PIL import Image
 
 from trtseg.metrics.cases import CONVENTIONS, evaluate_case
-from trtseg.report.pictures import PREDICTED_LIVER, TRUE_LIVER
+from trtseg.report.pictures import PREDICTED_LIVER, PREDICTED_TUMOUR, TRUE_LIVER, TRUE_TUMOUR
 
 SPACING = (5.0, 0.9, 0.8)
 AFFINE = np.diag([-0.8, -0.9, 5.0, 1.0])
@@ -219,6 +219,12 @@ def near(image, colour):
     return int((np.abs(image.astype(int) - colour) <= 24).all(axis=-1).sum())
 
 
+def halves(path):
+    """The CT alone and the CT with outlines, as the picture shows them side by side."""
+    image = np.asarray(Image.open(io.BytesIO(Path(path).read_bytes())))
+    return np.split(image[40:-26], [image.shape[1] // 2], axis=1)
+
+
 def test_overlays_show_the_worst_cases(here):
     for name, labels in (("good", GOOD), ("perfect", TRUTH), ("poor", POOR)):
         write(f"p/{name}.nii.gz", labels)
@@ -227,11 +233,17 @@ def test_overlays_show_the_worst_cases(here):
     done = run("evaluate", "p", "t", "--ct", "ct", "--overlays", "new/o", "--worst", "2", "--quiet")
     assert (done.exit_code, done.stdout, done.stderr) == (0, "", "")
     assert sorted(os.listdir("new/o")) == ["good.png", "poor.png"]
-    image = np.asarray(Image.open(io.BytesIO(Path("new/o/poor.png").read_bytes())))
-    plain, drawn = np.split(image[40:-26], [image.shape[1] // 2], axis=1)
+    plain, drawn = halves("new/o/poor.png")
     for colour in (TRUE_LIVER, PREDICTED_LIVER):
         assert near(drawn, colour) > 500
         assert near(plain, colour) == 0
+    for colour in (TRUE_TUMOUR, PREDICTED_TUMOUR):
+        assert near(drawn, colour) > 100
+    options = "--liver-only", "--ct", "ct", "--overlays", "liver", "--worst", "1", "--quiet"
+    assert run("evaluate", "p", "t", *options).exit_code == 0
+    _, drawn = halves("liver/poor.png")
+    for colour in (TRUE_TUMOUR, PREDICTED_TUMOUR):  # which are not judged
+        assert near(drawn, colour) == 0
 
 
 def test_a_case_that_cannot_be_drawn_is_reported_and_its_scores_stay(here):

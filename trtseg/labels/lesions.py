@@ -165,8 +165,6 @@ def number_lesions(labels: Array, most: int) -> Array:
 
 def _longest_in_plane(runs: Runs, affine: Array, longest: list[_Longest]) -> None:
     """Raise ``longest[component]`` to the largest in-plane distance in mm between two voxel centres."""
-    if not runs.z.size:
-        return
     order = np.argsort(runs.component, kind="stable")  # now by component, slice, row
     component, z, y = runs.component[order], runs.z[order], runs.y[order]
     # The two voxels farthest apart are corners of the convex hull, so the ends of every row are enough.
