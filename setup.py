@@ -61,11 +61,9 @@ AVX_VNNI = ["-mavxvnni"] if IS_X86 else []
 IS_ARM64 = platform.machine() == "aarch64" and sys.maxsize > 2**32
 ASIMDDP = ["-march=armv8.2-a+dotprod"] if IS_ARM64 else []
 I8MM = ["-march=armv8.2-a+i8mm"] if IS_ARM64 else []
-NEW_FLAGS = [
-    *AVX_VNNI,
-    *ASIMDDP,
-    *I8MM,
-]  # where a compiler does not know one, as GCC 9 and 10, the file does without
+NEW_FLAGS = (
+    AVX_VNNI + ASIMDDP + I8MM
+)  # a file does without one that the compiler does not know, as GCC before 11
 FILE_FLAGS = {
     "conv.cpp": ["-ffp-contract=fast", *AVX2],
     "conv_avx512.cpp": ["-ffp-contract=fast", *AVX512],

@@ -18,17 +18,8 @@ from trtseg.resources import available_cpus
 
 _RUNTIMES = ("openvino", "tensorrt", "tensorrt_rtx", "torch", "pycuda")
 _CPU_FLAGS = (
-    "avx2",
-    "avx512f",
-    "avx_vnni",
-    "avx512_vnni",
-    "avx512_bf16",
-    "amx_bf16",
-    "asimd",
-    "asimddp",
-    "i8mm",
-    "bf16",
-)
+    "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16",
+)  # fmt: skip
 
 
 def info(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False) -> None:
