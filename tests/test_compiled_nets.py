@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import tiny
 
 from trtseg.engines.base import Net
-from trtseg.engines.openvino import OpenVinoEngine
+from trtseg.engines.openvino import OpenVinoEngine, import_openvino
 from trtseg.engines.precision import FP32
 
 WEIGHT = np.random.default_rng(1).normal(size=(3, 1, 3, 3)).astype(np.float32)
@@ -45,6 +46,26 @@ def test_a_kept_net_gives_the_same_logits(folder):
     first = logits(net())
     kept = contents(folder)
     assert [name.partition("-openvino-fp32-")[0] for name in kept] == ["one-step"]
+    assert (logits(net()) == first).all()
+    assert contents(folder) == kept
+
+
+def test_a_release_that_exports_bytes_keeps_nets_too(folder, monkeypatch):
+    """OpenVINO 2025.0 returns bytes where no stream is given, later ones a stream."""
+    compiled = import_openvino().CompiledModel
+    export = compiled.export_model
+
+    def export_as_2025_0(self, *stream):
+        if stream:
+            return export(self, *stream)
+        whole = io.BytesIO()
+        export(self, whole)
+        return whole.getvalue()
+
+    monkeypatch.setattr(compiled, "export_model", export_as_2025_0)
+    first = logits(net())
+    kept = contents(folder)
+    assert len(kept) == 1
     assert (logits(net()) == first).all()
     assert contents(folder) == kept
 

@@ -1,6 +1,8 @@
 """The import order of the package, and what importing it costs."""
 
 import ast
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -158,6 +160,32 @@ def test_importing_loads_nothing_heavy(statement):
     loaded = modules_after(statement)
     assert not loaded & (HEAVY | NEVER)
     assert len(loaded - modules_after("import numpy")) < 160  # which counts what takes the time
+
+
+def test_a_source_tree_that_is_not_built_says_so(tmp_path):
+    source = Path(trtseg.__file__).parent
+    shutil.copytree(
+        source, tmp_path / "trtseg", ignore=shutil.ignore_patterns("*.so", "*.onnx", "__pycache__")
+    )
+    code = (
+        "import sys; from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder\n"
+        "sys.meta_path[:] = [BuiltinImporter, FrozenImporter, PathFinder]  # not that of an editable install\n"
+        "import trtseg; print(trtseg.__version__); trtseg.segment"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert done.stdout == f"{trtseg.__version__}\n"
+    assert done.stderr.splitlines()[-1] == (
+        f"ImportError: trtseg: {tmp_path / 'trtseg'} holds no extension _core compiled for Python {version}; if that "
+        "is a source tree, start Python outside of it, or build the extension there: pip install -e ."
+    )
 
 
 def test_the_public_names_exist():

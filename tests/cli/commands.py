@@ -5,6 +5,7 @@ import functools
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from typer.testing import CliRunner
@@ -41,6 +42,15 @@ def run_alone(*arguments, **options):
     """Run a command in a process of its own; the result has ``returncode``, ``stdout`` and ``stderr``."""
     options = {"capture_output": True, "text": True, "check": False, **options}
     return subprocess.run([*TRTSEG, *arguments], **options)
+
+
+def feed(process, pipe):
+    """Open a named pipe for writing once ``process`` reads it; a process that ends before fails the test."""
+    while process.poll() is None:
+        with contextlib.suppress(OSError):  # nobody reads it yet
+            return open(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK), "wb")
+        time.sleep(0.01)
+    pytest.fail(f"{pipe} was not read: {(process.stderr.read() or b'').decode()}")
 
 
 def stderr_on_a_terminal(*arguments):

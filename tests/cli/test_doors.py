@@ -12,7 +12,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from commands import but_warnings, run, run_alone, run_without_privileges
+from commands import but_warnings, feed, run, run_alone, run_without_privileges
 
 import trtseg
 from trtseg import resources
@@ -67,7 +67,7 @@ def test_a_lost_terminal_leaves_nothing_half_written(here, model, sent, code):
         "out.nii.gz",
     ]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
-        with open("ct.nii.gz", "wb"):  # it has begun to read
+        with feed(process, "ct.nii.gz"):  # it has begun to read
             process.send_signal(sent)
             threading.Event().wait(0.2)
         assert process.wait(20) == code

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import TRTSEG, but_warnings, run_alone
+from commands import TRTSEG, but_warnings, feed, run_alone
 
 NO_MEMORY, NO_THREAD, NO_SPACE = "of memory", "no thread can be started", "no space left"
 # Limits on the way from plenty to what Python itself needs.
@@ -119,7 +119,7 @@ def test_an_input_that_never_comes_can_be_interrupted(here, model):
     command = [sys.executable, "-c", PATIENT, "segment", "ct.nii", "--model", model, "-o", "out.nii"]
     with (
         subprocess.Popen(command, stderr=subprocess.PIPE) as process,
-        open("ct.nii", "wb"),
+        feed(process, "ct.nii"),
     ):  # it has begun to read
         for _ in range(3):
             process.terminate()

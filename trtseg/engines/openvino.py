@@ -220,7 +220,9 @@ def _kept(name: str) -> bytes | None:
 
 def _keep(name: str, compiled: Any) -> None:
     """Keep a compiled net; a cache that cannot be written costs time, and nothing else."""
+    stream = io.BytesIO()  # without one, releases differ in what export_model returns: bytes, or a stream
     try:
-        store_blob(name, compiled.export_model().getvalue())
+        compiled.export_model(stream)
+        store_blob(name, stream.getvalue())
     except (TrtsegError, RuntimeError) as error:
         log.info("%s: not kept for the next time (%s)", name, error)
