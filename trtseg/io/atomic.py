@@ -130,6 +130,8 @@ def _rename_all(temporary: Sequence[Path], targets: Sequence[Path], without: Seq
     done = 0
     try:
         for path in without:
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
             hidden = _hidden(path)
             with contextlib.suppress(FileNotFoundError):  # somebody else has removed it
                 path.replace(hidden)
