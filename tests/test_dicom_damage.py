@@ -28,7 +28,7 @@ from test_dicom_pixels import HTJ2K, LOSSLESS, PICTURE, coded
 
 from trtseg.errors import InputError
 from trtseg.io import load
-from trtseg.io.dicom import list_series, read_dicom_series, read_slice
+from trtseg.io.dicom import find, list_series, read_dicom_series, read_slice
 from trtseg.phantom import abdomen
 
 CT = abdomen(shape=(4, 40, 52), spacing=(40.0, *made.SPACING), seed=0, lesions=2).ct
@@ -173,6 +173,18 @@ def test_spoilt_files_that_are_named_like_slices_are_told_of(tmp_path, content):
         (warning,) = volume.warnings
         assert (warning.code, warning.text[:20]) == ("slices-unplaced", "2 files beside the s")
         assert "ct" not in warning.text.split(), "what warnings say is shown on pages without a name"
+
+
+def test_files_of_other_series_are_not_opened_again_to_find_spoilt_ones(tmp_path, monkeypatch):
+    """On a slow network folder each opening counts."""
+    folder = made.save_series(tmp_path / "ct", CT)
+    for n in range(3):
+        other = made.instance(CT[n], 100 + n * 80, SeriesInstanceUID="1.2.3", SeriesDescription="THORAX")
+        made.save(folder / f"1{n}", other)
+    looked = []
+    monkeypatch.setattr(find, "looks_like_dicom", lambda first: looked.append(first) or True)
+    assert load(folder).array.shape == CT.shape
+    assert len(looked) == len(CT) + 3
 
 
 def test_a_damaged_file_at_the_end_of_its_series_is_never_lost_silently(tmp_path):

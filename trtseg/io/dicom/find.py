@@ -58,14 +58,14 @@ def find_files(path: str | os.PathLike[str]) -> list[DicomFile]:
     folder, own = Path(path).parent, Path(path)
     if not os.path.lexists(own):
         raise InputError(f"{own}: no such file; check the path")
-    beside = [one for one in _listed(folder) if one == own or (_may_be(one.name) and _is_dicom(one))]
+    beside = [one for one in listed(folder) if one == own or (_may_be(one.name) and _is_dicom(one))]
     return [DicomFile(one, partial(read_bytes, one)) for one in beside]
 
 
 def archives(path: str | os.PathLike[str]) -> list[Path]:
     """List archives that lie in a folder, where nobody looks into them; zips first."""
     found = (
-        [one for one in _listed(Path(path)) if one.name.lower().endswith(ARCHIVES)] if is_folder(path) else []
+        [one for one in listed(Path(path)) if one.name.lower().endswith(ARCHIVES)] if is_folder(path) else []
     )
     return sorted(found, key=lambda one: not one.name.lower().endswith(ZIP))
 
@@ -105,14 +105,15 @@ def files_below(folder: Path, seen: set[str] | None = None) -> Iterator[Path]:
     if (real := os.path.realpath(folder)) in seen:
         return  # a link that leads back
     seen.add(real)
-    paths = _listed(folder)
+    paths = listed(folder)
     yield from (path for path in paths if not is_folder(path))
     for path in paths:
         if is_folder(path):
             yield from files_below(path, seen)
 
 
-def _listed(folder: Path) -> list[Path]:
+def listed(folder: Path) -> list[Path]:
+    """What lies in a folder and is not hidden, by name; an InputError if nobody may look."""
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:

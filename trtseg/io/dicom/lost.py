@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from trtseg.io.dicom.find import is_dicom
+from trtseg.io.dicom.find import listed
 from trtseg.io.dicom.grid import is_alike
 from trtseg.io.dicom.series import NOT_AXIAL, Candidate, depth_of
 from trtseg.io.dicom.volume import Instance
@@ -59,16 +59,24 @@ def unplaced(
         yield ResultWarning(_CODE, text)
 
 
-def spoilt(slices: Iterable[Path]) -> Iterator[ResultWarning]:
-    """Warn of files beside the files of slices that are named like them but for numbers, and are no DICOM files."""
-    files = set(slices)
-    names = {(path.parent, _without_numbers(path)) for path in files}
+def spoilt(slices: Iterable[Path], files: Iterable[Path]) -> Iterator[ResultWarning]:
+    """Warn of files beside the files of slices that are named like them but for numbers, and are no DICOM files.
+
+    Parameters
+    ----------
+    slices : iterable of Path
+        Files of the volume.
+    files : iterable of Path
+        All DICOM files that were found, as `find_files` names them.
+    """
+    known = set(files)
+    names = {(path.parent, _without_numbers(path)) for path in slices}
     found = sorted(
         path
-        for folder in {path.parent for path in files if is_folder(path.parent)}
-        for path in folder.iterdir()
-        if path not in files and (folder, _without_numbers(path)) in names
-        if not is_folder(path) and not is_dicom(path)
+        for folder in {folder for folder, _ in names}
+        if is_folder(folder)  # not in a zip
+        for path in listed(folder)
+        if path not in known and (folder, _without_numbers(path)) in names and not is_folder(path)
     )
     if found:
         log.warning("named like slices, but no DICOM files: %s", ", ".join(map(str, found)))
