@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -246,12 +247,44 @@ def test_files_that_are_made_wrong_go_with_the_new_ones_or_stay(tmp_path, monkey
         assert names(tmp_path) == ["a"]
 
 
-def test_a_folder_that_is_to_go_stays(tmp_path):
+def test_a_file_that_is_to_go_is_back_after_an_interrupt(tmp_path, monkeypatch):
+    wrong = tmp_path / "wrong"
+    wrong.write_text("of old")
+    replace = os.replace
+
+    def interrupted(source, to):
+        replace(source, to)
+        monkeypatch.setattr(os, "replace", replace)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic(tmp_path / "a", without=[wrong]):
+        pass
+    assert names(tmp_path) == ["wrong"]
+
+
+def test_a_file_that_is_to_go_and_cannot_be_put_back_is_not_lost(tmp_path, monkeypatch):
+    target, wrong = tmp_path / "a", tmp_path / "wrong"
+    wrong.write_text("of old")
+    replace = os.replace
+
+    def no_way_back(source, to):
+        if os.fspath(to) in (os.fspath(target), os.fspath(wrong)):
+            raise OSError(errno.EIO, "Input/output error", os.fspath(source), None, os.fspath(to))
+        replace(source, to)
+
+    monkeypatch.setattr(os, "replace", no_way_back)
+    with pytest.raises(OutputError, match="a: cannot be written"), atomic(target, without=[wrong]):
+        pass
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["of old"]
+
+
+def test_a_folder_that_is_to_go_stays_and_is_named_before_any_work(tmp_path):
     wrong = tmp_path / "wrong"
     wrong.mkdir()
-    said = r"a: cannot be written .*wrong.*Nothing was written"
+    said = rf"^{re.escape(str(wrong))}: is a folder, .* move it away\. Nothing was written$"
     with pytest.raises(OutputError, match=said), atomic(tmp_path / "a", without=[wrong]):
-        pass
+        raise AssertionError("at work")
     assert names(tmp_path) == ["wrong"]
 
 

@@ -61,6 +61,12 @@ def atomic(*paths: str | os.PathLike[str], without: Sequence[Path] = ()) -> Iter
     for n, target in enumerate(targets):
         if target in targets[:n]:
             raise OutputError(f"{os.fspath(paths[n])}: given twice as an output; choose another path for one")
+    for path in without:
+        if path.is_dir():
+            raise OutputError(
+                f"{path}: is a folder, where an earlier result has a file that is to go; move it away. "
+                "Nothing was written"
+            )
     temporary: list[Path] = []
     try:
         try:
@@ -130,12 +136,10 @@ def _rename_all(temporary: Sequence[Path], targets: Sequence[Path], without: Seq
     done = 0
     try:
         for path in without:
-            if path.is_dir():
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
             hidden = _hidden(path)
+            gone.append((path, hidden))  # first: an interrupt may come right after the rename
             with contextlib.suppress(FileNotFoundError):  # somebody else has removed it
                 path.replace(hidden)
-                gone.append((path, hidden))
         for target in targets:
             old = _hidden(target) if target.exists() else None
             undo.append((target, old))
@@ -155,6 +159,7 @@ def _rename_all(temporary: Sequence[Path], targets: Sequence[Path], without: Seq
         for path, hidden in gone:
             with contextlib.suppress(OSError):
                 hidden.replace(path)
+        gone.clear()  # what cannot be put back is not removed either
         raise
     finally:
         for _, old in (*undo, *gone):
