@@ -205,5 +205,20 @@ def test_folders_that_cannot_be_written_to_are_named_at_the_start(tmp_path, mode
     file.write_text("")
     folders = [str(path) for path in (there, missing, file)]
     with Node(tmp_path / "store", model=model, folder=folders, results=["seg"]) as node:
-        said = node.events("folder cannot be written to, results will wait")
+        event = "folder cannot be written to, results will wait"
+        wait_for(lambda: len(node.events(event)) > 1)
+        said = node.events(event)
     assert [line["folder"] for line in said] == [str(missing), str(file)]
+
+
+def test_a_folder_that_does_not_answer_keeps_no_node_from_starting(tmp_path, model, monkeypatch):
+    """As one of a file server that is away, on which every call waits."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, time\naccess = os.access\n"
+        "os.access = lambda path, *a, **k: time.sleep(300) if 'away' in str(path) else access(path, *a, **k)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    settings = {"model": model, "folder": [str(tmp_path / "away")], "results": ["seg"]}
+    with Node(tmp_path / "store", **settings) as node:
+        assert connect(node.port).is_established
+        assert node.stop() == 0

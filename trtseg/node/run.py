@@ -10,7 +10,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from trtseg.errors import ArgumentError, TrtsegError
@@ -46,9 +47,8 @@ def run(config: Config) -> None:
     _check_port(config.host, config.port)
     if waiting := waiting_elsewhere(spool, config.destinations):
         say("results wait for a destination not in the settings", level=logging.WARNING, results=len(waiting))
-    for folder in config.folder:
-        if not os.access(folder, os.W_OK | os.X_OK) or not folder.is_dir():
-            say("folder cannot be written to, results will wait", level=logging.WARNING, folder=str(folder))
+    # In a thread: a network folder whose server is away answers nobody, and slices are to be received meanwhile.
+    threading.Thread(target=_name_unwritable, args=(config.folder,), daemon=True).start()
     context = multiprocessing.get_context("spawn")
     #: The instance or, negative, the series that the worker is at: what it died of, if it dies.
     current = context.RawValue("q", 0)
@@ -80,6 +80,12 @@ def run(config: Config) -> None:
     alone.close()
     spool.close()
     say("stopped")
+
+
+def _name_unwritable(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        if not os.access(folder, os.W_OK | os.X_OK) or not folder.is_dir():
+            say("folder cannot be written to, results will wait", level=logging.WARNING, folder=str(folder))
 
 
 def _check_port(host: str, port: int) -> None:
