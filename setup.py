@@ -61,9 +61,8 @@ AVX_VNNI = ["-mavxvnni"] if IS_X86 else []
 IS_ARM64 = platform.machine() == "aarch64" and sys.maxsize > 2**32
 ASIMDDP = ["-march=armv8.2-a+dotprod"] if IS_ARM64 else []
 I8MM = ["-march=armv8.2-a+i8mm"] if IS_ARM64 else []
-NEW_FLAGS = (
-    AVX_VNNI + ASIMDDP + I8MM
-)  # a file does without one that the compiler does not know, as GCC before 11
+# A file does without one of these that the compiler does not know, as GCC before 11.
+NEW_FLAGS = AVX_VNNI + ASIMDDP + I8MM
 FILE_FLAGS = {
     "conv.cpp": ["-ffp-contract=fast", *AVX2],
     "conv_avx512.cpp": ["-ffp-contract=fast", *AVX512],
