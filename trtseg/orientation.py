@@ -4,8 +4,8 @@
 2. *The axial slices.* Around the muscles of each slice lies a frame, cut into 12 x 12 cells. A linear score of how much
    of each cell is air or fat, soft tissue, contrast-filled tissue and bone says how much a slice looks like an upper
    abdomen seen in the usual way: spine behind, liver at the patient's right. All 8 ways to turn and mirror a slice get
-   a score. Slices whose best score is below 0 show other parts of the body, or nothing known, and have no say; nor have
-   those whose body the picture cuts along more than half a side: the frame of a crop is not that of the body.
+   a score. Slices whose best score is below 0 show other parts of the body, or nothing known, and have no say. Where the
+   picture cuts the body along more than half a side in most slices, nothing is told: the frame is not that of the body.
 3. *Head and feet.* A second linear score of the same cells grows from the lower to the upper end of the liver. It is
    asked in the longest row of slices with a say, because a liver is in one piece.
 
@@ -36,7 +36,7 @@ _SAMPLES, _SLICES = 128, 32  # pixels across a slice, about; slices of a CT, at 
 _MIN_SLICES = 3  # of an abdomen
 # A wrong axis, a wrong slice and a wrong direction are told only by this much.
 _FACE, _FACE_OF_HEADER, _MARGIN, _MARGIN_UPWARDS = 0.2, 0.35, 1.0, 0.5
-_CUT, _WHOLE = 0.5, 0.5  # of a side of the frame; of the slices
+_CUT, _MOST_CUT = 0.5, 0.5  # of a side of the frame; of the slices
 #: (transposed, rows reversed, columns reversed), in the order of the scores.
 TURNS = tuple((t, y, x) for t, y, x in itertools.product((False, True), repeat=3))
 _TOWARDS = ("SI", "PA", "LR")  # canonical axes Z, Y, X: along and against
@@ -116,11 +116,10 @@ def likeliest_view(hu: np.ndarray, spacing: tuple[float, float, float]) -> View 
     pages = hu.transpose(long, rows, columns)
     chosen = np.unique(np.linspace(0, len(pages) - 1, _SLICES).astype(int))
     bodies = [one for one in describe([pages[z] for z in chosen], (spacing[rows], spacing[columns])) if one]
-    found = [one for one in bodies if not one.is_cut]
-    if len(found) < _WHOLE * len(bodies):
+    if sum(one.is_cut for one in bodies) > _MOST_CUT * len(bodies):
         return None
-    cells = np.array([one.cells for one in found]).reshape(-1, CELLS, CELLS, 4)
-    scores = score(shipped(), cells, np.array([one.aspect for one in found]))
+    cells = np.array([one.cells for one in bodies]).reshape(-1, CELLS, CELLS, 4)
+    scores = score(shipped(), cells, np.array([one.aspect for one in bodies]))
     known = scores.max(1) > 0
     turn, down = 0, False
     if np.count_nonzero(known) >= _MIN_SLICES:
