@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ SLAB_VOXELS = 1 << 18
 Where = tuple[slice, slice, slice]
 #: Pieces of an input, each with its place on the input's grid ``(i, j, k)``; together they cover the grid once.
 Pieces = Iterable[tuple[Where, np.ndarray]]
+#: `to_hu`, or `to_labels` with a meaning: what the reader of a format puts the pieces together with.
+Convert = Callable[..., np.ndarray]
 
 _INT16 = np.iinfo(np.int16)
 _SHOWN = 5  # labels listed in a message
