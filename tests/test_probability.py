@@ -123,12 +123,6 @@ def test_logits_are_kept_for_tumours_of_slices_that_are_labelled_later(chunk):
     assert kept.planes.keys() == {4, 5, 6, 7}
 
 
-@pytest.fixture(scope="module")
-def segmenter(tmp_path_factory):
-    with trtseg.Segmenter(tiny.cascade_model(tmp_path_factory.mktemp("tiny")), device="cpu") as one:
-        yield one
-
-
 def test_segment_and_stream_say_the_same(segmenter):
     phantom = abdomen(shape=(13, 64, 80), spacing=STEPS)
     whole = segmenter.segment(phantom.ct, spacing=STEPS)

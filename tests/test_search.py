@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-import tiny
 from cascade_nets import LIVER, SPACING, TUMOUR, CpuEngine, expected
 
 import trtseg
@@ -102,11 +101,6 @@ def test_after_post_processing_nothing_is_lost(seed):
     assert (labels == whole).all()
     assert whole.any()
     assert labelled < slices
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny.cascade_model(tmp_path_factory.mktemp("tiny"))
 
 
 def test_results_say_that_it_was_used(model):
