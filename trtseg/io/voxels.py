@@ -93,7 +93,7 @@ def to_labels(
     slope: float = 1.0,
     inter: float = 0.0,
     *,
-    meaning: Mapping[int, int] | None = None,
+    meaning: Mapping[int, int] | None,
 ) -> np.ndarray:
     """Put the pieces of a label map together: 0 background, 1 liver, 2 tumour.
 
@@ -101,8 +101,8 @@ def to_labels(
     ----------
     name, geometry, pieces, slope, inter
         See `to_hu`. Values may lie a thousandth beside an integer: a scale or another tool rounds them.
-    meaning : mapping, optional
-        Which of 0, 1 and 2 each value of the file stands for; other values are background. By default each of the
+    meaning : mapping or None
+        Which of 0, 1 and 2 each value of the file stands for; other values are background. With None each of the
         three stands for itself, and there may be no other value.
 
     Returns

@@ -29,7 +29,7 @@ def case_html(
     lesions: Sequence[Lesion],
     report: Mapping[str, Any],
     *,
-    keep_identity: bool = False,
+    keep_identity: bool,
 ) -> bytes:
     """Make the page of a case, one HTML file that needs no other.
 
