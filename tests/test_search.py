@@ -9,7 +9,7 @@ import pytest
 from cascade_nets import LIVER, SPACING, TUMOUR, CpuEngine, expected
 
 import trtseg
-from trtseg.cascade.cpu import Cascade
+from trtseg.cascade.cpu import CpuCascade
 from trtseg.cascade.volumes import label_volume
 from trtseg.errors import ArgumentError
 from trtseg.labels.postprocess import PostProcess, postprocess
@@ -32,7 +32,7 @@ def searched(hu: np.ndarray, mm: float, slice_mm: float = 2.5) -> tuple[np.ndarr
     """Labels with the search, and how many slices were labelled."""
     geometry = Geometry.from_affine(hu.shape[::-1], np.diag([-SPACING[1], -SPACING[0], slice_mm, 1.0]))
     volume, told = Volume(hu, geometry.canonical_affine(), geometry, "ct"), []
-    cascade = Cascade(CpuEngine(LIVER), CpuEngine(TUMOUR))
+    cascade = CpuCascade(CpuEngine(LIVER), CpuEngine(TUMOUR))
     labels, logits, _, count = label_volume(cascade, volume, lambda *what: told.append(what), mm)
     assert [text for text, _ in told] == ["segmenting"] * len(told)
     assert sorted(done for _, done in told)[-1] == told[-1][1] == 1.0

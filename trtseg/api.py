@@ -12,15 +12,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trtseg import __version__, models
 from trtseg.cascade.arrays import checked, checked_on_host, checked_out
-from trtseg.cascade.base import Logits, Progress, Timings
-from trtseg.cascade.cpu import Cascade
+from trtseg.cascade.base import Cascade, Logits, Progress, Timings
+from trtseg.cascade.cpu import CpuCascade
 from trtseg.cascade.volumes import check_search, label_volume
 from trtseg.engines import open_engine, resolve_device
 from trtseg.engines.nvidia.runtime import check_batch, check_name
@@ -35,9 +35,6 @@ from trtseg.result import Segmentation, conclude
 from trtseg.spec import CascadeSpec
 from trtseg.stream import BYTES_A_VOXEL, Nets, OnLabels, Stream
 from trtseg.threads import Ahead, Turns
-
-if TYPE_CHECKING:
-    from trtseg.cascade.gpu import CudaCascade
 
 _MOST_THREADS = 1024
 
@@ -115,13 +112,13 @@ class Segmenter:
         if not isinstance(postprocess, (PostProcess, type(None))):
             raise ArgumentError(f"postprocess: got a {type(postprocess).__name__}; expected a PostProcess")
         self.postprocess = PostProcess() if postprocess is None else postprocess
-        self._cascade: Cascade | CudaCascade
+        self._cascade: Cascade
         self._at_once = batch  # slices of a stream; see Stream
         threads = threads or available_cpus()
         if self.device == "cpu":
             nets = (open_engine(files, net, precision=precision, threads=threads) for net in self.spec.nets)
-            self._cascade = Cascade(*nets, threads=threads)
-            self._at_once = self._cascade.side_by_side
+            self._cascade = cascade = CpuCascade(*nets, threads=threads)
+            self._at_once = cascade.side_by_side
         else:
             from trtseg.cascade.gpu import open_cuda_cascade  # costs nothing on the CPU
 
@@ -383,7 +380,7 @@ class Segmenter:
             return cascade.stages(slices, spacing)
 
     @contextmanager
-    def _opened(self) -> Iterator[Cascade | CudaCascade]:
+    def _opened(self) -> Iterator[Cascade]:
         """The cascade, for one thread at a time, unless it is closed."""
         with self._lock:
             if not self._close.alive:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from trtseg import _core
 from trtseg.cuda.arrays import CudaArray
@@ -79,6 +79,12 @@ class Cascade(Protocol):
     @property
     def provenance(self) -> dict[str, Any]:
         """What a result tells of device and engines."""
+
+    def view(self, array: Any, name: str, dtype: DTypeLike) -> CudaArray:
+        """View another library's slices ``[Z, Y, X]`` on this GPU: no copy, no conversion.
+
+        An ArgumentError, which calls them by ``name``, says that they have another layout or type, or are elsewhere.
+        """
 
     def place(self, hu: Hu, spacing: tuple[float, float], *, stream: int = 0) -> Fit:
         """Find out how slices ``[Z, Y, X]`` lie on the nets' grid: one placement for all of them.

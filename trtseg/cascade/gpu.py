@@ -86,7 +86,7 @@ class CudaCascade:
             stack.pop_all()
 
     def view(self, array: Any, name: str, dtype: DTypeLike) -> CudaArray:
-        """Another library's slices ``[Z, Y, X]`` on this GPU, where they are: no copy, no conversion."""
+        """View another library's slices ``[Z, Y, X]`` on this GPU."""
         self._check_usable()
         if hasattr(array, "__cuda_array_interface__"):
             return CudaArray.of(array, name, dtype, 3)
