@@ -67,8 +67,8 @@ class Segmenter:
         Threads of operations and nets on the CPU, and with a GPU of copies on the host; by default one for each
         processor that this process may use.
     search_mm : float
-        Label slices this many mm apart first, 10 to 50, and then only those as near to a slice with liver: quicker
-        where much more than the liver was scanned. 0 labels all. It holds for `segment` alone; docs/performance.md.
+        Label slices this many mm apart first, 10 to 50, then those no farther from a slice with liver, and no others:
+        quicker where much more than the liver was scanned. 0 labels all. Only `segment` does so; docs/performance.md.
     progress : callable, optional
         Called as ``progress(text, fraction)`` while engines are built for a GPU, at their first use.
 
@@ -177,7 +177,7 @@ class Segmenter:
     def fingerprint(self, orientation: str | None = None) -> str:
         """Stand for all that decides on a CT's labels: version, nets, thresholds, device, precision, steps, search.
 
-        What runs the nets of a precision on the CPU changes their rounding and is not in it. ``orientation`` is that of
+        On the CPU the runtime is not in it: it changes no more than the rounding of logits. ``orientation`` is that of
         `segment`.
         """
         nets = [*zip(self._sha256().values(), (net.threshold for net in self.spec.nets), strict=True)]

@@ -92,7 +92,10 @@ def label_volume(
 
 
 class _Needed:
-    """Lets go of logits, slice by slice, but where a slice within ``reach`` has tumour: what a median can make one."""
+    """Drops the logits that no lesion can need, slice by slice.
+
+    The median over slices makes tumours only inside the box of the tumours within ``reach`` slices, which is kept.
+    """
 
     def __init__(self, labels: NDArray[np.uint8], logits: TumourLogits, reach: int) -> None:
         self._labels, self._logits, self._reach = labels, logits, reach
