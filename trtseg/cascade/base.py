@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from trtseg import _core
+from trtseg.body import Hu
 from trtseg.cuda.arrays import CudaArray
 from trtseg.errors import ArgumentError
 from trtseg.fit import Fit
@@ -28,7 +29,6 @@ from trtseg.fit import Fit
 #: Slices of a volume that are pushed at a time: enough to keep every core busy in the ops, few enough for the caches.
 CHUNK = 16
 
-Hu = NDArray[np.int16] | CudaArray  # [n, Y, X]
 Labels = Any  # uint8 [n, Y, X]: an array on the host, or a CudaArray
 Logits = dict[int, NDArray[np.float16]]  # by the number of a slice: [H, W] on the nets' grid
 Timings = dict[str, float]

@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from trtseg import _core
-from trtseg.body import on_host
+from trtseg.body import Hu, on_host
 from trtseg.cascade.base import (
     CHUNK,
-    Hu,
     Labels,
     Logits,
     Progress,

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from trtseg.body import on_host
-from trtseg.cascade.base import Hu, Labels, Logits, Progress, Timings, check_slices, ended, run_volume
+from trtseg.body import Hu, on_host
+from trtseg.cascade.base import Labels, Logits, Progress, Timings, check_slices, ended, run_volume
 from trtseg.cascade.lane import Lane
 from trtseg.cuda import dlpack
 from trtseg.cuda.arrays import CudaArray
