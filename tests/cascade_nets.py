@@ -12,7 +12,7 @@ import numpy as np
 import tiny
 
 from trtseg import reference
-from trtseg.cascade.cpu import Cascade
+from trtseg.cascade.cpu import CpuCascade
 from trtseg.cascade.gpu import CudaCascade
 from trtseg.cuda.device import Resources, open_device
 from trtseg.fit import Fit
@@ -107,7 +107,7 @@ class Hooked:
 def cascade(backend: Any, batch: int = BATCH, specs: Any = (LIVER, TUMOUR), context_bytes: int = 0) -> Any:
     """A cascade of nets that a backend runs, to be closed."""
     if backend.dtype == np.float32:
-        return Cascade(*(backend.engine(spec, batch) for spec in specs))
+        return CpuCascade(*(backend.engine(spec, batch) for spec in specs))
     return CudaCascade(open_device(0), lambda n: Nets(backend, n, specs, context_bytes), batch)
 
 

@@ -1,11 +1,16 @@
 """What several test modules share."""
 
+from __future__ import annotations
+
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cuda_shim.build import Shim, build_shim
+from tiny import cascade_model
 
+import trtseg
 from trtseg.phantom import abdomen
 from trtseg.sample import write_phantom
 
@@ -52,6 +57,19 @@ def phantom_ct(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("ct")
     write_phantom(abdomen((12, 64, 64), (20.0, 6.0, 6.0)), folder / "ct.nii.gz", folder / "truth.nii.gz")
     return folder / "ct.nii.gz"
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> Path:
+    """A model with nets of one convolution each, which tests only read."""
+    return cascade_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def segmenter(model) -> Iterator[trtseg.Segmenter]:
+    """That model on the CPU."""
+    with trtseg.Segmenter(model, device="cpu") as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -5,22 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pydicom
 import pytest
-import tiny
 import training_data as made
 
-import trtseg
 from trtseg.phantom import abdomen
 
 
 def sdk(name):
     """The SDK, or a skip with the reason: it may be installed and lack the CUDA runtime that it is linked with."""
     return pytest.importorskip(name, exc_type=ImportError)
-
-
-@pytest.fixture(scope="module")
-def segmenter(tmp_path_factory):
-    with trtseg.Segmenter(tiny.cascade_model(tmp_path_factory.mktemp("model"))) as one:
-        yield one
 
 
 def test_holoscan(segmenter):

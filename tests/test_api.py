@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import types
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -25,11 +24,6 @@ SPACING = (5.0, 2.5, 2.5)
 @pytest.fixture(scope="module")
 def phantom():
     return abdomen(shape=(40, 128, 160), spacing=SPACING)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return tiny.cascade_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

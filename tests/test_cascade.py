@@ -12,7 +12,7 @@ from cascade_nets import LIVER, SPACING, TUMOUR, CpuBackend, CpuEngine, ct, expe
 from trtseg import models
 from trtseg.cascade import cpu
 from trtseg.cascade.base import CHUNK
-from trtseg.cascade.cpu import Cascade
+from trtseg.cascade.cpu import CpuCascade
 from trtseg.engines import open_engine
 from trtseg.phantom import abdomen
 
@@ -32,7 +32,7 @@ def test_skipping_slices_without_liver_changes_nothing():
             super().run(src, dst, wanted=wanted)  # gives nonsense where it is not wanted
 
     hu = ct(CHUNK + 8)
-    cascade = Cascade(CpuEngine(LIVER), Tumour(TUMOUR))
+    cascade = CpuCascade(CpuEngine(LIVER), Tumour(TUMOUR))
     cascade._l2[:] = np.nan  # the buffer's logits of a skipped slice
     labels, _ = cascade.run(hu, SPACING)
     wanted = expected(hu, np.float32)
@@ -42,7 +42,7 @@ def test_skipping_slices_without_liver_changes_nothing():
 
 def test_timings_and_progress_of_a_volume():
     hu, told = ct(CHUNK + 5), []
-    cascade = Cascade(CpuEngine(LIVER), CpuEngine(TUMOUR))
+    cascade = CpuCascade(CpuEngine(LIVER), CpuEngine(TUMOUR))
     _, timings = cascade.run(hu, SPACING, progress=lambda *what: told.append(what))
     assert told == [("segmenting", CHUNK / len(hu)), ("segmenting", 1.0)]
     assert list(timings) == ["prepare", "liver net", "gate", "tumour net", "label"]
@@ -51,7 +51,9 @@ def test_timings_and_progress_of_a_volume():
 
 def test_logits_that_are_left_out_change_no_label(monkeypatch):
     files, scan = models.find("default"), abdomen((6, 160, 200), (20.0, 2.0, 2.0), seed=1, lesions=6).ct
-    with closing(Cascade(*(open_engine(files, spec, precision="fp32") for spec in files.spec.nets))) as one:
+    with closing(
+        CpuCascade(*(open_engine(files, spec, precision="fp32") for spec in files.spec.nets))
+    ) as one:
         some, _ = one.run(scan, (2.0, 2.0))
         monkeypatch.setattr(cpu, "with_neighbours", np.ones_like)
         every, _ = one.run(scan, (2.0, 2.0))

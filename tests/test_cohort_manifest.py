@@ -10,7 +10,7 @@ from pathlib import Path
 
 import dicom_made
 import pytest
-from tiny import cascade_model
+from cohort_cases import planned
 
 import trtseg
 from trtseg import cohort
@@ -20,11 +20,6 @@ from trtseg.errors import ArgumentError, InputError, OutputError
 from trtseg.labels.postprocess import PostProcess
 from trtseg.phantom import abdomen
 from trtseg.sample import write_phantom
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return cascade_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +35,6 @@ def cts(tmp_path_factory):
 @pytest.fixture
 def out(tmp_path):
     return tmp_path / "out"
-
-
-def planned(inputs, folder, **options):
-    folder.mkdir(exist_ok=True)
-    with cohort.plan(inputs, folder, **options) as cases:
-        return cases
 
 
 KILLED = """

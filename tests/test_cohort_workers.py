@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tiny import cascade_model
+from cohort_cases import planned
 
 import trtseg
 from trtseg import cohort
@@ -33,11 +33,6 @@ from trtseg.phantom import abdomen
 from trtseg.sample import write_phantom
 
 SECONDS = 60  # that a process may take to get somewhere, on a busy machine
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return cascade_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +56,6 @@ def forty(tmp_path_factory, model):
 @pytest.fixture
 def out(tmp_path):
     return tmp_path / "out"
-
-
-def planned(inputs, folder, **options):
-    folder.mkdir(exist_ok=True)
-    with cohort.plan(inputs, folder, **options) as cases:
-        return cases
 
 
 def check_all_once(forty, out):

@@ -20,7 +20,7 @@ import trtseg
 from training import int8
 from training.int8 import Row, add, quantised, verdict
 from trtseg import _core, models
-from trtseg.cascade.cpu import Cascade
+from trtseg.cascade.cpu import CpuCascade
 from trtseg.engines import open_engine
 from trtseg.engines.calibration import references
 from trtseg.engines.precision import BF16, FP32, INT8
@@ -151,7 +151,7 @@ def test_nets_of_different_precision_are_told(folder, tmp_path):
     engines = [
         open_engine(files, s, precision=p) for s, p in zip(files.spec.nets, ("int8", "fp32"), strict=True)
     ]
-    assert Cascade(*engines).precisions == {"liver": "int8", "tumour": "fp32"}
+    assert CpuCascade(*engines).precisions == {"liver": "int8", "tumour": "fp32"}
 
 
 @pytest.mark.parametrize(

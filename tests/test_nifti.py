@@ -12,7 +12,7 @@ from isal import igzip
 from nifti_files import LPS, ct, image, raw_header, save
 
 from trtseg.errors import InputError
-from trtseg.io import load, read_nifti, write_nifti
+from trtseg.io import load, write_nifti
 
 ORIENTATIONS = list(itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)))
 
@@ -30,7 +30,7 @@ def test_versions_orders_endings(tmp_path, cls, order, name):
     assert volume.name == name
     assert volume.spacing == pytest.approx((5.0, 0.8, 0.7))
     assert isinstance(volume.geometry.source, cls.header_class)
-    assert np.array_equal(read_nifti(str(path)).array, volume.array)
+    assert np.array_equal(load(str(path)).array, volume.array)
 
 
 @pytest.mark.parametrize("order", "<>")

@@ -13,7 +13,7 @@ from scipy import ndimage, special
 
 import trtseg
 from trtseg import reference
-from trtseg.cascade.cpu import Cascade
+from trtseg.cascade.cpu import CpuCascade
 from trtseg.cascade.volumes import _Needed, label_volume
 from trtseg.fit import Fit
 from trtseg.labels.lesions import lesions, number_lesions
@@ -77,7 +77,7 @@ def test_what_the_cascade_keeps_is_that_of_the_volume():
     hu = ct(22)
     geometry = Geometry.from_affine(hu.shape[::-1], np.diag([-SPACING[1], -SPACING[0], 4.0, 1.0]))
     volume = Volume(hu, geometry.canonical_affine(), geometry, "ct")
-    labels, logits, *_ = label_volume(Cascade(CpuEngine(LIVER), CpuEngine(TUMOUR)), volume, None)
+    labels, logits, *_ = label_volume(CpuCascade(CpuEngine(LIVER), CpuEngine(TUMOUR)), volume, None)
     wanted = TumourLogits(LIVER.fit_slice(hu.shape[1:], SPACING), expected_logits(hu, np.float32))
     assert logits.fit == wanted.fit
     found = [lesion.probability for lesion in lesions(labels, volume.affine, logits)]
@@ -96,7 +96,7 @@ def test_logits_that_are_not_kept_are_not_missed(search_mm, median_mm, slice_mm)
     found, sizes = [], []
     for of in (None, steps):
         labels, logits, *_ = label_volume(
-            Cascade(CpuEngine(LIVER), CpuEngine(TUMOUR)), volume, None, search_mm, of
+            CpuCascade(CpuEngine(LIVER), CpuEngine(TUMOUR)), volume, None, search_mm, of
         )
         before = labels.copy()
         postprocess(labels, 0.01, slice_mm, steps)
@@ -121,12 +121,6 @@ def test_logits_are_kept_for_tumours_of_slices_that_are_labelled_later(chunk):
         needed.keep(done)
     assert np.array_equal(kept.probability(*places.T), whole.probability(*places.T))
     assert kept.planes.keys() == {4, 5, 6, 7}
-
-
-@pytest.fixture(scope="module")
-def segmenter(tmp_path_factory):
-    with trtseg.Segmenter(tiny.cascade_model(tmp_path_factory.mktemp("tiny")), device="cpu") as one:
-        yield one
 
 
 def test_segment_and_stream_say_the_same(segmenter):

@@ -6,11 +6,10 @@ import json
 
 import numpy as np
 import pytest
-import tiny
 from cascade_nets import LIVER, SPACING, TUMOUR, CpuEngine, expected
 
 import trtseg
-from trtseg.cascade.cpu import Cascade
+from trtseg.cascade.cpu import CpuCascade
 from trtseg.cascade.volumes import label_volume
 from trtseg.errors import ArgumentError
 from trtseg.labels.postprocess import PostProcess, postprocess
@@ -33,7 +32,7 @@ def searched(hu: np.ndarray, mm: float, slice_mm: float = 2.5) -> tuple[np.ndarr
     """Labels with the search, and how many slices were labelled."""
     geometry = Geometry.from_affine(hu.shape[::-1], np.diag([-SPACING[1], -SPACING[0], slice_mm, 1.0]))
     volume, told = Volume(hu, geometry.canonical_affine(), geometry, "ct"), []
-    cascade = Cascade(CpuEngine(LIVER), CpuEngine(TUMOUR))
+    cascade = CpuCascade(CpuEngine(LIVER), CpuEngine(TUMOUR))
     labels, logits, _, count = label_volume(cascade, volume, lambda *what: told.append(what), mm)
     assert [text for text, _ in told] == ["segmenting"] * len(told)
     assert sorted(done for _, done in told)[-1] == told[-1][1] == 1.0
@@ -102,11 +101,6 @@ def test_after_post_processing_nothing_is_lost(seed):
     assert (labels == whole).all()
     assert whole.any()
     assert labelled < slices
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny.cascade_model(tmp_path_factory.mktemp("tiny"))
 
 
 def test_results_say_that_it_was_used(model):

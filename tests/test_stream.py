@@ -26,12 +26,6 @@ def hu():
 
 
 @pytest.fixture(scope="module")
-def segmenter(tmp_path_factory):
-    with trtseg.Segmenter(tiny.cascade_model(tmp_path_factory.mktemp("model"))) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
 def whole(segmenter, hu):
     return segmenter.segment(hu, spacing=SPACING)
 

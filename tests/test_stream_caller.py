@@ -9,9 +9,7 @@ import weakref
 
 import numpy as np
 import pytest
-import tiny
 
-import trtseg
 from trtseg.errors import OutOfMemoryError
 from trtseg.phantom import abdomen
 from trtseg.stream import THREAD
@@ -23,12 +21,6 @@ SHAPE = (64, 80)
 @pytest.fixture(scope="module")
 def hu():
     return abdomen(shape=(20, *SHAPE), spacing=SPACING).ct
-
-
-@pytest.fixture(scope="module")
-def segmenter(tmp_path_factory):
-    with trtseg.Segmenter(tiny.cascade_model(tmp_path_factory.mktemp("model"))) as made:
-        yield made
 
 
 def push_all(stream, hu):

@@ -61,7 +61,9 @@ def scanner(hu: Tensor, g: torch.Generator) -> Tensor:
     # a softer kernel, or a sharper one
     change = torch.where(chance.happens(0.7), torch.ones_like(soft[:, :1, :1]), -chance.uniform(0.2, 0.8))
     hu = torch.where(chance.happens(0.4), hu + change * (soft - hu), hu)
-    hu = torch.where(chance.happens(0.2), _unenhanced(hu, chance), hu)
+    hu = torch.where(
+        chance.happens(0.2), unenhanced(hu, chance.uniform(40, 60), chance.uniform(0.1, 0.5)), hu
+    )
     # bright livers and vessels: soft tissue above fat gains
     hu = torch.where(chance.happens(0.12) & (hu > 0), hu * chance.uniform(1.1, 1.9), hu)
     # around 40 HU, so that fat stays fat while organs move with the phase
@@ -90,13 +92,20 @@ def _blurred(hu: Tensor, sigma: Tensor) -> Tensor:
     return F.conv2d(x, taps.view(n, 1, 7, 1), groups=n)[0]
 
 
-def _unenhanced(hu: Tensor, chance: Chance) -> Tensor:
-    """Undo most of the contrast agent's work: what it brightened comes back towards plain soft tissue, bone stays."""
-    knee, slope = chance.uniform(40, 60), chance.uniform(0.1, 0.5)
+def unenhanced(hu: Tensor, knee: Tensor | float, slope: Tensor | float) -> Tensor:
+    """Undo most of the contrast agent's work: what it brightened comes back towards plain soft tissue, bone stays.
+
+    Parameters
+    ----------
+    hu : Tensor
+        HU, of any shape.
+    knee, slope : Tensor or float
+        HU from which on the tissue is darker, and how much of its brightness above that is left.
+    """
     top = knee + slope * (200 - knee)
-    rising = top + (hu - 200) * (240 - top) / 40
-    dimmed = torch.where(hu < 200, knee + slope * (hu - knee), torch.where(hu < 240, rising, hu))
-    return torch.where(hu < knee, hu, dimmed)
+    dimmed = knee + slope * (hu - knee)
+    rising = top + (hu - 200) * (240 - top) / 40  # so that 240 HU, where 8-bit slices end, is 240 HU again
+    return torch.where(hu < knee, hu, torch.where(hu < 200, dimmed, torch.where(hu < 240, rising, hu)))
 
 
 def grown(mask: Tensor, pixels: int) -> Tensor:
@@ -144,14 +153,14 @@ def other_liver(batch: Batch, share: float, g: torch.Generator) -> Batch:
     return batch._replace(hu=batch.hu + offset * liver)
 
 
-def lesions(batch: Batch, share: float, g: torch.Generator, most: int = 3) -> Batch:
-    """Put up to ``most`` synthetic lesions into some livers; their pixels become tumour."""
+def lesions(batch: Batch, share: float, g: torch.Generator) -> Batch:
+    """Put up to three synthetic lesions into some livers; their pixels become tumour."""
     liver = (batch.label == 1) | (batch.label == 2)
     n_liver = liver.flatten(1).sum(1).view(-1, 1, 1)
     mean = (batch.hu * liver).flatten(1).sum(1).view(-1, 1, 1) / n_liver.clamp_min(1)
     some = Chance(len(batch.hu), g).happens(share) & (n_liver > 100)
     hu, label = batch.hu, batch.label
-    for number in range(most):
+    for number in range(3):
         chance = Chance(len(hu), g)
         there = some & chance.happens(1.0 if number == 0 else 0.5)
         largest = (0.25 * n_liver.float().sqrt()).clamp(3, 35)

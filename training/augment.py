@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from training.appearance import unenhanced
 from trtseg.fit import AIR_HU
 
 
@@ -54,10 +55,10 @@ def remove_liver(hu: Tensor, label: Tensor, rng: np.random.Generator) -> None:
     label.zero_()
 
 
-def _grid(rng: np.random.Generator, points: int = 9) -> np.ndarray:
+def _grid(rng: np.random.Generator) -> np.ndarray:
     """Sampling positions in [-1, 1] on a coarse grid: scale, aspect, rotation, shift, and a smooth deformation."""
-    axis = np.linspace(-1, 1, points)
-    base = np.stack(np.meshgrid(axis, axis), -1)  # [points, points, (x, y)]
+    axis = np.linspace(-1, 1, 9)
+    base = np.stack(np.meshgrid(axis, axis), -1)  # [9, 9, (x, y)]
     zoom = np.exp(rng.uniform(np.log(0.75), np.log(1.5)))  # above 1 the patient is smaller
     aspect = np.exp(rng.normal(0, 0.07))
     angle = np.deg2rad(np.clip(rng.normal(0, 8), -25, 25))
@@ -79,7 +80,7 @@ def _scanner(hu: Tensor, rng: np.random.Generator) -> Tensor:
         padded = F.pad(hu[None, None], (3, 3, 3, 3), mode="replicate")
         hu = F.conv2d(F.conv2d(padded, taps.view(1, 1, 1, 7)), taps.view(1, 1, 7, 1))[0, 0]
     if rng.random() < 0.2:
-        hu = _unenhanced(hu, rng)
+        hu = unenhanced(hu, rng.uniform(40, 60), rng.uniform(0.1, 0.5))
     if rng.random() < 0.8:
         # around 40 HU, so that fat stays fat while organs move with the phase of the contrast agent
         hu = (hu - 40) * rng.uniform(0.75, 1.3) + 40 + rng.normal(0, 20)
@@ -92,15 +93,6 @@ def _scanner(hu: Tensor, rng: np.random.Generator) -> Tensor:
             noise = F.avg_pool2d(noise[None, None], 3, 1, 1)[0, 0] * 2
         hu = hu + noise
     return torch.where(air, float(AIR_HU), hu)
-
-
-def _unenhanced(hu: Tensor, rng: np.random.Generator) -> Tensor:
-    """Undo most of the contrast agent's work: what it brightened comes back towards plain soft tissue, bone stays."""
-    knee, slope = rng.uniform(40, 60), rng.uniform(0.1, 0.5)
-    top = knee + slope * (200 - knee)
-    dimmed = knee + slope * (hu - knee)
-    rising = top + (hu - 200) * (240 - top) / 40  # so that 240 HU, where 8-bit slices end, is 240 HU again
-    return torch.where(hu < knee, hu, torch.where(hu < 200, dimmed, torch.where(hu < 240, rising, hu)))
 
 
 def _cut(hu: Tensor, label: Tensor, rng: np.random.Generator) -> None:

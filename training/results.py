@@ -22,6 +22,7 @@ import numpy as np
 from training.compare import EVERYTHING, FOLDS, PLAIN, SEEDS, TABLE, VALIDATION, file_of
 from training.program import parser_of, plain_errors
 from training.row import read_tallies
+from training.score import COLUMNS as SCORES
 from training.score import grid
 from training.tally import Tally, auc, best_threshold, in_band
 from trtseg.errors import InputError
@@ -32,10 +33,7 @@ from trtseg.metrics.ranking import PAPER_BAND
 #: In the document, the line from which on everything is printed.
 MARK = "<!-- from here on printed by training.results -->\n"
 #: Of each row: heading, decimals.
-COLUMNS = {
-    "accuracy": 4, "IoU": 3, "Rand index": 4, "restricted AUC": 3, "its share of pixels": 3, "AUC": 4,
-    "tumour Dice": 3, "tumour Dice there": 3, "liver Dice": 3,
-}  # fmt: skip
+COLUMNS = {name: decimals for name, decimals in SCORES.items() if name != "chosen threshold"}
 #: How often patients are drawn anew for an interval, and the share of the means that it holds.
 DRAWS, INTERVAL = 10_000, 0.95
 #: Pairs of rows that differ in the training alone: joint less sequential.

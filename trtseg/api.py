@@ -12,15 +12,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trtseg import __version__, models
 from trtseg.cascade.arrays import checked, checked_on_host, checked_out
-from trtseg.cascade.base import Logits, Progress, Timings
-from trtseg.cascade.cpu import Cascade
+from trtseg.cascade.base import Cascade, Logits, Progress, Timings
+from trtseg.cascade.cpu import CpuCascade
 from trtseg.cascade.volumes import check_search, label_volume
 from trtseg.engines import open_engine, resolve_device
 from trtseg.engines.nvidia.runtime import check_batch, check_name
@@ -35,9 +35,6 @@ from trtseg.result import Segmentation, conclude
 from trtseg.spec import CascadeSpec
 from trtseg.stream import BYTES_A_VOXEL, Nets, OnLabels, Stream
 from trtseg.threads import Ahead, Turns
-
-if TYPE_CHECKING:
-    from trtseg.cascade.gpu import CudaCascade
 
 _MOST_THREADS = 1024
 
@@ -70,8 +67,8 @@ class Segmenter:
         Threads of operations and nets on the CPU, and with a GPU of copies on the host; by default one for each
         processor that this process may use.
     search_mm : float
-        Label slices this many mm apart first, 10 to 50, and then only those as near to a slice with liver: quicker
-        where much more than the liver was scanned. 0 labels all. It holds for `segment` alone; docs/performance.md.
+        Label slices this many mm apart first, 10 to 50, then those no farther from a slice with liver, and no others:
+        quicker where much more than the liver was scanned. 0 labels all. Only `segment` does so; docs/performance.md.
     progress : callable, optional
         Called as ``progress(text, fraction)`` while engines are built for a GPU, at their first use.
 
@@ -115,13 +112,13 @@ class Segmenter:
         if not isinstance(postprocess, (PostProcess, type(None))):
             raise ArgumentError(f"postprocess: got a {type(postprocess).__name__}; expected a PostProcess")
         self.postprocess = PostProcess() if postprocess is None else postprocess
-        self._cascade: Cascade | CudaCascade
+        self._cascade: Cascade
         self._at_once = batch  # slices of a stream; see Stream
         threads = threads or available_cpus()
         if self.device == "cpu":
             nets = (open_engine(files, net, precision=precision, threads=threads) for net in self.spec.nets)
-            self._cascade = Cascade(*nets, threads=threads)
-            self._at_once = self._cascade.side_by_side
+            self._cascade = cascade = CpuCascade(*nets, threads=threads)
+            self._at_once = cascade.side_by_side
         else:
             from trtseg.cascade.gpu import open_cuda_cascade  # costs nothing on the CPU
 
@@ -180,7 +177,7 @@ class Segmenter:
     def fingerprint(self, orientation: str | None = None) -> str:
         """Stand for all that decides on a CT's labels: version, nets, thresholds, device, precision, steps, search.
 
-        What runs the nets of a precision on the CPU changes their rounding and is not in it. ``orientation`` is that of
+        On the CPU the runtime is not in it: it changes no more than the rounding of logits. ``orientation`` is that of
         `segment`.
         """
         nets = [*zip(self._sha256().values(), (net.threshold for net in self.spec.nets), strict=True)]
@@ -383,7 +380,7 @@ class Segmenter:
             return cascade.stages(slices, spacing)
 
     @contextmanager
-    def _opened(self) -> Iterator[Cascade | CudaCascade]:
+    def _opened(self) -> Iterator[Cascade]:
         """The cascade, for one thread at a time, unless it is closed."""
         with self._lock:
             if not self._close.alive:

@@ -21,7 +21,7 @@ from trtseg.labels.postprocess import PostProcess, postprocess
 from trtseg.labels.probability import TumourLogits
 from trtseg.labels.whole import check_liver
 from trtseg.notice import NOTICE
-from trtseg.volume import Geometry, Volume, spacing_mm
+from trtseg.volume import Geometry, Volume, check_on_grid, spacing_mm
 from trtseg.warnings import ResultWarning
 
 #: Version of the report's layout; raised when a key changes its meaning or goes away.
@@ -118,10 +118,7 @@ class Segmentation:
             If ``labels`` are not labels on the volume's grid.
         """
         start = time.perf_counter()
-        if labels.shape != volume.array.shape:
-            raise ArgumentError(
-                f"labels: got shape {labels.shape}; expected the volume's {volume.array.shape}"
-            )
+        check_on_grid(labels, volume)
         found = lesions(labels, volume.affine, logits)
         liver, tumour = (n * volume.voxel_ml for n in count_voxels(labels[bounding_box(labels)]))
         return cls(

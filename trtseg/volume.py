@@ -249,6 +249,12 @@ def check_same_grid(name: str, grid: Geometry, other_name: str, other: Geometry)
         )
 
 
+def check_on_grid(labels: np.ndarray, volume: Volume, name: str = "labels") -> None:
+    """Raise an ArgumentError, which calls ``labels`` by ``name``, unless they have the shape of a volume."""
+    if labels.shape != volume.array.shape:
+        raise ArgumentError(f"{name}: got shape {labels.shape}; expected the volume's {volume.array.shape}")
+
+
 def check_spacing(spacing: Any, axes: str = "zyx") -> tuple[float, ...]:
     """Return a spacing as floats, a number for each of ``axes``; ArgumentError unless all are positive."""
     try:

@@ -3,13 +3,6 @@
 from pathlib import Path
 
 import pytest
-from tiny import cascade_model
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory) -> Path:
-    """A model with nets of one convolution each."""
-    return cascade_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 
 import trtseg
 from trtseg import models
-from trtseg.cascade.cpu import Cascade
+from trtseg.cascade.cpu import CpuCascade
 from trtseg.cascade.volumes import label_volume
 from trtseg.cuda.device import open_device
 from trtseg.engines import acceptance, open_engine
@@ -83,7 +83,7 @@ def reference(ct):
     """Labels of the CPU in FP32, without postprocessing, and its tumour logits."""
     files = models.find("default")
     engines = [open_engine(files, net, precision="fp32") for net in files.spec.nets]
-    return label_volume(Cascade(*engines), trtseg.load(ct, spacing=SPACING), None)[:2]
+    return label_volume(CpuCascade(*engines), trtseg.load(ct, spacing=SPACING), None)[:2]
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import ctypes
 
 import pytest
-from tiny import cascade_model
 
 from trtseg.api import Segmenter
 from trtseg.node.config import Config
@@ -12,8 +11,9 @@ from trtseg.node.work import Worker
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory):
-    return str(cascade_model(tmp_path_factory.mktemp("model")))
+def model(model):
+    """The settings of a node have its path as text."""
+    return str(model)
 
 
 @pytest.fixture(scope="session")

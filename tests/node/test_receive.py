@@ -16,13 +16,12 @@ import pydicom
 import pytest
 from nodes import Archive, connect, ct_series, free_port, send, wait_for
 
+from trtseg.io.dicom.frames import CT_IMAGE as CT
 from trtseg.node import receive as receiving
 from trtseg.node.config import Config
 from trtseg.node.ending import look
 from trtseg.node.forward import report_commitments
 from trtseg.node.spool import Spool
-
-CT = receiving.CT_IMAGE
 
 
 @pytest.fixture

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trtseg.cascade.cpu import Cascade
+from trtseg.cascade.base import Cascade
+from trtseg.cascade.cpu import CpuCascade
 from trtseg.cuda import dlpack
 from trtseg.cuda.arrays import CudaArray
 from trtseg.errors import ArgumentError
 
-if TYPE_CHECKING:
-    from trtseg.cascade.gpu import CudaCascade
-
 _READ_ONLY = "out: got a read-only array; expected one that may be overwritten"
 
 
-def checked(array: Any, name: str, dtype: Any, cascade: Cascade | CudaCascade) -> Any:
+def checked(array: Any, name: str, dtype: Any, cascade: Cascade) -> Any:
     """Check an array ``[Z, Y, X]`` for a cascade; an array on a GPU comes back as a view of it.
 
     Raises
@@ -28,20 +26,16 @@ def checked(array: Any, name: str, dtype: Any, cascade: Cascade | CudaCascade) -
     """
     if not (hasattr(array, "__cuda_array_interface__") or dlpack.on_gpu(array)):
         return checked_on_host(array, name, dtype, cascade)
-    if isinstance(cascade, Cascade):
-        raise ArgumentError(
-            f"{name}: got an array on a GPU, but this Segmenter runs on the CPU; make it with device='cuda'"
-        )
     view = cascade.view(array, name, dtype)
     if name == "out" and view.read_only:
         raise ArgumentError(_READ_ONLY)
     return view
 
 
-def checked_on_host(array: Any, name: str, dtype: Any, cascade: Cascade | CudaCascade) -> NDArray[Any]:
+def checked_on_host(array: Any, name: str, dtype: Any, cascade: Cascade) -> NDArray[Any]:
     """Check a NumPy array ``[Z, Y, X]``; see `checked`."""
     if not isinstance(array, np.ndarray):
-        kinds = "a NumPy array" if isinstance(cascade, Cascade) else "a NumPy array or one on the GPU"
+        kinds = "a NumPy array" if isinstance(cascade, CpuCascade) else "a NumPy array or one on the GPU"
         raise ArgumentError(f"{name}: got {type(array).__name__}; expected {kinds}")
     if array.ndim != 3 or array.dtype != dtype or not array.flags.c_contiguous:
         raise ArgumentError(
@@ -53,7 +47,7 @@ def checked_on_host(array: Any, name: str, dtype: Any, cascade: Cascade | CudaCa
     return array
 
 
-def checked_out(out: Any, hu: Any, cascade: Cascade | CudaCascade) -> Any:
+def checked_out(out: Any, hu: Any, cascade: Cascade) -> Any:
     """Check labels ``[Z, Y, X]`` for the slices ``hu``, which are checked; see `checked`.
 
     Raises

@@ -18,9 +18,10 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from trtseg import _core
+from trtseg.body import Hu
 from trtseg.cuda.arrays import CudaArray
 from trtseg.errors import ArgumentError
 from trtseg.fit import Fit
@@ -28,7 +29,6 @@ from trtseg.fit import Fit
 #: Slices of a volume that are pushed at a time: enough to keep every core busy in the ops, few enough for the caches.
 CHUNK = 16
 
-Hu = NDArray[np.int16] | CudaArray  # [n, Y, X]
 Labels = Any  # uint8 [n, Y, X]: an array on the host, or a CudaArray
 Logits = dict[int, NDArray[np.float16]]  # by the number of a slice: [H, W] on the nets' grid
 Timings = dict[str, float]
@@ -79,6 +79,12 @@ class Cascade(Protocol):
     @property
     def provenance(self) -> dict[str, Any]:
         """What a result tells of device and engines."""
+
+    def view(self, array: Any, name: str, dtype: DTypeLike) -> CudaArray:
+        """View another library's slices ``[Z, Y, X]`` on this GPU: no copy, no conversion.
+
+        An ArgumentError, which calls them by ``name``, says that they have another layout or type, or are elsewhere.
+        """
 
     def place(self, hu: Hu, spacing: tuple[float, float], *, stream: int = 0) -> Fit:
         """Find out how slices ``[Z, Y, X]`` lie on the nets' grid: one placement for all of them.

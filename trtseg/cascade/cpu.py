@@ -9,12 +9,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from trtseg import _core
-from trtseg.body import on_host
+from trtseg.body import Hu, on_host
 from trtseg.cascade.base import (
     CHUNK,
+    Labels,
     Logits,
     Progress,
     Timings,
@@ -23,12 +24,13 @@ from trtseg.cascade.base import (
     keep_logits,
     run_volume,
 )
+from trtseg.cuda.arrays import CudaArray
 from trtseg.engines import CpuEngine
-from trtseg.errors import DeviceError
+from trtseg.errors import ArgumentError, DeviceError
 from trtseg.fit import Fit
 
 
-class Cascade:
+class CpuCascade:
     """The nets of a model with their buffers; see `trtseg.cascade.base` for its methods.
 
     Parameters
@@ -58,7 +60,13 @@ class Cascade:
             self._x2 = np.empty((CHUNK, 1, height, width), last.dtype)
             self._l2 = np.zeros((CHUNK, 1, height, width), last.dtype)
 
-    def place(self, hu: NDArray[np.int16], spacing: tuple[float, float], *, stream: int = 0) -> Fit:
+    def view(self, array: Any, name: str, dtype: DTypeLike) -> CudaArray:
+        """Refuse an array on a GPU."""
+        raise ArgumentError(
+            f"{name}: got an array on a GPU, but this Segmenter runs on the CPU; make it with device='cuda'"
+        )
+
+    def place(self, hu: Hu, spacing: tuple[float, float], *, stream: int = 0) -> Fit:
         """Place slices on the nets' grid; the CPU has no streams."""
         if not self._engines:
             raise DeviceError("cascade: got slices for a cascade that is closed; open another")
@@ -75,15 +83,15 @@ class Cascade:
 
     def run(
         self,
-        hu: NDArray[np.int16],
+        hu: Hu,
         spacing: tuple[float, float],
-        out: NDArray[np.uint8] | None = None,
+        out: Labels | None = None,
         *,
         fit: Fit | None = None,
         stream: int = 0,
         logits: Logits | None = None,
         progress: Progress | None = None,
-    ) -> tuple[NDArray[np.uint8], Timings]:
+    ) -> tuple[Labels, Timings]:
         """Label a volume ``[Z, Y, X]``."""
         feed = self.begin(fit or self.place(hu, spacing), logits=logits)
         return run_volume(feed, hu, out, progress), feed.timings
@@ -142,9 +150,9 @@ class Cascade:
 
 
 class _Feed:
-    """A feed of `Cascade`: every push returns the labels of its slices."""
+    """A feed of `CpuCascade`: every push returns the labels of its slices."""
 
-    def __init__(self, cascade: Cascade, fit: Fit, logits: Logits | None) -> None:
+    def __init__(self, cascade: CpuCascade, fit: Fit, logits: Logits | None) -> None:
         self._cascade, self.fit, self.logits = cascade, fit, logits
         self.first = 0  # number of the next slice
         self.timings: Timings = {}

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from trtseg.body import on_host
-from trtseg.cascade.base import Hu, Labels, Logits, Progress, Timings, check_slices, ended, run_volume
+from trtseg.body import Hu, on_host
+from trtseg.cascade.base import Labels, Logits, Progress, Timings, check_slices, ended, run_volume
 from trtseg.cascade.lane import Lane
 from trtseg.cuda import dlpack
 from trtseg.cuda.arrays import CudaArray
@@ -86,7 +86,7 @@ class CudaCascade:
             stack.pop_all()
 
     def view(self, array: Any, name: str, dtype: DTypeLike) -> CudaArray:
-        """Another library's slices ``[Z, Y, X]`` on this GPU, where they are: no copy, no conversion."""
+        """View another library's slices ``[Z, Y, X]`` on this GPU."""
         self._check_usable()
         if hasattr(array, "__cuda_array_interface__"):
             return CudaArray.of(array, name, dtype, 3)

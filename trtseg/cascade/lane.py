@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtseg import _core
-from trtseg.cascade.base import Hu, Labels, Logits, Timings, keep_logits
+from trtseg.body import Hu
+from trtseg.cascade.base import Labels, Logits, Timings, keep_logits
 from trtseg.cuda.arrays import CudaArray
 from trtseg.cuda.device import Device, Resources, download, upload
 from trtseg.engines.base import GpuEngine

@@ -10,21 +10,16 @@ from __future__ import annotations
 
 import math
 from numbers import Real
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trtseg.cascade.base import CHUNK, Logits, Progress, Timings
+from trtseg.cascade.base import CHUNK, Cascade, Logits, Progress, Timings
 from trtseg.errors import ArgumentError
 from trtseg.labels.components import is_tumour
 from trtseg.labels.postprocess import PostProcess
 from trtseg.labels.probability import TumourLogits
 from trtseg.volume import ROUNDING, Volume
-
-if TYPE_CHECKING:
-    from trtseg.cascade.cpu import Cascade as CpuCascade
-    from trtseg.cascade.gpu import CudaCascade
 
 #: mm between the first slices of a search, at least and at most. Livers of adults are higher than the most. The least
 #: is more than the median over slices of the default post-processing reaches: a part of the liver that is connected
@@ -45,7 +40,7 @@ def check_search(mm: float) -> float:
 
 
 def label_volume(
-    cascade: CpuCascade | CudaCascade,
+    cascade: Cascade,
     volume: Volume,
     progress: Progress | None,
     search_mm: float = 0.0,
@@ -97,7 +92,10 @@ def label_volume(
 
 
 class _Needed:
-    """Lets go of logits, slice by slice, but where a slice within ``reach`` has tumour: what a median can make one."""
+    """Drops the logits that no lesion can need, slice by slice.
+
+    The median over slices makes tumours only inside the box of the tumours within ``reach`` slices, which is kept.
+    """
 
     def __init__(self, labels: NDArray[np.uint8], logits: TumourLogits, reach: int) -> None:
         self._labels, self._logits, self._reach = labels, logits, reach
@@ -120,7 +118,7 @@ class _Needed:
 
 
 def _near_liver(
-    cascade: CpuCascade | CudaCascade,
+    cascade: Cascade,
     hu: NDArray[np.int16],
     k: int,
     labels: NDArray[np.uint8],

@@ -91,5 +91,5 @@ def _show(built: Sequence[Entry]) -> None:
             numbers = f"{made.size / 1e6:.1f}", f"{made.built['seconds']:.1f}", str(len(made.warnings))
             rows.append((str(made.key), *numbers, entry.path.name))
     headings = ("engine", "MB", "seconds", "warnings", "file")
-    table = text.table(headings, rows, right=headings[1:4])
+    table = text.table(headings, rows, right=range(1, 4))
     text.show(table, text.count_engines(len(built), built[0].path.parent), text.NOT_CLINICAL)

@@ -72,11 +72,11 @@ def _show(made: Comparison) -> None:
         "after",
         "change",
         "mL before",
-        "after ",
+        "after",
         "long mm before",
-        "after  ",
+        "after",
         "short mm before",
-        "after   ",
+        "after",
     )
     rows = [_row(finding) for finding in made.findings]
     sums = made.diameters()
@@ -87,7 +87,7 @@ def _show(made: Comparison) -> None:
         ("like RECIST 1.1", made.response() or "–"),
     ]
     text.show_results(
-        *([text.table(headings, rows, right=headings[3:])] if rows else []),
+        *([text.table(headings, rows, right=range(3, 9))] if rows else []),
         text.listing(lines, caption=text.NOT_CLINICAL),
     )
 

@@ -29,9 +29,7 @@ def list_engines(folder: _Folder = None) -> None:
         found = cache.entries(place)
         headings = ("engine", "runtime", "MB", "built", "accepted", "state")
         ready = "ready" if is_own(place) else "to be imported"
-        tables = (
-            [text.table(headings, [_row(entry, ready) for entry in found], right=["MB"])] if found else []
-        )
+        tables = [text.table(headings, [_row(entry, ready) for entry in found], right=[2])] if found else []
         text.show(*tables, text.count_engines(len(found), place), text.NOT_CLINICAL)
 
 

@@ -298,7 +298,7 @@ def _show(outcomes: Iterable[Outcome], count: int, quiet: bool) -> tuple[Failure
             text.show_results(text.listing(rows, caption=text.NOT_CLINICAL, indent=True))
         elif rows and not quiet:
             headings = ("case", "liver mL", "tumour mL", "lesions", "seconds", "labels")
-            table = text.table(headings, rows, right=headings[1:5], caption=text.NOT_CLINICAL)
+            table = text.table(headings, rows, right=range(1, 5), caption=text.NOT_CLINICAL)
             text.show_results(table)
     if done > len(rows) == _MOST_ROWS and not quiet:
         text.note(f"{done - len(rows)} more cases are in the table of the folder, {TABLE}")

@@ -97,7 +97,7 @@ def show(scores: SetScores) -> None:
     parts = [liver_rows(scores)] if several else []
     parts += [tumour_rows(scores)] if several or scores.tumour is None else []
     parts += [summary_rows(scores), lesion_rows(scores), detected_rows(scores)]
-    drawn = [text.table(rows[0], rows[1:], right=rows[0][1:]) for rows in parts if rows]
+    drawn = [text.table(rows[0], rows[1:], right=range(1, len(rows[0]))) for rows in parts if rows]
     text.show_results(*drawn, text.NOT_CLINICAL)
 
 

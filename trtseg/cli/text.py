@@ -93,17 +93,17 @@ def table(
     headings: Sequence[str],
     rows: Iterable[Sequence[str]],
     *,
-    right: Collection[str] = (),
+    right: Collection[int] = (),
     caption: str | None = None,
 ) -> Table:
-    """Make a table for `show`; the columns whose headings are in ``right`` are aligned to the right."""
+    """Make a table for `show`; the columns of the numbers ``right``, from 0, are aligned to the right."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     made = Table(box=box.SIMPLE, caption=caption, caption_justify="left")
-    for heading in headings:
-        made.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+    for n, heading in enumerate(headings):
+        made.add_column(heading, justify="right" if n in right else "left", overflow="fold")
     for row in rows:
         made.add_row(*map(Text, row))
     return made

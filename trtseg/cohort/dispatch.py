@@ -26,7 +26,7 @@ class Crew(Protocol):
     is_shared : bool
         The workers write into the folder of the results; else their files come with the answers.
     together : bool
-        Whether workers may do cases again, for which a worker was lost or had too little memory, side by side.
+        Whether cases that are tried again, since a worker was lost or had too little memory, may run side by side.
     """
 
     size: int

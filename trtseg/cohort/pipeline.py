@@ -31,7 +31,7 @@ def pipeline(
     segmenter: Segmenter,
     write: Callable[[Case, Segmentation, str, float], None],
     *,
-    orientation: str | None = None,
+    orientation: str | None,
     pace: Pace,
 ) -> Generator[Outcome, None, None]:
     """Segment cases one after the other, see `trtseg.cohort.run`.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from trtseg.io.atomic import atomic
+from trtseg.io.csv_file import write_csv
 from trtseg.result import Segmentation
 
 #: Name of the table in the folder of the results.
@@ -42,16 +42,5 @@ def row_of(result: Segmentation, seconds: float) -> dict[str, Any]:
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows of `COLUMNS` as a file, completely or not at all; what a row has not stays empty."""
-    with (
-        atomic(path) as (temporary,),
-        temporary.open("w", encoding="utf-8", errors="replace", newline="") as file,
-    ):
-        table = csv.writer(file)
-        table.writerow(COLUMNS)
-        for row in rows:
-            table.writerow([_cell(row.get(column, "")) for column in COLUMNS])
-
-
-def _cell(value: Any) -> Any:
-    """A spreadsheet would take a text that begins like this for a formula."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
+    with atomic(path) as (temporary,):
+        write_csv(temporary, [COLUMNS, *([row.get(column, "") for column in COLUMNS] for row in rows)])

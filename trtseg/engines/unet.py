@@ -51,8 +51,8 @@ class UNetEngine:
     Parameters
     ----------
     net : Net
-        The net: a U-Net as `training.unet` makes it, all channels but those of input and logits in eights, in FP32 or,
-        but for the first convolution, with weights and activations of eight bits.
+        A U-Net as `training.unet` makes it. Channels are a multiple of 8, except those of the input and the logits.
+        Weights and activations are FP32, or have eight bits behind the first convolution.
     threads : int, optional
         Threads of the net; by default one for each processor that this process may use.
 

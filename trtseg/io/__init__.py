@@ -6,22 +6,24 @@ import dataclasses
 import os
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from trtseg.errors import ArgumentError, InputError, OutputError
-from trtseg.io.arrays import from_array, from_image, read_pair, read_pair_labels
+from trtseg.io.arrays import from_array, from_image, read_pair
 from trtseg.io.atomic import atomic
-from trtseg.io.checks import check_planes, check_slices_again
+from trtseg.io.checks import check_planes, check_slices_again, ct_volume
 from trtseg.io.dicom import is_dicom, read_dicom
-from trtseg.io.itk import check_installed, read_itk, read_itk_labels, write_itk
+from trtseg.io.itk import check_installed, read_itk, write_itk
 from trtseg.io.names import ANALYZE, ITK, NIFTI, SEG, WRITTEN, is_folder
-from trtseg.io.nifti import read_nifti, read_nifti_labels, write_nifti
+from trtseg.io.nifti import read_nifti, write_nifti
+from trtseg.io.voxels import Convert, to_hu, to_labels
 from trtseg.orientation import check_orientation, reorient
 from trtseg.volume import Geometry, Volume
 
-__all__ = ["atomic", "check_target", "load", "read_labels", "read_nifti", "save", "write_nifti"]
+__all__ = ["atomic", "check_target", "load", "read_labels", "save", "write_nifti"]
 
 
 def load(
@@ -133,16 +135,11 @@ def read_labels(
     InputError
         If there is no such file, it is truncated or corrupt, or it holds a value that stands for nothing.
     """
-    name = os.fspath(path).lower()
     if is_dicom(path):
         raise InputError(
             f"{os.fspath(path)}: is DICOM, which labels are not read from; write them as .nii.gz too"
         )
-    if name.endswith(ITK):
-        return read_itk_labels(path, meaning)
-    if name.endswith(ANALYZE):
-        return read_pair_labels(path, meaning)
-    return read_nifti_labels(path, meaning)
+    return _read_voxels(os.fspath(path), partial(to_labels, meaning=meaning))
 
 
 def save(path: str | os.PathLike[str], labels: np.ndarray, geometry: Geometry, fingerprint: str = "") -> None:
@@ -188,14 +185,19 @@ def check_target(path: str | os.PathLike[str]) -> None:
 
 
 def _read_file(path: str | os.PathLike[str], series: str | None) -> Volume:
-    name = os.fspath(path).lower()
     if is_folder(path) or is_dicom(path):
         return read_dicom(path, series)
-    if name.endswith(ITK):
-        return read_itk(path)
-    if name.endswith(ANALYZE):
-        return read_pair(path)
-    return read_nifti(path)  # which says why a path cannot be opened
+    name = os.fspath(path)
+    return ct_volume(name, *_read_voxels(name, to_hu))
+
+
+def _read_voxels(name: str, convert: Convert) -> tuple[np.ndarray, Geometry]:
+    """Read a file's voxels as a CT or as labels, and its grid."""
+    if name.lower().endswith(ITK):
+        return read_itk(name, convert)
+    if name.lower().endswith(ANALYZE):
+        return read_pair(name, convert)
+    return read_nifti(name, convert)  # which says why a path cannot be opened
 
 
 def _is_nibabel_image(source: Any) -> bool:

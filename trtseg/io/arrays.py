@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import zlib
-from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +11,7 @@ from trtseg.errors import ArgumentError, InputError
 from trtseg.io.checks import ct_geometry, ct_volume
 from trtseg.io.header import header_affine, no_orientation
 from trtseg.io.nifti import header_of
-from trtseg.io.voxels import check_dtype, slabs, to_hu, to_labels
+from trtseg.io.voxels import Convert, check_dtype, slabs, to_hu
 from trtseg.volume import Geometry, Volume
 from trtseg.warnings import ResultWarning
 
@@ -89,31 +86,20 @@ def from_image(image: Any) -> Volume:
         If the file behind the image cannot be read, or is not one CT volume in HU.
     """
     name = image.get_filename() or "image"
-    hu, geometry = _read(name, image, to_hu)
-    return ct_volume(name, hu, geometry)
+    return ct_volume(name, *_read(name, image, to_hu))
 
 
-def read_pair(path: str | os.PathLike[str]) -> Volume:
-    """Read a CT in Hounsfield units from an Analyze file or a NIfTI pair: ``.img`` beside ``.hdr``, either named.
+def read_pair(name: str, convert: Convert) -> tuple[np.ndarray, Geometry]:
+    """Read the voxels of an Analyze file or a NIfTI pair, ``.img`` beside ``.hdr``, either named; and its grid.
 
     An Analyze header has no orientation: it is taken for left to right as radiologists see it, as in nibabel.
 
     Raises
     ------
     InputError
-        If the files cannot be read, or are not one CT volume in HU.
+        If the files cannot be read, or have no grid or no values of their kind.
     """
-    name = os.fspath(path)
-    hu, geometry = _read(name, _open_pair(name), to_hu)
-    return ct_volume(name, hu, geometry)
-
-
-def read_pair_labels(
-    path: str | os.PathLike[str], meaning: Mapping[int, int] | None = None
-) -> tuple[np.ndarray, Geometry]:
-    """Read a label map from files as `read_pair` takes them; see `trtseg.io.read_labels`."""
-    name = os.fspath(path)
-    return _read(name, _open_pair(name), partial(to_labels, meaning=meaning))
+    return _read(name, _open_pair(name), convert)
 
 
 def _open_pair(name: str) -> Any:
@@ -131,8 +117,8 @@ def _open_pair(name: str) -> Any:
     return image
 
 
-def _read(name: str, image: Any, convert: Callable[..., np.ndarray]) -> tuple[np.ndarray, Geometry]:
-    """Read the voxels of an image through `to_hu` or `to_labels`, and its grid."""
+def _read(name: str, image: Any, convert: Convert) -> tuple[np.ndarray, Geometry]:
+    """Read the voxels of an image, and its grid."""
     from nibabel.analyze import AnalyzeImage
     from nibabel.arrayproxy import ArrayProxy
 

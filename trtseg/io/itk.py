@@ -5,21 +5,19 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trtseg.errors import InputError, OutputError
-from trtseg.io.checks import ct_geometry, ct_volume
+from trtseg.io.checks import ct_geometry
 from trtseg.io.header import no_orientation
-from trtseg.io.voxels import check_dtype, slabs, to_hu, to_labels
+from trtseg.io.voxels import Convert, check_dtype, slabs
 from trtseg.notice import signature, signed
 from trtseg.resources import check_memory
-from trtseg.volume import LPS_TO_RAS, Geometry, Volume, spacing_mm
+from trtseg.volume import LPS_TO_RAS, Geometry, spacing_mm
 from trtseg.warnings import ResultWarning
 
 _KEY = "trtseg"  # of the signature in the metadata of labels
@@ -61,23 +59,47 @@ class ItkGrid:
         return cls(spacing, tuple(lps[:3, 3].tolist()), tuple((lps[:3, :3] / spacing).ravel().tolist()))
 
 
-def read_itk(path: str | os.PathLike[str]) -> Volume:
-    """Read a CT in Hounsfield units from a ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd`` file.
+def read_itk(name: str, convert: Convert) -> tuple[np.ndarray, Geometry]:
+    """Read the voxels of a ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd`` file, and its grid.
 
     Raises
     ------
     InputError
-        If SimpleITK is not installed, the file cannot be read, or it is not one CT volume in HU.
+        If SimpleITK is not installed, the file cannot be read, or it has no grid or no values of its kind.
     """
-    hu, geometry = _read(os.fspath(path), to_hu)
-    return ct_volume(os.fspath(path), hu, geometry)
-
-
-def read_itk_labels(
-    path: str | os.PathLike[str], meaning: Mapping[int, int] | None = None
-) -> tuple[np.ndarray, Geometry]:
-    """Read a label map from a file as `read_itk` takes it; see `trtseg.io.read_labels`."""
-    return _read(os.fspath(path), partial(to_labels, meaning=meaning))
+    sitk = _simpleitk(InputError, name)
+    if not os.path.isfile(name):  # noqa: PTH113
+        problem = "is no regular file" if os.path.exists(name) else "no such file"  # noqa: PTH110
+        raise InputError(f"{name}: {problem}; check the path")
+    reader = _reader(sitk, name)
+    if reader.GetNumberOfComponents() > 1:
+        raise InputError(
+            f"{name}: got {reader.GetNumberOfComponents()} numbers a voxel; expected one in HU, "
+            "convert from the original CT"
+        )
+    size, dimensions = reader.GetSize(), reader.GetDimension()
+    if dimensions < 3:
+        raise InputError(f"{name}: got a {dimensions}-D image; expected a volume, stack the slices to 3-D")
+    direction = np.reshape(reader.GetDirection(), (dimensions, dimensions))[:3, :3]
+    grid = ItkGrid(reader.GetSpacing()[:3], reader.GetOrigin()[:3], tuple(direction.ravel().tolist()))
+    head = read_header(Path(name))
+    warnings: tuple[ResultWarning, ...] = ()
+    if not _has_directions(reader, head):
+        warnings = (no_orientation("right to left, front to back, feet to head"),)
+    geometry = ct_geometry(name, size, affine=grid.affine(), source=grid, warnings=warnings)
+    check_memory(name, 8 * math.prod(size))
+    voxel = sitk.Image([1] * dimensions, reader.GetPixelID())
+    _check_compressed(Path(name), head, math.prod(size) * voxel.GetSizeOfPixelComponent())
+    try:
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise InputError(
+            f"{name}: the voxels cannot be read ({_reason(error)}): they are cut off, missing or of an "
+            "encoding that is not known; fetch the file again, or write it uncompressed"
+        ) from error
+    stored = sitk.GetArrayViewFromImage(image)  # [..., k, j, i]
+    check_dtype(name, stored.dtype)
+    return convert(name, geometry, slabs(geometry.grid(stored.transpose()))), geometry
 
 
 def write_itk(
@@ -125,43 +147,6 @@ def peek_itk(path: str | os.PathLike[str]) -> tuple[str | None, bool]:
 def check_installed(name: str) -> None:
     """Raise an OutputError about the file ``name`` unless SimpleITK is installed."""
     _simpleitk(OutputError, name)
-
-
-def _read(name: str, convert: Callable[..., np.ndarray]) -> tuple[np.ndarray, Geometry]:
-    """Read the voxels of a file through `to_hu` or `to_labels`, and its grid."""
-    sitk = _simpleitk(InputError, name)
-    if not os.path.isfile(name):  # noqa: PTH113
-        problem = "is no regular file" if os.path.exists(name) else "no such file"  # noqa: PTH110
-        raise InputError(f"{name}: {problem}; check the path")
-    reader = _reader(sitk, name)
-    if reader.GetNumberOfComponents() > 1:
-        raise InputError(
-            f"{name}: got {reader.GetNumberOfComponents()} numbers a voxel; expected one in HU, "
-            "convert from the original CT"
-        )
-    size, dimensions = reader.GetSize(), reader.GetDimension()
-    if dimensions < 3:
-        raise InputError(f"{name}: got a {dimensions}-D image; expected a volume, stack the slices to 3-D")
-    direction = np.reshape(reader.GetDirection(), (dimensions, dimensions))[:3, :3]
-    grid = ItkGrid(reader.GetSpacing()[:3], reader.GetOrigin()[:3], tuple(direction.ravel().tolist()))
-    head = read_header(Path(name))
-    warnings: tuple[ResultWarning, ...] = ()
-    if not _has_directions(reader, head):
-        warnings = (no_orientation("right to left, front to back, feet to head"),)
-    geometry = ct_geometry(name, size, affine=grid.affine(), source=grid, warnings=warnings)
-    check_memory(name, 8 * math.prod(size))
-    voxel = sitk.Image([1] * dimensions, reader.GetPixelID())
-    _check_compressed(Path(name), head, math.prod(size) * voxel.GetSizeOfPixelComponent())
-    try:
-        image = reader.Execute()
-    except RuntimeError as error:
-        raise InputError(
-            f"{name}: the voxels cannot be read ({_reason(error)}): they are cut off, missing or of an "
-            "encoding that is not known; fetch the file again, or write it uncompressed"
-        ) from error
-    stored = sitk.GetArrayViewFromImage(image)  # [..., k, j, i]
-    check_dtype(name, stored.dtype)
-    return convert(name, geometry, slabs(geometry.grid(stored.transpose()))), geometry
 
 
 def read_header(path: Path) -> bytes:

@@ -7,20 +7,19 @@ import math
 import os
 import stat
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from trtseg.errors import ArgumentError, InputError
-from trtseg.io.checks import ct_geometry, ct_volume
+from trtseg.io.checks import ct_geometry
 from trtseg.io.header import header_affine
 from trtseg.io.names import NIFTI as ENDINGS
-from trtseg.io.voxels import SLAB_VOXELS, Where, check_dtype, to_hu, to_labels
+from trtseg.io.voxels import SLAB_VOXELS, Convert, Where, check_dtype
 from trtseg.notice import signature, signed
-from trtseg.volume import Geometry, Volume, spacing_mm
+from trtseg.volume import Geometry, spacing_mm
 
 _GZIP_MAGIC = b"\x1f\x8b"
 # Deflate codes at most 258 bytes in 2 bits.
@@ -35,65 +34,18 @@ _DEVICES = ("/dev/", "/proc/")  # names of open files, as /dev/stdin
 _FETCH = "the file is truncated or corrupt, fetch it again"
 
 
-def read_nifti(path: str | os.PathLike[str]) -> Volume:
-    """Read a CT in Hounsfield units from a ``.nii`` or ``.nii.gz`` file.
+def read_nifti(name: str, convert: Convert) -> tuple[np.ndarray, Geometry]:
+    """Read the voxels of a ``.nii`` or ``.nii.gz`` file, and its grid.
 
     NIfTI-1 and NIfTI-2, either byte order, any integer or float type of up to 64 bits, with or without a scale. The
     orientation is that of `trtseg.io.header.header_affine`. Whether a file is compressed is told by its content, not by
-    its name, and gzip's checksum is looked at. Beside the int16 volume only a few megabytes are in memory at any time.
+    its name, and gzip's checksum is looked at. Beside the result only a few megabytes are in memory at any time.
 
     Raises
     ------
     InputError
-        If there is no such file, it is truncated or corrupt, or it is not one CT volume in HU.
+        If there is no such file, it is truncated or corrupt, or it has no grid or no values of its kind.
     """
-    hu, geometry = _read(os.fspath(path), to_hu)
-    return ct_volume(os.fspath(path), hu, geometry)
-
-
-def read_nifti_labels(
-    path: str | os.PathLike[str], meaning: Mapping[int, int] | None = None
-) -> tuple[np.ndarray, Geometry]:
-    """Read a label map from a file as `read_nifti` takes it; see `trtseg.io.read_labels`."""
-    return _read(os.fspath(path), partial(to_labels, meaning=meaning))
-
-
-def peek_nifti(path: str | os.PathLike[str]) -> tuple[str | None, bool]:
-    """Look into the header: the fingerprint of labels of trtseg, see `signed`, and whether voxels are unscaled bytes.
-
-    ``(None, False)`` where that cannot be known.
-    """
-    from isal import igzip, isal_zlib
-
-    name = os.fspath(path)
-    try:
-        with _open(name) as file:
-            compressed = file.peek(2).startswith(_GZIP_MAGIC)
-            header, _ = _parse_header(name, igzip.open(file, "rb") if compressed else file, compressed)
-            small = _dtype(name, header).itemsize == 1 and _scale(name, header) == (1.0, 0.0)
-            return signed(header["descrip"].item().decode("latin-1")), small
-    except (InputError, OSError, EOFError, zlib.error, isal_zlib.IsalError):  # type: ignore[misc]
-        return None, False
-
-
-def header_of(image: Any) -> Any:
-    """Copy the NIfTI header of a nibabel image, to write results with; None if the image has no such header.
-
-    The image's affine counts, not the header's, where the two differ. nibabel saves images likewise.
-    """
-    from nibabel.nifti1 import Nifti1Header
-
-    if not isinstance(image.header, Nifti1Header):  # the base of the headers of NIfTI-2 and of pairs too
-        return None
-    header: Any = image.header.copy()
-    if not np.allclose(header.get_best_affine(), image.affine, equal_nan=True):
-        header.set_sform(image.affine, code="aligned")
-        header["qform_code"], header["pixdim"][1:4] = 0, spacing_mm(image.affine)
-    return header
-
-
-def _read(name: str, convert: Callable[..., np.ndarray]) -> tuple[np.ndarray, Geometry]:
-    """Read the voxels of a file through `to_hu` or `to_labels`, and its grid."""
     from isal import igzip, isal_zlib
 
     with _open(name) as file:
@@ -131,6 +83,40 @@ def _read(name: str, convert: Callable[..., np.ndarray]) -> tuple[np.ndarray, Ge
             raise InputError(f"{name}: cannot be decompressed ({error}); {_FETCH}") from error
         except (OSError, EOFError, zlib.error) as error:  # gzip's errors are of these kinds
             raise InputError(f"{name}: cannot be read ({error}); {_FETCH}") from error
+
+
+def peek_nifti(path: str | os.PathLike[str]) -> tuple[str | None, bool]:
+    """Look into the header: the fingerprint of labels of trtseg, see `signed`, and whether voxels are unscaled bytes.
+
+    ``(None, False)`` where that cannot be known.
+    """
+    from isal import igzip, isal_zlib
+
+    name = os.fspath(path)
+    try:
+        with _open(name) as file:
+            compressed = file.peek(2).startswith(_GZIP_MAGIC)
+            header, _ = _parse_header(name, igzip.open(file, "rb") if compressed else file, compressed)
+            small = _dtype(name, header).itemsize == 1 and _scale(name, header) == (1.0, 0.0)
+            return signed(header["descrip"].item().decode("latin-1")), small
+    except (InputError, OSError, EOFError, zlib.error, isal_zlib.IsalError):  # type: ignore[misc]
+        return None, False
+
+
+def header_of(image: Any) -> Any:
+    """Copy the NIfTI header of a nibabel image, to write results with; None if the image has no such header.
+
+    The image's affine counts, not the header's, where the two differ. nibabel saves images likewise.
+    """
+    from nibabel.nifti1 import Nifti1Header
+
+    if not isinstance(image.header, Nifti1Header):  # the base of the headers of NIfTI-2 and of pairs too
+        return None
+    header: Any = image.header.copy()
+    if not np.allclose(header.get_best_affine(), image.affine, equal_nan=True):
+        header.set_sform(image.affine, code="aligned")
+        header["qform_code"], header["pixdim"][1:4] = 0, spacing_mm(image.affine)
+    return header
 
 
 def _open(name: str) -> io.BufferedReader:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ SLAB_VOXELS = 1 << 18
 Where = tuple[slice, slice, slice]
 #: Pieces of an input, each with its place on the input's grid ``(i, j, k)``; together they cover the grid once.
 Pieces = Iterable[tuple[Where, np.ndarray]]
+#: `to_hu`, or `to_labels` with a meaning: what the reader of a format puts the pieces together with.
+Convert = Callable[..., np.ndarray]
 
 _INT16 = np.iinfo(np.int16)
 _SHOWN = 5  # labels listed in a message
@@ -91,7 +93,7 @@ def to_labels(
     slope: float = 1.0,
     inter: float = 0.0,
     *,
-    meaning: Mapping[int, int] | None = None,
+    meaning: Mapping[int, int] | None,
 ) -> np.ndarray:
     """Put the pieces of a label map together: 0 background, 1 liver, 2 tumour.
 
@@ -99,8 +101,8 @@ def to_labels(
     ----------
     name, geometry, pieces, slope, inter
         See `to_hu`. Values may lie a thousandth beside an integer: a scale or another tool rounds them.
-    meaning : mapping, optional
-        Which of 0, 1 and 2 each value of the file stands for; other values are background. By default each of the
+    meaning : mapping or None
+        Which of 0, 1 and 2 each value of the file stands for; other values are background. With None each of the
         three stands for itself, and there may be no other value.
 
     Returns

@@ -100,8 +100,8 @@ class Config:
     send_tls : bool
         Speak TLS, with the same certificate, to the nodes of ``send`` and ``commit`` too.
     quiet_s, long_quiet_s : float
-        A series of which no association is open ends after the first of them without an instance, any other after the
-        second (a count that is reached ends it earlier: see `trtseg.node.ending`).
+        Silence after which a series ends: the second where an association is open or was broken off, or headers speak
+        of more instances, else the first. `trtseg.node.ending` has the rules, by which a complete series ends at once.
     associations : int
         Associations at the same time, in all.
     pdu_kb, instance_mb, buffer_mb : int

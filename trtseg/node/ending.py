@@ -35,8 +35,9 @@ class Evidence:
     is_over : bool
         The series was ended before, and has a part of its results.
     refused : int
-        Instances of this series that were refused for lack of space, on any association, and have not come since; and
-        those that were refused for another reason on these associations, of whatever series, but for what is no CT.
+        Instances that were refused and may be of this series. Those refused for lack of space, on any association,
+        are known by their series, and count until they come. Of those refused for another reason only the association
+        is known, so they count for each of its series. What is no CT does not count.
     broken_off : bool
         An association was lost, or broken off in the middle of an instance, before it went over to another series, and
         none that was opened since has brought any.

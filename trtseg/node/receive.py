@@ -19,6 +19,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from trtseg.errors import ArgumentError
+from trtseg.io.dicom.frames import CT_CLASSES
 from trtseg.node.config import Config
 from trtseg.node.log import say, where
 from trtseg.node.spool import Facts, Refused, Spool
@@ -39,10 +40,6 @@ NOT_OF_ITS_CLASS = 0xA900  # the data set is not what the request says that it i
 CANNOT_UNDERSTAND = 0xC000  # the data set cannot be read, or lacks a UID
 TOO_LARGE = 0xC101  # the image claims more rows, columns or frames than are taken
 
-CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
-ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
-LEGACY_ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.2"
-CT_CLASSES = (CT_IMAGE, ENHANCED_CT, LEGACY_ENHANCED_CT)
 VERIFICATION = "1.2.840.10008.1.1"
 STORAGE_COMMITMENT = "1.2.840.10008.1.20.1"
 

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from trtseg.errors import ArgumentError
 from trtseg.labels.components import Array, bounding_box
 from trtseg.labels.lesions import Lesion
 from trtseg.report import pages
 from trtseg.report.packing import CURVE, Packed, pack
 from trtseg.report.pictures import choose_slices, thumbnail
-from trtseg.volume import Volume
+from trtseg.volume import Volume, check_on_grid
 
 #: Width and level in HU. The level of the liver's window is that of the liver at hand.
 _WINDOWS = {"Abdomen": (400, 40), "Liver": (150, 60), "Lung": (1500, -600), "Bone": (1800, 400)}
@@ -30,7 +29,7 @@ def case_html(
     lesions: Sequence[Lesion],
     report: Mapping[str, Any],
     *,
-    keep_identity: bool = False,
+    keep_identity: bool,
 ) -> bytes:
     """Make the page of a case, one HTML file that needs no other.
 
@@ -58,8 +57,7 @@ def case_html(
     ArgumentError
         If ``labels`` are not on the volume's grid.
     """
-    if labels.shape != volume.array.shape:
-        raise ArgumentError(f"labels: got shape {labels.shape}; expected the volume's {volume.array.shape}")
+    check_on_grid(labels, volume)
     packed = pack(volume, labels)
     picture = thumbnail(volume, labels, _THUMBNAIL)
     name = str(report["input"]["name"])
@@ -68,7 +66,7 @@ def case_html(
         for warning in report["warnings"]
     ]
     parts = {
-        "facts": pages.data("facts", _facts(report, lesions, warnings, picture) | {"named": keep_identity}),
+        "facts": pages.data("facts", _facts(report, warnings, picture) | {"named": keep_identity}),
         "title": html.escape(name if keep_identity else _TITLE),
         "warnings": pages.warnings([(text, code) for code, text in warnings]),
         "figures": pages.figures(_figures(report)),
@@ -91,19 +89,17 @@ def _anonymous(text: str, name: str) -> str:
     return re.sub(rf"(?<!\S){re.escape(name)}(?=:\s)", "the CT", text)
 
 
-def _facts(
-    report: Mapping[str, Any], lesions: Sequence[Lesion], warnings: Sequence[tuple[str, str]], picture: str
-) -> dict[str, Any]:
+def _facts(report: Mapping[str, Any], warnings: Sequence[tuple[str, str]], picture: str) -> dict[str, Any]:
     """What a page of many cases says of this one; it stands at the start of the page, see `trtseg.report.index`."""
+    lesions = report["lesions"]
     return {
         "liver_ml": report["liver_ml"],
         "tumour_ml": report["tumour_ml"],
         "tumour_burden": report["tumour_burden"],
         "lesion_count": report["lesion_count"],
-        "largest_mm": round(max((lesion.diameter_mm for lesion in lesions), default=0.0), 2),
+        "largest_mm": max((lesion["diameter_mm"] for lesion in lesions), default=0.0),
         "highest_probability": max(
-            (round(lesion.probability, 4) for lesion in lesions if lesion.probability is not None),
-            default=None,
+            (lesion["probability"] for lesion in lesions if lesion["probability"] is not None), default=None
         ),
         "warnings": [code for code, _ in warnings],
         "model": " ".join(

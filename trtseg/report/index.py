@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 import json
 import os
 import re
@@ -16,6 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from trtseg.io.atomic import atomic
+from trtseg.io.csv_file import write_csv
 from trtseg.io.names import INDEX, case_name
 from trtseg.report import pages
 
@@ -56,7 +55,7 @@ def write_index(cases: Sequence[Path], folder: Path, failed: Mapping[Path, str] 
     index = folder / INDEX
     with atomic(index, index.with_suffix(".csv")) as (page, table):
         page.write_bytes(index_html(rows, failures))
-        table.write_text(index_csv(rows, failures), encoding="utf-8", errors="replace", newline="")
+        write_csv(table, _table(rows, failures))
     return index
 
 
@@ -108,22 +107,16 @@ def index_html(rows: Sequence[Row], failures: Sequence[tuple[str, str]] = ()) ->
     return pages.page("index", "Livers and their lesions", parts)
 
 
-def index_csv(rows: Sequence[Row], failures: Sequence[tuple[str, str]] = ()) -> str:
-    """Write the numbers of all cases, and why others failed, as comma-separated values, with a row of headings."""
-    file = io.StringIO()
-    table = csv.writer(file)
+def _table(rows: Sequence[Row], failures: Sequence[tuple[str, str]]) -> list[list[Any]]:
+    """The numbers of all cases, and why others failed, below a row of headings."""
     headings = ["case", *_COLUMNS, "warnings", "model", "page", "error"]
-    table.writerow(headings)
-    empty = [""] * (len(headings) - 2)
-    lines: list[list[Any]] = []
+    lines: list[list[Any]] = [headings]
     for row in rows:
         facts = row.facts
         values = ["" if (value := facts.get(key)) is None else value for key in _COLUMNS]
         lines.append([row.name, *values, " ".join(facts["warnings"]), facts["model"], row.link, ""])
-    for texts in (*lines, *([name, *empty, reason] for name, reason in failures)):
-        # A spreadsheet would take a name that begins like this for a formula.
-        table.writerow([f"'{text}" if str(text)[:1] in ("=", "+", "-", "@") else text for text in texts])
-    return file.getvalue()
+    empty = [""] * (len(headings) - 2)
+    return lines + [[name, *empty, reason] for name, reason in failures]
 
 
 def _failed(failures: Sequence[tuple[str, str]]) -> str:

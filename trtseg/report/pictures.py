@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtseg.body import find_body
-from trtseg.errors import ArgumentError
 from trtseg.labels.components import Array, bounding_box
 from trtseg.notice import NOTICE
-from trtseg.volume import Volume
+from trtseg.volume import Volume, check_on_grid
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -80,8 +79,7 @@ def preview_png(
     """
     from PIL import Image, ImageDraw
 
-    if labels.shape != volume.array.shape:
-        raise ArgumentError(f"labels: got shape {labels.shape}; expected the volume's {volume.array.shape}")
+    check_on_grid(labels, volume)
     chosen = choose_slices(labels, _COLUMNS * _ROWS)
     columns = min(_COLUMNS, len(chosen))
     box = _body_box(volume, labels, chosen)
@@ -129,10 +127,7 @@ def disagreement_png(volume: Volume, prediction: Array, truth: Array, summary: s
     from PIL import Image, ImageDraw
 
     for name, labels in (("prediction", prediction), ("truth", truth)):
-        if labels.shape != volume.array.shape:
-            raise ArgumentError(
-                f"{name}: got shape {labels.shape}; expected the volume's {volume.array.shape}"
-            )
+        check_on_grid(labels, volume, name)
     z = most_disagreement(prediction, truth)
     box = _body_box(volume, np.maximum(prediction, truth), [z])
     size = _tile_size(box, volume.spacing, _WIDE)

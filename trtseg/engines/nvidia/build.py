@@ -155,7 +155,7 @@ def engine_for(
 
 
 def build_engine(
-    net: Net, runtime: Runtime, key: EngineKey, progress: Callable[[float], None] | None = None
+    net: Net, runtime: Runtime, key: EngineKey, progress: Callable[[float], None]
 ) -> tuple[bytes, Sidecar]:
     """Build one engine, whether or not the cache has it; return the engine and its sidecar."""
     start = time.perf_counter()

@@ -16,7 +16,9 @@ MAX_FRAMES = 10_000
 MAX_PIXELS = 8192
 _THICK_MM = 1000.0  # no slice is as thick
 _MOST = 1e6  # of a slope or an intercept; those of scanners are some thousands at most
-ENHANCED = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")  # Enhanced CT, and Legacy Converted
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+#: SOP classes of CTs: CT Image, Enhanced CT, and Legacy Converted Enhanced CT.
+CT_CLASSES = (CT_IMAGE, f"{CT_IMAGE}.1", f"{CT_IMAGE}.2")
 
 # What a slice must say of its place: attributes, and how many numbers each holds.
 _GEOMETRY = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 
 from trtseg.errors import InputError
-from trtseg.io.dicom.frames import ENHANCED, Slice, marks_of, slices_of
+from trtseg.io.dicom.frames import CT_CLASSES, Slice, marks_of, slices_of
 from trtseg.io.dicom.grid import is_alike
 from trtseg.io.dicom.header import text, texts
 from trtseg.io.dicom.volume import Instance, same_places
 
 log = logging.getLogger("trtseg")
 
-_CT = ("1.2.840.10008.5.1.4.1.1.2", *ENHANCED)
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _AXIAL = 0.8  # cosine between the axis of the patient and that of the slices
 _LONG_MM = 80  # of a patient; a liver is longer
@@ -274,7 +273,7 @@ def why_no_picture(header: Any) -> str:
         return f"modality {modality}, not CT"
     if kind.startswith(_SECONDARY_CAPTURE):
         return "secondary capture: a screenshot or a dose report"
-    return "" if "Rows" in header or kind in _CT else "holds no pictures"
+    return "" if "Rows" in header or kind in CT_CLASSES else "holds no pictures"
 
 
 def _kind(header: Any) -> str:

@@ -170,7 +170,7 @@ def write_dicom(
 
 
 def encode_pictures(
-    result: Result, pictures: Iterable[tuple[int, Array]], series_uid: str, first: int = 1
+    result: Result, pictures: Iterable[tuple[int, Array]], series_uid: str, first: int
 ) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Encode the pictures of a result one by one, see `trtseg.io.dicom_out.capture.encode_captures`.
 

@@ -19,7 +19,7 @@ _PURPOSE = ("121322", "DCM", "Source image for image processing operation")
 
 
 def encode_frames(
-    planes: Array, slices: Sequence[Reference], count: int, *, labelmap: bool = False
+    planes: Array, slices: Sequence[Reference], count: int, *, labelmap: bool
 ) -> tuple[int, tuple[bytes, ...]]:
     """Encode what is last in a Segmentation: the group of each frame, and the pixels, in Explicit VR Little Endian.
 

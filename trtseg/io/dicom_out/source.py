@@ -13,12 +13,11 @@ import numpy as np
 
 from trtseg.errors import OutputError
 from trtseg.io.dicom import DicomSeries
-from trtseg.io.dicom.frames import Slice
+from trtseg.io.dicom.frames import CT_IMAGE, Slice
 from trtseg.io.dicom_out.codes import decimal, new_uid
 from trtseg.io.dicom_out.frames import element, item
 from trtseg.volume import Geometry
 
-CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 _STUDY = (
     "StudyDate", "StudyTime", "AccessionNumber", "IssuerOfAccessionNumberSequence", "ReferringPhysicianName",
     "StudyDescription", "StudyID",
