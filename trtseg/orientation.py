@@ -4,8 +4,8 @@
 2. *The axial slices.* Around the muscles of each slice lies a frame, cut into 12 x 12 cells. A linear score of how much
    of each cell is air or fat, soft tissue, contrast-filled tissue and bone says how much a slice looks like an upper
    abdomen seen in the usual way: spine behind, liver at the patient's right. All 8 ways to turn and mirror a slice get
-   a score. Slices whose best score is below 0 show other parts of the body, or nothing known, and have no say. Where the
-   picture cuts the body along more than half a side in most slices, nothing is told: the frame is not that of the body.
+   a score. Slices whose best score is below 0 show other parts of the body, or nothing known, and have no say. Where
+   the picture cuts the body along more than half a side in most slices, nothing is told: the frame is not the body's.
 3. *Head and feet.* A second linear score of the same cells grows from the lower to the upper end of the liver. It is
    asked in the longest row of slices with a say, because a liver is in one piece.
 
