@@ -73,6 +73,23 @@ def read_itk(path: str | os.PathLike[str]) -> Volume:
     return ct_volume(os.fspath(path), hu, geometry)
 
 
+def from_itk(image: Any) -> Volume:
+    """Take a CT in Hounsfield units from a SimpleITK image, on the grid that the image has.
+
+    Raises
+    ------
+    InputError
+        If it is not one CT volume in HU.
+    """
+    import SimpleITK as sitk
+
+    grid = _grid("image", image, image.GetNumberOfComponentsPerPixel())
+    geometry = ct_geometry("image", image.GetSize(), affine=grid.affine(), source=grid)
+    stored = sitk.GetArrayViewFromImage(image)  # [..., k, j, i]
+    check_dtype("image", stored.dtype)
+    return ct_volume("image", to_hu("image", geometry, slabs(geometry.grid(stored.transpose()))), geometry)
+
+
 def read_itk_labels(
     path: str | os.PathLike[str], meaning: Mapping[int, int] | None = None
 ) -> tuple[np.ndarray, Geometry]:
@@ -134,16 +151,11 @@ def _read(name: str, convert: Callable[..., np.ndarray]) -> tuple[np.ndarray, Ge
         problem = "is no regular file" if os.path.exists(name) else "no such file"  # noqa: PTH110
         raise InputError(f"{name}: {problem}; check the path")
     reader = _reader(sitk, name)
-    if reader.GetNumberOfComponents() > 1:
-        raise InputError(
-            f"{name}: got {reader.GetNumberOfComponents()} numbers a voxel; expected one in HU, "
-            "convert from the original CT"
-        )
-    size, dimensions = reader.GetSize(), reader.GetDimension()
-    if dimensions < 3:
-        raise InputError(f"{name}: got a {dimensions}-D image; expected a volume, stack the slices to 3-D")
-    direction = np.reshape(reader.GetDirection(), (dimensions, dimensions))[:3, :3]
-    grid = ItkGrid(reader.GetSpacing()[:3], reader.GetOrigin()[:3], tuple(direction.ravel().tolist()))
+    grid, size, dimensions = (
+        _grid(name, reader, reader.GetNumberOfComponents()),
+        reader.GetSize(),
+        reader.GetDimension(),
+    )
     head = read_header(Path(name))
     warnings: tuple[ResultWarning, ...] = ()
     if not _has_directions(reader, head):
@@ -162,6 +174,19 @@ def _read(name: str, convert: Callable[..., np.ndarray]) -> tuple[np.ndarray, Ge
     stored = sitk.GetArrayViewFromImage(image)  # [..., k, j, i]
     check_dtype(name, stored.dtype)
     return convert(name, geometry, slabs(geometry.grid(stored.transpose()))), geometry
+
+
+def _grid(name: str, image: Any, components: int) -> ItkGrid:
+    """Take the grid of an image, or of a reader that knows the header; an InputError if it is no volume of numbers."""
+    dimensions = image.GetDimension()
+    if components > 1:
+        raise InputError(
+            f"{name}: got {components} numbers a voxel; expected one in HU, convert from the original CT"
+        )
+    if dimensions < 3:
+        raise InputError(f"{name}: got a {dimensions}-D image; expected a volume, stack the slices to 3-D")
+    direction = np.reshape(image.GetDirection(), (dimensions, dimensions))[:3, :3]
+    return ItkGrid(image.GetSpacing()[:3], image.GetOrigin()[:3], tuple(direction.ravel().tolist()))
 
 
 def read_header(path: Path) -> bytes:
