@@ -18,6 +18,7 @@ from trtseg.io import load
 from trtseg.io.dicom import list_series, read_dicom_series, read_slice
 from trtseg.io.find import find_cts
 from trtseg.phantom import abdomen
+from trtseg.result import Segmentation
 
 CT = abdomen(shape=(6, 40, 52), spacing=(40.0, *made.SPACING), seed=0, lesions=2).ct
 SCOUT = np.full((30, 60), 40, np.int16)
@@ -249,6 +250,32 @@ def test_phases_in_one_series_are_told_apart(mark, said, tmp_path):
     assert np.array_equal(load(tmp_path, series="1.2.3.4/2").array, CT + 9)
     assert np.array_equal(load(tmp_path / "late").array, CT + 9)
     assert load(tmp_path / "late/001").array.shape == CT.shape
+
+
+@pytest.mark.parametrize(
+    ("taken", "said"),
+    [
+        ("1.2.3.4/2", {"series": "1.2.3.4/2", "series_number": 7}),
+        ("1.2.840.56", {"series": "1.2.840.56"}),  # which has no number that can be one
+    ],
+)
+def test_a_report_says_which_series_was_measured(taken, said, tmp_path):
+    for name, number in (("early", 1), ("late", 2)):
+        ct = CT + np.int16(number)
+        made.save_series(tmp_path / name, ct, AcquisitionNumber=number, SeriesNumber=7, PatientName="SECRET")
+    made.save_series(tmp_path / "other", CT, SeriesInstanceUID="1.2.840.56", SeriesNumber="9" * 20)
+    volume = load(tmp_path, series=taken)
+    result = Segmentation.measure(np.zeros(volume.array.shape, np.uint8), volume)
+    assert result.report()["input"] == {
+        "name": tmp_path.name,
+        "shape": [52, 40, 6],
+        "spacing_mm": [7.0, 8.0, 40.0],
+        **said,
+    }
+    result.save(tmp_path / "seg.nii.gz", html=tmp_path / "seg.html")
+    page = (tmp_path / "seg.html").read_text()
+    assert (">SeriesNumber</th><td>7</td>" in page) == ("series_number" in said)
+    assert taken not in page  # an id of the study, and so of the patient
 
 
 def test_pictures_of_one_place_that_nothing_tells_apart(tmp_path):

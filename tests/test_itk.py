@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import training_data
 
-from trtseg.errors import InputError
+from trtseg.errors import ArgumentError, InputError
 from trtseg.io import load, read_labels
 from trtseg.io.itk import peek_itk, write_itk
 from trtseg.result import Segmentation
@@ -43,6 +43,39 @@ def image(values, direction):
     made.SetOrigin(ORIGIN)
     made.SetDirection(direction.ravel().tolist())
     return made
+
+
+@pytest.mark.parametrize("way", DIRECTIONS)
+@pytest.mark.parametrize("stored", [np.int16, np.float64])
+def test_an_image_of_simpleitk(tmp_path, way, stored):
+    given = image(VALUES.astype(stored), DIRECTIONS[way])
+    volume = load(given)
+    assert volume.array.dtype == np.int16
+    assert np.array_equal(volume.geometry.restore(volume.array), VALUES.transpose(2, 1, 0))
+    for index in ((0, 0, 0), (17, 0, 0), (0, 16, 0), (0, 0, 15), (3, 8, 2)):
+        x, y, z = given.TransformIndexToPhysicalPoint(index)  # to the left, the back and the head
+        assert volume.geometry.affine @ (*index, 1) == pytest.approx([-x, -y, z, 1])
+    volume.array[:] = 7
+    assert np.array_equal(sitk.GetArrayFromImage(given), VALUES)  # it is not written into
+    result = Segmentation.measure(np.zeros(volume.array.shape, np.uint8), volume)
+    result.save(tmp_path / "seg.mha")
+    assert sitk.ReadImage(str(tmp_path / "seg.mha")).IsSameImageGeometryAs(given)
+
+
+def test_images_of_simpleitk_that_are_no_ct():
+    upright = image(VALUES, np.eye(3))
+    with pytest.raises(
+        ArgumentError, match="affine, spacing: got one with a Image, which has its own geometry"
+    ):
+        load(upright, spacing=(5.0, 0.8, 0.7))
+    with pytest.raises(InputError, match="image: got a 2-D image; expected a volume"):
+        load(upright[:, :, 3])
+    with pytest.raises(InputError, match="image: got 2 numbers a voxel; expected one in HU"):
+        load(sitk.Compose(upright, upright))
+    with pytest.raises(InputError, match=r"image: .* NaN or infinite"):
+        load(image(np.full(VALUES.shape, np.nan), np.eye(3)))
+    with pytest.raises(InputError, match="image: got shape 0 x 17 x 16; expected at least one voxel an axis"):
+        load(sitk.Image([0, 17, 16], sitk.sitkInt16))
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".nhdr", ".mha", ".mhd"])

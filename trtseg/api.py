@@ -199,7 +199,7 @@ class Segmenter:
 
         Parameters
         ----------
-        source : path, nibabel image, numpy.ndarray or Volume
+        source : path, nibabel image, SimpleITK image, numpy.ndarray or Volume
             The CT, in Hounsfield units.
         affine : array_like [4, 4], optional
             For an array in index order ``[i, j, k]``: index to RAS millimetres, as nibabel has it.

@@ -13,6 +13,7 @@ from typing import Any
 
 from trtseg.errors import ArgumentError
 from trtseg.io import atomic, check_target, save
+from trtseg.io.dicom import DicomSeries
 from trtseg.io.dicom_out import check_kinds, check_result, file_names, left_over, write_dicom
 from trtseg.io.names import SEG
 from trtseg.labels.components import Array, bounding_box, count_voxels
@@ -173,8 +174,10 @@ class Segmentation:
         ends included. ``diameter_mm`` is the largest distance between the centres of two voxels of the lesion
         that lie on one axial slice, ``diameter_slice``; ``short_mm`` is the longest diameter perpendicular to it there.
         ``probability`` is the mean over the lesion of what the tumour net calls the probability of tumour, 0 to 1; None
-        if the labels came without it.
+        if the labels came without it. Of a CT that was read from DICOM, ``input`` has ``series``, the volume that was
+        taken, as ``--series`` takes it, and ``series_number``.
         """
+        source = self.geometry.source
         timings = {**self.timings, "total": sum(self.timings.values())}
         return {
             "schema": REPORT_VERSION,
@@ -183,6 +186,7 @@ class Segmentation:
                 "name": self.name,
                 "shape": list(self.geometry.shape),
                 "spacing_mm": [round(mm, 6) for mm in spacing_mm(self.affine)],
+                **(source.told() if isinstance(source, DicomSeries) else {}),
             },
             "liver_ml": round(self.liver_ml, 4),
             "tumour_ml": round(self.tumour_ml, 4),

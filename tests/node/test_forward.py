@@ -146,7 +146,7 @@ def test_an_answer_that_cannot_be_noted_is_asked_for_again_after_a_while(tmp_pat
         monkeypatch.setattr(spool, "count", lambda name: full() if name == "results_sent" else None)
         assert not attempt(spool, config)
         waits = spool.row("SELECT state, attempts, due FROM delivery")
-        assert tuple(waits)[:2] == ("waiting", 2)
+        assert tuple(waits)[:2] == ("waiting", 1)
         assert waits["due"] > time.time() + 5
         monkeypatch.undo()
         again(spool, config)
@@ -301,6 +301,17 @@ def test_what_waits_for_a_destination_that_was_taken_out_of_the_settings_is_not_
     again(spool, config, folder)
     purge(spool, 0, 100)
     assert not list((config.store / "results").iterdir())
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_wait_for_a_destination_doubles(tmp_path, count):
+    config = Config(tmp_path / "store", folder=(tmp_path / "out",), retry_s=10.0, retry_most_s=60.0)
+    spool, _, _ = filled(config, count)
+    waits = []
+    for _ in range(4):
+        again(spool, config)
+        waits.append(spool.row("SELECT MAX(due) FROM delivery")[0] - time.time())
+    assert waits == pytest.approx([10, 20, 40, 60], abs=5)
 
 
 def test_a_folder(tmp_path):

@@ -103,11 +103,21 @@ def test_what_is_no_ct_is_refused_with_a_status(serve):
     assert list((config.store / "instances").iterdir()) == []
 
 
-def test_who_may_call(serve):
-    config, _ = serve(allow=("CT1@127.0.0.1", "CT2@10.0.0.0/8"))
+def test_who_may_call(serve, caplog):
+    caplog.set_level(logging.WARNING, "trtseg.node")
+    config, spool = serve(allow=("CT1@127.0.0.1", "CT2@10.0.0.0/8"))
     assert connect(config.port, ae="CT1").is_established
-    for options in ({"ae": "CT2"}, {"ae": "CT3"}, {"ae": "CT1", "called": "OTHER"}):
-        assert connect(config.port, **options).is_rejected, options
+    for options, why in (({"ae": "CT2"}, 3), ({"ae": "CT3"}, 3), ({"ae": "CT1", "called": "OTHER"}, 7)):
+        association = connect(config.port, **options)
+        assert association.is_rejected, options
+        assert association.acceptor.primitive.diagnostic == why
+    refused = [record.facts for record in caplog.records if record.message == "association refused"]
+    assert [(one["calling"], one["called"], one["reason"]) for one in refused] == [
+        ("CT2", "TRTSEG", "AE title not allowed"),
+        ("CT3", "TRTSEG", "AE title not allowed"),
+        ("CT1", "OTHER", "calls another AE title"),
+    ]
+    assert spool.row("SELECT value FROM counter WHERE name='associations_refused'")[0] == 3
     config, _ = serve(allow=("*@10.0.0.0/8",), port=free_port())
     association = connect(config.port)
     assert not association.is_established

@@ -16,7 +16,7 @@ from trtseg.io.arrays import from_array, from_image, read_pair
 from trtseg.io.atomic import atomic
 from trtseg.io.checks import check_planes, check_slices_again, ct_volume
 from trtseg.io.dicom import is_dicom, read_dicom
-from trtseg.io.itk import check_installed, read_itk, write_itk
+from trtseg.io.itk import check_installed, from_itk, read_itk, write_itk
 from trtseg.io.names import ANALYZE, ITK, NIFTI, SEG, WRITTEN, is_folder
 from trtseg.io.nifti import read_nifti, write_nifti
 from trtseg.io.voxels import Convert, to_hu, to_labels
@@ -38,11 +38,11 @@ def load(
 
     Parameters
     ----------
-    source : path, array, nibabel image or Volume
+    source : path, array, nibabel image, SimpleITK image or Volume
         A ``.nii`` or ``.nii.gz`` file, or a pipe that one comes through; a ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd``
         file; ``.hdr`` or ``.img`` of Analyze or of a NIfTI pair; a folder or a ``.zip`` with the DICOM files of a CT
         and perhaps others, or one of these files; an array in HU (anything with ``__array__``, for example a torch
-        CPU tensor); an image loaded with nibabel; or a Volume, which is returned as it is.
+        CPU tensor); an image of nibabel or of SimpleITK; or a Volume, which is returned as it is.
     affine, spacing : array_like, optional
         Exactly one of the two for an array, see `trtseg.io.arrays.from_array`; neither for any other source.
     orientation : str, optional
@@ -68,8 +68,11 @@ def load(
     >>> load(hu, spacing=(5.0, 0.8, 0.8))  # doctest: +SKIP
     """
     is_image = _is_nibabel_image(source)
+    is_itk = _is_itk_image(source)
     is_path = isinstance(source, (str, os.PathLike))
-    if (affine is not None or spacing is not None) and (is_path or is_image or isinstance(source, Volume)):
+    if (affine is not None or spacing is not None) and (
+        is_path or is_image or is_itk or isinstance(source, Volume)
+    ):
         raise ArgumentError(
             f"affine, spacing: got one with a {type(source).__name__}, which has its own geometry; "
             "give them with arrays only"
@@ -84,6 +87,8 @@ def load(
         volume = _read_file(source, series)
     elif is_image:
         volume = from_image(source)
+    elif is_itk:
+        volume = from_itk(source)
     elif hasattr(source, "__array__"):
         volume = from_array(source, affine=affine, spacing=spacing)
     else:
@@ -106,7 +111,7 @@ def _turned(volume: Volume, orientation: str) -> Volume:
 def _no_source(source: Any) -> ArgumentError:
     return ArgumentError(
         f"source: got a {type(source).__name__}; expected a path of an image file or of a folder of DICOM files, "
-        "an array in HU, a nibabel image or a trtseg Volume"
+        "an array in HU, an image of nibabel or SimpleITK, or a trtseg Volume"
     )
 
 
@@ -204,3 +209,9 @@ def _is_nibabel_image(source: Any) -> bool:
     """Tell whether this is a nibabel image, without importing nibabel if nobody has imported it yet."""
     spatialimages = sys.modules.get("nibabel.spatialimages")
     return spatialimages is not None and isinstance(source, spatialimages.SpatialImage)
+
+
+def _is_itk_image(source: Any) -> bool:
+    """Tell whether this is a SimpleITK image, in the same way."""
+    sitk = sys.modules.get("SimpleITK")
+    return sitk is not None and isinstance(source, sitk.Image)

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from trtseg.errors import InputError, OutputError
-from trtseg.io.checks import ct_geometry
+from trtseg.io.checks import ct_geometry, ct_volume
 from trtseg.io.header import no_orientation
-from trtseg.io.voxels import Convert, check_dtype, slabs
+from trtseg.io.voxels import Convert, check_dtype, slabs, to_hu
 from trtseg.notice import signature, signed
 from trtseg.resources import check_memory
-from trtseg.volume import LPS_TO_RAS, Geometry, spacing_mm
+from trtseg.volume import LPS_TO_RAS, Geometry, Volume, spacing_mm
 from trtseg.warnings import ResultWarning
 
 _KEY = "trtseg"  # of the signature in the metadata of labels
@@ -72,16 +72,8 @@ def read_itk(name: str, convert: Convert) -> tuple[np.ndarray, Geometry]:
         problem = "is no regular file" if os.path.exists(name) else "no such file"  # noqa: PTH110
         raise InputError(f"{name}: {problem}; check the path")
     reader = _reader(sitk, name)
-    if reader.GetNumberOfComponents() > 1:
-        raise InputError(
-            f"{name}: got {reader.GetNumberOfComponents()} numbers a voxel; expected one in HU, "
-            "convert from the original CT"
-        )
+    grid = _grid(name, reader, reader.GetNumberOfComponents())
     size, dimensions = reader.GetSize(), reader.GetDimension()
-    if dimensions < 3:
-        raise InputError(f"{name}: got a {dimensions}-D image; expected a volume, stack the slices to 3-D")
-    direction = np.reshape(reader.GetDirection(), (dimensions, dimensions))[:3, :3]
-    grid = ItkGrid(reader.GetSpacing()[:3], reader.GetOrigin()[:3], tuple(direction.ravel().tolist()))
     head = read_header(Path(name))
     warnings: tuple[ResultWarning, ...] = ()
     if not _has_directions(reader, head):
@@ -97,9 +89,20 @@ def read_itk(name: str, convert: Convert) -> tuple[np.ndarray, Geometry]:
             f"{name}: the voxels cannot be read ({_reason(error)}): they are cut off, missing or of an "
             "encoding that is not known; fetch the file again, or write it uncompressed"
         ) from error
-    stored = sitk.GetArrayViewFromImage(image)  # [..., k, j, i]
-    check_dtype(name, stored.dtype)
-    return convert(name, geometry, slabs(geometry.grid(stored.transpose()))), geometry
+    return _converted(name, image, geometry, convert), geometry
+
+
+def from_itk(image: Any) -> Volume:
+    """Take a CT in Hounsfield units from a SimpleITK image, on the grid that the image has.
+
+    Raises
+    ------
+    InputError
+        If it is not one CT volume in HU.
+    """
+    grid = _grid("image", image, image.GetNumberOfComponentsPerPixel())
+    geometry = ct_geometry("image", image.GetSize(), affine=grid.affine(), source=grid)
+    return ct_volume("image", _converted("image", image, geometry, to_hu), geometry)
 
 
 def write_itk(
@@ -147,6 +150,28 @@ def peek_itk(path: str | os.PathLike[str]) -> tuple[str | None, bool]:
 def check_installed(name: str) -> None:
     """Raise an OutputError about the file ``name`` unless SimpleITK is installed."""
     _simpleitk(OutputError, name)
+
+
+def _converted(name: str, image: Any, geometry: Geometry, convert: Convert) -> np.ndarray:
+    """Convert the voxels of an image, canonical ``[Z, Y, X]``."""
+    import SimpleITK as sitk
+
+    stored = sitk.GetArrayViewFromImage(image)  # [..., k, j, i]
+    check_dtype(name, stored.dtype)
+    return convert(name, geometry, slabs(geometry.grid(stored.transpose())))
+
+
+def _grid(name: str, image: Any, components: int) -> ItkGrid:
+    """Take the grid of an image, or of a reader that knows the header; an InputError if it is no volume of numbers."""
+    dimensions = image.GetDimension()
+    if components > 1:
+        raise InputError(
+            f"{name}: got {components} numbers a voxel; expected one in HU, convert from the original CT"
+        )
+    if dimensions < 3:
+        raise InputError(f"{name}: got a {dimensions}-D image; expected a volume, stack the slices to 3-D")
+    direction = np.reshape(image.GetDirection(), (dimensions, dimensions))[:3, :3]
+    return ItkGrid(image.GetSpacing()[:3], image.GetOrigin()[:3], tuple(direction.ravel().tolist()))
 
 
 def read_header(path: Path) -> bytes:

@@ -27,6 +27,7 @@ from trtseg.node.spool import Spool, flush_folder
 from trtseg.node.stopping import Stop
 
 _TOGETHER = 100  # results that are sent in one go
+_AFTER = 0.001  # seconds by which a result at which a destination fails is due after the others
 #: Sends the result in a file, of a SOP class; None, or why it was rejected. Later: it could not be sent.
 Send = Callable[[Path, str], str | None]
 _NO_SUCH_INSTANCE, _CLASS_INSTANCE_CONFLICT = 0x0112, 0x0119
@@ -86,7 +87,7 @@ def send_waiting(spool: Spool, config: Config, destination: str, line: Line | No
     waiting = spool.rows(
         "SELECT r.id, r.series, r.kind, r.sop_class, r.file, d.attempts FROM delivery d JOIN result r ON r.id=d.result"
         " WHERE d.state='waiting' AND d.destination=? AND d.due<=?"
-        " ORDER BY d.attempts, r.kind='sc', r.id LIMIT ?",
+        " ORDER BY d.attempts, CASE d.attempts WHEN 0 THEN 0 ELSE d.due END, r.kind='sc', r.id LIMIT ?",
         *(destination, time.time(), _TOGETHER),
     )
     if not waiting or (line is not None and not line.has_work):
@@ -119,13 +120,14 @@ def send_waiting(spool: Spool, config: Config, destination: str, line: Line | No
                 return False
         wait = _wait(config, max(row["attempts"] for row in waiting))
         say("destination not reached", level=logging.WARNING, to=kind, reason=reason, again_in_s=wait)
+        due = time.time() + wait
         with spool.transaction():
             for row in waiting:
-                more = 1 + (row["id"] == begun)  # what it failed at comes last: it may do so for ever
+                last = _AFTER if row["id"] == begun else 0.0  # what it failed at: it may do so for ever
                 spool.do(
-                    "UPDATE delivery SET attempts=attempts+?, due=?, reason=?"
+                    "UPDATE delivery SET attempts=attempts+1, due=?, reason=?"
                     " WHERE result=? AND destination=? AND state='waiting'",
-                    *(more, time.time() + wait, reason, row["id"], destination),
+                    *(due + last, reason, row["id"], destination),
                 )
             spool.count("delivery_failures")
     return answered > 0

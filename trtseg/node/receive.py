@@ -80,18 +80,22 @@ class Receiver:
         self._lock = threading.Lock()
 
     def requested(self, event: Any) -> None:
-        """Reject a caller whose AE title may not call from its address."""
+        """Reject a caller whose AE title may not call from its address, or that calls another node."""
         association = event.assoc
-        ae = association.requestor.primitive.calling_ae_title.strip()
+        request = association.requestor.primitive
+        ae, called = request.calling_ae_title.strip(), request.called_ae_title.strip()
         address = association.requestor.address_info.address
-        if any(caller.covers(address, ae) for caller in self.config.callers):
+        if not any(caller.covers(address, ae) for caller in self.config.callers):
+            reason, diagnostic = "AE title not allowed", 0x03  # calling AE title not recognised
+        elif called != self.config.ae.strip():
+            reason, diagnostic = "calls another AE title", 0x07  # called AE title not recognised
+        else:
             return
-        reason = "AE title not allowed"
-        say("association refused", level=logging.WARNING, calling=ae, address=address, reason=reason)
+        facts = {"calling": ae, "called": called, "address": address, "reason": reason}
+        say("association refused", level=logging.WARNING, **facts)
         with contextlib.suppress(Exception):
             self.spool.count("associations_refused")
-        # Permanent, by the user: calling AE title not recognised.
-        association.acse.send_reject(0x01, 0x01, 0x03)
+        association.acse.send_reject(0x01, 0x01, diagnostic)  # permanent, by the user
         association.kill()
 
     def echo(self, event: Any) -> int:
@@ -279,7 +283,6 @@ def make_entity(config: Config) -> Any:
     entity = AE(ae_title=config.ae)
     entity.maximum_associations = config.associations
     entity.maximum_pdu_size = min(config.pdu_kb * 1024, 262_144) - 6
-    entity.require_called_aet = True
     entity.add_supported_context(VERIFICATION, list(UNCOMPRESSED))
     entity.add_supported_context(STORAGE_COMMITMENT, list(UNCOMPRESSED))
     for sop_class in CT_CLASSES:

@@ -119,7 +119,7 @@ class Series:
             raise InputError("no instance of the series can be decoded")
         instances, candidates = volumes(list(zip(self._files, self.headers, strict=True)), self._slices)
         chosen, _ = choose("the series", candidates, None)
-        volume = assemble("the series", instances, chosen.slices, self._planes.__getitem__)
+        volume = assemble("the series", instances, chosen.slices, self._planes.__getitem__, chosen.series)
         warnings = (*unplaced(chosen, candidates, instances), *warnings)
         volume = replace(volume, warnings=(*volume.warnings, *warnings))
         self._planes.clear()

@@ -177,6 +177,7 @@ def _made(report: Mapping[str, Any]) -> str:
     made = report["provenance"]
     rows = [
         ("CT", f"{' × '.join(map(str, report['input']['shape']))} voxels of {_spacing(report)} mm"),
+        *_number(report["input"]),
         ("Model", f"{made.get('model', '?')} {made.get('model_version', '')}"),
         *((f"SHA-256 of {file}", digest) for file, digest in made.get("sha256", {}).items()),
         ("Thresholds", _pairs(made.get("thresholds", {}))),
@@ -190,6 +191,11 @@ def _made(report: Mapping[str, Any]) -> str:
     ]
     escaped = [(html.escape(name), html.escape(text)) for name, text in rows]
     return pages.table("How the labels were made", (), escaped, "made")
+
+
+def _number(source: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Say which series of a study was taken, by the number that viewers show; its id is that of a patient."""
+    return [("SeriesNumber", str(source["series_number"]))] if "series_number" in source else []
 
 
 def _joined(step: tuple[int, int, int]) -> str:

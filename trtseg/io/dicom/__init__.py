@@ -72,7 +72,7 @@ def read_dicom(path: str | os.PathLike[str], series: str | None = None) -> Volum
     for one in others:
         level = logging.WARNING if series is None and one.reason == NO_WORSE else logging.INFO
         log.log(level, "%s: series %s is left out (%s): %s", name, one.series, one.about, one.reason)
-    volume = assemble(name, instances, chosen.slices, partial(_pixels, files, instances))
+    volume = assemble(name, instances, chosen.slices, partial(_pixels, files, instances), chosen.series)
     own_files = (files[one.file].path for one in chosen.slices)
     lost = (*unplaced(chosen, every, instances), *spoilt(own_files, (file.path for file in files)))
     return replace(volume, warnings=(*volume.warnings, *lost))

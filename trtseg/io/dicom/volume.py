@@ -16,6 +16,7 @@ from trtseg.io.checks import ct_geometry, ct_volume
 from trtseg.io.dicom.dataset import parse, read_bytes
 from trtseg.io.dicom.frames import Slice, marks_of, slices_of
 from trtseg.io.dicom.grid import SAME_PLACE_MM, common, place
+from trtseg.io.dicom.header import text
 from trtseg.io.dicom.pixels import padding_hu, to_hu
 from trtseg.resources import memory_for
 from trtseg.volume import Volume
@@ -23,6 +24,7 @@ from trtseg.warnings import ResultWarning
 
 log = logging.getLogger("trtseg")
 _PIXELS = 0x7FE00000  # the group of the pixels
+_IS = 12  # the most characters of a whole number in text
 _TISSUE_HU = (-900, 3000)
 
 
@@ -50,12 +52,23 @@ class DicomSeries:
         Slice of each file on that grid; of a multi-frame file, of each of its frames, -1 for those of other volumes.
     slices : tuple of Slice
         Of each file, or of each of its frames, in the order of ``index``; the files are counted as here.
+    chosen : str
+        What ``--series`` takes for this volume, see `trtseg.io.dicom.series.Candidate`; ``""`` if none was chosen.
     """
 
     files: tuple[Path, ...]
     headers: tuple[Any, ...] = field(repr=False)  # they tell who the patient is
     index: tuple[int, ...]
     slices: tuple[Slice, ...]
+    chosen: str = ""
+
+    def told(self) -> dict[str, Any]:
+        """Say which series it is, for a report: ``series``, as ``--series`` takes it, and ``series_number``."""
+        number = text(self.headers[0], "SeriesNumber")
+        return {
+            **({"series": self.chosen} if self.chosen else {}),
+            **({"series_number": int(number)} if number.isdecimal() and len(number) <= _IS else {}),
+        }
 
 
 def read_slice(source: Any) -> tuple[Any, np.ndarray]:
@@ -94,7 +107,11 @@ def read_slice(source: Any) -> tuple[Any, np.ndarray]:
 
 
 def assemble(
-    name: str, instances: Sequence[Instance], slices: Sequence[Slice], read: Callable[[int], np.ndarray]
+    name: str,
+    instances: Sequence[Instance],
+    slices: Sequence[Slice],
+    read: Callable[[int], np.ndarray],
+    chosen: str = "",
 ) -> Volume:
     """Put the slices of one volume together.
 
@@ -108,6 +125,8 @@ def assemble(
         Slices of these files, those that belong to the volume.
     read : callable
         Pixels of a file by its number, int16 ``[frame, row, column]`` in HU. Called in the order of the files.
+    chosen : str
+        See `DicomSeries`.
 
     Raises
     ------
@@ -125,6 +144,7 @@ def assemble(
         tuple(instances[file].header for file in used),
         tuple(places.get((file, one.frame), -1) for file in used for one in instances[file].slices),
         tuple(replace(one, file=n) for n, file in enumerate(used) for one in instances[file].slices),
+        chosen,
     )
     warnings = (*warnings, *_padding_warning([instances[file] for file in used]))
     rows, columns = first.size
