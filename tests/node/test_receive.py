@@ -80,6 +80,29 @@ def test_an_echo_and_a_series(serve):
     assert ended(spool) == ["released"]
 
 
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        (("5", "7", "3"), (5, "7", 3)),
+        (("1", "0", "99999"), (1, "0", 99_999)),
+        (("0", None, "100000"), (None, None, None)),
+        (("-4", "-1", None), (None, "-1", None)),
+        ((None, None, ""), (None, None, None)),
+    ],
+)
+def test_the_numbers_of_instances_that_headers_speak_of_are_kept(serve, said, kept):
+    config, spool = serve()
+    (one,) = ct_series(1)
+    names = ("NumberOfSeriesRelatedInstances", "AcquisitionNumber", "ImagesInAcquisition")
+    for name, value in zip(names, said, strict=True):
+        if value is None:
+            one.pop(name, None)
+        else:
+            setattr(one, name, value)
+    assert send(config.port, [one]) == [0]
+    assert tuple(spool.row("SELECT related, acquisition, in_acquisition FROM instance")) == kept
+
+
 def test_the_same_instance_twice_is_stored_once_and_another_of_its_name_is_refused(serve):
     config, spool = serve()
     (one,) = ct_series(1)
