@@ -116,6 +116,7 @@ def test_a_rejected_result_is_put_aside_with_the_reason(tmp_path):
         archive.status = 0xA900
         attempt(spool, config)
     assert states(spool) == ["dead"]
+    assert spool.row("SELECT value FROM counter WHERE name='results_dead'")["value"] == 1
     note, dicom = sorted((config.store / "dead").iterdir(), key=lambda path: path.suffix != ".json")
     assert json.loads(note.read_text())["reason"] == "status 0xA900"
     assert uids[0].encode() in dicom.read_bytes()
