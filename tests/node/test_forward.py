@@ -120,7 +120,9 @@ def test_a_rejected_result_is_put_aside_with_the_reason(tmp_path):
     note, dicom = sorted((config.store / "dead").iterdir(), key=lambda path: path.suffix != ".json")
     assert json.loads(note.read_text())["reason"] == "status 0xA900"
     assert uids[0].encode() in dicom.read_bytes()
-    purge(spool, config.keep_s, config.keep_dead_s)  # of what is settled, the rejected stays
+    assert purge(spool, 100, 100) == 0  # nothing is as old
+    assert len(list((config.store / "results").iterdir())) == len(states(spool)) == 1
+    assert purge(spool, config.keep_s, config.keep_dead_s) == 2  # of what is settled, the rejected stays
     assert not list((config.store / "results").iterdir())
     assert not list((config.store / "instances").iterdir())
     for table in ("series", "instance", "result", "delivery"):  # a row without a file would be an error
@@ -281,6 +283,11 @@ def test_what_waits_is_never_purged(tmp_path):
     spool, uids, _ = filled(config)
     purge(spool, -1, -1)
     assert len(list((config.store / "results").iterdir())) == len(uids)
+    assert spool.files("instance") == []
+    spool.do("UPDATE delivery SET state='sent'")
+    assert purge(spool, -1, -1) == len(uids)  # with their rows, although their instances went before
+    for table in ("series", "result", "delivery"):
+        assert spool.rows(f"SELECT * FROM {table}") == []
 
 
 def test_what_waits_for_a_destination_that_was_taken_out_of_the_settings_is_not_kept_for_ever(tmp_path):
