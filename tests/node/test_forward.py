@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import socket
+import ssl
 import threading
 import time
 
 import pydicom
 import pytest
-from nodes import Archive, again, attempt, ct_series, filled, free_port, states, wait_for
+from nodes import Archive, again, attempt, certificates, ct_series, filled, free_port, states, wait_for
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import SecondaryCaptureImageStorage, SegmentationStorage, Verification
@@ -309,6 +310,25 @@ def test_what_waits_for_a_destination_that_was_taken_out_of_the_settings_is_not_
     again(spool, config, folder)
     purge(spool, 0, 100)
     assert not list((config.store / "results").iterdir())
+
+
+@pytest.mark.parametrize(("of", "sent"), [("own", True), ("foreign", False), (None, False)])
+def test_with_send_tls_results_go_to_who_has_a_known_certificate_and_nowhere_else(tmp_path, of, sent):
+    certificates(tmp_path, "own", "foreign")
+    own = tmp_path / "own.pem"
+    context = None
+    if of:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=own)
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_cert_chain(tmp_path / f"{of}.pem", tmp_path / f"{of}.key")
+    with Archive(tls=context) as archive:
+        files = {"tls_cert": own, "tls_key": tmp_path / "own.key", "tls_ca": own}
+        to = (f"ARCHIVE@127.0.0.1:{archive.port}",)
+        config = Config(tmp_path / "store", send=to, send_tls=True, **files)
+        spool, uids, _ = filled(config, 1)
+        attempt(spool, config)
+    assert states(spool) == ["sent" if sent else "waiting"]
+    assert [one.SOPInstanceUID for one in archive.got] == uids * sent
 
 
 def test_a_folder(tmp_path):

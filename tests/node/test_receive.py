@@ -8,13 +8,14 @@ import io
 import logging
 import socket
 import sqlite3
+import ssl
 import struct
 import sys
 import time
 
 import pydicom
 import pytest
-from nodes import Archive, connect, ct_series, free_port, send, wait_for
+from nodes import Archive, certificates, connect, ct_series, free_port, send, wait_for
 
 from trtseg.node import receive as receiving
 from trtseg.node.config import Config
@@ -388,19 +389,7 @@ def test_the_receiver_needs_no_nets():
 
 def test_tls_asks_for_a_certificate(serve, tmp_path):
     """With a certificate that the node knows a caller is let in, without it is not."""
-    import shutil
-    import ssl
-    import subprocess
-
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl")
-    for name in ("own", "foreign"):
-        key, cert = tmp_path / f"{name}.key", tmp_path / f"{name}.pem"
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-             "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert],
-            check=True, capture_output=True,
-        )  # fmt: skip
+    certificates(tmp_path, "own", "foreign")
     own = tmp_path / "own.pem"
     config, _ = serve(tls_cert=own, tls_key=tmp_path / "own.key", tls_ca=own)
 
