@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -46,6 +47,28 @@ def test_results_wait_for_an_archive_that_is_down_or_full(tmp_path):
         again(spool, config)
         assert [one.SOPInstanceUID for one in archive.got] == [*uids[1:], uids[0]]  # each once
     assert not list((config.store / "dead").iterdir())
+
+
+def test_an_association_ends_after_a_failure_and_where_nothing_has_been_sent_for_a_while(
+    tmp_path, monkeypatch
+):
+    with Archive() as archive:
+        config = Config(tmp_path / "store", send=(f"ARCHIVE@127.0.0.1:{archive.port}",))
+        spool, _, _ = filled(config, 1)
+        (peer,) = config.peers.values()
+        with contextlib.closing(Line(config, peer)) as line:
+            archive.status = 0xA700
+            send_waiting(spool, config, *config.destinations, line)
+            assert not line.is_open
+            archive.status = 0
+            spool.do("UPDATE delivery SET due=0")
+            for _ in range(2):  # the second time there is nothing to send
+                send_waiting(spool, config, *config.destinations, line)
+                assert line.is_open
+            monkeypatch.setattr("trtseg.node.line._IDLE_S", 0)
+            send_waiting(spool, config, *config.destinations, line)
+            assert not line.is_open
+    assert states(spool) == ["sent"]
 
 
 class _Picky(Archive):
