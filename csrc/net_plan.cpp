@@ -163,7 +163,7 @@ void Net::take_empty(Memory& own, std::size_t layer, int tile) const {
     const auto [x, x1] = out.of(columns);
     const auto [y0, y1] = out.of(rows);
     for (int y = y0; y < y1; ++y) {
-      if (out.part.map == kLogits) {
+      if (out.part.map == kLogits) {  // the caller's, new each time
         for (int c = 0; c < classes_; ++c) {
           const std::ptrdiff_t first = (std::ptrdiff_t{c} * rows_ + y) * columns_ + x;
           std::memcpy(own.dst + first, empty_->dst + first, static_cast<std::size_t>(x1 - x) * sizeof(float));
@@ -175,7 +175,7 @@ void Net::take_empty(Memory& own, std::size_t layer, int tile) const {
       }
     }
   }
-  is_empty = layers_[layer].outputs.front().part.map != kLogits;  // the logits are the caller's, new each time
+  is_empty = true;
 }
 
 }  // namespace trtseg

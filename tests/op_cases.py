@@ -49,6 +49,7 @@ GEOMETRIES |= {
     "pixels-outside": _placed((5, 3), (40, 8), (0.25, 30.0), (-3, -100)),
     "beside": _placed((30, 20), (16, 16), (1.5, 1.5), (30, 0)),
     "far-beside": _placed((30, 20), (16, 16), (0.5, 0.5), (0, -5000)),
+    "edges-on-centres-of-pixels": Fit((9, 8), (4, 4), (1.5, 1.5), (1, 1), (3, 3), (3, 3)),
     "part-of-the-grid": Fit((50, 60), (32, 32), (1.3, 1.3), (4, 7), (20, 9), (10, -4)),
 }
 #: What `thick` looks at: name -> shape of a slice, frame, and along each axis: pixels from sample to sample, samples.

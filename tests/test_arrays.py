@@ -162,6 +162,12 @@ def test_bad_arrays(array, message):
         load(array, spacing=SPACING)
 
 
+def test_an_image_of_complex_numbers_whose_header_says_that_they_are_to_be_floats():
+    image = nib.Nifti1Image(ct().T.astype(complex), LPS, dtype=np.float32)
+    with pytest.raises(InputError, match="voxels of type complex128"):
+        load(image)
+
+
 @pytest.mark.parametrize(("below", "good"), [(9, False), (10, True)])
 def test_hounsfield_rule_is_one_in_a_thousand(below, good):
     hu = np.full((10, 25, 40), 40, np.int16)

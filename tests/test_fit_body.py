@@ -145,6 +145,26 @@ def test_a_body_is_thick_in_mm_whatever_the_spacing(mm, axis):
     assert (first * mm, end * mm) == pytest.approx((100, 130), abs=9)
 
 
+def test_a_body_is_known_to_half_a_sample_of_6_mm():
+    picture = np.full((1, 400, 300), -1000, np.int16)
+    picture[0, 0, 0] = picture[0, -1, -1] = -999  # the frame is the picture
+    picture[0, 101:133, 48:99] = 0
+    # Samples at 0, 6, ...: those inside are rows 102 to 132 and columns 48 to 96.
+    assert find_body(picture, (1.0, 1.0)) == (99, 136, 45, 100)
+
+
+def test_a_grid_begins_at_the_nearest_pixel():
+    assert place(np.full((1, 10, 10), 40, np.int16), (0.9, 0.9)).origin == (-223, -223)  # 5 - 128 * 1.6 / 0.9
+    assert place(np.full((1, 11, 11), 40, np.int16), (0.9, 0.9)).origin == (-222, -222)
+
+
+def test_a_grid_does_not_grow_for_what_only_rounding_adds_to_a_body():
+    # 448 pixels of 1.1 mm are just what 256 net pixels of 1.4 mm and three eighths cover.
+    full = np.full((1, 448, 448), 40, np.int16)
+    assert find_body(full, (1.1, 1.1)) == (0, 448, 0, 448)
+    assert grid_mm(place(full, (1.1, 1.1), mm=1.4), (1.1, 1.1))[2] == pytest.approx(1.4 * 11 / 8)
+
+
 def test_a_field_of_view_that_cuts_the_body():
     full = np.full((2, 512, 512), 40, np.int16)
     assert grid_mm(place(full, (0.6, 0.6)), (0.6, 0.6)) == pytest.approx([0, 0, 1.6], abs=0.4)

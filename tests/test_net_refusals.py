@@ -131,7 +131,12 @@ REFUSED = {
         with_run((three := weights_of(3, 1, 8, 8))[1:], three[:2]),
         with_run(dst=(mine := weights_of(2, 1, 8, 8)), wanted=mine.view(bool).ravel()[:128].reshape(2, 8, 8)),
     ],
-    "pad": [with_first(pad=-1), with_first(pad=2**30), with_first(pad=MOST)],
+    "pad": [
+        with_first(pad=-1),
+        with_first(pad=3, map_size=(12, 12)),  # rows that see zeros only
+        with_first(pad=2**30),
+        with_first(pad=MOST),
+    ],
     "pool": [
         with_conv(pool=(1, 8, 8)),
         with_conv(pool=(2, 0, 16)),

@@ -112,6 +112,11 @@ def test_outside_the_grid_is_background():
     assert reference.label3(three, fit)[0].tolist() == [[[0, 0, 1, 2, 2, 2, 0, 0]]]
 
 
+def test_a_pixel_whose_centre_is_the_first_edge_of_the_grid_is_inside_and_one_at_the_last_edge_is_not():
+    fit = line_fit(9, 4, 1.5, offset=1, extent=3, origin=3)  # from 1.5 to 7.5
+    assert label_line([1] * 4, [-1] * 4, (0, 0), fit)[0] == [0, 1, 1, 1, 1, 1, 1, 0, 0]
+
+
 def test_window_clamps():
     hu = np.array([[[-32768, -1, 0, 100, 400, 401]]], np.int16)
     _, x1 = reference.prepare(hu, Fit.identity((1, 6)), (0, 400))

@@ -168,6 +168,12 @@ LEFT_ALONE = {
     "maxima of enlarged": deeper,
     "no ReLU": lambda g: without(g, "d"),
     "ReLU of enlarged": lambda g: g.add("Relu", "u", "v").move("v", "c").change("c", inputs=["s", "v"]),
+    "ReLU of joined": lambda g: (
+        g.add("Relu", "c", "v").move("v", "e0").change("e0", inputs=["v", "e0.w", "e0.b"])
+    ),
+    "ReLU of the slice": lambda g: (
+        g.add("Relu", "x", "v").move("v", "a0").change("a0", inputs=["v", "a0.w", "a0.b"])
+    ),
     "ReLU at the end": lambda g: (
         g.change("logits", inputs=["e", "logits.w", "logits.b"])
         .add("Relu", "logits", "y")

@@ -132,6 +132,12 @@ LEFT_ALONE = {
         {"d0.w.scale": np.array([0.01] * 7 + [np.nan], np.float32)}
     ),
     "a step of 0": lambda g: g.tensors.update({"d.scale": np.array(0, np.float32)}),
+    "a step below 0": lambda g: g.tensors.update({"d.scale": np.array(-0.07, np.float32)}),
+    "a step without end": lambda g: g.tensors.update({"d.scale": np.array(np.inf, np.float32)}),
+    "other steps of the same value": lambda g: (
+        g.tensors.update({"other": np.array(0.05, np.float32)}),
+        g.add("QuantizeLinear", ["d", "other", "d.zero"], "d.q2").move("d.q2", "c"),
+    ),
     "a bias that is not finite": lambda g: g.tensors.update(
         {"d0.b": np.array([0] * 7 + [np.inf], np.float32)}
     ),

@@ -6,9 +6,11 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import threading
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 from pynetdicom import AE, AllStoragePresentationContexts, evt
@@ -159,7 +162,7 @@ class Node:
 class Archive:
     """A DICOM server that keeps what it gets, and answers with `status`: the first object after ``hold`` is set."""
 
-    def __init__(self, port: int | None = None) -> None:
+    def __init__(self, port: int | None = None, tls: ssl.SSLContext | None = None) -> None:
         self.port, self.got, self.status = port or free_port(), [], 0x0000
         self.reports = []
         self.hold, self.held = None, False
@@ -169,7 +172,9 @@ class Archive:
             self.entity.add_supported_context(context.abstract_syntax)
         self.entity.add_supported_context("1.2.840.10008.1.20.1", scu_role=False, scp_role=True)
         handlers = [(evt.EVT_C_STORE, self._store), (evt.EVT_N_EVENT_REPORT, self._report)]
-        self._server = self.entity.start_server(("127.0.0.1", self.port), block=False, evt_handlers=handlers)
+        self._server = self.entity.start_server(
+            ("127.0.0.1", self.port), block=False, ssl_context=tls, evt_handlers=handlers
+        )
 
     def _store(self, event) -> int:
         dataset = event.dataset
@@ -196,6 +201,19 @@ class Archive:
 
     def __exit__(self, *_) -> None:
         self._server.shutdown()
+
+
+def certificates(folder: Path, *names: str) -> None:
+    """Make a certificate of 127.0.0.1, signed by itself, and its key, for each name: ``NAME.pem``, ``NAME.key``."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl")
+    for name in names:
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+             "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1",
+             "-keyout", folder / f"{name}.key", "-out", folder / f"{name}.pem"],
+            check=True, capture_output=True,
+        )  # fmt: skip
 
 
 def write_folder(datasets, folder: Path) -> Path:

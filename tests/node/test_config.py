@@ -1,6 +1,5 @@
 """Settings that would stop a node later are refused when it starts."""
 
-import shutil
 import socket
 import struct
 import subprocess
@@ -10,7 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from nodes import wait_for
+from nodes import certificates, wait_for
 
 from trtseg.errors import ArgumentError, OutputError
 from trtseg.node import metrics, run
@@ -155,15 +154,7 @@ def test_a_store_has_one_node(tmp_path):
 @pytest.fixture
 def tls(tmp_path):
     """Certificate, key and authority in files; the key is another one's in ``foreign``, locked in ``locked``."""
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl")
-    for name in ("own", "foreign"):
-        key, cert = tmp_path / f"{name}.key", tmp_path / f"{name}.pem"
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-             "-subj", "/CN=localhost", "-keyout", key, "-out", cert],
-            check=True, capture_output=True,
-        )  # fmt: skip
+    certificates(tmp_path, "own", "foreign")
     locked = ["-aes128", "-passout", "pass:secret", "-out", tmp_path / "locked.key"]
     subprocess.run(["openssl", "ec", "-in", tmp_path / "own.key", *locked], check=True, capture_output=True)
     (tmp_path / "no.pem").write_text("no certificate")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
+import ssl
 import threading
 import time
 
 import pydicom
 import pytest
-from nodes import Archive, again, attempt, ct_series, filled, free_port, states, wait_for
+from nodes import Archive, again, attempt, certificates, ct_series, filled, free_port, states, wait_for
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import SecondaryCaptureImageStorage, SegmentationStorage, Verification
@@ -45,6 +47,28 @@ def test_results_wait_for_an_archive_that_is_down_or_full(tmp_path):
         again(spool, config)
         assert [one.SOPInstanceUID for one in archive.got] == [*uids[1:], uids[0]]  # each once
     assert not list((config.store / "dead").iterdir())
+
+
+def test_an_association_ends_after_a_failure_and_where_nothing_has_been_sent_for_a_while(
+    tmp_path, monkeypatch
+):
+    with Archive() as archive:
+        config = Config(tmp_path / "store", send=(f"ARCHIVE@127.0.0.1:{archive.port}",))
+        spool, _, _ = filled(config, 1)
+        (peer,) = config.peers.values()
+        with contextlib.closing(Line(config, peer)) as line:
+            archive.status = 0xA700
+            send_waiting(spool, config, *config.destinations, line)
+            assert not line.is_open
+            archive.status = 0
+            spool.do("UPDATE delivery SET due=0")
+            for _ in range(2):  # the second time there is nothing to send
+                send_waiting(spool, config, *config.destinations, line)
+                assert line.is_open
+            monkeypatch.setattr("trtseg.node.line._IDLE_S", 0)
+            send_waiting(spool, config, *config.destinations, line)
+            assert not line.is_open
+    assert states(spool) == ["sent"]
 
 
 class _Picky(Archive):
@@ -116,10 +140,13 @@ def test_a_rejected_result_is_put_aside_with_the_reason(tmp_path):
         archive.status = 0xA900
         attempt(spool, config)
     assert states(spool) == ["dead"]
+    assert spool.row("SELECT value FROM counter WHERE name='results_dead'")["value"] == 1
     note, dicom = sorted((config.store / "dead").iterdir(), key=lambda path: path.suffix != ".json")
     assert json.loads(note.read_text())["reason"] == "status 0xA900"
     assert uids[0].encode() in dicom.read_bytes()
-    purge(spool, config.keep_s, config.keep_dead_s)  # of what is settled, the rejected stays
+    assert purge(spool, 100, 100) == 0  # nothing is as old
+    assert len(list((config.store / "results").iterdir())) == len(states(spool)) == 1
+    assert purge(spool, config.keep_s, config.keep_dead_s) == 2  # of what is settled, the rejected stays
     assert not list((config.store / "results").iterdir())
     assert not list((config.store / "instances").iterdir())
     for table in ("series", "instance", "result", "delivery"):  # a row without a file would be an error
@@ -280,6 +307,11 @@ def test_what_waits_is_never_purged(tmp_path):
     spool, uids, _ = filled(config)
     purge(spool, -1, -1)
     assert len(list((config.store / "results").iterdir())) == len(uids)
+    assert spool.files("instance") == []
+    spool.do("UPDATE delivery SET state='sent'")
+    assert purge(spool, -1, -1) == len(uids)  # with their rows, although their instances went before
+    for table in ("series", "result", "delivery"):
+        assert spool.rows(f"SELECT * FROM {table}") == []
 
 
 def test_what_waits_for_a_destination_that_was_taken_out_of_the_settings_is_not_kept_for_ever(tmp_path):
@@ -312,6 +344,25 @@ def test_the_wait_for_a_destination_doubles(tmp_path, count):
         again(spool, config)
         waits.append(spool.row("SELECT MAX(due) FROM delivery")[0] - time.time())
     assert waits == pytest.approx([10, 20, 40, 60], abs=5)
+
+
+@pytest.mark.parametrize(("of", "sent"), [("own", True), ("foreign", False), (None, False)])
+def test_with_send_tls_results_go_to_who_has_a_known_certificate_and_nowhere_else(tmp_path, of, sent):
+    certificates(tmp_path, "own", "foreign")
+    own = tmp_path / "own.pem"
+    context = None
+    if of:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=own)
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_cert_chain(tmp_path / f"{of}.pem", tmp_path / f"{of}.key")
+    with Archive(tls=context) as archive:
+        files = {"tls_cert": own, "tls_key": tmp_path / "own.key", "tls_ca": own}
+        to = (f"ARCHIVE@127.0.0.1:{archive.port}",)
+        config = Config(tmp_path / "store", send=to, send_tls=True, **files)
+        spool, uids, _ = filled(config, 1)
+        attempt(spool, config)
+    assert states(spool) == ["sent" if sent else "waiting"]
+    assert [one.SOPInstanceUID for one in archive.got] == uids * sent
 
 
 def test_a_folder(tmp_path):

@@ -8,13 +8,14 @@ import io
 import logging
 import socket
 import sqlite3
+import ssl
 import struct
 import sys
 import time
 
 import pydicom
 import pytest
-from nodes import Archive, connect, ct_series, free_port, send, wait_for
+from nodes import Archive, certificates, connect, ct_series, free_port, send, wait_for
 
 from trtseg.io.dicom.frames import CT_IMAGE as CT
 from trtseg.node import receive as receiving
@@ -77,6 +78,29 @@ def test_an_echo_and_a_series(serve):
         assert pydicom.dcmread(path) == one
         assert path.stat().st_mode & 0o077 == 0 or path.parent.stat().st_mode & 0o077 == 0
     assert ended(spool) == ["released"]
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        (("5", "7", "3"), (5, "7", 3)),
+        (("1", "0", "99999"), (1, "0", 99_999)),
+        (("0", None, "100000"), (None, None, None)),
+        (("-4", "-1", None), (None, "-1", None)),
+        ((None, None, ""), (None, None, None)),
+    ],
+)
+def test_the_numbers_of_instances_that_headers_speak_of_are_kept(serve, said, kept):
+    config, spool = serve()
+    (one,) = ct_series(1)
+    names = ("NumberOfSeriesRelatedInstances", "AcquisitionNumber", "ImagesInAcquisition")
+    for name, value in zip(names, said, strict=True):
+        if value is None:
+            one.pop(name, None)
+        else:
+            setattr(one, name, value)
+    assert send(config.port, [one]) == [0]
+    assert tuple(spool.row("SELECT related, acquisition, in_acquisition FROM instance")) == kept
 
 
 def test_the_same_instance_twice_is_stored_once_and_another_of_its_name_is_refused(serve):
@@ -374,19 +398,7 @@ def test_the_receiver_needs_no_nets():
 
 def test_tls_asks_for_a_certificate(serve, tmp_path):
     """With a certificate that the node knows a caller is let in, without it is not."""
-    import shutil
-    import ssl
-    import subprocess
-
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl")
-    for name in ("own", "foreign"):
-        key, cert = tmp_path / f"{name}.key", tmp_path / f"{name}.pem"
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-             "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert],
-            check=True, capture_output=True,
-        )  # fmt: skip
+    certificates(tmp_path, "own", "foreign")
     own = tmp_path / "own.pem"
     config, _ = serve(tls_cert=own, tls_key=tmp_path / "own.key", tls_ca=own)
 

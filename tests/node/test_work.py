@@ -17,6 +17,7 @@ from pydicom.encaps import encapsulate
 
 import trtseg.io.dicom
 import trtseg.report.captures
+from trtseg.errors import ArgumentError
 from trtseg.node.results import write_results
 from trtseg.node.work import lower_nets
 from trtseg.stream import THREAD
@@ -32,6 +33,7 @@ def test_a_localizer_gives_no_result_and_a_reason(worker):
     assert "localizer" in reason
     counted = dict(worker.spool.rows("SELECT name, value FROM counter"))
     assert (counted["series_failed"], counted.get("series_done", 0)) == (1, 0)
+    assert counted["tail_seconds_count"] == 1
     assert series[0].SeriesInstanceUID not in reason
 
 
@@ -242,6 +244,42 @@ def test_more_series_than_streams_are_all_done(worker):
         store(worker.spool, *ct_series(4, seed=seed))
     assert finish(worker) == [("done", None)] * 3
     assert np.sum([row["bytes"] for row in worker.spool.rows("SELECT bytes FROM result")]) > 0
+
+
+def test_no_more_is_decoded_while_the_nets_are_behind(worker, monkeypatch):
+    class Nets:
+        """A stream of which the test says how many slices are labelled."""
+
+        labelled, pushed = 0, 0
+
+        @property
+        def counts(self):
+            return self.pushed, self.labelled
+
+        def push(self, hu, position):
+            self.pushed += 1
+
+        def close(self):
+            pass
+
+    nets = Nets()
+    monkeypatch.setattr(worker.segmenter, "stream", lambda *_, **__: nets)
+    store(worker.spool, *ct_series(64))
+    while worker.step():
+        pass
+    assert nets.pushed == 56  # the eight that go over 48
+    nets.labelled = 8
+    assert worker.step()
+    assert nets.pushed == 64
+
+
+def test_a_ct_whose_slices_cannot_be_streamed_is_segmented_at_its_end(worker, monkeypatch):
+    def refuses(*_, **__):
+        raise ArgumentError("no stream of such slices")
+
+    monkeypatch.setattr(worker.segmenter, "stream", refuses)
+    store(worker.spool, *ct_series(8))
+    assert finish(worker) == [("done", None)]
 
 
 def test_a_slice_that_comes_after_the_end_opens_its_series_again(worker):
