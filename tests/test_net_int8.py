@@ -98,6 +98,26 @@ def test_convolution(instructions, size, channels, zeros):
 
 
 @pytest.mark.parametrize("instructions", EACH)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("zero", [0, 128])
+def test_a_convolution_leaves_the_zeros_around_its_result_to_the_next(instructions, size, zero):
+    """Its inner loop computes more rows and columns than an odd size has."""
+    rng = np.random.default_rng(sum(size))
+    net = _core.Net(*size, 8, instructions)
+    part, values = first(net, size, 8, zero, rng.uniform(0.1, 1.2, 8).astype(np.float32))
+    x = slices(rng, 3, size)
+    expected = values(x)
+    for _ in range(2):
+        dst = (net.add_map(*size, 8, zero), 0, 8)
+        weights, (scale, bias) = integers(rng, 8, 8, 3, 3), factors(rng, 8, 72)
+        net.add_conv(part, dst, None, weights, scale, bias)
+        part, expected = dst, rounded(convolved(expected, weights), scale, bias, zero)
+    show(net, part)
+    assert 0 < (expected > 0).mean() < 1
+    assert (run(net, 8, x) == expected).all()
+
+
+@pytest.mark.parametrize("instructions", EACH)
 @pytest.mark.parametrize("size", [(16, 12), (8, 8), (10, 22), (14, 8)])
 @pytest.mark.parametrize("channels", [8, 24, 40])
 @pytest.mark.parametrize("zero", [0, 128])
