@@ -103,8 +103,19 @@ class OnAnotherDevice:
 
 
 def test_array_on_another_device():
-    with pytest.raises(ArgumentError, match=r"got a OnAnotherDevice that NumPy cannot read .*copy it to"):
+    with pytest.raises(
+        ArgumentError, match=r"got a OnAnotherDevice that NumPy cannot read .*expected one on the CPU"
+    ):
         load(OnAnotherDevice(), spacing=SPACING)
+
+
+def test_the_advice_about_a_tensor_that_numpy_cannot_read_helps():
+    torch = pytest.importorskip("torch")
+    hu = torch.arange(4 * 20 * 24).reshape(4, 20, 24) % 256 - 128.0
+    for tensor in (hu.clone().requires_grad_(), hu.bfloat16()):
+        with pytest.raises(ArgumentError, match=r"give \.detach\(\)\.cpu\(\)\.float\(\)$"):
+            load(tensor, spacing=(1, 1, 1))
+        assert np.array_equal(load(tensor.detach().cpu().float(), spacing=(1, 1, 1)).array, hu.numpy())
 
 
 def test_volume_passes_through():

@@ -65,7 +65,8 @@ def from_array(array: Any, *, affine: Any = None, spacing: Any = None) -> Volume
         array = np.asarray(array)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ArgumentError(
-            f"array: got a {type(array).__name__} that NumPy cannot read ({error}); copy it to the CPU first"
+            f"array: got a {type(array).__name__} that NumPy cannot read ({error}); expected one on the CPU, without a "
+            "gradient and of a type that NumPy has: of a torch tensor give .detach().cpu().float()"
         ) from error
     check_dtype("array", array.dtype)
     geometry = ct_geometry("array", array.shape, affine=affine, spacing=spacing)
