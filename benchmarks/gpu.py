@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import gpu_floor
-from training.program import plain_errors
+from training.program import parser_of, plain_errors
 from trtseg import Segmenter, __version__, _core, build_engines, models
 from trtseg.cascade import gpu
 from trtseg.engines.nvidia.driver import find_driver
@@ -288,11 +288,7 @@ def machine() -> dict[str, Any]:
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="all results; written after every part")
     parser.add_argument("--model", default="default")
     parser.add_argument("--runtime", default="auto", help="of trtseg: tensorrt, tensorrt-rtx, torch, auto")

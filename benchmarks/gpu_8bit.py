@@ -11,7 +11,6 @@ The exit code is 2 without a GPU or without that package.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -19,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from training.program import plain_errors
+from training.program import parser_of, plain_errors
 from trtseg import models
 from trtseg.io.atomic import atomic
 
@@ -132,11 +131,7 @@ def _median(cudnn: Any, layer: Layer, batch: int, types: tuple[str, str, str]) -
 @plain_errors()
 def main(argv: list[str] | None = None) -> int:
     """Measure and print; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu_8bit",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="all results; written after every layer")
     parser.add_argument("--model", default="default")
     parser.add_argument("--batch", type=int, default=16)

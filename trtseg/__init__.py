@@ -8,9 +8,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -70,13 +67,23 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(_NAMES[name]), name)
     if name in _MODULES:
         return importlib.import_module(f"trtseg.{name}")
-    if name == "_core" and importlib.util.find_spec("trtseg._core") is None:
+    if name == "_core":
+        _check_compiled()
+    raise AttributeError(f"module 'trtseg' has no attribute {name!r}")
+
+
+def _check_compiled() -> None:
+    """Raise an ImportError where the extension is missing, as in a source tree that nobody has built."""
+    import sys
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    if find_spec("trtseg._core") is None:
         raise ImportError(
             f"trtseg: {Path(__file__).parent} holds no extension _core compiled for Python "
             f"{sys.version_info.major}.{sys.version_info.minor}; if that is a source tree, start Python outside of it, "
             "or build the extension there: pip install -e ."
         )
-    raise AttributeError(f"module 'trtseg' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -32,9 +32,10 @@ def native_bf16() -> bool:
 
 
 def native_int8() -> bool:
-    """Whether this processor sums products of INT8 in 32 bits at once, so that INT8 is faster than FP32.
+    """Whether this processor sums products of INT8 in 32 bits at once, which is to make INT8 faster than FP32.
 
-    That is VNNI of x86-64, and dot products or products of matrices of 64-bit Arm.
+    That is VNNI of x86-64, with which it was measured, and dot products or products of matrices of 64-bit Arm, with
+    which it was not.
     """
     native = {"avx512_vnni", "avx_vnni", "i8mm", "asimddp"}
     return not native.isdisjoint(_core.Net.int8_instructions())
