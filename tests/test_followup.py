@@ -374,7 +374,7 @@ def test_no_liver_and_no_labels_are_errors(tmp_path):
     dicom_made.save(tmp_path / "r.dcm", dicom_made.instance(np.zeros((16, 16), np.int16)))
     with pytest.raises(InputError, match=r"r\.json: has no label map beside it"):
         compare(tmp_path / "r.json", empty)
-    with pytest.raises(InputError, match=r"r\.dcm: is DICOM, which labels are not read from"):
+    with pytest.raises(InputError, match=r"r\.dcm: is DICOM of the modality CT; expected a Segmentation"):
         compare(tmp_path / "r.dcm", empty)
 
 

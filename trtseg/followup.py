@@ -16,8 +16,9 @@ import numpy as np
 
 from trtseg.errors import InputError
 from trtseg.io import read_labels
+from trtseg.io.dicom import is_dicom
 from trtseg.io.find import made_by
-from trtseg.io.names import ITK, NIFTI
+from trtseg.io.names import ITK, NIFTI, SEG
 from trtseg.labels.components import Array, bounding_box, join
 from trtseg.labels.lesions import Lesion, lesions, number_lesions
 from trtseg.labels.shift import Placed, find_shift, look_up
@@ -32,7 +33,7 @@ CHANGE = 0.25
 #: Smallest long axis of a lesion that counts in the sum of diameters, and how many lesions count, as in RECIST 1.1.
 MEASURABLE_MM, TARGETS = 10.0, 2
 
-_READ = (*NIFTI, *ITK)
+_READ = (*NIFTI, *ITK, SEG)
 _MOST = 254  # lesions of a scan that are compared, the largest
 _OVERLAP = 0.1  # of the smaller of two lesions, from which the two are the same
 _NEAR_MM = 10.0  # centroids of two lesions without overlap that may be the same
@@ -209,7 +210,9 @@ def compare(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Co
 
 def _warnings(scan: _Scan) -> Iterator[str]:
     yield from (warning.text for warning in scan.warnings)
-    if scan.labels[0].any() or scan.labels[-1].any():
+    if scan.is_seg:
+        yield "a DICOM Segmentation has no empty slices, so it does not tell whether the scan cuts the liver"
+    elif scan.labels[0].any() or scan.labels[-1].any():
         yield "the liver reaches the end of the scan, so its volume is a lower bound and lesions may be missing"
     if len(scan.lesions) > _MOST:
         yield f"has {len(scan.lesions)} lesions; the {_MOST} largest are compared"
@@ -221,6 +224,7 @@ class _Scan(Placed):
 
     lesions: tuple[Lesion, ...]
     warnings: tuple[ResultWarning, ...]
+    is_seg: bool
 
     @classmethod
     def read(cls, path: Path) -> _Scan:
@@ -230,7 +234,7 @@ class _Scan(Placed):
                 f"{path}: holds no liver; a comparison needs the labels of a liver in both scans"
             )
         affine = grid.canonical_affine()
-        return cls(labels, affine, lesions(labels, affine), grid.warnings)
+        return cls(labels, affine, lesions(labels, affine), grid.warnings, is_dicom(path))
 
 
 def label_map(path: Path) -> Path:
@@ -238,7 +242,8 @@ def label_map(path: Path) -> Path:
     if path.suffix.lower() != ".json":
         return path
     for ending in _READ:
-        if (found := path.with_name(path.name[: -len(".json")] + ending)).is_file():
+        found = path.with_name(path.name[: -len(".json")] + ending)
+        if found.is_file() and (ending != SEG or made_by(found) is not None):
             return found
     raise InputError(f"{path}: has no label map beside it, as {path.stem}.nii.gz; give the label map itself")
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from trtseg.errors import ArgumentError, InputError
 from trtseg.io import atomic, load, read_labels
+from trtseg.io.dicom import is_dicom
 from trtseg.io.names import IMAGES, LABEL_ENDS, LABEL_START, is_folder, says_labels, stem
 from trtseg.labels.components import Array
 from trtseg.metrics.cases import CaseScores, evaluate_case
@@ -18,6 +19,7 @@ from trtseg.volume import Geometry, check_same_grid
 
 # What tools add to the name of a case for its CT: nnU-Net (its first channel), LiTS.
 _CT_ENDS, _CT_START = ("_0000",), "volume-"
+_MOST_SLICES = 4096  # of a CT, from which a Segmentation may have left out the empty ones
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,8 @@ def draw(pair: Pair, scores: CaseScores, path: Path, *, meaning: Mapping[int, in
 
     if pair.ct is None:
         raise InputError(f"{pair.prediction}: --ct has no CT of that name to draw; name it like the case")
-    prediction, truth, grid = _read(pair, meaning)
     volume = load(pair.ct)
+    prediction, truth, grid = _read(pair, meaning, volume.geometry)
     check_same_grid(str(pair.ct), volume.geometry, str(pair.truth), grid)
     summary = f"liver Dice {scores.liver.overlap.dice:.3f}"
     if scores.tumour is None:
@@ -140,12 +142,38 @@ def draw(pair: Pair, scores: CaseScores, path: Path, *, meaning: Mapping[int, in
         part.write_bytes(disagreement_png(volume, prediction, truth, summary))
 
 
-def _read(pair: Pair, meaning: Mapping[int, int] | None) -> tuple[Array, Array, Geometry]:
-    """Read prediction and truth, uint8 ``[Z, Y, X]``, and the grid that they share."""
+def _read(
+    pair: Pair, meaning: Mapping[int, int] | None, ct: Geometry | None = None
+) -> tuple[Array, Array, Geometry]:
+    """Read prediction and truth, uint8 ``[Z, Y, X]``, and the grid that they share; ``ct`` is that of their CT."""
     prediction, grid = read_labels(pair.prediction)
     truth, true_grid = read_labels(pair.truth, meaning)
+    if is_dicom(pair.prediction):
+        prediction, grid = _widened(prediction, grid, true_grid, ct)
+    if is_dicom(pair.truth):
+        truth, true_grid = _widened(truth, true_grid, grid, ct)
     check_same_grid(str(pair.prediction), grid, str(pair.truth), true_grid)
     return prediction, truth, true_grid
+
+
+def _widened(labels: Array, grid: Geometry, *others: Geometry | None) -> tuple[Array, Geometry]:
+    """Add background before and after the slices of a DICOM Segmentation, which has no empty ones at its ends.
+
+    Grids that differ along more than one axis, or lie far apart, are those of other CTs, which `check_same_grid` tells.
+    """
+    for other in others:
+        if other is None:
+            continue
+        affine = grid.canonical_affine()
+        begin = np.rint(np.linalg.solve(affine, other.canonical_affine())[:3, 3]).astype(int)  # x, y, z
+        own, end = np.array(labels.shape[::-1]), begin + other.canonical_shape[::-1]
+        before, after = np.maximum(-begin, 0), np.maximum(end - own, 0)
+        missing = before + after
+        if np.count_nonzero(missing) == 1 and missing.max() <= _MOST_SLICES:
+            affine[:3, 3] -= affine[:3, :3] @ before
+            labels = np.pad(labels, list(zip(before[::-1], after[::-1], strict=True)))
+            grid = replace(Geometry.from_affine(labels.shape[::-1], affine), warnings=grid.warnings)
+    return labels, grid
 
 
 def _ct_of(prediction: Path, truth: Path, ct: Path | None) -> Path | None:

@@ -20,7 +20,7 @@ def compare(
         Path,
         typer.Argument(
             metavar="BEFORE",
-            help="Labels of the earlier scan, or the JSON report beside them.",
+            help="Labels of the earlier scan, also as DICOM Segmentation, or the JSON report beside them.",
             parser=text.path,
         ),
     ],
@@ -28,7 +28,7 @@ def compare(
         Path,
         typer.Argument(
             metavar="AFTER",
-            help="Labels of the later scan, or the JSON report beside them.",
+            help="Labels of the later scan, likewise.",
             parser=text.path,
         ),
     ],

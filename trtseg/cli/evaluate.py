@@ -28,7 +28,11 @@ _NAMED = 5  # files named in a note; the JSON file has all
 def evaluate(
     prediction: Annotated[
         Path,
-        typer.Argument(metavar="PREDICTION", help="Labels to judge, or a folder of them.", parser=text.path),
+        typer.Argument(
+            metavar="PREDICTION",
+            help="Labels to judge, or a folder of them. Two single files may be DICOM Segmentations.",
+            parser=text.path,
+        ),
     ],
     truth: Annotated[
         Path,
@@ -57,8 +61,9 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="N,...",
-            help="Labels of the truth that are liver, where it has many organs: 6 (AMOS, BTCV), 5 (TotalSegmentator). "
-            "Without --tumour-label the truth then knows no tumours, as with --liver-only.",
+            help="Labels of the truth that are liver, where it has many organs: 6 (AMOS, BTCV), 5 (TotalSegmentator); "
+            "of a DICOM Segmentation, numbers of segments. Without --tumour-label the truth then knows no tumours, as "
+            "with --liver-only.",
         ),
     ] = None,
     tumour_label: Annotated[

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from trtseg.errors import ArgumentError, InputError, OutputError
+from trtseg.errors import ArgumentError, OutputError
 from trtseg.io.arrays import from_array, from_image, read_pair
 from trtseg.io.atomic import atomic
 from trtseg.io.checks import check_planes, check_slices_again, ct_volume
 from trtseg.io.dicom import is_dicom, read_dicom
+from trtseg.io.dicom.seg import read_seg
 from trtseg.io.itk import check_installed, from_itk, read_itk, write_itk
 from trtseg.io.names import ANALYZE, ITK, NIFTI, SEG, WRITTEN, is_folder
 from trtseg.io.nifti import read_nifti, write_nifti
@@ -118,7 +119,7 @@ def _no_source(source: Any) -> ArgumentError:
 def read_labels(
     path: str | os.PathLike[str], meaning: Mapping[int, int] | None = None
 ) -> tuple[np.ndarray, Geometry]:
-    """Read a label map from a file as `load` takes it.
+    """Read a label map from a file: one of the images that `load` takes, or a DICOM Segmentation.
 
     Parameters
     ----------
@@ -126,14 +127,15 @@ def read_labels(
         The file.
     meaning : mapping, optional
         Which of 0 (background), 1 (liver) and 2 (tumour) each value of the file stands for, as ``{6: 1}``; other values
-        are background. By default 0, 1 and 2 stand for themselves, and there may be no other value.
+        are background. By default 0, 1 and 2 stand for themselves, and there may be no other value. Of a Segmentation
+        it is numbers of segments that have a meaning, see `trtseg.io.dicom.seg.read_seg`.
 
     Returns
     -------
     labels : ndarray of uint8, [Z, Y, X]
         In canonical order, like every `trtseg.volume.Volume`.
     geometry : Geometry
-        The file's own grid.
+        The file's own grid; a Segmentation has no slices before the first and after the last that is not empty.
 
     Raises
     ------
@@ -141,9 +143,7 @@ def read_labels(
         If there is no such file, it is truncated or corrupt, or it holds a value that stands for nothing.
     """
     if is_dicom(path):
-        raise InputError(
-            f"{os.fspath(path)}: is DICOM, which labels are not read from; write them as .nii.gz too"
-        )
+        return read_seg(os.fspath(path), meaning)
     return _read_voxels(os.fspath(path), partial(to_labels, meaning=meaning))
 
 

@@ -1,0 +1,248 @@
+"""DICOM Segmentations as labels: those of trtseg, of dcmqi, and made ones with segments of other kinds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dicom_made
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+from dicom_results import WAYS, make
+from typer.testing import CliRunner
+
+from trtseg.cli import app
+from trtseg.errors import InputError
+from trtseg.followup import compare
+from trtseg.io import load, read_labels
+from trtseg.io.dicom_out import write_dicom
+from trtseg.pairs import Pair, draw, score
+
+highdicom = pytest.importorskip("highdicom")
+DCMQI = Path(__file__).parents[2] / "shared" / "data" / "dcmqi_ct3"
+LIVER, MASS, SPLEEN = ("10200004", "SCT", "Liver"), ("4147007", "SCT", "Mass"), ("78961009", "SCT", "Spleen")
+ANATOMY = ("123037004", "SCT", "Anatomical Structure")
+ABNORMAL = ("49755003", "SCT", "Morphologically Abnormal Structure")
+PATIENT = dict.fromkeys(
+    ("PatientBirthDate", "PatientSex", "AccessionNumber", "StudyTime", "StudyDate", "StudyID"), ""
+)
+LPS = np.diag([-1.0, -1, 1, 1])
+
+
+def places(labels, affine, label):
+    """Centres of the voxels of a label, LPS mm, in an order of their own: rounded to a hundredth, sorted."""
+    z, y, x = np.nonzero(labels == label)
+    points = (LPS @ affine @ np.stack([x, y, z, np.ones(len(x))]))[:3].T.round(2) + 0.0
+    return points[np.lexsort(points.T)]
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "tilted gantry"])
+@pytest.mark.parametrize("kind", ["seg", "labelmap"])
+def test_labels_lie_where_they_were_written(tmp_path, way, kind):
+    case = make(tmp_path / "ct", way)
+    write_dicom([(kind, tmp_path / "seg.dcm")], case.result)
+    labels, grid = read_labels(tmp_path / "seg.dcm")
+    assert (labels.dtype, labels.flags.c_contiguous, labels.shape) == (np.uint8, True, grid.canonical_shape)
+    for label in (1, 2):
+        points = case.points[case.labels == label].round(2) + 0.0
+        assert (
+            np.abs(places(labels, grid.canonical_affine(), label) - points[np.lexsort(points.T)]).max() < 0.02
+        )
+    assert labels.shape == ((7, 20, 50) if way == "coronal" else (5, 44, 50))  # slices with liver, [Z, Y, X]
+
+
+def test_a_segmentation_of_dcmqi_is_the_file_from_which_it_was_made():
+    if not DCMQI.is_dir():
+        pytest.skip("needs shared/data/dcmqi_ct3")
+    labels, grid = read_labels(DCMQI / "liver.dcm")
+    expected, other = read_labels(DCMQI / "liver_seg.nrrd", {1: 1})
+    assert np.count_nonzero(labels) == np.count_nonzero(expected) > 10_000
+    assert np.array_equal(
+        places(labels, grid.canonical_affine(), 1), places(expected, other.canonical_affine(), 1)
+    )
+
+
+def segmentation(folder, segments, **options):
+    """Write a Segmentation of an axial series of 6 slices; segments: (category, type, label, mask [6, 16, 18])."""
+    files = [
+        dicom_made.instance(
+            np.zeros((16, 18), np.int16),
+            ImagePositionPatient=[0, 0, 2.0 * k],
+            InstanceNumber=k,
+            SliceThickness=3,
+            **PATIENT,
+        )
+        for k in range(6)
+    ]
+    described = [
+        highdicom.seg.SegmentDescription(
+            number,
+            label,
+            highdicom.sr.CodedConcept(*category),
+            highdicom.sr.CodedConcept(*kind),
+            "MANUAL",
+            anatomic_regions=[highdicom.sr.CodedConcept(*region) for region in regions],
+        )
+        for number, (category, kind, label, _, *regions) in enumerate(segments, 1)
+    ]
+    seg = highdicom.seg.Segmentation(
+        files,
+        np.stack([mask for _, _, _, mask, *_ in segments], -1),
+        **{"segmentation_type": "BINARY"} | options,
+        segment_descriptions=described,
+        series_instance_uid=highdicom.UID(),
+        series_number=2,
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer="m",
+        manufacturer_model_name="m",
+        software_versions="1",
+        device_serial_number="1",
+    )
+    seg.save_as(folder / "seg.dcm")
+    return folder / "seg.dcm"
+
+
+def mask(*box):
+    made = np.zeros((6, 16, 18), np.uint8)
+    made[tuple(slice(*ends) for ends in box)] = 1
+    return made
+
+
+WHOLE, INSIDE, BESIDE = (
+    mask((1, 5), (1, 7), (1, 6)),
+    mask((2, 3), (2, 4), (2, 4)),
+    mask((0, 6), (5, 8), (7, 9)),
+)
+
+
+def test_tumours_count_where_a_segment_of_the_liver_holds_them_too(tmp_path):
+    path = segmentation(
+        tmp_path, [(ANATOMY, LIVER, "Liver", WHOLE), (ABNORMAL, MASS, "Tumour", INSIDE, LIVER)]
+    )
+    labels, grid = read_labels(path)
+    assert grid.spacing == (2.0, *grid.spacing[1:])
+    assert labels.tolist() == (WHOLE + INSIDE)[1:5].tolist()
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            (ANATOMY, SPLEEN, "Spleen", BESIDE),
+            r"segments are liver, or an abnormal part of it: 2 \(Spleen\); say",
+        ),
+        ((ABNORMAL, MASS, "Node", BESIDE, SPLEEN), r"an abnormal part of it: 2 \(Node\); say which"),
+    ],
+)
+def test_segments_of_other_things_need_a_meaning(tmp_path, other, message):
+    path = segmentation(tmp_path, [(ANATOMY, LIVER, "Liver", WHOLE), other])
+    with pytest.raises(InputError, match=message):
+        read_labels(path)
+    assert read_labels(path, {1: 1})[0].tolist() == WHOLE.tolist()  # the other segment has more slices
+    assert read_labels(path, {2: 2})[0].tolist() == (2 * BESIDE).tolist()
+    assert not read_labels(path, {9: 1})[0].any()
+
+
+def test_slices_between_two_frames_are_background(tmp_path):
+    apart = mask((0, 1), (1, 3), (1, 3)) + mask((1, 2), (1, 3), (1, 3)) + mask((5, 6), (1, 3), (1, 3))
+    labels, _ = read_labels(segmentation(tmp_path, [(ANATOMY, LIVER, "Liver", apart)]))
+    assert labels.tolist() == apart.tolist()
+
+
+def test_what_cannot_be_read_is_an_error(tmp_path):
+    case = make(tmp_path / "ct", "tilted gantry")
+    case.result.save(tmp_path / "tilt.dcm")
+    with pytest.raises(InputError, match=r"tilt\.dcm: its frames lie unevenly, or on a sheared grid"):
+        read_labels(tmp_path / "tilt.dcm")
+    dicom_made.save(tmp_path / "ct.dcm", dicom_made.instance(np.zeros((16, 16), np.int16)))
+    with pytest.raises(InputError, match=r"ct\.dcm: is DICOM of the modality CT; expected a Segmentation"):
+        read_labels(tmp_path / "ct.dcm")
+    shares = {"segmentation_type": "FRACTIONAL", "max_fractional_value": 100}
+    path = segmentation(tmp_path, [(ANATOMY, LIVER, "Liver", WHOLE.astype(np.float32) / 2)], **shares)
+    with pytest.raises(InputError, match=r"its segments are FRACTIONAL; expected BINARY or LABELMAP"):
+        read_labels(path)
+    seg = pydicom.dcmread(segmentation(tmp_path, [(ANATOMY, LIVER, "Liver", WHOLE)]))
+    seg.PixelData = seg.PixelData[:8]
+    seg.save_as(path)
+    with pytest.raises(
+        InputError, match=r"seg\.dcm: cannot be read as a Segmentation \(\w+: .*fetch the file"
+    ):
+        read_labels(path)
+
+
+@pytest.fixture
+def both(tmp_path):
+    """A result as NIfTI and as a Segmentation, which has two slices less, and its CT."""
+    case = make(tmp_path / "ct", "axial")
+    case.result.save(tmp_path / "seg.nii.gz")
+    case.result.save(tmp_path / "seg.dcm")
+    return tmp_path
+
+
+def altered(path, cut):
+    """The labels of a file without those of a slice, beside it."""
+    image = nib.load(path)
+    labels = np.asarray(image.dataobj).copy()
+    labels[:, :, cut] = 0
+    nib.save(nib.Nifti1Image(labels, image.affine, image.header), path.with_name("cut.nii.gz"))
+    return path.with_name("cut.nii.gz")
+
+
+def test_evaluation_takes_segmentations_on_either_side(both):
+    nifti, seg = both / "seg.nii.gz", both / "seg.dcm"
+    cut = altered(nifti, 2)
+    expected = score(Pair("a", cut, nifti))
+    assert 0.5 < expected.liver.overlap.dice < 0.95
+    assert score(Pair("a", cut, seg)).to_dict() == expected.to_dict()
+    assert score(Pair("a", seg, cut)).to_dict() == score(Pair("a", nifti, cut)).to_dict()
+    for pair in (Pair("a", seg, seg), Pair("a", seg, nifti), Pair("a", nifti, seg)):
+        assert score(pair).liver.overlap.dice == score(pair).tumour.overlap.dice == 1.0
+
+
+def test_two_segmentations_of_unlike_ends_are_put_on_one_grid(tmp_path):
+    (tmp_path / "low").mkdir()
+    (tmp_path / "high").mkdir()
+    low = segmentation(tmp_path / "low", [(ANATOMY, LIVER, "Liver", mask((0, 3), (1, 7), (1, 6)))])
+    high = segmentation(tmp_path / "high", [(ANATOMY, LIVER, "Liver", mask((2, 6), (1, 7), (1, 6)))])
+    assert score(Pair("a", low, high)).liver.overlap.dice == pytest.approx(2 * 1 / (3 + 4))
+    apart = segmentation(tmp_path / "high", [(ANATOMY, LIVER, "Liver", mask((4, 6), (1, 7), (1, 6)))])
+    assert score(Pair("a", low, apart)).liver.overlap.dice == 0
+    far = pydicom.dcmread(apart)
+    for group in far.PerFrameFunctionalGroupsSequence:
+        group.PlanePositionSequence[0].ImagePositionPatient[2] += 10_000
+    far.save_as(tmp_path / "far.dcm")
+    with pytest.raises(InputError, match="must belong to the same CT"):
+        score(Pair("a", low, tmp_path / "far.dcm"))
+
+
+def test_a_segmentation_that_reaches_beyond_a_file_is_not_of_its_ct(both):
+    image = nib.load(both / "seg.nii.gz")
+    nib.save(image.slicer[:, :, :3], both / "short.nii.gz")
+    with pytest.raises(InputError, match="must belong to the same CT"):
+        score(Pair("a", both / "short.nii.gz", both / "seg.dcm"))
+
+
+def test_overlays_are_drawn_on_the_whole_ct(both):
+    pair = Pair("a", both / "seg.dcm", both / "seg.dcm", both / "ct")
+    assert load(pair.ct).array.shape[0] == 7
+    draw(pair, score(pair), both / "a.png")
+    assert (both / "a.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_commands_take_segmentations(both):
+    def run(*arguments):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    nifti, seg = both / "seg.nii.gz", both / "seg.dcm"
+    assert run("evaluate", seg, nifti, "--json", both / "e.json").exit_code == 0
+    (both / "seg.json").write_text("{}")
+    nifti.rename(both / "other.nii.gz")
+    made = run("compare", both / "seg.json", both / "other.nii.gz")
+    assert (made.exit_code, "unchanged" in made.stdout) == (0, True)
+    assert "warning: before: a DICOM Segmentation has no empty slices" in made.stderr
+    findings = compare(both / "other.nii.gz", both / "other.nii.gz").findings
+    of_seg = compare(seg, seg)
+    assert [f.before.volume_ml for f in of_seg.findings] == [f.before.volume_ml for f in findings]
+    assert not any("reaches the end" in warning for warning in of_seg.warnings)
