@@ -37,7 +37,7 @@ def places(labels, affine, label):
     return points[np.lexsort(points.T)]
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if way != "tilted gantry"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", ["seg", "labelmap"])
 def test_labels_lie_where_they_were_written(tmp_path, way, kind):
     case = make(tmp_path / "ct", way)
@@ -152,22 +152,18 @@ def test_slices_between_two_frames_are_background(tmp_path):
 
 
 def test_what_cannot_be_read_is_an_error(tmp_path):
-    case = make(tmp_path / "ct", "tilted gantry")
-    case.result.save(tmp_path / "tilt.dcm")
-    with pytest.raises(InputError, match=r"tilt\.dcm: its frames lie unevenly, or on a sheared grid"):
-        read_labels(tmp_path / "tilt.dcm")
     dicom_made.save(tmp_path / "ct.dcm", dicom_made.instance(np.zeros((16, 16), np.int16)))
     with pytest.raises(InputError, match=r"ct\.dcm: is DICOM of the modality CT; expected a Segmentation"):
         read_labels(tmp_path / "ct.dcm")
     shares = {"segmentation_type": "FRACTIONAL", "max_fractional_value": 100}
     path = segmentation(tmp_path, [(ANATOMY, LIVER, "Liver", WHOLE.astype(np.float32) / 2)], **shares)
-    with pytest.raises(InputError, match=r"its segments are FRACTIONAL; expected BINARY or LABELMAP"):
+    with pytest.raises(InputError, match=r"its segments are FRACTIONAL, with other values than 0 and 100; "):
         read_labels(path)
     seg = pydicom.dcmread(segmentation(tmp_path, [(ANATOMY, LIVER, "Liver", WHOLE)]))
     seg.PixelData = seg.PixelData[:8]
     seg.save_as(path)
     with pytest.raises(
-        InputError, match=r"seg\.dcm: cannot be read as a Segmentation \(\w+: .*fetch the file"
+        InputError, match=r"seg\.dcm: 8 bytes of pixels, and a header that asks for 144; .* fetch"
     ):
         read_labels(path)
 

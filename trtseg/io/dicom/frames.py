@@ -73,7 +73,7 @@ class Slice:
         return np.cross(self.orientation[:3], self.orientation[3:])
 
 
-def slices_of(name: str, header: Any, file: int = 0) -> tuple[Slice, ...]:
+def slices_of(name: str, header: Any, file: int = 0, most: int = MAX_FRAMES) -> tuple[Slice, ...]:
     """Find the slices of a file.
 
     Parameters
@@ -84,6 +84,8 @@ def slices_of(name: str, header: Any, file: int = 0) -> tuple[Slice, ...]:
         Its header.
     file : int
         Number of the file, see `Slice`.
+    most : int
+        Frames that it may have.
 
     Raises
     ------
@@ -92,9 +94,9 @@ def slices_of(name: str, header: Any, file: int = 0) -> tuple[Slice, ...]:
     """
     size = (integer(name, header, "Rows"), integer(name, header, "Columns"))
     frames = integer(name, header, "NumberOfFrames", 1)
-    if not (0 < min(size) <= max(size) <= MAX_PIXELS and 0 < frames <= MAX_FRAMES):
+    if not (0 < min(size) <= max(size) <= MAX_PIXELS and 0 < frames <= most):
         raise InputError(
-            f"{name}: got {frames} frames of {size[0]} x {size[1]} pixels; expected 1 to {MAX_FRAMES} frames of at "
+            f"{name}: got {frames} frames of {size[0]} x {size[1]} pixels; expected 1 to {most} frames of at "
             f"most {MAX_PIXELS} x {MAX_PIXELS}, the file is damaged or no CT"
         )
     if sequence(name, header, "ModalityLUTSequence"):

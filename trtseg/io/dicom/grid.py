@@ -54,43 +54,127 @@ def place(
     InputError
         If slices are missing, lie unevenly, or are shifted against each other. It says where.
     """
-    along_row, along_column = orientation[:3], orientation[3:]
-    normal = np.cross(along_row, along_column)
+    normal = np.cross(orientation[:3], orientation[3:])
     depth = position @ normal
     order = np.argsort(depth, kind="stable")
+    if len(position) > 1:
+        _check_gaps(name, depth[order], position[order] @ _nearest_axis(normal))
     index = np.argsort(order, kind="stable")
-    first, count = position[order[0]], len(position)
+    affine, warnings = _fit(name, position, index, orientation, spacing, thickness)
+    return index, affine, warnings
+
+
+def place_sparse(
+    name: str,
+    position: np.ndarray,
+    orientation: np.ndarray,
+    spacing: tuple[float, float],
+    thickness: float | None = None,
+    between: float | None = None,
+) -> tuple[np.ndarray, np.ndarray, tuple[ResultWarning, ...]]:
+    """Find the even grid of frames that leave slices out and may show a place twice; else like `place`.
+
+    ``between`` is SpacingBetweenSlices. Places tell the distance of slices wherever two follow each other.
+    """
+    normal = np.cross(orientation[:3], orientation[3:])
+    depth = position @ normal
+    order = np.argsort(depth, kind="stable")
+    group = np.concatenate([[0], np.cumsum(np.diff(depth[order]) > SAME_PLACE_MM)])
+    level = np.bincount(group, depth[order]) / np.bincount(group)
+    index = np.empty(len(position), int)
+    warnings: tuple[ResultWarning, ...] = ()
+    if len(level) == 1:
+        index[:] = 0
+    else:
+        steps = np.diff(level)
+        step, warnings = _distance(float(steps.min()), thickness, between)
+        is_said = between is not None and not any(one.code == "geometry-conflict" for one in warnings)
+        if (next_to := steps[steps < 1.5 * step]).size:
+            step = float(next_to.mean())
+        numbers = _numbered(level, step, _MOST_UNEVEN * step if is_said else max(_EVEN * step, SAME_PLACE_MM))
+        if numbers is None:
+            raise InputError(
+                f"{name}: frames lie {steps.min():.4g} to {steps.max():.4g} mm apart, which are no multiples of one "
+                "distance of slices; expected those of one CT, convert it to .nii.gz"
+            )
+        index[order] = numbers[group]
+    affine, more = _fit(
+        name, position, index, orientation, spacing, between or thickness, between is not None
+    )
+    return index, affine, (*warnings, *more)
+
+
+def _distance(
+    least: float, thickness: float | None, between: float | None
+) -> tuple[float, tuple[ResultWarning, ...]]:
+    """Tell the distance of slices by the least distance of frames, and what is strange about it."""
+    if between is not None:
+        times = max(1.0, float(np.rint(least / between)))
+        if abs(least / between / times - 1) > _EVEN:
+            text = f"SpacingBetweenSlices is {between:g} mm, but frames lie {least:.4g} mm apart, which is taken."
+            return least, (ResultWarning("geometry-conflict", text),)
+        if times == 1:
+            return least, ()
+        text = (
+            f"No two slices that have a frame follow each other: they lie at least {least:.4g} mm apart, and slices "
+            f"{between:g} mm, as SpacingBetweenSlices says. If it is wrong, or slices between were left out, volumes "
+            "are wrong."
+        )
+        return least / times, (ResultWarning("geometry-unknown", text),)
+    if thickness is not None and least > 1.5 * thickness:
+        text = (
+            f"Frames lie at least {least:.4g} mm apart, which is taken for the distance of slices, although these are "
+            f"{thickness:g} mm thick: if slices between were left out, volumes are wrong."
+        )
+        return least, (ResultWarning("geometry-unknown", text),)
+    return least, ()
+
+
+def _fit(
+    name: str,
+    position: np.ndarray,
+    index: np.ndarray,
+    orientation: np.ndarray,
+    spacing: tuple[float, float],
+    thickness: float | None,
+    is_known: bool = False,
+) -> tuple[np.ndarray, tuple[ResultWarning, ...]]:
+    """Lay a grid through places of which the number of the slice is known; ``is_known``: so is the distance of one."""
+    along_row, along_column = orientation[:3], orientation[3:]
+    normal = np.cross(along_row, along_column)
+    ends = int(np.argmin(index)), int(np.argmax(index))
+    first, count = position[ends[0]], int(index[ends[1]]) + 1
     warnings: list[ResultWarning] = []
     if count == 1:
         if thickness is None:
             raise InputError(f"{name}: got one slice without SliceThickness; expected a series of slices")
         step = normal * thickness
-        text = f"There is but one slice: it is taken to be as thick as SliceThickness says, {thickness:g} mm."
-        warnings.append(ResultWarning("geometry-unknown", text))
+        if not is_known:
+            text = f"There is but one slice: it is taken to be as thick as SliceThickness says, {thickness:g} mm."
+            warnings.append(ResultWarning("geometry-unknown", text))
     else:
-        _check_gaps(name, depth[order], position[order] @ _nearest_axis(normal))
-        step = (position[order[-1]] - first) / (count - 1)
-        beside = position - (first + index[:, None] * step)
-        off = np.abs(beside @ normal).max() / (step @ normal)
-        sideways = np.abs(beside @ np.stack([along_row, along_column], 1)).max()
-        if sideways > SAME_GRID * min(spacing):
-            raise InputError(
-                f"{name}: slices are shifted sideways by up to {sideways:.3g} mm against each other; expected the "
-                "slices of one reconstruction, which lie in a row"
-            )
-        if off > _EVEN:
-            text = f"Slices lie up to {off:.0%} of their distance beside an even grid, on which they are put."
-            warnings.append(ResultWarning("geometry-uneven", text))
-        tilt = np.degrees(np.arccos(min(1.0, step @ normal / np.linalg.norm(step))))
-        if tilt > _TILT_DEGREES:
-            text = (
-                f"The gantry was tilted by {tilt:.1f} degrees: the grid is sheared. Volumes are right, but programs "
-                "that do not know sheared grids draw the result beside its place."
-            )
-            warnings.append(ResultWarning("geometry-tilt", text))
+        step = (position[ends[1]] - first) / (count - 1)
+    beside = position - (first + index[:, None] * step)
+    off = np.abs(beside @ normal).max() / (step @ normal)
+    sideways = np.abs(beside @ np.stack([along_row, along_column], 1)).max()
+    if sideways > SAME_GRID * min(spacing):
+        raise InputError(
+            f"{name}: slices are shifted sideways by up to {sideways:.3g} mm against each other; expected the "
+            "slices of one reconstruction, which lie in a row"
+        )
+    if off > _EVEN:
+        text = f"Slices lie up to {off:.0%} of their distance beside an even grid, on which they are put."
+        warnings.append(ResultWarning("geometry-uneven", text))
+    tilt = np.degrees(np.arccos(min(1.0, float(step @ normal / np.linalg.norm(step)))))
+    if tilt > _TILT_DEGREES:
+        text = (
+            f"The gantry was tilted by {tilt:.1f} degrees: the grid is sheared. Volumes are right, but programs "
+            "that do not know sheared grids draw the result beside its place."
+        )
+        warnings.append(ResultWarning("geometry-tilt", text))
     affine = np.eye(4)
     affine[:3] = np.stack([step, along_column * spacing[0], along_row * spacing[1], first], 1)
-    return index, LPS_TO_RAS @ affine, tuple(warnings)
+    return LPS_TO_RAS @ affine, tuple(warnings)
 
 
 def common(name: str, slices: Sequence[Slice]) -> Slice:
@@ -129,10 +213,7 @@ def _check_gaps(name: str, depth: np.ndarray, shown: np.ndarray) -> None:
     """Refuse places that lie unevenly; ``depth`` grows, and ``shown`` is what a person calls the places."""
     steps = np.diff(depth)
     for step in (float(np.median(steps)), float(steps.min())):  # the latter where most slices are missing
-        times = np.maximum(1, np.rint(steps / step))
-        index = np.concatenate([[0.0], np.cumsum(times)])
-        even = depth[0] + index * (depth[-1] - depth[0]) / index[-1]
-        if np.abs(depth - even).max() <= _MOST_UNEVEN * step:
+        if (index := _numbered(depth, step, _MOST_UNEVEN * step)) is not None:
             break
     else:
         raise InputError(
@@ -140,16 +221,25 @@ def _check_gaps(name: str, depth: np.ndarray, shown: np.ndarray) -> None:
             "missing, or these are several reconstructions in one series. Fetch the series again, or put each into a "
             "folder of its own"
         )
+    times = np.diff(index)
     gaps = np.flatnonzero(times > 1)
     if gaps.size:
         missing = int((times - 1).sum())
         ends = [(*sorted((shown[g], shown[g + 1])), times[g] - 1) for g in gaps[:_SHOWN]]
-        places = [f"{low:.4g} and {high:.4g} mm ({count:.0f})" for low, high, count in ends]
+        places = [f"{low:.4g} and {high:.4g} mm ({count})" for low, high, count in ends]
         more = ", ..." if gaps.size > _SHOWN else ""
         raise InputError(
             f"{name}: {missing} slice{'s are' if missing > 1 else ' is'} missing, between {'; '.join(places)}{more}; "
             "fetch the series again: volumes would be wrong without them"
         )
+
+
+def _numbered(depth: np.ndarray, step: float, most: float) -> np.ndarray | None:
+    """Count places that grow in multiples of about ``step``; None if one is ``most`` mm beside an even grid."""
+    times = np.maximum(1, np.rint(np.diff(depth) / step)).astype(int)
+    index = np.concatenate([[0], np.cumsum(times)])
+    even = depth[0] + index * (depth[-1] - depth[0]) / index[-1]
+    return index if np.abs(depth - even).max() <= most else None
 
 
 def _nearest_axis(normal: np.ndarray) -> np.ndarray:

@@ -76,27 +76,20 @@ def to_hu(name: str, dataset: Any, slices: Sequence[Slice]) -> np.ndarray:
         transfer syntax is installed.
     """
     format_ = _format(name, dataset)
-    syntax = transfer_syntax(name, dataset)
     size = slices[0].size
-    data = _pixel_data(name, dataset)
     padding = _padding(name, dataset, format_)
-    frame_bytes = size[0] * size[1] * format_.allocated // 8
-    packed: list[bytes] = []
-    if syntax in _NATIVE:
-        _check_length(name, len(data), len(slices) * frame_bytes, size[1] * format_.allocated // 8)
-    else:
-        packed = _packed(name, dataset, data, len(slices), size)
-    needed = len(slices) * size[0] * size[1] * 2 + 8 * frame_bytes
+    frames = _frames(name, dataset, format_, len(slices), size)
+    needed = len(slices) * size[0] * size[1] * 2 + size[0] * size[1] * format_.allocated
     with memory_for(name, needed) if needed > _LARGE else nullcontext():
         hu = np.empty((len(slices), *size), np.int16)
-        if packed:
-            frames = _decoded(name, packed, syntax, format_, size)
-        else:
-            dtype = format_.dtype.newbyteorder(">" if syntax == _BIG_ENDIAN else "<")
-            frames = iter(np.frombuffer(data, dtype, hu.size).reshape(hu.shape))
         for out, stored, one in zip(hu, frames, slices, strict=True):
             _rescale(stored, format_, one, padding, out)
     return hu
+
+
+def stored_frames(name: str, dataset: Any, count: int, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Decode the frames of a Segmentation one by one, as they are stored, which may be in bits: ``[row, column]``."""
+    return _frames(name, dataset, _format(name, dataset, ("MONOCHROME", "PALETTE"), (1, 8, 16)), count, size)
 
 
 def transfer_syntax(name: str, dataset: Any) -> str:
@@ -123,10 +116,37 @@ def padding_hu(name: str, header: Any, slices: Sequence[Slice]) -> tuple[float, 
     return min(ends), max(ends)
 
 
-def _format(name: str, dataset: Any) -> _Format:
+def _frames(
+    name: str, dataset: Any, format_: _Format, count: int, size: tuple[int, int]
+) -> Iterator[np.ndarray]:
+    """Check how many pixels there are, then decode each frame when it is asked for: ``[row, column]``."""
+    syntax = transfer_syntax(name, dataset)
+    data = _pixel_data(name, dataset)
+    if syntax not in _NATIVE:
+        return _decoded(name, _packed(name, dataset, data, count, size), syntax, format_, size)
+    bits = size[0] * size[1] * format_.allocated
+    _check_length(name, len(data), (count * bits + 7) // 8, size[1] * (format_.allocated // 8))
+    if format_.allocated == 1:
+        return _unpacked(np.frombuffer(data, np.uint8), count, size)
+    dtype = format_.dtype.newbyteorder(">" if syntax == _BIG_ENDIAN else "<")
+    return iter(np.frombuffer(data, dtype, count * size[0] * size[1]).reshape(count, *size))
+
+
+def _unpacked(data: np.ndarray, count: int, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Frames of bits, the lowest of a byte first, which follow each other without a gap."""
+    pixels = size[0] * size[1]
+    for k in range(count):
+        byte, skipped = divmod(k * pixels, 8)
+        bits = np.unpackbits(data[byte : byte + (skipped + pixels + 7) // 8], bitorder="little")
+        yield bits[skipped : skipped + pixels].reshape(size)
+
+
+def _format(
+    name: str, dataset: Any, kinds: tuple[str, ...] = ("MONOCHROME",), bits: tuple[int, ...] = (8, 16, 32)
+) -> _Format:
     samples = integer(name, dataset, "SamplesPerPixel", 1)
     kind = text(dataset, "PhotometricInterpretation") or "MONOCHROME2"
-    if samples != 1 or not kind.startswith("MONOCHROME"):
+    if samples != 1 or not kind.startswith(kinds):
         raise InputError(
             f"{name}: {samples} samples a pixel, {kind!r}; expected grey values in HU, one a pixel"
         )
@@ -134,10 +154,10 @@ def _format(name: str, dataset: Any) -> _Format:
     stored = integer(name, dataset, "BitsStored", allocated)
     high = integer(name, dataset, "HighBit", stored - 1)
     representation = integer(name, dataset, "PixelRepresentation", 0)
-    if allocated not in (8, 16, 32) or not 1 <= stored <= allocated or representation not in (0, 1):
+    if allocated not in bits or not 1 <= stored <= allocated or representation not in (0, 1):
         raise InputError(
             f"{name}: BitsAllocated {allocated}, BitsStored {stored}, PixelRepresentation {representation}; expected "
-            "8, 16 or 32 bits, as many or fewer of them used, and 0 or 1"
+            f"{bits[0]}, {bits[1]} or {bits[2]} bits, as many or fewer of them used, and 0 or 1"
         )
     if high != stored - 1:
         raise InputError(

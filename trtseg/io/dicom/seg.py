@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,25 @@ import numpy as np
 from trtseg.errors import InputError
 from trtseg.io.checks import ct_geometry
 from trtseg.io.dicom.dataset import parse, read_bytes
-from trtseg.io.dicom.header import text
-from trtseg.resources import is_lack_of_memory
-from trtseg.volume import LPS_TO_RAS, Geometry
+from trtseg.io.dicom.frames import MAX_FRAMES, slices_of
+from trtseg.io.dicom.grid import common, place_sparse
+from trtseg.io.dicom.header import integer, numbers, sequence, text
+from trtseg.io.dicom.pixels import stored_frames
+from trtseg.resources import memory_for
+from trtseg.volume import Geometry
 
 _LIVER, _ABNORMAL = ("10200004", "SCT", "Liver"), ("49755003", "SCT", "Morphologically Abnormal Structure")
 _SHOWN = 8  # segments listed in a message
+_MOST_FRAMES = 20 * MAX_FRAMES  # a slice has a frame for each segment
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """A segment, and whether its codes say that it is liver (1), or an abnormal part of it (2)."""
+
+    number: int
+    label: str
+    means: int | None
 
 
 def read_seg(name: str, meaning: Mapping[int, int] | None = None) -> tuple[np.ndarray, Geometry]:
@@ -38,75 +52,145 @@ def read_seg(name: str, meaning: Mapping[int, int] | None = None) -> tuple[np.nd
     labels : ndarray of uint8, [Z, Y, X]
         Canonical: 0 background, 1 liver, 2 tumour.
     geometry : Geometry
-        The grid.
+        The grid. Its warnings say what is strange about it.
 
     Raises
     ------
     InputError
-        If highdicom is not installed, the file is no such object or damaged, its frames lie unevenly, its values are
-        shares or probabilities, or a segment stands for nothing.
+        If the file is no such object or damaged, its frames lie unevenly, its values are shares or probabilities, or a
+        segment stands for nothing.
     """
     dataset = parse(name, read_bytes(name), pixels=True)
-    if (kind := text(dataset, "Modality")) != "SEG":
+    if (modality := text(dataset, "Modality")) != "SEG":
         raise InputError(
-            f"{name}: is DICOM of the modality {kind or 'unknown'}; expected a Segmentation (SEG), or labels as .nii.gz"
+            f"{name}: is DICOM of the modality {modality or 'unknown'}; expected a Segmentation (SEG), or labels as "
+            ".nii.gz"
         )
-    try:
-        import highdicom
-    except ImportError as error:
+    kind = text(dataset, "SegmentationType")
+    if kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
+        raise InputError(f"{name}: its segments are {kind or 'of no type'}; expected BINARY or LABELMAP")
+    segments = _segments(name, dataset)
+    stands_for = _by_codes(name, segments) if meaning is None else meaning
+    if integer(name, dataset, "NumberOfFrames", 1) == 0:
         raise InputError(
-            f"{name}: reading a Segmentation needs highdicom ({error}); pip install 'trtseg[dicom]'"
-        ) from error
-    if (kind := text(dataset, "SegmentationType")) == "FRACTIONAL":
-        raise InputError(f"{name}: its segments are {kind}; expected BINARY or LABELMAP, convert it to masks")
-    try:
-        seg = highdicom.seg.Segmentation.from_dataset(dataset, copy=False)
-        stands_for = _by_codes(name, seg.SegmentSequence) if meaning is None else meaning
-        grid = seg.get_volume_geometry()
-        if grid is None:
-            raise InputError(f"{name}: its frames lie unevenly, or on a sheared grid; convert it to .nii.gz")
-        geometry = ct_geometry(name, grid.spatial_shape, affine=LPS_TO_RAS @ grid.affine)
-        labels = np.zeros(grid.spatial_shape, np.uint8)
-        for label in (1, 2):
-            numbers = [n for n in seg.segment_numbers if stands_for.get(n) == label]
-            if numbers:
-                part = seg.get_volume(
-                    segment_numbers=numbers, combine_segments=True, relabel=True, skip_overlap_checks=True
-                )
-                np.copyto(labels, label, where=part.array > 0, casting="unsafe")
-    except InputError:
-        raise
-    except Exception as error:  # damaged files make highdicom raise errors of many types
-        if is_lack_of_memory(error):
-            raise
-        reason = " ".join(str(error).split())
+            f"{name}: has no frame, so it does not say where its slices lie; give labels that are empty as .nii.gz"
+        )
+    slices = slices_of(name, dataset, most=_MOST_FRAMES)
+    first = common(name, slices)
+    count = len(slices)
+    known = {segment.number for segment in segments}
+    # A frame of a label map holds all segments.
+    shown = [0] * count if kind == "LABELMAP" else list(_numbers_of_frames(name, dataset, count, known))
+    position = np.array([one.position for one in slices])
+    spacing, between = first.spacing, _spacing_between(name, dataset)
+    index, affine, warnings = place_sparse(
+        name, position, first.orientation, spacing, first.thickness, between
+    )
+    if len(set(zip(index.tolist(), shown, strict=True))) < count:
         raise InputError(
-            f"{name}: cannot be read as a Segmentation ({type(error).__name__}: {reason}); fetch the file again"
-        ) from error
-    return np.ascontiguousarray(geometry.canonical(labels)), geometry
+            f"{name}: shows the same segment twice in one place; expected one volume, export it again"
+        )
+    shape = (int(index.max()) + 1, *first.size)
+    geometry = ct_geometry(name, shape, affine=affine, warnings=warnings)
+    frames = stored_frames(name, dataset, count, first.size)
+    full = 1 if kind == "BINARY" else integer(name, dataset, "MaximumFractionalValue", 1)
+    with memory_for(name, 2 * int(np.prod(shape)) + 16 * first.size[0] * first.size[1]):
+        labels = np.zeros(shape, np.uint8)
+        for k, number, frame in zip(index, shown, frames, strict=True):
+            if kind == "LABELMAP":
+                labels[k] = _looked_up(name, frame, known, stands_for)
+            else:
+                mask = _mask(name, frame, kind, full)
+                np.maximum(labels[k], mask * np.uint8(stands_for.get(number, 0)), out=labels[k])
+        return np.ascontiguousarray(geometry.canonical(labels)), geometry
 
 
-def _by_codes(name: str, segments: Iterable[Any]) -> dict[int, int]:
-    """Tell by their codes which segments are liver, and which are something abnormal in it."""
+def _segments(name: str, dataset: Any) -> list[_Segment]:
+    """List the segments; an InputError says that two have one number."""
+    found = [
+        _Segment(integer(name, one, "SegmentNumber"), text(one, "SegmentLabel"), _means(name, one))
+        for one in sequence(name, dataset, "SegmentSequence")
+    ]
+    if len({segment.number for segment in found}) < max(1, len(found)):
+        raise InputError(
+            f"{name}: {'two segments have one number' if found else 'has no segments'}; export it again"
+        )
+    return found
+
+
+def _means(name: str, segment: Any) -> int | None:
     from pydicom.sr.coding import Code
 
+    def codes(keyword: str) -> list[Any]:
+        items = sequence(name, segment, keyword)
+        return [Code(text(one, "CodeValue"), text(one, "CodingSchemeDesignator"), "") for one in items]
+
     liver, abnormal = Code(*_LIVER), Code(*_ABNORMAL)  # older codes of the same meaning are equal to these
-    meaning: dict[int, int] = {}
-    others: list[str] = []
-    for one in segments:
-        if one.segmented_property_type == liver:
-            meaning[one.segment_number] = 1
-        elif one.segmented_property_category == abnormal and all(
-            region == liver for region in one.anatomic_regions
-        ):
-            meaning[one.segment_number] = 2
-        elif one.segment_number:  # 0 is what a label map calls its background
-            others.append(f"{one.segment_number} ({one.segment_label})")
+    if liver in codes("SegmentedPropertyTypeCodeSequence"):
+        return 1
+    is_abnormal = abnormal in codes("SegmentedPropertyCategoryCodeSequence")
+    return 2 if is_abnormal and all(region == liver for region in codes("AnatomicRegionSequence")) else None
+
+
+def _by_codes(name: str, segments: Sequence[_Segment]) -> dict[int, int]:
+    """Which segments are liver, and which are something abnormal in it; there may be no other."""
+    # Number 0 is what a label map calls its background.
+    others = [one for one in segments if (one.means is None) == (one.number != 0)]
     if others:
-        more = ", ..." if len(others) > _SHOWN else ""
+        listed = ", ".join(f"{one.number} ({one.label})" for one in others[:_SHOWN])
         raise InputError(
             f"{name}: its codes do not say that these segments are liver, or an abnormal part of it: "
-            f"{', '.join(others[:_SHOWN])}{more}; say which numbers are (meaning; of the truth of 'trtseg evaluate', "
-            "--liver-label and --tumour-label)"
+            f"{listed}{', ...' if len(others) > _SHOWN else ''}; say which numbers are (meaning; of the truth of "
+            "'trtseg evaluate', --liver-label and --tumour-label)"
         )
-    return meaning
+    return {one.number: one.means for one in segments if one.means is not None}
+
+
+def _numbers_of_frames(name: str, dataset: Any, count: int, known: set[int]) -> Iterator[int]:
+    """The segment that each frame shows; the functional groups say so, of a frame or of all."""
+    shared = sequence(name, dataset, "SharedFunctionalGroupsSequence")
+    for own in sequence(name, dataset, "PerFrameFunctionalGroupsSequence") or [None] * count:
+        groups = [*shared] if own is None else [own, *shared]
+        items = [item for group in groups for item in sequence(name, group, "SegmentIdentificationSequence")]
+        if not items:
+            raise InputError(f"{name}: a frame does not say which segment it shows; export it again")
+        number = integer(name, items[0], "ReferencedSegmentNumber")
+        if number not in known:
+            raise InputError(
+                f"{name}: a frame shows segment {number}, which is not described; export it again"
+            )
+        yield number
+
+
+def _spacing_between(name: str, dataset: Any) -> float | None:
+    """SpacingBetweenSlices of the first frame, if it is a distance."""
+    for keyword in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
+        for group in sequence(name, dataset, keyword)[:1]:
+            for item in sequence(name, group, "PixelMeasuresSequence")[:1]:
+                if (found := numbers(name, item, "SpacingBetweenSlices", 1)) and found[0] != 0:
+                    return abs(found[0])
+    return None
+
+
+def _mask(name: str, frame: np.ndarray, kind: str, full: int) -> np.ndarray:
+    """A frame of one segment as a mask; fractions are one if they are nothing or all."""
+    mask: np.ndarray = frame == full
+    if np.count_nonzero(frame) != np.count_nonzero(mask):
+        raise InputError(
+            f"{name}: its segments are {kind}, with other values than 0 and {full}; expected masks, convert it"
+        )
+    return mask
+
+
+def _looked_up(name: str, frame: np.ndarray, known: set[int], stands_for: Mapping[int, int]) -> np.ndarray:
+    """Labels of a frame that holds numbers of segments."""
+    values = np.bincount(frame.ravel(), minlength=1).nonzero()[0].tolist()
+    if unknown := [value for value in values if value and value not in known]:
+        raise InputError(
+            f"{name}: a frame shows segment {unknown[0]}, which is not described; export it again"
+        )
+    table = np.zeros(max(values, default=0) + 1, np.uint8)
+    for value in values:
+        table[value] = stands_for.get(value, 0) if value else 0
+    labels: np.ndarray = table[frame]
+    return labels

@@ -1,0 +1,278 @@
+"""Every form in which Segmentations come: voxels and their volume are right, or doubted, or it is an error."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from dicom_made import save
+from dicom_segs import ABNORMAL, ANATOMY, LIVER, MASS, ORIGIN, SPACING, frames_of, seg, segment
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+from trtseg.errors import InputError
+from trtseg.io import read_labels
+from trtseg.volume import voxel_ml
+
+SHAPE = (9, 33, 37)  # frames are no multiple of 8 pixels
+WHOLE, TUMOUR = np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, np.uint8)
+WHOLE[1:8, 3:25, 4:30] = 1
+TUMOUR[3:5, 8:12, 9:14] = TUMOUR[6, 20:22, 20:27] = 1
+LABELS = WHOLE + TUMOUR  # they overlap
+FRAMES = frames_of(WHOLE, TUMOUR)
+ML = 2 * SPACING[0] * SPACING[1] / 1000
+C, S = np.cos(0.25), np.sin(0.25)
+
+
+def read(folder, made, meaning=None):
+    labels, grid = read_labels(save(folder / "seg.dcm", made), meaning)
+    return labels, grid, [warning.code for warning in grid.warnings]
+
+
+def check(folder, made, expected=LABELS, step=(0, 0, 2), along_column=(0, 1, 0)):
+    """Every voxel lies where it belongs; returns the codes of the warnings."""
+    labels, grid, codes = read(folder, made)
+    affine = np.diag([-1, -1, 1, 1]) @ grid.canonical_affine()  # LPS
+    for label in (1, 2):
+        z, y, x = np.nonzero(labels == label)
+        got = (affine @ np.stack([x, y, z, np.ones(len(x))]))[:3].T
+        k, row, column = np.nonzero(expected == label)
+        wanted = np.add(ORIGIN, np.outer(k, step) + np.outer(row * SPACING[0], along_column))
+        wanted[:, 0] += column * SPACING[1]
+        assert len(got) == len(wanted) > 0
+        order = [np.lexsort(points.round(1).T) for points in (got, wanted)]
+        assert np.abs(got[order[0]] - wanted[order[1]]).max() < 0.05
+    return codes
+
+
+@pytest.mark.parametrize("order", ["by segment", "by slice", "backwards", "shuffled"])
+def test_frames_may_come_in_any_order(tmp_path, order):
+    frames = {
+        "by segment": FRAMES,
+        "by slice": sorted(FRAMES, key=lambda frame: frame[1]),
+        "backwards": FRAMES[::-1],
+        "shuffled": [FRAMES[n] for n in np.random.default_rng(3).permutation(len(FRAMES))],
+    }[order]
+    assert check(tmp_path, seg(frames)) == []
+
+
+@pytest.mark.parametrize(
+    ("orientation", "step", "codes"),
+    [
+        ((1, 0, 0, 0, 1, 0), (0, 0, -2), []),
+        ((1, 0, 0, 0, C, S), (0, -2 * S, 2 * C), []),
+        ((1, 0, 0, 0, 0, -1), (0, 2, 0), []),
+        ((1, 0, 0, 0, C, S), (0, 0, 2 / C), ["geometry-tilt"]),
+        ((1, 0, 0, 0, np.cos(0.02), np.sin(0.02)), (0, 0, 2), ["geometry-tilt"]),
+    ],
+    ids=["from the head", "oblique", "coronal", "tilted", "tilted a little"],
+)
+def test_frames_may_lie_anyhow_on_a_grid(tmp_path, orientation, step, codes):
+    made = seg(FRAMES, orientation=orientation, step=step)
+    assert check(tmp_path, made, step=step, along_column=orientation[3:]) == codes
+
+
+@pytest.mark.parametrize("between", [2, 2.003, -2, 0, None, 4])
+@pytest.mark.parametrize("thickness", [2, 5, None])
+def test_places_tell_the_distance_of_slices_whatever_the_header_says(tmp_path, between, thickness):
+    frames = [frame for frame in FRAMES if frame[1] != 2]  # and a gap
+    made = seg(frames, between=between, thickness=thickness, noise=2e-3)
+    expected = LABELS.copy()
+    expected[2] = 0
+    assert check(tmp_path, made, expected) == (["geometry-conflict"] if between == 4 else [])
+    assert voxel_ml(read(tmp_path, made)[1].affine) == pytest.approx(ML, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("between", "thickness", "factor", "codes"),
+    [
+        (2, 5, 1, []),
+        (None, 2, 1, ["geometry-unknown"]),
+        (None, 5, 2.5, ["geometry-unknown"]),
+    ],
+)
+def test_slices_of_one_place_are_as_thick_as_the_header_says(tmp_path, between, thickness, factor, codes):
+    frames = [frame for frame in FRAMES if frame[1] == 3]
+    labels, grid, found = read(tmp_path, seg(frames, between=between, thickness=thickness))
+    assert (labels.tolist(), found) == (LABELS[3:4].tolist(), codes)
+    assert voxel_ml(grid.affine) == pytest.approx(factor * ML)
+
+
+def test_slices_of_one_place_and_unknown_thickness_are_an_error(tmp_path):
+    with pytest.raises(InputError, match="one slice without SliceThickness"):
+        read(tmp_path, seg(FRAMES[:1], between=None, thickness=None))
+
+
+@pytest.mark.parametrize(
+    ("between", "factor", "codes"),
+    [
+        (2, 1, ["geometry-unknown"]),
+        (1, 0.5, ["geometry-unknown"]),
+        (4, 2, []),
+        (None, 2, ["geometry-unknown"]),
+    ],
+)
+def test_a_distance_that_no_two_neighbours_prove_is_doubted(tmp_path, between, factor, codes):
+    labels, grid, found = read(tmp_path, seg([f for f in FRAMES if f[1] % 2], between=between))
+    assert (np.count_nonzero(labels), found) == (np.count_nonzero(LABELS[1::2]), codes)
+    assert voxel_ml(grid.affine) == pytest.approx(factor * ML)
+
+
+def test_what_all_frames_share_need_not_be_said_of_each(tmp_path):
+    made = seg(frames_of(WHOLE))
+    shared = made.SharedFunctionalGroupsSequence[0]
+    shared.SegmentIdentificationSequence = made.PerFrameFunctionalGroupsSequence[
+        0
+    ].SegmentIdentificationSequence
+    for group in made.PerFrameFunctionalGroupsSequence:
+        del group.SegmentIdentificationSequence
+        group.PixelMeasuresSequence = shared.PixelMeasuresSequence
+    del shared.PixelMeasuresSequence
+    labels, _, codes = read(tmp_path, made)
+    assert (labels.tolist(), codes) == (WHOLE[1:8].tolist(), [])
+
+
+def labelmap(values, bits=8):
+    return seg([(0, k, plane) for k, plane in enumerate(values)], kind="LABELMAP", bits=bits)
+
+
+def test_a_label_map_may_have_large_numbers_and_a_segment_of_background(tmp_path):
+    made = labelmap(np.array([0, 300, 70], np.uint16)[LABELS], 16)
+    made.SegmentSequence = [
+        segment(0, ANATOMY, ("125040", "DCM", "Background")),
+        segment(70, ABNORMAL, MASS),
+        segment(300, ANATOMY, LIVER),
+    ]
+    assert read(tmp_path, made)[0].tolist() == LABELS.tolist()
+    assert read(tmp_path, made, {70: 1})[0].tolist() == (LABELS == 2).astype(int).tolist()
+    made.SegmentSequence[0] = segment(0, ANATOMY, LIVER, "Odd")
+    with pytest.raises(InputError, match=r"these segments are liver.*: 0 \(Odd\); say"):
+        read(tmp_path, made)
+
+
+@pytest.mark.parametrize("full", [1, 255])
+def test_fractions_that_are_nothing_or_all_are_masks(tmp_path, full):
+    frames = [(number, k, plane * full) for number, k, plane in FRAMES]
+    made = seg(frames, kind="FRACTIONAL", bits=8)
+    made.MaximumFractionalValue = full
+    assert check(tmp_path, made) == []
+    made.MaximumFractionalValue = 100
+    with pytest.raises(InputError, match="are FRACTIONAL, with other values than 0 and 100; expected masks"):
+        read(tmp_path, made)
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
+def test_bits_in_other_transfer_syntaxes(tmp_path, syntax):
+    made = seg(FRAMES)
+    made.file_meta.TransferSyntaxUID = syntax
+    assert check(tmp_path, made) == []
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_label_maps_in_big_endian(tmp_path, bits):
+    made = labelmap(LABELS, bits)
+    made.PixelData = LABELS.astype(f">u{bits // 8}").tobytes() + b"\0" * (LABELS.nbytes % 2)
+    made.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+    made.save_as(tmp_path / "seg.dcm", implicit_vr=False, little_endian=False)
+    assert read_labels(tmp_path / "seg.dcm")[0].tolist() == LABELS.tolist()
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless])
+def test_compressed_label_maps(tmp_path, syntax):
+    made = labelmap(LABELS)
+    made.compress(syntax, generate_instance_uid=False)
+    assert read(tmp_path, made)[0].tolist() == LABELS.tolist()
+
+
+def _drop_group(made):
+    made.PerFrameFunctionalGroupsSequence.pop()
+
+
+def _one_frame_less(made):
+    made.NumberOfFrames -= 1
+
+
+def _unknown(made):
+    made.PerFrameFunctionalGroupsSequence[2].SegmentIdentificationSequence[0].ReferencedSegmentNumber = 9
+
+
+def _twice(made):
+    groups = made.PerFrameFunctionalGroupsSequence
+    groups[1].PlanePositionSequence = groups[0].PlanePositionSequence
+
+
+def _unidentified(made):
+    del made.PerFrameFunctionalGroupsSequence[2].SegmentIdentificationSequence
+
+
+def _same_number(made):
+    made.SegmentSequence[1].SegmentNumber = 1
+
+
+def _no_segments(made):
+    made.SegmentSequence = []
+
+
+def _empty(made):
+    made.NumberOfFrames, made.PerFrameFunctionalGroupsSequence = 0, []
+
+
+def _short(made):
+    made.PixelData = made.PixelData[:-2]
+
+
+def _padded_frames(made):
+    made.PixelData = b"".join(np.packbits(plane, bitorder="little").tobytes() for _, _, plane in FRAMES)
+
+
+def _uneven(made):
+    made.PerFrameFunctionalGroupsSequence[2].PlanePositionSequence[0].ImagePositionPatient[2] += 0.7
+
+
+def _no_type(made):
+    del made.SegmentationType
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_drop_group, "10 frames, but functional groups of 9"),
+        (_one_frame_less, "9 frames, but functional groups of 10"),
+        (_unknown, "a frame shows segment 9, which is not described"),
+        (_twice, "shows the same segment twice in one place"),
+        (_unidentified, "a frame does not say which segment it shows"),
+        (_same_number, "two segments have one number"),
+        (_no_segments, "has no segments"),
+        (_empty, "has no frame"),
+        (_short, "1526 bytes of pixels, and a header that asks for 1527"),
+        (_padded_frames, "1530 bytes of pixels, and a header that asks for 1527"),
+        (_uneven, "which are no multiples of one distance of slices"),
+        (_no_type, "its segments are of no type"),
+    ],
+)
+@pytest.mark.parametrize("between", [2, None])
+def test_damaged_ones_are_refused(tmp_path, spoil, message, between):
+    made = seg(FRAMES, between=between)
+    spoil(made)
+    with pytest.raises(InputError, match=message):
+        read(tmp_path, made)
+
+
+def test_a_label_map_of_a_segment_that_is_not_described_is_refused(tmp_path):
+    values = LABELS.copy()
+    values[2, 5, 5] = 9
+    with pytest.raises(InputError, match="a frame shows segment 9, which is not described"):
+        read(tmp_path, labelmap(values), {1: 1})
+
+
+def test_a_file_that_ends_early_is_refused(tmp_path):
+    whole = save(tmp_path / "seg.dcm", seg(FRAMES)).read_bytes()
+    for end in (*range(200, len(whole), 97), len(whole) - 2):
+        (tmp_path / "seg.dcm").write_bytes(whole[:end])
+        with pytest.raises(InputError, match=r"seg\.dcm: "):
+            read_labels(tmp_path / "seg.dcm")
