@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import nibabel as nib
 import numpy as np
 import pytest
 from dicom_made import save
@@ -17,6 +18,7 @@ from pydicom.uid import (
 
 from trtseg.errors import InputError
 from trtseg.io import read_labels
+from trtseg.pairs import Pair, score
 from trtseg.volume import voxel_ml
 
 SHAPE = (9, 33, 37)  # frames are no multiple of 8 pixels
@@ -276,3 +278,32 @@ def test_a_file_that_ends_early_is_refused(tmp_path):
         (tmp_path / "seg.dcm").write_bytes(whole[:end])
         with pytest.raises(InputError, match=r"seg\.dcm: "):
             read_labels(tmp_path / "seg.dcm")
+
+
+@pytest.mark.parametrize("noise", [0, 1e-3])
+def test_few_frames_with_rounded_places_lie_on_a_long_ct(tmp_path, noise):
+    """Steps between two rounded places, extended over the slices of a whole CT, would end beside it."""
+    count, first, step = 400, 200, 0.5
+    planes = np.zeros((count, *SHAPE[1:]), np.uint8)
+    planes[first : first + 2] = WHOLE[4]
+    affine = np.diag([-1.0, -1, 1, 1]) @ np.diag([SPACING[1], SPACING[0], step, 1])
+    affine[:3, 3] = np.array([-1, -1, 1]) * ORIGIN
+    nib.save(nib.Nifti1Image(planes.T, affine), tmp_path / "ct.nii.gz")
+    made = seg(frames_of(planes), step=(0, 0, step), between=step, thickness=step, noise=noise)
+    save(tmp_path / "seg.dcm", made)
+    for pair in (("ct.nii.gz", "seg.dcm"), ("seg.dcm", "ct.nii.gz")):
+        scores = score(Pair("a", *(tmp_path / name for name in pair)))
+        assert (scores.liver.overlap.dice, scores.warnings) == (1, ())
+
+
+def test_a_slice_of_unknown_thickness_is_as_thick_as_those_of_the_other_file(tmp_path):
+    planes = np.zeros((9, *SHAPE[1:]), np.uint8)
+    planes[4] = LABELS[4]
+    affine = np.diag([-SPACING[1], -SPACING[0], 2.5, 1])
+    affine[:3, 3] = np.array([-1, -1, 1]) * ORIGIN
+    nib.save(nib.Nifti1Image(planes.T, affine), tmp_path / "ct.nii.gz")
+    frames = frames_of(planes > 0, planes == 2)
+    save(tmp_path / "seg.dcm", seg(frames, step=(0, 0, 2.5), between=None, thickness=5))
+    scores = score(Pair("a", tmp_path / "ct.nii.gz", tmp_path / "seg.dcm"))
+    assert scores.predicted_ml == pytest.approx(np.count_nonzero(planes == 2) * ML * 2.5 / 2)
+    assert scores.tumour.overlap.dice == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from trtseg.io.dicom import is_dicom
 from trtseg.io.names import IMAGES, LABEL_ENDS, LABEL_START, is_folder, says_labels, stem
 from trtseg.labels.components import Array
 from trtseg.metrics.cases import CaseScores, evaluate_case
-from trtseg.volume import Geometry, check_same_grid
+from trtseg.volume import SAME_GRID, Geometry, check_same_grid
 
 # What tools add to the name of a case for its CT: nnU-Net (its first channel), LiTS.
 _CT_ENDS, _CT_START = ("_0000",), "volume-"
@@ -159,21 +159,44 @@ def _read(
 def _widened(labels: Array, grid: Geometry, *others: Geometry | None) -> tuple[Array, Geometry]:
     """Add background before and after the slices of a DICOM Segmentation, which has no empty ones at its ends.
 
-    Grids that differ along more than one axis, or lie far apart, are those of other CTs, which `check_same_grid` tells.
+    The steps are then those of the other grid: those of few slices may be rounded. Grids that differ along more than
+    one axis, or lie apart, are those of other CTs, which `check_same_grid` tells.
     """
     for other in others:
         if other is None:
             continue
-        affine = grid.canonical_affine()
-        begin = np.rint(np.linalg.solve(affine, other.canonical_affine())[:3, 3]).astype(int)  # x, y, z
-        own, end = np.array(labels.shape[::-1]), begin + other.canonical_shape[::-1]
-        before, after = np.maximum(-begin, 0), np.maximum(end - own, 0)
+        index = np.linalg.solve(other.canonical_affine(), grid.canonical_affine()[:, 3])
+        begin = np.rint(index[:3]).astype(int)  # x, y, z
+        own, its = np.array(labels.shape[::-1]), np.array(other.canonical_shape[::-1])
+        before, after = np.maximum(begin, 0), np.maximum(its - begin - own, 0)
         missing = before + after
-        if np.count_nonzero(missing) == 1 and missing.max() <= _MOST_SLICES:
-            affine[:3, 3] -= affine[:3, :3] @ before
-            labels = np.pad(labels, list(zip(before[::-1], after[::-1], strict=True)))
-            grid = replace(Geometry.from_affine(labels.shape[::-1], affine), warnings=grid.warnings)
+        if np.count_nonzero(missing) != 1 or missing.max() > _MOST_SLICES:
+            continue
+        if not _lies_on(grid, _part(other, begin, own)):
+            continue
+        labels = np.pad(labels, list(zip(before[::-1], after[::-1], strict=True)))
+        grid = replace(_part(other, np.minimum(begin, 0), labels.shape[::-1]), warnings=grid.warnings)
     return labels, grid
+
+
+def _part(grid: Geometry, begin: Array, shape: Sequence[int] | Array) -> Geometry:
+    """The grid of so many voxels (x, y, z) from one of them on, which may lie beside it."""
+    affine = grid.canonical_affine()
+    affine[:3, 3] += affine[:3, :3] @ begin
+    return Geometry.from_affine(tuple(shape), affine)
+
+
+def _lies_on(grid: Geometry, other: Geometry) -> bool:
+    """Whether two grids of one shape are the same; the steps of few slices, whose places are rounded, may differ."""
+    corners = np.indices((2, 2, 2)).reshape(3, 8) * (np.array([grid.canonical_shape[::-1]]).T - 1)
+    apart = (grid.canonical_affine() - other.canonical_affine()) @ np.vstack([corners, np.ones(8)])
+    if np.linalg.norm(apart, axis=0).max() <= SAME_GRID * min(grid.spacing):
+        return True
+    try:
+        check_same_grid("", grid, "", other)
+    except InputError:
+        return False
+    return True
 
 
 def _ct_of(prediction: Path, truth: Path, ct: Path | None) -> Path | None:
