@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from pydicom.uid import (
 
 from trtseg.errors import InputError
 from trtseg.io import read_labels
-from trtseg.pairs import Pair, score
+from trtseg.pairs import Pair, match, score
 from trtseg.volume import voxel_ml
 
 SHAPE = (9, 33, 37)  # frames are no multiple of 8 pixels
@@ -307,3 +309,39 @@ def test_a_slice_of_unknown_thickness_is_as_thick_as_those_of_the_other_file(tmp
     scores = score(Pair("a", tmp_path / "ct.nii.gz", tmp_path / "seg.dcm"))
     assert scores.predicted_ml == pytest.approx(np.count_nonzero(planes == 2) * ML * 2.5 / 2)
     assert scores.tumour.overlap.dice == 1
+
+
+def test_without_a_segment_of_the_liver_all_that_is_said_of_it_is_doubted(tmp_path):
+    made = seg([(2, k, plane) for _, k, plane in frames_of(TUMOUR)])
+    del made.SegmentSequence[0]
+    labels, _, codes = read(tmp_path, made)
+    assert (labels.max(), codes) == (2, ["liver-segment"])
+    save(tmp_path / "other.dcm", seg(FRAMES))
+    for pair in (("seg.dcm", "other.dcm"), ("other.dcm", "seg.dcm")):
+        (warning,) = score(Pair("a", *(tmp_path / name for name in pair))).warnings
+        assert warning.startswith(f"{tmp_path / 'seg.dcm'}: No segment is the liver")
+
+
+def test_segments_that_were_asked_for_and_are_not_there_are_named(tmp_path):
+    assert read(tmp_path, seg(FRAMES), {1: 1, 2: 2})[2] == []
+    _, grid, codes = read(tmp_path, seg(FRAMES), {1: 1, 9: 2, 7: 2})
+    assert (codes, grid.warnings[0].text) == (
+        ["liver-segment"],
+        "There is no segment 7, 9; there are 1, 2.",
+    )
+
+
+def test_a_zip_is_to_be_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "seg.zip", "w") as file:
+        file.write(save(tmp_path / "seg.dcm", seg(FRAMES)), "seg.dcm")
+    with pytest.raises(InputError, match=r"seg\.zip: is a zip; expected labels, unpack it"):
+        read_labels(tmp_path / "seg.zip")
+
+
+def test_folders_that_hold_segmentations_alone_are_told_how_to_give_them(tmp_path):
+    for name in ("prediction", "truth"):
+        save(tmp_path / name / "a.dcm", seg(FRAMES))
+    with pytest.raises(
+        InputError, match=r"none of its 0 label maps .* give DICOM Segmentations file by file"
+    ):
+        match(tmp_path / "prediction", tmp_path / "truth")

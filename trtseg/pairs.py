@@ -86,7 +86,7 @@ def match(
     if not common:
         raise InputError(
             f"{prediction}: none of its {len(predictions)} label maps has the name of one of "
-            f"the {len(truths)} in {truth}; name a prediction like its truth"
+            f"the {len(truths)} in {truth}; name a prediction like its truth, and give DICOM Segmentations file by file"
         )
     return Matched(
         tuple(Pair(_name(predictions[c], prediction), predictions[c], truths[c], cts.get(c)) for c in common),
@@ -105,13 +105,12 @@ def score(pair: Pair, *, liver_only: bool = False, meaning: Mapping[int, int] | 
     InputError
         If a file cannot be read, holds other labels than 0, 1 and 2, or the grids are not the same.
     """
-    prediction, truth, grid = _read(pair, meaning)
+    prediction, truth, grid, warnings = _read(pair, meaning)
     scores = evaluate_case(prediction, truth, grid.spacing, name=pair.name, liver_only=liver_only)
-    warnings = [warning.text for warning in grid.warnings]
     if meaning and not truth.any():
         named = ", ".join(map(str, meaning))
-        warnings.append(f"has none of the labels {named}, so its truth is that there is no liver")
-    return replace(scores, warnings=tuple(f"{pair.truth}: {text}" for text in warnings))
+        warnings += (f"{pair.truth}: has none of the labels {named}, so its truth is that there is no liver",)
+    return replace(scores, warnings=warnings)
 
 
 def draw(pair: Pair, scores: CaseScores, path: Path, *, meaning: Mapping[int, int] | None = None) -> None:
@@ -131,7 +130,7 @@ def draw(pair: Pair, scores: CaseScores, path: Path, *, meaning: Mapping[int, in
     if pair.ct is None:
         raise InputError(f"{pair.prediction}: --ct has no CT of that name to draw; name it like the case")
     volume = load(pair.ct)
-    prediction, truth, grid = _read(pair, meaning, volume.geometry)
+    prediction, truth, grid, _ = _read(pair, meaning, volume.geometry)
     check_same_grid(str(pair.ct), volume.geometry, str(pair.truth), grid)
     summary = f"liver Dice {scores.liver.overlap.dice:.3f}"
     if scores.tumour is None:
@@ -144,8 +143,11 @@ def draw(pair: Pair, scores: CaseScores, path: Path, *, meaning: Mapping[int, in
 
 def _read(
     pair: Pair, meaning: Mapping[int, int] | None, ct: Geometry | None = None
-) -> tuple[Array, Array, Geometry]:
-    """Read prediction and truth, uint8 ``[Z, Y, X]``, and the grid that they share; ``ct`` is that of their CT."""
+) -> tuple[Array, Array, Geometry, tuple[str, ...]]:
+    """Read prediction and truth, uint8 ``[Z, Y, X]``; the grid that they share, and warnings. ``ct``: that of their CT.
+
+    Files of one CT have the same warnings, but for those of Segmentations, which are of their segments and frames.
+    """
     prediction, grid = read_labels(pair.prediction)
     truth, true_grid = read_labels(pair.truth, meaning)
     if is_dicom(pair.prediction):
@@ -153,7 +155,11 @@ def _read(
     if is_dicom(pair.truth):
         truth, true_grid = _widened(truth, true_grid, grid, ct)
     check_same_grid(str(pair.prediction), grid, str(pair.truth), true_grid)
-    return prediction, truth, true_grid
+    warned = [(pair.prediction, grid)] if is_dicom(pair.prediction) and pair.prediction != pair.truth else []
+    texts = (
+        f"{path}: {one.text}" for path, its in (*warned, (pair.truth, true_grid)) for one in its.warnings
+    )
+    return prediction, truth, true_grid, tuple(texts)
 
 
 def _widened(labels: Array, grid: Geometry, *others: Geometry | None) -> tuple[Array, Geometry]:

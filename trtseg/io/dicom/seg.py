@@ -15,8 +15,10 @@ from trtseg.io.dicom.frames import MAX_FRAMES, slices_of
 from trtseg.io.dicom.grid import common, place_sparse
 from trtseg.io.dicom.header import integer, numbers, sequence, text
 from trtseg.io.dicom.pixels import stored_frames
+from trtseg.io.names import ZIP
 from trtseg.resources import memory_for
 from trtseg.volume import Geometry
+from trtseg.warnings import ResultWarning
 
 _LIVER, _ABNORMAL = ("10200004", "SCT", "Liver"), ("49755003", "SCT", "Morphologically Abnormal Structure")
 _SHOWN = 8  # segments listed in a message
@@ -60,6 +62,8 @@ def read_seg(name: str, meaning: Mapping[int, int] | None = None) -> tuple[np.nd
         If the file is no such object or damaged, its frames lie unevenly, its values are shares or probabilities, or a
         segment stands for nothing.
     """
+    if name.lower().endswith(ZIP):
+        raise InputError(f"{name}: is a zip; expected labels, unpack it and give the Segmentation in it")
     dataset = parse(name, read_bytes(name), pixels=True)
     if (modality := text(dataset, "Modality")) != "SEG":
         raise InputError(
@@ -70,7 +74,9 @@ def read_seg(name: str, meaning: Mapping[int, int] | None = None) -> tuple[np.nd
     if kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
         raise InputError(f"{name}: its segments are {kind or 'of no type'}; expected BINARY or LABELMAP")
     segments = _segments(name, dataset)
+    known = {segment.number for segment in segments}
     stands_for = _by_codes(name, segments) if meaning is None else meaning
+    absent = _absent(known, stands_for)
     if integer(name, dataset, "NumberOfFrames", 1) == 0:
         raise InputError(
             f"{name}: has no frame, so it does not say where its slices lie; give labels that are empty as .nii.gz"
@@ -78,7 +84,6 @@ def read_seg(name: str, meaning: Mapping[int, int] | None = None) -> tuple[np.nd
     slices = slices_of(name, dataset, most=_MOST_FRAMES)
     first = common(name, slices)
     count = len(slices)
-    known = {segment.number for segment in segments}
     # A frame of a label map holds all segments.
     shown = [0] * count if kind == "LABELMAP" else list(_numbers_of_frames(name, dataset, count, known))
     position = np.array([one.position for one in slices])
@@ -91,7 +96,7 @@ def read_seg(name: str, meaning: Mapping[int, int] | None = None) -> tuple[np.nd
             f"{name}: shows the same segment twice in one place; expected one volume, export it again"
         )
     shape = (int(index.max()) + 1, *first.size)
-    geometry = ct_geometry(name, shape, affine=affine, warnings=warnings)
+    geometry = ct_geometry(name, shape, affine=affine, warnings=(*warnings, *absent))
     frames = stored_frames(name, dataset, count, first.size)
     full = 1 if kind == "BINARY" else integer(name, dataset, "MaximumFractionalValue", 1)
     with memory_for(name, 2 * int(np.prod(shape)) + 16 * first.size[0] * first.size[1]):
@@ -144,6 +149,20 @@ def _by_codes(name: str, segments: Sequence[_Segment]) -> dict[int, int]:
             "'trtseg evaluate', --liver-label and --tumour-label)"
         )
     return {one.number: one.means for one in segments if one.means is not None}
+
+
+def _absent(known: set[int], stands_for: Mapping[int, int]) -> Iterator[ResultWarning]:
+    """Say which of the segments that have a meaning are not there, and whether the liver is not."""
+    missing = sorted(number for number, label in stands_for.items() if label and number not in known)
+    if missing:
+        text = f"There is no segment {', '.join(map(str, missing))}; there are {', '.join(map(str, sorted(known)))}."
+        yield ResultWarning("liver-segment", text)
+    if {stands_for.get(number) for number in known} & {1, 2} == {2}:
+        text = (
+            "No segment is the liver, so tumours alone are taken for it: what is said of the liver is wrong, and what "
+            "is said of a share of it, too."
+        )
+        yield ResultWarning("liver-segment", text)
 
 
 def _numbers_of_frames(name: str, dataset: Any, count: int, known: set[int]) -> Iterator[int]:
