@@ -197,6 +197,18 @@ def test_evaluation_takes_segmentations_on_either_side(both):
         assert score(pair).liver.overlap.dice == score(pair).tumour.overlap.dice == 1.0
 
 
+def test_evaluation_takes_a_segmentation_of_a_tilted_gantry(tmp_path):
+    case = make(tmp_path / "ct", "tilted gantry")
+    case.result.save(tmp_path / "seg.nii.gz")
+    case.result.save(tmp_path / "seg.dcm")
+    scores = score(Pair("a", tmp_path / "seg.nii.gz", tmp_path / "seg.dcm"))
+    assert scores.liver.overlap.dice == scores.tumour.overlap.dice == 1
+    assert scores.predicted_ml == pytest.approx(case.result.tumour_ml)
+    assert "The gantry was tilted by 12.0 degrees" in scores.warnings[0]
+    before, after = compare(tmp_path / "seg.nii.gz", tmp_path / "seg.dcm").liver_ml
+    assert before == pytest.approx(after) == pytest.approx(case.result.liver_ml)
+
+
 def test_two_segmentations_of_unlike_ends_are_put_on_one_grid(tmp_path):
     (tmp_path / "low").mkdir()
     (tmp_path / "high").mkdir()

@@ -108,7 +108,7 @@ def test_slices_of_one_place_are_as_thick_as_the_header_says(tmp_path, between, 
 
 
 def test_slices_of_one_place_and_unknown_thickness_are_an_error(tmp_path):
-    with pytest.raises(InputError, match="one slice without SliceThickness"):
+    with pytest.raises(InputError, match="all frames lie on one slice, and neither SpacingBetweenSlices nor"):
         read(tmp_path, seg(FRAMES[:1], between=None, thickness=None))
 
 
@@ -345,3 +345,29 @@ def test_folders_that_hold_segmentations_alone_are_told_how_to_give_them(tmp_pat
         InputError, match=r"none of its 0 label maps .* give DICOM Segmentations file by file"
     ):
         match(tmp_path / "prediction", tmp_path / "truth")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of pydicom
+@pytest.mark.parametrize("kind", ["bits", "label map", "compressed"])
+def test_damage_is_an_error_of_trtseg_or_labels_all_the_same(tmp_path, kind):
+    made = seg(FRAMES) if kind == "bits" else labelmap(LABELS)
+    if kind == "compressed":
+        made.compress(RLELossless, generate_instance_uid=False)
+    whole = save(tmp_path / "seg.dcm", made).read_bytes()
+    random = np.random.default_rng(0)
+    refused = 0
+    for _ in range(150):
+        spoilt = bytearray(whole)
+        at = int(random.integers(132, whole.index(b"\xe0\x7f\x10\x00")))
+        if random.random() < 0.3:
+            del spoilt[at : at + 5]
+        else:
+            spoilt[at] = int(random.integers(256))
+        (tmp_path / "seg.dcm").write_bytes(spoilt)
+        try:
+            labels, grid = read_labels(tmp_path / "seg.dcm")
+        except InputError as error:
+            refused += str(error).startswith(str(tmp_path / "seg.dcm"))
+        else:
+            assert labels.shape == grid.canonical_shape
+    assert refused > 75

@@ -85,6 +85,11 @@ def place_sparse(
     warnings: tuple[ResultWarning, ...] = ()
     if len(level) == 1:
         index[:] = 0
+        if between is None and thickness is None:
+            raise InputError(
+                f"{name}: all frames lie on one slice, and neither SpacingBetweenSlices nor SliceThickness says how "
+                "thick it is; convert it to .nii.gz with the spacing of its CT"
+            )
     else:
         steps = np.diff(level)
         step, warnings = _distance(float(steps.min()), thickness, between)

@@ -174,7 +174,7 @@ def _pixel_data(name: str, dataset: Any) -> bytes:
         data = None
     if not isinstance(data, (bytes, bytearray)) or not data:
         raise InputError(
-            f"{name}: holds no pixels; expected a CT slice, truncated files must be fetched again"
+            f"{name}: holds no pixels; expected a picture, truncated files must be fetched again"
         )
     return bytes(data)
 
