@@ -249,8 +249,14 @@ def test_the_commands_take_segmentations(both):
     nifti.rename(both / "other.nii.gz")
     made = run("compare", both / "seg.json", both / "other.nii.gz")
     assert (made.exit_code, "unchanged" in made.stdout) == (0, True)
-    assert "warning: before: a DICOM Segmentation has no empty slices" in made.stderr
+    assert "warning: before: this DICOM Segmentation has no empty slices" in made.stderr
     findings = compare(both / "other.nii.gz", both / "other.nii.gz").findings
     of_seg = compare(seg, seg)
     assert [f.before.volume_ml for f in of_seg.findings] == [f.before.volume_ml for f in findings]
     assert not any("reaches the end" in warning for warning in of_seg.warnings)
+
+
+def test_a_segmentation_with_empty_frames_at_both_ends_shows_a_whole_liver(tmp_path):
+    path = segmentation(tmp_path, [(ANATOMY, LIVER, "Liver", WHOLE)], omit_empty_frames=False)
+    assert read_labels(path)[0].shape[0] == 6
+    assert not any("cuts the liver" in warning for warning in compare(path, path).warnings)
