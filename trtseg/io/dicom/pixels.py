@@ -126,6 +126,8 @@ def _frames(
         return _decoded(name, _packed(name, dataset, data, count, size), syntax, format_, size)
     bits = size[0] * size[1] * format_.allocated
     _check_length(name, len(data), (count * bits + 7) // 8, size[1] * (format_.allocated // 8))
+    if syntax == _BIG_ENDIAN and format_.allocated < 16 and dataset.get_item(_PIXEL_DATA).VR == "OW":
+        data = np.frombuffer(data[: len(data) & ~1], ">u2").astype("<u2").tobytes()  # in words, not in bytes
     if format_.allocated == 1:
         return _unpacked(np.frombuffer(data, np.uint8), count, size)
     dtype = format_.dtype.newbyteorder(">" if syntax == _BIG_ENDIAN else "<")
