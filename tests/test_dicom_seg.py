@@ -246,6 +246,9 @@ def test_the_commands_take_segmentations(both):
     nifti, seg = both / "seg.nii.gz", both / "seg.dcm"
     assert run("evaluate", seg, nifti, "--json", both / "e.json").exit_code == 0
     (both / "seg.json").write_text("{}")
+    options = ("--ct", both / "ct", "--overlays", both / "worst")
+    assert run("evaluate", seg, nifti, *options).exit_code == 0
+    assert (both / "worst" / "seg.png").read_bytes()[:4] == b"\x89PNG"
     nifti.rename(both / "other.nii.gz")
     made = run("compare", both / "seg.json", both / "other.nii.gz")
     assert (made.exit_code, "unchanged" in made.stdout) == (0, True)

@@ -59,7 +59,8 @@ def match(
     prediction, truth : Path
         Two files, or two folders with files.
     ct : Path, optional
-        The CT, or a folder of CTs that are paired likewise; there, labels beside a CT are passed over.
+        The CT, which may be a folder of DICOM files for two files, or a folder of CTs that are paired likewise; there,
+        labels beside a CT are passed over.
     names : (str, str, str)
         How messages call the other arguments.
 
@@ -209,6 +210,8 @@ def _ct_of(prediction: Path, truth: Path, ct: Path | None) -> Path | None:
     if ct is None or not is_folder(ct):
         return ct
     cts = _files(ct, labels=False)
+    if not cts:
+        return ct  # with the DICOM files of the CT; if there are none, loading it says so
     return cts.get(_case_of(truth), cts.get(_case_of(prediction)))
 
 

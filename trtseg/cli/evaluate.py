@@ -72,7 +72,9 @@ def evaluate(
     ct: Annotated[
         Path | None,
         typer.Option(
-            metavar="PATH|DIR", help="The CT, or a folder of them, for --overlays.", parser=text.path
+            metavar="PATH|DIR",
+            help="The CT, or a folder of them, for --overlays. That of two files may be a folder of DICOM files.",
+            parser=text.path,
         ),
     ] = None,
     overlays: Annotated[
