@@ -18,6 +18,7 @@ from trtseg.io.dicom.frames import CT_CLASSES, Slice, marks_of, slices_of
 from trtseg.io.dicom.grid import is_alike
 from trtseg.io.dicom.header import text, texts
 from trtseg.io.dicom.volume import Instance, same_places
+from trtseg.warnings import ResultWarning
 
 log = logging.getLogger("trtseg")
 
@@ -40,8 +41,8 @@ _ABDOMEN = re.compile(r"ABD|LIVER|TRUNK|BODY|\b[TC]AP\b")
 # Kernels by word, then those of Siemens (B70f, Br59), Canon and Philips.
 _SHARP = re.compile(r"LUNG|BONE\w*|EDGE|SHARP|ULTRA|[BHIJQTU][A-Z]?[5-9]\d[A-Z]*|FC[358]\d|[DEL]|Y[A-F]")
 NOT_AXIAL = "not axial"
-#: Why a series was left out of which nobody can tell that it is worse, another phase for example.
-NO_WORSE = "no better than the series that was taken"
+# Why a series was left out of which nobody can tell that it is worse, another phase for example.
+_NO_WORSE = "no better than the series that was taken"
 _RANKS = (
     "derived, not original",
     "covers less of the patient",
@@ -200,6 +201,18 @@ def choose(
     return best, [_compared(one, best) for one in candidates if one is not best]
 
 
+def as_good(others: Iterable[Candidate]) -> Iterator[ResultWarning]:
+    """Warn of volumes that `choose` left out although nobody can tell that they are worse."""
+    if found := [one for one in others if one.reason == _NO_WORSE]:
+        ways = "another series is" if len(found) == 1 else f"{len(found)} other series are"
+        text = (
+            f"By all that headers say {ways} as good a choice as the one that was taken, and may be another phase of "
+            f"contrast, in which lesions look otherwise: {'; '.join(one.about for one in found)}. 'trtseg segment "
+            "--series list' shows all, and --series takes another (series= in Python)."
+        )
+        yield ResultWarning("series-choice", text)
+
+
 def listing(candidates: Iterable[Candidate]) -> str:
     """Say in a line which volumes there are."""
     return "; ".join(f"{one.series} ({one.about}{': ' * bool(one.reason)}{one.reason})" for one in candidates)
@@ -225,7 +238,7 @@ def _compared(one: Candidate, best: Candidate) -> Candidate:
     if one.problem is not None:
         return replace(one, reason=str(one.problem))
     worse = (why for why, a, b in zip(_RANKS, one.rank, best.rank, strict=True) if a < b)
-    return replace(one, reason=next(worse, NO_WORSE))
+    return replace(one, reason=next(worse, _NO_WORSE))
 
 
 def _candidate(
