@@ -271,11 +271,15 @@ def _candidate(
         float(len(slices)),
     )
     number = text(header, "SeriesNumber")
-    about = (
-        f"{len(slices)} slice{'s' * (len(slices) > 1)} of {one.size[0]} x {one.size[1]}, {step:.3g} mm apart"
-        f"{f', kernel {kernel}' if kernel else ''}{', ' + ' '.join(image_type) if image_type else ''}"
-        f"{f', SeriesNumber {number}' if number.isdecimal() else ''}{', ' * bool(mark)}{mark}"
-    )
+    known = mark.partition(" ")[0]  # is not said twice
+    facts = [
+        f"{len(slices)} slice{'s' * (len(slices) > 1)} of {one.size[0]} x {one.size[1]}, {step:.3g} mm apart",
+        f"kernel {kernel}" if kernel and known != "ConvolutionKernel" else "",
+        " ".join(image_type) if known != "ImageType" else "",
+        f"SeriesNumber {number}" if number.isdecimal() else "",
+        mark,
+    ]
+    about = ", ".join(filter(None, facts))
     return Candidate(series, study, patient, tuple(slices), about, reason, rank, problem)
 
 
