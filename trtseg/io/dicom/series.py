@@ -41,6 +41,8 @@ _ABDOMEN = re.compile(r"ABD|LIVER|TRUNK|BODY|\b[TC]AP\b")
 # Kernels by word, then those of Siemens (B70f, Br59), Canon and Philips.
 _SHARP = re.compile(r"LUNG|BONE\w*|EDGE|SHARP|ULTRA|[BHIJQTU][A-Z]?[5-9]\d[A-Z]*|FC[358]\d|[DEL]|Y[A-F]")
 NOT_AXIAL = "not axial"
+#: Stands for the Series Instance UID of files that have none.
+NO_SERIES = "none"
 # Why a series was left out of which nobody can tell that it is worse, another phase for example.
 _NO_WORSE = "no better than the series that was taken"
 _RANKS = (
@@ -134,7 +136,7 @@ def volumes(
         slices_of_all = [one for n in numbers for one in found[n].slices]
         for part, mark in list(_stacks(found, slices_of_all)) or [([], "")]:
             first = found[part[0].file if part else numbers[0]]
-            candidates.append(_candidate(uid or "none", first, part, mark, problem))
+            candidates.append(_candidate(uid or NO_SERIES, first, part, mark, problem))
     total, seen = Counter(one.series for one in candidates), Counter[str]()
     for n, one in enumerate(candidates):
         if total[one.series] > 1:
