@@ -130,6 +130,12 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     volumes = [trtseg.load(path) for path in options.cts]
+    for path, volume in zip(options.cts, volumes, strict=True):
+        if volume.array.shape[1:] != (size := volumes[0].array.shape[1:]):
+            raise InputError(
+                f"{path}: has slices of {volume.array.shape[1]} x {volume.array.shape[2]}, but {options.cts[0]} of "
+                f"{size[0]} x {size[1]}; give CTs of the same rows and columns, or each alone"
+            )
     arrays, spacing = [volume.array for volume in volumes], volumes[0].spacing
     runs = []
     print(f"{'slices':>6} {'threads':>7} {'seconds':>8} {'ms/slice':>8} {'MB':>6} {'beyond MB':>9}")

@@ -17,6 +17,9 @@ using conv::Map;
 
 namespace {
 
+// Of a head for each pixel: their weights of eight channels are 2 GiB in INT8, and no ONNX file holds more.
+constexpr std::int64_t kMostLogits = std::int64_t{1} << 28;
+
 // How many threads a number of them stands for.
 int counted(int threads) {
   check_threads(threads);
@@ -170,6 +173,8 @@ const Net::Size& Net::check_head(Part src, int enlarged) const {
   if (enlarged < 1 || enlarged > kMost || in.rows * enlarged != rows_ || in.columns * enlarged != columns_) {
     refuse("src", text(in.rows, in.columns), "a map that the head brings to " + text(rows_, columns_));
   }
+  const std::int64_t logits = std::int64_t{enlarged} * enlarged * classes_;
+  if (logits > kMostLogits) refuse("weights", std::to_string(logits) + " logits of a pixel", "up to 268435456");
   return in;
 }
 

@@ -126,6 +126,22 @@ def test_a_slice_at_an_end_with_another_header_is_never_lost_silently(tmp_path, 
     assert load(folder).warnings == (), "a step farther away it is none of this volume"
 
 
+@pytest.mark.parametrize(("places", "count"), [((0, 7), 2), ((6, 7), 1), ((0, 1, 7), 2)])
+def test_slices_at_the_ends_that_lost_their_series_are_told_of(tmp_path, places, count):
+    """Several of them look like a series of their own; only those next to an end are counted."""
+    ct = np.concatenate([CT, CT])
+    folder = made.save_series(tmp_path / "ct", ct)
+    for z in places:
+        lost = made.instance(ct[z], 100 + z * 40, SeriesInstanceUID=None)
+        made.save(folder / f"{len(ct) - z:03}", lost)
+    volume = load(folder)
+    assert len(volume.array) == len(ct) - len(places)
+    (text,) = (warning.text for warning in volume.warnings if warning.code == "slices-unplaced")
+    assert text.startswith(
+        f"{count} CT slice{'s' * (count > 1)} beside an end of the CT could not be joined to it"
+    )
+
+
 @pytest.mark.parametrize("file", ["001", "002", "004"])
 @pytest.mark.parametrize(
     ("damage", "message"),

@@ -57,16 +57,22 @@ def test_the_abdomen_is_known_in_any_letters(keyword, part, tmp_path):
     assert np.array_equal(load(tmp_path).array, CT[:, ::-1])
 
 
-def test_a_phase_that_is_left_out_is_told(tmp_path, caplog):
+def test_a_phase_that_is_left_out_is_told(tmp_path):
+    """With the result, and so in reports and on pages: who looks at these alone sees that there was a choice."""
     made.save_series(tmp_path / "a", CT, SeriesInstanceUID="1.1", SeriesNumber=3)
+    assert "series-choice" not in [warning.code for warning in load(tmp_path).warnings]
     made.save_series(tmp_path / "b", CT[:, ::-1], SeriesInstanceUID="1.2", SeriesNumber=4)
     made.save_series(tmp_path / "c", CT[::2], 80, SeriesInstanceUID="1.3", SeriesNumber=5)
-    assert np.array_equal(load(tmp_path).array, CT)
-    (told,) = (one.getMessage() for one in caplog.records if one.levelname == "WARNING")
+    volume = load(tmp_path)
+    assert np.array_equal(volume.array, CT)
+    (told,) = (warning.text for warning in volume.warnings if warning.code == "series-choice")
     assert told == (
-        f"{tmp_path}: series 1.2 is left out (6 slices of 40 x 52, 40 mm apart, ORIGINAL PRIMARY AXIAL, "
-        "SeriesNumber 4): no better than the series that was taken"
+        "By all that headers say another series is as good a choice as the one that was taken, and may be another "
+        "phase of contrast, in which lesions look otherwise: 6 slices of 40 x 52, 40 mm apart, ORIGINAL PRIMARY AXIAL, "
+        "SeriesNumber 4. 'trtseg segment --series list' shows all, and --series takes another (series= in Python)."
     )
-    caplog.clear()
-    assert np.array_equal(load(tmp_path, series="1.1").array, CT)
-    assert not caplog.records
+    chosen = load(tmp_path, series="1.1")
+    assert np.array_equal(chosen.array, CT)
+    assert chosen.warnings == tuple(warning for warning in volume.warnings if warning.text != told)
+    made.save_series(tmp_path / "d", CT[:, :, ::-1], SeriesInstanceUID="1.4", SeriesNumber=6)
+    assert "2 other series are as good" in " ".join(warning.text for warning in load(tmp_path).warnings)

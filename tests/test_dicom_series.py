@@ -253,6 +253,24 @@ def test_phases_in_one_series_are_told_apart(mark, said, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("mark", "values", "said"),
+    [
+        (
+            "ConvolutionKernel",
+            ("B30f", "B70f"),
+            "{}, ORIGINAL PRIMARY AXIAL, SeriesNumber 1, ConvolutionKernel {}",
+        ),
+        ("ImageType", ("ORIGINAL\\PRIMARY\\A", "ORIGINAL\\PRIMARY\\B"), "{}, SeriesNumber 1, ImageType {}"),
+    ],
+)
+def test_what_tells_volumes_apart_is_said_once(mark, values, said, tmp_path):
+    for n, value in enumerate(values):
+        made.save_series(tmp_path / str(n), CT + np.int16(n), SeriesNumber=1, **{mark: value.split("\\")})
+    start = "6 slices of 40 x 52, 40 mm apart"
+    assert [one.about for one in list_series(tmp_path)] == [said.format(start, value) for value in values]
+
+
+@pytest.mark.parametrize(
     ("taken", "said"),
     [
         ("1.2.3.4/2", {"series": "1.2.3.4/2", "series_number": 7}),

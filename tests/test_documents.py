@@ -65,7 +65,9 @@ def test_extras(path):
 
 def test_warnings():
     text = read("docs/robustness.md").partition("## ")[0]
-    assert set(re.findall(r"`((?:geometry|values|slices|liver)-\w+|orientation)`", text)) == CODES.keys()
+    assert (
+        set(re.findall(r"`((?:geometry|series|values|slices|liver)-\w+|orientation)`", text)) == CODES.keys()
+    )
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,11 @@ def test_refusals(tmp_path):
         OpenVinoEngine(Net(three, FP32, lying))
 
 
+def tumour_of_tiny():
+    spec = tiny.spec("tumour")
+    return spec, tiny.threshold_at(85, spec)
+
+
 class TestNet:
     def test_read(self):
         files = models.find("default")
@@ -133,6 +138,17 @@ class TestNet:
         files = models.find(tiny.cascade_model(tmp_path))
         with pytest.raises(ModelError, match=r"got 'fp16', but the model 'tiny' has no liver\.fp16\.onnx;"):
             Net.read(files, files.spec.nets[0], FP16)
+
+    @pytest.mark.parametrize("number", [np.nan, np.inf])
+    def test_weights_that_are_not_finite(self, tmp_path, number):
+        """No engine takes them, nor the next one that would be tried: some make a map without a liver of NaN."""
+        spec = tiny.spec("liver")
+        spoilt = tiny.convolution(np.ones((1, 1, 1, 1)), np.array([number]), spec)
+        files = models.find(tiny.write_model(tmp_path, {"liver": (spec, spoilt), "tumour": tumour_of_tiny()}))
+        with pytest.raises(
+            ModelError, match=r"^liver net: liver\.onnx: got NaN or infinity in b; expected finite"
+        ):
+            open_engine(files, files.spec.nets[0], precision="fp32")
 
     def test_arrays_of_another_batch_or_type(self):
         engine = types.SimpleNamespace(spec=tiny.spec("one-step"), batch=2, dtype=np.dtype(np.float16))

@@ -167,25 +167,31 @@ def test_a_source_tree_that_is_not_built_says_so(tmp_path):
     shutil.copytree(
         source, tmp_path / "trtseg", ignore=shutil.ignore_patterns("*.so", "*.onnx", "__pycache__")
     )
-    code = (
+    own = (
         "import sys; from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder\n"
         "sys.meta_path[:] = [BuiltinImporter, FrozenImporter, PathFinder]  # not that of an editable install\n"
-        "import trtseg; print(trtseg.__version__); trtseg.segment"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+
+    def run(code):
+        return subprocess.run(
+            [sys.executable, "-c", own + code],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    assert done.stdout == f"{trtseg.__version__}\n"
-    assert done.stderr.splitlines()[-1] == (
-        f"ImportError: trtseg: {tmp_path / 'trtseg'} holds no extension _core compiled for Python {version}; if that "
-        "is a source tree, start Python outside of it, or build the extension there: pip install -e ."
+    said = (
+        f"trtseg: {tmp_path / 'trtseg'} holds no extension _core compiled for Python {version}; if that is a source "
+        "tree, start Python outside of it, or build the extension there: pip install -e ."
     )
+    done = run("import trtseg; print(trtseg.__version__); trtseg.segment")
+    assert done.stdout == f"{trtseg.__version__}\n"
+    assert done.stderr.splitlines()[-1] == f"ImportError: {said}"
+    done = run("sys.argv[1:] = ['info']; from trtseg.cli import main; main()")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {said}\n")
 
 
 def test_the_public_names_exist():

@@ -198,6 +198,18 @@ def test_bytes_end_where_they_end(instructions, zero):
     assert (run(net, 8, x) == np.minimum(np.resize(expected, (4, 8)), 255 - zero)).all()
 
 
+def test_a_head_of_more_weights_than_a_file_holds_is_refused():
+    """From 16 GiB of them on, their number would not be an int; the memory of these is never touched."""
+    net = _core.Net(16384, 16384, 17)
+    net.add_map(4, 4, 8, 0)
+    net.add_first((0, 0, 8), np.ones((8, 1, 1, 1), np.float32), np.zeros(8, np.float32), 4096, 0)
+    weights = np.zeros((8, 17, 4096, 4096), np.int8)
+    with pytest.raises(
+        ArgumentError, match="weights: got 285212672 logits of a pixel, expected up to 268435456"
+    ):
+        net.add_head((0, 0, 8), weights, np.ones(17, np.float32), np.zeros(17, np.float32))
+
+
 @pytest.mark.parametrize("instructions", EACH)
 def test_rounding_mode_of_the_process_is_ignored(instructions):
     x = slices(np.random.default_rng(0), 5, (24, 20))

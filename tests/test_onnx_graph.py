@@ -10,7 +10,7 @@ import pytest
 
 from trtseg import models
 from trtseg.errors import ModelError
-from trtseg.models.onnx_graph import read_graph
+from trtseg.models.onnx_graph import check_weights, read_graph
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
@@ -189,3 +189,26 @@ def test_damaged_files():
     assert time.perf_counter() - begin < 20
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+@pytest.mark.parametrize("is_raw", [True, False], ids=["raw", "typed"])
+def test_weights_that_are_not_finite_are_refused(number, kind, is_raw):
+    def file(last):
+        values = np.array([1, -2, 0, last], kind)
+        tensor = numpy_helper.from_array(values, "w")
+        if not is_raw:
+            tensor.ClearField("raw_data")
+            if kind is np.float32:
+                tensor.float_data.extend(values)
+            else:
+                tensor.int32_data.extend(values.view(np.uint16))
+        good = np.array([255, 7], np.uint8), values[:0]
+        others = [numpy_helper.from_array(array, f"t{i}") for i, array in enumerate(good)]
+        graph = helper.make_graph([], "g", [], [], [*others, tensor])
+        return helper.make_model(graph).SerializeToString()
+
+    check_weights(file(np.finfo(kind).max))
+    with pytest.raises(ModelError, match="got NaN or infinity in w; expected finite weights: export"):
+        check_weights(file(number))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from importlib import import_module
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from training.program import plain_errors
+from trtseg.phantom import abdomen
 
 WRONG_PATHS = (
     "benchmarks.cascade missing",
@@ -34,6 +37,19 @@ def test_a_path_that_is_not_there_is_named_in_a_line(line, tmp_path, monkeypatch
     with pytest.raises(SystemExit, match=r"^error: .*missing"):
         import_module(name).main()
     assert not list(tmp_path.iterdir())
+
+
+def test_cts_of_unlike_size_are_not_stacked(tmp_path, monkeypatch):
+    """The voxels of the larger ones would lie anywhere, and the time be that of no CT."""
+    paths = [tmp_path / f"{size}.nii.gz" for size in (64, 80)]
+    for path, size in zip(paths, (64, 80), strict=True):
+        ct = abdomen(shape=(4, 64, size), spacing=(5, 4, 4)).ct
+        nib.save(nib.Nifti1Image(ct.T, np.diag([-4.0, -4.0, 5.0, 1.0])), path)
+    monkeypatch.setattr("sys.argv", ["benchmarks.scaling", *map(str, paths), "--slices", "8"])
+    with pytest.raises(
+        SystemExit, match=r"^error: .*80\.nii\.gz: has slices of 64 x 80, but .* of 64 x 64; give CTs"
+    ):
+        import_module("benchmarks.scaling").main()
 
 
 def test_a_bug_keeps_its_traceback():

@@ -293,6 +293,15 @@ def test_a_volume_given_at_the_end_counts(segmenter, hu, whole):
     assert told in ([], [0.0])  # slices that nobody pushed are not told
 
 
+def test_a_single_slice_needs_the_volume(segmenter, hu):
+    one = hu[10:11]
+    with opened(segmenter) as stream:
+        stream.push(one[0], 0.0)
+        result = stream.finish(trtseg.load(one, spacing=SPACING))
+    assert_same(result, segmenter.segment(one, spacing=SPACING))
+    assert result.liver_ml > 0
+
+
 def test_what_makes_no_ct_is_refused(segmenter, hu):
     with opened(segmenter) as stream:
         stream.push(hu[0], 0.0)
@@ -301,6 +310,11 @@ def test_what_makes_no_ct_is_refused(segmenter, hu):
         assert stream.finish(trtseg.load(hu, spacing=SPACING)).liver_ml > 0  # the stream went on
     with opened(segmenter) as stream, pytest.raises(InputError, match="finish: got no slice"):
         stream.finish()
+    for given in ({}, {"directions": (1, 0, 0, 0, 1, 0)}):
+        with opened(segmenter, **given) as stream:
+            stream.push(hu[10], (0.0, 0.0, 9.0) if given else 9.0)
+            with pytest.raises(InputError, match=r"a single slice, .* how thick .*: finish\(trtseg\.load\("):
+                stream.finish()
     with opened(segmenter) as stream:
         for z in (0, 1, 2, 3, 5, 6, 7):
             stream.push(hu[z], position(z))

@@ -211,6 +211,17 @@ def test_leaves_other_graphs_alone(case):
     assert np.isfinite(logits_of(OnnxRuntimeEngine(net), slices())).all()  # it is a net
 
 
+@pytest.mark.parametrize("name", ["a0.w", "a0.b", "d0.w", "d0.b", "u.w", "logits.b"])
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_refuses_weights_that_are_not_finite(name, number):
+    graph = Graph()
+    values = graph.tensors[name].copy()
+    values.flat[-1] = number
+    graph.tensors[name] = values
+    with pytest.raises(ModelError, match=r"it computes .* of numbers that are not finite"):
+        UNetEngine(Net(SPEC, FP32, graph.model()))
+
+
 @pytest.mark.parametrize(
     "head",
     [

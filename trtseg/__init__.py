@@ -82,7 +82,8 @@ def _check_compiled() -> None:
         raise ImportError(
             f"trtseg: {Path(__file__).parent} holds no extension _core compiled for Python "
             f"{sys.version_info.major}.{sys.version_info.minor}; if that is a source tree, start Python outside of it, "
-            "or build the extension there: pip install -e ."
+            "or build the extension there: pip install -e .",
+            name="trtseg._core",
         )
 
 

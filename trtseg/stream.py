@@ -249,7 +249,8 @@ class Stream:
         Raises
         ------
         InputError
-            The slices are no CT that can be segmented: slices are missing or lie unevenly, or values are not HU.
+            The slices are no CT that can be segmented: slices are missing or lie unevenly, or values are not HU; or
+            there is but one, which does not tell how thick it is, and no ``volume``.
         ArgumentError
             The stream has ended.
         TrtsegError
@@ -312,6 +313,11 @@ class Stream:
         """The volume of the slices that were pushed, and these in its order."""
         if not self._slices:
             raise InputError("finish: got no slice; expected the slices of a CT")
+        if len(self._slices) == 1:
+            raise InputError(
+                "finish: got a single slice, of which nobody said how thick it is; expected two slices or more, or the "
+                "CT itself: finish(trtseg.load(hu[None], spacing=(thickness, between rows, between columns)))"
+            )
         slices = self._slices[::-1] if self._grid.is_downwards else self._slices[:]
         return self._grid.volume([one.hu for one in slices], [one.position for one in slices]), slices
 

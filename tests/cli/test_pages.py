@@ -51,6 +51,10 @@ def test_a_folder_has_an_index_that_knows_what_was_done_before(here, model, phan
     again = run(*arguments)
     assert again.exit_code == 3, "the same cases, the same exit code"
     assert "2 of 3 cases are complete" in again.stderr
+    for path in ("cts/a.nii.gz", "cts/deep/b.nii.gz"):
+        Path(path).write_text("no CT any more")
+    assert run(*arguments).exit_code == 2
+    assert "href=" not in Path("out/index.html").read_text("utf-8"), "none of these is a result of this run"
 
 
 def test_cases_whose_index_cannot_be_written_are_there(here, model, phantom_ct, monkeypatch):

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from nodes import certificates, wait_for
 
-from trtseg.errors import ArgumentError, OutputError
+from trtseg.errors import ArgumentError, InputError, OutputError
 from trtseg.node import metrics, run
-from trtseg.node.config import Config, load
+from trtseg.node.config import Config, check_installed, load
 from trtseg.node.receive import tls_context
 from trtseg.node.spool import Spool
 
@@ -193,3 +193,29 @@ def test_the_command_ends_where_files_for_tls_cannot_be_read(tmp_path):
     assert ended.returncode == 2
     assert "tls_cert, tls_key, tls_ca: got" in ended.stderr
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("package", "settings", "is_needed"),
+    [
+        ("pydicom", {}, True),
+        ("pynetdicom", {}, True),
+        ("highdicom", {}, True),
+        ("prometheus_client", {}, False),
+        ("prometheus_client", {"http_port": 9112}, True),
+        ("dicomweb_client", {}, False),
+        ("dicomweb_client", {"stow": ("http://a/dicom-web",)}, True),
+    ],
+)
+def test_a_package_that_is_not_installed_is_named_before_the_node_starts(
+    package, settings, is_needed, tmp_path, monkeypatch
+):
+    """The extra ``dicom`` does for a node without metrics and STOW-RS."""
+    config = Config(tmp_path / "store", folder=(tmp_path,), **settings)
+    check_installed(config)
+    monkeypatch.setitem(sys.modules, package, None)
+    if not is_needed:
+        check_installed(config)
+        return
+    with pytest.raises(InputError, match=rf"a node needs {package}, .*; pip install 'trtseg\[node\]'"):
+        check_installed(config)

@@ -238,7 +238,27 @@ def test_the_index_says_why_cases_failed(browser, tmp_path):
         ("c", "c <i>.nii.gz: is no CT"),
     ]
     assert {row["liver_ml"] for row in table[1:]} == {""}
-    assert write_index(pages[2:], tmp_path, failed) is None
+    assert write_index([tmp_path / "new/c_seg.html"], tmp_path / "new", {}) is None
+    assert (
+        write_index([tmp_path / "new/c_seg.html"], tmp_path / "new", {tmp_path / "new/c_seg.html": "no CT"})
+        is None
+    )
+    assert not (tmp_path / "new").exists(), "nothing is written where nothing was done"
+
+
+def test_the_index_of_an_earlier_run_does_not_stay_where_all_cases_fail(browser, tmp_path):
+    page = tmp_path / "a_seg.html"
+    make_result().save(page.with_suffix(".nii.gz"), html=page)
+    path = write_index([page], tmp_path)
+    assert write_index([page], tmp_path, {page: "a.nii.gz: broken"}) == path
+    shown, told = opened(browser, path)
+    assert shown.locator(".cases tbody tr").count() == 0
+    assert shown.inner_text("#count") == "0 cases"
+    rows = [row.locator("th, td").all_inner_texts() for row in shown.locator(".failed tr").all()]
+    assert rows == [["Case", "Why"], ["a", "a.nii.gz: broken"]]
+    assert told == [path.as_uri()]
+    shown.close()
+    assert [row["error"] for row in csv.DictReader((tmp_path / "index.csv").open())] == ["a.nii.gz: broken"]
 
 
 @pytest.mark.slow

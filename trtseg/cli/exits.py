@@ -32,6 +32,11 @@ def errors_as_exit_codes() -> Iterator[None]:
     except TrtsegError as error:
         fail(str(error))
         raise typer.Exit(2) from None
+    except ImportError as error:
+        if error.name != "trtseg._core":  # else it is a source tree that is not built
+            raise
+        fail(str(error))
+        raise typer.Exit(2) from None
     except KeyboardInterrupt:
         fail("interrupted; nothing is left half-written")
         raise typer.Exit(130) from None

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from trtseg.engines.precision import Precision
 from trtseg.errors import ArgumentError, ModelError
 from trtseg.models import ModelFiles
+from trtseg.models.onnx_graph import check_weights
 from trtseg.models.onnx_spec import check_spec
 from trtseg.spec import ModelSpec
 
@@ -69,7 +70,8 @@ class Net:
         Raises
         ------
         ModelError
-            The model has no file for that precision, the file was changed, or its spec is not ``spec``.
+            The model has no file for that precision, the file was changed, its spec is not ``spec``, or a weight is NaN
+            or infinite.
         """
         name = precision.file(spec.role)
         if name not in files.spec.sha256:
@@ -79,6 +81,10 @@ class Net:
             )
         onnx = files.read(name)
         check_spec(onnx, spec)
+        try:
+            check_weights(onnx)
+        except ModelError as error:
+            raise ModelError(f"{spec.role} net: {name}: {error}") from error
         return cls(spec, precision, onnx, {"name": files.spec.name, "version": files.spec.version})
 
 

@@ -211,7 +211,7 @@ class _Numbers:
             if source in self._graph.inputs and scales is None:
                 found: tuple[NDArray[Any], ...] = (values / into).astype(np.float32), biases
             elif scales is None and steps is None and self._maps.steps(source) is None:
-                return values, biases
+                found = values, biases
             else:
                 found = values, self._scale(layer, scales, into, biases.shape), biases
         if not all(np.isfinite(numbers).all() for numbers in found):

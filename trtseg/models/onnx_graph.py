@@ -21,6 +21,7 @@ _KEY, _NUMBER, _STRING, _NUMBERS = 1, 3, 4, 8  # of an attribute
 _DIMENSION, _TYPE, _FLOATS, _INT32S, _NAME, _RAW, _WHERE = 1, 2, 4, 5, 8, 9, 14  # of a tensor
 #: Element types by their number: FP32, and integers of eight bits.
 _TYPES = {1: "<f4", 2: "u1", 3: "i1"}
+_FP16 = 10
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,42 @@ def read_graph(onnx: bytes) -> Graph:
             f"not an ONNX file with weights in FP32 or eight bits ({error}); export the model again"
         ) from error
     return Graph(nodes, tensors, inputs, outputs)
+
+
+def check_weights(onnx: bytes) -> None:
+    """Refuse NaN and infinity in the tensors of an ONNX file, FP32 or FP16: runtimes make anything of them, or zeros.
+
+    Raises
+    ------
+    ModelError
+        It is no ONNX file, or a tensor of it holds NaN or infinity. It says which.
+    """
+    try:
+        graphs = grouped(memoryview(onnx)).get(_GRAPH, [])
+        tensors = [grouped(value) for graph in graphs for value in grouped(graph).get(_INITIALIZER, [])]
+        bad = [
+            text_of(parts.get(_NAME, [memoryview(b"?")])[0])
+            for parts in tensors
+            if not _floats_are_finite(parts)
+        ]
+    except ValueError as error:
+        raise ModelError(f"not an ONNX file ({error}); export the model again") from error
+    if bad:
+        raise ModelError(
+            f"got NaN or infinity in {', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}; expected finite weights: "
+            "export the model again, or train it again where its checkpoint holds them too"
+        )
+
+
+def _floats_are_finite(parts: dict[int, list[Value]]) -> bool:
+    if parts.get(_TYPE) == [_FP16]:
+        raw = b"".join(map(bytes_of, parts.get(_RAW, [])))
+        numbers = np.array(_integers(parts.get(_INT32S, []))).astype("<u2")  # bits of a number in an integer
+        return bool(np.isfinite(np.frombuffer(raw + numbers.tobytes(), "<f2")).all())
+    if parts.get(_TYPE) == [1]:
+        raw = b"".join(bytes_of(value) for value in (*parts.get(_RAW, []), *parts.get(_FLOATS, [])))
+        return bool(np.isfinite(np.frombuffer(raw, "<f4")).all())
+    return True
 
 
 def _check_once(names: list[str]) -> None:

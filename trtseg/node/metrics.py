@@ -52,7 +52,9 @@ class Collector:
         ):
             (count,) = self._spool.row(f"SELECT COUNT(*) FROM {rows}")  # noqa: S608
             yield GaugeMetricFamily(f"trtseg_node_{name}", text, value=count)
-        yield GaugeMetricFamily("trtseg_node_used_bytes", "Size of the store.", value=self._spool.used())
+        yield GaugeMetricFamily(
+            "trtseg_node_used_bytes", "Size of instances and results in the store.", value=self._spool.used()
+        )
 
 
 class _Server(ThreadingHTTPServer):

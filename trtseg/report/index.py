@@ -44,15 +44,15 @@ def write_index(cases: Sequence[Path], folder: Path, failed: Mapping[Path, str] 
     """Write ``index.html`` and ``index.csv`` into a folder: a row for each of the pages of ``cases`` that is there.
 
     ``failed`` says of pages, by their paths, why they were not made; a page that lies there is then of an earlier run,
-    and left out. Returns the path of the page; None if there is no page of a case. An OutputError says that a file
-    cannot be written.
+    and left out. Returns the path of the page; None if there is no page of a case, and none of an earlier run that says
+    otherwise. An OutputError says that a file cannot be written.
     """
     reasons = {} if failed is None else failed
     rows = [row for page in cases if page not in reasons and (row := read_row(page, folder)) is not None]
     failures = [(case_name(Path(os.path.relpath(page, folder))), text) for page, text in reasons.items()]
-    if not rows:
-        return None
     index = folder / INDEX
+    if not rows and not (failures and index.exists()):
+        return None
     with atomic(index, index.with_suffix(".csv")) as (page, table):
         page.write_bytes(index_html(rows, failures))
         write_csv(table, _table(rows, failures))
@@ -97,6 +97,7 @@ def index_html(rows: Sequence[Row], failures: Sequence[tuple[str, str]] = ()) ->
                 ("tumour_ml", "Tumour, mL"),
                 ("lesion_count", "Lesions"),
             )
+            if rows
         ),
         "headings": "".join(
             f'<th scope="col"><button type="button">{heading}</button></th>'

@@ -16,7 +16,7 @@ from trtseg.io.dicom.find import DicomFile, archives, find_files, is_dicom, one_
 from trtseg.io.dicom.frames import slices_of
 from trtseg.io.dicom.lost import spoilt, unplaced
 from trtseg.io.dicom.pixels import to_hu
-from trtseg.io.dicom.series import NO_WORSE, Candidate, choose, keys_of, volumes, why_no_picture
+from trtseg.io.dicom.series import Candidate, as_good, choose, keys_of, volumes, why_no_picture
 from trtseg.io.dicom.volume import DicomSeries, Instance, assemble, read_slice
 from trtseg.io.names import is_folder
 from trtseg.volume import Volume
@@ -70,12 +70,12 @@ def read_dicom(path: str | os.PathLike[str], series: str | None = None) -> Volum
     chosen, others = choose(name, candidates, series)
     log.info("%s: series %s is taken (%s)", name, chosen.series, chosen.about)
     for one in others:
-        level = logging.WARNING if series is None and one.reason == NO_WORSE else logging.INFO
-        log.log(level, "%s: series %s is left out (%s): %s", name, one.series, one.about, one.reason)
+        log.info("%s: series %s is left out (%s): %s", name, one.series, one.about, one.reason)
+    doubts = () if series is not None else tuple(as_good(others))
     volume = assemble(name, instances, chosen.slices, partial(_pixels, files, instances), chosen.series)
     own_files = (files[one.file].path for one in chosen.slices)
     lost = (*unplaced(chosen, every, instances), *spoilt(own_files, (file.path for file in files)))
-    return replace(volume, warnings=(*volume.warnings, *lost))
+    return replace(volume, warnings=(*volume.warnings, *doubts, *lost))
 
 
 def list_series(path: str | os.PathLike[str]) -> list[Candidate]:

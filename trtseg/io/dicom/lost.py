@@ -10,7 +10,7 @@ from pathlib import Path
 
 from trtseg.io.dicom.find import listed
 from trtseg.io.dicom.grid import is_alike
-from trtseg.io.dicom.series import NOT_AXIAL, Candidate, depth_of
+from trtseg.io.dicom.series import NO_SERIES, NOT_AXIAL, Candidate, depth_of
 from trtseg.io.dicom.volume import Instance
 from trtseg.io.names import is_folder
 from trtseg.warnings import ResultWarning
@@ -88,11 +88,11 @@ def spoilt(slices: Iterable[Path], files: Iterable[Path]) -> Iterator[ResultWarn
 
 
 def _may_belong(other: Candidate, chosen: Candidate) -> bool:
-    """Whether slices are of the series of a volume, or one by itself that is like its slices."""
-    if other.reason not in ("", NOT_AXIAL):
+    """Whether slices are of the series of a volume, or are like its slices and by themselves or of no series."""
+    if other.reason not in ("", NOT_AXIAL) or not other.slices:
         return False
-    is_like = len(other.slices) == 1 and is_alike(other.slices[0], chosen.slices[0])
-    return is_like or other.uid == chosen.uid
+    is_stray = len(other.slices) == 1 or other.uid == NO_SERIES
+    return (is_stray and is_alike(other.slices[0], chosen.slices[0])) or other.uid == chosen.uid
 
 
 def _without_path(told: str, instances: Sequence[Instance]) -> str:

@@ -18,6 +18,7 @@ from trtseg.io.dicom.frames import CT_CLASSES, Slice, marks_of, slices_of
 from trtseg.io.dicom.grid import is_alike
 from trtseg.io.dicom.header import text, texts
 from trtseg.io.dicom.volume import Instance, same_places
+from trtseg.warnings import ResultWarning
 
 log = logging.getLogger("trtseg")
 
@@ -40,8 +41,10 @@ _ABDOMEN = re.compile(r"ABD|LIVER|TRUNK|BODY|\b[TC]AP\b")
 # Kernels by word, then those of Siemens (B70f, Br59), Canon and Philips.
 _SHARP = re.compile(r"LUNG|BONE\w*|EDGE|SHARP|ULTRA|[BHIJQTU][A-Z]?[5-9]\d[A-Z]*|FC[358]\d|[DEL]|Y[A-F]")
 NOT_AXIAL = "not axial"
-#: Why a series was left out of which nobody can tell that it is worse, another phase for example.
-NO_WORSE = "no better than the series that was taken"
+#: Stands for the Series Instance UID of files that have none.
+NO_SERIES = "none"
+# Why a series was left out of which nobody can tell that it is worse, another phase for example.
+_NO_WORSE = "no better than the series that was taken"
 _RANKS = (
     "derived, not original",
     "covers less of the patient",
@@ -133,7 +136,7 @@ def volumes(
         slices_of_all = [one for n in numbers for one in found[n].slices]
         for part, mark in list(_stacks(found, slices_of_all)) or [([], "")]:
             first = found[part[0].file if part else numbers[0]]
-            candidates.append(_candidate(uid or "none", first, part, mark, problem))
+            candidates.append(_candidate(uid or NO_SERIES, first, part, mark, problem))
     total, seen = Counter(one.series for one in candidates), Counter[str]()
     for n, one in enumerate(candidates):
         if total[one.series] > 1:
@@ -200,6 +203,18 @@ def choose(
     return best, [_compared(one, best) for one in candidates if one is not best]
 
 
+def as_good(others: Iterable[Candidate]) -> Iterator[ResultWarning]:
+    """Warn of volumes that `choose` left out although nobody can tell that they are worse."""
+    if found := [one for one in others if one.reason == _NO_WORSE]:
+        ways = "another series is" if len(found) == 1 else f"{len(found)} other series are"
+        text = (
+            f"By all that headers say {ways} as good a choice as the one that was taken, and may be another phase of "
+            f"contrast, in which lesions look otherwise: {'; '.join(one.about for one in found)}. 'trtseg segment "
+            "--series list' shows all, and --series takes another (series= in Python)."
+        )
+        yield ResultWarning("series-choice", text)
+
+
 def listing(candidates: Iterable[Candidate]) -> str:
     """Say in a line which volumes there are."""
     return "; ".join(f"{one.series} ({one.about}{': ' * bool(one.reason)}{one.reason})" for one in candidates)
@@ -225,7 +240,7 @@ def _compared(one: Candidate, best: Candidate) -> Candidate:
     if one.problem is not None:
         return replace(one, reason=str(one.problem))
     worse = (why for why, a, b in zip(_RANKS, one.rank, best.rank, strict=True) if a < b)
-    return replace(one, reason=next(worse, NO_WORSE))
+    return replace(one, reason=next(worse, _NO_WORSE))
 
 
 def _candidate(
@@ -258,11 +273,15 @@ def _candidate(
         float(len(slices)),
     )
     number = text(header, "SeriesNumber")
-    about = (
-        f"{len(slices)} slice{'s' * (len(slices) > 1)} of {one.size[0]} x {one.size[1]}, {step:.3g} mm apart"
-        f"{f', kernel {kernel}' if kernel else ''}{', ' + ' '.join(image_type) if image_type else ''}"
-        f"{f', SeriesNumber {number}' if number.isdecimal() else ''}{', ' * bool(mark)}{mark}"
-    )
+    known = mark.partition(" ")[0]  # is not said twice
+    facts = [
+        f"{len(slices)} slice{'s' * (len(slices) > 1)} of {one.size[0]} x {one.size[1]}, {step:.3g} mm apart",
+        f"kernel {kernel}" if kernel and known != "ConvolutionKernel" else "",
+        " ".join(image_type) if known != "ImageType" else "",
+        f"SeriesNumber {number}" if number.isdecimal() else "",
+        mark,
+    ]
+    about = ", ".join(filter(None, facts))
     return Candidate(series, study, patient, tuple(slices), about, reason, rank, problem)
 
 
