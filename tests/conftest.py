@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,14 @@ if worker := os.environ.get(
     "PYTEST_XDIST_WORKER"
 ):  # a core each: OpenVINO, PyTorch and our ops start no more threads
     os.sched_setaffinity(0, {sorted(CORES)[int(worker[2:]) % len(CORES)]})
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let workers begin with the files of few tests: these take longest, and one that begins last is waited for."""
+    if worker:
+        tests = Counter(item.path for item in items)
+        items.sort(key=lambda item: tests[item.path])
 
 
 @pytest.fixture(scope="session")
