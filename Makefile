@@ -47,7 +47,7 @@ demo: $(DEMO)/installed
 
 # Two at a time, each on a core of its own (tests/conftest.py). What takes minutes is apart.
 test: lint
-	$(TEST)/bin/python -m pytest -n 2 --dist loadfile -m 'not slow'
+	$(TEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 test-slow: $(TEST)/installed
 	$(TEST)/bin/python -m pytest -m slow

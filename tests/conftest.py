@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,11 +15,19 @@ import trtseg
 from trtseg.phantom import abdomen
 from trtseg.sample import write_phantom
 
+CORES = os.sched_getaffinity(0)
 if worker := os.environ.get(
     "PYTEST_XDIST_WORKER"
 ):  # a core each: OpenVINO, PyTorch and our ops start no more threads
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})
+    os.sched_setaffinity(0, {sorted(CORES)[int(worker[2:]) % len(CORES)]})
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let workers begin with the files of few tests: these take longest, and one that begins last is waited for."""
+    if worker:
+        tests = Counter(item.path for item in items)
+        items.sort(key=lambda item: tests[item.path])
 
 
 @pytest.fixture(scope="session")
@@ -42,13 +51,13 @@ def shim_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def shim(shim_folder) -> Shim:
     """trtseg._core for a GPU that is played on the CPU."""
-    return build_shim(shim_folder)
+    return build_shim(shim_folder, CORES)
 
 
 @pytest.fixture(scope="session")
 def unwatched_shim(shim_folder) -> Shim:
     """The same without sanitizers, which OpenVINO does not get on with."""
-    return build_shim(shim_folder, watched=False)
+    return build_shim(shim_folder, CORES, watched=False)
 
 
 @pytest.fixture(scope="session")

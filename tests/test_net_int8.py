@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -334,13 +333,3 @@ def test_sums_that_32_bits_do_not_hold_are_refused():
 def test_nothing_is_converted():
     with pytest.raises(TypeError):
         net_of((8, 0), (8, 0)).add_conv((0, 0, 8), (1, 0, 8), None, WEIGHTS.astype(np.uint8), ONE, ONE)
-
-
-def test_nothing_is_read_or_written_beside_the_maps(shim):
-    """All of the above once more, under AddressSanitizer and UBSan."""
-    script = (
-        f"import pytest, sys\nsys.exit(pytest.main(['-qs', '-k', 'not beside_the_maps', {__file__!r}]))\n"
-    )
-    (path := Path(shim.module).with_name("net_int8.py")).write_text(script)
-    done = shim.run_script(path)
-    assert done.returncode == 0, done.stdout + done.stderr

@@ -48,6 +48,7 @@ NET_FLAGS = {
     "net_int8.cpp": [],
     "net_plan.cpp": [],
 }
+BINDINGS = ("bind_arrays.cpp", "bind_host.cpp", "bind_net.cpp")  # which bindings.cpp brings together
 SANITIZE = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
 
 
@@ -99,8 +100,11 @@ def why_no_sanitizers(gxx: str, folder: Path) -> str | None:
     return f"Python fails under AddressSanitizer: {done.stderr[-300:]}" if done.returncode != 0 else None
 
 
-def build_shim(folder: Path, *, watched: bool = True) -> Shim:
-    """Build the module in a folder, or skip the test with the reason why that cannot be; ``watched``: by sanitizers."""
+def build_shim(folder: Path, cores: set[int], *, watched: bool = True) -> Shim:
+    """Build the module in a folder, or skip the test with the reason why that cannot be; ``watched``: by sanitizers.
+
+    The compilers run on ``cores``: a worker has one, but the other worker may wait for the same module.
+    """
     gxx = shutil.which("g++")
     if gxx is None:
         pytest.skip("there is no g++ to compile the kernels with")
@@ -111,8 +115,9 @@ def build_shim(folder: Path, *, watched: bool = True) -> Shim:
     unwatched = why_no_sanitizers(gxx, folder) if watched else "they were not asked for"
     sanitize = SANITIZE if unwatched is None else []
     rest = ["-O0", f"-I{pybind11.get_include()}", f"-I{headers}", *MACROS]
-    sources = ("bind_arrays.cpp", "bind_host.cpp", "bind_net.cpp", "bindings.cpp", "ops.cpp", "ops_cpu.cpp")
-    flags = dict.fromkeys((CSRC / name for name in sources), rest)
+    # All bindings at once: most of the time goes into the headers of pybind11.
+    others = [word for name in BINDINGS for word in ("-include", CSRC / name)]
+    flags = {CSRC / "bindings.cpp": [*rest, *others], CSRC / "ops.cpp": rest, CSRC / "ops_cpu.cpp": rest}
     flags |= {CSRC / name: ["-O1", "-g1", *own, *sanitize] for name, own in NET_FLAGS.items()}
     cuda = [*CUDA_FLAGS, *sanitize]
     flags |= dict.fromkeys((CSRC / "ops_cuda.cu", CSRC / "graph_cuda.cu"), cuda)
@@ -126,7 +131,10 @@ def build_shim(folder: Path, *, watched: bool = True) -> Shim:
             compile_with(gxx, *FLAGS, *flags[source], "-c", source, "-o", target)
         return target
 
-    with (folder / "lock").open("w") as lock, ThreadPoolExecutor(2) as pool:
+    def use_cores() -> None:
+        os.sched_setaffinity(0, cores)  # of this thread, and of what it starts
+
+    with (folder / "lock").open("w") as lock, ThreadPoolExecutor(2, initializer=use_cores) as pool:
         fcntl.flock(lock, fcntl.LOCK_EX)
         objects = list(pool.map(compile_one, flags))
         if not module.exists():
