@@ -296,3 +296,21 @@ def test_the_source_distribution_holds_what_builds_it_and_no_tests(tmp_path):
     assert {f"csrc/{path.name}" for path in (ROOT / "csrc").iterdir()} <= held
     assert {"setup.py", "LICENSE", "trtseg/report/web/case.js", "trtseg/models/default/liver.onnx"} <= held
     assert not [name for name in held if name.startswith("tests/")]
+
+
+def test_make_passes_over_pythons_that_are_not_there(tmp_path):
+    """Six names are tried. What is there and will not do is named, and so is one that is asked for."""
+    script(tmp_path / "bin" / "python3.12", "echo is older than 3.11 >&2; exit 1")
+    script(tmp_path / "bin" / "python3.14", "exit 0")
+    script(tmp_path / "bin" / "c++", "exit 0")
+    for tool in ("sh", "tail", "find", "make"):
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool) or pytest.skip(f"there is no {tool}"))
+    command = ["make", "-s", "-f", ROOT / "Makefile", ".venv/demo/bin/python"]
+    options = {"cwd": tmp_path, "env": {"PATH": str(tmp_path / "bin")}, "capture_output": True, "text": True}
+    (tmp_path / "trtseg").mkdir()
+    done = subprocess.run(command, check=True, **options)
+    assert done.stderr == "python3.12: is older than 3.11\n"
+    done = subprocess.run([*command, "PYTHON=python3.99"], check=False, **options)
+    assert done.returncode != 0
+    assert done.stderr.startswith("python3.99: ")
+    assert "no Python >= 3.11 with venv and headers found" in done.stderr
