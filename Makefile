@@ -132,6 +132,7 @@ $(DEMO)/bin/python $(TEST)/bin/python $(PEERS)/bin/python:
 	@command -v $${CXX:-c++} >/dev/null || { \
 	  echo 'error: no C++ compiler found; install g++ or clang++, or set CXX' >&2; exit 1; }
 	@for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3.14 python3 python); do \
+	  command -v $$python >/dev/null || [ -n "$(PYTHON)" ] || continue; \
 	  why=$$($$python -c '$(CHECK)' 2>&1) && { $$python -m venv $(@:/bin/python=) && exit 0 || exit 1; }; \
 	  echo "$$python: $$(echo "$$why" | tail -n 1)"; \
 	done >&2; \

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pathlib import Path
 from pybind11.setup_helpers import Pybind11Extension, has_flag
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import CompileError
+from setuptools.errors import CompileError, ExecError
 
 # Turing, Ampere, Orin, Ada, Hopper, Blackwell and Thor, as far as nvcc knows them.
 # The newest also as PTX, for GPUs to come.
@@ -220,6 +221,22 @@ def max_jobs():
     return max(1, int(text))
 
 
+def what_is_missing(program):
+    """Return what the machine lacks to compile C++ for Python with `program`, and what to do; or None."""
+    if shutil.which(program) is None:
+        return (
+            f"there is no C++ compiler {program}; install g++ (Debian, Ubuntu: apt install g++; Fedora: dnf "
+            "install gcc-c++) or clang, or name yours: CC=clang CXX=clang++"
+        )
+    folder = sysconfig.get_path("include")
+    if not Path(folder, "Python.h").exists():
+        return (
+            f"there is no Python.h in {folder}; install the headers of this Python "
+            "(Debian, Ubuntu: apt install python3-dev; Fedora: dnf install python3-devel)"
+        )
+    return None
+
+
 class BuildExt(build_ext):
     """Compiles the CUDA sources with nvcc beside the C++ files, the objects in parallel."""
 
@@ -259,6 +276,11 @@ class BuildExt(build_ext):
             self.compiler.compile = compile_all
             try:
                 super().build_extension(ext)
+            except (CompileError, ExecError, OSError) as error:
+                missing = what_is_missing(self.compiler.compiler_so_cxx[0])
+                if missing is None:
+                    raise
+                raise CompileError(missing) from error
             finally:
                 self.compiler.compile = compile_one
 

@@ -59,17 +59,28 @@ def fake_toolkit(
 ELSEWHERE = """import platform, runpy, sys
 platform.machine = lambda machine=sys.argv.pop(1): machine
 runpy.run_path(sys.argv.pop(1), run_name="__main__")"""
+# Runs setup.py with a Python whose headers would lie in another folder: FOLDER ARGUMENTS...
+OTHER_HEADERS = """import runpy, sys, sysconfig
+sysconfig.get_path = lambda name, *_, folder=sys.argv.pop(1), true=sysconfig.get_path, **__: (
+    folder if name == "include" else true(name)
+)
+runpy.run_path(sys.argv.pop(1), run_name="__main__")"""
 
 
 def build(
-    tmp_path: Path, machine: str | None = None, refused: str = "", **environment: str
+    tmp_path: Path,
+    machine: str | None = None,
+    refused: str = "",
+    headers: Path | None = None,
+    **environment: str,
 ) -> subprocess.CompletedProcess:
     """Run setup.py build_ext with a C++ compiler that does nothing but log, and fails where it is given one flag."""
     pytest.importorskip("pybind11", reason="pybind11 is not installed")
     pytest.importorskip("setuptools", reason="setuptools is not installed")
     refusal = f'case " $* " in *" {refused or "none"} "*) exit 1 ;; esac'
     cxx = str(script(tmp_path / "cxx", refusal, f'echo "$*" >>"{tmp_path}/cxx.log"', OUTPUT))
-    command = [sys.executable, *(("-c", ELSEWHERE, machine) if machine else ()), "setup.py", "build_ext"]
+    run = ("-c", ELSEWHERE, machine) if machine else ("-c", OTHER_HEADERS, headers) if headers else ()
+    command = [sys.executable, *run, "setup.py", "build_ext"]
     command += ["--build-temp", tmp_path / "t", "--build-lib", tmp_path / "l"]
     env = {k: v for k, v in os.environ.items() if not k.startswith("TRTSEG_")}
     env |= {"CC": cxx, "CXX": cxx, "LDSHARED": cxx, "LDCXXSHARED": cxx} | environment
@@ -100,6 +111,27 @@ def refusal(done: subprocess.CompletedProcess) -> str:
 )
 def test_unknown_values_fail(tmp_path, environment, message):
     assert refusal(build(tmp_path, **environment)) == message
+
+
+def test_without_a_compiler_it_says_so_at_the_end(tmp_path):
+    """There a newcomer looks, who has never heard of the compiler that Python was built with."""
+    message = refusal(build(tmp_path, TRTSEG_CUDA="0", CC="some-gcc", CXX="some-g++"))
+    assert message.startswith(
+        "error: there is no C++ compiler some-g++; install g++ (Debian, Ubuntu: apt install g++;"
+    )
+
+
+def test_without_headers_of_python_it_says_so_at_the_end(tmp_path):
+    message = refusal(build(tmp_path, refused="-Wextra", headers=tmp_path / "none", TRTSEG_CUDA="0"))
+    assert message.startswith(
+        f"error: there is no Python.h in {tmp_path}/none; install the headers of this Python"
+    )
+
+
+def test_a_compiler_that_fails_speaks_for_itself(tmp_path):
+    message = refusal(build(tmp_path, refused="-Wextra", TRTSEG_CUDA="0"))
+    assert message.startswith("error: ")
+    assert "failed with exit code 1" in message or "non-zero exit status 1" in message
 
 
 @pytest.mark.parametrize(("cuda", "archs"), [("auto", "hopper"), ("auto", ""), ("1", "90a")])
@@ -264,3 +296,21 @@ def test_the_source_distribution_holds_what_builds_it_and_no_tests(tmp_path):
     assert {f"csrc/{path.name}" for path in (ROOT / "csrc").iterdir()} <= held
     assert {"setup.py", "LICENSE", "trtseg/report/web/case.js", "trtseg/models/default/liver.onnx"} <= held
     assert not [name for name in held if name.startswith("tests/")]
+
+
+def test_make_passes_over_pythons_that_are_not_there(tmp_path):
+    """Six names are tried. What is there and will not do is named, and so is one that is asked for."""
+    script(tmp_path / "bin" / "python3.12", "echo is older than 3.11 >&2; exit 1")
+    script(tmp_path / "bin" / "python3.14", "exit 0")
+    script(tmp_path / "bin" / "c++", "exit 0")
+    for tool in ("sh", "tail", "find", "make"):
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool) or pytest.skip(f"there is no {tool}"))
+    command = ["make", "-s", "-f", ROOT / "Makefile", ".venv/demo/bin/python"]
+    options = {"cwd": tmp_path, "env": {"PATH": str(tmp_path / "bin")}, "capture_output": True, "text": True}
+    (tmp_path / "trtseg").mkdir()
+    done = subprocess.run(command, check=True, **options)
+    assert done.stderr == "python3.12: is older than 3.11\n"
+    done = subprocess.run([*command, "PYTHON=python3.99"], check=False, **options)
+    assert done.returncode != 0
+    assert done.stderr.startswith("python3.99: ")
+    assert "no Python >= 3.11 with venv and headers found" in done.stderr
