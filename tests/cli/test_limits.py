@@ -63,7 +63,10 @@ def test_a_limit_far_too_low_is_one_sentence(here, model, phantom_ct, limit, val
 
 
 def test_five_open_files_are_enough(here, model, phantom_ct):
-    assert segment_under("RLIMIT_NOFILE", 5, phantom_ct, "--model", model) is not None
+    # libffi, which NumPy loads, keeps one more open in some systems.
+    count = "import numpy, os; print(len(os.listdir('/proc/self/fd')) - 4)"  # without 0 to 2, and that folder
+    kept = int(subprocess.check_output([sys.executable, "-c", count]))
+    assert segment_under("RLIMIT_NOFILE", 5 + kept, phantom_ct, "--model", model) is not None
 
 
 @pytest.mark.slow
