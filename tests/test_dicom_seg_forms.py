@@ -284,6 +284,13 @@ def test_a_label_map_of_a_segment_that_is_not_described_is_refused(tmp_path):
         read(tmp_path, labelmap(values), {1: 1})
 
 
+def test_a_label_map_of_negative_numbers_is_refused(tmp_path):
+    made = labelmap(np.where(TUMOUR, 255, LABELS))
+    made.PixelRepresentation = 1
+    with pytest.raises(InputError, match=r"a frame shows segment 65535, which is not described"):
+        read(tmp_path, made)
+
+
 def test_a_file_that_ends_early_is_refused(tmp_path):
     whole = save(tmp_path / "seg.dcm", seg(FRAMES)).read_bytes()
     for end in (*range(200, len(whole), 97), len(whole) - 2):

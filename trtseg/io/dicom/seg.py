@@ -203,6 +203,7 @@ def _mask(name: str, frame: np.ndarray, kind: str, full: int) -> np.ndarray:
 
 def _looked_up(name: str, frame: np.ndarray, known: set[int], stands_for: Mapping[int, int]) -> np.ndarray:
     """Labels of a frame that holds numbers of segments."""
+    frame = frame.astype(np.uint16, copy=False)  # a damaged header may call them signed
     values = np.bincount(frame.ravel(), minlength=1).nonzero()[0].tolist()
     if unknown := [value for value in values if value and value not in known]:
         raise InputError(
