@@ -98,7 +98,9 @@ def read_seg(name: str, meaning: Mapping[int, int] | None = None) -> tuple[np.nd
     shape = (int(index.max()) + 1, *first.size)
     geometry = ct_geometry(name, shape, affine=affine, warnings=(*warnings, *absent))
     frames = stored_frames(name, dataset, count, first.size)
-    full = 1 if kind == "BINARY" else integer(name, dataset, "MaximumFractionalValue", 1)
+    full = integer(name, dataset, "MaximumFractionalValue", 1) if kind == "FRACTIONAL" else 1
+    if full < 1:
+        raise InputError(f"{name}: MaximumFractionalValue is {full}; expected 1 or more, export it again")
     with memory_for(name, 2 * int(np.prod(shape)) + 16 * first.size[0] * first.size[1]):
         labels = np.zeros(shape, np.uint8)
         for k, number, frame in zip(index, shown, frames, strict=True):
