@@ -211,7 +211,9 @@ def as_good(others: Iterable[Candidate]) -> Iterator[ResultWarning]:
         ways, it = (
             ("another series is", "It") if count == 1 else (f"{count} other series are", "Each of them")
         )
-        named = "; ".join([*(one.about for one in found[:_SHOWN]), *["..."] * (count > _SHOWN)])
+        named = "; ".join(
+            [*(one.about for one in found[:_SHOWN]), *[f"and {count - _SHOWN} more"] * (count > _SHOWN)]
+        )
         text = (
             f"By what the headers say, {ways} as good a choice as the one that was taken: {named}. {it} may show "
             "another phase of contrast, in which lesions look otherwise. 'trtseg segment --series list' lists all "
