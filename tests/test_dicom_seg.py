@@ -252,14 +252,24 @@ def test_the_commands_take_segmentations(both):
     nifti.rename(both / "other.nii.gz")
     made = run("compare", both / "seg.json", both / "other.nii.gz")
     assert (made.exit_code, "unchanged" in made.stdout) == (0, True)
-    assert "warning: before: this DICOM Segmentation has no empty slices" in made.stderr
+    assert "warning: before: the liver reaches the end of the slices that this DICOM" in made.stderr
     findings = compare(both / "other.nii.gz", both / "other.nii.gz").findings
     of_seg = compare(seg, seg)
     assert [f.before.volume_ml for f in of_seg.findings] == [f.before.volume_ml for f in findings]
-    assert not any("reaches the end" in warning for warning in of_seg.warnings)
+    assert not any("reaches the end of the scan" in warning for warning in of_seg.warnings)
 
 
 def test_a_segmentation_with_empty_frames_at_both_ends_shows_a_whole_liver(tmp_path):
     path = segmentation(tmp_path, [(ANATOMY, LIVER, "Liver", WHOLE)], omit_empty_frames=False)
     assert read_labels(path)[0].shape[0] == 6
     assert not any("cuts the liver" in warning for warning in compare(path, path).warnings)
+
+
+def test_a_segmentation_with_empty_frames_at_one_end_may_be_cut_at_the_other(tmp_path):
+    """It has empty slices, which the warning said it had not."""
+    liver = mask((0, 5), (1, 7), (1, 6))
+    path = segmentation(tmp_path, [(ANATOMY, LIVER, "Liver", liver)], omit_empty_frames=False)
+    assert read_labels(path)[0].any((1, 2)).tolist() == [True] * 5 + [False]
+    told = "the liver reaches the end of the slices that this DICOM Segmentation holds, so it does not tell"
+    warnings = compare(path, path).warnings
+    assert [warning.split(":")[0] for warning in warnings if told in warning] == ["before", "after"]
