@@ -161,8 +161,8 @@ def _absent(known: set[int], stands_for: Mapping[int, int]) -> Iterator[ResultWa
         yield ResultWarning("liver-segment", text)
     if {stands_for.get(number) for number in known} & {1, 2} == {2}:
         text = (
-            "No segment is the liver, so tumours alone are taken for it: what is said of the liver is wrong, and what "
-            "is said of a share of it, too."
+            "No segment is the liver, so tumours alone are taken for it: the volume of the liver is wrong, and so is "
+            "whatever is compared with it."
         )
         yield ResultWarning("liver-segment", text)
 
