@@ -239,6 +239,22 @@ def test_overlays_are_drawn_on_the_whole_ct(both):
     assert (both / "a.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_overlays_on_one_of_several_phases_are_warned_of(both):
+    """Which of them the labels are of, nobody can tell: the picture may show another one."""
+    for n, path in enumerate(sorted((both / "ct").iterdir())):
+        header = pydicom.dcmread(path)
+        header.SeriesInstanceUID, header.SOPInstanceUID = "1.2.9", f"1.2.9.{n}"
+        header.save_as(path.with_name(f"z{path.name}"))
+    options = ("--ct", both / "ct", "--overlays", both / "worst", "-q")
+    arguments = ("evaluate", both / "seg.dcm", both / "seg.nii.gz", *options)
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == 0
+    assert (
+        f"warning: {both / 'ct'}: By what the headers say, another series is as good a choice" in done.stderr
+    )
+    assert (both / "worst" / "seg.png").is_file()
+
+
 def test_the_commands_take_segmentations(both):
     def run(*arguments):
         return CliRunner().invoke(app, [str(argument) for argument in arguments])
