@@ -10,6 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_results import WAYS, make
+from dicom_segs import ABNORMAL, ANATOMY, LIVER, MASS
 from typer.testing import CliRunner
 
 from trtseg.cli import app
@@ -21,9 +22,7 @@ from trtseg.pairs import Pair, draw, score
 
 highdicom = pytest.importorskip("highdicom")
 DCMQI = Path(__file__).parents[2] / "shared" / "data" / "dcmqi_ct3"
-LIVER, MASS, SPLEEN = ("10200004", "SCT", "Liver"), ("4147007", "SCT", "Mass"), ("78961009", "SCT", "Spleen")
-ANATOMY = ("123037004", "SCT", "Anatomical Structure")
-ABNORMAL = ("49755003", "SCT", "Morphologically Abnormal Structure")
+SPLEEN = ("78961009", "SCT", "Spleen")
 PATIENT = dict.fromkeys(
     ("PatientBirthDate", "PatientSex", "AccessionNumber", "StudyTime", "StudyDate", "StudyID"), ""
 )
