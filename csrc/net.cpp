@@ -17,7 +17,7 @@ using conv::Map;
 
 namespace {
 
-// Of a head for each pixel: their weights of eight channels are 2 GiB in INT8, and no ONNX file holds more.
+// The most logits of a head for each pixel: of eight channels they have 2 GiB of weights in INT8, beyond any ONNX file.
 constexpr std::int64_t kMostLogits = std::int64_t{1} << 28;
 
 // How many threads a number of them stands for.

@@ -68,6 +68,22 @@ def test_a_patient_who_lies_askew_is_where_each_slice_says(tmp_path, tilt):
     assert [w.code for w in volume.warnings] == ["geometry-tilt"] * (tilt > 0)
 
 
+@pytest.mark.parametrize("count", [1, 6])
+def test_directions_that_are_rounded_are_no_tilt(tmp_path, count):
+    """Their lengths are not quite 1: by 0.03 % with three digits, which is the cosine of 1.4 degrees."""
+    places = along_z(100 + 40 * np.arange(count))
+    orientation = [0.707, 0.707, 0, -0.707, 0.707, 0]
+    volume = load(write(tmp_path, places, orientation, CT[:count], SliceThickness=40))
+    assert [warning.code for warning in volume.warnings if warning.code != "geometry-unknown"] == []
+
+
+def test_directions_that_are_rounded_up_hide_no_tilt(tmp_path):
+    places = [(-180, -150 + 40 * z * np.tan(np.radians(2)), 100 + 40 * z) for z in range(6)]
+    volume = load(write(tmp_path, places, [1.001, 0, 0, 0, 1.001, 0]))
+    assert [warning.code for warning in volume.warnings] == ["geometry-tilt"]
+    assert "tilted by 2.0 degrees" in volume.warnings[0].text
+
+
 def test_a_tilted_gantry_shears_the_grid_and_is_warned_of(tmp_path):
     tilt = np.radians(15)
     orientation = [1, 0, 0, 0, float(np.cos(tilt)), float(-np.sin(tilt))]

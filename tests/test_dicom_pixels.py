@@ -124,6 +124,21 @@ def test_uncompressed_syntaxes(syntax, tmp_path):
     assert np.array_equal(read_again(dataset, tmp_path), HU)
 
 
+def test_bytes_in_big_endian_words_come_in_pairs():
+    """The last of an odd number of pixels lies in the second byte of its word, which must be there."""
+    stored = np.arange(15, dtype=np.uint8).reshape(3, 5)
+    words = np.append(stored, np.uint8(99)).reshape(-1, 2)[:, ::-1].tobytes()
+    dataset = made.instance(stored, PixelData=words)
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+    assert np.array_equal(read_slice(dataset)[1], stored)
+    dataset.PixelData = words[:-1]
+    with pytest.raises(InputError, match="15 bytes of pixels, and a header that asks for 16"):
+        read_slice(dataset)
+    dataset["PixelData"].VR = "OB"
+    dataset.PixelData = stored.tobytes()
+    assert np.array_equal(read_slice(dataset)[1], stored)
+
+
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian])
 @pytest.mark.parametrize("preamble", [True, False])
 def test_files_without_meta_header_or_transfer_syntax(syntax, preamble, tmp_path):

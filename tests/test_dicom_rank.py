@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import dicom_made as made
@@ -67,12 +68,23 @@ def test_a_phase_that_is_left_out_is_told(tmp_path):
     assert np.array_equal(volume.array, CT)
     (told,) = (warning.text for warning in volume.warnings if warning.code == "series-choice")
     assert told == (
-        "By all that headers say another series is as good a choice as the one that was taken, and may be another "
-        "phase of contrast, in which lesions look otherwise: 6 slices of 40 x 52, 40 mm apart, ORIGINAL PRIMARY AXIAL, "
-        "SeriesNumber 4. 'trtseg segment --series list' shows all, and --series takes another (series= in Python)."
+        "By what the headers say, another series is as good a choice as the one that was taken: 6 slices of 40 x 52, "
+        "40 mm apart, ORIGINAL PRIMARY AXIAL, SeriesNumber 4. It may show another phase of contrast, in which lesions "
+        "look otherwise. 'trtseg segment --series list' lists all series, and --series takes another (series= in "
+        "Python)."
     )
     chosen = load(tmp_path, series="1.1")
     assert np.array_equal(chosen.array, CT)
     assert chosen.warnings == tuple(warning for warning in volume.warnings if warning.text != told)
-    made.save_series(tmp_path / "d", CT[:, :, ::-1], SeriesInstanceUID="1.4", SeriesNumber=6)
-    assert "2 other series are as good" in " ".join(warning.text for warning in load(tmp_path).warnings)
+
+
+@pytest.mark.parametrize(("count", "named"), [(2, 2), (5, 5), (30, 5)])
+def test_of_many_phases_that_are_left_out_five_are_named(count, named, tmp_path):
+    """As of a perfusion CT: the warning goes into pages, pictures and the DICOM report."""
+    for n in range(count + 1):
+        made.save_series(tmp_path / f"{n:02}", CT, SeriesInstanceUID=f"1.{n}", SeriesNumber=n)
+    (told,) = (warning.text for warning in load(tmp_path).warnings if warning.code == "series-choice")
+    assert told.startswith(f"By what the headers say, {count} other series are as good a choice")
+    assert "Each of them may show another phase" in told
+    assert re.findall(r"SeriesNumber (\d+)", told) == [str(n) for n in range(1, 1 + named)]
+    assert ("; and 25 more. Each" in told) == (count > named)

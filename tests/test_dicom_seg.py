@@ -10,6 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_results import WAYS, make
+from dicom_segs import ABNORMAL, ANATOMY, LIVER, MASS
 from typer.testing import CliRunner
 
 from trtseg.cli import app
@@ -21,9 +22,7 @@ from trtseg.pairs import Pair, draw, score
 
 highdicom = pytest.importorskip("highdicom")
 DCMQI = Path(__file__).parents[2] / "shared" / "data" / "dcmqi_ct3"
-LIVER, MASS, SPLEEN = ("10200004", "SCT", "Liver"), ("4147007", "SCT", "Mass"), ("78961009", "SCT", "Spleen")
-ANATOMY = ("123037004", "SCT", "Anatomical Structure")
-ABNORMAL = ("49755003", "SCT", "Morphologically Abnormal Structure")
+SPLEEN = ("78961009", "SCT", "Spleen")
 PATIENT = dict.fromkeys(
     ("PatientBirthDate", "PatientSex", "AccessionNumber", "StudyTime", "StudyDate", "StudyID"), ""
 )
@@ -239,6 +238,22 @@ def test_overlays_are_drawn_on_the_whole_ct(both):
     assert (both / "a.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_overlays_on_one_of_several_phases_are_warned_of(both):
+    """Which of them the labels are of, nobody can tell: the picture may show another one."""
+    for n, path in enumerate(sorted((both / "ct").iterdir())):
+        header = pydicom.dcmread(path)
+        header.SeriesInstanceUID, header.SOPInstanceUID = "1.2.9", f"1.2.9.{n}"
+        header.save_as(path.with_name(f"z{path.name}"))
+    options = ("--ct", both / "ct", "--overlays", both / "worst", "-q")
+    arguments = ("evaluate", both / "seg.dcm", both / "seg.nii.gz", *options)
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == 0
+    assert (
+        f"warning: {both / 'ct'}: By what the headers say, another series is as good a choice" in done.stderr
+    )
+    assert (both / "worst" / "seg.png").is_file()
+
+
 def test_the_commands_take_segmentations(both):
     def run(*arguments):
         return CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -252,14 +267,24 @@ def test_the_commands_take_segmentations(both):
     nifti.rename(both / "other.nii.gz")
     made = run("compare", both / "seg.json", both / "other.nii.gz")
     assert (made.exit_code, "unchanged" in made.stdout) == (0, True)
-    assert "warning: before: this DICOM Segmentation has no empty slices" in made.stderr
+    assert "warning: before: the liver reaches the end of the slices that this DICOM" in made.stderr
     findings = compare(both / "other.nii.gz", both / "other.nii.gz").findings
     of_seg = compare(seg, seg)
     assert [f.before.volume_ml for f in of_seg.findings] == [f.before.volume_ml for f in findings]
-    assert not any("reaches the end" in warning for warning in of_seg.warnings)
+    assert not any("reaches the end of the scan" in warning for warning in of_seg.warnings)
 
 
 def test_a_segmentation_with_empty_frames_at_both_ends_shows_a_whole_liver(tmp_path):
     path = segmentation(tmp_path, [(ANATOMY, LIVER, "Liver", WHOLE)], omit_empty_frames=False)
     assert read_labels(path)[0].shape[0] == 6
     assert not any("cuts the liver" in warning for warning in compare(path, path).warnings)
+
+
+def test_a_segmentation_with_empty_frames_at_one_end_may_be_cut_at_the_other(tmp_path):
+    """It has empty slices, which the warning said it had not."""
+    liver = mask((0, 5), (1, 7), (1, 6))
+    path = segmentation(tmp_path, [(ANATOMY, LIVER, "Liver", liver)], omit_empty_frames=False)
+    assert read_labels(path)[0].any((1, 2)).tolist() == [True] * 5 + [False]
+    told = "the liver reaches the end of the slices that this DICOM Segmentation holds, so it does not tell"
+    warnings = compare(path, path).warnings
+    assert [warning.split(":")[0] for warning in warnings if told in warning] == ["before", "after"]

@@ -170,6 +170,16 @@ def test_fractions_that_are_nothing_or_all_are_masks(tmp_path, full):
         read(tmp_path, made)
 
 
+def test_a_fraction_of_nothing_is_refused(tmp_path):
+    """Half of the frame is 0, so as many values are the largest as are something, and the mask was the other half."""
+    half = np.zeros((16, 18), np.uint8)
+    half[:8] = 1
+    made = seg([(1, 0, half)], kind="FRACTIONAL", bits=8)
+    made.MaximumFractionalValue = 0
+    with pytest.raises(InputError, match="MaximumFractionalValue is 0; expected 1 or more"):
+        read(tmp_path, made)
+
+
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
 def test_bits_in_other_transfer_syntaxes(tmp_path, syntax):
     made = seg(FRAMES)
@@ -282,6 +292,13 @@ def test_a_label_map_of_a_segment_that_is_not_described_is_refused(tmp_path):
     values[2, 5, 5] = 9
     with pytest.raises(InputError, match="a frame shows segment 9, which is not described"):
         read(tmp_path, labelmap(values), {1: 1})
+
+
+def test_a_label_map_of_negative_numbers_is_refused(tmp_path):
+    made = labelmap(np.where(TUMOUR, 255, LABELS))
+    made.PixelRepresentation = 1
+    with pytest.raises(InputError, match=r"a frame shows segment 65535, which is not described"):
+        read(tmp_path, made)
 
 
 def test_a_file_that_ends_early_is_refused(tmp_path):

@@ -212,7 +212,10 @@ def _warnings(scan: _Scan) -> Iterator[str]:
     yield from (warning.text for warning in scan.warnings)
     reaches_end = scan.labels[0].any() or scan.labels[-1].any()
     if reaches_end and scan.is_seg:  # some hold the empty slices, too
-        yield "this DICOM Segmentation has no empty slices, so it does not tell whether the scan cuts the liver"
+        yield (
+            "the liver reaches the end of the slices that this DICOM Segmentation holds, so it does not tell "
+            "whether the scan cuts the liver"
+        )
     elif reaches_end:
         yield "the liver reaches the end of the scan, so its volume is a lower bound and lesions may be missing"
     if len(scan.lesions) > _MOST:

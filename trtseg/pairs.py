@@ -114,10 +114,17 @@ def score(pair: Pair, *, liver_only: bool = False, meaning: Mapping[int, int] | 
     return replace(scores, warnings=warnings)
 
 
-def draw(pair: Pair, scores: CaseScores, path: Path, *, meaning: Mapping[int, int] | None = None) -> None:
+def draw(
+    pair: Pair, scores: CaseScores, path: Path, *, meaning: Mapping[int, int] | None = None
+) -> tuple[str, ...]:
     """Draw both label maps on the CT, on the slice where they differ most, as a PNG file.
 
     Tumours are drawn as liver if ``scores`` do not judge tumours. ``meaning`` is that of `score`.
+
+    Returns
+    -------
+    tuple of str
+        Warnings that the picture may show another CT than that of the labels: its folder holds several series.
 
     Raises
     ------
@@ -140,6 +147,7 @@ def draw(pair: Pair, scores: CaseScores, path: Path, *, meaning: Mapping[int, in
         summary += f", tumour Dice {scores.tumour.overlap.dice:.3f}"
     with atomic(path) as (part,):
         part.write_bytes(disagreement_png(volume, prediction, truth, summary))
+    return tuple(f"{pair.ct}: {one.text}" for one in volume.warnings if one.code == "series-choice")
 
 
 def _read(

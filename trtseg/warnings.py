@@ -10,7 +10,7 @@ CODES = {
     "geometry-conflict": "The parts of a header (sform, qform, pixdim) contradict each other.",
     "geometry-uneven": "Slices do not lie at even distances.",
     "geometry-tilt": "The gantry was tilted: the grid is sheared.",
-    "series-choice": "Another DICOM series of the input is as good a choice, as another phase of contrast is.",
+    "series-choice": "Another DICOM series, perhaps another phase of contrast, is as good a choice by its headers.",
     "orientation": "The patient lies otherwise than the header says.",
     "values-scale": "Air and tissue do not lie where Hounsfield units have them.",
     "values-clipped": "The values went through a display window.",

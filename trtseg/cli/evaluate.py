@@ -216,7 +216,8 @@ def _draw(cases: _Cases, folder: Path, count: int, meaning: dict[int, int] | Non
         try:
             target = folder / f"{pair.name}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
-            pairs.draw(pair, scores, target, meaning=meaning)
+            for warning in pairs.draw(pair, scores, target, meaning=meaning):
+                text.warn(warning)
         except Exception as error:
             cases.failures.add(error, pair.prediction, pair.truth)
 

@@ -93,7 +93,7 @@ def read_graph(onnx: bytes) -> Graph:
 
 
 def check_weights(onnx: bytes) -> None:
-    """Refuse NaN and infinity in the tensors of an ONNX file, FP32 or FP16: runtimes make anything of them, or zeros.
+    """Refuse NaN and infinity in the tensors of an ONNX file, FP32 or FP16: nets with them may find no liver anywhere.
 
     Raises
     ------

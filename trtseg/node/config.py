@@ -110,8 +110,8 @@ class Config:
         The most rows or columns of an image, frames of an instance, instances of a series, and series that are not
         finished.
     disk_mb, free_mb : int
-        Size of all instances and results, without those that were rejected, and free space on the disk, beyond which
-        instances are refused.
+        The most that all instances and results may take, without those that were rejected, and the least free space on
+        the disk. Beyond either, instances are refused.
     keep_s, keep_dead_s : float
         How long instances of finished series are kept, and what was rejected.
     receiver_mb, worker_mb : int

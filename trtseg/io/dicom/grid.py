@@ -170,7 +170,8 @@ def _fit(
     if off > _EVEN:
         text = f"Slices lie up to {off:.0%} of their distance beside an even grid, on which they are put."
         warnings.append(ResultWarning("geometry-uneven", text))
-    tilt = np.degrees(np.arccos(min(1.0, float(step @ normal / np.linalg.norm(step)))))
+    cosine = float(step @ normal / (np.linalg.norm(step) * np.linalg.norm(normal)))  # directions are rounded
+    tilt = np.degrees(np.arccos(min(1.0, cosine)))
     if tilt > _TILT_DEGREES:
         text = (
             f"The gantry was tilted by {tilt:.1f} degrees: the grid is sheared. Volumes are right, but programs "

@@ -124,10 +124,12 @@ def _frames(
     data = _pixel_data(name, dataset)
     if syntax not in _NATIVE:
         return _decoded(name, _packed(name, dataset, data, count, size), syntax, format_, size)
-    bits = size[0] * size[1] * format_.allocated
-    _check_length(name, len(data), (count * bits + 7) // 8, size[1] * (format_.allocated // 8))
-    if syntax == _BIG_ENDIAN and format_.allocated < 16 and dataset.get_item(_PIXEL_DATA).VR == "OW":
-        data = np.frombuffer(data[: len(data) & ~1], ">u2").astype("<u2").tobytes()  # in words, not in bytes
+    needed = (count * size[0] * size[1] * format_.allocated + 7) // 8
+    in_words = syntax == _BIG_ENDIAN and format_.allocated < 16 and dataset.get_item(_PIXEL_DATA).VR == "OW"
+    needed += in_words * needed % 2
+    _check_length(name, len(data), needed, size[1] * (format_.allocated // 8))
+    if in_words:
+        data = np.frombuffer(data[: len(data) & ~1], ">u2").astype("<u2").tobytes()
     if format_.allocated == 1:
         return _unpacked(np.frombuffer(data, np.uint8), count, size)
     dtype = format_.dtype.newbyteorder(">" if syntax == _BIG_ENDIAN else "<")

@@ -98,7 +98,9 @@ def read_seg(name: str, meaning: Mapping[int, int] | None = None) -> tuple[np.nd
     shape = (int(index.max()) + 1, *first.size)
     geometry = ct_geometry(name, shape, affine=affine, warnings=(*warnings, *absent))
     frames = stored_frames(name, dataset, count, first.size)
-    full = 1 if kind == "BINARY" else integer(name, dataset, "MaximumFractionalValue", 1)
+    full = integer(name, dataset, "MaximumFractionalValue", 1) if kind == "FRACTIONAL" else 1
+    if full < 1:
+        raise InputError(f"{name}: MaximumFractionalValue is {full}; expected 1 or more, export it again")
     with memory_for(name, 2 * int(np.prod(shape)) + 16 * first.size[0] * first.size[1]):
         labels = np.zeros(shape, np.uint8)
         for k, number, frame in zip(index, shown, frames, strict=True):
@@ -159,8 +161,8 @@ def _absent(known: set[int], stands_for: Mapping[int, int]) -> Iterator[ResultWa
         yield ResultWarning("liver-segment", text)
     if {stands_for.get(number) for number in known} & {1, 2} == {2}:
         text = (
-            "No segment is the liver, so tumours alone are taken for it: what is said of the liver is wrong, and what "
-            "is said of a share of it, too."
+            "No segment is the liver, so tumours alone are taken for it: the volume of the liver is wrong, and so is "
+            "whatever is compared with it."
         )
         yield ResultWarning("liver-segment", text)
 
@@ -203,6 +205,7 @@ def _mask(name: str, frame: np.ndarray, kind: str, full: int) -> np.ndarray:
 
 def _looked_up(name: str, frame: np.ndarray, known: set[int], stands_for: Mapping[int, int]) -> np.ndarray:
     """Labels of a frame that holds numbers of segments."""
+    frame = frame.astype(np.uint16, copy=False)  # a damaged header may call them signed
     values = np.bincount(frame.ravel(), minlength=1).nonzero()[0].tolist()
     if unknown := [value for value in values if value and value not in known]:
         raise InputError(

@@ -28,6 +28,7 @@ _LONG_MM = 80  # of a patient; a liver is longer
 _THIN_MM = 1.0  # thinner slices are no better
 _OWNERS = ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID")
 Key = tuple[str, ...]  # series id, kind, and a value for each of `_OWNERS`
+_SHOWN = 5  # other series in a warning, which goes into pages and pictures
 _HALF = 0.5  # of the slices of another volume in the same series
 # Words of ImageType and of SeriesDescription that no stack of plain CT slices has.
 _NO_CT = {
@@ -206,11 +207,17 @@ def choose(
 def as_good(others: Iterable[Candidate]) -> Iterator[ResultWarning]:
     """Warn of volumes that `choose` left out although nobody can tell that they are worse."""
     if found := [one for one in others if one.reason == _NO_WORSE]:
-        ways = "another series is" if len(found) == 1 else f"{len(found)} other series are"
+        count = len(found)
+        ways, it = (
+            ("another series is", "It") if count == 1 else (f"{count} other series are", "Each of them")
+        )
+        named = "; ".join(
+            [*(one.about for one in found[:_SHOWN]), *[f"and {count - _SHOWN} more"] * (count > _SHOWN)]
+        )
         text = (
-            f"By all that headers say {ways} as good a choice as the one that was taken, and may be another phase of "
-            f"contrast, in which lesions look otherwise: {'; '.join(one.about for one in found)}. 'trtseg segment "
-            "--series list' shows all, and --series takes another (series= in Python)."
+            f"By what the headers say, {ways} as good a choice as the one that was taken: {named}. {it} may show "
+            "another phase of contrast, in which lesions look otherwise. 'trtseg segment --series list' lists all "
+            "series, and --series takes another (series= in Python)."
         )
         yield ResultWarning("series-choice", text)
 
