@@ -332,6 +332,25 @@ def test_few_frames_with_rounded_places_lie_on_a_long_ct(tmp_path, noise):
         assert (scores.liver.overlap.dice, scores.warnings) == (1, ())
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("beside", [-0.08, 0.06, 0.08])  # of 0.07 mm, a tenth of a voxel
+def test_a_segmentation_beside_the_grid_of_the_other_file_is_not_of_its_ct(tmp_path, beside, axis):
+    affine = np.diag([-SPACING[1], -SPACING[0], 2.0, 1])
+    affine[:3, 3] = np.array([-1, -1, 1]) * ORIGIN
+    nib.save(nib.Nifti1Image(WHOLE.T, affine), tmp_path / "ct.nii.gz")
+    made = seg(frames_of(WHOLE))  # without the empty slices at both ends
+    for group in made.PerFrameFunctionalGroupsSequence:
+        group.PlanePositionSequence[0].ImagePositionPatient[axis] += beside
+    save(tmp_path / "seg.dcm", made)
+    for pair in (("ct.nii.gz", "seg.dcm"), ("seg.dcm", "ct.nii.gz")):
+        paths = [tmp_path / name for name in pair]
+        if beside == 0.06:
+            assert score(Pair("a", *paths)).liver.overlap.dice == 1
+        else:
+            with pytest.raises(InputError, match="must belong to the same CT"):
+                score(Pair("a", *paths))
+
+
 def test_a_slice_of_unknown_thickness_is_as_thick_as_those_of_the_other_file(tmp_path):
     planes = np.zeros((9, *SHAPE[1:]), np.uint8)
     planes[4] = LABELS[4]
