@@ -104,7 +104,9 @@ class Dispatcher:
                 worker = self._idle.pop()
                 self._busy[worker] = task
                 self._crew.give(worker, task)
-            again = len(self._again) if self._crew.together else min(1, len(self._again))
+            again = len(self._again)
+            if not self._crew.together:  # one at a time, when all others are done
+                again = min(again, int(not self._busy))
             wanted = min(self._size, left + again + len(self._busy))
             while len(self._idle) + len(self._starting) + len(self._busy) < wanted:
                 self._hire()
