@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from viewing import NAME, make_result, opened
 
+from trtseg.report.case import case_html
 from trtseg.result import Segmentation
 from trtseg.warnings import CODES, ResultWarning
 
@@ -193,6 +194,45 @@ def test_a_probability_that_is_not_known_is_a_dash(tmp_path):
     made = Segmentation.measure(known.canonical, known.volume, provenance=known.provenance)
     made.save(tmp_path / "seg.nii.gz", html=tmp_path / "seg.html")
     assert (tmp_path / "seg.html").read_text().count("<td>–</td>") == 2
+
+
+def test_the_page_says_how_the_labels_were_made():
+    made = {
+        "model": "livers",
+        "model_version": "2.1",
+        "sha256": {"liver.onnx": "ab" * 32, "tumour.onnx": "cd" * 32},
+        "thresholds": {"liver": 0.5, "tumour": 0.66666},
+        "device": "cuda:0 <H200>",
+        "precision": "fp16",
+        "versions": {"trtseg": "0.9", "torch": "2.13"},
+        "fingerprint": "f00d",
+        "intended_use": "research",
+        "search_mm": 12.5,
+        "labelled_slices": 17,
+    }
+    known = make_result()
+    result = Segmentation.measure(
+        known.canonical, known.volume, provenance=made, steps={"largest_liver": {"removed_ml": 1.23456}}
+    )
+    report = result.report() | {"timings_s": {"read": 0.5, "liver net": 12.3456}}
+    report["input"] |= {"series_number": 7}
+    html = case_html(known.volume, result.canonical, result.lesions, report, keep_identity=False).decode()
+    table = re.search('<table class="made">(.*?)</table>', html, re.DOTALL)[1]
+    assert dict(re.findall('<th scope="row">(.*?)</th><td>(.*?)</td>', table)) == {
+        "CT": "64 × 60 × 36 voxels of 3 × 3 × 4 mm",
+        "SeriesNumber": "7",
+        "Model": "livers 2.1",
+        "SHA-256 of liver.onnx": "ab" * 32,
+        "SHA-256 of tumour.onnx": "cd" * 32,
+        "Thresholds": "liver 0.5, tumour 0.6667",
+        "Device and precision": "cuda:0 &lt;H200&gt;, fp16",
+        "Search for the liver": "on slices 12.5 mm apart, 17 slices labelled",
+        "Steps after the nets": "largest liver (removed ml 1.235)",
+        "Seconds": "read 0.5, liver net 12.35",
+        "Versions": "trtseg 0.9, torch 2.13",
+        "Fingerprint": "f00d",
+        "Intended use": "research",
+    }
 
 
 def test_notebooks_show_the_page_in_a_frame(browser, result, tmp_path):
