@@ -9,12 +9,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from dicom_made import save_series
 from tiny import cascade_model
 
 import trtseg
 from trtseg import cohort
 from trtseg.cohort.remote import look
 from trtseg.errors import ArgumentError, InputError
+from trtseg.io import load
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -230,6 +232,20 @@ def test_a_query_is_no_part_of_the_name_of_a_ct_on_the_web(phantom_ct, monkeypat
         (outcome,) = cohort.run(cases, segmenter)
     assert (outcome.error, outcome.case.input) == (None, url)
     assert os.listdir("out") == ["ct_seg.nii.gz"]
+
+
+def test_a_folder_of_dicom_files_in_a_store_is_a_ct(phantom_ct):
+    memory, ct = fsspec.filesystem("memory"), load(phantom_ct).array
+    for path in save_series(Path("local"), ct).iterdir():
+        memory.pipe_file(f"/study/a/deep/{path.name}.dcm", path.read_bytes())
+    Path("out").mkdir()
+    with (
+        trtseg.Segmenter(cascade_model(Path("model"))) as segmenter,
+        cohort.plan(["memory://study/a/deep"], "out.nii.gz") as cases,
+    ):
+        (outcome,) = cohort.run(cases, segmenter)
+    assert (outcome.error, outcome.row["slices"]) == (None, len(ct))
+    assert outcome.case.input == "memory://study/a/deep"
 
 
 def test_a_series_is_that_of_one_input():
