@@ -148,7 +148,7 @@ def _rows(name: str, table: csv.DictReader[str]) -> list[tuple[str, str | None, 
             )
         if not given:
             raise InputError(f"{name}: line {table.line_num} has no input; give a path or a URL")
-        if place and (PurePosixPath(place).is_absolute() or ".." in PurePosixPath(place).parts):
+        if PurePosixPath(place).is_absolute() or ".." in PurePosixPath(place).parts:
             raise InputError(
                 f"{name}: line {table.line_num} has the output {place}; expected a path in the folder of the results"
             )
@@ -159,8 +159,6 @@ def _rows(name: str, table: csv.DictReader[str]) -> list[tuple[str, str | None, 
 def _remote(url: str) -> list[Found]:
     """The CTs of a URL; those of a folder or a pattern keep the folders that they are in."""
     sources = [(name_of(one), one) for one in find_remote(url)]
-    if len(sources) == 1 and sources[0][1] == url:
-        return [single(url)]
     top = Path(os.path.commonpath([path.parent for path, _ in sources]))
     return [Found(path, _labels(path.relative_to(top).with_name(stem(path))), one) for path, one in sources]
 
