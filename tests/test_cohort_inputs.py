@@ -319,6 +319,26 @@ def test_a_folder_of_dicom_in_a_store_is_one_ct():
     }
 
 
+def test_a_whole_store_is_one_ct_that_is_named_like_its_archive_or_its_kind(phantom_ct):
+    memory, ct = fsspec.filesystem("memory"), load(phantom_ct).array
+    with zipfile.ZipFile("archive.zip", "w") as archive:
+        for path in save_series(Path("local"), ct).iterdir():
+            archive.write(path, path.name)
+            memory.pipe_file(f"/{path.name}", path.read_bytes())
+    inside = f"zip://::file://{Path('archive.zip').resolve()}"
+    Path("out").mkdir()
+    with (
+        trtseg.Segmenter(cascade_model(Path("model"))) as segmenter,
+        cohort.plan([inside, "memory://"], "out") as cases,
+    ):
+        outcomes = list(cohort.run(cases, segmenter))
+    assert [(o.error, o.row["slices"], o.case.input) for o in outcomes] == [
+        (None, len(ct), inside),
+        (None, len(ct), "memory://"),
+    ]
+    assert sorted(os.listdir("out")) == ["archive_seg.nii.gz", "memory_seg.nii.gz"]
+
+
 def test_a_change_in_a_store_is_seen():
     memory = fsspec.filesystem("memory")
     memory.pipe_file("/d/1.dcm", b"x")
