@@ -310,13 +310,18 @@ def test_a_store_that_cannot_be_read_is_one_sentence_about_its_url(stores, monke
 def test_a_folder_of_dicom_in_a_store_is_one_ct():
     memory = fsspec.filesystem("memory")
     names = ("DICOMDIR", "one/1.dcm", "one/2.dcm", "two/IM0", "two/notes.txt", "uid/1.2.7", "none/dicomdir")
+    names += ("1.2.840.1/1.dcm", "1.2.840.2/1.dcm")
     for name in names:
         memory.pipe_file(f"/study/{name}", b"x")
     assert planned("memory://study") == {
+        "memory:///study/1.2.840.1": "out/1.2.840.1_seg.nii.gz",
+        "memory:///study/1.2.840.2": "out/1.2.840.2_seg.nii.gz",
         "memory:///study/one": "out/one_seg.nii.gz",
         "memory:///study/two": "out/two_seg.nii.gz",
         "memory:///study/uid": "out/uid_seg.nii.gz",
     }
+    Path("out").mkdir()
+    assert planned("memory://study/1.2.840.1") == {"memory://study/1.2.840.1": "out/1.2.840.1_seg.nii.gz"}
 
 
 def test_a_whole_store_is_one_ct_that_is_named_like_its_archive_or_its_kind(phantom_ct):
