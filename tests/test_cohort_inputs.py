@@ -95,8 +95,8 @@ def test_a_list_names_inputs_and_where_their_labels_go(phantom_ct):
 
 def test_a_list_names_the_series_of_an_input_with_an_output_or_without():
     Path("study").mkdir()
-    rows = ["input,series,output", "study,1.2.1,", "study, 1.2.2 ,second", "study,,third", "memory://other,1.2.3,"]
-    Path("list.csv").write_text("\n".join(rows))
+    rows = ["study,1.2.1,", "study, 1.2.2 ,second", "study,,third", "memory://other,1.2.3,"]
+    Path("list.csv").write_text("\n".join(["input,series,output", *rows]))
     with cohort.plan(["list.csv"], "out") as cases:
         assert [(case.input, str(case.labels), case.series) for case in cases] == [
             ("study", "out/study_seg.nii.gz", "1.2.1"),

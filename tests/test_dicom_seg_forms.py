@@ -141,7 +141,8 @@ def test_places_that_are_rounded_tell_how_many_slices_a_long_gap_has(tmp_path, b
 def test_a_frame_beside_the_grid_is_put_on_it_where_the_header_says_how_far_slices_lie_apart(tmp_path):
     def made(between, beside):
         shifted = seg(frames_of(WHOLE), between=between)
-        shifted.PerFrameFunctionalGroupsSequence[-1].PlanePositionSequence[0].ImagePositionPatient[2] += beside
+        last = shifted.PerFrameFunctionalGroupsSequence[-1].PlanePositionSequence[0]
+        last.ImagePositionPatient[2] += beside
         return shifted
 
     labels, _, codes = read(tmp_path, made(2, 0.2))

@@ -139,7 +139,8 @@ def _cts(top: str, names: list[str]) -> list[str]:
     """Files and folders of a folder that are CTs."""
     images, folders = [], dict[str, None]()
     for name in names:
-        inside = PurePosixPath("/", name).relative_to(PurePosixPath("/", top))  # only some names begin with it
+        # Some stores have a "/" before all names.
+        inside = PurePosixPath("/", name).relative_to(PurePosixPath("/", top))
         if any(part.startswith(".") for part in inside.parts):
             continue
         if name.lower().endswith(IMAGES):
