@@ -10,11 +10,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from dicom_made import save_series
 from tiny import cascade_model
 
 import trtseg
 from trtseg import cohort
 from trtseg.cohort import Case
+from trtseg.cohort.tasks import Bench, Setup, Task
 from trtseg.errors import ArgumentError, InputError, OutputError
 from trtseg.io import load
 from trtseg.result import Segmentation
@@ -43,6 +45,7 @@ class Bright:
     """Plays a Segmenter: liver is what lies above 60 HU."""
 
     def segment(self, volume, *, orientation=None, progress):
+        self.orientation = orientation
         progress("segmenting", 0.5)
         result = Segmentation.measure((volume.array > 60).astype(np.uint8), volume)
         progress("segmenting", 1.0)
@@ -184,6 +187,28 @@ def test_a_cohort_gives_what_the_segmenter_gives(cases, tmp_path_factory):
         seconds = json.loads(outcome.case.report.read_text())["timings_s"]
         assert seconds["read"] > 1e-4  # to read the file, not to hand the Volume over
         assert sum(outcome.result.timings.values()) < outcome.seconds
+
+
+def test_the_series_and_the_orientation_that_were_asked_for_are_taken(phantom_ct):
+    """By the pipeline of this process, and by a worker."""
+    ct, model = load(phantom_ct).array, cascade_model(Path("model"))
+    save_series(Path("study/a"), ct, SeriesInstanceUID="1.2.1")
+    save_series(Path("study/b"), ct[:8], SeriesInstanceUID="1.2.2")
+    Path("staged").mkdir()
+    for uid, count in (("1.2.1", 12), ("1.2.2", 8)):
+        with cohort.plan(["study"], "out.nii.gz", series=uid, report=True) as (case,):
+            (outcome,) = cohort.run([case], Bright())
+            done = Bench(Setup({"model": model}, None, False)).do(Task(case, "", Path("staged")))
+        assert (outcome.row["slices"], done.row["slices"]) == (count, count)
+    case = Case(phantom_ct, Path("out.nii.gz"), Path("out.json"))
+    for orientation in ("RAS", "LPI"):
+        (outcome,) = cohort.run([case], bright := Bright(), orientation=orientation)
+        array = load(phantom_ct, orientation=orientation).array
+        assert (outcome.result.canonical == (array > 60)).all()
+        assert bright.orientation == orientation
+        Bench(Setup({"model": model}, orientation, False)).do(Task(case, "", Path("staged")))
+        assert json.loads(Path("staged/out.json").read_text())["provenance"]["orientation"] == orientation
+    assert (array != load(phantom_ct).array).any()
 
 
 def test_a_failure_stops_only_its_own_case(cases, monkeypatch):

@@ -64,3 +64,27 @@ def test_workers_that_do_not_start_are_done_without():
         dispatched(Played(2, {}, [lost] * 3), 5)
     with pytest.raises(DeviceError, match="far away would give other labels"):
         dispatched(Played(2, {}, [Ready("f00", ""), Ready("f01", "far away")]), 5)
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "starts", "hired"),
+    [
+        (3, 1, "+", 1),
+        (3, 2, "+", 2),
+        (1, 1, "--+", 3),
+        (2, 5, "+---", 4),
+        (3, 5, "+------", 7),
+    ],
+)
+def test_no_more_workers_are_hired_than_there_are_cases_and_three_in_a_row_that_fail_are_enough(
+    size, count, starts, hired
+):
+    crew = Played(size, {}, [Ready("f00", "") if sign == "+" else Lost("no memory") for sign in starts])
+    assert len(dispatched(crew, count)) == count
+    assert crew.hired == hired
+
+
+def test_a_case_that_is_tried_again_is_alone_with_its_worker_where_others_were_lost_too():
+    crew = Played(3, {name: [Lost("gone"), Done({}, (), 1.0, {})] for name in "012"})
+    assert all(isinstance(reply, Done) for reply in dispatched(crew, 3).values())
+    assert crew.hired == 3 + 1, "none that would only take memory beside it"

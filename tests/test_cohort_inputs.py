@@ -9,12 +9,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from dicom_made import save_series
 from tiny import cascade_model
 
 import trtseg
 from trtseg import cohort
 from trtseg.cohort.remote import look
 from trtseg.errors import ArgumentError, InputError
+from trtseg.io import load
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -89,6 +91,19 @@ def test_a_list_names_inputs_and_where_their_labels_go(phantom_ct):
         str(Path("data/d.nii.gz").resolve()): "out/d_seg.nii.gz",
     }
     assert planned("data/list.csv", html=True)["data/a.nii.gz"] == "out/p1/liver.nii.gz"
+
+
+def test_a_list_names_the_series_of_an_input_with_an_output_or_without():
+    Path("study").mkdir()
+    rows = ["study,1.2.1,", "study, 1.2.2 ,second", "study,,third", "memory://other,1.2.3,"]
+    Path("list.csv").write_text("\n".join(["input,series,output", *rows]))
+    with cohort.plan(["list.csv"], "out") as cases:
+        assert [(case.input, str(case.labels), case.series) for case in cases] == [
+            ("study", "out/study_seg.nii.gz", "1.2.1"),
+            ("study", "out/second.nii.gz", "1.2.2"),
+            ("study", "out/third.nii.gz", None),
+            ("memory://other", "out/other_seg.nii.gz", "1.2.3"),
+        ]
 
 
 @pytest.mark.parametrize(
@@ -219,6 +234,20 @@ def test_a_query_is_no_part_of_the_name_of_a_ct_on_the_web(phantom_ct, monkeypat
     assert os.listdir("out") == ["ct_seg.nii.gz"]
 
 
+def test_a_folder_of_dicom_files_in_a_store_is_a_ct(phantom_ct):
+    memory, ct = fsspec.filesystem("memory"), load(phantom_ct).array
+    for path in save_series(Path("local"), ct).iterdir():
+        memory.pipe_file(f"/study/a/deep/{path.name}.dcm", path.read_bytes())
+    Path("out").mkdir()
+    with (
+        trtseg.Segmenter(cascade_model(Path("model"))) as segmenter,
+        cohort.plan(["memory://study/a/deep"], "out.nii.gz") as cases,
+    ):
+        (outcome,) = cohort.run(cases, segmenter)
+    assert (outcome.error, outcome.row["slices"]) == (None, len(ct))
+    assert outcome.case.input == "memory://study/a/deep"
+
+
 def test_a_series_is_that_of_one_input():
     Path("study").mkdir()
     with cohort.plan(["study"], "out.nii.gz", series="1.2.3") as (case,):
@@ -281,13 +310,38 @@ def test_a_store_that_cannot_be_read_is_one_sentence_about_its_url(stores, monke
 def test_a_folder_of_dicom_in_a_store_is_one_ct():
     memory = fsspec.filesystem("memory")
     names = ("DICOMDIR", "one/1.dcm", "one/2.dcm", "two/IM0", "two/notes.txt", "uid/1.2.7", "none/dicomdir")
+    names += ("1.2.840.1/1.dcm", "1.2.840.2/1.dcm")
     for name in names:
         memory.pipe_file(f"/study/{name}", b"x")
     assert planned("memory://study") == {
+        "memory:///study/1.2.840.1": "out/1.2.840.1_seg.nii.gz",
+        "memory:///study/1.2.840.2": "out/1.2.840.2_seg.nii.gz",
         "memory:///study/one": "out/one_seg.nii.gz",
         "memory:///study/two": "out/two_seg.nii.gz",
         "memory:///study/uid": "out/uid_seg.nii.gz",
     }
+    Path("out").mkdir()
+    assert planned("memory://study/1.2.840.1") == {"memory://study/1.2.840.1": "out/1.2.840.1_seg.nii.gz"}
+
+
+def test_a_whole_store_is_one_ct_that_is_named_like_its_archive_or_its_kind(phantom_ct):
+    memory, ct = fsspec.filesystem("memory"), load(phantom_ct).array
+    with zipfile.ZipFile("archive.zip", "w") as archive:
+        for path in save_series(Path("local"), ct).iterdir():
+            archive.write(path, path.name)
+            memory.pipe_file(f"/{path.name}", path.read_bytes())
+    inside = f"zip://::file://{Path('archive.zip').resolve()}"
+    Path("out").mkdir()
+    with (
+        trtseg.Segmenter(cascade_model(Path("model"))) as segmenter,
+        cohort.plan([inside, "memory://"], "out") as cases,
+    ):
+        outcomes = list(cohort.run(cases, segmenter))
+    assert [(o.error, o.row["slices"], o.case.input) for o in outcomes] == [
+        (None, len(ct), inside),
+        (None, len(ct), "memory://"),
+    ]
+    assert sorted(os.listdir("out")) == ["archive_seg.nii.gz", "memory_seg.nii.gz"]
 
 
 def test_a_change_in_a_store_is_seen():

@@ -175,6 +175,8 @@ def test_stored_values_of_every_kind(tmp_path):
     assert hu[0, :5].tolist() == [15001, -14999, 2, 2, 4]  # 1.5, 2.5 and 3.5 are rounded half to even
     hu = read_again(made.instance(stored, RescaleSlope=2, RescaleIntercept=-1024), tmp_path)
     assert hu[0, :3].tolist() == [32767, -32768, -1022]  # saturated
+    hu = read_again(made.instance(stored, RescaleIntercept="-1000.6"), tmp_path)
+    assert hu[0, :5].tolist() == [28999, -31001, -1000, -998, -996]
 
 
 def test_padding_becomes_air(tmp_path):

@@ -127,6 +127,31 @@ def test_a_distance_that_no_two_neighbours_prove_is_doubted(tmp_path, between, f
     assert voxel_ml(grid.affine) == pytest.approx(factor * ML)
 
 
+@pytest.mark.parametrize(("noise", "codes"), [(4e-3, []), (8e-3, ["geometry-uneven"])])
+@pytest.mark.parametrize("between", [0.5, None])
+def test_places_that_are_rounded_tell_how_many_slices_a_long_gap_has(tmp_path, between, noise, codes):
+    """The least distance of frames, by which the gap has 61 slices or more, is not that of slices."""
+    places = [*range(6), *range(66, 72)]
+    made = seg([(1, k, WHOLE[4]) for k in places], step=(0, 0, 0.5), between=between, noise=noise)
+    labels, grid, found = read(tmp_path, made)
+    assert (labels.any((1, 2)).nonzero()[0].tolist(), found) == (places, codes)
+    assert grid.spacing[0] == pytest.approx(0.5, rel=1e-3)
+
+
+def test_a_frame_beside_the_grid_is_put_on_it_where_the_header_says_how_far_slices_lie_apart(tmp_path):
+    def made(between, beside):
+        shifted = seg(frames_of(WHOLE), between=between)
+        last = shifted.PerFrameFunctionalGroupsSequence[-1].PlanePositionSequence[0]
+        last.ImagePositionPatient[2] += beside
+        return shifted
+
+    labels, _, codes = read(tmp_path, made(2, 0.2))
+    assert (labels.tolist(), codes) == (WHOLE[1:8].tolist(), ["geometry-uneven"])
+    for between, beside in ((2, 0.3), (None, 0.2), (5, 0.2)):  # 5 mm is what no frames bear out
+        with pytest.raises(InputError, match="which are no multiples of one distance of slices"):
+            read(tmp_path, made(between, beside))
+
+
 def test_what_all_frames_share_need_not_be_said_of_each(tmp_path):
     made = seg(frames_of(WHOLE))
     shared = made.SharedFunctionalGroupsSequence[0]
@@ -323,6 +348,25 @@ def test_few_frames_with_rounded_places_lie_on_a_long_ct(tmp_path, noise):
     for pair in (("ct.nii.gz", "seg.dcm"), ("seg.dcm", "ct.nii.gz")):
         scores = score(Pair("a", *(tmp_path / name for name in pair)))
         assert (scores.liver.overlap.dice, scores.warnings) == (1, ())
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("beside", [-0.08, 0.06, 0.08])  # of 0.07 mm, a tenth of a voxel
+def test_a_segmentation_beside_the_grid_of_the_other_file_is_not_of_its_ct(tmp_path, beside, axis):
+    affine = np.diag([-SPACING[1], -SPACING[0], 2.0, 1])
+    affine[:3, 3] = np.array([-1, -1, 1]) * ORIGIN
+    nib.save(nib.Nifti1Image(WHOLE.T, affine), tmp_path / "ct.nii.gz")
+    made = seg(frames_of(WHOLE))  # without the empty slices at both ends
+    for group in made.PerFrameFunctionalGroupsSequence:
+        group.PlanePositionSequence[0].ImagePositionPatient[axis] += beside
+    save(tmp_path / "seg.dcm", made)
+    for pair in (("ct.nii.gz", "seg.dcm"), ("seg.dcm", "ct.nii.gz")):
+        paths = [tmp_path / name for name in pair]
+        if beside == 0.06:
+            assert score(Pair("a", *paths)).liver.overlap.dice == 1
+        else:
+            with pytest.raises(InputError, match="must belong to the same CT"):
+                score(Pair("a", *paths))
 
 
 def test_a_slice_of_unknown_thickness_is_as_thick_as_those_of_the_other_file(tmp_path):

@@ -157,6 +157,8 @@ def dimensions(*values):
         Graph().model() * 2,
         b"\x3a" + b"\xff" * 9 + b"\x01",  # a graph of 2**64 bytes
         b"\x3a" + b"\x80" * 20,
+        b"\x38\x01",  # a graph that is a number
+        *(Graph().model() + bytes([8 | kind]) + bytes(8) for kind in (3, 4, 6, 7)),
     ],
 )
 def test_refusals(data):
@@ -209,6 +211,8 @@ def test_weights_that_are_not_finite_are_refused(number, kind, is_raw):
         graph = helper.make_graph([], "g", [], [], [*others, tensor])
         return helper.make_model(graph).SerializeToString()
 
+    with pytest.raises(ModelError, match="not an ONNX file"):
+        check_weights(b"no onnx")
     check_weights(file(np.finfo(kind).max))
     with pytest.raises(ModelError, match="got NaN or infinity in w; expected finite weights: export"):
         check_weights(file(number))

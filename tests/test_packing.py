@@ -33,6 +33,13 @@ def test_labels_come_back(shape):
         assert np.array_equal(unpacked(pack_labels(labels), labels.size), labels.reshape(-1))
 
 
+def test_runs_come_back_whose_numbers_fill_their_bytes_or_just_need_another():
+    lengths = (42, 43, 60, 85, 86, 5461, 5462, 8000, 10922, 10923, 699050, 699051, 800000)
+    for first in range(3):
+        labels = np.repeat((first + np.arange(len(lengths))) % 3, lengths).astype(np.uint8)
+        assert np.array_equal(unpacked(pack_labels(labels), labels.size), labels)
+
+
 def test_no_label_goes_lost_where_voxels_are_joined():
     labels = np.zeros((5, 7, 6), np.uint8)
     labels[4, 6, 5] = 2

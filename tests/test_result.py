@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from dicom_made import save_series
 
+from trtseg.cohort.table import row_of
 from trtseg.errors import ArgumentError, OutputError
 from trtseg.io import load
 from trtseg.io.nifti import peek_nifti
@@ -100,6 +101,21 @@ def test_how_a_report_rounds(result: Segmentation) -> None:
     (told,) = made["lesions"]
     assert (told["volume_ml"], told["diameter_mm"], told["short_mm"]) == (1.2346, 12.35, 7.88)
     assert (told["centroid_ras_mm"], told["probability"]) == ([-1.23, 2.35, 3.46], 0.8765)
+
+
+def test_the_row_of_a_cohort_has_the_largest_and_the_likeliest_of_lesions_of_which_some_have_no_probability(
+    result: Segmentation,
+) -> None:
+    lesions = tuple(
+        dataclasses.replace(result.lesions[0], diameter_mm=diameter, probability=probability)
+        for diameter, probability in ((4.5, 0.123456), (12.345678, 0.87654321), (7.0, None))
+    )
+    made = dataclasses.replace(result, lesions=lesions, liver_ml=1500.123456, tumour_ml=17.654321)
+    row = row_of(made, 1.23456)
+    assert (row["lesion_count"], row["largest_mm"], row["highest_probability"]) == (3, 12.35, 0.8765)
+    assert (row["liver_ml"], row["tumour_ml"], row["tumour_burden"]) == (1500.1235, 17.6543, 0.011769)
+    assert (row["slices"], row["slice_mm"], row["seconds"]) == (2, 5.0, 1.235)
+    assert row_of(result, 1.0)["highest_probability"] == ""  # of a one-step model
 
 
 def test_labels_are_a_view_on_the_grid_of_the_input(result: Segmentation) -> None:

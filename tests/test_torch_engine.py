@@ -76,6 +76,11 @@ def test_three_classes(tmp_path):
             "has the operator MaxPool .*'ceil_mode': 1",
         ),
         ({"op_type": "Conv", "pads": [0, 0, 1, 1]}, r"has the operator Conv .*'pads': \[0, 0, 1, 1\]"),
+        (
+            {"op_type": "ConvTranspose", "output_padding": [0, 1]},
+            r"has the operator ConvTranspose .*'output_padding': \[0, 1\]",
+        ),
+        ({"op_type": "Concat", "axis": 2}, "has the operator Concat .*'axis': 2"),
     ],
 )
 def test_operators_that_no_net_of_trtseg_has_are_refused(change, message):

@@ -58,6 +58,21 @@ def test_info_says_what_works_here():
         "Not for clinical use",
     ):
         assert word in text
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    for start in (
+        f"trtseg {trtseg.__version__}",
+        f"python {found['python']}, ",
+        f"processor {found['cpu']['name']}, {found['cpu']['cores']} cores, ",
+        "extension with",
+        *(f"{module} {version or 'not installed'}" for module, version in found["runtimes"].items()),
+        *(
+            f"device {device['name']} {'works' if device['works'] else 'does not work'}: "
+            for device in found["devices"]
+        ),
+        *(f"model {model['name']} {model['version']}, files intact" for model in found["models"]),
+        f"engines {len(found['engines'])} in your cache",
+    ):
+        assert any(line.startswith(start) for line in lines), start
 
 
 def test_info_does_not_import_what_it_reports():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 from viewing import NAME, make_result, opened
 
+from trtseg.report import packing
+from trtseg.report.case import case_html
 from trtseg.result import Segmentation
 from trtseg.warnings import CODES, ResultWarning
 
@@ -193,6 +196,87 @@ def test_a_probability_that_is_not_known_is_a_dash(tmp_path):
     made = Segmentation.measure(known.canonical, known.volume, provenance=known.provenance)
     made.save(tmp_path / "seg.nii.gz", html=tmp_path / "seg.html")
     assert (tmp_path / "seg.html").read_text().count("<td>–</td>") == 2
+
+
+def test_the_page_says_how_the_labels_were_made():
+    made = {
+        "model": "livers",
+        "model_version": "2.1",
+        "sha256": {"liver.onnx": "ab" * 32, "tumour.onnx": "cd" * 32},
+        "thresholds": {"liver": 0.5, "tumour": 0.66666},
+        "device": "cuda:0 <H200>",
+        "precision": "fp16",
+        "versions": {"trtseg": "0.9", "torch": "2.13"},
+        "fingerprint": "f00d",
+        "intended_use": "research",
+        "search_mm": 12.5,
+        "labelled_slices": 17,
+    }
+    known = make_result()
+    result = Segmentation.measure(
+        known.canonical, known.volume, provenance=made, steps={"largest_liver": {"removed_ml": 1.23456}}
+    )
+    report = result.report() | {"timings_s": {"read": 0.5, "liver net": 12.3456}}
+    report["input"] |= {"series_number": 7}
+    html = case_html(known.volume, result.canonical, result.lesions, report, keep_identity=False).decode()
+    table = re.search('<table class="made">(.*?)</table>', html, re.DOTALL)[1]
+    assert dict(re.findall('<th scope="row">(.*?)</th><td>(.*?)</td>', table)) == {
+        "CT": "64 × 60 × 36 voxels of 3 × 3 × 4 mm",
+        "SeriesNumber": "7",
+        "Model": "livers 2.1",
+        "SHA-256 of liver.onnx": "ab" * 32,
+        "SHA-256 of tumour.onnx": "cd" * 32,
+        "Thresholds": "liver 0.5, tumour 0.6667",
+        "Device and precision": "cuda:0 &lt;H200&gt;, fp16",
+        "Search for the liver": "on slices 12.5 mm apart, 17 slices labelled",
+        "Steps after the nets": "largest liver (removed ml 1.235)",
+        "Seconds": "read 0.5, liver net 12.35",
+        "Versions": "trtseg 0.9, torch 2.13",
+        "Fingerprint": "f00d",
+        "Intended use": "research",
+    }
+
+
+def data_of(html, identifier):
+    found = re.search(rf'<script type="application/json" id="{identifier}">(.*?)</script>', html)
+    return json.loads(found[1])
+
+
+def test_places_are_those_of_the_ct_where_voxels_are_shown_as_one(monkeypatch):
+    monkeypatch.setattr(packing, "_BUDGET", 1)  # four voxels in each direction of a slice
+    monkeypatch.setattr(packing, "_MOST_SLICES", 18)  # of 36
+    made = make_result()
+    html = case_html(made.volume, made.canonical, made.lesions, made.report(), keep_identity=False).decode()
+    shown = data_of(html, "viewer")
+    assert (shown["step"], shown["shape"], shown["size"]) == ([2, 4, 4], [18, 15, 16], [36, 60, 64])
+    assert shown["spacing"] == [8, 12, 12]
+    for x, y, z in ((0, 0, 0), (3, 5, 7)):  # the first of two slices, and the middle of four by four voxels
+        place = made.volume.affine @ (4 * x + 1.5, 4 * y + 1.5, 2 * z, 1)
+        assert np.array(shown["affine"]) @ (x, y, z, 1) == pytest.approx(place)
+    for lesion, told in zip(made.lesions, shown["lesions"], strict=True):
+        wanted = (np.array(lesion.axes) - 1.5) / 4
+        assert np.array(told["lines"]) == pytest.approx(wanted, abs=0.006)
+        assert told["focus"][0] == lesion.diameter_slice // 2
+
+
+def test_the_facts_and_the_table_of_lesions_of_several_sizes():
+    made = make_result()
+    sizes = ((1.26, 20.5, 0.25), (1.04, 34.5, None), (0.994, 9.5, 0.75))
+    lesions = tuple(
+        dataclasses.replace(made.lesions[0], volume_ml=ml, diameter_mm=mm, probability=chance)
+        for ml, mm, chance in sizes
+    )
+    made = dataclasses.replace(made, lesions=lesions)
+    html = case_html(made.volume, made.canonical, lesions, made.report(), keep_identity=False).decode()
+    facts = data_of(html, "facts")
+    assert (facts["lesion_count"], facts["largest_mm"], facts["highest_probability"]) == (3, 34.5, 0.75)
+    table = re.search('<table class="lesions">(.*?)</table>', html, re.DOTALL)[1]
+    rows = [re.findall("<td>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
+    assert [(row[0], row[1], row[3]) for row in rows] == [
+        ("1.3", "20.5", "0.25"),
+        ("1.0", "34.5", "–"),
+        ("0.99", "9.5", "0.75"),
+    ]
 
 
 def test_notebooks_show_the_page_in_a_frame(browser, result, tmp_path):

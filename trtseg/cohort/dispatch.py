@@ -104,7 +104,9 @@ class Dispatcher:
                 worker = self._idle.pop()
                 self._busy[worker] = task
                 self._crew.give(worker, task)
-            again = len(self._again) if self._crew.together else min(1, len(self._again))
+            again = len(self._again)
+            if not self._crew.together:  # one at a time, when all others are done
+                again = min(again, int(not self._busy))
             wanted = min(self._size, left + again + len(self._busy))
             while len(self._idle) + len(self._starting) + len(self._busy) < wanted:
                 self._hire()
@@ -143,7 +145,7 @@ class Dispatcher:
         why = str(reply.error) if isinstance(reply, Failed) else getattr(reply, "reason", "")
         if self._failed_starts < _STARTS:
             return
-        if is_first or self._size == 1 or not (self._busy or self._idle or self._starting):
+        if is_first or not (self._busy or self._idle or self._starting):
             raise WorkerError(f"workers: {_STARTS} in a row could not start ({why}); try fewer with --jobs")
         log.warning("a worker cannot start (%s); going on with %d", why, self._size - 1)
         self._failed_starts, self._size = 0, self._size - 1

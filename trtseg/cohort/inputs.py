@@ -14,7 +14,7 @@ from trtseg.cohort.remote import find_remote, is_url, name_of, read_remote
 from trtseg.errors import ArgumentError, InputError
 from trtseg.io.dicom import one_of_each_series
 from trtseg.io.find import find_cts, made_by
-from trtseg.io.names import WRITTEN, is_folder, stem
+from trtseg.io.names import DICOM, IMAGES, WRITTEN, ZIP, is_folder, stem
 
 _LIST = ".csv"
 _COLUMNS = ("input", "output", "series")
@@ -89,7 +89,7 @@ def single(given: str | os.PathLike[str], place: str | None = None, series: str 
     url = os.fspath(given) if is_url(given) else None
     source = name_of(url) if url else Path(given)
     if place is None:
-        return Found(source, _labels(Path(stem(source))), url, series)
+        return Found(source, _labels(Path(_remote_stem(source) if url else stem(source))), url, series)
     labels = Path(place) if place.lower().endswith(WRITTEN) else Path(f"{place}.nii.gz")
     return Found(source, labels, url, series)
 
@@ -148,7 +148,7 @@ def _rows(name: str, table: csv.DictReader[str]) -> list[tuple[str, str | None, 
             )
         if not given:
             raise InputError(f"{name}: line {table.line_num} has no input; give a path or a URL")
-        if place and (PurePosixPath(place).is_absolute() or ".." in PurePosixPath(place).parts):
+        if PurePosixPath(place).is_absolute() or ".." in PurePosixPath(place).parts:
             raise InputError(
                 f"{name}: line {table.line_num} has the output {place}; expected a path in the folder of the results"
             )
@@ -159,10 +159,14 @@ def _rows(name: str, table: csv.DictReader[str]) -> list[tuple[str, str | None, 
 def _remote(url: str) -> list[Found]:
     """The CTs of a URL; those of a folder or a pattern keep the folders that they are in."""
     sources = [(name_of(one), one) for one in find_remote(url)]
-    if len(sources) == 1 and sources[0][1] == url:
-        return [single(url)]
     top = Path(os.path.commonpath([path.parent for path, _ in sources]))
-    return [Found(path, _labels(path.relative_to(top).with_name(stem(path))), one) for path, one in sources]
+    places = [path.relative_to(top).with_name(_remote_stem(path)) for path, _ in sources]
+    return [Found(path, _labels(place), one) for place, (path, one) in zip(places, sources, strict=True)]
+
+
+def _remote_stem(path: Path) -> str:
+    """`stem` of a path in a store: the whole name where it has no ending of a CT's file, as folders named by UIDs."""
+    return stem(path) if path.name.lower().endswith((*IMAGES, *DICOM, *ZIP)) else path.name
 
 
 def _local(inputs: Sequence[Path], output: Path, left_out: list[Path]) -> list[Found]:

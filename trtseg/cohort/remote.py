@@ -12,7 +12,7 @@ from typing import Any
 
 from trtseg.cohort.case import Case
 from trtseg.errors import InputError, TrtsegError
-from trtseg.io.names import DICOM, IMAGES, says_labels
+from trtseg.io.names import DICOM, IMAGES, says_labels, stem
 from trtseg.io.parts import files_of
 
 # What changes with a file; each store has its own names. fsspec's `ukey` also stands for what is new each time.
@@ -70,9 +70,16 @@ def read_remote(url: str) -> str:
 
 
 def name_of(url: str) -> Path:
-    """The path of a URL inside its store, without what stands before and behind; on the web ``?`` begins a query."""
-    scheme, _, path = url.partition("::")[0].partition("://")
-    return Path(path.partition("?")[0] if scheme in _WEB else path)
+    """The path of a URL inside its store, without what stands before and behind; on the web ``?`` begins a query.
+
+    A whole store is named like the file that it is in, or else by its scheme.
+    """
+    first, _, rest = url.partition("::")
+    scheme, _, path = first.partition("://")
+    inside = Path(path.partition("?")[0] if scheme in _WEB else path)
+    if inside.name:
+        return inside
+    return Path(stem(name_of(rest)) if rest else scheme)
 
 
 @contextmanager
@@ -132,13 +139,14 @@ def _cts(top: str, names: list[str]) -> list[str]:
     """Files and folders of a folder that are CTs."""
     images, folders = [], dict[str, None]()
     for name in names:
-        inside = PurePosixPath(name).relative_to(PurePosixPath(top))
+        # Some stores have a "/" before all names.
+        inside = PurePosixPath("/", name).relative_to(PurePosixPath("/", top))
         if any(part.startswith(".") for part in inside.parts):
             continue
         if name.lower().endswith(IMAGES):
             images += [] if says_labels(Path(name)) else [name]
         elif _may_be_dicom(PurePosixPath(name)):
-            folders[str(PurePosixPath(name).parent)] = None
+            folders[str(PurePosixPath(name).parent) if len(inside.parts) > 1 else top] = None
     return images + list(folders)
 
 
