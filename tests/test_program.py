@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 
 import nibabel as nib
@@ -59,3 +60,23 @@ def test_a_bug_keeps_its_traceback():
 
     with pytest.raises(OSError, match="Input/output"):
         fails()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "training.train",
+            ["--width WIDTH channels of the first", "(default: 16)", "(default: straight-through)"],
+        ),
+        ("training.kit_train", ["--own-mask OWN_MASK share of slices", "(default: 0.002)", "(default: 256)"]),
+    ],
+)
+def test_the_help_of_a_training_says_what_each_option_is_and_its_default(name, said, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [name, "--help"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        import_module(name).main()
+    text = " ".join(capsys.readouterr().out.partition("\noptions:\n")[2].split())
+    assert [part for part in said if part not in text] == []
+    bare = re.findall(r"--[a-z-]+ (?:[A-Z_]+|\{[a-z,-]+\}) (?=--)", text)
+    assert bare == []
