@@ -65,12 +65,13 @@ def main() -> None:
     with trtseg.Segmenter(args.model, device=args.device, **one_by_one) as segmenter:
         segmenter.warm_up(volume.array.shape[1:], volume.spacing[1:])
         alone, together = ([], [])
-        for z in range(0, len(volume.array) - 16, 32):
+        for z in range(0, max(1, len(volume.array) - 16), 32):
+            chunk = volume.array[z : z + 16]
             for many, times in ((1, alone), (16, together)):
                 start = time.perf_counter()
-                for first in range(z, z + 16, many):
-                    segmenter.label(volume.array[first : first + many], spacing=volume.spacing[1:])
-                times.append((time.perf_counter() - start) / 16)
+                for first in range(0, len(chunk), many):
+                    segmenter.label(chunk[first : first + many], spacing=volume.spacing[1:])
+                times.append((time.perf_counter() - start) / len(chunk))
         print(
             f"{'x'.join(map(str, volume.array.shape))} voxels, {segmenter.device} {segmenter.precision}, "
             f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 
 import nibabel as nib
@@ -59,3 +60,35 @@ def test_a_bug_keeps_its_traceback():
 
     with pytest.raises(OSError, match="Input/output"):
         fails()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "training.train",
+            ["--width WIDTH channels of the first", "(default: 16)", "(default: straight-through)"],
+        ),
+        ("training.kit_train", ["--own-mask OWN_MASK share of slices", "(default: 0.002)", "(default: 256)"]),
+    ],
+)
+def test_the_help_of_a_training_says_what_each_option_is_and_its_default(name, said, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [name, "--help"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        import_module(name).main()
+    text = " ".join(capsys.readouterr().out.partition("\noptions:\n")[2].split())
+    assert [part for part in said if part not in text] == []
+    bare = re.findall(r"--[a-z-]+ (?:[A-Z_]+|\{[a-z,-]+\}) (?=--)", text)
+    assert bare == []
+
+
+def test_the_stream_benchmark_measures_a_ct_of_a_few_slices_too(tmp_path, monkeypatch, capsys):
+    ct = tmp_path / "ct.nii.gz"
+    nib.save(
+        nib.Nifti1Image(abdomen((12, 96, 96)).ct.transpose(2, 1, 0), np.diag([-3.0, -3.0, 5.0, 1.0])), ct
+    )
+    monkeypatch.setattr("sys.argv", ["stream", str(ct), "--rates", "0"])
+    import_module("benchmarks.stream").main()
+    out = capsys.readouterr().out
+    assert "12x96x96 voxels" in out
+    assert "nan" not in out

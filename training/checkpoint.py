@@ -16,6 +16,7 @@ from torch import nn
 
 from training.losses import Loss
 from training.methods import Joint, Liver, Method, OneStep, Tumour
+from training.program import option
 from training.unet import UNet
 from trtseg.errors import ArgumentError, InputError
 from trtseg.io.atomic import atomic
@@ -43,34 +44,36 @@ class Settings:
     """What a run depends on; stored in the checkpoint and checked when it resumes."""
 
     method: str
-    steps: int = 4000
-    batch: int = 8  # over all processes
-    size: int = 256
-    width: int = 16
-    depth: int = 4
-    stem: int = 0
-    dropout: float = 0.1
-    optimizer: str = "adamw"
-    lr: float = 2e-3
-    weight_decay: float = 1e-2
-    balance: float = 0.5  # exponent of the class weights
-    balance_from: float = 0.0  # fraction of the steps that run before the loss is balanced
-    overlap: str = "dice"
-    gate: str = "straight-through"  # joint only
-    grow: int = 8  # pixels; tumour only
-    c1: float = 1.0
-    c2: float = 1.0
-    ema: float = 0.998  # decay of the averaged weights, which are the result; 0: the last weights
-    lesions: float = 0.5  # share of livers that get synthetic lesions
-    paste: float = 0.0  # share of livers that get a lesion of another slice
-    gallbladders: float = (
-        0.0  # share of livers that get one beside them; tumour only, others always have some
+    steps: int = option(4000, "steps of the whole run")
+    batch: int = option(8, "slices in a step, over all processes")
+    size: int = option(256, "pixels of a side of the net's grid")
+    width: int = option(16, "channels of the first level, doubled at each one below")
+    depth: int = option(4, "levels below the first")
+    stem: int = option(0, "channels of a first convolution with stride 2; 0: none")
+    dropout: float = option(0.1, "share of the channels dropped in the expanding path")
+    optimizer: str = option("adamw", "AdamW with warm-up and cosine, or the paper's SGD")
+    lr: float = option(2e-3, "learning rate at its highest")
+    weight_decay: float = option(1e-2, "weight decay")
+    balance: float = option(0.5, "exponent of the class weights; 0: no balance")
+    balance_from: float = option(0.0, "share of the steps that run before the loss is balanced")
+    overlap: str = option("dice", "overlap term beside the cross-entropy")
+    gate: str = option("straight-through", "how the tumour net's loss reaches the liver net; joint only")
+    grow: int = option(8, "pixels by which the mask of a tumour net grows at most; tumour only")
+    c1: float = option(1.0, "weight of the liver net's loss; joint only")
+    c2: float = option(1.0, "weight of the tumour net's loss; joint only")
+    ema: float = option(0.998, "decay of the averaged weights, which are the result; 0: the last weights")
+    lesions: float = option(0.5, "share of livers that get synthetic lesions")
+    paste: float = option(0.0, "share of livers that get a lesion of another slice")
+    gallbladders: float = option(
+        0.0, "share of livers that get one beside them; tumour only, others always have some"
     )
-    lobes: float = 0.0  # share of livers whose left lobe is let hang down into slices below it
-    precision: str = "auto"  # of the nets; auto is BF16 where that is faster than FP32
-    without: str = ""  # patient groups that are left out of training, besides those of the validation
-    seed: int = 0
-    compile: bool = True
+    lobes: float = option(0.0, "share of livers whose left lobe is let hang down into slices below it")
+    precision: str = option("auto", "of the nets; auto: BF16 where that is faster than FP32")
+    without: str = option(
+        "", "patient groups left out of training beside those of the validation, a space between them"
+    )
+    seed: int = option(0, "of weights and samples")
+    compile: bool = option(True, "compile the nets before the first step, which takes minutes on a CPU")
     store: str = ""  # SHA-256 of the slice store's manifest
     liver: str = ""  # SHA-256 of the liver net that a tumour net is trained behind
     start: str = ""  # SHA-256 of the nets whose weights this run starts with

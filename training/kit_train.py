@@ -25,7 +25,7 @@ from training import kit as kits
 from training.checkpoint import CHOICES, Settings, build, diverged, fingerprint, load_liver, save
 from training.curves import log
 from training.methods import Method
-from training.program import parser_of, plain_errors
+from training.program import add_options, parser_of, plain_errors
 from training.trained import trained_net
 from training.trainer import Run, Trainer
 from training.unet import UNet
@@ -189,20 +189,8 @@ def main() -> None:
         help="checkpoint or model for self-training (tumour only; repeat)",
     )
     parser.add_argument("--state", type=Path, help="file to resume from, OUT/resume.pt if not given")
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--width", type=int, default=16)
-    parser.add_argument("--depth", type=int, default=4)
-    parser.add_argument("--stem", type=int, default=0, help="channels of a first convolution with stride 2")
-    parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--balance", type=float, default=0.5)
-    parser.add_argument("--seed", type=int, default=0)
-    for field in fields(Run):
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            type=type(field.default),
-            default=field.default,
-            choices=CHOICES.get(field.name),
-        )
+    add_options(parser, Settings, ("size", "width", "depth", "stem", "dropout", "balance", "seed"))
+    add_options(parser, Run, choices=CHOICES)
     args = vars(parser.parse_args())
     chosen = {field.name: args.pop(field.name) for field in fields(Run)}
     role, path, out = args.pop("role"), args.pop("kit"), args.pop("out")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import field, fields
+from typing import Any
 
 from trtseg.errors import TrtsegError
 
@@ -25,3 +27,34 @@ def plain_errors() -> Iterator[None]:
 def parser_of(module: str | None) -> argparse.ArgumentParser:
     """A parser whose help begins with the docstring of the program, line by line."""
     return argparse.ArgumentParser(description=module, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def option(default: Any, meaning: str) -> Any:
+    """A field of a dataclass that `add_options` makes an option of."""
+    return field(default=default, metadata={"help": meaning})
+
+
+def add_options(
+    parser: argparse.ArgumentParser,
+    settings: type,
+    names: Iterable[str] | None = None,
+    choices: Mapping[str, tuple[str, ...]] | None = None,
+) -> None:
+    """Add an option for each `option` of a dataclass, or for those that are named; their help says the defaults."""
+    for one in fields(settings):
+        if "help" not in one.metadata or (names is not None and one.name not in names):
+            continue
+        flag, meaning = f"--{one.name.replace('_', '-')}", one.metadata["help"]
+        if isinstance(one.default, bool):
+            parser.add_argument(
+                flag, action=argparse.BooleanOptionalAction, default=one.default, help=meaning
+            )
+            continue
+        default = f"{one.default:g}" if isinstance(one.default, float) else one.default
+        parser.add_argument(
+            flag,
+            type=type(one.default),
+            default=one.default,
+            choices=(choices or {}).get(one.name),
+            help=f"{meaning} (default: {default})" if default != "" else meaning,
+        )

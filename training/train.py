@@ -11,11 +11,10 @@ same result.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import math
 import os
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean as mean
@@ -43,7 +42,7 @@ from training.checkpoint import (
 )
 from training.curves import log, plot
 from training.methods import Method
-from training.program import parser_of, plain_errors
+from training.program import add_options, parser_of, plain_errors
 from training.sample import Samples
 from training.store import store_sha256
 from trtseg.engines.processor import native_bf16
@@ -271,7 +270,12 @@ def main() -> None:
     """Parse the command line and train."""
     parser = parser_of(__doc__)
     parser.add_argument("method", choices=("liver", "tumour", "one-step", "joint"))
-    parser.add_argument("--data", type=Path, default=Path("runs/store"), help="store of training.prepare")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path("runs/store"),
+        help="store of training.prepare (runs/store)",
+    )
     parser.add_argument(
         "--out", type=Path, required=True, help="folder of the run; an interrupted run resumes"
     )
@@ -279,18 +283,10 @@ def main() -> None:
         "--liver", dest="checkpoint", type=Path, help="checkpoint of the liver net (tumour only)"
     )
     parser.add_argument("--start", type=Path, help="checkpoint to start with, of a run of the same method")
-    parser.add_argument("--every", type=int, default=500, help="steps between validations and checkpoints")
-    for field in fields(Settings):
-        if field.name == "compile":
-            parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
-        elif field.name not in ("method", "store", "liver", "start", "teachers", "distilled", "pixel_mm"):
-            choices = CHOICES.get(field.name)
-            parser.add_argument(
-                f"--{field.name.replace('_', '-')}",
-                type=type(field.default),
-                default=field.default,
-                choices=choices,
-            )
+    parser.add_argument(
+        "--every", type=int, default=500, help="steps between validations and checkpoints (500)"
+    )
+    add_options(parser, Settings, choices=CHOICES)
     args = vars(parser.parse_args())
     root, out, checkpoint, start, every = (
         args.pop(k) for k in ("data", "out", "checkpoint", "start", "every")

@@ -26,6 +26,7 @@ from training.checkpoint import (
 from training.distil import distilled
 from training.losses import Loss
 from training.methods import Method, Tumour, windowed
+from training.program import option
 from training.replay import Replayed
 from training.unet import UNet, weights
 from training.weak import TumourLoss, liver_loss
@@ -50,26 +51,26 @@ _BOUNDS = {
 class Run:
     """How a run goes, besides the `training.checkpoint.Settings` that its checkpoint holds."""
 
-    seconds: float = 120.0  # validation included; reading the kit comes on top
-    steps: int = 0  # above 0: so many steps, however long they take
-    batch: int = 64
-    lr: float = 2e-3
-    warm_up: float = 0.03  # share of the time in which the rate rises
-    ema: float = 0.995
-    every: float = 20.0  # seconds from the end of a validation, with a checkpoint, to the next
-    lesions: float = 0.3  # shares of slices that get synthetic lesions,
-    gallbladders: float = 0.15  # something like a gallbladder beside the liver,
-    other_livers: float = 0.15  # or a darker or brighter liver (liver net only),
-    hidden: float = 0.08  # whose liver is painted over (liver net only),
-    cut: float = 0.12  # or of which a part is blanked (liver net only)
-    grow: int = 6  # pixels by which the mask of a tumour net grows at most
-    own_mask: float = (
-        0.5  # share of slices that a tumour net sees in the mask of its liver net, not in the true one
+    seconds: float = option(120.0, "time for all, validation included; reading the kit comes on top")
+    steps: int = option(0, "above 0: so many steps, however long they take")
+    batch: int = option(64, "slices in a step")
+    lr: float = option(2e-3, "learning rate at its highest")
+    warm_up: float = option(0.03, "share of the time in which the rate rises")
+    ema: float = option(0.995, "decay of the averaged weights, which are the result")
+    every: float = option(20.0, "seconds from the end of a validation, with a checkpoint, to the next")
+    lesions: float = option(0.3, "share of slices that get synthetic lesions")
+    gallbladders: float = option(0.15, "share that get something like a gallbladder beside the liver")
+    other_livers: float = option(0.15, "share that get a darker or brighter liver; liver net only")
+    hidden: float = option(0.08, "share whose liver is painted over; liver net only")
+    cut: float = option(0.12, "share of which a part is blanked; liver net only")
+    grow: int = option(6, "pixels by which the mask of a tumour net grows at most")
+    own_mask: float = option(
+        0.5, "share of slices that a tumour net sees in the mask of its liver net, not in the true one"
     )
-    negative: float = 0.5  # weights of the cells without
-    positive: float = 0.1  # and with a tumour
-    imitation: float = 1.0  # weight of the probabilities of the nets that are imitated, where there are some
-    overlap: str = "dice"
+    negative: float = option(0.5, "weight of the cells without a tumour")
+    positive: float = option(0.1, "weight of the cells with one")
+    imitation: float = option(1.0, "weight of what the nets of --distil say, where there are some")
+    overlap: str = option("dice", "overlap term beside the cross-entropy")
 
     def __post_init__(self) -> None:
         check_values(self, _BOUNDS)
