@@ -174,7 +174,9 @@ const Net::Size& Net::check_head(Part src, int enlarged) const {
     refuse("src", text(in.rows, in.columns), "a map that the head brings to " + text(rows_, columns_));
   }
   const std::int64_t logits = std::int64_t{enlarged} * enlarged * classes_;
-  if (logits > kMostLogits) refuse("weights", std::to_string(logits) + " logits of a pixel", "up to 268435456");
+  if (logits > kMostLogits) {
+    refuse("weights", std::to_string(logits) + " logits of a pixel", "up to " + std::to_string(kMostLogits));
+  }
   return in;
 }
 

@@ -15,7 +15,7 @@ from trtseg.io.dicom import is_dicom
 from trtseg.io.names import IMAGES, LABEL_ENDS, LABEL_START, is_folder, says_labels, stem
 from trtseg.labels.components import Array
 from trtseg.metrics.cases import CaseScores, evaluate_case
-from trtseg.volume import SAME_GRID, Geometry, check_same_grid
+from trtseg.volume import SAME_GRID, Geometry, check_same_grid, corners_apart, is_same_grid
 
 # What tools add to the name of a case for its CT: nnU-Net (its first channel), LiTS.
 _CT_ENDS, _CT_START = ("_0000",), "volume-"
@@ -159,15 +159,15 @@ def _read(
     """
     prediction, grid = read_labels(pair.prediction)
     truth, true_grid = read_labels(pair.truth, meaning)
+    warned = [(pair.truth, true_grid.warnings)]
     if is_dicom(pair.prediction):
         prediction, grid = _widened(prediction, grid, true_grid, ct)
+        if pair.prediction != pair.truth:
+            warned.insert(0, (pair.prediction, grid.warnings))
     if is_dicom(pair.truth):
         truth, true_grid = _widened(truth, true_grid, grid, ct)
     check_same_grid(str(pair.prediction), grid, str(pair.truth), true_grid)
-    warned = [(pair.prediction, grid)] if is_dicom(pair.prediction) and pair.prediction != pair.truth else []
-    texts = (
-        f"{path}: {one.text}" for path, its in (*warned, (pair.truth, true_grid)) for one in its.warnings
-    )
+    texts = (f"{path}: {one.text}" for path, warnings in warned for one in warnings)
     return prediction, truth, true_grid, tuple(texts)
 
 
@@ -187,7 +187,10 @@ def _widened(labels: Array, grid: Geometry, *others: Geometry | None) -> tuple[A
         missing = before + after
         if np.count_nonzero(missing) != 1 or missing.max() > _MOST_SLICES:
             continue
-        if not _lies_on(grid, _part(other, begin, own)):
+        there = _part(other, begin, own)
+        # The steps of few slices, whose places are rounded, may differ more than those of a whole CT.
+        is_near = corners_apart(grid, there).max() <= SAME_GRID * min(grid.spacing)
+        if not (is_near or is_same_grid(grid, there)):
             continue
         labels = np.pad(labels, list(zip(before[::-1], after[::-1], strict=True)))
         grid = replace(_part(other, np.minimum(begin, 0), labels.shape[::-1]), warnings=grid.warnings)
@@ -199,19 +202,6 @@ def _part(grid: Geometry, begin: Array, shape: Sequence[int] | Array) -> Geometr
     affine = grid.canonical_affine()
     affine[:3, 3] += affine[:3, :3] @ begin
     return Geometry.from_affine(tuple(shape), affine)
-
-
-def _lies_on(grid: Geometry, other: Geometry) -> bool:
-    """Whether two grids of one shape are the same; the steps of few slices, whose places are rounded, may differ."""
-    corners = np.indices((2, 2, 2)).reshape(3, 8) * (np.array([grid.canonical_shape[::-1]]).T - 1)
-    apart = (grid.canonical_affine() - other.canonical_affine()) @ np.vstack([corners, np.ones(8)])
-    if np.linalg.norm(apart, axis=0).max() <= SAME_GRID * min(grid.spacing):
-        return True
-    try:
-        check_same_grid("", grid, "", other)
-    except InputError:
-        return False
-    return True
 
 
 def _ct_of(prediction: Path, truth: Path, ct: Path | None) -> Path | None:

@@ -224,27 +224,41 @@ class Volume:
         return voxel_ml(self.affine)
 
 
-def check_same_grid(name: str, grid: Geometry, other_name: str, other: Geometry) -> None:
-    """Raise an InputError unless two grids have their canonical voxels at the same places.
+def corners_apart(grid: Geometry, other: Geometry) -> np.ndarray:
+    """Millimetres between the same canonical corner voxels of two grids of one shape, for each of the eight."""
+    ends = ((0, n - 1) for n in grid.canonical_shape[::-1])
+    corners = np.array([(*c, 1) for c in itertools.product(*ends)]).T  # [4, 8]
+    away = (grid.canonical_affine() - other.canonical_affine()) @ corners
+    apart: np.ndarray = np.sqrt(np.square(away[:3]).sum(axis=0))
+    return apart
+
+
+def is_same_grid(grid: Geometry, other: Geometry) -> bool:
+    """Tell whether two grids have their canonical voxels at the same places.
 
     The order in which the axes are stored does not matter. A corner may lie a tenth of a voxel apart, and from there on
     steps may differ by `ROUNDING`.
     """
-    shape = grid.canonical_shape
-    if shape != other.canonical_shape:
+    if grid.canonical_shape != other.canonical_shape:
+        return False
+    steps = np.array(spacing_mm(other.canonical_affine()))
+    turned = spacing_mm(grid.canonical_affine() - other.canonical_affine()) / steps
+    near = corners_apart(grid, other).min() <= SAME_GRID * steps.min()
+    return bool(near and turned.max() <= ROUNDING)
+
+
+def check_same_grid(name: str, grid: Geometry, other_name: str, other: Geometry) -> None:
+    """Raise an InputError, which calls the grids by their names, unless they are the same by `is_same_grid`."""
+    if grid.canonical_shape != other.canonical_shape:
         shapes = (" x ".join(map(str, g.canonical_shape[::-1])) for g in (grid, other))
         raise InputError(
             f"{name}: its grid of {next(shapes)} voxels (x, y, z) is not that of {other_name}, {next(shapes)}; "
             "they must belong to the same CT, resample one onto the other's grid"
         )
-    corners = np.array([(*c, 1) for c in itertools.product(*((0, n - 1) for n in shape[::-1]))]).T  # [4, 8]
-    affine = other.canonical_affine()
-    away = grid.canonical_affine() - affine
-    apart = np.sqrt(np.square((away @ corners)[:3]).sum(axis=0))
-    turned = np.array(spacing_mm(away)) / spacing_mm(affine)
-    if apart.min() > SAME_GRID * min(spacing_mm(affine)) or turned.max() > ROUNDING:
+    if not is_same_grid(grid, other):
+        apart = corners_apart(grid, other).max()
         raise InputError(
-            f"{name}: its affine is not that of {other_name}: the same voxel lies up to {apart.max():.4g} mm apart; "
+            f"{name}: its affine is not that of {other_name}: the same voxel lies up to {apart:.4g} mm apart; "
             "they must belong to the same CT, repair the header that is wrong"
         )
 

@@ -92,8 +92,7 @@ def place_sparse(
             )
     else:
         steps = np.diff(level)
-        step, warnings = _distance(float(steps.min()), thickness, between)
-        is_said = between is not None and not any(one.code == "geometry-conflict" for one in warnings)
+        step, is_said, warnings = _distance(float(steps.min()), thickness, between)
         if (next_to := steps[steps < 1.5 * step]).size:
             step = float(next_to.mean())
         numbers = _numbered(level, step, _MOST_UNEVEN * step if is_said else max(_EVEN * step, SAME_PLACE_MM))
@@ -111,28 +110,28 @@ def place_sparse(
 
 def _distance(
     least: float, thickness: float | None, between: float | None
-) -> tuple[float, tuple[ResultWarning, ...]]:
-    """Tell the distance of slices by the least distance of frames, and what is strange about it."""
+) -> tuple[float, bool, tuple[ResultWarning, ...]]:
+    """Tell the distance of slices by the least of frames, whether ``between`` agrees, and what is strange about it."""
     if between is not None:
         times = max(1.0, float(np.rint(least / between)))
         if abs(least / between / times - 1) > _EVEN:
             text = f"SpacingBetweenSlices is {between:g} mm, but frames lie {least:.4g} mm apart, which is taken."
-            return least, (ResultWarning("geometry-conflict", text),)
+            return least, False, (ResultWarning("geometry-conflict", text),)
         if times == 1:
-            return least, ()
+            return least, True, ()
         text = (
             f"No two slices that have a frame follow each other: they lie at least {least:.4g} mm apart, and slices "
             f"{between:g} mm, as SpacingBetweenSlices says. If it is wrong, or slices between were left out, volumes "
             "are wrong."
         )
-        return least / times, (ResultWarning("geometry-unknown", text),)
+        return least / times, True, (ResultWarning("geometry-unknown", text),)
     if thickness is not None and least > 1.5 * thickness:
         text = (
             f"Frames lie at least {least:.4g} mm apart, which is taken for the distance of slices, although these are "
             f"{thickness:g} mm thick: if slices between were left out, volumes are wrong."
         )
-        return least, (ResultWarning("geometry-unknown", text),)
-    return least, ()
+        return least, False, (ResultWarning("geometry-unknown", text),)
+    return least, False, ()
 
 
 def _fit(
