@@ -316,7 +316,7 @@ class Stream:
         if len(self._slices) == 1:
             raise InputError(
                 "finish: got a single slice, of which nobody said how thick it is; expected two slices or more, or the "
-                "CT itself: finish(trtseg.load(hu[None], spacing=(thickness, between rows, between columns)))"
+                "CT itself: finish(trtseg.load(source)), of its file, or of its array with spacing or affine"
             )
         slices = self._slices[::-1] if self._grid.is_downwards else self._slices[:]
         return self._grid.volume([one.hu for one in slices], [one.position for one in slices]), slices
