@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import ExplicitVRLittleEndian
 
 LIVER, MASS = ("10200004", "SCT", "Liver"), ("4147007", "SCT", "Mass")
 ANATOMY = ("123037004", "SCT", "Anatomical Structure")
@@ -67,7 +67,7 @@ def seg(
     data = packed.tobytes() + b"\0" * (packed.nbytes % 2)
     made = item(
         SOPClassUID=f"1.2.840.10008.5.1.4.1.1.66.{7 if kind == 'LABELMAP' else 4}",
-        SOPInstanceUID=generate_uid(),
+        SOPInstanceUID="1.2.3.4.6",  # always the same bytes
         Modality="SEG",
         SegmentationType=kind,
         MaximumFractionalValue=255 if kind == "FRACTIONAL" else None,
