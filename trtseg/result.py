@@ -122,6 +122,7 @@ class Segmentation:
         check_on_grid(labels, volume)
         found = lesions(labels, volume.affine, logits)
         liver, tumour = (n * volume.voxel_ml for n in count_voxels(labels[bounding_box(labels)]))
+        warned = tuple(check_liver(labels, volume.array, volume.spacing, liver, steps or {}))
         return cls(
             geometry=volume.geometry,
             canonical=labels,
@@ -133,10 +134,7 @@ class Segmentation:
             timings={**(timings or {}), "measure": time.perf_counter() - start},
             provenance=dict(provenance or {}),
             volume=volume,
-            warnings=(
-                *volume.warnings,
-                *check_liver(labels, volume.array, volume.spacing, liver, steps or {}),
-            ),
+            warnings=volume.warnings + warned,
         )
 
     @property
