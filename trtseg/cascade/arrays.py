@@ -13,8 +13,6 @@ from trtseg.cuda import dlpack
 from trtseg.cuda.arrays import CudaArray
 from trtseg.errors import ArgumentError
 
-_READ_ONLY = "out: got a read-only array; expected one that may be overwritten"
-
 
 def checked(array: Any, name: str, dtype: Any, cascade: Cascade) -> Any:
     """Check an array ``[Z, Y, X]`` for a cascade; an array on a GPU comes back as a view of it.
@@ -22,14 +20,11 @@ def checked(array: Any, name: str, dtype: Any, cascade: Cascade) -> Any:
     Raises
     ------
     ArgumentError
-        If the array has another type or layout, lies where the cascade cannot use it, or is ``out`` and read-only.
+        If the array has another type or layout, or lies where the cascade cannot use it.
     """
-    if not (hasattr(array, "__cuda_array_interface__") or dlpack.on_gpu(array)):
-        return checked_on_host(array, name, dtype, cascade)
-    view = cascade.view(array, name, dtype)
-    if name == "out" and view.read_only:
-        raise ArgumentError(_READ_ONLY)
-    return view
+    if hasattr(array, "__cuda_array_interface__") or dlpack.on_gpu(array):
+        return cascade.view(array, name, dtype)
+    return checked_on_host(array, name, dtype, cascade)
 
 
 def checked_on_host(array: Any, name: str, dtype: Any, cascade: Cascade) -> NDArray[Any]:
@@ -42,8 +37,6 @@ def checked_on_host(array: Any, name: str, dtype: Any, cascade: Cascade) -> NDAr
             f"{name}: got {array.dtype} of shape {array.shape}, strides {array.strides}; "
             f"expected {np.dtype(dtype)} [Z, Y, X], C-contiguous: use np.ascontiguousarray"
         )
-    if name == "out" and not array.flags.writeable:
-        raise ArgumentError(_READ_ONLY)
     return array
 
 
@@ -53,9 +46,11 @@ def checked_out(out: Any, hu: Any, cascade: Cascade) -> Any:
     Raises
     ------
     ArgumentError
-        As `checked`; or their shapes differ, or the labels of the first slices would overwrite other slices.
+        As `checked`; or ``out`` is read-only, has another shape, or labels of the first slices would overwrite others.
     """
     labels = checked(out, "out", np.uint8, cascade)
+    if labels.read_only if isinstance(labels, CudaArray) else not labels.flags.writeable:
+        raise ArgumentError("out: got a read-only array; expected one that may be overwritten")
     if labels.shape != hu.shape:
         raise ArgumentError(f"out: got shape {labels.shape}; expected that of hu, {hu.shape}")
     (first, end), (other_first, other_end) = _place(labels), _place(hu)
