@@ -179,20 +179,14 @@ class _Lesions:
 
     def __init__(self, mask: Array) -> None:
         components = Components(mask)
-        self._mask = mask
+        self._runs = components.runs  # in raster order too
         self.count, self.sizes = components.count, components.sizes()
-        runs = components.runs  # in raster order too
-        self.number: Array = np.repeat(runs.component, runs.last - runs.first + 1)
-        self._by_component: tuple[Array, Array] | None = None  # made on first use: few cases need it
+        self.number: Array = np.repeat(self._runs.component, self._runs.lengths)
 
     def voxels(self, component: int) -> Array:
         """Indices ``[n, 3]`` of the voxels of a component."""
-        if self._by_component is None:
-            order = np.argsort(self.number, kind="stable")
-            self._by_component = np.flatnonzero(self._mask)[order], np.cumsum(self.sizes)
-        voxels, ends = self._by_component
-        own = voxels[ends[component - 1] : ends[component]]
-        return np.stack(np.unravel_index(own, self._mask.shape), axis=1)
+        _, *place = self._runs.of(self._runs.component == component).voxels()
+        return np.stack(place, axis=1)
 
 
 def _boxed(a: Array, b: Array) -> tuple[Array, Array]:
