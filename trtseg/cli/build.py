@@ -61,7 +61,7 @@ def build(
         from trtseg.engines.nvidia.build import build_engines
 
         sizes = [_slices(part) for part in batch.split(",")]
-        with progress.bar(quiet) as bar:
+        with progress.told(quiet) as tell:
             built = build_engines(
                 model,
                 runtime=runtime,
@@ -69,7 +69,7 @@ def build(
                 precision=precision,
                 batch=sizes,
                 output=output,
-                progress=progress.follow(bar),
+                progress=tell,
             )
         if not quiet:
             _show(built)

@@ -217,8 +217,8 @@ def segment(
                 if jobs is None and ray is None:
                     from trtseg.api import Segmenter
 
-                    with progress.bar(quiet) as bar:
-                        segmenter = Segmenter(**options, progress=progress.follow(bar, "building"))
+                    with progress.told(quiet, label="building") as tell:
+                        segmenter = Segmenter(**options, progress=tell)
                     stack.enter_context(segmenter)
                 else:
                     segmenter = cohort.Workers(jobs, ray, options=options)
