@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,16 +139,16 @@ def run(
         manifest = stack.enter_context(Manifest(Path(folder)))
         if not overwrite:
             manifest.check_inputs(cases)
-        setup = Setup({}, orientation, keep_identity)
-        dispatcher = None
         if isinstance(segmenter, Workers):
-            setup = Setup(segmenter.options, orientation, keep_identity)
             crew = segmenter.crew()
             stack.callback(crew.close)
+            setup = Setup(segmenter.options, orientation, keep_identity, crew.is_shared)
             dispatcher = Dispatcher(crew, setup, segmenter.retries)
             fingerprint = dispatcher.start()
+            segmented = partial(_Staged.by_workers, dispatcher=dispatcher)
         else:
             fingerprint = segmenter.fingerprint(orientation)
+            segmented = partial(_Staged.here, segmenter=segmenter, orientation=orientation)
         todo = []
         for case in cases:
             if not overwrite and manifest.is_done(case, _made_by(fingerprint, case, keep_identity)):
@@ -155,16 +156,16 @@ def run(
                 yield Outcome(case, None, None, row.get("seconds", 0.0), row, is_old=True)
             else:
                 todo.append(case)
-        work = _Work(manifest, fingerprint, keep_identity, Pace(len(todo), progress))
-        if dispatcher is not None:
-            yield from work.by_workers(todo, dispatcher, crew.is_shared)
-        elif not isinstance(segmenter, Workers):
-            yield from work.here(todo, segmenter, orientation)
+        staged = _Staged(manifest, fingerprint, keep_identity, Pace(len(todo), progress))
+        for outcome in stack.enter_context(closing(segmented(staged, todo))):
+            if outcome.error is not None:
+                manifest.fail(outcome.case, outcome.error)
+            yield outcome
 
 
 @dataclass
-class _Work:
-    """What both ways to run a cohort share: the manifest, and what its lines say of model and options."""
+class _Staged:
+    """Cases whose files are staged, and put where they belong when the manifest says that they are done."""
 
     manifest: Manifest
     fingerprint: str
@@ -177,29 +178,17 @@ class _Work:
         def write(case: Case, result: Segmentation, seen: str, seconds: float) -> None:
             staged = self.manifest.stage()
             save(case, result, self.keep_identity, staged)
-            self.finish(case, seen, staged, row_of(result, seconds))
+            self._finish(case, seen, staged, row_of(result, seconds))
 
-        with closing(pipeline(cases, segmenter, write, orientation=orientation, pace=self.pace)) as outcomes:
-            for outcome in outcomes:
-                if outcome.error is not None:
-                    self.manifest.fail(outcome.case, outcome.error)
-                yield outcome
+        return pipeline(cases, segmenter, write, orientation=orientation, pace=self.pace)
 
-    def by_workers(self, cases: Sequence[Case], dispatcher: Dispatcher, is_shared: bool) -> _Outcomes:
+    def by_workers(self, cases: Sequence[Case], dispatcher: Dispatcher) -> _Outcomes:
         """Segment in other processes."""
-        waiting = iter(cases)
-        done = 0
-
-        def next_task() -> Task | None:
-            case = next(waiting, None)
-            return None if case is None else Task(case, look(case), self.manifest.stage(), is_shared)
-
-        with closing(dispatcher.run(len(cases), next_task)) as replies:
-            for task, reply in replies:
+        tasks = (Task(case, look(case), self.manifest.stage()) for case in cases)
+        replies = dispatcher.run(len(cases), lambda: next(tasks, None))
+        with closing(replies):
+            for done, (task, reply) in enumerate(replies, 1):
                 outcome = self._take(task, reply)
-                if outcome.error is not None:
-                    self.manifest.fail(outcome.case, outcome.error)
-                done += 1
                 self.pace.tell(f"{task.case.source.name}: done", done)
                 yield outcome
 
@@ -212,12 +201,12 @@ class _Work:
             for name, data in reply.files.items():
                 with atomic(task.staged / name) as (temporary,):
                     temporary.write_bytes(data)
-            self.finish(task.case, task.seen, task.staged, reply.row)
+            self._finish(task.case, task.seen, task.staged, reply.row)
         except Exception as error:
             return Outcome(task.case, None, error, reply.seconds)
         return Outcome(task.case, None, None, reply.seconds, reply.row, reply.warnings)
 
-    def finish(self, case: Case, seen: str, staged: Path, row: Mapping[str, Any]) -> None:
+    def _finish(self, case: Case, seen: str, staged: Path, row: Mapping[str, Any]) -> None:
         """Note a case as done, and put its files where they belong."""
         made_by = _made_by(self.fingerprint, case, self.keep_identity)
         self.manifest.finish(case, seen, made_by, staged, row)

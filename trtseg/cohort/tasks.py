@@ -27,16 +27,16 @@ class Setup:
     options: Mapping[str, Any]
     orientation: str | None
     keep_identity: bool
+    is_shared: bool = True  # as of `trtseg.cohort.dispatch.Crew`
 
 
 @dataclass(frozen=True)
 class Task:
-    """A case for a worker; its files go into ``staged``, or, without that folder, into the answer."""
+    """A case for a worker, and the folder that its files go into in the end."""
 
     case: Case
     seen: str
     staged: Path
-    is_shared: bool = True
     attempt: int = 1
 
 
@@ -98,7 +98,7 @@ class Bench:
         """Read, segment and write a case."""
         start = time.perf_counter()
         try:
-            if task.is_shared:
+            if self._setup.is_shared:
                 for left in task.staged.iterdir():  # by a worker that was lost
                     left.unlink()
                 return self._do(task.case, task.staged, start)
