@@ -33,7 +33,7 @@ def header_affine(name: str, header: Any) -> tuple[np.ndarray, tuple[ResultWarni
     Raises
     ------
     InputError
-        If the only form that is set is no geometry.
+        If the quaternion is invalid, and no other form is a geometry.
     """
     fixed = header.copy()
     pixdim = fixed["pixdim"]
@@ -55,18 +55,17 @@ def header_affine(name: str, header: Any) -> tuple[np.ndarray, tuple[ResultWarni
                 f"{name}: the header's quaternion is invalid ({error}); repair its geometry"
             ) from error
         qform = None
-    if sform is None and qform is None:
+    if sform is None:
+        if qform is not None:
+            return qform, ()
         assumed = no_orientation("right to left, back to front, feet to head")
         return np.asarray(fixed.get_base_affine(), np.float64), (assumed,)
-    if sform is None or (qform is not None and is_independent(qform) and not is_independent(sform)):
-        assert qform is not None
-        if sform is None:
-            return qform, ()
+    if not is_independent(sform):
+        if qform is None or not is_independent(qform):
+            return sform, ()
         text = "The sform of the header is no geometry, although its code is set: the qform is used instead."
         return qform, (ResultWarning("geometry-conflict", text),)
-    found = (
-        list(_conflicts(sform, qform, np.asarray(pixdim[1:4], np.float64))) if is_independent(sform) else []
-    )
+    found = _conflicts(sform, qform, np.asarray(pixdim[1:4], np.float64))
     if not found:
         return sform, ()
     text = (
