@@ -113,16 +113,15 @@ class Comparison:
 
         Parts of a lesion that fell apart count each, as in RECIST 1.1, and so do lesions of 10 mm that grew together.
         """
-        measured = [f for f in self.findings if f.before is not None and f.before.long_mm >= MEASURABLE_MM]
-        measured.sort(key=lambda f: -f.before.long_mm if f.before else 0.0)
+        pairs = [(f.before, f.after) for f in self.findings if f.before is not None]
         targets: list[float] = []
-        after = 0.0
-        for finding in measured:
-            if finding.before is None or len(targets) >= TARGETS:
+        sum_after = 0.0
+        for before, after in sorted(pairs, key=lambda sides: -sides[0].long_mm):
+            if before.long_mm < MEASURABLE_MM or len(targets) >= TARGETS:
                 break
-            targets += [mm for mm in finding.before.parts_mm if mm >= MEASURABLE_MM]
-            after += 0.0 if finding.after is None else finding.after.sum_mm
-        return (sum(targets), after) if targets else None
+            targets += [mm for mm in before.parts_mm if mm >= MEASURABLE_MM]
+            sum_after += 0.0 if after is None else after.sum_mm
+        return (sum(targets), sum_after) if targets else None
 
     def response(self) -> str | None:
         """Judge like RECIST 1.1 by `diameters`, from two scans only and by a machine; None without such lesions.
