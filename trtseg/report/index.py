@@ -64,20 +64,16 @@ def read_row(page: Path, folder: Path) -> Row | None:
 
     ``folder`` is where the page of all cases will lie. The names are those of the files.
     """
-    if not (facts := read_facts(page)):
-        return None
-    link = quote(os.fsencode(os.path.relpath(page, folder)))  # the very bytes of its name, whatever they are
-    return Row(case_name(Path(os.path.relpath(page, folder))), link, facts)
-
-
-def read_facts(page: Path) -> dict[str, Any]:
-    """Read the facts that stand at the start of the page of a case; none if there is no such page."""
     try:
         with page.open("rb") as file:
             found = _FACTS.search(file.read(_HEAD))
     except OSError:
         found = None
-    return {} if found is None else dict(json.loads(found[1]))
+    if found is None:
+        return None
+    place = os.path.relpath(page, folder)
+    link = quote(os.fsencode(place))  # the very bytes of its name, whatever they are
+    return Row(case_name(Path(place)), link, json.loads(found[1]))
 
 
 def index_html(rows: Sequence[Row], failures: Sequence[tuple[str, str]] = ()) -> bytes:
@@ -91,12 +87,8 @@ def index_html(rows: Sequence[Row], failures: Sequence[tuple[str, str]] = ()) ->
         "count": f"{len(rows)} case{'s' * (len(rows) != 1)}",
         "codes": "".join(f"<option>{html.escape(code)}</option>" for code in codes),
         "histograms": "".join(
-            _histogram(heading, [float(row.facts[key]) for row in rows])
-            for key, heading in (
-                ("liver_ml", "Liver, mL"),
-                ("tumour_ml", "Tumour, mL"),
-                ("lesion_count", "Lesions"),
-            )
+            _histogram(_COLUMNS[key][0], [float(row.facts[key]) for row in rows])
+            for key in ("liver_ml", "tumour_ml", "lesion_count")
             if rows
         ),
         "headings": "".join(
