@@ -8,8 +8,8 @@ import numpy as np
 
 from trtseg.labels.components import Array, bounding_box
 from trtseg.labels.lesions import Lesion
-from trtseg.notice import NOTICE
-from trtseg.report.pictures import LIVER, TUMOUR, WINDOW, font
+from trtseg.notice import signature
+from trtseg.report.pictures import LIVER, TUMOUR, WINDOW, WINDOW_TEXT, font, slice_location
 from trtseg.volume import Volume
 
 #: Millimetres between pictures: that of slices as they are read, at a third of the bytes of thin slices.
@@ -63,8 +63,8 @@ def draw_captures(volume: Volume, labels: Array, slices: Iterable[int]) -> Itera
     """
     low, high = WINDOW
     size = max(10, min(labels.shape[1:]) // 36)
-    words = ((f"trtseg, {NOTICE}", _TEXT), ("liver", LIVER), ("tumour", TUMOUR))
-    legend = _stamp((*words, (f"W {high - low} L {(high + low) // 2}", _TEXT)), size)
+    words = ((signature(), _TEXT), ("liver", LIVER), ("tumour", TUMOUR), (WINDOW_TEXT, _TEXT))
+    legend = _stamp(words, size)
     _, rows, columns = labels.shape
     for z in slices:
         grey = volume.array[z].clip(low, high).astype(np.float32)
@@ -75,8 +75,7 @@ def draw_captures(volume: Volume, labels: Array, slices: Iterable[int]) -> Itera
         box = bounding_box(labels[z : z + 1])[1:]
         for mask, colour in ((labels[z][box] > 0, LIVER), (labels[z][box] == 2, TUMOUR)):
             picture[box][_inner_edge(mask)] = colour
-        mm = float(volume.affine[2] @ ((columns - 1) / 2, (rows - 1) / 2, z, 1))
-        place = _stamp(((f"slice {z}, z {mm:.1f} mm", _TEXT),), size)
+        place = _stamp(((f"slice {z}, z {slice_location(volume, z):.1f} mm", _TEXT),), size)
         _paste(legend, picture[: rows // 2])
         _paste(place, picture[rows - len(place) :])
         yield z, picture

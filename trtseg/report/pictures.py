@@ -24,6 +24,7 @@ Colour = tuple[int, int, int]
 
 #: Abdominal soft tissue: level 40 HU, width 400 HU.
 WINDOW = (-160, 240)
+WINDOW_TEXT = f"W {WINDOW[1] - WINDOW[0]} L {sum(WINDOW) // 2}"
 LIVER, TUMOUR = (60, 230, 200), (255, 70, 120)
 #: Cold colours for the truth, warm colours for a prediction.
 TRUE_LIVER, TRUE_TUMOUR, PREDICTED_LIVER, PREDICTED_TUMOUR = LIVER, (110, 150, 255), (255, 195, 60), TUMOUR
@@ -153,12 +154,12 @@ def disagreement_png(volume: Volume, prediction: Array, truth: Array, summary: s
 
 def thumbnail(volume: Volume, labels: Array, width: int) -> str:
     """Draw the slice with most tumour, or in the middle of the liver, small: base64 of a JPEG file."""
-    chosen = choose_slices(labels, 1)[:1]
-    box = _body_box(volume, labels, chosen)
+    z = choose_slices(labels, 1)[0]
+    box = _body_box(volume, labels, [z])
     size = _tile_size(box, volume.spacing, 2 * width)
-    outlines = [(labels[z] > 0, LIVER) for z in chosen] + [(labels[z] == 2, TUMOUR) for z in chosen]
+    outlines = ((labels[z] > 0, LIVER), (labels[z] == 2, TUMOUR))
     file = io.BytesIO()
-    _draw_slice(volume, outlines, chosen[0], box, size).reduce(2).save(file, "JPEG", quality=70)
+    _draw_slice(volume, outlines, z, box, size).reduce(2).save(file, "JPEG", quality=70)
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
@@ -182,6 +183,12 @@ def choose_slices(labels: Array, count: int) -> list[int]:
             chosen.remove(min(chosen, key=lambda z: abs(z - fullest)))
             chosen.add(fullest)
     return sorted(chosen, reverse=True)
+
+
+def slice_location(volume: Volume, z: int) -> float:
+    """Where the middle of a slice lies from the feet to the head, RAS mm."""
+    _, rows, columns = volume.array.shape
+    return float(volume.affine[2] @ ((columns - 1) / 2, (rows - 1) / 2, z, 1))
 
 
 def _body_box(volume: Volume, labels: Array, slices: list[int]) -> Box2D:
@@ -230,11 +237,9 @@ def _draw_slice(
         if crop.any():
             tile.paste(colour, (*corner, corner[0] + inner[0], corner[1] + inner[1]), _outline(crop, inner))
     draw = ImageDraw.Draw(tile)
-    _, rows, columns = volume.array.shape
-    centre = np.array([(columns - 1) / 2, (rows - 1) / 2, z, 1])
     for at, anchor, text in (
         ((6, 4), "la", f"slice {z}"),
-        ((size[0] - 6, 4), "ra", f"z {float(volume.affine[2] @ centre):.1f} mm"),
+        ((size[0] - 6, 4), "ra", f"z {slice_location(volume, z):.1f} mm"),
         ((6, size[1] // 2), "lm", "R"),
         ((size[0] - 6, size[1] // 2), "rm", "L"),
     ):
@@ -279,9 +284,7 @@ def _write_margins(
     draw.text((30 + draw.textlength(text, font(15)), _HEADER // 2), summary, _TEXT, font(15), "lm")
     middle = size[1] - _FOOTER // 2
     draw.text((10, middle), NOTICE, _FAINT, font(13), "lm")
-    low, high = WINDOW
-    note = f"axial, W {high - low} L {(high + low) // 2}"
-    draw.text((size[0] - 10, middle), note, _FAINT, font(13), "rm")
+    draw.text((size[0] - 10, middle), f"axial, {WINDOW_TEXT}", _FAINT, font(13), "rm")
 
 
 def _wrapped(text: str, width: float) -> list[str]:
