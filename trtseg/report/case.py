@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,13 +62,13 @@ def case_html(
     picture = thumbnail(volume, labels, _THUMBNAIL)
     name = str(report["input"]["name"])
     warnings = [
-        (warning["code"], warning["text"] if keep_identity else _anonymous(warning["text"], name))
+        (warning["text"] if keep_identity else _anonymous(warning["text"], name), warning["code"])
         for warning in report["warnings"]
     ]
     parts = {
-        "facts": pages.data("facts", _facts(report, warnings, picture) | {"named": keep_identity}),
+        "facts": pages.data("facts", _facts(report, picture) | {"named": keep_identity}),
         "title": html.escape(name if keep_identity else _TITLE),
-        "warnings": pages.warnings([(text, code) for code, text in warnings]),
+        "warnings": pages.warnings(warnings),
         "figures": pages.figures(_figures(report)),
         "lesions": _lesions(lesions, labels),
         "windows": "".join(
@@ -89,7 +89,7 @@ def _anonymous(text: str, name: str) -> str:
     return re.sub(rf"(?<!\S){re.escape(name)}(?=:\s)", "the CT", text)
 
 
-def _facts(report: Mapping[str, Any], warnings: Sequence[tuple[str, str]], picture: str) -> dict[str, Any]:
+def _facts(report: Mapping[str, Any], picture: str) -> dict[str, Any]:
     """What a page of many cases says of this one; it stands at the start of the page, see `trtseg.report.index`."""
     lesions = report["lesions"]
     return {
@@ -101,7 +101,7 @@ def _facts(report: Mapping[str, Any], warnings: Sequence[tuple[str, str]], pictu
         "highest_probability": max(
             (lesion["probability"] for lesion in lesions if lesion["probability"] is not None), default=None
         ),
-        "warnings": [code for code, _ in warnings],
+        "warnings": [warning["code"] for warning in report["warnings"]],
         "model": " ".join(
             str(report["provenance"].get(key, "")) for key in ("model", "model_version")
         ).strip(),
@@ -174,15 +174,21 @@ def _windows(volume: Volume, labels: Array) -> dict[str, tuple[int, int]]:
 
 
 def _made(report: Mapping[str, Any]) -> str:
-    made = report["provenance"]
-    rows = [
-        ("CT", f"{' × '.join(map(str, report['input']['shape']))} voxels of {_spacing(report)} mm"),
-        *_number(report["input"]),
+    source, made = report["input"], report["provenance"]
+    spacing = " × ".join(f"{mm:.4g}" for mm in source["spacing_mm"])
+    rows = [("CT", f"{' × '.join(map(str, source['shape']))} voxels of {spacing} mm")]
+    if "series_number" in source:  # which viewers show; the id of a series is that of a patient
+        rows.append(("SeriesNumber", str(source["series_number"])))
+    rows += [
         ("Model", f"{made.get('model', '?')} {made.get('model_version', '')}"),
         *((f"SHA-256 of {file}", digest) for file, digest in made.get("sha256", {}).items()),
         ("Thresholds", _pairs(made.get("thresholds", {}))),
         ("Device and precision", f"{made.get('device', '?')}, {made.get('precision', '?')}"),
-        *_search(made),
+    ]
+    if "search_mm" in made:
+        labelled = f"{made.get('labelled_slices', '?')} slices labelled"
+        rows.append(("Search for the liver", f"on slices {made['search_mm']:g} mm apart, {labelled}"))
+    rows += [
         ("Steps after the nets", _pairs(report["postprocess"])),
         ("Seconds", _pairs(report["timings_s"])),
         ("Versions", _pairs(made.get("versions", {}))),
@@ -193,28 +199,12 @@ def _made(report: Mapping[str, Any]) -> str:
     return pages.table("How the labels were made", (), escaped, "made")
 
 
-def _number(source: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Say which series of a study was taken, by the number that viewers show; its id is that of a patient."""
-    return [("SeriesNumber", str(source["series_number"]))] if "series_number" in source else []
-
-
 def _joined(step: tuple[int, int, int]) -> str:
     """Say that voxels of the CT are shown as one, if they are."""
     if max(step) == 1:
         return ""
     joined = " × ".join(map(str, step[::-1]))
     return f"One voxel shown is {joined} of the CT: the greys of their first slice, outlines around all."
-
-
-def _search(made: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Say that the liver was searched for, if it was."""
-    if "search_mm" in made:
-        count = made.get("labelled_slices", "?")
-        yield "Search for the liver", f"on slices {made['search_mm']:g} mm apart, {count} slices labelled"
-
-
-def _spacing(report: Mapping[str, Any]) -> str:
-    return " × ".join(f"{mm:.4g}" for mm in report["input"]["spacing_mm"])
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
