@@ -123,36 +123,28 @@ def _models() -> list[dict[str, Any]]:
 
 
 def _show(found: dict[str, Any]) -> None:
-    rows: list[tuple[str, str]] = []
-
-    def row(heading: str, content: str) -> None:
-        rows.append((heading, content))
-
-    cpu, extension = found["cpu"], found["extension"]
-    row("trtseg", found["trtseg"])
-    row("python", f"{found['python']}, {found['platform']}")
-    row(
-        "processor", f"{cpu['name']}, {cpu['cores']} cores, {' '.join(cpu['features']) or 'features unknown'}"
-    )
-    row("extension", extension.get("error") or _describe_build(extension))
-    driver = found["driver"]
-    row("driver", _describe_driver(driver))
+    cpu, extension, driver = found["cpu"], found["extension"], found["driver"]
+    features = " ".join(cpu["features"]) or "features unknown"
+    rows = [
+        ("trtseg", found["trtseg"]),
+        ("python", f"{found['python']}, {found['platform']}"),
+        ("processor", f"{cpu['name']}, {cpu['cores']} cores, {features}"),
+        ("extension", extension.get("error") or _describe_build(extension)),
+        ("driver", _describe_driver(driver)),
+    ]
     for gpu in driver["gpus"]:
-        row(f"GPU {gpu['index']}", f"{gpu['name']}, {gpu['sm']}, {gpu['memory'] / 2**30:.0f} GiB")
-    for module, version in found["runtimes"].items():
-        row(module, version or "not installed")
+        rows.append((f"GPU {gpu['index']}", f"{gpu['name']}, {gpu['sm']}, {gpu['memory'] / 2**30:.0f} GiB"))
+    rows += [(module, version or "not installed") for module, version in found["runtimes"].items()]
     for device in found["devices"]:
-        row(
-            f"device {device['name']}",
-            f"{'works' if device['works'] else 'does not work'}: {device['detail']}",
-        )
+        works = "works" if device["works"] else "does not work"
+        rows.append((f"device {device['name']}", f"{works}: {device['detail']}"))
     for model in found["models"]:
-        row(f"model {model['name']}", f"{model['version'] or 'unknown version'}, files {model['files']}")
+        version = model["version"] or "unknown version"
+        rows.append((f"model {model['name']}", f"{version}, files {model['files']}"))
     if not found["models"]:
-        row("models", "none installed")
-    row("engines", f"{len(found['engines'])} in your cache")
-    for engine in found["engines"]:
-        row("", f"{engine['file'] or ''} {engine['problem'] or ''}".strip())
+        rows.append(("models", "none installed"))
+    rows.append(("engines", f"{len(found['engines'])} in your cache"))
+    rows += [("", f"{one['file'] or ''} {one['problem'] or ''}".strip()) for one in found["engines"]]
     headings = ("runtime", "version", "on", "can", "", "because")
     abilities = text.table(headings, map(_can, found["abilities"]))
     text.show(text.listing(rows), abilities, text.NOT_CLINICAL)
