@@ -71,21 +71,24 @@ def load(
     is_image = _is_nibabel_image(source)
     is_itk = _is_itk_image(source)
     is_path = isinstance(source, (str, os.PathLike))
-    if (affine is not None or spacing is not None) and (
-        is_path or is_image or is_itk or isinstance(source, Volume)
-    ):
+    has_grid = is_path or is_image or is_itk or isinstance(source, Volume)
+    if has_grid and (affine is not None or spacing is not None):
         raise ArgumentError(
             f"affine, spacing: got one with a {type(source).__name__}, which has its own geometry; "
             "give them with arrays only"
         )
-    if series is not None and not (is_path and (is_folder(source) or is_dicom(source))):
+    is_series = is_path and (is_folder(source) or is_dicom(source))
+    if series is not None and not is_series:
         raise ArgumentError(f"series: got {series!r} with a source that is not DICOM; leave it out")
     if isinstance(source, Volume):
         if orientation is None:
             return source
         volume = source
+    elif is_series:
+        volume = read_dicom(source, series)
     elif is_path:
-        volume = _read_file(source, series)
+        name = os.fspath(source)
+        volume = ct_volume(name, *_read_voxels(name, to_hu))
     elif is_image:
         volume = from_image(source)
     elif is_itk:
@@ -93,7 +96,10 @@ def load(
     elif hasattr(source, "__array__"):
         volume = from_array(source, affine=affine, spacing=spacing)
     else:
-        raise _no_source(source)
+        raise ArgumentError(
+            f"source: got a {type(source).__name__}; expected a path of an image file or of a folder of DICOM files, "
+            "an array in HU, an image of nibabel or SimpleITK, or a trtseg Volume"
+        )
     if orientation is not None:
         volume = _turned(volume, orientation)
     check_planes(os.fspath(source) if is_path else volume.name, volume.array.shape[1:])
@@ -107,13 +113,6 @@ def _turned(volume: Volume, orientation: str) -> Volume:
     turned = reorient(volume, orientation)
     old, new = ((grid.axes, grid.flips) for grid in (volume.geometry, turned.geometry))
     return turned if old == new else check_slices_again(turned)
-
-
-def _no_source(source: Any) -> ArgumentError:
-    return ArgumentError(
-        f"source: got a {type(source).__name__}; expected a path of an image file or of a folder of DICOM files, "
-        "an array in HU, an image of nibabel or SimpleITK, or a trtseg Volume"
-    )
 
 
 def read_labels(
@@ -187,13 +186,6 @@ def check_target(path: str | os.PathLike[str]) -> None:
         raise OutputError(f"{name}: cannot write this file type; expected .nii.gz, .nii, .nrrd, .mha or .dcm")
     if not name.lower().endswith((*NIFTI, SEG)):
         check_installed(name)
-
-
-def _read_file(path: str | os.PathLike[str], series: str | None) -> Volume:
-    if is_folder(path) or is_dicom(path):
-        return read_dicom(path, series)
-    name = os.fspath(path)
-    return ct_volume(name, *_read_voxels(name, to_hu))
 
 
 def _read_voxels(name: str, convert: Convert) -> tuple[np.ndarray, Geometry]:
