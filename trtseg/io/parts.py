@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from trtseg.io.dicom.find import files_below, find_files, is_dicom
+from trtseg.io.dicom.find import files_below, find_files, is_dicom_file
 from trtseg.io.itk import DATA, read_header
-from trtseg.io.names import ANALYZE, ITK, ZIP, is_folder
+from trtseg.io.names import ANALYZE, ITK, is_folder
 
 _NUMBER = re.compile(r"%\d*[du]")  # of a slice, in the pattern of its file
 
@@ -34,7 +34,7 @@ def files_of(path: Path) -> Iterator[Path]:
     elif name.endswith(ITK):
         yield path
         yield from (one for one in _data_of(path) if one.is_file())
-    elif is_dicom(path) and not name.endswith(ZIP):
+    elif is_dicom_file(path):
         yield from (one.path for one in find_files(path))
     else:
         yield path

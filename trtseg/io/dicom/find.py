@@ -34,10 +34,22 @@ class DicomFile(NamedTuple):
 
 def is_dicom(path: str | os.PathLike[str]) -> bool:
     """Tell whether a path is a DICOM file or a zip, by its name or its first bytes; no pipe is opened."""
-    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises where it may not look
+    if os.fspath(path).lower().endswith(ZIP):
+        return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises where it may not look
+    return is_dicom_file(Path(path))
+
+
+def is_dicom_file(path: Path) -> bool:
+    """Tell whether a path is a DICOM file, in the same way."""
+    if not os.path.isfile(path) or path.name.lower().endswith(_NO_DICOM):  # noqa: PTH113
         return False
-    name = os.fspath(path).lower()
-    return name.endswith(ZIP) or (not name.endswith(_NO_DICOM) and _is_dicom(Path(path)))
+    if path.name.lower().endswith(DICOM):
+        return True  # reading it says what is wrong if it is none
+    try:
+        with path.open("rb") as file:
+            return looks_like_dicom(file.read(SNIFFED))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check its mode") from error
 
 
 def find_files(path: str | os.PathLike[str]) -> list[DicomFile]:
@@ -50,30 +62,26 @@ def find_files(path: str | os.PathLike[str]) -> list[DicomFile]:
     InputError
         If a folder cannot be listed, or a zip cannot be read or is too large.
     """
-    if is_folder(path):
-        found = (one for one in files_below(Path(path)) if _may_be(one.name) and _is_dicom(one))
-        return [DicomFile(one, partial(read_bytes, one)) for one in found]
-    if os.fspath(path).lower().endswith(ZIP):
-        return _in_zip(Path(path))
-    folder, own = Path(path).parent, Path(path)
+    own = Path(path)
+    if own.name.lower().endswith(ZIP) and not is_folder(own):
+        return _in_zip(own)
     if not os.path.lexists(own):
         raise InputError(f"{own}: no such file; check the path")
-    beside = [one for one in listed(folder) if one == own or (_may_be(one.name) and _is_dicom(one))]
-    return [DicomFile(one, partial(read_bytes, one)) for one in beside]
+    found = files_below(own) if is_folder(own) else listed(own.parent)
+    return [DicomFile(one, partial(read_bytes, one)) for one in found if one == own or _is_found(one)]
 
 
 def archives(path: str | os.PathLike[str]) -> list[Path]:
     """List archives that lie in a folder, where nobody looks into them; zips first."""
-    found = (
-        [one for one in listed(Path(path)) if one.name.lower().endswith(ARCHIVES)] if is_folder(path) else []
-    )
-    return sorted(found, key=lambda one: not one.name.lower().endswith(ZIP))
+    found = listed(Path(path)) if is_folder(path) else []
+    packed = [one for one in found if one.name.lower().endswith(ARCHIVES)]
+    return sorted(packed, key=lambda one: not one.name.lower().endswith(ZIP))
 
 
 def study_of(paths: Iterable[Path]) -> str | None:
     """Study Instance UID of the first CT among files, ``""`` if that has none or is damaged; None: no CT is there."""
     for path in paths:
-        if _may_be(path.name) and _is_dicom(path):
+        if _is_found(path):
             try:
                 header = parse(os.fspath(path), read_bytes(path), pixels=False)
             except InputError:
@@ -89,7 +97,7 @@ def one_of_each_series(paths: Iterable[Path]) -> list[Path]:
     kept = []
     for path in paths:
         key = (path, "")
-        if is_dicom(path) and not path.name.lower().endswith(ZIP):
+        if is_dicom_file(path):
             with suppress(InputError):  # reading it says what is wrong
                 header = parse(os.fspath(path), read_bytes(path), pixels=False)
                 key = (path.parent, text(header, "SeriesInstanceUID"))
@@ -124,16 +132,9 @@ def _may_be(name: str) -> bool:
     return not name.startswith(".") and name.upper() != "DICOMDIR" and not name.lower().endswith(_NO_DICOM)
 
 
-def _is_dicom(path: Path) -> bool:
-    if not os.path.isfile(path):  # noqa: PTH113
-        return False
-    if path.name.lower().endswith(DICOM):
-        return True  # reading it says what is wrong if it is none
-    try:
-        with path.open("rb") as file:
-            return looks_like_dicom(file.read(SNIFFED))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check its mode") from error
+def _is_found(path: Path) -> bool:
+    """Whether a file that nobody has named is taken for DICOM."""
+    return _may_be(path.name) and is_dicom_file(path)
 
 
 def _in_zip(path: Path) -> list[DicomFile]:
@@ -151,7 +152,7 @@ def _in_zip(path: Path) -> list[DicomFile]:
         members = [
             one
             for one in members
-            if one.filename.lower().endswith(DICOM) or _looks_like_dicom(path, archive, one)
+            if one.filename.lower().endswith(DICOM) or _is_dicom_in_zip(path, archive, one)
         ]
         members.sort(key=lambda one: one.filename)
     return [
@@ -165,7 +166,7 @@ def _unpack(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> by
         return file.read(member.file_size)
 
 
-def _looks_like_dicom(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
+def _is_dicom_in_zip(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
     """Look at the start of a file of a zip; where it is not that of DICOM, compare the checksum of the whole file."""
     with _zip_errors(path), archive.open(member) as file:
         if looks_like_dicom(file.read(SNIFFED)):
