@@ -30,9 +30,9 @@ from trtseg.warnings import ResultWarning
 
 if TYPE_CHECKING:
     import numpy as np
-    from pydicom import Dataset
 
     from trtseg.api import Segmenter
+    from trtseg.io.dicom.volume import Instance
     from trtseg.result import Segmentation
     from trtseg.stream import Stream
 
@@ -63,10 +63,8 @@ class Series:
         self.number = number
         self.last = 0  # the last instance that was taken
         self.unreadable = 0
-        self.headers: list[Dataset] = []
-        self._planes: list[np.ndarray] = []
-        self._files: list[Any] = []
-        self._slices: list[Any] = []
+        self.instances: list[Instance] = []
+        self._planes: list[np.ndarray] = []  # of each
         self._segmenter = segmenter
         self._stream: Stream | None = None
 
@@ -83,15 +81,14 @@ class Series:
         from trtseg.io.dicom import read_slice
         from trtseg.io.dicom.frames import slices_of
         from trtseg.io.dicom.series import volumes
+        from trtseg.io.dicom.volume import Instance
 
         header, hu = read_slice(file)
         slices = slices_of("instance", header)
         why_not = volumes([(file, header)], [slices])[1][0].reason  # a localizer, for example
-        self.headers.append(header)
+        self.instances.append(Instance(file, header, slices))
         planes = hu[None] if hu.ndim == 2 else hu
         self._planes.append(planes)
-        self._files.append(file)
-        self._slices.append(slices)
         if why_not:
             return
         # Slices that do not fit among those before are not streamed; at the end they are segmented or refused by name.
@@ -115,9 +112,10 @@ class Series:
         from trtseg.io.dicom.series import choose, volumes
         from trtseg.io.dicom.volume import assemble
 
-        if not self.headers:
+        if not self.instances:
             raise InputError("no instance of the series can be decoded")
-        instances, candidates = volumes(list(zip(self._files, self.headers, strict=True)), self._slices)
+        known = [one.slices for one in self.instances]
+        instances, candidates = volumes([(one.path, one.header) for one in self.instances], known)
         chosen, _ = choose("the series", candidates, None)
         volume = assemble("the series", instances, chosen.slices, self._planes.__getitem__, chosen.series)
         warnings = (*unplaced(chosen, candidates, instances), *warnings)
@@ -236,7 +234,7 @@ class Worker:
         is_failed = "reason" in facts
         say(
             "series failed" if is_failed else "series done", level=logging.WARNING if is_failed else logging.INFO,
-            series=series.number, instances=len(series.headers), unreadable=series.unreadable,
+            series=series.number, instances=len(series.instances), unreadable=series.unreadable,
             refused=evidence.refused, took_s=round(took, 3), **facts,
         )  # fmt: skip
 
@@ -273,7 +271,8 @@ class Worker:
         self._series.pop(number).close()
 
     def _reason(self, error: Exception, series: Series) -> str:
-        return scrub(str(error).replace(str(self.config.store), ""), series.headers[:3])
+        headers = [one.header for one in series.instances[:3]]
+        return scrub(str(error).replace(str(self.config.store), ""), headers)
 
     @contextlib.contextmanager
     def _at(self, number: int) -> Iterator[None]:
