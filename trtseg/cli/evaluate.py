@@ -13,6 +13,7 @@ import typer
 
 from trtseg.cli import progress, text
 from trtseg.cli.exits import Failures, errors_as_exit_codes
+from trtseg.cli.meaning import meaning_of
 from trtseg.errors import ArgumentError
 from trtseg.notice import NOTICE
 
@@ -104,7 +105,7 @@ def evaluate(
 
         if (ct is None) != (overlays is None):
             raise ArgumentError("--ct, --overlays: got only one of them; give both to draw overlays")
-        meaning = _meaning(liver_label, tumour_label)
+        meaning = meaning_of(liver_label, tumour_label)
         liver_only = liver_only or (meaning is not None and tumour_label is None)
         matched = pairs.match(prediction, truth, ct, names=("PREDICTION", "TRUTH", "--ct"))
         needs("scipy.spatial")  # now, once, and not for every case
@@ -135,24 +136,6 @@ class _Cases:
     scored: list[tuple[Pair, CaseScores]] = field(default_factory=list)
     left_out: list[tuple[Pair, str]] = field(default_factory=list)
     failures: Failures = field(default_factory=Failures)
-
-
-def _meaning(liver: str | None, tumour: str | None) -> dict[int, int] | None:
-    """What the labels of the truth stand for: 1 liver, 2 tumour; None without the options."""
-    if liver is None:
-        if tumour is not None:
-            raise ArgumentError("--tumour-label: got it without --liver-label; give both, or neither")
-        return None
-    meaning: dict[int, int] = {}
-    for option, values, stands_for in (("--liver-label", liver, 1), ("--tumour-label", tumour or "", 2)):
-        for value in values.split(",") if values else []:
-            if not value.strip().isdecimal() or int(value) < 1:
-                raise ArgumentError(
-                    f"{option}: got {values!r}; expected numbers from 1 on with commas between them"
-                )
-            if meaning.setdefault(int(value), stands_for) != stands_for:
-                raise ArgumentError(f"{option}: {value} is liver already; give each label once")
-    return meaning
 
 
 def _unmatched(matched: Matched) -> list[str]:
