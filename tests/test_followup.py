@@ -363,6 +363,62 @@ def test_one_file_given_twice_is_said(tmp_path):
     assert "warning: before and after are one file" in run("compare", one, one).stderr
 
 
+def renumbered(path, target, *numbers):
+    """A label map with other numbers for 0, 1 and 2, and a box of another organ, 3, beside the liver."""
+    image = nib.load(path)
+    labels = np.array(numbers, np.int16)[np.asanyarray(image.dataobj)]
+    labels[:3, :3, :3] = 3
+    nib.save(nib.Nifti1Image(labels, image.affine), target)
+    return target
+
+
+def test_label_maps_of_other_programs_are_compared_once_it_is_said_what_they_mean(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = scan("a.nii.gz", [((0, 0, 0), 8)]), scan("b.nii.gz", [((0, 0, 0), 12)], (6, 6, 6))
+    organs = renumbered("a.nii.gz", "c.nii.gz", 0, 6, 109), renumbered("b.nii.gz", "d.nii.gz", 0, 5, 109)
+    expected, made = compare(*own), compare(*organs, meaning={5: 1, 6: 1, 109: 2})
+    assert [f.status for f in expected.findings] == ["grown"]
+    assert {**made.report(), "names": None} == {**expected.report(), "names": None}
+    done = run("compare", *organs, "--liver-label", "5,6", "--tumour-label", "109", "--json", "c.json")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert json.loads((tmp_path / "c.json").read_text()) == made.report()
+    assert [line for line in done.stdout.splitlines() if "grown" in line] == [
+        line for line in run("compare", *own).stdout.splitlines() if "grown" in line
+    ]
+
+
+def test_without_a_label_for_tumours_nothing_is_said_of_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    organs = renumbered(scan("a.nii.gz", [((0, 0, 0), 8)]), "c.nii.gz", 0, 6, 6)
+    done = run("compare", organs, organs, "--liver-label", "6", "--json", "c.json", "--html", "c.html")
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "c.json").read_text())
+    assert [report[key] for key in ("tumour_ml", "findings", "recist_like")] == [None, [], None]
+    assert report["liver_ml"] == pytest.approx(compare("a.nii.gz", "a.nii.gz").liver_ml, abs=1e-3)
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("tumour"))
+    assert line.split() == ["tumour", "–"]
+    page = (tmp_path / "c.html").read_text()
+    assert "Lesions are not known." in page
+    assert "0 grown" not in page
+    assert "No lesions in either scan" not in page
+
+
+def test_label_maps_of_other_programs_are_not_guessed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own, organs = scan("a.nii.gz", []), renumbered("a.nii.gz", "c.nii.gz", 0, 6, 109)
+    for options, message in (
+        ((), "c.nii.gz: got the labels 3, 6; expected 0 (background), 1 (liver) and 2 (tumour) only"),
+        (("--liver-label", "6"), "a.nii.gz: holds no liver (has none of the labels 6)"),
+        (("--tumour-label", "109"), "--tumour-label: got it without --liver-label"),
+        (("--liver-label", ""), "--liver-label: got ''; expected numbers"),
+        (("--liver-label", "6", "--tumour-label", ""), "--tumour-label: got ''; expected numbers"),
+    ):
+        done = run("compare", own, organs, *options)
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"error: {message}")
+    assert "--liver-label and --tumour-label of 'trtseg compare'" in run("compare", own, organs).stderr
+
+
 def test_no_liver_and_no_labels_are_errors(tmp_path):
     empty = tmp_path / "empty.nii.gz"
     nib.save(nib.Nifti1Image(np.zeros((16, 16, 4), np.uint8), np.eye(4)), empty)

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -88,8 +88,10 @@ class Comparison:
     ----------
     names : (str, str)
         File names of both label maps.
-    liver_ml, tumour_ml : (float, float)
+    liver_ml : (float, float)
         Volumes before and after.
+    tumour_ml : (float, float) or None
+        Likewise; None if the label maps do not know tumours, so that there are no findings either.
     shift_mm : (float, float, float)
         What was added to the places of the later scan so that its liver lies on the earlier, RAS mm.
     liver_dice : float
@@ -102,7 +104,7 @@ class Comparison:
 
     names: tuple[str, str]
     liver_ml: tuple[float, float]
-    tumour_ml: tuple[float, float]
+    tumour_ml: tuple[float, float] | None
     shift_mm: _Vector
     liver_dice: float
     findings: tuple[Finding, ...]
@@ -156,7 +158,12 @@ class Comparison:
         }
 
 
-def compare(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Comparison:
+def compare(
+    before: str | os.PathLike[str],
+    after: str | os.PathLike[str],
+    *,
+    meaning: Mapping[int, int] | None = None,
+) -> Comparison:
     """Compare the label maps of two scans of one patient.
 
     The later liver is moved, without turning it, to where it overlaps the earlier one most. Then lesions are the same
@@ -167,6 +174,9 @@ def compare(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Co
     ----------
     before, after : path
         Label maps as `trtseg.io.read_labels` takes them, or the JSON reports that lie beside them.
+    meaning : mapping, optional
+        Which labels of both are liver (1) and tumour (2), as ``{5: 1, 9: 2}``, see `trtseg.io.read_labels`. If none is
+        tumour, livers alone are compared.
 
     Raises
     ------
@@ -174,7 +184,8 @@ def compare(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Co
         If a file cannot be read, holds no liver, or beside a report there is no label map.
     """
     paths = label_map(Path(before)), label_map(Path(after))
-    scans = _Scan.read(paths[0]), _Scan.read(paths[1])
+    scans = _Scan.read(paths[0], meaning), _Scan.read(paths[1], meaning)
+    knows_tumours = meaning is None or 2 in meaning.values()
     shift, dice = find_shift(*scans)
     same = ["before and after are one file, so nothing can have changed"] * paths[0].samefile(paths[1])
     warnings = same + [
@@ -199,7 +210,7 @@ def compare(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Co
     return Comparison(
         (paths[0].name, paths[1].name),
         (scans[0].ml(0), scans[1].ml(0)),
-        (scans[0].ml(1), scans[1].ml(1)),
+        (scans[0].ml(1), scans[1].ml(1)) if knows_tumours else None,
         (float(shift[0]), float(shift[1]), float(shift[2])),
         dice,
         tuple(findings),
@@ -230,11 +241,12 @@ class _Scan(Placed):
     is_seg: bool
 
     @classmethod
-    def read(cls, path: Path) -> _Scan:
-        labels, grid = read_labels(path)
+    def read(cls, path: Path, meaning: Mapping[int, int] | None) -> _Scan:
+        labels, grid = read_labels(path, meaning)
         if not labels.any():
+            named = "" if meaning is None else f" (has none of the labels {', '.join(map(str, meaning))})"
             raise InputError(
-                f"{path}: holds no liver; a comparison needs the labels of a liver in both scans"
+                f"{path}: holds no liver{named}; a comparison needs the labels of a liver in both scans"
             )
         affine = grid.canonical_affine()
         return cls(labels, affine, lesions(labels, affine), grid.warnings, is_dicom(path))

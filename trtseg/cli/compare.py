@@ -10,6 +10,7 @@ import typer
 
 from trtseg.cli import text
 from trtseg.cli.exits import errors_as_exit_codes
+from trtseg.cli.meaning import meaning_of
 
 if TYPE_CHECKING:
     from trtseg.followup import Comparison, Finding
@@ -36,6 +37,17 @@ def compare(
         Path | None, typer.Option(metavar="FILE", help="Write everything as JSON.", parser=text.path)
     ] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page.", parser=text.path)] = None,
+    liver_label: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,...",
+            help="Labels of both scans that are liver, where other programs made them: 5 (TotalSegmentator), 6 (AMOS, "
+            "BTCV); of a DICOM Segmentation, numbers of segments. Without --tumour-label livers alone are compared.",
+        ),
+    ] = None,
+    tumour_label: Annotated[
+        str | None, typer.Option(metavar="N,...", help="Labels of both scans that are tumour of the liver.")
+    ] = None,
     keep_identity: Annotated[
         bool,
         typer.Option(
@@ -47,6 +59,8 @@ def compare(
 ) -> None:
     """Compare two scans of one patient: lesions that grew, shrank, are new or gone.
 
+    Liver is label 1 or 2, tumour is label 2, unless --liver-label says otherwise of both scans.
+
     The later liver is moved onto the earlier one, without turning it; lesions are matched by their places.
     """
     with errors_as_exit_codes():
@@ -54,9 +68,10 @@ def compare(
         from trtseg.io.folders import check_reports
         from trtseg.report.comparison import comparison_html
 
+        meaning = meaning_of(liver_label, tumour_label)
         inputs = (before, after, followup.label_map(before), followup.label_map(after))
         check_reports({"--json": json, "--html": html}, inputs)
-        made = followup.compare(before, after)
+        made = followup.compare(before, after, meaning=meaning)
         report = made.report()
         page = comparison_html(report, keep_identity=keep_identity).decode()
         text.write({json: json_module.dumps(report, indent=2, ensure_ascii=False) + "\n", html: page})
@@ -82,7 +97,7 @@ def _show(made: Comparison) -> None:
     sums = made.diameters()
     lines = [
         ("liver", "{:.1f} mL, then {:.1f} mL".format(*made.liver_ml)),
-        ("tumour", "{:.1f} mL, then {:.1f} mL".format(*made.tumour_ml)),
+        ("tumour", "–" if made.tumour_ml is None else "{:.1f} mL, then {:.1f} mL".format(*made.tumour_ml)),
         ("sum of diameters", "–" if sums is None else "{:.1f} mm, then {:.1f} mm".format(*sums)),
         ("like RECIST 1.1", made.response() or "–"),
     ]

@@ -21,6 +21,11 @@ Pieces = Iterable[tuple[Where, np.ndarray]]
 Convert = Callable[..., np.ndarray]
 
 _INT16 = np.iinfo(np.int16)
+#: How to say what the labels of another program stand for.
+SAY_MEANING = (
+    "meaning; --liver-label and --tumour-label of 'trtseg compare', and of 'trtseg evaluate' for the truth"
+)
+
 _SHOWN = 5  # labels listed in a message
 _BESIDE = 1e-3  # what a label may differ from an integer by
 
@@ -139,7 +144,10 @@ def to_labels(
     if foreign:
         shown = ", ".join(f"{value:g}" for value in sorted(foreign)[:_SHOWN])
         more = ", ..." if len(foreign) > _SHOWN else ""
-        expected = "0 (background), 1 (liver) and 2 (tumour) only, map the others to one of these"
+        expected = (
+            "0 (background), 1 (liver) and 2 (tumour) only, map the others to one of these, or say which labels are "
+            f"liver and tumour ({SAY_MEANING})"
+        )
         if meaning is not None:
             expected = "whole numbers"
         raise InputError(

@@ -37,13 +37,14 @@ def comparison_html(report: Mapping[str, Any], *, keep_identity: bool = False) -
         Show the names of the files, which may tell who the patient is.
     """
     findings = report["findings"]
-    sums = report["sum_of_diameters_mm"]
+    sums, tumour = report["sum_of_diameters_mm"], report["tumour_ml"]
+    counts = ", ".join(f"{_count(findings, status)} {status}" for status in _STATUSES)
     numbers = [
         ("Liver, mL", _change(report["liver_ml"])),
-        ("Tumour, mL", _change(report["tumour_ml"])),
+        ("Tumour, mL", "–" if tumour is None else _change(tumour)),
         ("Sum of diameters, mm", "–" if sums is None else _change(sums)),
         ("Like RECIST 1.1", report["recist_like"] or "–"),
-        ("Lesions", ", ".join(f"{_count(findings, status)} {status}" for status in _STATUSES)),
+        ("Lesions", "–" if tumour is None else counts),
     ]
     title = f"{report['names'][0]} and {report['names'][1]}" if keep_identity else "Two scans of one liver"
     shift = ", ".join(f"{round(mm, 1) + 0.0:.1f}" for mm in report["shift_mm"])  # no -0.0
@@ -55,7 +56,7 @@ def comparison_html(report: Mapping[str, Any], *, keep_identity: bool = False) -
             "Lesions: matched, gone, new", _HEADINGS, [_row(n, f) for n, f in enumerate(findings, 1)]
         )
         if findings
-        else "<p>No lesions in either scan.</p>",
+        else f"<p>{'Lesions are not known.' if tumour is None else 'No lesions in either scan.'}</p>",
         "chart": _chart(findings),
         "how": f"The later liver was moved by {shift} mm (to the right, front and head) onto the earlier one; "
         f"their Dice is then {report['liver_dice']:.3f}.",

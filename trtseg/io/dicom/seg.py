@@ -16,6 +16,7 @@ from trtseg.io.dicom.grid import common, place_sparse
 from trtseg.io.dicom.header import integer, numbers, sequence, text
 from trtseg.io.dicom.pixels import stored_frames
 from trtseg.io.names import ZIP
+from trtseg.io.voxels import SAY_MEANING
 from trtseg.resources import memory_for
 from trtseg.volume import Geometry
 from trtseg.warnings import ResultWarning
@@ -147,8 +148,8 @@ def _by_codes(name: str, segments: Sequence[_Segment]) -> dict[int, int]:
         listed = ", ".join(f"{one.number} ({one.label})" for one in others[:_SHOWN])
         raise InputError(
             f"{name}: its codes do not say that these segments are liver, or an abnormal part of it: "
-            f"{listed}{', ...' if len(others) > _SHOWN else ''}; say which numbers are (meaning; of the truth of "
-            "'trtseg evaluate', --liver-label and --tumour-label)"
+            f"{listed}{', ...' if len(others) > _SHOWN else ''}; say which numbers are "
+            f"({SAY_MEANING})"
         )
     return {one.number: one.means for one in segments if one.means is not None}
 
