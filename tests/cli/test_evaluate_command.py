@@ -146,9 +146,9 @@ def test_files_without_partner_are_named_and_not_counted(here):
     assert done.exit_code == 0, done.output
     first, second = done.stderr.splitlines()
     assert first.startswith("note: 1 prediction has no truth")
-    assert "mine.nii.gz" in first
+    assert first.endswith(" and is not counted: mine.nii.gz")
     assert second.startswith("note: 2 truths have no prediction")
-    assert "others.nii.gz, theirs.nii.gz" in second
+    assert second.endswith(" and are not counted: others.nii.gz, theirs.nii.gz")
     unmatched = json.loads(Path("o.json").read_text())["unmatched"]
     assert unmatched == {"predictions": ["mine.nii.gz"], "truths": ["others.nii.gz", "theirs.nii.gz"]}
     assert "mine.nii.gz" in Path("o.md").read_text()

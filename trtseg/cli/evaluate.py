@@ -147,8 +147,9 @@ def _unmatched(matched: Matched) -> list[str]:
     ):
         if paths:
             names = ", ".join(path.name for path in paths[:_NAMED]) + ", ..." * (len(paths) > _NAMED)
-            count = f"1 {kind} has" if len(paths) == 1 else f"{len(paths)} {kind}s have"
-            notes.append(f"{count} no {other} of that name and is not counted: {names}")
+            few = len(paths) == 1
+            count = f"1 {kind} has" if few else f"{len(paths)} {kind}s have"
+            notes.append(f"{count} no {other} of that name and {'is' if few else 'are'} not counted: {names}")
     return notes
 
 
