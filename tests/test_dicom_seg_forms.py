@@ -20,7 +20,7 @@ from pydicom.uid import (
 
 from trtseg.errors import InputError
 from trtseg.io import read_labels
-from trtseg.pairs import Pair, match, score
+from trtseg.pairs import Pair, score
 from trtseg.volume import voxel_ml
 
 SHAPE = (9, 33, 37)  # frames are no multiple of 8 pixels
@@ -407,15 +407,6 @@ def test_a_zip_is_to_be_unpacked(tmp_path):
         file.write(save(tmp_path / "seg.dcm", seg(FRAMES)), "seg.dcm")
     with pytest.raises(InputError, match=r"seg\.zip: is a zip; expected labels, unpack it"):
         read_labels(tmp_path / "seg.zip")
-
-
-def test_folders_that_hold_segmentations_alone_are_told_how_to_give_them(tmp_path):
-    for name in ("prediction", "truth"):
-        save(tmp_path / name / "a.dcm", seg(FRAMES))
-    with pytest.raises(
-        InputError, match=r"none of its 0 label maps .* give DICOM Segmentations file by file"
-    ):
-        match(tmp_path / "prediction", tmp_path / "truth")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of pydicom

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,13 +12,15 @@ import numpy as np
 from trtseg.errors import ArgumentError, InputError
 from trtseg.io import atomic, load, read_labels
 from trtseg.io.dicom import is_dicom
-from trtseg.io.names import IMAGES, LABEL_ENDS, LABEL_START, is_folder, says_labels, stem
+from trtseg.io.dicom.seg import may_be_seg
+from trtseg.io.names import IMAGES, LABEL_ENDS, LABEL_START, SEG, is_folder, says_labels, stem
 from trtseg.labels.components import Array
 from trtseg.metrics.cases import CaseScores, evaluate_case
 from trtseg.volume import SAME_GRID, Geometry, check_same_grid, corners_apart, is_same_grid
 
 # What tools add to the name of a case for its CT: nnU-Net (its first channel), LiTS.
 _CT_ENDS, _CT_START = ("_0000",), "volume-"
+_RESULTS = ("seg.dcm", "labelmap.dcm")  # of `trtseg segment --dicom`, in a folder of the case
 _MOST_SLICES = 4096  # of a CT, from which a Segmentation may have left out the empty ones
 
 
@@ -54,6 +56,10 @@ def match(
     ``volume-3_seg`` and ``segmentation-3``, ``case_0000_seg`` and ``case``. Files in folders below belong together if
     their folders have the same name too. If a folder holds a CT and its labels, the labels are taken.
 
+    A ``.dcm`` file is a label map if it is a Segmentation, and no file of another format is of the same case;
+    ``case_dicom/seg.dcm``, as `trtseg segment` writes it, is of ``case``. Where a folder holds other DICOM files, as
+    slices of a CT, only those are looked into whose name a label map has on the other side.
+
     Parameters
     ----------
     prediction, truth : Path
@@ -83,11 +89,14 @@ def match(
         raise ArgumentError(f"{names[2]}: got {ct}; expected a folder, as the predictions are in one")
     predictions, truths = _files(prediction, labels=True), _files(truth, labels=True)
     cts = {} if ct is None else _files(ct, labels=False)
+    paired = predictions.keys() & truths.keys()
+    predictions, truths = _label_maps(predictions, paired), _label_maps(truths, paired)
     common = sorted(predictions.keys() & truths.keys(), key=lambda case: predictions[case].name)
     if not common:
         raise InputError(
             f"{prediction}: none of its {len(predictions)} label maps has the name of one of "
-            f"the {len(truths)} in {truth}; name a prediction like its truth, and give DICOM Segmentations file by file"
+            f"the {len(truths)} in {truth}; name a prediction like its truth, also DICOM Segmentations, or give two "
+            "files"
         )
     return Matched(
         tuple(Pair(_name(predictions[c], prediction), predictions[c], truths[c], cts.get(c)) for c in common),
@@ -214,16 +223,26 @@ def _ct_of(prediction: Path, truth: Path, ct: Path | None) -> Path | None:
 
 
 def _files(folder: Path, *, labels: bool) -> dict[str, Path]:
-    """Find the label maps, or the CTs, of a folder and the folders below it, by folder and name of their cases."""
+    """Find the label maps, or the CTs, of a folder and the folders below it, by folder and name of their cases.
+
+    With the label maps come DICOM files; which of them are Segmentations only their content tells.
+    """
     try:
-        paths = sorted(_images(folder))
+        paths = sorted(_images(folder, (*IMAGES, SEG) if labels else IMAGES))
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror}); check its mode") from error
     groups: dict[str, list[Path]] = {}
     for path in paths:
-        groups.setdefault(os.fspath(path.parent.relative_to(folder) / _case_of(path)), []).append(path)
+        own = _own(path, folder)
+        groups.setdefault(os.fspath(own.parent / _case_of(own)), []).append(path)
     chosen = {}
-    for case, group in groups.items():
+    for case, found in groups.items():
+        # Other formats before DICOM, and of the two objects of one result the one that more programs read.
+        group = [p for p in found if not _is_dcm(p)] or [p for p in found if p.name != _RESULTS[1]] or found
+        if len(group) > 1 and _is_dcm(group[0]):
+            group = [path for path in group if may_be_seg(path)]
+        if not group:
+            continue
         wanted = [path for path in group if says_labels(path) == labels] if len(group) > 1 else group
         if len(wanted) != 1:
             names = " and ".join(path.name for path in group)
@@ -232,7 +251,34 @@ def _files(folder: Path, *, labels: bool) -> dict[str, Path]:
     return chosen
 
 
-def _images(folder: Path) -> Iterator[Path]:
+def _label_maps(files: Mapping[str, Path], paired: Container[str]) -> dict[str, Path]:
+    """Leave out DICOM files that are no Segmentations, without a look at each slice of a CT."""
+    kept: dict[str, Path] = {}
+    mixed: set[Path] = set()  # folders that hold other DICOM files
+    for case, path in files.items():
+        if _is_dcm(path):
+            is_named = case in paired or path.name in _RESULTS
+            if (path.parent in mixed and not is_named) or not may_be_seg(path):
+                mixed.add(path.parent)
+                continue
+        kept[case] = path
+    return kept
+
+
+def _is_dcm(path: Path) -> bool:
+    return path.name.lower().endswith(SEG)
+
+
+def _own(path: Path, folder: Path) -> Path:
+    """The path below ``folder``; ``a/ct.dcm`` for ``a/ct_dicom/seg.dcm``, which `trtseg segment` made of ``a/ct``."""
+    own = path.relative_to(folder)
+    case = own.parent.name.removesuffix("_dicom")
+    if own.name in _RESULTS and case not in ("", own.parent.name):
+        return own.parent.with_name(case + SEG)
+    return own
+
+
+def _images(folder: Path, endings: tuple[str, ...]) -> Iterator[Path]:
     """Image files of a folder and below it. Hidden ones are not for users, and some (._name) only look like images."""
 
     def give_up(error: OSError) -> None:
@@ -240,12 +286,13 @@ def _images(folder: Path) -> Iterator[Path]:
 
     for top, folders, files in os.walk(folder, onerror=give_up):
         folders[:] = [name for name in folders if name[0] != "."]
-        yield from (Path(top, name) for name in files if name[0] != "." and name.lower().endswith(IMAGES))
+        yield from (Path(top, name) for name in files if name[0] != "." and name.lower().endswith(endings))
 
 
 def _name(path: Path, folder: Path) -> str:
     """Name of a case that no other case has: its path below ``folder`` without the ending."""
-    return (path.parent.relative_to(folder) / stem(path)).as_posix()
+    own = _own(path, folder)
+    return (own.parent / stem(own)).as_posix()
 
 
 def _case_of(path: Path) -> str:

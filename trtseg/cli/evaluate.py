@@ -31,7 +31,7 @@ def evaluate(
         Path,
         typer.Argument(
             metavar="PREDICTION",
-            help="Labels to judge, or a folder of them. Two single files may be DICOM Segmentations.",
+            help="Labels to judge, or a folder of them; also DICOM Segmentations.",
             parser=text.path,
         ),
     ],

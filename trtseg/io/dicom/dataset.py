@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import zlib
@@ -16,6 +17,7 @@ MAX_BYTES = 4 << 30
 _PREAMBLE, _MAGIC = 128, b"DICM"
 SNIFFED = _PREAMBLE + len(_MAGIC)
 _DEFLATED = "1.2.840.10008.1.2.1.99"
+_MEDIA_CLASS = b"\2\0\2\0UI"  # MediaStorageSOPClassUID, as it always stands there
 _META, _CHUNK = 1 << 12, 1 << 20
 
 
@@ -73,6 +75,16 @@ def parse(name: str, data: bytes, *, pixels: bool) -> Any:
     if not is_dicom:
         raise InputError(f"{name}: is no DICOM file, or a damaged one; give the DICOM files of one CT series")
     return dataset
+
+
+def sop_class(path: str | os.PathLike[str]) -> str:
+    """SOP Class UID of a file; where its start does not say that, it is parsed, see `parse`."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:  # noqa: PTH123 - reading all says what is wrong
+        start = file.read(_META)
+        _, found, rest = start[SNIFFED:].partition(_MEDIA_CLASS)
+        if found and start[_PREAMBLE:SNIFFED] == _MAGIC:
+            return rest[2 : 2 + int.from_bytes(rest[:2], "little")].rstrip(b"\0 ").decode("ascii", "replace")
+    return text(parse(os.fspath(path), read_bytes(path), pixels=False), "SOPClassUID")
 
 
 def _check_inflated(name: str, data: bytes) -> None:

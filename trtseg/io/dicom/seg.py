@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from trtseg.errors import InputError
 from trtseg.io.checks import ct_geometry
-from trtseg.io.dicom.dataset import parse, read_bytes
+from trtseg.io.dicom.dataset import parse, read_bytes, sop_class
 from trtseg.io.dicom.frames import MAX_FRAMES, slices_of
 from trtseg.io.dicom.grid import common, place_sparse
 from trtseg.io.dicom.header import integer, numbers, sequence, text
@@ -22,6 +23,7 @@ from trtseg.volume import Geometry
 from trtseg.warnings import ResultWarning
 
 _LIVER, _ABNORMAL = ("10200004", "SCT", "Liver"), ("49755003", "SCT", "Morphologically Abnormal Structure")
+_CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.66.{n}" for n in (4, 7))  # Segmentation, Label Map Segmentation
 _SHOWN = 8  # segments listed in a message
 _MOST_FRAMES = 20 * MAX_FRAMES  # a slice has a frame for each segment
 
@@ -111,6 +113,19 @@ def read_seg(name: str, meaning: Mapping[int, int] | None = None) -> tuple[np.nd
                 mask = _mask(name, frame, kind, full)
                 np.maximum(labels[k], mask * np.uint8(stands_for.get(number, 0)), out=labels[k])
         return np.ascontiguousarray(geometry.canonical(labels)), geometry
+
+
+def may_be_seg(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a DICOM file is a Segmentation; also if that cannot be known, since reading it says what is wrong.
+
+    No pipe is opened.
+    """
+    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises where it may not look
+        return True
+    try:
+        return sop_class(path) in _CLASSES
+    except InputError:
+        return True
 
 
 def _segments(name: str, dataset: Any) -> list[_Segment]:

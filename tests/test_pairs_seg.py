@@ -1,0 +1,128 @@
+"""DICOM Segmentations in folders: which are label maps, which belongs to which, and how many files are looked into."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from dicom_made import instance, save
+from dicom_segs import frames_of, seg
+
+from trtseg import pairs
+from trtseg.errors import InputError
+from trtseg.pairs import match, score
+
+WHOLE = np.zeros((6, 16, 16), np.uint8)
+WHOLE[1:5, 3:12, 4:12] = 1
+TUMOUR = np.zeros_like(WHOLE)
+TUMOUR[2:4, 5:8, 6:9] = 1
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    """A function that makes files: Segmentations, slices of a CT (``ct`` in their names), and empty ones."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(*names):
+        for name in names:
+            if name.endswith(".dcm"):
+                is_ct = "ct" in Path(name).stem
+                save(
+                    Path(name),
+                    instance(np.zeros((16, 16), np.int16)) if is_ct else seg(frames_of(WHOLE, TUMOUR)),
+                )
+            else:
+                Path(name).parent.mkdir(parents=True, exist_ok=True)
+                Path(name).touch()
+
+    return make
+
+
+def found(**options):
+    matched = match(Path("p"), Path("t"), **options)
+    return (
+        [(pair.name, os.fspath(pair.prediction), os.fspath(pair.truth)) for pair in matched.pairs],
+        [os.fspath(path) for path in (*matched.predictions, *matched.truths)],
+    )
+
+
+@pytest.mark.parametrize(
+    ("prediction", "truth", "name"),
+    [
+        ("a.dcm", "a.dcm", "a"),
+        ("a_seg.nii.gz", "a.dcm", "a_seg"),
+        ("a b.dcm", "a b.nii.gz", "a b"),
+        ("Leber ä.dcm", "Leber ä.DCM", "Leber ä"),
+        ("b/seg.nii.gz", "b/seg.dcm", "b/seg"),
+        ("b/a_dicom/seg.dcm", "b/a.dcm", "b/a"),  # `trtseg segment --dicom seg`
+        ("a_dicom/labelmap.dcm", "a.nii.gz", "a"),
+        ("1.2.840_dicom/seg.dcm", "1.2.840.dcm", "1.2.840"),
+        ("_dicom/seg.dcm", "_dicom/seg.dcm", "_dicom/seg"),
+    ],
+)
+def test_segmentations_are_paired_like_other_label_maps(make, prediction, truth, name):
+    for path in ("p/" + prediction, "t/" + truth):
+        make(path.replace(".DCM", ".dcm"))
+        os.rename(path.replace(".DCM", ".dcm"), path)
+    assert found() == ([(name, "p/" + prediction, "t/" + truth)], [])
+
+
+def test_segmentations_of_folders_are_scored(make):
+    make("p/a_dicom/seg.dcm", "t/a.dcm")
+    (pair,) = match(Path("p"), Path("t")).pairs
+    scores = score(pair)
+    assert (scores.liver.overlap.dice, scores.tumour.overlap.dice) == (1.0, 1.0)
+
+
+def test_a_label_map_of_another_format_goes_first(make):
+    make("p/a.dcm", "p/a_seg.nii.gz", "p/a_dicom/seg.dcm", "t/a.nii.gz", "t/a.dcm")
+    make("p/b_dicom/seg.dcm", "p/b_dicom/labelmap.dcm", "p/b_dicom/ct.dcm", "t/b.dcm")
+    assert found() == (
+        [("a_seg", "p/a_seg.nii.gz", "t/a.nii.gz"), ("b", "p/b_dicom/seg.dcm", "t/b.dcm")],
+        [],
+    )
+
+
+def test_segmentations_without_partner_are_told(make):
+    make(
+        "p/a.dcm", "p/b.dcm", "t/a.dcm", "t/ct1.dcm", "t/z.dcm", "t/c_dicom/ct_0001.dcm", "t/c_dicom/seg.dcm"
+    )
+    make("t/ct.dcm", "p/ct.dcm", "t/ct_0000.dcm", "t/y_0000.dcm", "t/y.dcm")
+    with pytest.raises(InputError, match=r"t: y\.dcm and y_0000\.dcm might be the same case"):
+        found()
+    os.remove("t/y.dcm")
+    # The other DICOM files beside z.dcm are not looked into.
+    assert found() == ([("a", "p/a.dcm", "t/a.dcm")], ["p/b.dcm", "t/c_dicom/seg.dcm"])
+
+
+def test_slices_of_a_ct_beside_labels_are_not_looked_into_one_by_one(make, monkeypatch):
+    make("p/case/seg.nii.gz", "t/case/seg.dcm", *(f"t/case/ct{n:03}.dcm" for n in range(30)))
+    make(*(f"t/other/ct{n:03}.dcm" for n in range(30)))
+    opened = []
+    really = pairs.may_be_seg
+    monkeypatch.setattr(pairs, "may_be_seg", lambda path: opened.append(os.fspath(path)) or really(path))
+    assert found() == ([("case/seg", "p/case/seg.nii.gz", "t/case/seg.dcm")], [])
+    assert opened == ["t/case/ct000.dcm", "t/case/seg.dcm", "t/other/ct000.dcm"]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of pydicom
+def test_a_file_that_does_not_say_what_it_is_is_a_case_that_fails(make):
+    make("p/a.nii", "p/b.nii", "p/c.nii", "p/d.nii", "t/d.dcm")
+    Path("t/a.dcm").write_bytes(b"no DICOM")
+    Path("t/b.dcm").write_bytes(b"")
+    os.symlink("nowhere", "t/c.dcm")
+    assert [pair.name for pair in match(Path("p"), Path("t")).pairs] == ["a", "b", "c", "d"]
+
+
+def test_segmentations_without_meta_information_are_known(make):
+    make("p/a.nii", "t/a.dcm", "p/b.nii", "t/b_ct.dcm")
+    os.rename("t/b_ct.dcm", "t/b.dcm")
+    for name in "ab":
+        made = pydicom.dcmread(f"t/{name}.dcm")
+        made.file_meta, made.preamble = pydicom.dataset.FileMetaDataset(), None
+        made.save_as(f"t/{name}.dcm", implicit_vr=False, little_endian=True, enforce_file_format=False)
+        assert Path(f"t/{name}.dcm").read_bytes()[:2] == b"\x08\0"
+    assert found() == ([("a", "p/a.nii", "t/a.dcm")], ["p/b.nii"])
