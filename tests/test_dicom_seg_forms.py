@@ -20,6 +20,7 @@ from pydicom.uid import (
 
 from trtseg.errors import InputError
 from trtseg.io import read_labels
+from trtseg.io.dicom.grid import place
 from trtseg.pairs import Pair, score
 from trtseg.volume import voxel_ml
 
@@ -150,6 +151,23 @@ def test_a_frame_beside_the_grid_is_put_on_it_where_the_header_says_how_far_slic
     for between, beside in ((2, 0.3), (None, 0.2), (5, 0.2)):  # 5 mm is what no frames bear out
         with pytest.raises(InputError, match="which are no multiples of one distance of slices"):
             read(tmp_path, made(between, beside))
+
+
+@pytest.mark.parametrize(("k", "mm"), [(1, 0.1), (4, -0.1), (4, 0.1), (4, 0.19), (7, -0.1), (7, -0.2)])
+def test_a_frame_near_its_neighbour_is_put_on_the_grid_like_a_slice_of_a_ct(tmp_path, k, mm):
+    """The least distance of frames is then not that of slices, which is what SpacingBetweenSlices says."""
+    made = seg(frames_of(WHOLE))
+    groups = made.PerFrameFunctionalGroupsSequence
+    groups[k - 1].PlanePositionSequence[0].ImagePositionPatient[2] += mm
+    labels, grid, codes = read(tmp_path, made)
+    assert (labels.tolist(), codes) == (WHOLE[1:8].tolist(), ["geometry-uneven"])
+    position = np.array([group.PlanePositionSequence[0].ImagePositionPatient for group in groups], float)
+    _, affine, warnings = place("ct", position, np.array([1.0, 0, 0, 0, 1, 0]), SPACING)
+    assert [warning.code for warning in warnings] == codes
+    assert grid.spacing[0] == pytest.approx(affine[2, 0])
+    groups[k - 1].PlanePositionSequence[0].ImagePositionPatient[2] += 0.3 * np.sign(mm)
+    with pytest.raises(InputError, match="which are no multiples of one distance of slices"):
+        read(tmp_path, made)
 
 
 def test_what_all_frames_share_need_not_be_said_of_each(tmp_path):

@@ -92,7 +92,10 @@ def place_sparse(
             )
     else:
         steps = np.diff(level)
-        step, is_said, warnings = _distance(float(steps.min()), thickness, between)
+        nearest = float(
+            steps[steps < 1.5 * steps.min()].mean()
+        )  # a frame beside the grid is near to one neighbour
+        step, is_said, warnings = _distance(nearest, thickness, between)
         if (next_to := steps[steps < 1.5 * step]).size:
             step = float(next_to.mean())
         numbers = _numbered(level, step, _MOST_UNEVEN * step if is_said else max(_EVEN * step, SAME_PLACE_MM))
@@ -109,29 +112,29 @@ def place_sparse(
 
 
 def _distance(
-    least: float, thickness: float | None, between: float | None
+    nearest: float, thickness: float | None, between: float | None
 ) -> tuple[float, bool, tuple[ResultWarning, ...]]:
-    """Tell the distance of slices by the least of frames, whether ``between`` agrees, and what is strange about it."""
+    """Tell the distance of slices by that of the nearest frames, whether ``between`` agrees, and what is strange."""
     if between is not None:
-        times = max(1.0, float(np.rint(least / between)))
-        if abs(least / between / times - 1) > _EVEN:
-            text = f"SpacingBetweenSlices is {between:g} mm, but frames lie {least:.4g} mm apart, which is taken."
-            return least, False, (ResultWarning("geometry-conflict", text),)
+        times = max(1.0, float(np.rint(nearest / between)))
+        if abs(nearest / between / times - 1) > _EVEN:
+            text = f"SpacingBetweenSlices is {between:g} mm, but frames lie {nearest:.4g} mm apart, which is taken."
+            return nearest, False, (ResultWarning("geometry-conflict", text),)
         if times == 1:
-            return least, True, ()
+            return nearest, True, ()
         text = (
-            f"No two slices that have a frame follow each other: they lie at least {least:.4g} mm apart, and slices "
+            f"No two slices that have a frame follow each other: the nearest lie {nearest:.4g} mm apart, and slices "
             f"{between:g} mm, as SpacingBetweenSlices says. If it is wrong, or slices between were left out, volumes "
             "are wrong."
         )
-        return least / times, True, (ResultWarning("geometry-unknown", text),)
-    if thickness is not None and least > 1.5 * thickness:
+        return nearest / times, True, (ResultWarning("geometry-unknown", text),)
+    if thickness is not None and nearest > 1.5 * thickness:
         text = (
-            f"Frames lie at least {least:.4g} mm apart, which is taken for the distance of slices, although these are "
-            f"{thickness:g} mm thick: if slices between were left out, volumes are wrong."
+            f"The nearest frames lie {nearest:.4g} mm apart, which is taken for the distance of slices, although these "
+            f"are {thickness:g} mm thick: if slices between were left out, volumes are wrong."
         )
-        return least, False, (ResultWarning("geometry-unknown", text),)
-    return least, False, ()
+        return nearest, False, (ResultWarning("geometry-unknown", text),)
+    return nearest, False, ()
 
 
 def _fit(
