@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from dicom_made import save
-from dicom_segs import ABNORMAL, ANATOMY, LIVER, MASS, ORIGIN, SPACING, frames_of, seg, segment
+from dicom_segs import ABNORMAL, ANATOMY, LIVER, MASS, ORIGIN, SPACING, code, frames_of, seg, segment
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -409,6 +409,24 @@ def test_without_a_segment_of_the_liver_all_that_is_said_of_it_is_doubted(tmp_pa
     for pair in (("seg.dcm", "other.dcm"), ("other.dcm", "seg.dcm")):
         (warning,) = score(Pair("a", *(tmp_path / name for name in pair))).warnings
         assert warning.startswith(f"{tmp_path / 'seg.dcm'}: No segment is the liver")
+
+
+@pytest.mark.parametrize("scheme", ["SRT", "SNM3", "99SDM"])
+def test_codes_of_old_files_are_known(tmp_path, scheme):
+    liver = "T-62000", scheme, "Liver"
+    mass = segment(2, ("M-01000", scheme, "x"), ("M-03000", scheme, "x"))
+    mass.AnatomicRegionSequence = code(*liver)
+    made = seg(FRAMES)
+    made.SegmentSequence = [segment(1, ("T-D0050", scheme, "Tissue"), liver), mass]
+    assert check(tmp_path, made) == []
+
+
+@pytest.mark.parametrize("liver", [("T-62000", "SNM", ""), ("T-62000", "SCT", ""), ("T-65000", "SNM3", "")])
+def test_codes_that_look_like_old_ones_are_not_guessed(tmp_path, liver):
+    made = seg(FRAMES)
+    made.SegmentSequence[0] = segment(1, ANATOMY, liver, "Liver")
+    with pytest.raises(InputError, match=r"or an abnormal part of it: 1 \(Liver\); say which"):
+        read(tmp_path, made)
 
 
 def test_segments_that_were_asked_for_and_are_not_there_are_named(tmp_path):

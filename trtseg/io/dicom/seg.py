@@ -23,6 +23,7 @@ from trtseg.volume import Geometry
 from trtseg.warnings import ResultWarning
 
 _LIVER, _ABNORMAL = ("10200004", "SCT", "Liver"), ("49755003", "SCT", "Morphologically Abnormal Structure")
+_AS_SRT = ("SNM3", "99SDM")  # older names of the scheme of such codes as T-62000, which pydicom knows as SRT
 _CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.66.{n}" for n in (4, 7))  # Segmentation, Label Map Segmentation
 _SHOWN = 8  # segments listed in a message
 _MOST_FRAMES = 20 * MAX_FRAMES  # a slice has a frame for each segment
@@ -146,7 +147,11 @@ def _means(name: str, segment: Any) -> int | None:
 
     def codes(keyword: str) -> list[Any]:
         items = sequence(name, segment, keyword)
-        return [Code(text(one, "CodeValue"), text(one, "CodingSchemeDesignator"), "") for one in items]
+        schemes = (text(one, "CodingSchemeDesignator") for one in items)
+        return [
+            Code(text(one, "CodeValue"), "SRT" if scheme in _AS_SRT else scheme, "")
+            for one, scheme in zip(items, schemes, strict=True)
+        ]
 
     liver, abnormal = Code(*_LIVER), Code(*_ABNORMAL)  # older codes of the same meaning are equal to these
     if liver in codes("SegmentedPropertyTypeCodeSequence"):
