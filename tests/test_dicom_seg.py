@@ -238,6 +238,10 @@ def test_overlays_are_drawn_on_the_whole_ct(both):
     assert (both / "a.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def series_of(folder):
+    return pydicom.dcmread(min(folder.iterdir())).SeriesInstanceUID
+
+
 def test_overlays_on_one_of_several_phases_are_warned_of(both):
     """Which of them the labels are of, nobody can tell: the picture may show another one."""
     for n, path in enumerate(sorted((both / "ct").iterdir())):
@@ -252,6 +256,44 @@ def test_overlays_on_one_of_several_phases_are_warned_of(both):
         f"warning: {both / 'ct'}: By what the headers say, another series is as good a choice" in done.stderr
     )
     assert (both / "worst" / "seg.png").is_file()
+    for series in ("1.2.9", series_of(both / "ct")):
+        done = CliRunner().invoke(app, [str(argument) for argument in (*arguments, "--series", series)])
+        assert (done.exit_code, done.stderr) == (0, "")
+
+
+def test_overlays_are_drawn_on_the_series_that_is_named(both):
+    for n, path in enumerate(sorted((both / "ct").iterdir())):
+        header = pydicom.dcmread(path)
+        header.SeriesInstanceUID, header.SOPInstanceUID = "1.2.9", f"1.2.9.{n}"
+        header.RescaleIntercept += 60  # brighter
+        header.save_as(path.with_name(f"z{path.name}"))
+
+    def drawn(*options):
+        arguments = (
+            "evaluate",
+            both / "seg.dcm",
+            both / "seg.nii.gz",
+            "--overlays",
+            both / "o",
+            "-q",
+            *options,
+        )
+        done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        return done, (both / "o" / "seg.png").read_bytes() if done.exit_code == 0 else b""
+
+    own = series_of(both / "ct")
+    assert drawn("--ct", both / "ct", "--series", own)[1] == drawn("--ct", both / "ct")[1]
+    assert drawn("--ct", both / "ct", "--series", "1.2.9")[1] not in (b"", drawn("--ct", both / "ct")[1])
+    done, _ = drawn("--ct", both / "ct", "--series", "1.2.7")
+    assert (done.exit_code, "ct: holds no series 1.2.7; it holds: " in done.stderr) == (3, True)
+    done, _ = drawn("--ct", both / "seg.nii.gz", "--series", own)
+    assert "series: got" in done.stderr
+    for arguments in (
+        (both / "seg.dcm", both / "seg.nii.gz", "--series", own),
+        (both, both, "--ct", both, "--overlays", both / "o", "--series", own),
+    ):
+        done = CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+        assert (done.exit_code, done.stderr[:12]) == (2, "error: --ser")
 
 
 def test_the_commands_take_segmentations(both):

@@ -124,11 +124,17 @@ def score(pair: Pair, *, liver_only: bool = False, meaning: Mapping[int, int] | 
 
 
 def draw(
-    pair: Pair, scores: CaseScores, path: Path, *, meaning: Mapping[int, int] | None = None
+    pair: Pair,
+    scores: CaseScores,
+    path: Path,
+    *,
+    meaning: Mapping[int, int] | None = None,
+    series: str | None = None,
 ) -> tuple[str, ...]:
     """Draw both label maps on the CT, on the slice where they differ most, as a PNG file.
 
-    Tumours are drawn as liver if ``scores`` do not judge tumours. ``meaning`` is that of `score`.
+    Tumours are drawn as liver if ``scores`` do not judge tumours. ``meaning`` is that of `score`,
+    ``series`` says which series of DICOM the CT is, see `trtseg.io.load`.
 
     Returns
     -------
@@ -146,7 +152,7 @@ def draw(
 
     if pair.ct is None:
         raise InputError(f"{pair.prediction}: --ct has no CT of that name to draw; name it like the case")
-    volume = load(pair.ct)
+    volume = load(pair.ct, series=series)
     prediction, truth, grid, _ = _read(pair, meaning, volume.geometry)
     check_same_grid(str(pair.ct), volume.geometry, str(pair.truth), grid)
     summary = f"liver Dice {scores.liver.overlap.dice:.3f}"

@@ -78,6 +78,14 @@ def evaluate(
             parser=text.path,
         ),
     ] = None,
+    series: Annotated[
+        str | None,
+        typer.Option(
+            metavar="UID",
+            help="Series Instance UID of the series of --ct to draw on, where that is DICOM; "
+            "'trtseg segment --series list' shows them.",
+        ),
+    ] = None,
     overlays: Annotated[
         Path | None,
         typer.Option(
@@ -100,11 +108,17 @@ def evaluate(
         from trtseg import pairs
         from trtseg.cli import tables
         from trtseg.io.folders import check_reports, check_writable, made_folder
+        from trtseg.io.names import is_folder
         from trtseg.metrics.cases import evaluate_set
         from trtseg.metrics.checks import needs
 
         if (ct is None) != (overlays is None):
             raise ArgumentError("--ct, --overlays: got only one of them; give both to draw overlays")
+        if series is not None and (ct is None or is_folder(prediction)):
+            raise ArgumentError(
+                f"--series: got {series} without --ct, or with folders of labels; give it with two files and the "
+                "DICOM files of their CT"
+            )
         meaning = meaning_of(liver_label, tumour_label)
         liver_only = liver_only or (meaning is not None and tumour_label is None)
         matched = pairs.match(prediction, truth, ct, names=("PREDICTION", "TRUTH", "--ct"))
@@ -125,7 +139,7 @@ def evaluate(
                 notes += [f"{pair.name} was left out: {reason}" for pair, reason in cases.left_out]
                 text.write({json: _json(scores, matched, cases), markdown: tables.markdown(scores, notes)})
                 if overlays is not None:
-                    _draw(cases, overlays, worst, meaning)
+                    _draw(cases, overlays, worst, meaning, series)
         raise typer.Exit(cases.failures.exit_code(len(cases.scored)))
 
 
@@ -192,7 +206,9 @@ def _json(scores: SetScores, matched: Matched, cases: _Cases) -> str:
     return json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def _draw(cases: _Cases, folder: Path, count: int, meaning: dict[int, int] | None) -> None:
+def _draw(
+    cases: _Cases, folder: Path, count: int, meaning: dict[int, int] | None, series: str | None
+) -> None:
     """Draw the cases with the lowest Dice, of the liver or of the tumours, and report each failure on stderr."""
     from trtseg import pairs
 
@@ -200,7 +216,7 @@ def _draw(cases: _Cases, folder: Path, count: int, meaning: dict[int, int] | Non
         try:
             target = folder / f"{pair.name}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
-            for warning in pairs.draw(pair, scores, target, meaning=meaning):
+            for warning in pairs.draw(pair, scores, target, meaning=meaning, series=series):
                 text.warn(warning)
         except Exception as error:
             cases.failures.add(error, pair.prediction, pair.truth)
