@@ -408,7 +408,7 @@ def test_without_a_segment_of_the_liver_all_that_is_said_of_it_is_doubted(tmp_pa
     save(tmp_path / "other.dcm", seg(FRAMES))
     for pair in (("seg.dcm", "other.dcm"), ("other.dcm", "seg.dcm")):
         (warning,) = score(Pair("a", *(tmp_path / name for name in pair))).warnings
-        assert warning.startswith(f"{tmp_path / 'seg.dcm'}: No segment is the liver")
+        assert warning.startswith(f"{tmp_path / 'seg.dcm'}: Nothing is liver but the tumours")
 
 
 @pytest.mark.parametrize("scheme", ["SRT", "SNM3", "99SDM"])

@@ -403,6 +403,15 @@ def test_without_a_label_for_tumours_nothing_is_said_of_them(tmp_path, monkeypat
     assert "No lesions in either scan" not in page
 
 
+def test_tumours_without_a_liver_are_doubted(tmp_path):
+    own = scan(tmp_path / "a.nii.gz", [((0, 0, 0), 8)])
+    organs = renumbered(own, tmp_path / "c.nii.gz", 0, 6, 109)
+    assert compare(organs, own, meaning={1: 1, 6: 1, 109: 2, 2: 2}).warnings == ()
+    made = compare(organs, own, meaning={1: 1, 109: 2, 2: 2})  # 6 is forgotten
+    assert made.liver_ml[0] == made.tumour_ml[0] == pytest.approx(ball(8), rel=0.05)
+    assert made.warnings[0].startswith("before: Nothing is liver but the tumours, which are taken for it")
+
+
 def test_label_maps_of_other_programs_are_not_guessed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     own, organs = scan("a.nii.gz", []), renumbered("a.nii.gz", "c.nii.gz", 0, 6, 109)

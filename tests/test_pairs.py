@@ -129,6 +129,19 @@ def test_a_truth_with_none_of_the_labels_that_mean_something_is_said(tmp_path):
     )
 
 
+def test_a_truth_of_tumours_without_a_liver_is_doubted(tmp_path):
+    labels = np.zeros((16, 16, 16), np.uint8)
+    labels[4:12, 4:12, 4:12] = 6
+    labels[6:8, 6:8, 6:8] = 9
+    for name in ("truth.nii", "found.nii"):
+        array = labels if name == "truth.nii" else np.select([labels == 6, labels == 9], [1, 2])
+        nib.save(nib.Nifti1Image(array.astype(np.uint8), np.diag([2.0, 2, 2, 1])), tmp_path / name)
+    (pair,) = match(tmp_path / "found.nii", tmp_path / "truth.nii").pairs
+    assert score(pair, meaning={6: 1, 9: 2}).warnings == ()
+    (warning,) = score(pair, meaning={5: 1, 9: 2}).warnings
+    assert warning.startswith(f"{tmp_path}/truth.nii: Nothing is liver but the tumours")
+
+
 def test_a_folder_that_cannot_be_listed_is_named(files, monkeypatch):
     files("p/a.nii", "t/a.nii")
 

@@ -24,7 +24,7 @@ CODES = {
     "liver-cut": "The liver reaches the end of the scan or of its picture: its volume is a lower bound.",
     "liver-parts": "Much of what the net called liver was dropped, because it is not connected to the rest.",
     "liver-none": "There is nothing that can be called a liver.",
-    "liver-segment": "A DICOM Segmentation has no segment of the liver, or lacks one that was asked for.",
+    "liver-segment": "Labels have tumours but no liver, or a DICOM Segmentation lacks a segment that was asked for.",
     "liver-size": "No liver of an adult has this volume.",
 }
 

@@ -23,6 +23,7 @@ from trtseg.io.nifti import read_nifti, write_nifti
 from trtseg.io.voxels import Convert, to_hu, to_labels
 from trtseg.orientation import check_orientation, reorient
 from trtseg.volume import Geometry, Volume
+from trtseg.warnings import ResultWarning
 
 __all__ = ["atomic", "check_target", "load", "read_labels", "save", "write_nifti"]
 
@@ -135,15 +136,26 @@ def read_labels(
         In canonical order, like every `trtseg.volume.Volume`.
     geometry : Geometry
         The file's own grid; a Segmentation has no slices before the first and after the last that is not empty.
+        Its warnings say what is strange about it, and that there are tumours but no liver.
 
     Raises
     ------
     InputError
         If there is no such file, it is truncated or corrupt, or it holds a value that stands for nothing.
     """
+    name = os.fspath(path)
     if is_dicom(path):
-        return read_seg(os.fspath(path), meaning)
-    return _read_voxels(os.fspath(path), partial(to_labels, meaning=meaning))
+        labels, geometry = read_seg(name, meaning)
+    else:
+        labels, geometry = _read_voxels(name, partial(to_labels, meaning=meaning))
+    if (labels == 2).any() and not (labels == 1).any():
+        text = (
+            "Nothing is liver but the tumours, which are taken for it: the volume of the liver is wrong, and so is "
+            "whatever is compared with it."
+        )
+        warning = ResultWarning("liver-segment", text)
+        geometry = dataclasses.replace(geometry, warnings=(*geometry.warnings, warning))
+    return labels, geometry
 
 
 def save(path: str | os.PathLike[str], labels: np.ndarray, geometry: Geometry, fingerprint: str = "") -> None:

@@ -175,16 +175,10 @@ def _by_codes(name: str, segments: Sequence[_Segment]) -> dict[int, int]:
 
 
 def _absent(known: set[int], stands_for: Mapping[int, int]) -> Iterator[ResultWarning]:
-    """Say which of the segments that have a meaning are not there, and whether the liver is not."""
+    """Say which of the segments that have a meaning are not there."""
     missing = sorted(number for number, label in stands_for.items() if label and number not in known)
     if missing:
         text = f"There is no segment {', '.join(map(str, missing))}; there are {', '.join(map(str, sorted(known)))}."
-        yield ResultWarning("liver-segment", text)
-    if {stands_for.get(number) for number in known} & {1, 2} == {2}:
-        text = (
-            "No segment is the liver, so tumours alone are taken for it: the volume of the liver is wrong, and so is "
-            "whatever is compared with it."
-        )
         yield ResultWarning("liver-segment", text)
 
 
