@@ -221,6 +221,7 @@ def test_labels_of_many_organs_bool_and_nearly_whole_are_compared(here):
         (("--tumour-label", "9"), "--tumour-label: got it without --liver-label"),
         (("--liver-label", "liver"), "--liver-label: got 'liver'; expected numbers"),
         (("--liver-label", "6", "--tumour-label", "6"), "6 is liver already"),
+        (("--liver-label", "6" * 5000), "--liver-label: got '6666"),
         (("--liver-label", ""), "--liver-label: got ''; expected numbers"),  # of a variable that is not set
         (("--liver-label", "6", "--tumour-label", ""), "--tumour-label: got ''; expected numbers"),
         ((), "got the labels 3, 6, 9"),
