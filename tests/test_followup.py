@@ -403,6 +403,16 @@ def test_without_a_label_for_tumours_nothing_is_said_of_them(tmp_path, monkeypat
     assert "No lesions in either scan" not in page
 
 
+def test_labels_for_tumours_that_neither_scan_has_are_said(tmp_path):
+    organs = renumbered(scan(tmp_path / "a.nii.gz", [((0, 0, 0), 8)]), tmp_path / "c.nii.gz", 0, 6, 109)
+    healthy = renumbered(scan(tmp_path / "b.nii.gz", []), tmp_path / "d.nii.gz", 0, 6, 109)
+    said = "neither scan has a label that is tumour (19, 20); if others are tumour, lesions are missing here"
+    assert compare(organs, healthy, meaning={6: 1, 19: 2, 20: 2}).warnings == (said,)
+    for one, other in ((organs, healthy), (healthy, organs)):
+        assert compare(one, other, meaning={6: 1, 109: 2, 20: 2}).warnings == ()
+    assert compare(organs, healthy, meaning={6: 1}).warnings == ()  # tumours are not asked for
+
+
 def test_tumours_without_a_liver_are_doubted(tmp_path):
     own = scan(tmp_path / "a.nii.gz", [((0, 0, 0), 8)])
     organs = renumbered(own, tmp_path / "c.nii.gz", 0, 6, 109)

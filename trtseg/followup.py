@@ -193,6 +193,11 @@ def compare(
         for when, scan in zip(("before", "after"), scans, strict=True)
         for text in _warnings(scan)
     ]
+    if meaning is not None and knows_tumours and not any(scan.lesions for scan in scans):
+        named = ", ".join(str(value) for value, label in meaning.items() if label == 2)
+        warnings.append(
+            f"neither scan has a label that is tumour ({named}); if others are tumour, lesions are missing here"
+        )
     makers = {made_by(path) for path in paths} - {None, ""}
     if len(makers) > 1:
         warnings.append(
