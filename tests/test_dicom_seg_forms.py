@@ -170,6 +170,16 @@ def test_a_frame_near_its_neighbour_is_put_on_the_grid_like_a_slice_of_a_ct(tmp_
         read(tmp_path, made)
 
 
+def test_a_gap_that_is_counted_by_uneven_frames_is_doubted(tmp_path):
+    """Two frames 0.983 mm apart say that the gap has 33 steps, and not 32."""
+    made = seg([(1, k, WHOLE[4]) for k in (5, 6, 38)], step=(0, 0, 1), between=1)
+    for group, mm in zip(made.PerFrameFunctionalGroupsSequence, (54.998, 55.981, 88.01), strict=True):
+        group.PlanePositionSequence[0].ImagePositionPatient[2] = mm
+    _, grid, codes = read(tmp_path, made)
+    assert abs(grid.spacing[0] - 1) > 0.02
+    assert codes[0] == "geometry-conflict"
+
+
 def test_what_all_frames_share_need_not_be_said_of_each(tmp_path):
     made = seg(frames_of(WHOLE))
     shared = made.SharedFunctionalGroupsSequence[0]

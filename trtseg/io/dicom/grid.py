@@ -105,6 +105,9 @@ def place_sparse(
                 "distance of slices; expected those of one CT, convert it to .nii.gz"
             )
         index[order] = numbers[group]
+        even = float((level[-1] - level[0]) / numbers[-1])
+        if is_said and between is not None and abs(even / between - 1) > _EVEN:
+            warnings += (_conflict(between, even),)
     affine, more = _fit(
         name, position, index, orientation, spacing, between or thickness, between is not None
     )
@@ -118,8 +121,7 @@ def _distance(
     if between is not None:
         times = max(1.0, float(np.rint(nearest / between)))
         if abs(nearest / between / times - 1) > _EVEN:
-            text = f"SpacingBetweenSlices is {between:g} mm, but frames lie {nearest:.4g} mm apart, which is taken."
-            return nearest, False, (ResultWarning("geometry-conflict", text),)
+            return nearest, False, (_conflict(between, nearest),)
         if times == 1:
             return nearest, True, ()
         text = (
@@ -135,6 +137,11 @@ def _distance(
         )
         return nearest, False, (ResultWarning("geometry-unknown", text),)
     return nearest, False, ()
+
+
+def _conflict(between: float, taken: float) -> ResultWarning:
+    text = f"SpacingBetweenSlices is {between:g} mm, but frames lie {taken:.4g} mm apart, which is taken."
+    return ResultWarning("geometry-conflict", text)
 
 
 def _fit(
