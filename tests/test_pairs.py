@@ -82,6 +82,12 @@ def test_no_two_cases_have_one_name(files):
     assert {pair.name for pair in match(Path("p"), Path("t")).pairs} == {"a/b_c", "a_b/c"}
 
 
+def test_pairs_of_one_file_name_come_in_the_order_of_their_folders(files):
+    cases = [f"{n}/seg" for n in "abcdefghij"]
+    files(*(f"{side}/{case}.nii" for side in "pt" for case in cases))
+    assert [pair.name for pair in match(Path("p"), Path("t")).pairs] == cases
+
+
 def test_labels_on_a_tilted_grid_are_measured_upright(tmp_path):
     affine = np.diag([1.0, 1, 5, 1])
     affine[1, 2] = 5 * np.tan(np.radians(25))

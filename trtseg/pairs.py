@@ -91,7 +91,7 @@ def match(
     cts = {} if ct is None else _files(ct, labels=False)
     paired = predictions.keys() & truths.keys()
     predictions, truths = _label_maps(predictions, paired), _label_maps(truths, paired)
-    common = sorted(predictions.keys() & truths.keys(), key=lambda case: predictions[case].name)
+    common = sorted(predictions.keys() & truths.keys(), key=lambda case: (predictions[case].name, case))
     if not common:
         raise InputError(
             f"{prediction}: none of its {len(predictions)} label maps has the name of one of "
