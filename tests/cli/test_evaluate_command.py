@@ -154,6 +154,17 @@ def test_files_without_partner_are_named_and_not_counted(here):
     assert "mine.nii.gz" in Path("o.md").read_text()
 
 
+def test_files_without_partner_are_told_with_their_folders(here):
+    for path in ("p/a/seg.nii", "p/b/seg.nii", "t/a/seg.nii", "t/c/seg.nii", "t/d/seg.nii"):
+        write(path, TRUTH)
+    done = run("evaluate", "p", "t/", "--json", "o.json")
+    first, second = done.stderr.splitlines()
+    assert first.endswith("not counted: b/seg.nii")
+    assert second.endswith("not counted: c/seg.nii, d/seg.nii")
+    unmatched = json.loads(Path("o.json").read_text())["unmatched"]
+    assert unmatched == {"predictions": ["b/seg.nii"], "truths": ["c/seg.nii", "d/seg.nii"]}
+
+
 def test_a_broken_case_is_reported_and_left_out(here):
     for name in ("a", "b", "c"):
         write(f"p/{name}.nii.gz", GOOD)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +19,7 @@ from trtseg.notice import NOTICE
 
 if TYPE_CHECKING:
     from trtseg.metrics.cases import CaseScores, SetScores
-    from trtseg.pairs import Matched, Pair
+    from trtseg.pairs import Pair
 
 #: Version of the JSON file's layout; raised when a key changes its meaning or goes away.
 SCHEMA = 1
@@ -125,7 +125,8 @@ def evaluate(
         needs("scipy.spatial")  # now, once, and not for every case
         inputs = [p for pair in matched.pairs for p in (pair.prediction, pair.truth, pair.ct) if p]
         check_reports({"--json": json, "--markdown": markdown}, inputs)
-        notes = _unmatched(matched)
+        alone = _Alone(_below(prediction, matched.predictions), _below(truth, matched.truths))
+        notes = _unmatched(alone)
         for note in notes:
             text.note(note)
         with made_folder(overlays, "--overlays") if overlays is not None else nullcontext():
@@ -137,10 +138,18 @@ def evaluate(
                 if not quiet:
                     tables.show(scores)
                 notes += [f"{pair.name} was left out: {reason}" for pair, reason in cases.left_out]
-                text.write({json: _json(scores, matched, cases), markdown: tables.markdown(scores, notes)})
+                text.write({json: _json(scores, alone, cases), markdown: tables.markdown(scores, notes)})
                 if overlays is not None:
                     _draw(cases, overlays, worst, meaning, series)
         raise typer.Exit(cases.failures.exit_code(len(cases.scored)))
+
+
+@dataclass(frozen=True)
+class _Alone:
+    """Files that have no partner, as paths below the folders that were given."""
+
+    predictions: list[str]
+    truths: list[str]
 
 
 @dataclass
@@ -152,17 +161,21 @@ class _Cases:
     failures: Failures = field(default_factory=Failures)
 
 
-def _unmatched(matched: Matched) -> list[str]:
+def _below(folder: Path, paths: Sequence[Path]) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in paths]
+
+
+def _unmatched(alone: _Alone) -> list[str]:
     """Name the files that have no partner."""
     notes = []
-    for paths, kind, other in (
-        (matched.predictions, "prediction", "truth"),
-        (matched.truths, "truth", "prediction"),
+    for found, kind, other in (
+        (alone.predictions, "prediction", "truth"),
+        (alone.truths, "truth", "prediction"),
     ):
-        if paths:
-            names = ", ".join(path.name for path in paths[:_NAMED]) + ", ..." * (len(paths) > _NAMED)
-            few = len(paths) == 1
-            count = f"1 {kind} has" if few else f"{len(paths)} {kind}s have"
+        if found:
+            names = ", ".join(found[:_NAMED]) + ", ..." * (len(found) > _NAMED)
+            few = len(found) == 1
+            count = f"1 {kind} has" if few else f"{len(found)} {kind}s have"
             notes.append(f"{count} no {other} of that name and {'is' if few else 'are'} not counted: {names}")
     return notes
 
@@ -188,7 +201,7 @@ def _score(
     return cases
 
 
-def _json(scores: SetScores, matched: Matched, cases: _Cases) -> str:
+def _json(scores: SetScores, alone: _Alone, cases: _Cases) -> str:
     """Lay out all scores as JSON."""
     from trtseg import __version__
 
@@ -198,10 +211,7 @@ def _json(scores: SetScores, matched: Matched, cases: _Cases) -> str:
         "trtseg": __version__,
         **scores.to_dict(),
         "left_out": [{"name": pair.name, "reason": reason} for pair, reason in cases.left_out],
-        "unmatched": {
-            "predictions": [path.name for path in matched.predictions],
-            "truths": [path.name for path in matched.truths],
-        },
+        "unmatched": asdict(alone),
     }
     return json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
