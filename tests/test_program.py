@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from importlib import import_module
 
 import nibabel as nib
@@ -51,6 +53,26 @@ def test_cts_of_unlike_size_are_not_stacked(tmp_path, monkeypatch):
         SystemExit, match=r"^error: .*80\.nii\.gz: has slices of 64 x 80, but .* of 64 x 64; give CTs"
     ):
         import_module("benchmarks.scaling").main()
+
+
+def test_a_wrong_path_ends_a_program_with_the_exit_code_of_trtseg(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "training.curves", str(tmp_path / "missing")], capture_output=True, text=True
+    )
+    missing = tmp_path / "missing" / "log.csv"
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {missing}: No such file or directory\n"
+
+
+def test_an_interrupted_program_says_so_in_a_word(capsys):
+    @plain_errors()
+    def main():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_a_bug_keeps_its_traceback():

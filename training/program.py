@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import field, fields
@@ -13,15 +14,28 @@ from trtseg.errors import TrtsegError
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """As the decorator of ``main``: a wrong file or option ends the program with a line on stderr, no traceback."""
+    """As the decorator of ``main``: a wrong file or option ends the program with a line on stderr, no traceback.
+
+    The exit codes are those of ``trtseg``: 2 then, 130 if it was interrupted; a bug keeps its traceback, and ends with 1.
+    """
     try:
         yield
     except TrtsegError as error:
-        raise SystemExit(f"error: {error}") from None
+        raise _stopped(f"error: {error}", 2) from None
     except OSError as error:
         if error.filename is None:
             raise
-        raise SystemExit(f"error: {error.filename}: {error.strerror}") from None
+        raise _stopped(f"error: {error.filename}: {error.strerror}", 2) from None
+    except KeyboardInterrupt:
+        raise _stopped("interrupted", 130) from None
+
+
+def _stopped(line: str, code: int) -> SystemExit:
+    """Print why the program ends, and make the exception that ends it; of itself that would be printed with code 1."""
+    print(line, file=sys.stderr)
+    stopped = SystemExit(line)
+    stopped.code = code
+    return stopped
 
 
 def parser_of(module: str | None) -> argparse.ArgumentParser:
