@@ -12,7 +12,7 @@ from training.cases import Case, Scan, read_checked
 from training.readers.liver_slices import liver_slices
 from training.readers.shared import VALIDATION, shared_cases
 from training.split import by_patient
-from trtseg.errors import InputError
+from trtseg.errors import ArgumentError, InputError
 
 
 @pytest.mark.parametrize("count", [1, packing.CHUNK + 3])
@@ -92,6 +92,28 @@ def test_levels_are_fine_where_soft_tissue_lies():
     assert error[(hu > -15) & (hu < 180)].max() <= 3
     assert error.max() <= 6
     assert (level_hu[0], level_hu[-1], len(level_hu) < 60) == (-160, 240, True)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ((0, 1.5, 6.0), "size: got 0; expected a number of 16 or more"),
+        ((32, 0.0, 6.0), "mm: got 0.0; expected a number of 0.05 or more"),
+        ((32, -1.5, 6.0), "mm: got -1.5"),
+        ((32, float("nan"), 6.0), "mm: got nan"),
+        ((32, 1.5, float("nan")), "step: got nan"),  # 0 would never end
+        ((32, 1.5, 0.5), "step: got 0.5; expected a number of 1.2 or more"),
+    ],
+)
+def test_a_grid_or_levels_that_cannot_be_are_refused(grid, message):
+    with pytest.raises(ArgumentError, match=f"^{message}"):
+        kit.build(cases(), (), *grid)
+
+
+def test_the_finest_levels_fit_into_a_byte():
+    level_hu = kit.levels(kit.LEAST_STEP)
+    assert len(level_hu) <= 256
+    assert (kit.to_levels(np.array([-160, 240]), level_hu) == [0, len(level_hu) - 1]).all()
 
 
 def cases(validation_twin=False):

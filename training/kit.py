@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import lzma
+import math
 import zipfile
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -26,7 +27,7 @@ import numpy as np
 
 from training.packing import pack_images, pack_labels, unpack_images, unpack_labels
 from training.program import parser_of, plain_errors
-from trtseg.errors import InputError
+from trtseg.errors import ArgumentError, InputError
 from trtseg.fit import AIR_HU
 from trtseg.io.atomic import atomic
 from trtseg.io.folders import check_writable, made_folder
@@ -34,6 +35,8 @@ from trtseg.io.folders import check_writable, made_folder
 FORMAT, VERSION = "trtseg training kit", 1
 #: HU of the lowest and the highest level, and between which HU levels are twice as dense.
 LEVELS, FINE = (-160.0, 240.0), (-20.0, 180.0)
+#: Rows and columns at least, millimetres a pixel, and HU between levels: with less there are more than a byte holds.
+LEAST_SIZE, LEAST_MM, LEAST_STEP = 16, 0.05, 1.2
 #: Of complete CTs that validate every third slice is kept.
 COMPLETE, EVERY = ("chaos", "ircadb01", "totalseg_example"), 3
 #: Slices whose lowest HU is above the first show air and fat alike; pixels up to the second above it are either.
@@ -96,6 +99,13 @@ class Kit:
         return ((self.label == 1) | (self.label == 2)).any((1, 2))
 
 
+def check_grid(size: int, mm: float, step: float) -> None:
+    """Raise an `ArgumentError` where a kit cannot have such a grid or such levels; see `build`."""
+    for name, got, least in (("size", size, LEAST_SIZE), ("mm", mm, LEAST_MM), ("step", step, LEAST_STEP)):
+        if not (got >= least and math.isfinite(got)):
+            raise ArgumentError(f"{name}: got {got}; expected a number of {least:g} or more")
+
+
 def levels(step: float) -> np.ndarray:
     """HU of all levels, float32: ``step`` apart within `FINE`, twice that elsewhere."""
     hu = [LEVELS[0]]
@@ -121,6 +131,13 @@ def build(cases: Sequence[Any], validation: Collection[str], size: int, mm: floa
         Rows and columns of the grid, and millimetres of its pixels.
     step : float
         HU between two levels of soft tissue.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no such grid, or if there are no such levels.
+    InputError
+        If a case cannot be used.
     """
     from tqdm import tqdm
 
@@ -128,6 +145,7 @@ def build(cases: Sequence[Any], validation: Collection[str], size: int, mm: floa
     from training.place import place, placed, placed_boxes, placed_labels
     from training.split import by_patient
 
+    check_grid(size, mm, step)
     split = by_patient(cases, validation)
     level_hu = levels(step)
     columns: dict[str, list[Any]] = {f.name: [] for f in fields(Kit) if f.name not in ("level_hu", "sha256")}
@@ -300,6 +318,7 @@ def main() -> None:
     args = parser.parse_args()
     if not args.shared and not args.slices:
         parser.error("no data; give --shared, --slices or both")
+    check_grid(args.size, args.mm, args.step)
     with made_folder(args.output.parent, "--output"):
         check_writable(args.output.parent, "--output")
         kit = build(*listed(args.shared, args.slices, args.validation), args.size, args.mm, args.step)
