@@ -69,6 +69,17 @@ def test_an_unfolded_net_says_what_it_said_and_learns(runs, store, tmp_path, mon
             assert torch.allclose(out.var((0, 2, 3)), block[1].running_var, rtol=1e-2)
 
 
+def test_an_unfolded_net_is_exported_for_the_pixels_it_had(runs, store, tmp_path, monkeypatch):
+    paths, _ = runs
+    about = {"version": "1", "trained_on": "x", "licence": "y"}
+    before = export.export(paths, tmp_path / "before", {}, about, pixel_mm=1.5)
+    monkeypatch.setattr(unfold, "SAMPLES", 8)
+    unfolded = unfold.unfold_model(tmp_path / "before", store, tmp_path)
+    after = export.export(unfolded, tmp_path / "after", {}, about)
+    assert [(net.fit, net.pixel_mm) for net in before.nets] == [("body", 1.5)] * len(paths)
+    assert [(net.fit, net.pixel_mm) for net in after.nets] == [("body", 1.5)] * len(paths)
+
+
 def test_what_is_no_exported_net_is_named(store, tmp_path):
     with pytest.raises(ModelError, match=r"no net that training\.export wrote"):
         unfold.folded_net({"a": torch.zeros(1)})
