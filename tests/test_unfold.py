@@ -10,7 +10,7 @@ from training_data import lesions_case
 from training import checkpoint, data, export, prepare, train, unfold
 from training.methods import windowed
 from training.sample import Samples
-from trtseg.errors import ModelError
+from trtseg.errors import ArgumentError, ModelError
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,14 @@ def test_an_unfolded_net_is_exported_for_the_pixels_it_had(runs, store, tmp_path
     after = export.export(unfolded, tmp_path / "after", {}, about)
     assert [(net.fit, net.pixel_mm) for net in before.nets] == [("body", 1.5)] * len(paths)
     assert [(net.fit, net.pixel_mm) for net in after.nets] == [("body", 1.5)] * len(paths)
+
+
+def test_the_weights_of_a_run_are_not_written_over(runs, store):
+    paths, model = runs
+    kept = [path.read_bytes() for path in paths]
+    with pytest.raises(ArgumentError, match=r"^--out: .* is the folder of a run, .* choose another --out"):
+        unfold.unfold_model(model, store, paths[0].parent.parent)
+    assert [path.read_bytes() for path in paths] == kept
 
 
 def test_what_is_no_exported_net_is_named(store, tmp_path):

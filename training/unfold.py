@@ -26,7 +26,7 @@ from training.sample import Samples
 from training.unet import UNet, shaped, weights
 from trtseg import models
 from trtseg.engines.precision import FP32
-from trtseg.errors import ModelError
+from trtseg.errors import ArgumentError, ModelError
 
 #: Number of training samples for the statistics.
 SAMPLES = 96
@@ -99,8 +99,16 @@ def unfold(net: UNet, run: Callable[[], object]) -> dict[str, Tensor]:
 
 
 def unfold_model(model: str | Path, store: Path, out: Path) -> list[Path]:
-    """Write a checkpoint a net, ``out/ROLE/last.pt``, and return their paths in the order of the cascade."""
+    """Write a checkpoint a net, ``out/ROLE/last.pt``, and return their paths in the order of the cascade.
+
+    An `ArgumentError` is raised where one of them is that of a run: its weights would be lost.
+    """
     files = models.find(model)
+    for spec in files.spec.nets:
+        if (out / spec.role / "log.csv").exists():
+            raise ArgumentError(
+                f"--out: {out / spec.role} is the folder of a run, whose weights would be lost; choose another --out"
+            )
     paths: list[Path] = []
     for spec in files.spec.nets:
         if tuple(spec.window) != WINDOW[spec.role]:
