@@ -16,6 +16,7 @@ from training.prepare import Settings, main, prepare, show
 from training.readers import chaos, ircadb, lits, msd, negatives, png_slices
 from training.store import Store
 from trtseg.errors import InputError
+from trtseg.phantom import abdomen
 
 SMALL = Settings(size=64)
 
@@ -235,6 +236,24 @@ def test_a_header_without_geometry_is_named_and_gives_no_millimetres(tmp_path, c
     opened = Store.open(tmp_path / "store")
     square = store.resize_labels(made.phantom(29).labels, (0.7, 0.7), 64)
     assert (opened.label[opened.case == "volume-29"] == square).all()
+
+
+def test_what_is_strange_about_a_ct_is_said(tmp_path, capsys):
+    """A header that is turned by 180 degrees, and a CT that went through a window: `trtseg segment` warns of both."""
+    ct, labels, affine = abdomen((40, 96, 96), (5.0, 4.0, 4.0))
+    for n, volume, truth in (
+        (131, ct, labels),
+        (132, ct[:, ::-1, ::-1] + 1, labels[:, ::-1, ::-1]),
+        (133, ct.clip(-160, 240), labels),
+    ):
+        made.save_nifti(tmp_path / f"volume-{n}.nii", volume, affine=affine)
+        made.save_nifti(tmp_path / f"segmentation-{n}.nii", truth, affine=affine)
+    manifest = prepare(lits(tmp_path), tmp_path / "store", Settings(64, ("lits-131",)))
+    for case, code in ((132, "[orientation]"), (133, "[values-clipped]")):
+        (warning,) = (w for w in manifest["warnings"] if w.endswith(code))
+        assert warning.startswith(f"lits/volume-{case}: ")
+    show(manifest)
+    assert "warning: lits/volume-132: " in capsys.readouterr().out
 
 
 def test_all_data_sets_together(tmp_path):

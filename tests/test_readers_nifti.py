@@ -68,7 +68,7 @@ def test_an_identity_matrix_is_no_geometry(tmp_path, source):
     assert (scan.hu == phantom.ct).all()
     assert (scan.label == phantom.labels).all()
     assert np.isnan(scan.spacing).all()
-    assert "spacing is not known" in scan.note
+    assert "spacing is not known" in scan.notes[0]
     for axes in ("LAS", "LPS"):
         reason = refusal(write(axes, np.eye(4)))
         assert reason.startswith("the header is an identity matrix")
@@ -78,7 +78,7 @@ def test_an_identity_matrix_is_no_geometry(tmp_path, source):
     for affine in (np.diag([1, 1, 2, 1]), np.eye(4) + np.eye(4, k=3)):
         scan = read_checked(write("RAS", affine))
         assert scan.spacing == (affine[2, 2], 1, 1)
-        assert not scan.note
+        assert not any("spacing" in note for note in scan.notes)
 
 
 def test_an_identity_matrix_without_liver_cannot_be_checked(tmp_path):

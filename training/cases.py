@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from trtseg.errors import InputError
+from trtseg.volume import Volume
 
 #: Label of pixels of which nobody knows what they are: they count nowhere. Only scans with cells may have it.
 UNKNOWN = 255
@@ -24,7 +25,7 @@ class Scan(NamedTuple):
     label: np.ndarray  # uint8 [Z, Y, X]: 0 background, 1 liver, 2 tumour; 255 unknown, beside cells
     spacing: tuple[float, float, float]  # mm (z, y, x); NaN where nobody knows
     z: Sequence[int]  # number of each slice in its source
-    note: str = ""  # what a user should know about it
+    notes: tuple[str, ...] = ()  # what a user should know about it
     # int [M, 6], a row a cell: index of the slice, y0, y1, x0, x1 in its pixels, and a flag: 0 at most 2 % of the cell
     # are tumour, 1 more than that are, 2 nobody knows
     cells: np.ndarray | None = None
@@ -63,6 +64,11 @@ class Case:
     held_out: bool = False
     body_part: str = ""
     dicom: bool = False
+
+
+def notes_of(ct: Volume) -> tuple[str, ...]:
+    """What is strange about a CT, as ``trtseg segment`` would say it: a patient who lies otherwise, lost slices, ..."""
+    return tuple(f"{warning.text} [{warning.code}]" for warning in ct.warnings)
 
 
 def unusable(reason: str) -> Callable[[], Scan]:

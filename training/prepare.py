@@ -51,7 +51,7 @@ class Looked:
     hu_sha256: str
     label_sha256: str
     values_sha256: str  # whatever the order of the axes
-    note: str
+    notes: tuple[str, ...]
 
 
 def prepare(cases: Sequence[Case], out: Path, settings: Settings) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def _look_at(case: Case, every: int) -> Looked:
         digest(scan.hu),
         digest(scan.label),
         value_digest(scan.hu),
-        scan.note,
+        scan.notes,
     )
 
 
@@ -198,8 +198,8 @@ def choose(
         )
     there = {split[case.group] for case in own}
     warnings += [f"no slices for {s}" for s in ("train", "validation") if s not in there]
-    for note in sorted({one.note for one in looked} - {""}):
-        names = (f"{one.case.source}/{one.case.name}" for one in looked if one.note == note)
+    for note in sorted({note for one in looked for note in one.notes}):
+        names = (f"{one.case.source}/{one.case.name}" for one in looked if note in one.notes)
         warnings.append(f"{', '.join(names)}: {note}")
     parts = [
         store.Part(one.case, split[one.case.group], one.slices[some], one.hu_sha256, one.label_sha256)

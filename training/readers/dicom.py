@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from training.cases import Case, Scan
+from training.cases import Case, Scan, notes_of
 from trtseg.errors import InputError
 from trtseg.io.dicom import DicomSeries, check_installed, read_dicom_series
 from trtseg.volume import Volume
@@ -60,7 +60,7 @@ def read_series(files: list[Path]) -> tuple[Volume, DicomSeries]:
 def scan(ct: Volume, label: np.ndarray) -> Scan:
     """Put labels ``[slice, row, column]`` beside the CT whose stored slices they belong to."""
     label = np.ascontiguousarray(ct.geometry.canonical(label.T))
-    return Scan(ct.array, label, ct.spacing, range(len(label)))
+    return Scan(ct.array, label, ct.spacing, range(len(label)), notes_of(ct))
 
 
 def _read_ircadb(folder: Path) -> Scan:

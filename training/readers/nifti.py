@@ -12,7 +12,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from training.cases import Case, Scan, unusable
+from training.cases import Case, Scan, notes_of, unusable
 from trtseg import load
 from trtseg.errors import InputError
 from trtseg.volume import Geometry, Volume, spacing_mm
@@ -86,7 +86,8 @@ def read_pair(volume: Path, labels: Path) -> Scan:
 
 
 def _read_on_grid(ct: Volume, labels: Path) -> Scan:
-    return Scan(ct.array, load_labels(labels, ct.geometry), ct.spacing, range(len(ct.array)))
+    label = load_labels(labels, ct.geometry)
+    return Scan(ct.array, label, ct.spacing, range(len(ct.array)), notes_of(ct))
 
 
 def _read_lits(volume: Path, labels: Path) -> Scan:
@@ -108,8 +109,10 @@ def _read_lits(volume: Path, labels: Path) -> Scan:
             f"{_NO_GEOMETRY}; taken at its word, it shows {found}, expected on the right. How the axes run is not "
             "known: repair the header, or use the same scan of 3D-IRCADb-01 (--ircadb), which is DICOM"
         )
+    others = (note for note in scan.notes if "[geometry-unknown]" not in note)
     return scan._replace(
-        spacing=(np.nan,) * 3, note=f"{_NO_GEOMETRY}: the spacing is not known, square pixels are assumed"
+        spacing=(np.nan,) * 3,
+        notes=(f"{_NO_GEOMETRY}: the spacing is not known, square pixels are assumed", *others),
     )
 
 
