@@ -20,7 +20,7 @@ from training.checkpoint import Settings
 from training.methods import Method, OneStep
 from training.row import Split
 from training.tally import EDGES, Tally
-from trtseg.errors import InputError
+from trtseg.errors import ArgumentError, InputError
 from trtseg.metrics.overlap import Overlap, overlap
 
 FOLDS = (Split(("p0",), ("p1",)), Split(("p3",), ("p1",)))
@@ -202,6 +202,12 @@ def test_a_kit_without_the_patients_is_refused(tmp_path):
     kit.write(tmp_path / "kit.zip", tiny_kit())
     with pytest.raises(InputError, match="has no patients A, B"):
         compare.compare(tmp_path / "kit.zip", tmp_path / "runs", 1)
+
+
+@pytest.mark.parametrize(("jobs", "steps"), [(0, 0), (1, -1)])
+def test_numbers_out_of_range_are_refused_before_the_kit_is_read(tmp_path, jobs, steps):
+    with pytest.raises(ArgumentError, match=f"^jobs, steps: got {jobs}, {steps}; expected"):
+        compare.compare(tmp_path / "kit.zip", tmp_path / "runs", jobs, steps)
 
 
 def scored(tp, fp, fn):

@@ -27,7 +27,7 @@ from training import row
 from training.checkpoint import Settings
 from training.program import parser_of, plain_errors
 from training.row import Split
-from trtseg.errors import InputError
+from trtseg.errors import ArgumentError, InputError
 from trtseg.io.folders import make_folder
 
 SEEDS = (0, 1)
@@ -126,6 +126,8 @@ def compare(path: Path, out: Path, jobs: int, steps: int = 0) -> None:
     """Do the runs that are missing; see `main` for the parameters."""
     global _kit
     began = time.perf_counter()
+    if jobs < 1 or steps < 0:
+        raise ArgumentError(f"jobs, steps: got {jobs}, {steps}; expected 1 or more, and 0 or more")
     if (before := stored_steps(out)) and steps not in (0, before):
         raise InputError(f"{out}: holds runs of {before} steps, not {steps}; choose another --out")
     steps = before or steps or PLAIN.steps
