@@ -10,6 +10,8 @@ shipped version 0.8.0 that was version 0.7.0, which the history of ``trtseg/mode
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,11 +19,15 @@ import torch
 
 import trtseg
 from training import calibration, evaluate, export, int8, kit, kit_train
+from training.cases import Case
 from training.checkpoint import Settings
 from training.program import parser_of, plain_errors
 from training.readers import png_slices
 from training.readers.shared import VALIDATION, shared_cases
+from training.split import by_patient
 from training.trainer import Run
+from trtseg import models
+from trtseg.errors import ArgumentError, InputError
 from trtseg.io.folders import make_folder
 
 
@@ -85,10 +91,19 @@ def go(shared: Path, runs: Path, start: str, out: Path, share: float = 1.0) -> N
         Folder of the model that is written.
     share : float
         Of the steps of each stage.
+
+    Raises
+    ------
+    ArgumentError, InputError, ModelError
+        Before any work, if the share is none, if ``runs`` holds a kit of other data, or if there is no such model.
     """
-    packed = runs / "kit.zip"
-    if not packed.exists():
-        cases = shared_cases(shared)
+    if not (share > 0 and math.isfinite(share)):
+        raise ArgumentError(f"share: got {share}; expected a number above 0")
+    models.find(start)
+    packed, cases = runs / "kit.zip", shared_cases(shared)
+    if packed.exists():
+        check_kit(packed, cases)
+    else:
         make_folder(runs, "--runs")
         kit.write(packed, kit.build(cases, VALIDATION, SIZE, PIXEL_MM, LEVEL_HU))
     precision = "bf16" if torch.cuda.is_available() else "fp32"
@@ -115,6 +130,22 @@ def go(shared: Path, runs: Path, start: str, out: Path, share: float = 1.0) -> N
     print(int8.quantise(out, shared)[0])
     with trtseg.Segmenter(out, precision="fp32") as segmenter:
         print(evaluate.evaluate(segmenter, str(out), evaluate.validating(shared), runs / "evaluate", 5))
+
+
+def check_kit(path: Path, cases: Sequence[Case]) -> None:
+    """Raise an `InputError` if a kit does not hold these cases, split as the recipe does: perhaps it is one's own."""
+    held = kit.read(path)
+    split = by_patient(cases, VALIDATION)
+    columns = (held.source.tolist(), held.case.tolist(), held.split.tolist())
+    there = set(zip(*columns, strict=True))
+    if (
+        there != {(case.source, case.name, split[case.group]) for case in cases}
+        or held.image.shape[1] != SIZE
+    ):
+        raise InputError(
+            f"{path}: is a kit of other data than --shared, or split otherwise; "
+            "choose another folder with -o, or remove it"
+        )
 
 
 @plain_errors()
