@@ -249,9 +249,9 @@ def test_what_is_strange_about_a_ct_is_said(tmp_path, capsys):
         made.save_nifti(tmp_path / f"volume-{n}.nii", volume, affine=affine)
         made.save_nifti(tmp_path / f"segmentation-{n}.nii", truth, affine=affine)
     manifest = prepare(lits(tmp_path), tmp_path / "store", Settings(64, ("lits-131",)))
-    for case, code in ((132, "[orientation]"), (133, "[values-clipped]")):
+    for n, code in ((132, "[orientation]"), (133, "[values-clipped]")):
         (warning,) = (w for w in manifest["warnings"] if w.endswith(code))
-        assert warning.startswith(f"lits/volume-{case}: ")
+        assert warning.startswith(f"lits/volume-{n}: ")
     show(manifest)
     assert "warning: lits/volume-132: " in capsys.readouterr().out
 

@@ -16,7 +16,7 @@ from trtseg.errors import TrtsegError
 def plain_errors() -> Iterator[None]:
     """As the decorator of ``main``: a wrong file or option ends the program with a line on stderr, no traceback.
 
-    The exit codes are those of ``trtseg``: 2 then, 130 if it was interrupted; a bug keeps its traceback, and ends with 1.
+    The exit codes are those of ``trtseg``: 2 then, and 130 if it was interrupted. A bug keeps its traceback: 1.
     """
     try:
         yield
