@@ -234,6 +234,20 @@ def test_slices_with_cells_are_read_by_patient_and_by_what_is_known(tmp_path):
     assert np.isnan(read_checked(found["set-X1"]).spacing[1])
 
 
+def test_scans_of_a_patient_keep_the_size_of_their_pixels(tmp_path):
+    """A second scan of another size, and one of which nobody knows it, change nothing of the first."""
+    mm = np.array([0.5, 0.7, np.nan], np.float32)
+    write_set(
+        tmp_path / "set.npz", patient=np.array(["P"] * 3), tumour_known=np.array([True] * 3), pixel_mm=mm
+    )
+    found = liver_slices(tmp_path)
+    assert [case.name for case in found] == ["set-P-0mm", "set-P-0.5mm", "set-P-0.7mm"]
+    assert {case.group for case in found} == {"P"}
+    scans = {scan.z[0]: scan for scan in map(read_checked, found)}
+    assert [scans[z].spacing[1] for z in (5, 6, 7)] == pytest.approx(mm.tolist(), nan_ok=True)
+    assert [scans[z].cells[:, 0].tolist() for z in (5, 6, 7)] == [[0], [0], []]
+
+
 def test_a_set_without_a_column_is_named(tmp_path):
     write_set(tmp_path / "set.npz", cells=None)
     with pytest.raises(InputError, match=r"set\.npz: has no cells"):

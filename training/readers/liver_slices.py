@@ -27,6 +27,8 @@ _COLUMNS = {
 }
 #: HU that a grey may stand for, and sizes that a pixel may have in mm.
 _HU, _PIXEL_MM = (-5000, 5000), (0.05, 10)
+#: Sizes of pixels that are alike when rounded so are those of one scan.
+_DECIMALS = 3
 #: Sets whose labels are free for research only: weights that are given away must not rest on them.
 _NOT_TRAINABLE = ("flare",)
 
@@ -34,30 +36,35 @@ _NOT_TRAINABLE = ("flare",)
 def liver_slices(root: Path) -> list[Case]:
     """Slices with liver masks and cells, as ``*.npz``.
 
-    A case holds the slices of a patient in a set for which ``tumour_known`` is alike: those where it is false are a
-    case of their own, named ``SET-PATIENT-fused``, which does not label tumours.
+    A case holds the slices of a patient in a set for which ``tumour_known`` is alike, and ``pixel_mm``: those where the
+    first is false are a case of their own, named ``SET-PATIENT-fused``, which does not label tumours, and where there
+    are several sizes of a pixel, as of several scans, the name begins with ``SET-PATIENT-MMmm``.
     """
     cases = []
     for path in sorted(root.glob("*.npz")):
         if path.stem.startswith("labels_of_"):
             continue
         try:
-            patient, known = read_arrays(path, ["patient", "tumour_known"]).values()
+            patient, known, mm = read_arrays(path, ["patient", "tumour_known", "pixel_mm"]).values()
             _check_array(path, "patient", patient, (patient.size,))
             _check_array(path, "tumour_known", known, patient.shape)
+            _check_array(path, "pixel_mm", mm, patient.shape)
         except InputError as error:
             cases.append(Case(path.stem, path.stem, "", unusable(str(error))))
             continue
+        mm = np.where(np.isnan(mm), 0, mm.round(_DECIMALS))  # 0: nobody knows
         for name in sorted(set(patient.tolist())):
             for labels_tumour in (True, False):
-                rows = np.flatnonzero((patient == name) & (known == labels_tumour))
-                if len(rows):
+                own = (patient == name) & (known == labels_tumour)
+                sizes = np.unique(mm[own])
+                for size in sizes:
+                    of_size = f"-{size:g}mm" if len(sizes) > 1 else ""
                     cases.append(
                         Case(
-                            f"{path.stem}-{name}" + ("" if labels_tumour else "-fused"),
+                            f"{path.stem}-{name}{of_size}" + ("" if labels_tumour else "-fused"),
                             path.stem,
                             patient_group(name),
-                            partial(_read, path, rows),
+                            partial(_read, path, np.flatnonzero(own & (mm == size))),
                             trainable=path.stem not in _NOT_TRAINABLE,
                             labels_tumour=labels_tumour,
                         )
