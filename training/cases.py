@@ -12,7 +12,7 @@ import numpy as np
 from trtseg.errors import InputError
 from trtseg.volume import Volume
 
-#: Label of pixels of which nobody knows what they are: they count nowhere. Only scans with cells may have it.
+#: Label of pixels of which nobody knows what they are: they count in cells alone. Only scans with cells may have it.
 UNKNOWN = 255
 #: Most cells of a slice.
 MAX_CELLS = 63
