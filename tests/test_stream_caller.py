@@ -10,9 +10,10 @@ import weakref
 import numpy as np
 import pytest
 
-from trtseg.errors import OutOfMemoryError
+from trtseg.errors import ArgumentError, OutOfMemoryError
 from trtseg.phantom import abdomen
 from trtseg.stream import THREAD
+from trtseg.threads import Ahead
 
 SPACING = (5.0, 4.0, 4.0)
 SHAPE = (64, 80)
@@ -129,3 +130,62 @@ def test_a_stream_goes_on_after_a_pause(monkeypatch, segmenter, hu):
             time.sleep(0.01)
         assert (stream.finish().labels == segmenter.segment(hu, spacing=SPACING).labels).all()
     assert told == [z * SPACING[0] for z in range(20)]
+
+
+def done_in_time(call):
+    """What a call returns or raises, made by a thread of its own; it waits for nobody for ever."""
+    made = Ahead(call)
+    made._thread.join(10)
+    assert not made._thread.is_alive()
+    return made.result()
+
+
+def test_who_has_the_nets_may_close_a_stream_and_may_not_wait_for_it(segmenter, hu):
+    """As a progress function, a signal handler or the collector does, in the middle of a call of `segment`."""
+    said = []
+
+    def progress(*_):
+        if not said:
+            stream = segmenter.stream(SHAPE, spacing=SPACING[1:], queue=1)
+            stream.push(hu[0], 0.0)
+            while len(stream._waiting):
+                time.sleep(0.001)  # until it waits for its turn
+            stream.push(hu[1], SPACING[0])
+            for call in (lambda: stream.push(hu[2], 2 * SPACING[0]), stream.finish):
+                with pytest.raises(
+                    ArgumentError, match="Segmenter: got a call from within another call"
+                ) as got:
+                    call()
+                said.append(got)
+            stream.close()
+            with pytest.raises(ArgumentError, match="stream: got a call after its end"):
+                stream.push(hu[3], 3 * SPACING[0])
+
+    before = threading.active_count()
+    result = done_in_time(lambda: segmenter.segment(hu, spacing=SPACING, progress=progress))
+    assert len(said) == 2
+    assert (result.labels == segmenter.segment(hu, spacing=SPACING).labels).all()
+    until = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < until:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+def test_a_signal_handler_may_close_a_stream_in_the_middle_of_its_push(monkeypatch, segmenter, hu):
+    stream = segmenter.stream(SHAPE, spacing=SPACING[1:])
+    find = stream._find_fit
+
+    def interrupted():
+        stream.close()  # in the thread that pushes, as a handler would
+        return find()
+
+    def push():
+        push_all(stream, hu[:3])
+        monkeypatch.setattr(stream, "_find_fit", interrupted)
+        stream.push(hu[3], 3 * SPACING[0])
+        with pytest.raises(ArgumentError, match="stream: got a call after its end"):
+            stream.push(hu[4], 4 * SPACING[0])
+
+    before = threading.active_count()
+    done_in_time(push)
+    assert threading.active_count() <= before + 1  # a worker that finds nothing to do

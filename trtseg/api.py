@@ -270,7 +270,9 @@ class Segmenter:
             with self._opened() as cascade:
                 return cascade.run(hu, (1.0, 1.0), fit=fit, logits=logits)
 
-        nets = Nets(self.spec.nets[0], label, self._at_once, self.postprocess, lambda: self.provenance)
+        nets = Nets(
+            self.spec.nets[0], label, self._at_once, self.postprocess, lambda: self.provenance, self._lock
+        )
         return Stream(nets, shape, spacing, directions, on_labels, queue)
 
     def warm_up(self, shape: tuple[int, int], spacing: tuple[float, float]) -> None:

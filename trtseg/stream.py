@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import copy
+import os
 import threading
 import time
 from collections import Counter, deque
@@ -32,7 +33,7 @@ from trtseg.labels.probability import TumourLogits
 from trtseg.resources import check_memory, memory_for
 from trtseg.result import Segmentation, conclude
 from trtseg.spec import ModelSpec
-from trtseg.threads import Teller, check_timeout
+from trtseg.threads import Teller, Turns, check_timeout
 from trtseg.volume import Volume
 
 #: Bytes of memory for a voxel, for the labels, the median over slices and the logits.
@@ -62,6 +63,8 @@ class Nets:
         What follows the nets.
     provenance : callable
         Returns what the result tells of its making.
+    turns : Turns
+        The lock that ``label`` takes.
     """
 
     spec: ModelSpec
@@ -69,6 +72,7 @@ class Nets:
     at_once: int
     steps: PostProcess
     provenance: Callable[[], dict[str, Any]]
+    turns: Turns
 
 
 @dataclass(eq=False)
@@ -122,7 +126,7 @@ class Stream:
             raise ArgumentError(f"queue: got {queue!r}; expected a number of slices, at least 1")
         if on_labels is not None and not callable(on_labels):
             raise ArgumentError(f"on_labels: got {on_labels!r}; expected a function of position and labels")
-        self._nets, self._queue = nets, queue
+        self._nets, self._queue, self._process = nets, queue, os.getpid()
         self._grid = SliceGrid(shape, spacing, directions)
         grid, size, mm = self._grid, nets.spec.size, nets.spec.pixel_mm
         self._placement = None if mm is None else Placement(grid.shape, grid.spacing, size, mm)
@@ -176,9 +180,13 @@ class Stream:
         plane, depth = self._grid.plane(hu), self._grid.depth(position)
         check_timeout(timeout)
         with self._changed:
-            if not self._changed.wait_for(
-                lambda: len(self._waiting) < self._queue or self._is_over or self._stopped, timeout
-            ):
+
+            def is_free() -> bool:
+                return len(self._waiting) < self._queue or self._is_over or self._stopped
+
+            if not is_free():
+                self._nets.turns.check()  # else this thread would wait for itself
+            if not self._changed.wait_for(is_free, timeout):
                 raise BusyError(
                     f"push: {self._queue} slices have waited for the nets for {timeout:g} s; push this slice again "
                     "later, send slices more slowly, or take a faster device"
@@ -260,6 +268,7 @@ class Stream:
             raise ArgumentError(
                 f"volume: got a {type(volume).__name__}; expected a trtseg Volume: make one with trtseg.load"
             )
+        self._nets.turns.check()
         with self._changed:
             self._check_open()
             self._is_over = True
@@ -279,7 +288,11 @@ class Stream:
         return result
 
     def close(self) -> None:
-        """End the stream, from the callback too. After `finish` this waits until the callback has got all slices."""
+        """End the stream, from the callback and from a signal handler too.
+
+        It waits for the slices on which the nets are, unless a call of the Segmenter by this very thread has the nets:
+        they follow then. After `finish` it waits until the callback has got all slices.
+        """
         self._stop()
         if self._teller is not None:
             self._teller.drop()
@@ -364,12 +377,12 @@ class Stream:
     def _take(self) -> tuple[list[_Slice], Fit] | None:
         """Wait for slices; the next of them and their placement, or None at the end."""
         with self._changed:
-            if not self._changed.wait_for(
+            is_told = self._changed.wait_for(
                 lambda: self._stopped or self._waiting or self._stale, threads.IDLE_S
-            ):
+            )
+            if self._stopped or not is_told:
                 self._worker = None  # the next slice begins another
-                return None
-            if self._stopped:
+                self._changed.notify_all()
                 return None
             source = self._waiting or self._stale
             self._busy = [source.popleft() for _ in range(min(len(source), self._nets.at_once))]
@@ -387,12 +400,18 @@ class Stream:
 
     def _stop(self) -> None:
         """End the worker, after the slices on which it works."""
+        if os.getpid() != self._process:
+            return  # the worker is not in this process, which was forked
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
             worker = self._worker
-        if worker is not None:
-            worker.join()
+            # The collector and signal handlers come here too, in the middle of any call: where this thread has the nets
+            # the worker may wait for them, and of `push` it has the lock, which a wait gives up and a join does not.
+            if worker is None or worker is threading.current_thread() or self._nets.turns.is_mine:
+                return
+            self._changed.wait_for(lambda: self._worker is not worker or self._error is not None)
+        worker.join()
 
     def _check_open(self, finishing: bool = False) -> None:
         if self._error is not None:

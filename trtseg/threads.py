@@ -58,11 +58,7 @@ class Turns:
                     f"{self._name}: got a call in a process that was forked during another call; make another "
                     f"{self._name} in this process, or fork while no call runs"
                 )
-            if self._holder == me:
-                raise ArgumentError(
-                    f"{self._name}: got a call from within another call of this thread, from a progress function or a "
-                    "signal handler; raise an exception there, and make the call after that"
-                )
+            self.check()
             mine = threading.Lock()
             mine.acquire()
             self._waiting.append((me, mine))
@@ -76,6 +72,19 @@ class Turns:
             if not waits:  # it was this thread's turn already
                 self.__exit__()
             raise
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether this thread has the lock: it is not to wait for a thread that waits for the lock."""
+        return self._holder == (os.getpid(), threading.get_ident())
+
+    def check(self) -> None:
+        """Raise an ArgumentError if this thread has the lock."""
+        if self.is_mine:
+            raise ArgumentError(
+                f"{self._name}: got a call from within another call of this thread, from a progress function or a "
+                "signal handler; raise an exception there, and make the call after that"
+            )
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
