@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import threading
 import time
 import weakref
@@ -189,3 +191,25 @@ def test_a_signal_handler_may_close_a_stream_in_the_middle_of_its_push(monkeypat
     before = threading.active_count()
     done_in_time(push)
     assert threading.active_count() <= before + 1  # a worker that finds nothing to do
+
+
+def test_a_stream_is_of_the_process_that_opened_it(segmenter, hu):
+    with segmenter.stream(SHAPE, spacing=SPACING[1:]) as stream:
+        push_all(stream, hu[:10])
+        while stream.counts[1] < 10:
+            time.sleep(0.01)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)  # ends a child that waits
+            said = 0
+            for call in (lambda: stream.push(hu[10], 10 * SPACING[0]), stream.finish):
+                try:
+                    call()
+                except ArgumentError as error:
+                    said += "stream: got a call in a process that was forked after" in str(error)
+            stream.close()
+            os._exit(said)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+        for z in range(10, 20):
+            stream.push(hu[z], z * SPACING[0])
+        assert (stream.finish().labels == segmenter.segment(hu, spacing=SPACING).labels).all()

@@ -167,7 +167,8 @@ class Stream:
         Raises
         ------
         ArgumentError
-            The slice has another type or shape, the position is none, or the stream has ended.
+            The slice has another type or shape, the position is none, or the stream has ended or was opened before this
+            process was forked.
         InputError
             Another slice lies at this position. The stream goes on with the slice that came first.
         BusyError
@@ -179,6 +180,7 @@ class Stream:
         """
         plane, depth = self._grid.plane(hu), self._grid.depth(position)
         check_timeout(timeout)
+        self._check_process()
         with self._changed:
 
             def is_free() -> bool:
@@ -260,7 +262,7 @@ class Stream:
             The slices are no CT that can be segmented: slices are missing or lie unevenly, or values are not HU; or
             there is but one, which does not tell how thick it is, and no ``volume``.
         ArgumentError
-            The stream has ended.
+            The stream has ended, or was opened before this process was forked.
         TrtsegError
             The nets have failed.
         """
@@ -268,6 +270,7 @@ class Stream:
             raise ArgumentError(
                 f"volume: got a {type(volume).__name__}; expected a trtseg Volume: make one with trtseg.load"
             )
+        self._check_process()
         self._nets.turns.check()
         with self._changed:
             self._check_open()
@@ -412,6 +415,13 @@ class Stream:
                 return
             self._changed.wait_for(lambda: self._worker is not worker or self._error is not None)
         worker.join()
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise ArgumentError(
+                "stream: got a call in a process that was forked after the stream was opened, where its threads are not; "
+                "open a stream in this process"
+            )
 
     def _check_open(self, finishing: bool = False) -> None:
         if self._error is not None:
