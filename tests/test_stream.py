@@ -308,18 +308,24 @@ def test_what_makes_no_ct_is_refused(segmenter, hu):
         with pytest.raises(ArgumentError, match="volume: got a ndarray; expected a trtseg Volume"):
             stream.finish(hu)
         assert stream.finish(trtseg.load(hu, spacing=SPACING)).liver_ml > 0  # the stream went on
-    with opened(segmenter) as stream, pytest.raises(InputError, match="finish: got no slice"):
-        stream.finish()
+    with opened(segmenter) as stream:
+        with pytest.raises(InputError, match="finish: got no slice"):
+            stream.finish()
+        assert stream.counts == (0, 0)
     for given in ({}, {"directions": (1, 0, 0, 0, 1, 0)}):
         with opened(segmenter, **given) as stream:
             stream.push(hu[10], (0.0, 0.0, 9.0) if given else 9.0)
             with pytest.raises(InputError, match=r"a single slice, .* how thick .*: finish\(trtseg\.load\("):
                 stream.finish()
+            one = stream.finish(trtseg.load(hu[10:11], spacing=SPACING))  # as the message says
+            assert_same(one, segmenter.segment(hu[10:11], spacing=SPACING))
     with opened(segmenter) as stream:
         for z in (0, 1, 2, 3, 5, 6, 7):
             stream.push(hu[z], position(z))
         with pytest.raises(InputError, match=r"1 slice is missing, between -15 and -5 mm"):
             stream.finish()
+        stream.push(hu[4], position(4))
+        assert_same(stream.finish(), segmenter.segment(hu[:8], spacing=SPACING))
         with pytest.raises(ArgumentError, match="stream: got a call after its end; open another"):
             stream.finish()
     with opened(segmenter) as stream:

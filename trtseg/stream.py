@@ -260,7 +260,8 @@ class Stream:
         ------
         InputError
             The slices are no CT that can be segmented: slices are missing or lie unevenly, or values are not HU; or
-            there is but one, which does not tell how thick it is, and no ``volume``.
+            there is but one, which does not tell how thick it is, and no ``volume``. The stream has not ended: slices
+            that are missing can be pushed, and `finish` called again.
         ArgumentError
             The stream has ended, or was opened before this process was forked.
         TrtsegError
@@ -275,9 +276,15 @@ class Stream:
         with self._changed:
             self._check_open()
             self._is_over = True
+        is_open = False
         try:
             start = time.perf_counter()
-            made, slices = self._made() if volume is None else (volume, self._found(volume))
+            try:
+                made, slices = self._made() if volume is None else (volume, self._found(volume))
+            except InputError:  # the slices that are missing may come
+                with self._changed:
+                    self._is_over, is_open = False, True
+                raise
             read = time.perf_counter() - start
             with memory_for(made.name, BYTES_A_VOXEL * made.array.size):
                 labels, logits = self._labels(made, slices)
@@ -285,7 +292,8 @@ class Stream:
                 provenance = {**self._nets.provenance(), "relabelled_slices": self._again}
                 result = conclude(labels, made, self._nets.steps, timings, provenance, logits)
         finally:
-            self._stop()
+            if not is_open:
+                self._stop()
         if self._teller is not None:
             self._teller.end()
         return result
@@ -419,7 +427,7 @@ class Stream:
     def _check_process(self) -> None:
         if os.getpid() != self._process:
             raise ArgumentError(
-                "stream: got a call in a process that was forked after the stream was opened, where its threads are not; "
+                "stream: got a call in a process that was forked after the stream was opened, where it has no threads; "
                 "open a stream in this process"
             )
 
