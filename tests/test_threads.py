@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 
+import numpy as np
 import pytest
 
+from trtseg.api import Segmenter
 from trtseg.errors import ArgumentError
 from trtseg.threads import Teller, Turns
 
@@ -134,3 +137,32 @@ def test_a_teller_that_pauses_logs_its_failures_and_goes_on(monkeypatch, caplog)
         "test failed 1 times, first with ValueError(1)",
         "test failed 2 times, first with ValueError(1)",
     ]
+
+
+def test_a_segmenter_goes_on_after_an_interrupt_at_any_moment(segmenter):
+    """Python looks for signals where a function begins, and after the call of one in C."""
+    hu = np.full((1, 64, 64), -1000, np.int16)
+    places = {Segmenter.label.__code__, Segmenter._opened.__wrapped__.__code__}
+    places |= {method.__code__ for method in vars(Turns).values() if hasattr(method, "__code__")}
+    left, interrupted = 0, 0
+
+    def interrupt(frame, event, _):
+        nonlocal left
+        if frame.f_code in places and event in ("call", "c_return"):
+            left -= 1
+            if left < 0:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+    for number in range(1000):
+        left = number
+        sys.setprofile(interrupt)
+        try:
+            segmenter.label(hu, spacing=(6.0, 6.0))
+            break
+        except KeyboardInterrupt:
+            interrupted += 1
+        finally:
+            sys.setprofile(None)
+        assert not segmenter.label(hu, spacing=(6.0, 6.0)).any()
+    assert 10 < interrupted < 999

@@ -385,9 +385,12 @@ class Segmenter:
     def _opened(self) -> Iterator[Cascade]:
         """The cascade, for one thread at a time, unless it is closed."""
         with self._lock:
-            if not self._close.alive:
-                raise ArgumentError("Segmenter: got a call after close(); make another Segmenter")
-            yield self._cascade
+            try:
+                if not self._close.alive:
+                    raise ArgumentError("Segmenter: got a call after close(); make another Segmenter")
+                yield self._cascade
+            finally:
+                self._lock.release()  # as `with` does once more: an interrupt may come within either
 
 
 def segment(

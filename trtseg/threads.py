@@ -48,30 +48,41 @@ class Turns:
         self._holder: _Thread | None = None
 
     def __enter__(self) -> None:
-        me = os.getpid(), threading.get_ident()
-        with self._lock:
-            if self._holder is None:
-                self._holder = me
-                return
-            if self._holder[0] != me[0]:
-                raise ArgumentError(
-                    f"{self._name}: got a call in a process that was forked during another call; make another "
-                    f"{self._name} in this process, or fork while no call runs"
-                )
-            self.check()
-            mine = threading.Lock()
-            mine.acquire()
-            self._waiting.append((me, mine))
+        self.check()
+        me, turn = (os.getpid(), threading.get_ident()), threading.Lock()
+        turn.acquire()
         try:
-            mine.acquire()
-        except BaseException:  # interrupted
             with self._lock:
-                waits = (me, mine) in self._waiting
-                if waits:
-                    self._waiting.remove((me, mine))
-            if not waits:  # it was this thread's turn already
-                self.__exit__()
+                if self._holder is None:
+                    self._holder = me
+                    return
+                if self._holder[0] != me[0]:
+                    raise ArgumentError(
+                        f"{self._name}: got a call in a process that was forked during another call; make another "
+                        f"{self._name} in this process, or fork while no call runs"
+                    )
+                self._waiting.append((me, turn))
+            turn.acquire()
+            with self._lock:
+                self._waiting.remove((me, turn))
+        except BaseException:  # interrupted, perhaps when it was this thread's turn already
+            with self._lock:
+                if (me, turn) in self._waiting:
+                    self._waiting.remove((me, turn))
+            self.release()
             raise
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let the next thread have the lock; nothing if this thread has it no more."""
+        with self._lock:
+            if self.is_mine and self._waiting:
+                self._holder, turn = self._waiting[0]  # which it leaves itself
+                turn.release()
+            elif self.is_mine:
+                self._holder = None
 
     @property
     def is_mine(self) -> bool:
@@ -85,13 +96,6 @@ class Turns:
                 f"{self._name}: got a call from within another call of this thread, from a progress function or a "
                 "signal handler; raise an exception there, and make the call after that"
             )
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._holder = None
-            if self._waiting:
-                self._holder, next_one = self._waiting.popleft()
-                next_one.release()
 
 
 class Ahead(Generic[T]):
