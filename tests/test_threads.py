@@ -166,3 +166,21 @@ def test_a_segmenter_goes_on_after_an_interrupt_at_any_moment(segmenter):
             sys.setprofile(None)
         assert not segmenter.label(hu, spacing=(6.0, 6.0)).any()
     assert 10 < interrupted < 999
+
+
+def test_a_teller_is_waited_for_in_the_middle_of_its_end():
+    """As a signal handler does that closes a stream."""
+    told = []
+    teller = Teller("teller", told.append)
+    teller.tell(1)
+
+    def end():
+        with teller._changed:  # where a handler may come
+            teller.end()
+            teller.join()
+
+    thread = threading.Thread(target=end, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert told == [1]

@@ -158,7 +158,7 @@ class Teller(Generic[T]):
         self._failed = 0
         self._changed = threading.Condition()
         self._due: dict[T, None] = {}
-        self._ended = False
+        self._ended = self._is_done = False
         self._thread: threading.Thread | None = None
 
     def tell(self, thing: T) -> None:
@@ -169,13 +169,13 @@ class Teller(Generic[T]):
                 thread = threading.Thread(target=self._work, name=f"trtseg {self._name}", daemon=True)
                 thread.start()  # which may fail
                 self._thread = thread
-            self._changed.notify()
+            self._changed.notify_all()
 
     def end(self) -> None:
         """Let the thread end when everything has been told."""
         with self._changed:
             self._ended = True
-            self._changed.notify()
+            self._changed.notify_all()
 
     def drop(self) -> None:
         """Forget what has not been told, and let the thread end; after `end` everything is told all the same."""
@@ -186,8 +186,13 @@ class Teller(Generic[T]):
 
     def join(self) -> None:
         """Wait until the thread has ended; the function itself cannot wait for that, and goes on."""
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            with self._changed:  # a signal handler may be amid `end`, with the lock, which a wait gives up
+                self._changed.wait_for(
+                    lambda: self._is_done or self._thread is not thread or not thread.is_alive()
+                )
+            thread.join()
 
     def _work(self) -> None:
         while True:
@@ -199,9 +204,11 @@ class Teller(Generic[T]):
                             "%s failed %d times, first with %r", self._name, self._failed, self.failure
                         )
                     if self._ended:
+                        self._is_done = True
                         del self._function  # which may refer to the maker of this Teller: memory goes at once
                     else:
                         self._thread = None  # the next thing begins another
+                    self._changed.notify_all()
                     return
                 thing = next(iter(self._due))
                 del self._due[thing]
