@@ -170,6 +170,20 @@ def test_a_frame_near_its_neighbour_is_put_on_the_grid_like_a_slice_of_a_ct(tmp_
         read(tmp_path, made)
 
 
+@pytest.mark.parametrize(
+    ("slices", "warned"),
+    [((0, 5, 9, 30, 37), True), ((0, 2, 5), True), ((0, 6, 9, 11, 16, 22), True), ((0, 1, 3, 6), False)],
+)
+@pytest.mark.parametrize("mm", [2, 3, 0.7])
+def test_gaps_of_several_sizes_are_counted_by_what_the_header_says(tmp_path, slices, warned, mm):
+    """Gaps of 4 and of 5 slices are near to each other, and no mean of them is a multiple of that distance."""
+    made = seg([(1, k, WHOLE[4]) for k in slices], step=(0, 0, mm), thickness=mm, between=mm)
+    labels, grid, codes = read(tmp_path, made)
+    assert codes == ["geometry-unknown"] * warned
+    assert grid.spacing[0] == pytest.approx(mm)
+    assert tuple(np.flatnonzero(labels.any(axis=(1, 2)))) == slices
+
+
 def test_a_gap_that_is_counted_by_uneven_frames_is_doubted(tmp_path):
     """Two frames 0.983 mm apart say that the gap has 33 steps, and not 32."""
     made = seg([(1, k, WHOLE[4]) for k in (5, 6, 38)], step=(0, 0, 1), between=1)

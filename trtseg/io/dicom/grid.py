@@ -92,9 +92,9 @@ def place_sparse(
             )
     else:
         steps = np.diff(level)
-        nearest = float(
-            steps[steps < 1.5 * steps.min()].mean()
-        )  # a frame beside the grid is near to one neighbour
+        # A frame beside the grid is near to one neighbour; half a slice farther away others are none of the nearest.
+        least = float(steps.min())
+        nearest = float(steps[steps < least + 0.5 * min(least, between or least)].mean())
         step, is_said, warnings = _distance(nearest, thickness, between)
         if (next_to := steps[steps < 1.5 * step]).size:
             step = float(next_to.mean())
