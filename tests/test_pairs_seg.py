@@ -86,6 +86,31 @@ def test_a_label_map_of_another_format_goes_first(make):
     )
 
 
+@pytest.mark.parametrize(
+    ("ct", "labels"),
+    [
+        ("a.nii.gz", "a_seg.dcm"),
+        ("a.nrrd", "a_labels.dcm"),
+        ("a_0000.nii.gz", "a.dcm"),
+        ("volume-3.nii.gz", "segmentation-3.dcm"),
+        ("volume-3.nii.gz", "3.dcm"),
+        ("a_ct.dcm", "a_dicom/labelmap.dcm"),
+    ],
+)
+def test_a_ct_beside_its_segmentation_is_not_taken_for_labels(make, ct, labels):
+    make("p/a.nii.gz", "p/3.nii.gz", f"t/{ct}", f"t/{labels}")
+    if ct == "a_ct.dcm":
+        os.rename("t/a_ct.dcm", "t/a.dcm")
+    pairs_found, _ = found()
+    assert [truth for *_, truth in pairs_found] == [f"t/{labels}"]
+
+
+def test_a_slice_of_a_ct_that_is_named_like_labels_is_none(make):
+    make("p/a.nii.gz", "t/a.nii.gz", "t/ct_seg.dcm")
+    os.rename("t/ct_seg.dcm", "t/a_seg.dcm")
+    assert found() == ([("a", "p/a.nii.gz", "t/a.nii.gz")], [])
+
+
 def test_segmentations_without_partner_are_told(make):
     make(
         "p/a.dcm", "p/b.dcm", "t/a.dcm", "t/ct1.dcm", "t/z.dcm", "t/c_dicom/ct_0001.dcm", "t/c_dicom/seg.dcm"

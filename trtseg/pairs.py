@@ -56,8 +56,9 @@ def match(
     ``volume-3_seg`` and ``segmentation-3``, ``case_0000_seg`` and ``case``. Files in folders below belong together if
     their folders have the same name too. If a folder holds a CT and its labels, the labels are taken.
 
-    A ``.dcm`` file is a label map if it is a Segmentation, and no file of another format is of the same case;
-    ``case_dicom/seg.dcm``, as `trtseg segment` writes it, is of ``case``. Where a folder holds other DICOM files, as
+    A ``.dcm`` file is a label map if it is a Segmentation, and no file of another format is of the same case but one
+    whose name, or that of the Segmentation, says that it is the CT; ``case_dicom/seg.dcm``, as `trtseg segment` writes
+    it, is of ``case``. Where a folder holds other DICOM files, as
     slices of a CT, only those are looked into whose name a label map has on the other side.
 
     Parameters
@@ -243,10 +244,7 @@ def _files(folder: Path, *, labels: bool) -> dict[str, Path]:
         groups.setdefault(os.fspath(own.parent / _case_of(own)), []).append(path)
     chosen = {}
     for case, found in groups.items():
-        # Other formats before DICOM, and of the two objects of one result the one that more programs read.
-        group = [p for p in found if not _is_dcm(p)] or [p for p in found if p.name != _RESULTS[1]] or found
-        if len(group) > 1 and _is_dcm(group[0]):
-            group = [path for path in group if may_be_seg(path)]
+        group = _candidates(found) if len(found) > 1 else found
         if not group:
             continue
         wanted = [path for path in group if says_labels(path) == labels] if len(group) > 1 else group
@@ -255,6 +253,18 @@ def _files(folder: Path, *, labels: bool) -> dict[str, Path]:
             raise InputError(f"{folder}: {names} might be the same case; rename them or move one away")
         chosen[case] = wanted[0]
     return chosen
+
+
+def _candidates(found: Sequence[Path]) -> list[Path]:
+    """Choose of the files of one case those of another format than DICOM, or its Segmentations; none may be left."""
+    segs = [path for path in found if _is_dcm(path) and may_be_seg(path)]
+    others = [path for path in found if not _is_dcm(path)]
+    if not segs or any(map(says_labels, others)):
+        return others
+    if others and not any(map(says_labels, segs)) and not all(map(_says_ct, others)):
+        return others  # label maps by their place, since nothing says otherwise
+    # Of the two objects of one result the one that more programs read.
+    return [path for path in segs if path.name != _RESULTS[1]] or segs
 
 
 def _label_maps(files: Mapping[str, Path], paired: Container[str]) -> dict[str, Path]:
@@ -273,6 +283,11 @@ def _label_maps(files: Mapping[str, Path], paired: Container[str]) -> dict[str, 
 
 def _is_dcm(path: Path) -> bool:
     return path.name.lower().endswith(SEG)
+
+
+def _says_ct(path: Path) -> bool:
+    name = stem(path)
+    return name.startswith(_CT_START) or name.endswith(_CT_ENDS)
 
 
 def _own(path: Path, folder: Path) -> Path:
