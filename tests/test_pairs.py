@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from trtseg.errors import ArgumentError, InputError
+from trtseg.io import save
 from trtseg.pairs import Matched, Pair, match, score
+from trtseg.volume import Geometry
 
 
 @pytest.fixture
@@ -146,6 +148,18 @@ def test_a_truth_of_tumours_without_a_liver_is_doubted(tmp_path):
     assert score(pair, meaning={6: 1, 9: 2}).warnings == ()
     (warning,) = score(pair, meaning={5: 1, 9: 2}).warnings
     assert warning.startswith(f"{tmp_path}/truth.nii: Nothing is liver but the tumours")
+
+
+@pytest.mark.parametrize("prediction", ["tumours.nii", "tumours.nrrd"])
+def test_a_prediction_of_tumours_without_a_liver_is_doubted(tmp_path, prediction):
+    labels = np.zeros((16, 16, 16), np.uint8)
+    labels[4:12, 4:12, 4:12] = 1
+    labels[6:8, 6:8, 6:8] = 2
+    geometry = Geometry.from_affine((16, 16, 16), np.diag([2.0, 2, 2, 1]))
+    save(tmp_path / "truth.nii", labels, geometry)
+    save(tmp_path / prediction, np.where(labels == 2, labels, 0), geometry)
+    (warning,) = score(Pair("a", tmp_path / prediction, tmp_path / "truth.nii")).warnings
+    assert warning.startswith(f"{tmp_path / prediction}: Nothing is liver but the tumours")
 
 
 def test_a_folder_that_cannot_be_listed_is_named(files, monkeypatch):

@@ -171,15 +171,18 @@ def _read(
 ) -> tuple[Array, Array, Geometry, tuple[str, ...]]:
     """Read prediction and truth, uint8 ``[Z, Y, X]``; the grid that they share, and warnings. ``ct``: that of their CT.
 
-    Files of one CT have the same warnings, but for those of Segmentations, which are of their segments and frames.
+    Files of one CT have the same warnings, but for those of Segmentations, which are of their segments and frames, and
+    that there are tumours but no liver.
     """
     prediction, grid = read_labels(pair.prediction)
     truth, true_grid = read_labels(pair.truth, meaning)
-    warned = [(pair.truth, true_grid.warnings)]
+    own = [one for one in grid.warnings if one.code == "liver-segment" or is_dicom(pair.prediction)]
+    warned = [
+        (pair.prediction, own if pair.prediction != pair.truth else []),
+        (pair.truth, true_grid.warnings),
+    ]
     if is_dicom(pair.prediction):
         prediction, grid = _widened(prediction, grid, true_grid, ct)
-        if pair.prediction != pair.truth:
-            warned.insert(0, (pair.prediction, grid.warnings))
     if is_dicom(pair.truth):
         truth, true_grid = _widened(truth, true_grid, grid, ct)
     check_same_grid(str(pair.prediction), grid, str(pair.truth), true_grid)
