@@ -191,6 +191,25 @@ def test_a_worker_that_is_killed_fails_its_case_and_no_other(forty, model, out):
     assert (out / "cohort.csv").read_text().count("failed") == 2
 
 
+def test_a_failure_is_noted_before_a_callback_that_raises_is_told(forty, model, out):
+    bad = out.parent / "ct09.nii.gz"
+    bad.write_text("text")
+
+    def progress(text, fraction):
+        if fraction == 1:
+            raise RuntimeError(text)
+
+    cases = planned([forty / "cts/ct00.nii.gz", bad], out)
+    run = cohort.run(cases, cohort.Workers(1, options={"model": model}), folder=out, progress=progress)
+    with pytest.raises(RuntimeError, match=r"ct09\.nii\.gz: done"):
+        list(run)
+    lines = [json.loads(line) for line in (out / "cohort.jsonl").read_text().splitlines()[1:]]
+    assert [(line["case"], line["state"]) for line in lines] == [
+        ("ct00_seg.nii.gz", "done"),
+        ("ct09_seg.nii.gz", "failed"),
+    ]
+
+
 def test_a_case_that_is_tried_again_starts_with_an_empty_folder(forty, model, out):
     out.mkdir()
     (out / ".half-written").write_text("by a worker that was killed")

@@ -188,9 +188,8 @@ class _Staged:
         replies = dispatcher.run(len(cases), lambda: next(tasks, None))
         with closing(replies):
             for done, (task, reply) in enumerate(replies, 1):
-                outcome = self._take(task, reply)
-                self.pace.tell(f"{task.case.source.name}: done", done)
-                yield outcome
+                yield self._take(task, reply)
+                self.pace.tell(f"{task.case.source.name}: done", done)  # last, since it may raise
 
     def _take(self, task: Task, reply: Done | Failed) -> Outcome:
         """Take the answer of a worker, and put the files of a case that is done where they belong."""
