@@ -58,8 +58,8 @@ def match(
 
     A ``.dcm`` file is a label map if it is a Segmentation, and no file of another format is of the same case but one
     whose name, or that of the Segmentation, says that it is the CT; ``case_dicom/seg.dcm``, as `trtseg segment` writes
-    it, is of ``case``. Where a folder holds other DICOM files, as
-    slices of a CT, only those are looked into whose name a label map has on the other side.
+    it, is of ``case``. Where a folder holds other DICOM files, as slices of a CT, only those are looked into whose name
+    a label map has on the other side.
 
     Parameters
     ----------
