@@ -35,6 +35,53 @@ def test_turns_are_fair():
     assert all(len(set(middle[i : i + 3])) == 3 for i in range(len(middle) - 2)), order
 
 
+def test_a_call_of_a_signal_handler_is_made_or_refused_at_any_moment():
+    """Python looks for signals where a function begins, and after the call of one in C; another thread has the lock."""
+    places = {Turns.check.__code__, Turns.is_mine.fget.__code__, Turns.release.__code__}
+    places |= {Turns.__enter__.__code__, Turns.__exit__.__code__}
+    turns, said = Turns("turns"), []
+
+    def hold(has_it):
+        with turns:
+            has_it.set()
+            threading.Event().wait(0.02)
+
+    def call(number):
+        left = number
+
+        def interrupt(frame, event, _):
+            nonlocal left
+            if frame.f_code in places and event in ("call", "c_call", "c_return"):
+                left -= 1
+                if left < 0:
+                    sys.setprofile(None)
+                    try:
+                        with turns:
+                            said.append("made")
+                    except ArgumentError as error:
+                        said.append(str(error)[:42])
+
+        sys.setprofile(interrupt)
+        with turns:
+            pass
+        sys.setprofile(None)
+
+    for number in range(1000):
+        has_it = threading.Event()
+        threads = [threading.Thread(target=hold, args=(has_it,), daemon=True)]
+        threads[0].start()
+        assert has_it.wait(10)
+        threads += [threading.Thread(target=call, args=(number,), daemon=True)]
+        threads[1].start()
+        for thread in threads:
+            thread.join(10)
+            assert not thread.is_alive(), f"moment {number}: {said[-1:]}"
+        if len(said) == number:
+            break
+    assert set(said) == {"made", "turns: got a call from within another call"}
+    assert 10 < len(said) < 999
+
+
 def test_a_process_that_was_forked_during_a_call_waits_for_nobody():
     turns, inside, end = Turns("turns"), threading.Event(), threading.Event()
 

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from numbers import Real
+from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 from trtseg.errors import ArgumentError
@@ -38,37 +39,32 @@ def check_timeout(timeout: object) -> None:
 class Turns:
     """A lock that threads get in the order in which they ask for it, so that none that asks often keeps it.
 
-    Who would wait for ever gets an ArgumentError about ``name``: a thread that has the lock, and a process that was
-    forked while a thread had it.
+    Who would wait for ever gets an ArgumentError about ``name``: a thread that has the lock or waits for it already, as
+    a signal handler may find it, and a process that was forked while a thread had it.
+
+    A thread puts its name down and waits until it is the first. No other lock guards that, so that whatever comes in
+    the middle, an interrupt or a signal handler, finds nothing taken: each step is a single call of a deque, a dict or a queue.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._lock, self._waiting = threading.Lock(), deque[tuple[_Thread, threading.Lock]]()
-        self._holder: _Thread | None = None
+        self._bells: dict[_Thread, SimpleQueue[None]] = {}  # of the threads that have the lock or wait for it
+        self._queue = deque[_Thread]()  # these in the order in which they asked; the first has the lock
 
     def __enter__(self) -> None:
         self.check()
-        me, turn = (os.getpid(), threading.get_ident()), threading.Lock()
-        turn.acquire()
+        me, bell = (os.getpid(), threading.get_ident()), SimpleQueue[None]()
         try:
-            with self._lock:
-                if self._holder is None:
-                    self._holder = me
-                    return
-                if self._holder[0] != me[0]:
+            self._bells[me] = bell  # from here on handlers are refused
+            self._queue.append(me)
+            while (first := self._queue[0]) != me:
+                if first[0] != me[0]:
                     raise ArgumentError(
                         f"{self._name}: got a call in a process that was forked during another call; make another "
                         f"{self._name} in this process, or fork while no call runs"
                     )
-                self._waiting.append((me, turn))
-            turn.acquire()
-            with self._lock:
-                self._waiting.remove((me, turn))
+                bell.get()
         except BaseException:  # interrupted, perhaps when it was this thread's turn already
-            with self._lock:
-                if (me, turn) in self._waiting:
-                    self._waiting.remove((me, turn))
             self.release()
             raise
 
@@ -77,20 +73,26 @@ class Turns:
 
     def release(self) -> None:
         """Let the next thread have the lock; nothing if this thread has it no more."""
-        with self._lock:
-            if self.is_mine and self._waiting:
-                self._holder, turn = self._waiting[0]  # which it leaves itself
-                turn.release()
-            elif self.is_mine:
-                self._holder = None
+        me = os.getpid(), threading.get_ident()
+        if me in self._queue:
+            self._queue.remove(me)
+        try:
+            first = self._queue[0]
+        except IndexError:
+            pass  # nobody waits
+        else:
+            bell = self._bells.get(first)
+            if bell is not None:  # else it has left meanwhile, and told the next one
+                bell.put(None)  # once too often does no harm
+        self._bells.pop(me, None)
 
     @property
     def is_mine(self) -> bool:
-        """Whether this thread has the lock: it is not to wait for a thread that waits for the lock."""
-        return self._holder == (os.getpid(), threading.get_ident())
+        """Whether this thread has the lock or waits for it: it is not to wait for a thread that waits for the lock."""
+        return (os.getpid(), threading.get_ident()) in self._bells
 
     def check(self) -> None:
-        """Raise an ArgumentError if this thread has the lock."""
+        """Raise an ArgumentError if this thread has the lock or waits for it."""
         if self.is_mine:
             raise ArgumentError(
                 f"{self._name}: got a call from within another call of this thread, from a progress function or a "
