@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
 
-from trtseg.api import Segmenter
+import trtseg
+from trtseg import api, threads
 from trtseg.errors import ArgumentError
-from trtseg.threads import Teller, Turns
+from trtseg.threads import Ahead, Teller, Turns
 
 
 def test_turns_are_fair():
     turns, order, started = Turns("turns"), [], threading.Barrier(4)
 
     def work(name):
+        def step():
+            order.append(name)
+            threading.Event().wait(0.001)  # so that the others ask meanwhile
+
         started.wait()
         for _ in range(20):
-            with turns:
-                order.append(name)
-                threading.Event().wait(0.001)  # so that the others ask meanwhile
+            turns.run(step)
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(3)]
-    for thread in threads:
+    workers = [threading.Thread(target=work, args=(n,)) for n in range(3)]
+    for thread in workers:
         thread.start()
     started.wait()
-    for thread in threads:
+    for thread in workers:
         thread.join(10)
     middle = order[10:40]
     assert all(len(set(middle[i : i + 3])) == 3 for i in range(len(middle) - 2)), order
@@ -37,14 +42,13 @@ def test_turns_are_fair():
 
 def test_a_call_of_a_signal_handler_is_made_or_refused_at_any_moment():
     """Python looks for signals where a function begins, and after the call of one in C; another thread has the lock."""
-    places = {Turns.check.__code__, Turns.is_mine.fget.__code__, Turns.release.__code__}
-    places |= {Turns.__enter__.__code__, Turns.__exit__.__code__}
+    places = {Turns.is_mine.fget.__code__, Turns.check.__code__, Turns.run.__code__}
+    places |= {Turns._wait.__code__, Turns._leave.__code__}
     turns, said = Turns("turns"), []
 
     def hold(has_it):
-        with turns:
-            has_it.set()
-            threading.Event().wait(0.02)
+        has_it.set()
+        threading.Event().wait(0.02)
 
     def call(number):
         left = number
@@ -56,24 +60,22 @@ def test_a_call_of_a_signal_handler_is_made_or_refused_at_any_moment():
                 if left < 0:
                     sys.setprofile(None)
                     try:
-                        with turns:
-                            said.append("made")
+                        turns.run(lambda: said.append("made"))
                     except ArgumentError as error:
                         said.append(str(error)[:42])
 
         sys.setprofile(interrupt)
-        with turns:
-            pass
+        turns.run(lambda: None)
         sys.setprofile(None)
 
     for number in range(1000):
         has_it = threading.Event()
-        threads = [threading.Thread(target=hold, args=(has_it,), daemon=True)]
-        threads[0].start()
+        pair = [threading.Thread(target=turns.run, args=(partial(hold, has_it),), daemon=True)]
+        pair[0].start()
         assert has_it.wait(10)
-        threads += [threading.Thread(target=call, args=(number,), daemon=True)]
-        threads[1].start()
-        for thread in threads:
+        pair += [threading.Thread(target=call, args=(number,), daemon=True)]
+        pair[1].start()
+        for thread in pair:
             thread.join(10)
             assert not thread.is_alive(), f"moment {number}: {said[-1:]}"
         if len(said) == number:
@@ -86,18 +88,17 @@ def test_a_process_that_was_forked_during_a_call_waits_for_nobody():
     turns, inside, end = Turns("turns"), threading.Event(), threading.Event()
 
     def work():
-        with turns:
-            inside.set()
-            end.wait(60)
+        inside.set()
+        end.wait(60)
 
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=turns.run, args=(work,))
     thread.start()
     inside.wait(60)
     child = os.fork()
     if child == 0:
         signal.alarm(20)  # ends a child that waits
         try:
-            turns.__enter__()
+            turns.run(lambda: None)
         except ArgumentError as error:
             os._exit(0 if "turns: got a call in a process that was forked" in str(error) else 2)
         os._exit(1)
@@ -106,8 +107,7 @@ def test_a_process_that_was_forked_during_a_call_waits_for_nobody():
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     child = os.fork()
     if child == 0:
-        with turns:
-            os._exit(0)
+        turns.run(lambda: os._exit(0))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
@@ -186,33 +186,44 @@ def test_a_teller_that_pauses_logs_its_failures_and_goes_on(monkeypatch, caplog)
     ]
 
 
-def test_a_segmenter_goes_on_after_an_interrupt_at_any_moment(segmenter):
-    """Python looks for signals where a function begins, and after the call of one in C."""
-    hu = np.full((1, 64, 64), -1000, np.int16)
-    places = {Segmenter.label.__code__, Segmenter._opened.__wrapped__.__code__}
-    places |= {method.__code__ for method in vars(Turns).values() if hasattr(method, "__code__")}
-    left, interrupted = 0, 0
+@pytest.mark.parametrize("method", ["label", "close"])
+def test_other_threads_go_on_after_an_interrupt_at_any_moment(model, method):
+    """Python looks for signals where a function begins, and after the call of one in C.
+
+    Whoever is interrupted may keep the exception, as an interactive Python does, and the frames that it knows.
+    """
+    hu, left, kept = np.full((1, 64, 64), -1000, np.int16), 0, []
+    places = {module.__file__ for module in (api, threads, contextlib)}
 
     def interrupt(frame, event, _):
         nonlocal left
-        if frame.f_code in places and event in ("call", "c_return"):
+        if frame.f_code.co_filename in places and event in ("call", "c_return"):
             left -= 1
             if left < 0:
                 sys.setprofile(None)
                 raise KeyboardInterrupt
 
     for number in range(1000):
+        segmenter = trtseg.Segmenter(model, device="cpu")
+        call = partial(segmenter.label, hu, spacing=(6.0, 6.0))
         left = number
         sys.setprofile(interrupt)
         try:
-            segmenter.label(hu, spacing=(6.0, 6.0))
+            segmenter.close() if method == "close" else call()
             break
-        except KeyboardInterrupt:
-            interrupted += 1
+        except KeyboardInterrupt as error:
+            kept.append(error)
         finally:
             sys.setprofile(None)
-        assert not segmenter.label(hu, spacing=(6.0, 6.0)).any()
-    assert 10 < interrupted < 999
+        other = Ahead(call)
+        other._thread.join(10)
+        assert not other._thread.is_alive(), f"moment {number}"
+        if segmenter._close.alive:
+            assert not other.result().any()
+        else:
+            with pytest.raises(ArgumentError, match="after close"):
+                other.result()
+    assert 10 < len(kept) < 999
 
 
 def test_a_teller_is_waited_for_in_the_middle_of_its_end():

@@ -8,8 +8,7 @@ import json
 import platform
 import time
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from trtseg.resources import available_cpus, begin_products, memory_for
 from trtseg.result import Segmentation, conclude
 from trtseg.spec import CascadeSpec
 from trtseg.stream import BYTES_A_VOXEL, Nets, OnLabels, Stream
-from trtseg.threads import Ahead, Turns
+from trtseg.threads import Ahead, T, Turns
 
 _MOST_THREADS = 1024
 
@@ -134,8 +133,7 @@ class Segmenter:
 
         A call that reads its CT meanwhile finds the Segmenter closed.
         """
-        with self._lock:
-            self._close()
+        self._lock.run(self._close)
 
     def __enter__(self) -> Segmenter:
         return self
@@ -229,13 +227,12 @@ class Segmenter:
         volume = load(source, affine=affine, spacing=spacing, orientation=orientation, series=series)
         read = time.perf_counter() - start
         with memory_for(volume.name, BYTES_A_VOXEL * volume.array.size):
-            with self._opened() as cascade:
-                labels, logits, stages, n = label_volume(
-                    cascade, volume, progress, self.search_mm, self.postprocess
-                )
-                provenance = self.provenance | ({"labelled_slices": n} if self.search_mm else {})
-                if orientation is not None:
-                    provenance |= {"orientation": orientation, "fingerprint": self.fingerprint(orientation)}
+            labels, logits, stages, n = self._run(
+                lambda cascade: label_volume(cascade, volume, progress, self.search_mm, self.postprocess)
+            )
+            provenance = self.provenance | ({"labelled_slices": n} if self.search_mm else {})
+            if orientation is not None:
+                provenance |= {"orientation": orientation, "fingerprint": self.fingerprint(orientation)}
             return conclude(labels, volume, self.postprocess, {"read": read, **stages}, provenance, logits)
 
     def stream(
@@ -267,8 +264,7 @@ class Segmenter:
             raise ArgumentError(f"search_mm: got {self.search_mm:g}; expected 0: a stream labels all slices")
 
         def label(hu: NDArray[np.int16], fit: Fit, logits: Logits) -> tuple[NDArray[np.uint8], Timings]:
-            with self._opened() as cascade:
-                return cascade.run(hu, (1.0, 1.0), fit=fit, logits=logits)
+            return self._run(lambda cascade: cascade.run(hu, (1.0, 1.0), fit=fit, logits=logits))
 
         nets = Nets(
             self.spec.nets[0], label, self._at_once, self.postprocess, lambda: self.provenance, self._lock
@@ -351,10 +347,13 @@ class Segmenter:
                 f"fit: got {fit!r}; expected a Fit on a grid of {size[0]}x{size[1]} pixels, as place() of this "
                 "Segmenter gives it"
             )
-        with self._opened() as cascade:
+
+        def run(cascade: Cascade) -> Any:
             slices = checked(hu, "hu", np.int16, cascade)
             labels = None if out is None else checked_out(out, slices, cascade)
-            made, _ = cascade.run(slices, spacing, labels, fit=fit, stream=stream)
+            return cascade.run(slices, spacing, labels, fit=fit, stream=stream)[0]
+
+        made = self._run(run)
         return made if out is None else out
 
     def place(self, hu: Any, *, spacing: tuple[float, float], stream: int = 0) -> Fit:
@@ -367,9 +366,9 @@ class Segmenter:
         spacing, stream
             As for `label`.
         """
-        with self._opened() as cascade:
-            slices = checked(hu, "hu", np.int16, cascade)
-            return cascade.place(slices, spacing, stream=stream)
+        return self._run(
+            lambda cascade: cascade.place(checked(hu, "hu", np.int16, cascade), spacing, stream=stream)
+        )
 
     def stages(self, hu: Any, *, spacing: tuple[float, float]) -> dict[str, float]:
         """Seconds that each stage of the cascade takes for a chunk of slices, in order.
@@ -377,20 +376,19 @@ class Segmenter:
         ``hu``, int16 ``[n, Y, X]``, are on the host, and ``spacing`` is that of `place`. On a GPU ``n`` is at most the
         batch, nothing overlaps, the tumour net runs in any case, and each time is a median of repeated runs.
         """
-        with self._opened() as cascade:
-            slices = checked_on_host(hu, "hu", np.int16, cascade)
-            return cascade.stages(slices, spacing)
+        return self._run(
+            lambda cascade: cascade.stages(checked_on_host(hu, "hu", np.int16, cascade), spacing)
+        )
 
-    @contextmanager
-    def _opened(self) -> Iterator[Cascade]:
-        """The cascade, for one thread at a time, unless it is closed."""
-        with self._lock:
-            try:
-                if not self._close.alive:
-                    raise ArgumentError("Segmenter: got a call after close(); make another Segmenter")
-                yield self._cascade
-            finally:
-                self._lock.release()  # as `with` does once more: an interrupt may come within either
+    def _run(self, function: Callable[[Cascade], T]) -> T:
+        """Call a function with the cascade, in one thread at a time, unless the Segmenter is closed."""
+
+        def opened() -> T:
+            if not self._close.alive:
+                raise ArgumentError("Segmenter: got a call after close(); make another Segmenter")
+            return function(self._cascade)
+
+        return self._lock.run(opened)
 
 
 def segment(

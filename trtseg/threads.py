@@ -43,7 +43,7 @@ class Turns:
     a signal handler may find it, and a process that was forked while a thread had it.
 
     A thread puts its name down and waits until it is the first. No other lock guards that, so that whatever comes in
-    the middle, an interrupt or a signal handler, finds nothing taken: each step is a single call of a deque, a dict or a queue.
+    the middle, an interrupt or a signal handler, finds none taken: each step is one call of a deque, a dict or a queue.
     """
 
     def __init__(self, name: str) -> None:
@@ -51,28 +51,32 @@ class Turns:
         self._bells: dict[_Thread, SimpleQueue[None]] = {}  # of the threads that have the lock or wait for it
         self._queue = deque[_Thread]()  # these in the order in which they asked; the first has the lock
 
-    def __enter__(self) -> None:
+    def run(self, function: Callable[[], T]) -> T:
+        """Call a function once it is this thread's turn, and return what it returns."""
         self.check()
-        me, bell = (os.getpid(), threading.get_ident()), SimpleQueue[None]()
         try:
-            self._bells[me] = bell  # from here on handlers are refused
-            self._queue.append(me)
-            while (first := self._queue[0]) != me:
-                if first[0] != me[0]:
-                    raise ArgumentError(
-                        f"{self._name}: got a call in a process that was forked during another call; make another "
-                        f"{self._name} in this process, or fork while no call runs"
-                    )
-                bell.get()
-        except BaseException:  # interrupted, perhaps when it was this thread's turn already
-            self.release()
-            raise
+            self._wait()
+            return function()
+        finally:  # no `with`: an interrupt before the first line of its __exit__ would leave the lock taken
+            try:
+                self._leave()
+            finally:  # once more, for an interrupt may come in there
+                self._leave()
 
-    def __exit__(self, *_: object) -> None:
-        self.release()
+    def _wait(self) -> None:
+        me, bell = (os.getpid(), threading.get_ident()), SimpleQueue[None]()
+        self._bells[me] = bell  # from here on handlers are refused
+        self._queue.append(me)
+        while (first := self._queue[0]) != me:
+            if first[0] != me[0]:
+                raise ArgumentError(
+                    f"{self._name}: got a call in a process that was forked during another call; make another "
+                    f"{self._name} in this process, or fork while no call runs"
+                )
+            bell.get()
 
-    def release(self) -> None:
-        """Let the next thread have the lock; nothing if this thread has it no more."""
+    def _leave(self) -> None:
+        """Let the next thread have the lock; this thread may have it, wait for it, or have left already."""
         me = os.getpid(), threading.get_ident()
         if me in self._queue:
             self._queue.remove(me)
