@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
@@ -191,6 +192,28 @@ def test_a_signal_handler_may_close_a_stream_in_the_middle_of_its_push(monkeypat
     before = threading.active_count()
     done_in_time(push)
     assert threading.active_count() <= before + 1  # a worker that finds nothing to do
+
+
+@pytest.mark.parametrize("call", ["push", "finish"])
+def test_a_signal_handler_may_close_a_stream_just_before_a_wait(monkeypatch, segmenter, hu, call):
+    """The thread that will wait has seen that it must, and the last word of the worker comes before it does."""
+    go, run = threading.Event(), segmenter._cascade.run
+    monkeypatch.setattr(segmenter._cascade, "run", lambda *args, **more: (go.wait(10), run(*args, **more))[1])
+    stream = segmenter.stream(SHAPE, spacing=SPACING[1:], queue=1)
+    wait = stream._changed.wait
+
+    def interrupted(timeout=None):
+        monkeypatch.setattr(stream._changed, "wait", wait)
+        go.set()
+        stream.close()  # in the thread that waits, as a handler would
+        return wait(timeout)
+
+    stream.push(hu[0], 0.0)
+    stream.push(hu[1], SPACING[0])
+    monkeypatch.setattr(stream._changed, "wait", interrupted)
+    made = stream.finish if call == "finish" else partial(stream.push, hu[2], 2 * SPACING[0])
+    with pytest.raises(ArgumentError, match="stream: got a call after its end"):
+        done_in_time(made)
 
 
 def test_a_stream_is_of_the_process_that_opened_it(segmenter, hu):

@@ -33,7 +33,7 @@ from trtseg.labels.probability import TumourLogits
 from trtseg.resources import check_memory, memory_for
 from trtseg.result import Segmentation, conclude
 from trtseg.spec import ModelSpec
-from trtseg.threads import Teller, Turns, check_timeout
+from trtseg.threads import Teller, Turns, check_timeout, wait_for
 from trtseg.volume import Volume
 
 #: Bytes of memory for a voxel, for the labels, the median over slices and the logits.
@@ -188,7 +188,7 @@ class Stream:
 
             if not is_free():
                 self._nets.turns.check()  # else this thread would wait for itself
-            if not self._changed.wait_for(is_free, timeout):
+            if not wait_for(self._changed, is_free, timeout):
                 raise BusyError(
                     f"push: {self._queue} slices have waited for the nets for {timeout:g} s; push this slice again "
                     "later, send slices more slowly, or take a faster device"
@@ -325,7 +325,7 @@ class Stream:
             if known is not None:
                 plane[...] = known
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or not (self._waiting or self._stale or self._busy))
+            wait_for(self._changed, lambda: self._stopped or not (self._waiting or self._stale or self._busy))
             self._check_open(finishing=True)
             for plane, one, known in zip(labels, slices, have, strict=True):
                 if one.labels is not known:
@@ -421,7 +421,7 @@ class Stream:
             # the worker may wait for them, and of `push` it has the lock, which a wait gives up and a join does not.
             if worker is None or worker is threading.current_thread() or self._nets.turns.is_mine:
                 return
-            self._changed.wait_for(lambda: self._worker is not worker or self._error is not None)
+            wait_for(self._changed, lambda: self._worker is not worker or self._error is not None)
         worker.join()
 
     def _check_process(self) -> None:

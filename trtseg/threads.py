@@ -18,6 +18,8 @@ log = logging.getLogger("trtseg")
 
 #: Seconds after which a thread that has nothing to do ends, so that what nobody closes keeps no memory.
 IDLE_S = 60.0
+#: Seconds after which a thread that waits looks again.
+LOOK_S = 0.2
 
 T = TypeVar("T")
 
@@ -34,6 +36,21 @@ def check_timeout(timeout: object) -> None:
         or not 0 <= float(timeout) <= threading.TIMEOUT_MAX
     ):
         raise ArgumentError(f"timeout: got {timeout!r}; expected a number of seconds, 0 or more, or None")
+
+
+def wait_for(changed: threading.Condition, is_so: Callable[[], object], timeout: float | None = None) -> bool:
+    """Wait as ``changed.wait_for`` does, and tell whether it is so in the end.
+
+    What a signal handler of this very thread changes between the look and the wait, nobody would tell this thread: so
+    it looks again now and then.
+    """
+    end = None if timeout is None else time.monotonic() + timeout
+    while not is_so():
+        left = LOOK_S if end is None else min(LOOK_S, end - time.monotonic())
+        if left <= 0:
+            return False
+        changed.wait(left)
+    return True
 
 
 class Turns:
@@ -195,8 +212,9 @@ class Teller(Generic[T]):
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             with self._changed:  # a signal handler may be amid `end`, with the lock, which a wait gives up
-                self._changed.wait_for(
-                    lambda: self._is_done or self._thread is not thread or not thread.is_alive()
+                wait_for(
+                    self._changed,
+                    lambda: self._is_done or self._thread is not thread or not thread.is_alive(),
                 )
             thread.join()
 
