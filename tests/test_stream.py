@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import sys
 import threading
 import weakref
 
@@ -232,7 +233,8 @@ def test_two_streams_take_turns(segmenter, hu, whole):
     assert_same(made[0], segmenter.segment(other, spacing=SPACING))
 
 
-def test_a_new_placement_labels_earlier_slices_again(tmp_path, hu):
+def placing_model(folder):
+    """A model that places the patient's body on the grid of its nets."""
     nets = {}
     for role in ("liver", "tumour"):
         spec = tiny.spec(role, fit="body", pixel_mm=6.0)
@@ -240,11 +242,58 @@ def test_a_new_placement_labels_earlier_slices_again(tmp_path, hu):
             spec,
             tiny.threshold_at(60 if role == "liver" else 85, spec, 40.0 if role == "liver" else -40.0),
         )
+    return tiny.write_model(folder, nets)
+
+
+def with_more_of_the_patient(hu):
+    """Slices that are padded with air, but for the last five, where something else lies: placed otherwise."""
     padded = np.full((20, 160, 80), -1000, np.int16)
     padded[:, 10:74] = hu
     padded[15:, 90:154] = hu[15:]  # wherever that patient may be
+    return padded
+
+
+def test_an_interrupt_in_a_push_changes_no_result(tmp_path, hu):
+    """Not even where the placement changes; Python looks for signals at such places."""
+    padded, left, interrupted = with_more_of_the_patient(hu)[11:17], 0, 0
+
+    def interrupt(frame, event, _):
+        nonlocal left
+        if frame.f_code.co_filename == trtseg.stream.__file__ and event in ("call", "c_return"):
+            left -= 1
+            if left < 0:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+    with trtseg.Segmenter(placing_model(tmp_path / "model")) as segmenter:
+        expected = segmenter.segment(padded, spacing=SPACING)
+        for number in range(1000):
+            with segmenter.stream((160, 80), spacing=SPACING[1:]) as stream:
+                for z in range(4):
+                    stream.push(padded[z], position(z))
+                while stream.counts != (4, 4):
+                    pass
+                left, done = number, False
+                sys.setprofile(interrupt)
+                try:
+                    stream.push(padded[4], position(4))
+                    done = True
+                except KeyboardInterrupt:
+                    interrupted += 1
+                finally:
+                    sys.setprofile(None)
+                for z in range(6):
+                    stream.push(padded[z], position(z))
+                assert (stream.finish().labels == expected.labels).all(), f"moment {number}"
+            if done:
+                break
+    assert 10 < interrupted < 999
+
+
+def test_a_new_placement_labels_earlier_slices_again(tmp_path, hu):
+    padded = with_more_of_the_patient(hu)
     told = []
-    with trtseg.Segmenter(tiny.write_model(tmp_path / "model", nets)) as segmenter:
+    with trtseg.Segmenter(placing_model(tmp_path / "model")) as segmenter:
         expected = segmenter.segment(padded, spacing=SPACING)
         with segmenter.stream(
             (160, 80), spacing=SPACING[1:], on_labels=lambda place, _: told.append(place)

@@ -446,9 +446,11 @@ class Stream:
     def _set_fit(self, fit: Fit, slices: list[_Slice]) -> None:
         """Take a placement for slices; those that were labelled with another one are labelled again."""
         if fit != self._fit:
-            self._fit = fit
             old = (one for one in slices if one.labels is not None and one.fit != fit)
             self._stale = deque(one for one in old if one not in self._busy)
+            self._fit = (
+                fit  # last: after an interrupt before this line the next slice, or `finish`, does it again
+            )
 
     def _shown(self, one: _Slice) -> NDArray[np.uint8]:
         """Labels of a slice that has some, as the slice was pushed."""
