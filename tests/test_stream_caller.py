@@ -87,6 +87,36 @@ def test_a_stream_without_a_thread_is_refused_and_goes_on_once_there_is_one(monk
         assert (stream.finish().labels == segmenter.segment(hu, spacing=SPACING).labels).all()
 
 
+def test_an_interrupt_amid_the_start_of_the_thread_leaves_one_thread_for_the_nets(monkeypatch, segmenter, hu):
+    """Two would not know of the slices of each other, and `finish` would not wait for those of one."""
+    before, go = working(), threading.Event()
+    start, run = threading.Thread.start, segmenter._cascade.run
+    monkeypatch.setattr(segmenter._cascade, "run", lambda *args, **more: (go.wait(10), run(*args, **more))[1])
+
+    def interrupted(thread):
+        start(thread)
+        if thread.name == THREAD:
+            monkeypatch.setattr(threading.Thread, "start", start)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with segmenter.stream(SHAPE, spacing=SPACING[1:]) as stream:
+        with pytest.raises(KeyboardInterrupt):
+            stream.push(hu[0], 0.0)
+        push_all(stream, hu)
+        until = time.monotonic() + 10
+        while working() - before != {stream._worker} and time.monotonic() < until:
+            time.sleep(0.01)
+        assert working() - before == {stream._worker}
+        go.set()
+        result = stream.finish()
+    assert (result.labels == segmenter.segment(hu, spacing=SPACING).labels).all()
+
+
+def working():
+    return {thread for thread in threading.enumerate() if thread.name == THREAD}
+
+
 def test_a_lack_of_memory_in_the_nets_is_told_as_such(monkeypatch, segmenter, hu):
     def failing(*_, **__):
         raise MemoryError

@@ -388,6 +388,8 @@ class Stream:
     def _take(self) -> tuple[list[_Slice], Fit] | None:
         """Wait for slices; the next of them and their placement, or None at the end."""
         with self._changed:
+            if self._worker is not threading.current_thread():
+                return None  # an interrupt came amid its start, and another worker has begun or will
             is_told = self._changed.wait_for(
                 lambda: self._stopped or self._waiting or self._stale, threads.IDLE_S
             )
