@@ -233,7 +233,7 @@ def test_a_teller_is_waited_for_in_the_middle_of_its_end():
     teller.tell(1)
 
     def end():
-        with teller._changed:  # where a handler may come
+        with teller._lock:  # where a handler may come
             teller.end()
             teller.join()
 

@@ -131,7 +131,10 @@ class Stream:
         grid, size, mm = self._grid, nets.spec.size, nets.spec.pixel_mm
         self._placement = None if mm is None else Placement(grid.shape, grid.spacing, size, mm)
         self._fit = self._find_fit()
-        self._changed = threading.Condition()  # guards all that follows
+        self._lock = (
+            threading.RLock()
+        )  # guards all that follows; see `wait_for` why it is taken, not `_changed`
+        self._changed = threading.Condition(self._lock)
         self._slices: list[_Slice] = []  # by depth
         self._waiting: deque[_Slice] = deque()  # for their first labels
         self._stale: deque[_Slice] = deque()  # labelled with another placement
@@ -181,7 +184,7 @@ class Stream:
         plane, depth = self._grid.plane(hu), self._grid.depth(position)
         check_timeout(timeout)
         self._check_process()
-        with self._changed:
+        with self._lock:
 
             def is_free() -> bool:
                 return len(self._waiting) < self._queue or self._is_over or self._stopped
@@ -215,14 +218,14 @@ class Stream:
     def labels_at(self, position: Any) -> NDArray[np.uint8] | None:
         """Labels of a slice by the nets alone, uint8 ``[rows, columns]``, read-only; None as long as there are none."""
         depth = self._grid.depth(position)
-        with self._changed:
+        with self._lock:
             near = (one for one in self._slices if abs(one.depth - depth) <= SAME_PLACE_MM)
             return next((self._shown(one) for one in near if one.labels is not None), None)
 
     @property
     def counts(self) -> tuple[int, int]:
         """How many slices have been taken, and how many of them are labelled."""
-        with self._changed:
+        with self._lock:
             return len(self._slices), sum(one.labels is not None for one in self._slices)
 
     @property
@@ -273,7 +276,7 @@ class Stream:
             )
         self._check_process()
         self._nets.turns.check()
-        with self._changed:
+        with self._lock:
             self._check_open()
             self._is_over = True
         is_open = False
@@ -282,7 +285,7 @@ class Stream:
             try:
                 made, slices = self._made() if volume is None else (volume, self._found(volume))
             except InputError:  # the slices that are missing may come
-                with self._changed:
+                with self._lock:
                     self._is_over, is_open = False, True
                 raise
             read = time.perf_counter() - start
@@ -312,7 +315,7 @@ class Stream:
     def _labels(self, volume: Volume, slices: list[_Slice]) -> tuple[NDArray[np.uint8], TumourLogits]:
         """Labels ``[Z, Y, X]`` of a volume of these slices: those that are there, and the rest once they are made."""
         fit = self._nets.spec.fit_volume(volume.array, volume.spacing[1:])
-        with self._changed:
+        with self._lock:
             for one, plane in zip(slices, volume.array, strict=True):
                 one.hu = plane  # equal values; the copy that was pushed can go
             self._placement = None  # which has these copies, too
@@ -324,7 +327,7 @@ class Stream:
         for plane, known in zip(labels, have, strict=True):  # while the nets are at the last slices
             if known is not None:
                 plane[...] = known
-        with self._changed:
+        with self._lock:
             wait_for(self._changed, lambda: self._stopped or not (self._waiting or self._stale or self._busy))
             self._check_open(finishing=True)
             for plane, one, known in zip(labels, slices, have, strict=True):
@@ -367,7 +370,7 @@ class Stream:
                 hu = slices[0].hu[None] if len(slices) == 1 else np.stack([one.hu for one in slices])
                 labels, stages = self._nets.label(hu, fit, logits := Logits())
                 counts = [count_voxels(plane[None]) for plane in labels]
-                with self._changed:
+                with self._lock:
                     self._stages.update(stages)
                     for z, (one, plane, count) in enumerate(zip(slices, labels, counts, strict=True)):
                         self._again += one.labels is not None
@@ -381,13 +384,13 @@ class Stream:
                         if one.position is not None:  # else nobody pushed it
                             self._teller.tell(one)
         except BaseException as error:
-            with self._changed:
+            with self._lock:
                 self._error, self._stopped = error, True
                 self._changed.notify_all()
 
     def _take(self) -> tuple[list[_Slice], Fit] | None:
         """Wait for slices; the next of them and their placement, or None at the end."""
-        with self._changed:
+        with self._lock:
             if self._worker is not threading.current_thread():
                 return None  # an interrupt came amid its start, and another worker has begun or will
             is_told = self._changed.wait_for(
@@ -415,7 +418,7 @@ class Stream:
         """End the worker, after the slices on which it works."""
         if os.getpid() != self._process:
             return  # the worker is not in this process, which was forked
-        with self._changed:
+        with self._lock:
             self._stopped = True
             self._changed.notify_all()
             worker = self._worker
@@ -460,6 +463,6 @@ class Stream:
         return self._grid.as_given(one.labels)
 
     def _ml(self, label: int) -> float:
-        with self._changed:
+        with self._lock:
             done = [(one.depth, one.counts[label]) for one in self._slices if one.labels is not None]
         return self._grid.ml(done)

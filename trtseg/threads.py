@@ -42,7 +42,8 @@ def wait_for(changed: threading.Condition, is_so: Callable[[], object], timeout:
     """Wait as ``changed.wait_for`` does, and tell whether it is so in the end.
 
     What a signal handler of this very thread changes between the look and the wait, nobody would tell this thread: so
-    it looks again now and then.
+    it looks again now and then. And as an interrupt may come in the first or the last line of a method of Condition,
+    which is written in Python, a ``with`` takes the lock of ``changed`` itself, which is not.
     """
     end = None if timeout is None else time.monotonic() + timeout
     while not is_so():
@@ -179,14 +180,15 @@ class Teller(Generic[T]):
         self._name, self._function = name, function
         self.failure: BaseException | None = None
         self._failed = 0
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._due: dict[T, None] = {}
         self._ended = self._is_done = False
         self._thread: threading.Thread | None = None
 
     def tell(self, thing: T) -> None:
         """Call the function with a thing soon."""
-        with self._changed:
+        with self._lock:
             self._due[thing] = None
             if self._thread is None:
                 thread = threading.Thread(target=self._work, name=f"trtseg {self._name}", daemon=True)
@@ -196,13 +198,13 @@ class Teller(Generic[T]):
 
     def end(self) -> None:
         """Let the thread end when everything has been told."""
-        with self._changed:
+        with self._lock:
             self._ended = True
             self._changed.notify_all()
 
     def drop(self) -> None:
         """Forget what has not been told, and let the thread end; after `end` everything is told all the same."""
-        with self._changed:
+        with self._lock:
             if not self._ended:
                 self._due.clear()
         self.end()
@@ -211,7 +213,7 @@ class Teller(Generic[T]):
         """Wait until the thread has ended; the function itself cannot wait for that, and goes on."""
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
-            with self._changed:  # a signal handler may be amid `end`, with the lock, which a wait gives up
+            with self._lock:  # a signal handler may be amid `end`, with the lock, which a wait gives up
                 wait_for(
                     self._changed,
                     lambda: self._is_done or self._thread is not thread or not thread.is_alive(),
@@ -220,7 +222,7 @@ class Teller(Generic[T]):
 
     def _work(self) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 self._changed.wait_for(lambda: self._due or self._ended, IDLE_S)
                 if not self._due:
                     if self._failed:
@@ -239,6 +241,6 @@ class Teller(Generic[T]):
             try:
                 self._function(thing)
             except BaseException as error:
-                with self._changed:
+                with self._lock:
                     self.failure = self.failure or error
                     self._failed += 1
