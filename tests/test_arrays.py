@@ -1,5 +1,8 @@
 """Arrays, nibabel images and wrong things as sources."""
 
+import sys
+from types import ModuleType
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -100,6 +103,12 @@ class OnAnotherDevice:
 
     def __array__(self, dtype=None, copy=None):
         raise TypeError("can't convert device tensor")
+
+
+@pytest.mark.parametrize("module", ["nibabel.spatialimages", "SimpleITK"])
+def test_an_array_while_another_thread_imports_what_makes_images(monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, ModuleType(module))  # of which nothing is there yet
+    assert load(ct(), spacing=SPACING).spacing == SPACING
 
 
 def test_array_on_another_device():

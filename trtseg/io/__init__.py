@@ -211,11 +211,16 @@ def _read_voxels(name: str, convert: Convert) -> tuple[np.ndarray, Geometry]:
 
 def _is_nibabel_image(source: Any) -> bool:
     """Tell whether this is a nibabel image, without importing nibabel if nobody has imported it yet."""
-    spatialimages = sys.modules.get("nibabel.spatialimages")
-    return spatialimages is not None and isinstance(source, spatialimages.SpatialImage)
+    return _is_instance(source, "nibabel.spatialimages", "SpatialImage")
 
 
 def _is_itk_image(source: Any) -> bool:
     """Tell whether this is a SimpleITK image, in the same way."""
-    sitk = sys.modules.get("SimpleITK")
-    return sitk is not None and isinstance(source, sitk.Image)
+    return _is_instance(source, "SimpleITK", "Image")
+
+
+def _is_instance(source: Any, module: str, name: str) -> bool:
+    kind = getattr(
+        sys.modules.get(module), name, None
+    )  # not there yet while another thread imports the module
+    return kind is not None and isinstance(source, kind)
