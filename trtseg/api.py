@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,9 +33,11 @@ from trtseg.resources import available_cpus, begin_products, memory_for
 from trtseg.result import Segmentation, conclude
 from trtseg.spec import CascadeSpec
 from trtseg.stream import BYTES_A_VOXEL, Nets, OnLabels, Stream
-from trtseg.threads import Ahead, T, Turns
+from trtseg.threads import Ahead, Turns
 
 _MOST_THREADS = 1024
+
+T = TypeVar("T")
 
 
 class Segmenter:
@@ -227,10 +229,13 @@ class Segmenter:
         volume = load(source, affine=affine, spacing=spacing, orientation=orientation, series=series)
         read = time.perf_counter() - start
         with memory_for(volume.name, BYTES_A_VOXEL * volume.array.size):
-            labels, logits, stages, n = self._run(
-                lambda cascade: label_volume(cascade, volume, progress, self.search_mm, self.postprocess)
+            (labels, logits, stages, n), provenance = self._run(
+                lambda cascade: (
+                    label_volume(cascade, volume, progress, self.search_mm, self.postprocess),
+                    self.provenance,  # before another thread's slices change it, as on a GPU they may
+                )
             )
-            provenance = self.provenance | ({"labelled_slices": n} if self.search_mm else {})
+            provenance |= {"labelled_slices": n} if self.search_mm else {}
             if orientation is not None:
                 provenance |= {"orientation": orientation, "fingerprint": self.fingerprint(orientation)}
             return conclude(labels, volume, self.postprocess, {"read": read, **stages}, provenance, logits)

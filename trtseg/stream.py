@@ -131,9 +131,8 @@ class Stream:
         grid, size, mm = self._grid, nets.spec.size, nets.spec.pixel_mm
         self._placement = None if mm is None else Placement(grid.shape, grid.spacing, size, mm)
         self._fit = self._find_fit()
-        self._lock = (
-            threading.RLock()
-        )  # guards all that follows; see `wait_for` why it is taken, not `_changed`
+        # Guards all that follows; see `wait_for` why it is taken, not `_changed`.
+        self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._slices: list[_Slice] = []  # by depth
         self._waiting: deque[_Slice] = deque()  # for their first labels
@@ -453,9 +452,8 @@ class Stream:
         if fit != self._fit:
             old = (one for one in slices if one.labels is not None and one.fit != fit)
             self._stale = deque(one for one in old if one not in self._busy)
-            self._fit = (
-                fit  # last: after an interrupt before this line the next slice, or `finish`, does it again
-            )
+            # Last: after an interrupt before this line the next slice, or `finish`, does it again.
+            self._fit = fit
 
     def _shown(self, one: _Slice) -> NDArray[np.uint8]:
         """Labels of a slice that has some, as the slice was pushed."""

@@ -42,8 +42,8 @@ def wait_for(changed: threading.Condition, is_so: Callable[[], object], timeout:
     """Wait as ``changed.wait_for`` does, and tell whether it is so in the end.
 
     What a signal handler of this very thread changes between the look and the wait, nobody would tell this thread: so
-    it looks again now and then. And as an interrupt may come in the first or the last line of a method of Condition,
-    which is written in Python, a ``with`` takes the lock of ``changed`` itself, which is not.
+    it looks again now and then. The lock of ``changed`` is taken by its own ``with``, not by that of ``changed``, whose
+    methods are written in Python: an interrupt in the first or the last line of one would leave the lock taken.
     """
     end = None if timeout is None else time.monotonic() + timeout
     while not is_so():

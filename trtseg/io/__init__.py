@@ -220,7 +220,6 @@ def _is_itk_image(source: Any) -> bool:
 
 
 def _is_instance(source: Any, module: str, name: str) -> bool:
-    kind = getattr(
-        sys.modules.get(module), name, None
-    )  # not there yet while another thread imports the module
+    # While another thread imports the module the class may not be there yet.
+    kind = getattr(sys.modules.get(module), name, None)
     return kind is not None and isinstance(source, kind)
