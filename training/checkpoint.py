@@ -6,7 +6,6 @@ import hashlib
 import io
 import math
 import pickle
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,29 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from training.losses import Loss
+from training.losses import OVERLAPS, Loss
 from training.methods import Joint, Liver, Method, OneStep, Tumour
-from training.program import option
+from training.program import AT_LEAST_0, AT_LEAST_1, SHARE, check_options, option
 from training.unet import UNet
 from trtseg.errors import ArgumentError, InputError
 from trtseg.io.atomic import atomic
-
-#: What some settings may be.
-CHOICES = {
-    "precision": ("auto", "bf16", "fp32"),
-    "optimizer": ("adamw", "sgd"),
-    "overlap": ("none", "dice", "tversky"),
-    "gate": ("straight-through", "soft", "hard"),
-}
-AT_LEAST_0, AT_LEAST_1, SHARE = (0, math.inf), (1, math.inf), (0, 1)
-_BOUNDS = {
-    **dict.fromkeys(("batch", "size", "width", "depth"), AT_LEAST_1),
-    # a checkpoint of no step holds what a run starts with
-    **dict.fromkeys(
-        ("steps", "stem", "lr", "weight_decay", "balance", "grow", "c1", "c2", "seed"), AT_LEAST_0
-    ),
-    **dict.fromkeys(("dropout", "balance_from", "ema", "lesions", "paste", "gallbladders", "lobes"), SHARE),
-}
 
 
 @dataclass(frozen=True)
@@ -44,35 +26,44 @@ class Settings:
     """What a run depends on; stored in the checkpoint and checked when it resumes."""
 
     method: str
-    steps: int = option(4000, "steps of the whole run")
-    batch: int = option(8, "slices in a step, over all processes")
-    size: int = option(256, "pixels of a side of the net's grid")
-    width: int = option(16, "channels of the first level, doubled at each one below")
-    depth: int = option(4, "levels below the first")
-    stem: int = option(0, "channels of a first convolution with stride 2; 0: none")
-    dropout: float = option(0.1, "share of the channels dropped in the expanding path")
-    optimizer: str = option("adamw", "AdamW with warm-up and cosine, or the paper's SGD")
-    lr: float = option(2e-3, "learning rate at its highest")
-    weight_decay: float = option(1e-2, "weight decay")
-    balance: float = option(0.5, "exponent of the class weights; 0: no balance")
-    balance_from: float = option(0.0, "share of the steps that run before the loss is balanced")
-    overlap: str = option("dice", "overlap term beside the cross-entropy")
-    gate: str = option("straight-through", "how the tumour net's loss reaches the liver net; joint only")
-    grow: int = option(8, "pixels by which the mask of a tumour net grows at most; tumour only")
-    c1: float = option(1.0, "weight of the liver net's loss; joint only")
-    c2: float = option(1.0, "weight of the tumour net's loss; joint only")
-    ema: float = option(0.998, "decay of the averaged weights, which are the result; 0: the last weights")
-    lesions: float = option(0.5, "share of livers that get synthetic lesions")
-    paste: float = option(0.0, "share of livers that get a lesion of another slice")
-    gallbladders: float = option(
-        0.0, "share of livers that get one beside them; tumour only, others always have some"
+    # a checkpoint of no step holds what a run starts with
+    steps: int = option(4000, "steps of the whole run", AT_LEAST_0)
+    batch: int = option(8, "slices in a step, over all processes", AT_LEAST_1)
+    size: int = option(256, "pixels of a side of the net's grid", AT_LEAST_1)
+    width: int = option(16, "channels of the first level, doubled at each one below", AT_LEAST_1)
+    depth: int = option(4, "levels below the first", AT_LEAST_1)
+    stem: int = option(0, "channels of a first convolution with stride 2; 0: none", AT_LEAST_0)
+    dropout: float = option(0.1, "share of the channels dropped in the expanding path", SHARE)
+    optimizer: str = option("adamw", "AdamW with warm-up and cosine, or the paper's SGD", ("adamw", "sgd"))
+    lr: float = option(2e-3, "learning rate at its highest", AT_LEAST_0)
+    weight_decay: float = option(1e-2, "weight decay", AT_LEAST_0)
+    balance: float = option(0.5, "exponent of the class weights; 0: no balance", AT_LEAST_0)
+    balance_from: float = option(0.0, "share of the steps that run before the loss is balanced", SHARE)
+    overlap: str = option("dice", "overlap term beside the cross-entropy", OVERLAPS)
+    gate: str = option(
+        "straight-through",
+        "how the tumour net's loss reaches the liver net; joint only",
+        ("straight-through", "soft", "hard"),
     )
-    lobes: float = option(0.0, "share of livers whose left lobe is let hang down into slices below it")
-    precision: str = option("auto", "of the nets; auto: BF16 where that is faster than FP32")
+    grow: int = option(8, "pixels by which the mask of a tumour net grows at most; tumour only", AT_LEAST_0)
+    c1: float = option(1.0, "weight of the liver net's loss; joint only", AT_LEAST_0)
+    c2: float = option(1.0, "weight of the tumour net's loss; joint only", AT_LEAST_0)
+    ema: float = option(
+        0.998, "decay of the averaged weights, which are the result; 0: the last weights", SHARE
+    )
+    lesions: float = option(0.5, "share of livers that get synthetic lesions", SHARE)
+    paste: float = option(0.0, "share of livers that get a lesion of another slice", SHARE)
+    gallbladders: float = option(
+        0.0, "share of livers that get one beside them; tumour only, others always have some", SHARE
+    )
+    lobes: float = option(0.0, "share of livers whose left lobe is let hang down into slices below it", SHARE)
+    precision: str = option(
+        "auto", "of the nets; auto: BF16 where that is faster than FP32", ("auto", "bf16", "fp32")
+    )
     without: str = option(
         "", "patient groups left out of training beside those of the validation, a space between them"
     )
-    seed: int = option(0, "of weights and samples")
+    seed: int = option(0, "of weights and samples", AT_LEAST_0)
     compile: bool = option(True, "compile the nets before the first step, which takes minutes on a CPU")
     store: str = ""  # SHA-256 of the slice store's manifest
     liver: str = ""  # SHA-256 of the liver net that a tumour net is trained behind
@@ -82,19 +73,7 @@ class Settings:
     pixel_mm: float = 0.0  # of a kit's pixels, which lie around the body; 0: nets see the field of view
 
     def __post_init__(self) -> None:
-        check_values(self, _BOUNDS)
-
-
-def check_values(values: object, bounds: Mapping[str, tuple[float, float]]) -> None:
-    """Refuse numbers that are not within their bounds, both included, and words that are none of `CHOICES`."""
-    for name, (low, high) in bounds.items():
-        got = getattr(values, name)
-        if not (low <= got <= high and math.isfinite(got)):
-            expected = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of {low:g} or more"
-            raise ArgumentError(f"{name}: got {got}; expected a number {expected}")
-    for name, allowed in CHOICES.items():
-        if (got := getattr(values, name, allowed[0])) not in allowed:
-            raise ArgumentError(f"{name}: got {got!r}; expected {', '.join(allowed)}")
+        check_options(self)
 
 
 def build(settings: Settings, liver: Liver | None = None) -> Method:

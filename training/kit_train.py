@@ -22,7 +22,7 @@ import torch
 
 from training import batch, kit_score, pseudo
 from training import kit as kits
-from training.checkpoint import CHOICES, Settings, build, diverged, fingerprint, load_liver, save
+from training.checkpoint import Settings, build, diverged, fingerprint, load_liver, save
 from training.curves import log
 from training.methods import Method
 from training.program import add_options, parser_of, plain_errors
@@ -190,7 +190,7 @@ def main() -> None:
     )
     parser.add_argument("--state", type=Path, help="file to resume from, OUT/resume.pt if not given")
     add_options(parser, Settings, ("size", "width", "depth", "stem", "dropout", "balance", "seed"))
-    add_options(parser, Run, choices=CHOICES)
+    add_options(parser, Run)
     args = vars(parser.parse_args())
     chosen = {field.name: args.pop(field.name) for field in fields(Run)}
     role, path, out = args.pop("role"), args.pop("kit"), args.pop("out")

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+#: The overlap terms that `Loss` knows.
+OVERLAPS = ("none", "dice", "tversky")
+
 
 def class_weights(frequency: Tensor, exponent: float) -> Tensor:
     """Weights of classes with the relative ``frequency`` ``[classes]``; the frequencies sum to 1.
@@ -29,7 +32,7 @@ class Loss(nn.Module):
     balance : float
         Exponent of `class_weights`.
     overlap : str
-        ``none``, ``dice`` or ``tversky`` (Salehi et al., arXiv 1706.05721, with 0.3 for false positives and 0.7 for
+        One of `OVERLAPS`; ``tversky`` (Salehi et al., arXiv 1706.05721, with 0.3 for false positives and 0.7 for
         false negatives), over the batch of one process, mean over the foreground classes.
     """
 

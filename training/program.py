@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import field, fields
 from typing import Any
 
-from trtseg.errors import TrtsegError
+from trtseg.errors import ArgumentError, TrtsegError
 
 
 @contextmanager
@@ -43,17 +44,33 @@ def parser_of(module: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=module, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-def option(default: Any, meaning: str) -> Any:
-    """A field of a dataclass that `add_options` makes an option of."""
-    return field(default=default, metadata={"help": meaning})
+#: Bounds of an `option`, both included.
+AT_LEAST_0, AT_LEAST_1, SHARE = (0, math.inf), (1, math.inf), (0, 1)
 
 
-def add_options(
-    parser: argparse.ArgumentParser,
-    settings: type,
-    names: Iterable[str] | None = None,
-    choices: Mapping[str, tuple[str, ...]] | None = None,
-) -> None:
+def option(default: Any, meaning: str, allowed: tuple[Any, ...] | None = None) -> Any:
+    """A field of a dataclass that `add_options` makes an option of: a number in bounds, or one of the allowed words."""
+    return field(default=default, metadata={"help": meaning, "allowed": allowed})
+
+
+def check_options(values: Any) -> None:
+    """Raise an `ArgumentError` where an `option` of a dataclass has a value that is not allowed."""
+    for one in fields(values):
+        got, allowed = getattr(values, one.name), one.metadata.get("allowed")
+        if allowed is None:
+            continue
+        if isinstance(one.default, str):
+            valid, expected = got in allowed, ", ".join(allowed)
+        else:
+            low, high = allowed
+            valid = low <= got <= high and math.isfinite(got)
+            bounds = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of {low:g} or more"
+            expected = f"a number {bounds}"
+        if not valid:
+            raise ArgumentError(f"{one.name}: got {got!r}; expected {expected}")
+
+
+def add_options(parser: argparse.ArgumentParser, settings: type, names: Iterable[str] | None = None) -> None:
     """Add an option for each `option` of a dataclass, or for those that are named; their help says the defaults."""
     for one in fields(settings):
         if "help" not in one.metadata or (names is not None and one.name not in names):
@@ -69,6 +86,6 @@ def add_options(
             flag,
             type=type(one.default),
             default=one.default,
-            choices=(choices or {}).get(one.name),
+            choices=one.metadata["allowed"] if isinstance(one.default, str) else None,
             help=f"{meaning} (default: {default})" if default != "" else meaning,
         )

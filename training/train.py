@@ -30,7 +30,6 @@ from tqdm import tqdm
 
 from training import data
 from training.checkpoint import (
-    CHOICES,
     Settings,
     build,
     diverged,
@@ -286,7 +285,7 @@ def main() -> None:
     parser.add_argument(
         "--every", type=int, default=500, help="steps between validations and checkpoints (500)"
     )
-    add_options(parser, Settings, choices=CHOICES)
+    add_options(parser, Settings)
     args = vars(parser.parse_args())
     root, out, checkpoint, start, every = (
         args.pop(k) for k in ("data", "out", "checkpoint", "start", "every")

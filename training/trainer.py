@@ -12,21 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from training import appearance, batch, kit_score
-from training.checkpoint import (
-    AT_LEAST_0,
-    AT_LEAST_1,
-    SHARE,
-    Settings,
-    build,
-    check_values,
-    read,
-    save,
-    start_from,
-)
+from training.checkpoint import Settings, build, read, save, start_from
 from training.distil import distilled
-from training.losses import Loss
+from training.losses import OVERLAPS, Loss
 from training.methods import Method, Tumour, windowed
-from training.program import option
+from training.program import AT_LEAST_0, AT_LEAST_1, SHARE, check_options, option
 from training.replay import Replayed
 from training.unet import UNet, weights
 from training.weak import TumourLoss, liver_loss
@@ -38,42 +28,40 @@ AHEAD = {"cuda": 8, "cpu": 1}
 #: Slices with whose statistics the batch norms of an exported net are made anew.
 UNFOLD_SLICES = 128
 
-_BOUNDS = {
-    "seconds": (0.001, math.inf),
-    "batch": AT_LEAST_1,
-    **dict.fromkeys(("steps", "lr", "every", "grow", "negative", "positive", "imitation"), AT_LEAST_0),
-    **dict.fromkeys(("warm_up", "ema", "lesions", "gallbladders", "other_livers"), SHARE),
-    **dict.fromkeys(("hidden", "cut", "own_mask"), SHARE),
-}
-
 
 @dataclass(frozen=True)
 class Run:
     """How a run goes, besides the `training.checkpoint.Settings` that its checkpoint holds."""
 
-    seconds: float = option(120.0, "time for all, validation included; reading the kit comes on top")
-    steps: int = option(0, "above 0: so many steps, however long they take")
-    batch: int = option(64, "slices in a step")
-    lr: float = option(2e-3, "learning rate at its highest")
-    warm_up: float = option(0.03, "share of the time in which the rate rises")
-    ema: float = option(0.995, "decay of the averaged weights, which are the result")
-    every: float = option(20.0, "seconds from the end of a validation, with a checkpoint, to the next")
-    lesions: float = option(0.3, "share of slices that get synthetic lesions")
-    gallbladders: float = option(0.15, "share that get something like a gallbladder beside the liver")
-    other_livers: float = option(0.15, "share that get a darker or brighter liver; liver net only")
-    hidden: float = option(0.08, "share whose liver is painted over; liver net only")
-    cut: float = option(0.12, "share of which a part is blanked; liver net only")
-    grow: int = option(6, "pixels by which the mask of a tumour net grows at most")
-    own_mask: float = option(
-        0.5, "share of slices that a tumour net sees in the mask of its liver net, not in the true one"
+    seconds: float = option(
+        120.0, "time for all, validation included; reading the kit comes on top", (0.001, math.inf)
     )
-    negative: float = option(0.5, "weight of the cells without a tumour")
-    positive: float = option(0.1, "weight of the cells with one")
-    imitation: float = option(1.0, "weight of what the nets of --distil say, where there are some")
-    overlap: str = option("dice", "overlap term beside the cross-entropy")
+    steps: int = option(0, "above 0: so many steps, however long they take", AT_LEAST_0)
+    batch: int = option(64, "slices in a step", AT_LEAST_1)
+    lr: float = option(2e-3, "learning rate at its highest", AT_LEAST_0)
+    warm_up: float = option(0.03, "share of the time in which the rate rises", SHARE)
+    ema: float = option(0.995, "decay of the averaged weights, which are the result", SHARE)
+    every: float = option(
+        20.0, "seconds from the end of a validation, with a checkpoint, to the next", AT_LEAST_0
+    )
+    lesions: float = option(0.3, "share of slices that get synthetic lesions", SHARE)
+    gallbladders: float = option(0.15, "share that get something like a gallbladder beside the liver", SHARE)
+    other_livers: float = option(0.15, "share that get a darker or brighter liver; liver net only", SHARE)
+    hidden: float = option(0.08, "share whose liver is painted over; liver net only", SHARE)
+    cut: float = option(0.12, "share of which a part is blanked; liver net only", SHARE)
+    grow: int = option(6, "pixels by which the mask of a tumour net grows at most", AT_LEAST_0)
+    own_mask: float = option(
+        0.5, "share of slices that a tumour net sees in the mask of its liver net, not in the true one", SHARE
+    )
+    negative: float = option(0.5, "weight of the cells without a tumour", AT_LEAST_0)
+    positive: float = option(0.1, "weight of the cells with one", AT_LEAST_0)
+    imitation: float = option(
+        1.0, "weight of what the nets of --distil say, where there are some", AT_LEAST_0
+    )
+    overlap: str = option("dice", "overlap term beside the cross-entropy", OVERLAPS)
 
     def __post_init__(self) -> None:
-        check_values(self, _BOUNDS)
+        check_options(self)
 
 
 class Trainer:
