@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.contenders import CONTENDERS, Contender
-from trtseg.io.atomic import atomic
+from training.picture import drawn
 
 AGREES = 0.95  # Dice of the liver with trtseg's labels; below, the row says so
 #: Goals on the first CT: how many times longer than the fastest trtseg the fastest of these contenders takes.
@@ -208,11 +208,6 @@ def _goals(data: dict[str, Any]) -> str:
 
 def chart(data: dict[str, Any], png: Path) -> None:
     """Draw the medians of the first CT as bars, with their spread."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     ct = next(iter(data["runs"]))
     rows = data["runs"][ct]
     shown = [c for c in CONTENDERS if median(rows.get(c.name, {})) is not None]
@@ -222,22 +217,19 @@ def chart(data: dict[str, Any], png: Path) -> None:
         [m - min(rows[c.name]["seconds"]) for c, m in zip(shown, medians, strict=True)],
         [max(rows[c.name]["seconds"]) - m for c, m in zip(shown, medians, strict=True)],
     ]
-    figure, axes = plt.subplots(figsize=(8, 0.36 * len(shown) + 1.1), layout="constrained")
     colours = ["#1f6f8b" if c.ours else "#b8c4cc" for c in shown]
-    bars = axes.barh(
-        [c.title for c in shown], medians, xerr=spread, color=colours, ecolor="#555555", capsize=2
-    )
     best = ours(rows)
     texts = [f"{m:.1f} s" + (f", {m / best[1]:.1f}x" if best else "") for m in medians]
-    axes.bar_label(bars, texts, padding=6, fontsize=9)
-    axes.invert_yaxis()
-    axes.margins(x=0.22)
-    axes.spines[["top", "right"]].set_visible(False)
     machine, settings = data["machine"], data["settings"]
     slices = data["cts"][ct]["shape"][0]
-    axes.set_xlabel(
-        f"seconds from file to file, {ct}, {slices} slices\n{_threads(settings)}, {machine['cpu']}"
-    )
-    with atomic(png) as (temporary,):
-        figure.savefig(temporary, dpi=120)
-    plt.close(figure)
+    with drawn(png, figsize=(8, 0.36 * len(shown) + 1.1)) as axes:
+        bars = axes.barh(
+            [c.title for c in shown], medians, xerr=spread, color=colours, ecolor="#555555", capsize=2
+        )
+        axes.bar_label(bars, texts, padding=6, fontsize=9)
+        axes.invert_yaxis()
+        axes.margins(x=0.22)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlabel(
+            f"seconds from file to file, {ct}, {slices} slices\n{_threads(settings)}, {machine['cpu']}"
+        )

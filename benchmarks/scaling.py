@@ -26,9 +26,9 @@ from nibabel.nifti1 import Nifti1Header
 
 import trtseg
 from benchmarks.compare_process import highest
+from training.picture import drawn
 from training.program import parser_of, plain_errors
 from trtseg.errors import InputError
-from trtseg.io.atomic import atomic
 
 MB = 1e6
 #: Between two looks at a process.
@@ -89,29 +89,21 @@ def measured(ct: Path, out: Path, threads: int, precision: str) -> tuple[float, 
 
 def plot(runs: Sequence[Run], png: Path) -> None:
     """Draw seconds, and memory beyond the CT and its labels, against slices."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for threads in sorted({run.threads for run in runs}):
-        rows = [run for run in runs if run.threads == threads]
-        slices = [run.slices for run in rows]
-        name = f"{threads} thread{'s' * (threads > 1)}"
-        left.plot(slices, [run.seconds for run in rows], "o-", label=name)
-        (line,) = right.plot(slices, [run.memory / MB for run in rows], "o-", label=f"{name}, all of it")
-        beyond = [run.beyond / MB for run in rows]
-        right.plot(slices, beyond, "s--", color=line.get_color(), label=f"{name}, beyond CT and labels")
-    left.set(title="Time, file to file", xlabel="slices", ylabel="seconds")
-    right.set(title="Peak memory", xlabel="slices", ylabel="MB")
-    for axes in (left, right):
-        axes.set(xlim=(0, None), ylim=(0, None))
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
-    with atomic(png) as (temporary,):
-        figure.savefig(temporary, dpi=120)
-    plt.close(figure)
+    with drawn(png, 1, 2, figsize=(9, 3.6)) as (left, right):
+        for threads in sorted({run.threads for run in runs}):
+            rows = [run for run in runs if run.threads == threads]
+            slices = [run.slices for run in rows]
+            name = f"{threads} thread{'s' * (threads > 1)}"
+            left.plot(slices, [run.seconds for run in rows], "o-", label=name)
+            (line,) = right.plot(slices, [run.memory / MB for run in rows], "o-", label=f"{name}, all of it")
+            beyond = [run.beyond / MB for run in rows]
+            right.plot(slices, beyond, "s--", color=line.get_color(), label=f"{name}, beyond CT and labels")
+        left.set(title="Time, file to file", xlabel="slices", ylabel="seconds")
+        right.set(title="Peak memory", xlabel="slices", ylabel="MB")
+        for axes in (left, right):
+            axes.set(xlim=(0, None), ylim=(0, None))
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize="small")
 
 
 @plain_errors()

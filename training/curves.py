@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from training.picture import drawn
 from training.program import parser_of, plain_errors
 from trtseg.io.atomic import atomic
 
@@ -28,26 +29,18 @@ def log(path: Path, row: Mapping[str, Any]) -> None:
 
 def plot(log: Path, png: Path) -> None:
     """Draw the loss and the validation scores of ``log.csv``; an OutputError leaves the picture as it was."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     with log.open(newline="") as file:
         rows = list(csv.DictReader(file))
     steps = [int(row["step"]) for row in rows]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    left.plot(steps, [float(row["loss"]) for row in rows])
-    left.set(title="training loss", xlabel="step", yscale="log")
-    for name in rows[0]:
-        if name not in ("step", "lr", "loss", "seconds"):
-            right.plot(steps, [float(row[name]) for row in rows], label=name)
-    right.set(title="validation", xlabel="step", ylim=(0, 1))
-    if right.lines:
-        right.legend(fontsize="small")
-    with atomic(png) as (temporary,):
-        figure.savefig(temporary, dpi=120)
-    plt.close(figure)
+    with drawn(png, 1, 2, figsize=(10, 4)) as (left, right):
+        left.plot(steps, [float(row["loss"]) for row in rows])
+        left.set(title="training loss", xlabel="step", yscale="log")
+        for name in rows[0]:
+            if name not in ("step", "lr", "loss", "seconds"):
+                right.plot(steps, [float(row[name]) for row in rows], label=name)
+        right.set(title="validation", xlabel="step", ylim=(0, 1))
+        if right.lines:
+            right.legend(fontsize="small")
 
 
 @plain_errors()

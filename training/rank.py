@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from training.cases import Scan
+from training.picture import drawn
 from training.store import place_labels
 from trtseg.engines import open_engine
 from trtseg.engines.base import logits_of
 from trtseg.engines.calibration import show
 from trtseg.engines.precision import FP32
-from trtseg.io.atomic import atomic
 from trtseg.metrics.ranking import Roc
 from trtseg.models import ModelFiles
 
@@ -40,21 +40,13 @@ def probabilities(files: ModelFiles, scan: Scan) -> tuple[np.ndarray, np.ndarray
 
 def curve_png(path: Path, curves: dict[str, Roc]) -> None:
     """Draw ROC curves by name, each with the point of its threshold."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
-    for name, curve in curves.items():
-        fpr, tpr = curve.false_positive_rate, curve.true_positive_rate
-        axes.plot(fpr, tpr, label=f"{name}: AUC {curve.auc:.3f}")
-        if len(fpr):
-            best = int(np.argmax(tpr - fpr))
-            axes.plot(fpr[best], tpr[best], "ko", markersize=4)
-            axes.annotate(f"  {curve.threshold:.2f}", (fpr[best], tpr[best]))
-    axes.set(xlabel="false positive rate", ylabel="true positive rate", title="tumour")
-    axes.legend(loc="lower right")
-    with atomic(path) as (temporary,):
-        figure.savefig(temporary, dpi=120)
-    plt.close(figure)
+    with drawn(path, figsize=(5, 5)) as axes:
+        for name, curve in curves.items():
+            fpr, tpr = curve.false_positive_rate, curve.true_positive_rate
+            axes.plot(fpr, tpr, label=f"{name}: AUC {curve.auc:.3f}")
+            if len(fpr):
+                best = int(np.argmax(tpr - fpr))
+                axes.plot(fpr[best], tpr[best], "ko", markersize=4)
+                axes.annotate(f"  {curve.threshold:.2f}", (fpr[best], tpr[best]))
+        axes.set(xlabel="false positive rate", ylabel="true positive rate", title="tumour")
+        axes.legend(loc="lower right")

@@ -21,6 +21,7 @@ import trtseg
 from training.cases import Case, read_checked
 from training.evaluate import score, validating
 from training.loose import liver_dices, score_loose
+from training.picture import drawn
 from training.program import parser_of, plain_errors
 from trtseg import models
 from trtseg.engines import open_engine
@@ -95,22 +96,15 @@ def table(points: Sequence[Point]) -> str:
 
 def plot(points: Sequence[Point], png: Path) -> None:
     """Draw Dice against milliseconds, liver and tumour beside each other."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     end = 1250 * max(p.seconds for p in points)
-    for organ, axis in zip(("liver", "tumour"), axes, strict=True):
-        for p in points:
-            at = 1e3 * p.seconds, getattr(p, organ)
-            axis.plot(*at, "o", color="tab:red" if p.name == points[0].name else "tab:blue")
-            axis.annotate(f" {p.name}", at, fontsize="small")
-        axis.set(xlabel="both nets, ms a slice", ylabel=f"Dice of the {organ}", xlim=(0, end))
-        axis.margins(y=0.15)
-    figure.savefig(png, dpi=120)
-    plt.close(figure)
+    with drawn(png, 1, 2, figsize=(10, 4)) as axes:
+        for organ, axis in zip(("liver", "tumour"), axes, strict=True):
+            for p in points:
+                at = 1e3 * p.seconds, getattr(p, organ)
+                axis.plot(*at, "o", color="tab:red" if p.name == points[0].name else "tab:blue")
+                axis.annotate(f" {p.name}", at, fontsize="small")
+            axis.set(xlabel="both nets, ms a slice", ylabel=f"Dice of the {organ}", xlim=(0, end))
+            axis.margins(y=0.15)
 
 
 @plain_errors()
