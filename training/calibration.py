@@ -72,6 +72,16 @@ def on_grid(hu: np.ndarray, spec: ModelSpec) -> np.ndarray:
     return out[0]
 
 
+def add_files(folder: Path, files: dict[str, bytes]) -> None:
+    """Write files by name into a model's folder, and their hashes into its manifest."""
+    spec = models.find(folder).spec
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    text = manifest.to_json(dataclasses.replace(spec, sha256={**spec.sha256, **hashes}))
+    with atomic(*(folder / name for name in files), folder / "model.json") as paths:
+        for path, data in zip(paths, [*files.values(), text.encode()], strict=True):
+            path.write_bytes(data)
+
+
 def add(folder: Path, cases: Sequence[Case]) -> str:
     """Write the slices with the FP32 reference's logits into a model's folder, and their hash into its manifest.
 
@@ -91,10 +101,7 @@ def add(folder: Path, cases: Sequence[Case]) -> str:
         lambda spec, x: logits_of(engines[spec.role], x),
         ABOUT.format(names=", ".join(name for name, _ in chosen), field=FIELD_MM),
     )
-    sha256 = {**files.spec.sha256, FILE: hashlib.sha256(data).hexdigest()}
-    with atomic(folder / FILE, folder / "model.json") as (slices, text):
-        slices.write_bytes(data)
-        text.write_text(manifest.to_json(dataclasses.replace(files.spec, sha256=sha256)), encoding="utf-8")
+    add_files(folder, {FILE: data})
     return f"{folder / FILE}: {len(chosen)} slices, {len(data) / 1e3:.0f} kB"
 
 

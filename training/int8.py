@@ -13,8 +13,6 @@ to that of FP32, and the labels of both are close to each other: `BOUNDS`.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -25,6 +23,7 @@ import numpy as np
 import onnx
 
 import trtseg
+from training.calibration import add_files
 from training.cases import Case, read_checked
 from training.evaluate import spacing_of, validating
 from training.program import parser_of, plain_errors
@@ -33,9 +32,8 @@ from trtseg.engines.calibration import references
 from trtseg.engines.openvino import no_telemetry
 from trtseg.engines.precision import FP32, INT8
 from trtseg.errors import ModelError
-from trtseg.io.atomic import atomic
 from trtseg.metrics.overlap import Overlap, overlap
-from trtseg.models import ModelFiles, manifest
+from trtseg.models import ModelFiles
 from trtseg.spec import METADATA_KEY
 
 
@@ -73,13 +71,8 @@ def quantised(files: ModelFiles) -> dict[str, bytes]:
 
 
 def add(folder: Path, nets: dict[str, bytes]) -> None:
-    """Write the INT8 files of the nets into a model's folder, and their hashes into its manifest."""
-    spec = models.find(folder).spec
-    hashes = {INT8.file(role): hashlib.sha256(data).hexdigest() for role, data in nets.items()}
-    text = manifest.to_json(dataclasses.replace(spec, sha256={**spec.sha256, **hashes}))
-    with atomic(*(folder / name for name in hashes), folder / "model.json") as paths:
-        for path, data in zip(paths, [*nets.values(), text.encode()], strict=True):
-            path.write_bytes(data)
+    """Write the INT8 files of the nets, by role, into a model's folder."""
+    add_files(folder, {INT8.file(role): data for role, data in nets.items()})
 
 
 class Row(NamedTuple):
