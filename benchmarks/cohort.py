@@ -27,6 +27,7 @@ import numpy as np
 import trtseg
 from benchmarks.compare_process import highest, tree
 from training.program import parser_of, plain_errors
+from training.tables import grid
 from trtseg import cohort
 from trtseg.cohort.manifest import Manifest
 from trtseg.io.atomic import atomic
@@ -94,14 +95,6 @@ def commits(folder: Path) -> float:
         return count / (time.perf_counter() - start)
 
 
-def table(headings: list[str], rows: list[list[str]]) -> None:
-    """Print rows as Markdown."""
-    print("| " + " | ".join(headings) + " |\n|" + "---|" * len(headings))
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
-    print()
-
-
 def extrapolate(
     a: argparse.Namespace, cpu: float, start: float, mb: float, memory: tuple[float, float], commit: float
 ) -> None:
@@ -137,7 +130,7 @@ def extrapolate(
         ["nodes that one command can write the results of", f"{commit * 3600 / a_node:.0f}"],
         ["start of a worker, in CTs", f"{start / seconds:.2f}"],
     ]
-    table(["", "computed"], rows)
+    print(grid(["", "computed"], rows) + "\n")
 
 
 @plain_errors()
@@ -188,11 +181,9 @@ def main() -> None:
         commit = commits(folder / "commits")
         one = run(folder, folder / "whole.nii.gz", 1, 1, options)
         rows.append([f"1 x {a.threads}", f"{whole}", "", "", "", "", "", f"{one.memory:.0f}"])
-    table(
-        ["jobs x threads", "slices", "CTs an hour", "ms a slice", "CPU s a CT", "CPU ms a slice", "start, CPU s",
-         "worker's peak MB"],
-        rows,
-    )  # fmt: skip
+    head = ["jobs x threads", "slices", "CTs an hour", "ms a slice", "CPU s a CT", "CPU ms a slice", "start, CPU s",
+            "worker's peak MB"]  # fmt: skip
+    print(grid(head, rows) + "\n")
     print(f"results of {commit:.0f} cases a second can be written, noted in the manifest and flushed\n")
     a_slice = max(0.0, (one.memory - small) / max(1, whole - slices))
     extrapolate(a, per_slice, start, mb, (small - a_slice * slices, a_slice), commit)

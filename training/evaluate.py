@@ -28,6 +28,7 @@ from training.rank import curve_png, probabilities
 from training.readers import READERS
 from training.readers.shared import VALIDATION, shared_cases
 from training.split import by_patient
+from training.tables import grid
 from trtseg import models
 from trtseg.cli import tables
 from trtseg.errors import InputError
@@ -85,21 +86,25 @@ def ranking(model: str, cases: Sequence[Case], png: Path | None) -> str:
     share = ROC_SLICES // len(cases)
     found = [probabilities(files, with_liver(read_checked(case), share)) for case in cases]
     p, truth, inside = (np.concatenate(part) for part in zip(*found, strict=True))
-    full, restricted = roc(p, truth), roc(p, truth, PAPER_BAND)
+    curves = {"all pixels": roc(p, truth), f"probability in {list(PAPER_BAND)}": roc(p, truth, PAPER_BAND)}
     if png is not None:
-        curve_png(png, {"all pixels": full, f"probability in {list(PAPER_BAND)}": restricted})
+        curve_png(png, curves)
     bins = reliability(p[inside], truth[inside])
-    rows = zip(bins.probability, bins.observed, bins.pixels, strict=True)
-    return (
-        "| tumour, pixels of the net's grid | AUC | share of pixels | threshold | Youden's J |\n|---|---|---|---|---|\n"
-        + "\n".join(
-            f"| {name} | {r.auc:.4f} | {r.share:.4f} | {r.threshold:.3f} | {r.youden:.3f} |"
-            for name, r in (("all pixels", full), (f"probability in {list(PAPER_BAND)}", restricted))
-        )
-        + "\n\n| mean probability of tumour, inside the liver mask | share that is tumour | pixels |\n|---|---|---|\n"
-        + "\n".join(f"| {mean:.3f} | {observed:.3f} | {count} |" for mean, observed, count in rows)
-        + f"\n\nExpected calibration error {bins.error:.4f}."
+    areas = grid(
+        ["tumour, pixels of the net's grid", "AUC", "share of pixels", "threshold", "Youden's J"],
+        (
+            [name, f"{r.auc:.4f}", f"{r.share:.4f}", f"{r.threshold:.3f}", f"{r.youden:.3f}"]
+            for name, r in curves.items()
+        ),
     )
+    shares = grid(
+        ["mean probability of tumour, inside the liver mask", "share that is tumour", "pixels"],
+        (
+            [f"{mean:.3f}", f"{observed:.3f}", count]
+            for mean, observed, count in zip(bins.probability, bins.observed, bins.pixels, strict=True)
+        ),
+    )
+    return f"{areas}\n\n{shares}\n\nExpected calibration error {bins.error:.4f}."
 
 
 def with_liver(scan: Scan, most: int) -> Scan:
@@ -123,14 +128,14 @@ def false_livers(found: Sequence[tuple[str, float]]) -> str:
 
 def headline(scored: dict[Case, CaseScores]) -> str:
     """What a reader asks first of each case, as Markdown: Dice, and what is wrongly called tumour."""
-    rows = ["| case | liver Dice | tumour Dice | mL wrongly called tumour |", "|---|---|---|---|"]
+    rows = []
     for case, scores in scored.items():
         tumour, false = "–", scores.predicted_ml
         if scores.tumour is not None and (counts := scores.tumour.overlap).true:
             tumour = f"{counts.dice:.3f}"
             false *= counts.fp / max(1, counts.predicted)
-        rows.append(f"| {case.name} | {scores.liver.overlap.dice:.3f} | {tumour} | {false:.1f} |")
-    return "\n".join(rows)
+        rows.append([case.name, f"{scores.liver.overlap.dice:.3f}", tumour, f"{false:.1f}"])
+    return grid(["case", "liver Dice", "tumour Dice", "mL wrongly called tumour"], rows)
 
 
 def evaluate(

@@ -14,6 +14,7 @@ import numpy as np
 from training.cases import UNKNOWN, Case, Scan
 from training.kit import CLIPPED_HU, with_air
 from training.place import place
+from training.tables import grid
 from training.weak import CELL_SHARE
 from trtseg import Segmenter
 from trtseg.metrics.overlap import Overlap, overlap
@@ -78,10 +79,7 @@ def label_alone(segmenter: Segmenter, hu: np.ndarray, mm: float) -> np.ndarray:
 
 def liver_table(scores: Sequence[LooseScores]) -> str:
     """Liver Dice of each set as Markdown: the mean over its patients, their spread, and the worst."""
-    rows = [
-        "| single slices | patients | slices | liver Dice, mean | SD | worst |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows: list[list[object]] = []
     for name in (*FAMILIES, ""):
         own = _by_patient(scores, name)
         if not own:
@@ -90,11 +88,10 @@ def liver_table(scores: Sequence[LooseScores]) -> str:
         worst = min(dices, key=dices.__getitem__)
         values = list(dices.values())
         slices = sum(s.slices for each in own.values() for s in each)
-        rows.append(
-            f"| {name or 'all sets'} | {len(own)} | {slices} | {np.mean(values):.3f} | {np.std(values):.3f} | "
-            f"{dices[worst]:.3f} ({worst}) |"
-        )
-    return "\n".join(rows)
+        mean, spread = f"{np.mean(values):.3f}", f"{np.std(values):.3f}"
+        of_worst = f"{dices[worst]:.3f} ({worst})"
+        rows.append([name or "all sets", len(own), slices, mean, spread, of_worst])
+    return grid(["single slices", "patients", "slices", "liver Dice, mean", "SD", "worst"], rows)
 
 
 def liver_dices(scores: Sequence[LooseScores], family: str = "") -> dict[str, float]:
@@ -105,10 +102,7 @@ def liver_dices(scores: Sequence[LooseScores], family: str = "") -> dict[str, fl
 
 def cells_table(scores: Sequence[LooseScores]) -> str:
     """What is known of tumours in single slices, of each patient and of all together, as Markdown."""
-    rows = [
-        "| tumours in single slices | cells with | found | sensitivity | cells without | specificity | Dice |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows: list[list[object]] = []
     patients: dict[str, list[LooseScores]] = {}
     for s in scores:
         patients.setdefault(s.patient, []).append(s)
@@ -121,11 +115,10 @@ def cells_table(scores: Sequence[LooseScores]) -> str:
             continue
         sensitivity = f"{np.mean(with_):.2f}" if with_ else "–"
         specificity = f"{1 - np.mean(without):.2f}" if without else "–"
-        rows.append(
-            f"| {name} | {len(with_)} | {sum(with_)} | {sensitivity} | {len(without)} | {specificity} | "
-            f"{f'{tumour.dice:.3f}' if tumour.true else '–'} |"
-        )
-    return "\n".join(rows)
+        dice = f"{tumour.dice:.3f}" if tumour.true else "–"
+        rows.append([name, len(with_), sum(with_), sensitivity, len(without), specificity, dice])
+    head = ("tumours in single slices", "cells with", "found", "sensitivity", "cells without", "specificity")
+    return grid([*head, "Dice"], rows)
 
 
 def _by_patient(scores: Sequence[LooseScores], wanted: str) -> dict[str, list[LooseScores]]:

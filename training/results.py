@@ -23,7 +23,7 @@ from training.compare import EVERYTHING, FOLDS, PLAIN, SEEDS, TABLE, VALIDATION,
 from training.program import parser_of, plain_errors
 from training.row import read_tallies
 from training.score import COLUMNS as SCORES
-from training.score import grid
+from training.tables import grid
 from training.tally import Tally, auc, best_threshold, in_band
 from trtseg.errors import InputError
 from trtseg.io import atomic

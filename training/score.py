@@ -11,7 +11,6 @@ et al.). A store has a test split if it was prepared with ``--paper``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +23,7 @@ from training.checkpoint import load, read
 from training.methods import Method
 from training.program import parser_of, plain_errors
 from training.store import store_sha256
+from training.tables import grid
 from training.train import target
 from trtseg.errors import InputError
 from trtseg.metrics.overlap import overlap
@@ -85,12 +85,6 @@ def score(validation: Predictions, test: Predictions, method: str) -> dict[str, 
         "tumour Dice there": overlap(test.labels(chosen) == 2, truth).dice,
         "liver Dice": overlap(labels >= 1, test.label >= 1).dice,
     }
-
-
-def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 @plain_errors()

@@ -23,6 +23,7 @@ from training.evaluate import score, validating
 from training.loose import liver_dices, score_loose
 from training.picture import drawn
 from training.program import parser_of, plain_errors
+from training.tables import grid
 from trtseg import models
 from trtseg.engines import open_engine
 from trtseg.engines.base import logits_of
@@ -88,10 +89,10 @@ def measured(names: Sequence[str], shared: Path) -> list[Point]:
 
 def table(points: Sequence[Point]) -> str:
     """The points as Markdown."""
-    rows = ["| model | pixels | both nets, ms a slice | liver Dice | tumour Dice |", "|---|---|---|---|---|"]
-    for p in points:
-        rows.append(f"| {p.name} | {p.size} | {1e3 * p.seconds:.0f} | {p.liver:.3f} | {p.tumour:.3f} |")
-    return "\n".join(rows)
+    return grid(
+        ["model", "pixels", "both nets, ms a slice", "liver Dice", "tumour Dice"],
+        ([p.name, p.size, f"{1e3 * p.seconds:.0f}", f"{p.liver:.3f}", f"{p.tumour:.3f}"] for p in points),
+    )
 
 
 def plot(points: Sequence[Point], png: Path) -> None:
