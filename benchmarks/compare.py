@@ -29,6 +29,7 @@ from benchmarks import compare_cts, compare_table
 from benchmarks.compare_process import Process
 from benchmarks.peers.contenders import REFERENCE, Contender, chosen
 from training.program import parser_of, plain_errors
+from training.tables import put_below
 from trtseg import __version__, models
 from trtseg.engines.processor import native_bf16, native_int8, read_cpuinfo
 from trtseg.errors import InputError
@@ -252,11 +253,7 @@ def main(argv: list[str] | None = None) -> None:
     text = compare_table.markdown(data)
     print(text)
     if args.into:
-        above, mark, _ = args.into.read_text(encoding="utf-8").partition(MARK)
-        if not mark:
-            raise InputError(f"{args.into}: has no line {MARK!r}; the tables go below it")
-        with atomic(args.into) as (temporary,):
-            temporary.write_text(f"{above}{mark}\n{text}\n", encoding="utf-8")
+        put_below(MARK, f"\n{text}\n", args.into)
     if args.png:
         compare_table.chart(data, args.png)
 

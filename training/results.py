@@ -23,10 +23,9 @@ from training.compare import EVERYTHING, FOLDS, PLAIN, SEEDS, TABLE, VALIDATION,
 from training.program import parser_of, plain_errors
 from training.row import read_tallies
 from training.score import COLUMNS as SCORES
-from training.tables import grid
+from training.tables import grid, put_below
 from training.tally import Tally, auc, best_threshold, in_band
 from trtseg.errors import InputError
-from trtseg.io import atomic
 from trtseg.metrics.overlap import Overlap
 from trtseg.metrics.ranking import PAPER_BAND
 
@@ -265,11 +264,7 @@ def main() -> None:
     text = tables(args.runs)
     print(text, end="")
     if args.into:
-        above, mark, _ = args.into.read_text(encoding="utf-8").partition(MARK)
-        if not mark:
-            raise InputError(f"{args.into}: has no line {MARK!r}; the tables go below it")
-        with atomic(args.into) as (path,):
-            path.write_text(above + mark + text, encoding="utf-8")
+        put_below(MARK, text, args.into)
 
 
 if __name__ == "__main__":
