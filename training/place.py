@@ -70,13 +70,16 @@ def placed(hu: np.ndarray, where: Place, size: int) -> np.ndarray:
 
 def placed_labels(label: np.ndarray, where: Place, size: int) -> np.ndarray:
     """Labels ``[Y, X]`` on the grid, uint8 ``[size, size]``: those at the pixels' centres, 0 outside the slice."""
-    index, inside = [], []
-    for n, centre in zip(label.shape, where.centre, strict=True):
-        at = np.floor(centre + (np.arange(size) + 0.5 - size / 2) * where.step).astype(np.int64)
-        index.append(at.clip(0, n - 1))
-        inside.append((at >= 0) & (at < n))
-    out = label[index[0][:, None], index[1][None, :]]
-    out[~(inside[0][:, None] & inside[1][None, :])] = 0
+    at = (np.arange(size) + 0.5 - size / 2) * where.step
+    return labels_at(label, *(np.floor(centre + at).astype(np.int64) for centre in where.centre))
+
+
+def labels_at(label: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Labels ``[..., Y, X]`` at rows and columns, int ``[H]`` and ``[W]``: ``[..., H, W]``, 0 outside the slice."""
+    y, x = label.shape[-2:]
+    out = label[..., rows.clip(0, y - 1)[:, None], columns.clip(0, x - 1)]
+    out[..., (rows < 0) | (rows >= y), :] = 0
+    out[..., (columns < 0) | (columns >= x)] = 0
     return out
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from training.cases import Case, digest, read_checked
+from training.place import labels_at
 from trtseg.errors import InputError
 from trtseg.fit import Fit
 from trtseg.io import atomic
@@ -52,15 +53,12 @@ def resize_labels(label: np.ndarray, spacing: tuple[float, float], size: int) ->
 
 def place_labels(label: np.ndarray, fit: Fit) -> np.ndarray:
     """Labels ``[n, Y, X]`` on the net's grid of ``fit``: those at the pixels' centres, 0 outside."""
-    index, inside = [], []
-    axes = zip(fit.native, fit.net, fit.step, fit.offset, fit.origin, strict=True)
-    for n, size, step, offset, origin in axes:
-        at = origin + np.floor((np.arange(size) - offset + 0.5) * step).astype(np.int64)
-        index.append(at.clip(0, n - 1))
-        inside.append((at >= 0) & (at < n))
-    out = label[:, index[0][:, None], index[1][None, :]]
-    out[:, ~(inside[0][:, None] & inside[1][None, :])] = 0
-    return out
+    axes = zip(fit.net, fit.step, fit.offset, fit.origin, strict=True)
+    at = (
+        origin + np.floor((np.arange(n) - offset + 0.5) * step).astype(np.int64)
+        for n, step, offset, origin in axes
+    )
+    return labels_at(label, *at)
 
 
 def _fit(native: tuple[int, ...], spacing: tuple[float, float], size: int) -> Fit:
