@@ -18,7 +18,8 @@ from training.losses import OVERLAPS, Loss
 from training.methods import Method, Tumour, windowed
 from training.program import AT_LEAST_0, AT_LEAST_1, SHARE, check_options, option
 from training.replay import Replayed
-from training.unet import UNet, weights
+from training.trained import trained_net
+from training.unet import UNet
 from training.weak import TumourLoss, liver_loss
 from trtseg.errors import InputError
 from trtseg.io.folders import make_folder
@@ -90,7 +91,7 @@ class Trainer:
             lr=run.lr,
             fused=self.device.type == "cuda",
         )
-        self.average = [t.detach().clone() for t in self._floats()]
+        self.average = [t.clone() for t in _floats(self.net)]
         self.g = torch.Generator(self.device)
         self.ahead = AHEAD[self.device.type]
         self._drawn: tuple[int, tuple[batch.Batch, Tensor]] | None = None
@@ -98,9 +99,6 @@ class Trainer:
         self.step, self.saved = 0, 0  # now, and when the state was saved last
         self.elapsed, self.last_saved, self.began = 0.0, 0.0, 0.0
         self.losses: list[Tensor] = []
-
-    def _floats(self) -> list[Tensor]:
-        return [t for t in self.net.state_dict().values() if t.dtype.is_floating_point]
 
     def steps(self) -> Iterator[float]:
         """Train, and after each step give the share of the run that is done; the clock runs on in between."""
@@ -128,7 +126,7 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         self.optimizer.step()
         decay = min(self.run.ema, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(self.average, [t.detach() for t in self._floats()], 1 - decay)
+        torch._foreach_lerp_(self.average, _floats(self.net), 1 - decay)
         self.step += 1
         self.losses.append(loss)
 
@@ -231,8 +229,7 @@ class Trainer:
 
     def average_into(self, net: nn.Module) -> None:
         """Give a net of this shape the averaged weights."""
-        own = (t for t in net.state_dict().values() if t.dtype.is_floating_point)
-        for target, value in zip(own, self.average, strict=True):
+        for target, value in zip(_floats(net), self.average, strict=True):
             target.copy_(value)
 
     def start(self, source: str) -> None:
@@ -240,8 +237,24 @@ class Trainer:
         if source.endswith(".pt"):
             start_from(Path(source), self.settings, self.method, self.device)
         else:
-            self.net.load_state_dict(_unfolded(source, self))
-        self.average = [t.detach().clone() for t in self._floats()]
+            self.net.load_state_dict(self._unfolded(source))
+        self.average = [t.clone() for t in _floats(self.net)]
+
+    def _unfolded(self, model: str) -> dict[str, Tensor]:
+        """The state with batch norms of the net of an exported model, their statistics those of samples of the run."""
+        from training.unfold import unfold
+
+        net = trained_net(model, self.role)
+        if net.sizes != self.net.sizes:
+            raise InputError(f"start: {model} has a net of {net.sizes}, but this run one of {self.net.sizes}")
+        seen = []
+        while sum(map(len, seen)) < UNFOLD_SLICES:
+            self.g.manual_seed(len(seen))
+            b, mask = self.samples()
+            x = windowed(b.hu, self.role)
+            seen.append(x * mask[:, None] if self.role == "tumour" else x)
+        net.to(self.device)
+        return unfold(net, lambda: [net(x) for part in seen for x in part.split(16)])
 
     def save(self, path: Path) -> None:
         """Write all that a resumed run needs."""
@@ -282,19 +295,6 @@ def _net(method: Method, role: str) -> nn.Module:
     return method.nets if role == "joint" else method.nets[role]
 
 
-def _unfolded(model: str, trainer: Trainer) -> dict[str, Tensor]:
-    """The state with batch norms of the net of an exported model, their statistics those of samples of the run."""
-    from training.unfold import folded_net, unfold
-    from trtseg import models
-
-    net = folded_net(weights(models.find(model).read(f"{trainer.role}.onnx")))
-    if net.sizes != trainer.net.sizes:
-        raise InputError(f"start: {model} has a net of {net.sizes}, but this run one of {trainer.net.sizes}")
-    seen = []
-    while sum(map(len, seen)) < UNFOLD_SLICES:
-        trainer.g.manual_seed(len(seen))
-        b, mask = trainer.samples()
-        x = windowed(b.hu, trainer.role)
-        seen.append(x * mask[:, None] if trainer.role == "tumour" else x)
-    net.to(trainer.device)
-    return unfold(net, lambda: [net(x) for part in seen for x in part.split(16)])
+def _floats(net: nn.Module) -> list[Tensor]:
+    """What is averaged of a net: its weights, and the statistics of its batch norms."""
+    return [t for t in net.state_dict().values() if t.dtype.is_floating_point]
