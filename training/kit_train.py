@@ -27,7 +27,7 @@ from training.curves import log
 from training.methods import Method
 from training.program import add_options, parser_of, plain_errors
 from training.trained import trained_net
-from training.trainer import Run, Trainer
+from training.trainer import Run, Trainer, settings_of
 from training.unet import UNet
 from trtseg.errors import InputError
 from trtseg.io.folders import make_folder
@@ -200,10 +200,8 @@ def main() -> None:
         parser.error("--liver goes with tumour, which needs it")
     if files["teachers"] and role != "tumour":
         parser.error("--teacher goes with tumour")
-    precision = "bf16" if torch.cuda.is_available() else "fp32"
-    both = {name: chosen[name] for name in ("batch", "lr", "ema", "overlap")}
-    run, settings = Run(**chosen), Settings(role, precision=precision, **both, **args)
-    train(role, path, out, settings, run, **files)
+    run = Run(**chosen)
+    train(role, path, out, settings_of(role, run, **args), run, **files)
 
 
 if __name__ == "__main__":

@@ -15,17 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 import trtseg
 from training import calibration, evaluate, export, int8, kit, kit_train
 from training.cases import Case
-from training.checkpoint import Settings
 from training.program import parser_of, plain_errors
 from training.readers import png_slices
 from training.readers.shared import VALIDATION, shared_cases
 from training.split import by_patient
-from training.trainer import Run
+from training.trainer import Run, settings_of
 from trtseg import models
 from trtseg.errors import ArgumentError, InputError
 from trtseg.io.folders import make_folder
@@ -106,19 +103,9 @@ def go(shared: Path, runs: Path, start: str, out: Path, share: float = 1.0) -> N
     else:
         make_folder(runs, "--runs")
         kit.write(packed, kit.build(cases, VALIDATION, SIZE, PIXEL_MM, LEVEL_HU))
-    precision = "bf16" if torch.cuda.is_available() else "fp32"
     for stage in STAGES:
         run = replace(stage.run, steps=max(1, round(stage.run.steps * share)))
-        settings = Settings(
-            stage.role,
-            size=SIZE,
-            batch=run.batch,
-            lr=run.lr,
-            ema=run.ema,
-            overlap=run.overlap,
-            precision=precision,
-            **NET,
-        )
+        settings = settings_of(stage.role, run, size=SIZE, **NET)
         liver = runs / stage.behind / "last.pt" if stage.behind else None
         begin = runs / stage.start / "last.pt" if stage.start else None
         kit_train.train(

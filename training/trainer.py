@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,13 @@ class Run:
 
     def __post_init__(self) -> None:
         check_options(self)
+
+
+def settings_of(role: str, run: Run, **others: Any) -> Settings:
+    """What the checkpoint says of a run; the nets run in BF16 on a GPU, and in FP32 on a CPU."""
+    precision = "bf16" if torch.cuda.is_available() else "fp32"
+    own = {name: getattr(run, name) for name in ("batch", "lr", "ema", "overlap")}
+    return Settings(role, precision=precision, **own, **others)
 
 
 class Trainer:
