@@ -156,7 +156,7 @@ def main() -> None:
 
 
 def to_device(method: Method, device: torch.device) -> None:
-    """Move a method and the liver net that it may stand behind."""
+    """Move a method and the liver net that it may stand behind; on a GPU both run in BF16 from then on."""
     method.to(device)
     if isinstance(method, Tumour):
         method.liver[0].to(device)

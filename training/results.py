@@ -47,7 +47,7 @@ HEAD = """Printed by `python -m training.results` from what `python -m training.
 Every patient whose tumours people drew, on whole slices, tests once; no net is tested on a patient that it was trained on. Two folds: {folds}. A and ircadb-1 never train.
 Validation: {validation}. The tumours of G, H, I and ircadb-2 were drawn by published nets, where lists of cells with tumour confirm them; the last two have none.
 Training: {training}, all with liver, whose tumours are known; most patients with tumours have masks like those of G. Slices without liver, or whose tumours are fused into it, are left out: all rows see the same samples in the same order.
-One budget for all: {steps} steps a net with {batch} samples, which is {passes:.0f} times the slices; {size}x{size} pixels, width {width}, in {precision} on {device}; AdamW, cosine, averaged weights. `sequential` trains N1 for all steps, then N2 for all; `joint` both at once. Loss: cross-entropy, balanced with exponent 0.5 or not. {lesions:.0%} of the slices get synthetic lesions.
+One budget for all: {budget} steps a net with {batch} samples, which is {passes:.0f} times the slices; {size}x{size} pixels, width {width}, in {precision} on {device}; AdamW, cosine, averaged weights. `sequential` trains N1 for all steps, then N2 for all; `joint` both at once. Loss: cross-entropy, balanced with exponent 0.5 or not. {lesions:.0%} of the slices get synthetic lesions.
 {seeds} seeds; a cell is their mean, and their range where it shows.
 Accuracy, IoU, Rand index, AUC and Dice are of the tumour, at 256x256 pixels, in FP32, without post-processing; with the threshold 0.5, but for `one-step` the largest of three probabilities. "Restricted" is over pixels with a tumour probability in [{low}, {high}]; the share says how many pixels those are. "There" is at the threshold where that curve of the validation patients has sensitivity plus specificity largest, each patient weighing the same.
 """  # noqa: E501
@@ -190,24 +190,21 @@ def differences_table(rows: dict[str, Runs], pairs: Iterable[tuple[str, str]]) -
     return grid(["", "score", "mean", f"interval, {INTERVAL:.0%}", "patients for whom it is higher"], lines)
 
 
-def _head(stored: dict[str, Any]) -> str:
+def _head(stored: list[dict[str, Any]]) -> str:
     samples = stored[0]["budget"] * stored[0]["batch"]
     training = " or ".join(
         f"{s['training_slices']} slices of {s['training_patients']} patients" for s in stored
     )
     folds = "; ".join(", ".join(fold.test) for fold in FOLDS)
-    text = HEAD.format(
-        folds=folds, validation=", ".join(VALIDATION), training=training, **_of(stored[0]),
-        passes=samples / np.mean([s["training_slices"] for s in stored]), size=PLAIN.size, width=PLAIN.width,
-        lesions=PLAIN.lesions, seeds=len(SEEDS), low=PAPER_BAND[0], high=PAPER_BAND[1],
-    )  # fmt: skip
+    about = {
+        "folds": folds, "validation": ", ".join(VALIDATION), "training": training,
+        "passes": samples / np.mean([s["training_slices"] for s in stored]), "size": PLAIN.size, "width": PLAIN.width,
+        "lesions": PLAIN.lesions, "seeds": len(SEEDS), "low": PAPER_BAND[0], "high": PAPER_BAND[1],
+    }  # fmt: skip
+    text = HEAD.format_map(stored[0] | about)
     first, *bullets = filter(None, text.splitlines())
     filled = [textwrap.fill(line, 120, initial_indent="- ", subsequent_indent="  ") for line in bullets]
     return "\n".join(["", first, "", *filled, ""])
-
-
-def _of(stored: dict[str, Any]) -> dict[str, Any]:
-    return {name: stored[name] for name in ("batch", "precision", "device")} | {"steps": stored["budget"]}
 
 
 def tables(folder: Path) -> str:

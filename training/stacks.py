@@ -94,8 +94,7 @@ class StackTrainer(Trainer):
     def _loss(self, b: batch.Batch, mask: Tensor) -> Tensor:
         logits = self.method.logits("tumour", mask.contiguous(memory_format=torch.channels_last))
         counts = (appearance.grown(b.label > 0, GROW) > 0) & (b.label != UNKNOWN)
-        loss: Tensor = self.loss.pixels(logits, b.label == 2, where=counts)
-        return loss
+        return self.pixels(logits, b.label == 2, where=counts)
 
 
 class Near:
