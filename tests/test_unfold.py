@@ -10,7 +10,10 @@ from training_data import lesions_case
 from training import checkpoint, data, export, prepare, train, unfold
 from training.methods import windowed
 from training.sample import Samples
+from trtseg import models
 from trtseg.errors import ArgumentError, ModelError
+
+ABOUT = {"version": "1", "trained_on": "x", "licence": "y"}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def settings(method, **changes):
 
 @pytest.fixture(scope="module", params=["one-step", "sequential"])
 def runs(request, store, tmp_path_factory):
-    """Checkpoints of short runs, and the model that they were exported to."""
+    """Checkpoints of short runs, and the model that they were exported to, for pixels of a size or of any."""
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "one-step":
         train.train(settings("one-step"), store, folder / "one-step")
@@ -37,17 +40,25 @@ def runs(request, store, tmp_path_factory):
         train.train(settings("liver"), store, folder / "liver")
         train.train(settings("tumour", stem=6), store, folder / "tumour", folder / "liver/last.pt")
         paths = [folder / "liver/last.pt", folder / "tumour/last.pt"]
-    export.export(paths, folder / "model", {}, {"version": "1", "trained_on": "x", "licence": "y"})
+    pixel_mm = None if request.param == "one-step" else 1.5
+    export.export(paths, folder / "model", {}, ABOUT, pixel_mm=pixel_mm)
     return paths, folder / "model"
 
 
-def test_an_unfolded_net_says_what_it_said_and_learns(runs, store, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def unfolded(runs, store, tmp_path_factory):
+    """Checkpoints of that model."""
     paths, model = runs
-    monkeypatch.setattr(unfold, "SAMPLES", 8)
-    unfolded = unfold.unfold_model(model, store, tmp_path)
-    assert [path.relative_to(tmp_path).as_posix() for path in unfolded] == [
-        f"{path.parent.name}/last.pt" for path in paths
-    ]
+    folder = tmp_path_factory.mktemp("unfolded")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unfold, "SAMPLES", 8)
+        made = unfold.unfold_model(model, store, folder)
+    assert made == [folder / path.parent.name / "last.pt" for path in paths]
+    return made
+
+
+def test_an_unfolded_net_says_what_it_said_and_learns(runs, unfolded, store, tmp_path):
+    paths, _ = runs
     slices, _ = data.read(store, 64)
     hu = Samples(slices, "liver", 0.0, 1)[0][0][None]
     for before, after in zip(paths, unfolded, strict=True):
@@ -69,15 +80,13 @@ def test_an_unfolded_net_says_what_it_said_and_learns(runs, store, tmp_path, mon
             assert torch.allclose(out.var((0, 2, 3)), block[1].running_var, rtol=1e-2)
 
 
-def test_an_unfolded_net_is_exported_for_the_pixels_it_had(runs, store, tmp_path, monkeypatch):
-    paths, _ = runs
-    about = {"version": "1", "trained_on": "x", "licence": "y"}
-    before = export.export(paths, tmp_path / "before", {}, about, pixel_mm=1.5)
-    monkeypatch.setattr(unfold, "SAMPLES", 8)
-    unfolded = unfold.unfold_model(tmp_path / "before", store, tmp_path)
-    after = export.export(unfolded, tmp_path / "after", {}, about)
-    assert [(net.fit, net.pixel_mm) for net in before.nets] == [("body", 1.5)] * len(paths)
-    assert [(net.fit, net.pixel_mm) for net in after.nets] == [("body", 1.5)] * len(paths)
+def test_an_unfolded_net_is_exported_for_the_pixels_it_had(runs, unfolded, tmp_path):
+    _, model = runs
+    before = models.find(model).spec
+    after = export.export(unfolded, tmp_path / "after", {}, ABOUT)
+    assert [(net.role, net.fit, net.pixel_mm) for net in after.nets] == [
+        (net.role, net.fit, net.pixel_mm) for net in before.nets
+    ]
 
 
 def test_the_weights_of_a_run_are_not_written_over(runs, store):
