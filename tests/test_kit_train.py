@@ -12,7 +12,7 @@ from training import appearance, export, kit, kit_train, trainer
 from training.checkpoint import Settings, fingerprint, load
 from training.methods import Liver
 from training.trained import trained_net
-from trtseg.errors import ArgumentError, InputError, OutputError
+from trtseg.errors import ArgumentError, InputError, ModelError, OutputError
 
 
 def small_run(tmp_path, role="liver", steps=4, **changes):
@@ -37,9 +37,8 @@ def test_both_nets_train_and_can_be_read(tmp_path):
     assert "tumour p1" in log[0]
 
 
-@pytest.mark.parametrize(("mm", "expected"), [(None, 6.0), (9.0, 9.0)])
-def test_nets_of_a_kit_are_exported_with_its_pixels(tmp_path, mm, expected):
-    """Whatever the exporter is told or not told: a net that sees another grid than it learnt on is silently bad."""
+def test_nets_of_a_kit_are_exported_with_its_pixels(tmp_path):
+    """A net that sees another grid than it learnt on is silently bad. Who tells the exporter a size is heard."""
     large = replace(tiny_kit(64), pixel_mm=np.array([3.0] * 9 + [4.0], np.float32))  # one body did not fit
     kit.write(tmp_path / "kit.zip", large)
     role, path, out, settings, run = small_run(tmp_path, steps=1)
@@ -48,8 +47,10 @@ def test_nets_of_a_kit_are_exported_with_its_pixels(tmp_path, mm, expected):
     kit_train.train(*tumour, liver=out / "last.pt")
     checkpoints = [out / "last.pt", tumour[2] / "last.pt"]
     about = dict.fromkeys(("version", "trained_on", "licence"), "x")
-    spec = export.export(checkpoints, tmp_path / "model", {}, about, pixel_mm=mm)
-    assert [(net.fit, net.pixel_mm) for net in spec.nets] == [("body", expected)] * 2
+    spec = export.export(checkpoints, tmp_path / "model", {}, about)
+    assert [(net.fit, net.pixel_mm) for net in spec.nets] == [("body", 6.0)] * 2
+    with pytest.raises(ModelError, match=r"pixel_mm: got -9\.0"):
+        export.export(checkpoints, tmp_path / "model", {}, about, pixel_mm=-9.0)
 
 
 def test_a_killed_run_ends_as_an_unbroken_one(tmp_path, monkeypatch):
