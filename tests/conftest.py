@@ -31,9 +31,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items.sort(key=lambda item: tests[item.path])
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_finish() -> None:
-    """Let the garbage collector pass over all modules: tests that call it would wait half a second each time."""
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_old_is_looked_through() -> None:
+    """Let the garbage collector pass over what is there by now: a test that calls it would wait half a second."""
     gc.collect()
     gc.freeze()
 
