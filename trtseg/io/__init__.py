@@ -148,7 +148,11 @@ def read_labels(
         labels, geometry = read_seg(name, meaning)
     else:
         labels, geometry = _read_voxels(name, partial(to_labels, meaning=meaning))
-    if (labels == 2).any() and not (labels == 1).any():
+
+    def has(label: int) -> bool:
+        return any((plane == label).any() for plane in labels)  # one by one, for the sake of memory
+
+    if has(2) and not has(1):
         text = (
             "Nothing is liver but the tumours, which are taken for it: the volume of the liver is wrong, and so is "
             "whatever is compared with it."
