@@ -242,3 +242,54 @@ def test_a_teller_is_waited_for_in_the_middle_of_its_end():
     thread.join(10)
     assert not thread.is_alive()
     assert told == [1]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_call_near_the_recursion_limit_leaves_no_lock_taken(waits):
+    """At each depth, once; a thread that waits is interrupted there."""
+    turns, said, depth = Turns("turns"), [], 0
+
+    def held():
+        has_it.set()
+        assert go.wait(10)
+
+    def interrupt(frame, event, called):
+        if event == "c_call" and getattr(called, "__qualname__", "") == "SimpleQueue.get":
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    def call(left):
+        if left:
+            return call(left - 1)
+        if waits:
+            sys.setprofile(interrupt)
+        return turns.run(lambda: "made")
+
+    def work():
+        try:
+            said.append(call(depth))
+        except (RecursionError, KeyboardInterrupt) as error:
+            said.append(type(error).__name__)
+        finally:
+            sys.setprofile(None)
+
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(200)
+    try:
+        for depth in range(150, 200):
+            has_it, go = threading.Event(), threading.Event()
+            pair = [threading.Thread(target=turns.run, args=(held,), daemon=True)] if waits else []
+            for thread in pair:
+                thread.start()
+                assert has_it.wait(10)
+            pair.append(threading.Thread(target=work, daemon=True))
+            pair[-1].start()
+            pair[-1].join(10)
+            go.set()
+            other = Ahead(partial(turns.run, lambda: None))
+            for thread in (*pair, other._thread):
+                thread.join(10)
+                assert not thread.is_alive(), f"depth {depth}: {said[-1:]}"
+    finally:
+        sys.setrecursionlimit(limit)
+    assert set(said) == {"KeyboardInterrupt" if waits else "made", "RecursionError"}

@@ -54,64 +54,71 @@ def wait_for(changed: threading.Condition, is_so: Callable[[], object], timeout:
     return True
 
 
+class _Place:
+    """That of a call in the queue of `Turns`; nothing equals it but itself."""
+
+    def __init__(self) -> None:
+        self.process, self.bell = os.getpid(), SimpleQueue[None]()
+
+
 class Turns:
     """A lock that threads get in the order in which they ask for it, so that none that asks often keeps it.
 
     Who would wait for ever gets an ArgumentError about ``name``: a thread that has the lock or waits for it already, as
     a signal handler may find it, and a process that was forked while a thread had it.
 
-    A thread puts its name down and waits until it is the first. No other lock guards that, so that whatever comes in
-    the middle, an interrupt or a signal handler, finds none taken: each step is one call of a deque, a dict or a queue.
+    A thread takes a place in the queue and waits until it is the first. No other lock guards that, so that whatever
+    comes in the middle, an interrupt or a signal handler, finds none taken: each step is one call of a deque, a set or
+    a queue. To leave takes no deeper calls than to look whether one may come: else a thread near the recursion limit
+    could get the lock, and not give it back. So places are told apart by what they are, and not by what they hold.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._bells: dict[_Thread, SimpleQueue[None]] = {}  # of the threads that have the lock or wait for it
-        self._queue = deque[_Thread]()  # these in the order in which they asked; the first has the lock
+        self._threads = set[_Thread]()  # those that have the lock or wait for it
+        self._queue = deque[_Place]()  # theirs, in the order in which they asked; the first has the lock
 
     def run(self, function: Callable[[], T]) -> T:
         """Call a function once it is this thread's turn, and return what it returns."""
         self.check()
+        me, place = (os.getpid(), threading.get_ident()), _Place()
         try:
-            self._wait()
+            self._wait(me, place)
             return function()
         finally:  # no `with`: an interrupt before the first line of its __exit__ would leave the lock taken
             try:
-                self._leave()
+                self._leave(me, place)
             finally:  # once more, for an interrupt may come in there
-                self._leave()
+                self._leave(me, place)
 
-    def _wait(self) -> None:
-        me, bell = (os.getpid(), threading.get_ident()), SimpleQueue[None]()
-        self._bells[me] = bell  # from here on handlers are refused
-        self._queue.append(me)
-        while (first := self._queue[0]) != me:
-            if first[0] != me[0]:
+    def _wait(self, me: _Thread, place: _Place) -> None:
+        self._threads.add(me)  # from here on handlers are refused
+        self._queue.append(place)
+        while (first := self._queue[0]) is not place:
+            if first.process != place.process:
                 raise ArgumentError(
                     f"{self._name}: got a call in a process that was forked during another call; make another "
                     f"{self._name} in this process, or fork while no call runs"
                 )
-            bell.get()
+            place.bell.get()
 
-    def _leave(self) -> None:
+    def _leave(self, me: _Thread, place: _Place) -> None:
         """Let the next thread have the lock; this thread may have it, wait for it, or have left already."""
-        me = os.getpid(), threading.get_ident()
-        if me in self._queue:
-            self._queue.remove(me)
+        if place in self._queue:
+            self._queue.remove(place)
         try:
             first = self._queue[0]
         except IndexError:
             pass  # nobody waits
         else:
-            bell = self._bells.get(first)
-            if bell is not None:  # else it has left meanwhile, and told the next one
-                bell.put(None)  # once too often does no harm
-        self._bells.pop(me, None)
+            # Once too often does no harm. If that thread has left meanwhile, it has told the next one.
+            first.bell.put(None)
+        self._threads.discard(me)
 
     @property
     def is_mine(self) -> bool:
         """Whether this thread has the lock or waits for it: it is not to wait for a thread that waits for the lock."""
-        return (os.getpid(), threading.get_ident()) in self._bells
+        return (os.getpid(), threading.get_ident()) in self._threads
 
     def check(self) -> None:
         """Raise an ArgumentError if this thread has the lock or waits for it."""
