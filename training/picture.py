@@ -12,14 +12,13 @@ from trtseg.io.atomic import atomic
 
 @contextmanager
 def drawn(path: Path, *shape: int, **options: Any) -> Iterator[Any]:
-    """Give axes to draw on, as `matplotlib.pyplot.subplots` does, and write the picture, complete or not at all."""
-    import matplotlib  # which machines that only train need not have
+    """Give axes to draw on, as ``Figure.subplots`` of matplotlib does, and write the picture, complete or not at all.
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    The figure is none of pyplot's, which would keep it after an exception, and close those of a notebook.
+    """
+    from matplotlib.figure import Figure  # which machines that only train need not have
 
-    figure, axes = plt.subplots(*shape, layout="constrained", **options)
-    yield axes
+    figure = Figure(layout="constrained", **options)
+    yield figure.subplots(*shape)
     with atomic(path) as (temporary,):
         figure.savefig(temporary, dpi=120)
-    plt.close(figure)
