@@ -296,3 +296,36 @@ def test_a_stream_is_of_the_process_that_opened_it(segmenter, hu):
         for z in range(10, 20):
             stream.push(hu[z], z * SPACING[0])
         assert (stream.finish().labels == segmenter.segment(hu, spacing=SPACING).labels).all()
+
+
+def test_no_call_in_a_forked_process_waits_for_a_lock_that_another_thread_had(segmenter):
+    has_them, go = threading.Event(), threading.Event()
+
+    def hold():
+        with stream._lock, stream._teller._lock:  # as amid a `push`, and amid the report of a slice
+            has_them.set()
+            go.wait(60)
+
+    with segmenter.stream(SHAPE, spacing=SPACING[1:], on_labels=print) as stream:
+        thread = threading.Thread(target=hold)
+        thread.start()
+        assert has_them.wait(10)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)  # ends a child that waits
+            said = 0
+            for call in (
+                lambda: stream.counts,
+                lambda: stream.liver_ml,
+                lambda: stream.tumour_ml,
+                lambda: stream.labels_at(0.0),
+            ):
+                try:
+                    call()
+                except ArgumentError as error:
+                    said += "stream: got a call in a process that was forked after" in str(error)
+            stream.close()
+            os._exit(said)
+        go.set()
+        thread.join()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4

@@ -217,6 +217,7 @@ class Stream:
     def labels_at(self, position: Any) -> NDArray[np.uint8] | None:
         """Labels of a slice by the nets alone, uint8 ``[rows, columns]``, read-only; None as long as there are none."""
         depth = self._grid.depth(position)
+        self._check_process()
         with self._lock:
             near = (one for one in self._slices if abs(one.depth - depth) <= SAME_PLACE_MM)
             return next((self._shown(one) for one in near if one.labels is not None), None)
@@ -224,6 +225,7 @@ class Stream:
     @property
     def counts(self) -> tuple[int, int]:
         """How many slices have been taken, and how many of them are labelled."""
+        self._check_process()
         with self._lock:
             return len(self._slices), sum(one.labels is not None for one in self._slices)
 
@@ -306,6 +308,8 @@ class Stream:
         It waits for the slices on which the nets are, unless a call of the Segmenter by this very thread has the nets:
         they follow then. After `finish` it waits until the callback has got all slices.
         """
+        if os.getpid() != self._process:
+            return  # the threads are not in this process, which was forked, and their locks may be taken for ever
         self._stop()
         if self._teller is not None:
             self._teller.drop()
@@ -415,8 +419,6 @@ class Stream:
 
     def _stop(self) -> None:
         """End the worker, after the slices on which it works."""
-        if os.getpid() != self._process:
-            return  # the worker is not in this process, which was forked
         with self._lock:
             self._stopped = True
             self._changed.notify_all()
@@ -461,6 +463,7 @@ class Stream:
         return self._grid.as_given(one.labels)
 
     def _ml(self, label: int) -> float:
+        self._check_process()
         with self._lock:
             done = [(one.depth, one.counts[label]) for one in self._slices if one.labels is not None]
         return self._grid.ml(done)
