@@ -41,6 +41,7 @@ def test_a_kit_of_other_data_is_not_trained_on(tmp_path, monkeypatch):
         for name, group, split in zip(made.case, made.group, made.split, strict=True)
     ]
     monkeypatch.setattr(recipe, "shared_cases", lambda _: cases)
+    made.pixel_mm[:2] = recipe.PIXEL_MM, 2 * recipe.PIXEL_MM  # larger where a body would not fit
     monkeypatch.setattr(recipe, "SIZE", 32)
     monkeypatch.setattr(recipe.kit_train, "train", lambda *_, **__: pytest.fail("it goes on"))
 
@@ -56,6 +57,14 @@ def test_a_kit_of_other_data_is_not_trained_on(tmp_path, monkeypatch):
     ):
         kit.write(tmp_path / "kit.zip", wrong)
         with pytest.raises(InputError, match=r"kit\.zip: is a kit of other data than --shared"):
+            go()
+    for wrong in (
+        replace(made, pixel_mm=made.pixel_mm * np.float32(0.9)),
+        replace(made, level_hu=kit.levels(2 * recipe.LEVEL_HU)),
+        replace(made, image=made.image[:, :16, :16], label=made.label[:, :16, :16]),
+    ):
+        kit.write(tmp_path / "kit.zip", wrong)
+        with pytest.raises(InputError, match=r"kit\.zip: is a kit on another grid than 32 pixels of 1\.5 mm"):
             go()
 
 

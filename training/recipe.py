@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 import trtseg
 from training import calibration, evaluate, export, int8, kit, kit_train
 from training.cases import Case
@@ -92,7 +94,7 @@ def go(shared: Path, runs: Path, start: str, out: Path, share: float = 1.0) -> N
     Raises
     ------
     ArgumentError, InputError, ModelError
-        Before any work, if the share is none, if ``runs`` holds a kit of other data, or if there is no such model.
+        Before any work, if the share is none, if ``runs`` holds another kit, or if there is no such model.
     """
     if not (share > 0 and math.isfinite(share)):
         raise ArgumentError(f"share: got {share}; expected a number above 0")
@@ -120,19 +122,22 @@ def go(shared: Path, runs: Path, start: str, out: Path, share: float = 1.0) -> N
 
 
 def check_kit(path: Path, cases: Sequence[Case]) -> None:
-    """Raise an `InputError` if a kit does not hold these cases, split as the recipe does: perhaps it is one's own."""
+    """Raise an `InputError` if a kit is not that of these cases which `go` would write: perhaps it is one's own."""
     held = kit.read(path)
     split = by_patient(cases, VALIDATION)
     columns = (held.source.tolist(), held.case.tolist(), held.split.tolist())
     there = set(zip(*columns, strict=True))
-    if (
-        there != {(case.source, case.name, split[case.group]) for case in cases}
-        or held.image.shape[1] != SIZE
+    if there != {(case.source, case.name, split[case.group]) for case in cases}:
+        what = "of other data than --shared, or split otherwise"
+    elif (
+        held.image.shape[1] != SIZE
+        or round(float(held.pixel_mm.min()), 3) != PIXEL_MM
+        or not np.array_equal(held.level_hu, kit.levels(LEVEL_HU))
     ):
-        raise InputError(
-            f"{path}: is a kit of other data than --shared, or split otherwise; "
-            "choose another folder with -o, or remove it"
-        )
+        what = f"on another grid than {SIZE} pixels of {PIXEL_MM:g} mm, or of other levels than {LEVEL_HU:g} HU apart"
+    else:
+        return
+    raise InputError(f"{path}: is a kit {what}; choose another folder with -o, or remove it")
 
 
 @plain_errors()
