@@ -293,3 +293,32 @@ def test_a_call_near_the_recursion_limit_leaves_no_lock_taken(waits):
     finally:
         sys.setrecursionlimit(limit)
     assert set(said) == {"KeyboardInterrupt" if waits else "made", "RecursionError"}
+
+
+def test_an_interrupt_of_a_wait_is_told_as_such_at_any_moment(monkeypatch):
+    monkeypatch.setattr(threads, "LOOK_S", 0.01)
+    places, interrupted, left = {threads.__file__, threading.__file__}, 0, 0
+
+    def interrupt(frame, event, _):
+        nonlocal left
+        if frame.f_code.co_filename in places and event in ("call", "c_return"):
+            left -= 1
+            if left < 0:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+    for number in range(1000):
+        lock = threading.RLock()
+        changed, left = threading.Condition(lock), number
+        sys.setprofile(interrupt)
+        try:
+            with lock:
+                threads.wait_for(changed, lambda: False, 0.03)
+            break
+        except KeyboardInterrupt:
+            interrupted += 1
+        finally:
+            sys.setprofile(None)
+        other = Ahead(partial(lock.acquire, timeout=10))
+        assert other.result(), f"moment {number}"
+    assert 10 < interrupted < 999

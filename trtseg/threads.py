@@ -50,7 +50,14 @@ def wait_for(changed: threading.Condition, is_so: Callable[[], object], timeout:
         left = LOOK_S if end is None else min(LOOK_S, end - time.monotonic())
         if left <= 0:
             return False
-        changed.wait(left)
+        try:
+            changed.wait(left)
+        except BaseException:
+            try:
+                changed.notify(0)  # for nobody: it fails if this thread does not have the lock
+            except RuntimeError:  # just after that was given up; the caller's `with` gives it back
+                changed.acquire()
+            raise
     return True
 
 
