@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -325,7 +326,36 @@ def test_no_call_in_a_forked_process_waits_for_a_lock_that_another_thread_had(se
                 except ArgumentError as error:
                     said += "stream: got a call in a process that was forked after" in str(error)
             stream.close()
+            stream._at_exit()
             os._exit(said)
         go.set()
         thread.join()
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
+
+
+def test_a_program_that_ends_waits_for_the_slices_on_which_the_nets_are(model):
+    """Python before 3.14 unwinds a thread that is in the extension then, and OpenVINO's aborts the process."""
+    program = f"""
+import os, threading, time
+import numpy as np
+import trtseg
+
+segmenter = trtseg.Segmenter({str(model)!r}, device="cpu", threads=1)
+run, has_begun = segmenter._cascade.run, threading.Event()
+
+def slowly(*arguments, **options):
+    has_begun.set()
+    time.sleep(0.5)
+    made = run(*arguments, **options)
+    os.write(1, b"labelled")
+    return made
+
+segmenter._cascade.run = slowly
+segmenter._at_once = 1
+stream = segmenter.stream((64, 80), spacing=(4.0, 4.0))
+for z in range(20):
+    stream.push(np.full((64, 80), -1000, np.int16), 5.0 * z)
+has_begun.wait()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"labelled", b"")

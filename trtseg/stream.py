@@ -7,6 +7,7 @@ that are there; where a new slice changes it, the slices before it are labelled 
 
 from __future__ import annotations
 
+import atexit
 import bisect
 import copy
 import os
@@ -40,6 +41,7 @@ from trtseg.volume import Volume
 BYTES_A_VOXEL = 3
 #: Name of the thread that runs the nets of a stream.
 THREAD = "trtseg stream"
+_EXIT_S = 10.0  # that a process which ends waits at most, for the nets may be another thread's
 _ROOM = 64  # slices for which there must be memory when a slice comes; a look at the memory takes a moment
 
 Plane = NDArray[np.int16]
@@ -389,6 +391,7 @@ class Stream:
         except BaseException as error:
             with self._lock:
                 self._error, self._stopped = error, True
+                atexit.unregister(self._at_exit)
                 self._changed.notify_all()
 
     def _take(self) -> tuple[list[_Slice], Fit] | None:
@@ -401,6 +404,7 @@ class Stream:
             )
             if self._stopped or not is_told:
                 self._worker = None  # the next slice begins another
+                atexit.unregister(self._at_exit)
                 self._changed.notify_all()
                 return None
             source = self._waiting or self._stale
@@ -415,6 +419,7 @@ class Stream:
             with memory_for("stream", 0):
                 worker.start()
             self._worker = worker
+            atexit.register(self._at_exit)
         self._changed.notify_all()
 
     def _stop(self) -> None:
@@ -429,6 +434,15 @@ class Stream:
                 return
             wait_for(self._changed, lambda: self._worker is not worker or self._error is not None)
         worker.join()
+
+    def _at_exit(self) -> None:
+        """Wait for the slices on which the nets are: Python ends threads amid foreign code, which may abort then."""
+        if os.getpid() != self._process:
+            return
+        with self._lock:
+            self._stopped = True
+            self._changed.notify_all()
+            wait_for(self._changed, lambda: self._worker is None or self._error is not None, _EXIT_S)
 
     def _check_process(self) -> None:
         if os.getpid() != self._process:
