@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import sys
 import threading
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
 import tiny
+from interrupts import interrupt
 
 import trtseg
 from trtseg.body import Placement, place_body
@@ -255,16 +256,7 @@ def with_more_of_the_patient(hu):
 
 def test_an_interrupt_in_a_push_changes_no_result(tmp_path, hu):
     """Not even where the placement changes; Python looks for signals at such places."""
-    padded, left, interrupted = with_more_of_the_patient(hu)[11:17], 0, 0
-
-    def interrupt(frame, event, _):
-        nonlocal left
-        if frame.f_code.co_filename == trtseg.stream.__file__ and event in ("call", "c_return"):
-            left -= 1
-            if left < 0:
-                sys.setprofile(None)
-                raise KeyboardInterrupt
-
+    padded = with_more_of_the_patient(hu)[11:17]
     with trtseg.Segmenter(placing_model(tmp_path / "model")) as segmenter:
         expected = segmenter.segment(padded, spacing=SPACING)
         for number in range(1000):
@@ -273,21 +265,13 @@ def test_an_interrupt_in_a_push_changes_no_result(tmp_path, hu):
                     stream.push(padded[z], position(z))
                 while stream.counts != (4, 4):
                     pass
-                left, done = number, False
-                sys.setprofile(interrupt)
-                try:
-                    stream.push(padded[4], position(4))
-                    done = True
-                except KeyboardInterrupt:
-                    interrupted += 1
-                finally:
-                    sys.setprofile(None)
+                got = interrupt(partial(stream.push, padded[4], position(4)), number, trtseg.stream)
                 for z in range(6):
                     stream.push(padded[z], position(z))
                 assert (stream.finish().labels == expected.labels).all(), f"moment {number}"
-            if done:
+            if got is None:
                 break
-    assert 10 < interrupted < 999
+    assert 10 < number < 999
 
 
 def test_a_new_placement_labels_earlier_slices_again(tmp_path, hu):

@@ -14,6 +14,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from interrupts import interrupt
 
 from trtseg import stream as stream_module
 from trtseg.errors import ArgumentError, OutOfMemoryError
@@ -250,31 +251,14 @@ def test_a_signal_handler_may_close_a_stream_just_before_a_wait(monkeypatch, seg
 
 
 def test_other_threads_read_a_stream_after_an_interrupt_of_its_push_at_any_moment(segmenter, hu):
-    """Python looks for signals where a function begins, and after the call of one in C."""
-    places, left, interrupted = {stream_module.__file__, threading.__file__}, 0, 0
-
-    def interrupt(frame, event, _):
-        nonlocal left
-        if frame.f_code.co_filename in places and event in ("call", "c_return"):
-            left -= 1
-            if left < 0:
-                sys.setprofile(None)
-                raise KeyboardInterrupt
-
     for number in range(1000):
         with segmenter.stream(SHAPE, spacing=SPACING[1:]) as stream:
             stream.push(hu[0], 0.0)
-            left = number
-            sys.setprofile(interrupt)
-            try:
-                stream.push(hu[1], SPACING[0])
+            push = partial(stream.push, hu[1], SPACING[0])
+            if interrupt(push, number, stream_module, threading) is None:
                 break
-            except KeyboardInterrupt:
-                interrupted += 1
-            finally:
-                sys.setprofile(None)
             assert done_in_time(lambda: stream.counts[0]) in (1, 2)
-    assert 10 < interrupted < 999
+    assert 10 < number < 999
 
 
 def test_a_stream_is_of_the_process_that_opened_it(segmenter, hu):

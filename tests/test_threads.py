@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from interrupts import interrupt
 
 import trtseg
 from trtseg import api, threads
@@ -188,33 +189,16 @@ def test_a_teller_that_pauses_logs_its_failures_and_goes_on(monkeypatch, caplog)
 
 @pytest.mark.parametrize("method", ["label", "close"])
 def test_other_threads_go_on_after_an_interrupt_at_any_moment(model, method):
-    """Python looks for signals where a function begins, and after the call of one in C.
-
-    Whoever is interrupted may keep the exception, as an interactive Python does, and the frames that it knows.
-    """
-    hu, left, kept = np.full((1, 64, 64), -1000, np.int16), 0, []
-    places = {module.__file__ for module in (api, threads, contextlib)}
-
-    def interrupt(frame, event, _):
-        nonlocal left
-        if frame.f_code.co_filename in places and event in ("call", "c_return"):
-            left -= 1
-            if left < 0:
-                sys.setprofile(None)
-                raise KeyboardInterrupt
-
+    """Whoever is interrupted may keep the exception, as an interactive Python does, and the frames that it knows."""
+    hu, kept = np.full((1, 64, 64), -1000, np.int16), []
     for number in range(1000):
         segmenter = trtseg.Segmenter(model, device="cpu")
         call = partial(segmenter.label, hu, spacing=(6.0, 6.0))
-        left = number
-        sys.setprofile(interrupt)
-        try:
-            segmenter.close() if method == "close" else call()
+        kept.append(
+            interrupt(segmenter.close if method == "close" else call, number, api, threads, contextlib)
+        )
+        if kept[-1] is None:
             break
-        except KeyboardInterrupt as error:
-            kept.append(error)
-        finally:
-            sys.setprofile(None)
         other = Ahead(call)
         other._thread.join(10)
         assert not other._thread.is_alive(), f"moment {number}"
@@ -223,7 +207,7 @@ def test_other_threads_go_on_after_an_interrupt_at_any_moment(model, method):
         else:
             with pytest.raises(ArgumentError, match="after close"):
                 other.result()
-    assert 10 < len(kept) < 999
+    assert 10 < number < 999
 
 
 def test_a_teller_is_waited_for_in_the_middle_of_its_end():
@@ -297,28 +281,16 @@ def test_a_call_near_the_recursion_limit_leaves_no_lock_taken(waits):
 
 def test_an_interrupt_of_a_wait_is_told_as_such_at_any_moment(monkeypatch):
     monkeypatch.setattr(threads, "LOOK_S", 0.01)
-    places, interrupted, left = {threads.__file__, threading.__file__}, 0, 0
 
-    def interrupt(frame, event, _):
-        nonlocal left
-        if frame.f_code.co_filename in places and event in ("call", "c_return"):
-            left -= 1
-            if left < 0:
-                sys.setprofile(None)
-                raise KeyboardInterrupt
+    def wait(lock, changed):
+        with lock:
+            threads.wait_for(changed, lambda: False, 0.03)
 
     for number in range(1000):
         lock = threading.RLock()
-        changed, left = threading.Condition(lock), number
-        sys.setprofile(interrupt)
-        try:
-            with lock:
-                threads.wait_for(changed, lambda: False, 0.03)
+        changed = threading.Condition(lock)
+        if interrupt(partial(wait, lock, changed), number, threads, threading) is None:
             break
-        except KeyboardInterrupt:
-            interrupted += 1
-        finally:
-            sys.setprofile(None)
         other = Ahead(partial(lock.acquire, timeout=10))
         assert other.result(), f"moment {number}"
-    assert 10 < interrupted < 999
+    assert 10 < number < 999

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -125,7 +125,10 @@ def evaluate(
         needs("scipy.spatial")  # now, once, and not for every case
         inputs = [p for pair in matched.pairs for p in (pair.prediction, pair.truth, pair.ct) if p]
         check_reports({"--json": json, "--markdown": markdown}, inputs)
-        alone = _Alone(_below(prediction, matched.predictions), _below(truth, matched.truths))
+        alone = {
+            "predictions": _below(prediction, matched.predictions),
+            "truths": _below(truth, matched.truths),
+        }
         notes = _unmatched(alone)
         for note in notes:
             text.note(note)
@@ -144,14 +147,6 @@ def evaluate(
         raise typer.Exit(cases.failures.exit_code(len(cases.scored)))
 
 
-@dataclass(frozen=True)
-class _Alone:
-    """Files that have no partner, as paths below the folders that were given."""
-
-    predictions: list[str]
-    truths: list[str]
-
-
 @dataclass
 class _Cases:
     """What has become of the cases so far."""
@@ -162,15 +157,16 @@ class _Cases:
 
 
 def _below(folder: Path, paths: Sequence[Path]) -> list[str]:
+    """Paths below the folder that was given."""
     return [path.relative_to(folder).as_posix() for path in paths]
 
 
-def _unmatched(alone: _Alone) -> list[str]:
+def _unmatched(alone: dict[str, list[str]]) -> list[str]:
     """Name the files that have no partner."""
     notes = []
     for found, kind, other in (
-        (alone.predictions, "prediction", "truth"),
-        (alone.truths, "truth", "prediction"),
+        (alone["predictions"], "prediction", "truth"),
+        (alone["truths"], "truth", "prediction"),
     ):
         if found:
             names = ", ".join(found[:_NAMED]) + ", ..." * (len(found) > _NAMED)
@@ -201,7 +197,7 @@ def _score(
     return cases
 
 
-def _json(scores: SetScores, alone: _Alone, cases: _Cases) -> str:
+def _json(scores: SetScores, alone: dict[str, list[str]], cases: _Cases) -> str:
     """Lay out all scores as JSON."""
     from trtseg import __version__
 
@@ -211,7 +207,7 @@ def _json(scores: SetScores, alone: _Alone, cases: _Cases) -> str:
         "trtseg": __version__,
         **scores.to_dict(),
         "left_out": [{"name": pair.name, "reason": reason} for pair, reason in cases.left_out],
-        "unmatched": asdict(alone),
+        "unmatched": alone,
     }
     return json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
