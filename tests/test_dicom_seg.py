@@ -19,6 +19,7 @@ from trtseg.followup import compare
 from trtseg.io import load, read_labels
 from trtseg.io.dicom_out import write_dicom
 from trtseg.pairs import Pair, draw, score
+from trtseg.result import Segmentation
 
 highdicom = pytest.importorskip("highdicom")
 DCMQI = Path(__file__).parents[2] / "shared" / "data" / "dcmqi_ct3"
@@ -314,6 +315,34 @@ def test_the_commands_take_segmentations(both):
     of_seg = compare(seg, seg)
     assert [f.before.volume_ml for f in of_seg.findings] == [f.before.volume_ml for f in findings]
     assert not any("reaches the end of the scan" in warning for warning in of_seg.warnings)
+
+
+def test_without_a_segment_of_a_tumour_it_is_doubted_that_there_are_none(tmp_path):
+    liver = segmentation(tmp_path, [(ANATOMY, LIVER, "Liver", WHOLE)]).rename(tmp_path / "liver.dcm")
+    both = segmentation(
+        tmp_path, [(ANATOMY, LIVER, "Liver", WHOLE), (ABNORMAL, MASS, "Tumour", INSIDE, LIVER)]
+    )
+    assert [one.code for one in read_labels(liver)[1].warnings] == ["tumour-segment"]
+    for given in ({1: 1}, {1: 1, 2: 2}):  # whoever says what segments mean knows them
+        assert "tumour-segment" not in [one.code for one in read_labels(liver, given)[1].warnings]
+    assert read_labels(both)[1].warnings == ()
+    said = "No segment is a tumour. Unless somebody looked for tumours"
+    (warning,) = score(Pair("a", both, liver)).warnings
+    assert warning.startswith(f"{liver}: {said}")
+    assert score(Pair("a", both, liver), liver_only=True).warnings == ()
+    assert f"after: {read_labels(liver)[1].warnings[0].text}" in compare(both, liver).warnings
+
+
+def test_a_result_without_tumours_says_that_there_are_none(tmp_path):
+    found = make(tmp_path / "ct", "axial").result
+    healthy = Segmentation.measure(np.minimum(found.canonical, 1), found.volume, provenance=found.provenance)
+    write_dicom([("seg", tmp_path / "seg.dcm")], healthy)
+    labels, grid = read_labels(tmp_path / "seg.dcm")
+    assert (labels.max(), grid.warnings) == (1, ())
+    header = pydicom.dcmread(tmp_path / "seg.dcm")
+    header.ContentDescription = "another program's"
+    header.save_as(tmp_path / "seg.dcm")
+    assert [one.code for one in read_labels(tmp_path / "seg.dcm")[1].warnings] == ["tumour-segment"]
 
 
 def test_a_segmentation_with_empty_frames_at_both_ends_shows_a_whole_liver(tmp_path):

@@ -66,7 +66,8 @@ def test_extras(path):
 def test_warnings():
     text = read("docs/robustness.md").partition("## ")[0]
     assert (
-        set(re.findall(r"`((?:geometry|series|values|slices|liver)-\w+|orientation)`", text)) == CODES.keys()
+        set(re.findall(r"`((?:geometry|series|values|slices|liver|tumour)-\w+|orientation)`", text))
+        == CODES.keys()
     )
 
 

@@ -403,13 +403,20 @@ def test_without_a_label_for_tumours_nothing_is_said_of_them(tmp_path, monkeypat
     assert "No lesions in either scan" not in page
 
 
-def test_labels_for_tumours_that_neither_scan_has_are_said(tmp_path):
+def test_labels_for_tumours_that_a_scan_has_not_are_said(tmp_path):
     organs = renumbered(scan(tmp_path / "a.nii.gz", [((0, 0, 0), 8)]), tmp_path / "c.nii.gz", 0, 6, 109)
     healthy = renumbered(scan(tmp_path / "b.nii.gz", []), tmp_path / "d.nii.gz", 0, 6, 109)
-    said = "neither scan has a label that is tumour (19, 20); if others are tumour, lesions are missing here"
-    assert compare(organs, healthy, meaning={6: 1, 19: 2, 20: 2}).warnings == (said,)
-    for one, other in ((organs, healthy), (healthy, organs)):
-        assert compare(one, other, meaning={6: 1, 109: 2, 20: 2}).warnings == ()
+    rest = "if others are tumour, or nobody looked for tumours there, lesions are missing here"
+    for one, other, tumour, which in (
+        (organs, healthy, 19, "neither scan has a"),
+        (organs, healthy, 109, "after has no"),
+        (healthy, organs, 109, "before has no"),
+    ):
+        said = f"{which} label that is tumour ({tumour}, 20); {rest}"
+        assert compare(one, other, meaning={6: 1, tumour: 2, 20: 2}).warnings == (said,)
+    assert compare(organs, organs, meaning={6: 1, 109: 2, 20: 2}).warnings == (
+        "before and after are one file, so nothing can have changed",
+    )
     assert compare(organs, healthy, meaning={6: 1}).warnings == ()  # tumours are not asked for
 
 

@@ -193,10 +193,13 @@ def compare(
         for when, scan in zip(("before", "after"), scans, strict=True)
         for text in _warnings(scan)
     ]
-    if meaning is not None and knows_tumours and not any(scan.lesions for scan in scans):
+    without = [when for when, scan in zip(("before", "after"), scans, strict=True) if not scan.lesions]
+    if meaning is not None and knows_tumours and without:
         named = ", ".join(str(value) for value, label in meaning.items() if label == 2)
+        which = "neither scan has a" if len(without) == 2 else f"{without[0]} has no"
         warnings.append(
-            f"neither scan has a label that is tumour ({named}); if others are tumour, lesions are missing here"
+            f"{which} label that is tumour ({named}); if others are tumour, or nobody looked for tumours there, "
+            "lesions are missing here"
         )
     makers = {made_by(path) for path in paths} - {None, ""}
     if len(makers) > 1:

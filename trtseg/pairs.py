@@ -116,7 +116,7 @@ def score(pair: Pair, *, liver_only: bool = False, meaning: Mapping[int, int] | 
     InputError
         If a file cannot be read, holds other labels than 0, 1 and 2, or the grids are not the same.
     """
-    prediction, truth, grid, warnings = _read(pair, meaning)
+    prediction, truth, grid, warnings = _read(pair, meaning, liver_only=liver_only)
     scores = evaluate_case(prediction, truth, grid.spacing, name=pair.name, liver_only=liver_only)
     if meaning and not truth.any():
         named = ", ".join(map(str, meaning))
@@ -167,7 +167,7 @@ def draw(
 
 
 def _read(
-    pair: Pair, meaning: Mapping[int, int] | None, ct: Geometry | None = None
+    pair: Pair, meaning: Mapping[int, int] | None, ct: Geometry | None = None, *, liver_only: bool = False
 ) -> tuple[Array, Array, Geometry, tuple[str, ...]]:
     """Read prediction and truth, uint8 ``[Z, Y, X]``; the grid that they share, and warnings. ``ct``: that of their CT.
 
@@ -186,7 +186,12 @@ def _read(
     if is_dicom(pair.truth):
         truth, true_grid = _widened(truth, true_grid, grid, ct)
     check_same_grid(str(pair.prediction), grid, str(pair.truth), true_grid)
-    texts = (f"{path}: {one.text}" for path, warnings in warned for one in warnings)
+    texts = (
+        f"{path}: {one.text}"
+        for path, warnings in warned
+        for one in warnings
+        if not (liver_only and one.code == "tumour-segment")
+    )
     return prediction, truth, true_grid, tuple(texts)
 
 

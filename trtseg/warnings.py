@@ -25,6 +25,7 @@ CODES = {
     "liver-parts": "Much of what the net called liver was dropped, because it is not connected to the rest.",
     "liver-none": "There is nothing that can be called a liver.",
     "liver-segment": "Labels have tumours but no liver, or a DICOM Segmentation lacks a segment that was asked for.",
+    "tumour-segment": "A DICOM Segmentation of another program has no segment of a tumour: perhaps nobody looked.",
     "liver-size": "No liver of an adult has this volume.",
 }
 

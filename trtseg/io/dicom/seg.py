@@ -18,6 +18,7 @@ from trtseg.io.dicom.header import integer, numbers, sequence, text
 from trtseg.io.dicom.pixels import stored_frames
 from trtseg.io.names import ZIP
 from trtseg.io.voxels import SAY_MEANING
+from trtseg.notice import signed
 from trtseg.resources import memory_for
 from trtseg.volume import Geometry
 from trtseg.warnings import ResultWarning
@@ -25,6 +26,10 @@ from trtseg.warnings import ResultWarning
 _LIVER, _ABNORMAL = ("10200004", "SCT", "Liver"), ("49755003", "SCT", "Morphologically Abnormal Structure")
 _AS_SRT = ("SNM3", "99SDM")  # older names of the scheme of such codes as T-62000, which pydicom knows as SRT
 _CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.66.{n}" for n in (4, 7))  # Segmentation, Label Map Segmentation
+_NO_TUMOUR = (
+    "No segment is a tumour. Unless somebody looked for tumours, that says nothing of them, and only livers may be "
+    "compared: --liver-only of 'trtseg evaluate', --liver-label of 'trtseg compare'."
+)
 _SHOWN = 8  # segments listed in a message
 _MOST_FRAMES = 20 * MAX_FRAMES  # a slice has a frame for each segment
 
@@ -80,7 +85,12 @@ def read_seg(name: str, meaning: Mapping[int, int] | None = None) -> tuple[np.nd
     segments = _segments(name, dataset)
     known = {segment.number for segment in segments}
     stands_for = _by_codes(name, segments) if meaning is None else meaning
-    absent = _absent(known, stands_for)
+    absent = [*_absent(known, stands_for)]
+    is_own = (
+        signed(text(dataset, "ContentDescription")) is not None
+    )  # has no such segment if there is no tumour
+    if meaning is None and 2 not in stands_for.values() and not is_own:
+        absent.append(ResultWarning("tumour-segment", _NO_TUMOUR))
     if integer(name, dataset, "NumberOfFrames", 1) == 0:
         raise InputError(
             f"{name}: has no frame, so it does not say where its slices lie; give labels that are empty as .nii.gz"
