@@ -32,6 +32,49 @@ def test_diameters_by_hand(slices, diameter, short, at):
     assert (lesion.diameter_slice, type(lesion.diameter_slice)) == (at, int)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_equal_diameters_do_not_depend_on_how_the_header_rounds(seed):
+    """Of the pairs that are farthest apart that with the longest perpendicular counts, then the lowest slice."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal((3, 8, 8)), (0.5, 1, 1))
+    labels = (noise > 0).astype(np.uint8) * 2
+    labels[:, 3:5, 3:5] = 2
+    labels[number_lesions(labels, 255) != 1] = 0
+    longest, best = 0, (0.0, 0)
+    for z, plane in enumerate(labels):
+        points = np.argwhere(plane == 2).astype(float)
+        squared = ((points[:, None] - points) ** 2).sum(axis=2)  # of whole numbers, so exact
+        for i, j in np.argwhere(squared == squared.max()):
+            short = round(chord(points, points[j] - points[i]), 9)
+            if squared[i, j] > longest or (squared[i, j] == longest and short > best[0]):
+                longest, best = squared[i, j], (short, z)
+    turn = spatial.transform.Rotation.from_euler("xyz", [8, 5, -6], degrees=True).as_matrix()
+    for mm in (0.8, np.float64(np.float32(0.8)), 0.7265625, 0.57):
+        for matrix in (np.eye(3), turn, turn.astype(np.float32).astype(float)):
+            affine = np.eye(4)
+            affine[:3, :3] = matrix @ np.diag([mm, mm, 3.0])
+            for mirrored in (labels, labels[:, :, ::-1], labels[:, ::-1]):
+                (lesion,) = lesions(np.ascontiguousarray(mirrored), affine)
+                assert lesion.diameter_mm == pytest.approx(mm * longest**0.5, rel=1e-5)
+                assert lesion.short_mm == pytest.approx(mm * best[0], rel=1e-5)
+                assert lesion.diameter_slice == best[1]
+
+
+def chord(points: np.ndarray, along: np.ndarray) -> float:
+    """Cut the convex hull of points [n, 2] across ``along`` through each of them; the longest of these cuts."""
+    along = along / np.linalg.norm(along)
+    t, s = points @ along, points @ [-along[1], along[0]]
+    longest = 0.0
+    for at in t:  # an end of a cut lies on the line between two of the points
+        ends = [
+            si + (at - ti) * (sj - si) / (tj - ti) if abs(tj - ti) > 1e-9 else si
+            for ti, si in zip(t, s, strict=True)
+            for tj, sj in zip(t, s, strict=True)
+            if min(ti, tj) - 1e-9 <= at <= max(ti, tj) + 1e-9
+        ]
+        longest = max(longest, max(ends) - min(ends))
+    return longest
+
+
 def short_axis(points: np.ndarray) -> float:
     """Cut the convex hull of points [n, 2], in general position, across their diameter, at each of its corners."""
     apart = np.linalg.norm(points[:, None] - points, axis=2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,6 +13,10 @@ from trtseg.labels.probability import TumourLogits
 from trtseg.volume import voxel_ml
 
 Line = tuple[tuple[float, float], tuple[float, float]]
+
+# Lengths whose ratio is above this are equal: a header of float32 rounds by less, and different pairs of voxels differ
+# by more.
+_EQUAL = 1 - 1e-6
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ class Lesion:
         one axial slice, over all slices; 0 for a lesion of at most one voxel a slice.
     short_mm : float
         Longest diameter perpendicular to that one, on the same slice: the longest chord, at a right angle to it, of the
-        convex hull of the lesion's voxel centres.
+        convex hull of the lesion's voxel centres. Where several pairs of voxels are equally far apart, it is that with
+        the longest perpendicular that counts, and of these the lowest.
     diameter_slice : int
         The slice of both diameters.
     axes : tuple
@@ -56,21 +61,56 @@ class Lesion:
     probability: float | None = None
 
 
-@dataclass
-class _Longest:
-    """The longest diameter of a component that has been found so far."""
+@dataclass(frozen=True)
+class _Pair:
+    """Two voxels of a component on one slice that are farther apart than others."""
 
-    mm: float = -1.0
-    z: int = 0
+    mm: float
+    z: int
     # Ends of the rows on that slice, mm + mm * 1j.
-    points: Array = field(default_factory=lambda: np.zeros(1, complex))
-    ends: tuple[int, int] = (0, 0)  # indices of the two points
+    points: Array
+    ends: tuple[int, int]  # indices of the two points
 
     def lines(self) -> tuple[tuple[complex, complex], tuple[complex, complex]]:
-        """Ends of the longest diameter, and of the longest perpendicular to it."""
+        """Ends of the diameter, and of the longest perpendicular to it."""
         i, j = self.ends
         long = complex(self.points[i]), complex(self.points[j])
         return long, _across(self.points, i, j) if self.mm > 0 else long
+
+    def short(self) -> float:
+        """Length of the longest perpendicular."""
+        _, (start, end) = self.lines()
+        return abs(end - start)
+
+
+class _Longest:
+    """The longest diameters of a component that have been found so far; many are equal, since voxels lie on a grid."""
+
+    def __init__(self) -> None:
+        self.mm = 0.0
+        self._pairs: list[_Pair] = []
+
+    def reaches(self, mm: float) -> bool:
+        """Whether so long a diameter is at least equal to the longest."""
+        return mm >= self.mm * _EQUAL
+
+    def add(self, pair: _Pair) -> None:
+        """Take a diameter that `reaches`."""
+        self.mm = max(self.mm, pair.mm)
+        self._pairs.append(pair)
+
+    def widest(self) -> _Pair:
+        """Of equal diameters that with the longest perpendicular, of these the lowest."""
+        equal = [pair for pair in self._pairs if self.reaches(pair.mm)]
+        if len(equal) == 1:
+            return equal[0]
+        known: dict[tuple[bytes, tuple[int, int]], float] = {}  # slices may be alike, as those of a cylinder
+        shorts = []
+        for pair in equal:
+            key = pair.points.tobytes(), pair.ends
+            shorts.append(known[key] if key in known else known.setdefault(key, pair.short()))
+        widest = (pair for pair, mm in zip(equal, shorts, strict=True) if mm >= max(shorts) * _EQUAL)
+        return min(widest, key=lambda pair: (pair.z, pair.ends))
 
 
 def lesions(labels: Array, affine: Array, logits: TumourLogits | None = None) -> tuple[Lesion, ...]:
@@ -118,7 +158,7 @@ def lesions(labels: Array, affine: Array, logits: TumourLogits | None = None) ->
     for i in sorted(range(1, n), key=lambda i: -voxels[i]):
         x, y, z = (affine[:3, :3] @ (sums[i] / voxels[i] + origin) + affine[:3, 3]).tolist()
         slices = (int(first[i] + origin[2]), int(last[i] + origin[2]))
-        widest = longest[i]
+        widest = longest[i].widest()
         long, short = widest.lines()
         found.append(
             Lesion(
@@ -183,21 +223,23 @@ def _longest_in_plane(runs: Runs, affine: Array, longest: list[_Longest]) -> Non
     ends = np.append(group[1:], len(v))
     for g in np.argsort(-bound, kind="stable").tolist():  # widest first: most of the rest need no look
         best = longest[component[group[g]]]
-        if bound[g] <= best.mm:
+        if not best.reaches(float(bound[g])):
             continue
+        at = int(z[group[g]])
         if height[g] == 0:
             row = group[g]
-            best.mm, best.z, best.ends = float(bound[g]), int(z[row]), (0, 1)
-            best.points = u[:, row] + 1j * v[row]
+            best.add(_Pair(float(bound[g]), at, u[:, row] + 1j * v[row], (0, 1)))
             continue
         rows = slice(group[g], ends[g])
         points = np.concatenate([u[0, rows], u[1, rows]]) + 1j * np.tile(v[rows], 2)
         for point in range(0, len(points), 256):
             apart = np.abs(points[point : point + 256, None] - points)
-            i, j = divmod(int(apart.argmax()), len(points))
-            if apart[i, j] > best.mm:
-                best.mm, best.z, best.points = float(apart[i, j]), int(z[group[g]]), points
-                best.ends = (point + i, j)
+            longest_here = float(apart.max())
+            if not best.reaches(longest_here):
+                continue
+            for i, j in np.argwhere(apart >= longest_here * _EQUAL).tolist():
+                if point + i < j:
+                    best.add(_Pair(float(apart[i, j]), at, points, (point + i, j)))
 
 
 def _steps(affine: Array) -> tuple[float, complex]:
