@@ -182,6 +182,22 @@ def test_a_broken_case_is_reported_and_left_out(here):
     assert "b was left out: p/b.nii.gz" in Path("o.md").read_text()
 
 
+def test_the_document_says_which_numbers_may_be_wrong(here):
+    """It may be read without the lines of the terminal."""
+    for name, affine in (("fine", AFFINE), ("unknown", np.diag([-1, -1, 1, 1]))):
+        write(f"p/{name}.nii.gz", GOOD, affine)
+        write(f"t/{name}.nii.gz", TRUTH, affine)
+    done = run("evaluate", "p", "t", "--json", "o.json", "--markdown", "o.md")
+    assert done.exit_code == 0, done.output
+    fine, unknown = json.loads(Path("o.json").read_text())["cases"]
+    assert "warnings" not in fine
+    (warning,) = unknown["warnings"]
+    assert "1 x 1 x 1 mm" in warning
+    assert done.stderr == f"warning: {warning}\n"
+    lines = Path("o.md").read_text().splitlines()
+    assert [line for line in lines if "warning:" in line] == [f"- unknown: warning: {warning}"]
+
+
 def test_if_nothing_can_be_compared_nothing_is_written(here):
     write("p/a.nii.gz", GOOD[1:])
     write("t/a.nii.gz", TRUTH)

@@ -49,7 +49,7 @@ def evaluate(
     ] = None,
     markdown: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write the tables and their conventions.", parser=text.path),
+        typer.Option(metavar="FILE", help="Write the tables, warnings and conventions.", parser=text.path),
     ] = None,
     liver_only: Annotated[
         bool,
@@ -141,6 +141,7 @@ def evaluate(
                 if not quiet:
                     tables.show(scores)
                 notes += [f"{pair.name} was left out: {reason}" for pair, reason in cases.left_out]
+                notes += [f"{case.name}: warning: {one}" for case in scores.cases for one in case.warnings]
                 text.write({json: _json(scores, alone, cases), markdown: tables.markdown(scores, notes)})
                 if overlays is not None:
                     _draw(cases, overlays, worst, meaning, series)
