@@ -152,12 +152,21 @@ def three():
     )
 
 
+def mean_of(*values, undefined=0):
+    """The mean and the standard deviation of a sample, as NumPy has them."""
+    mean, sd = np.mean(values), np.std(values, ddof=1)
+    return Mean(pytest.approx(mean), len(values), undefined, pytest.approx(sd))
+
+
 def test_a_set_averages_what_is_defined_and_counts_the_rest(three):
     liver = three.liver.means
-    assert liver["dice"] == Mean(pytest.approx((64 / 72 + 0 + 0) / 3), 3, 0)
-    assert liver["assd"] == Mean(pytest.approx(8 / 72), 1, 2)
-    assert liver["rvd"] == Mean(pytest.approx((-8 / 40 - 1) / 2), 2, 1)
-    assert three.tumour.means["dice"] == Mean(pytest.approx((8 / 10 + 0 + 1) / 3), 3, 0)
+    tumour = three.tumour.means["dice"]
+    assert liver["dice"] == mean_of(64 / 72, 0, 0)
+    assert liver["rvd"] == mean_of(-8 / 40, -1, undefined=1)
+    assert tumour == mean_of(8 / 10, 0, 1)
+    assd = liver["assd"]
+    assert (assd.value, assd.cases, assd.undefined) == (pytest.approx(8 / 72), 1, 2)
+    assert math.isnan(assd.sd)  # of one case
     assert three.liver.dice_global == 2 * 32 / (32 + 40 + 40 + 2)
     assert three.tumour.dice_global == 2 * 4 / (6 + 4 + 4)
     assert (three.lesions.true, three.lesions.predicted, three.lesions.recall) == (2, 1, 0.5)
@@ -197,7 +206,8 @@ def test_a_set_can_be_stored_as_json(three):
     assert missed["predicted_tumour"] == {"ml": 0, "lesions": 0}
     summary = document["summary"]
     assert summary["lesions"]["mean_rmsd"] == pytest.approx(lesion["rmsd"])  # the one of all cases
-    assert summary["liver"]["assd"] == {"mean": pytest.approx(8 / 72), "cases": 1, "undefined": 2}
+    assert summary["liver"]["assd"] == {"mean": pytest.approx(8 / 72), "sd": None, "cases": 1, "undefined": 2}
+    assert summary["tumour"]["dice"]["sd"] == pytest.approx(np.std([8 / 10, 0, 1], ddof=1))
     assert summary["tumour"]["dice_global"] == 8 / 14
     assert summary["burden"]["cases"] == 1
 

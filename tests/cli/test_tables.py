@@ -52,19 +52,19 @@ C = CaseScores(
 BLIND = CaseScores("blind", scored(100, 0, 0, 900), predicted_ml=7.06, predicted_lesions=1)
 
 WRITTEN = """\
-| mean over cases | liver | tumour |
+| mean ± SD over cases | liver | tumour |
 |---|---:|---:|
-| Dice | 0.606 | 0.756 |
+| Dice | 0.606 ± 0.533 | 0.756 ± 0.214 |
 | Dice, all voxels as one case | 0.809 | 0.640 |
-| IoU | 0.564 | 0.643 |
-| VOE | 0.436 | 0.357 |
-| RVD | -0.389 | +0.222 |
-| ASSD, mm | 1.00 (1 undefined) | 1.38 (1 undefined) |
-| RMSD, mm | 1.37 (1 undefined) | 1.71 (1 undefined) |
-| MSD, mm | 2.50 (1 undefined) | 2.50 (1 undefined) |
-| HD95, mm | 2.40 (1 undefined) | 2.45 (1 undefined) |
-| pixel accuracy | 0.9700 | 0.9940 |
-| Rand index | 0.9427 | 0.9881 |
+| IoU | 0.564 ± 0.512 | 0.643 ± 0.311 |
+| VOE | 0.436 ± 0.512 | 0.357 ± 0.311 |
+| RVD | -0.389 ± 0.536 | +0.222 ± 0.694 |
+| ASSD, mm | 1.00 ± 1.41 (1 undefined) | 1.38 ± 1.59 (1 undefined) |
+| RMSD, mm | 1.37 ± 1.94 (1 undefined) | 1.71 ± 1.71 (1 undefined) |
+| MSD, mm | 2.50 ± 3.54 (1 undefined) | 2.50 ± 2.12 (1 undefined) |
+| HD95, mm | 2.40 ± 3.39 (1 undefined) | 2.45 ± 2.12 (1 undefined) |
+| pixel accuracy | 0.9700 ± 0.0265 | 0.9940 ± 0.0053 |
+| Rand index | 0.9427 ± 0.0505 | 0.9881 ± 0.0105 |
 
 | lesions | IoU > 0.5 |
 |---|---:|

@@ -48,7 +48,7 @@ def summary_rows(scores: SetScores) -> list[Row]:
     """Lay out one row for each metric, below a row of headings."""
     regions = [scores.liver] if scores.tumour is None else [scores.liver, scores.tumour]
     several = len(scores.cases) > 1
-    rows: list[Row] = [("mean over cases" if several else "", "liver", "tumour")[: 1 + len(regions)]]
+    rows: list[Row] = [("mean ± SD over cases" if several else "", "liver", "tumour")[: 1 + len(regions)]]
     for metric, (heading, style) in _METRICS.items():
         rows.append((heading, *(_mean(region.means[metric], style) for region in regions)))
         if metric == "dice" and several:
@@ -133,6 +133,8 @@ def _three(region: RegionScores) -> Row:
 
 def _mean(mean: Mean, style: str) -> str:
     shown = number(mean.value, style)
+    if not math.isnan(mean.sd):
+        shown += f" ± {number(mean.sd, style.lstrip('+'))}"
     return f"{shown} ({mean.undefined} undefined)" if mean.undefined and mean.cases else shown
 
 

@@ -6,6 +6,7 @@ Liver is label >= 1, since a tumour is part of the liver, and tumour is label 2.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,8 @@ from trtseg.volume import check_spacing
 CONVENTIONS = {
     "regions": "liver is label >= 1, tumour is label 2",
     "empty": "Dice and IoU are 1 if both masks are empty; what is undefined is null, left out of means and counted",
+    "mean": "over the cases in which a metric is defined, each with the same weight; ±, sd: standard deviation over "
+    "these cases, with n - 1; undefined for fewer than two",
     "rvd": "(predicted - true) / true volume",
     "rand_index": "over pairs of voxels, background included; the same for a mask and its inverse",
     "surface": "mm between surface voxels (6 neighbours); ASSD, RMSD, MSD: both directions pooled; "
@@ -128,11 +131,14 @@ class Mean:
         The mean; NaN if the metric is undefined in every case.
     cases, undefined : int
         Number of cases in which the metric is defined, and of cases in which it is not.
+    sd : float
+        Standard deviation over the same cases, with one case less as the divisor; NaN for fewer than two.
     """
 
     value: float
     cases: int
     undefined: int
+    sd: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -292,7 +298,8 @@ def _summary(regions: Sequence[RegionScores]) -> RegionSummary:
         values = [row[metric] for row in rows]
         defined = [value for value in values if not math.isnan(value)]
         mean = math.fsum(defined) / len(defined) if defined else math.nan
-        means[metric] = Mean(mean, len(defined), len(values) - len(defined))
+        sd = statistics.stdev(defined) if len(defined) > 1 else math.nan
+        means[metric] = Mean(mean, len(defined), len(values) - len(defined), sd)
     return RegionSummary(means, global_dice(region.overlap for region in regions))
 
 
@@ -304,7 +311,12 @@ def _region_dict(region: RegionScores) -> dict[str, Any]:
 
 def _summary_dict(summary: RegionSummary) -> dict[str, Any]:
     means = {
-        metric: {"mean": _json(mean.value), "cases": mean.cases, "undefined": mean.undefined}
+        metric: {
+            "mean": _json(mean.value),
+            "sd": _json(mean.sd),
+            "cases": mean.cases,
+            "undefined": mean.undefined,
+        }
         for metric, mean in summary.means.items()
     }
     return {**means, "dice_global": summary.dice_global}
