@@ -199,6 +199,9 @@ def test_a_set_can_be_stored_as_json(three):
               "msd": 1.0, "hd95": 1.0}  # fmt: skip
     means = {f"mean_{metric}": pytest.approx(value) for metric, value in lesion.items()}
     assert {key: value for key, value in good["lesions"].items() if key.startswith("mean_")} == means
+    for case, liver, tumour in ((good, (32, 40), (6, 4)), (missed, (0, 40), (0, 4))):  # voxels of 0.01 mL
+        assert case["liver"]["ml"] == pytest.approx({"predicted": liver[0] / 100, "true": liver[1] / 100})
+        assert case["tumour"]["ml"] == pytest.approx({"predicted": tumour[0] / 100, "true": tumour[1] / 100})
     assert good["predicted_tumour"] == {"ml": pytest.approx(0.06), "lesions": 1}
     assert good["burden"] == {"predicted": 6 / 32, "true": 0.1}
     assert missed["liver"]["assd"] is None

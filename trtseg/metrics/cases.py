@@ -32,6 +32,7 @@ from trtseg.volume import check_spacing
 #: The meaning of each number in a line, to be stored beside the numbers.
 CONVENTIONS = {
     "regions": "liver is label >= 1, tumour is label 2",
+    "ml": "volume of a region; that of the liver includes its tumours",
     "empty": "Dice and IoU are 1 if both masks are empty; what is undefined is null, left out of means and counted",
     "mean": "over the cases in which a metric is defined, each with the same weight; ±, sd: standard deviation over "
     "these cases, with n - 1; undefined for fewer than two",
@@ -94,6 +95,8 @@ class CaseScores:
         Predicted and true tumour burden; None if the truth does not know tumours.
     warnings : tuple of str
         Why volumes and distances may be wrong.
+    voxel_ml : float
+        Volume of a voxel in mL.
     """
 
     name: str
@@ -104,16 +107,17 @@ class CaseScores:
     lesions: LesionScores | None = None
     burden: tuple[float, float] | None = None
     warnings: tuple[str, ...] = ()
+    voxel_ml: float = math.nan
 
     def to_dict(self) -> dict[str, Any]:
         """Return all scores in the types of JSON; undefined numbers are None."""
         result: dict[str, Any] = {
             "name": self.name,
-            "liver": _region_dict(self.liver),
+            "liver": _region_dict(self.liver, self.voxel_ml),
             "predicted_tumour": {"ml": self.predicted_ml, "lesions": self.predicted_lesions},
         }
         if self.tumour is not None:
-            result["tumour"] = _region_dict(self.tumour)
+            result["tumour"] = _region_dict(self.tumour, self.voxel_ml)
         if self.lesions is not None:
             result["lesions"] = _lesions_dict(self.lesions)
         if self.burden is not None:
@@ -238,10 +242,11 @@ def evaluate_case(
     around = Overlap(0, 0, 0, everything - truth.size)  # background in both
     liver = _region(prediction, truth, is_liver, mm, around)
     _, voxels = count_voxels(prediction)
-    ml = voxels * math.prod(mm) / 1000
+    voxel_ml = math.prod(mm) / 1000
+    ml = voxels * voxel_ml
     if liver_only:
         lesions = Components(prediction[bounding_box(prediction, 2)], is_tumour).count
-        return CaseScores(name, liver, ml, lesions)
+        return CaseScores(name, liver, ml, lesions, voxel_ml=voxel_ml)
     matched = score_lesions(is_tumour(prediction), is_tumour(truth), mm)
     return CaseScores(
         name,
@@ -251,6 +256,7 @@ def evaluate_case(
         _region(prediction, truth, is_tumour, mm, around),
         matched,
         (tumour_burden(prediction), tumour_burden(truth)),
+        voxel_ml=voxel_ml,
     )
 
 
@@ -303,10 +309,11 @@ def _summary(regions: Sequence[RegionScores]) -> RegionSummary:
     return RegionSummary(means, global_dice(region.overlap for region in regions))
 
 
-def _region_dict(region: RegionScores) -> dict[str, Any]:
+def _region_dict(region: RegionScores, voxel_ml: float) -> dict[str, Any]:
     o = region.overlap
     values = {metric: _json(value) for metric, value in region.values().items()}
-    return {**values, "voxels": {"tp": o.tp, "fp": o.fp, "fn": o.fn, "tn": o.tn}}
+    ml = {"predicted": _json(o.predicted * voxel_ml), "true": _json(o.true * voxel_ml)}
+    return {**values, "ml": ml, "voxels": {"tp": o.tp, "fp": o.fp, "fn": o.fn, "tn": o.tn}}
 
 
 def _summary_dict(summary: RegionSummary) -> dict[str, Any]:
