@@ -137,6 +137,12 @@ class Geometry:
         """Millimetres between voxels along each canonical axis, ``(sz, sy, sx)``, see `spacing_zyx`."""
         return spacing_zyx(self.canonical_affine())
 
+    def sheared_steps(self) -> np.ndarray | None:
+        """Steps in mm along z, y and x, a row each; None if they are at right angles, but for what a header rounds."""
+        steps = self.canonical_affine()[:3, 2::-1].T
+        unit = steps / np.linalg.norm(steps, axis=1, keepdims=True)
+        return steps if np.abs(unit @ unit.T - np.eye(3)).max() > ROUNDING else None
+
     def grid(self, array: np.ndarray) -> np.ndarray:
         """View an array of the input's shape without its leading and trailing ones, as ``[i, j, k]``; no copy."""
         first = _leading_ones(array.shape)

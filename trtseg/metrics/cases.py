@@ -201,7 +201,13 @@ class SetScores:
 
 
 def evaluate_case(
-    prediction: Array, truth: Array, spacing: Sequence[float], *, name: str = "case", liver_only: bool = False
+    prediction: Array,
+    truth: Array,
+    spacing: Sequence[float],
+    *,
+    name: str = "case",
+    liver_only: bool = False,
+    steps: Array | None = None,
 ) -> CaseScores:
     """Compare the labels of one case with the truth.
 
@@ -216,6 +222,8 @@ def evaluate_case(
     liver_only : bool
         The truth does not know tumours, so that its lack of label 2 says nothing: only the liver is scored.
         Predicted tumours are measured all the same.
+    steps : ndarray, 3x3, optional
+        For a sheared grid, see `trtseg.metrics.surface.surface_distances`.
 
     Raises
     ------
@@ -240,20 +248,20 @@ def evaluate_case(
     everything = truth.size
     prediction, truth = prediction[box], truth[box]
     around = Overlap(0, 0, 0, everything - truth.size)  # background in both
-    liver = _region(prediction, truth, is_liver, mm, around)
+    liver = _region(prediction, truth, is_liver, around, mm, steps)
     _, voxels = count_voxels(prediction)
-    voxel_ml = math.prod(mm) / 1000
+    voxel_ml = (math.prod(mm) if steps is None else float(abs(np.linalg.det(steps)))) / 1000
     ml = voxels * voxel_ml
     if liver_only:
         lesions = Components(prediction[bounding_box(prediction, 2)], is_tumour).count
         return CaseScores(name, liver, ml, lesions, voxel_ml=voxel_ml)
-    matched = score_lesions(is_tumour(prediction), is_tumour(truth), mm)
+    matched = score_lesions(is_tumour(prediction), is_tumour(truth), mm, steps=steps)
     return CaseScores(
         name,
         liver,
         ml,
         matched.predicted,
-        _region(prediction, truth, is_tumour, mm, around),
+        _region(prediction, truth, is_tumour, around, mm, steps),
         matched,
         (tumour_burden(prediction), tumour_burden(truth)),
         voxel_ml=voxel_ml,
@@ -290,11 +298,12 @@ def _region(
     prediction: Array,
     truth: Array,
     mask_of: Callable[[Array], Array],
-    spacing: Sequence[float],
     around: Overlap,
+    spacing: Sequence[float],
+    steps: Array | None,
 ) -> RegionScores:
     ours, theirs = mask_of(prediction), mask_of(truth)
-    return RegionScores(overlap(ours, theirs) + around, surface_distances(ours, theirs, spacing))
+    return RegionScores(overlap(ours, theirs) + around, surface_distances(ours, theirs, spacing, steps=steps))
 
 
 def _summary(regions: Sequence[RegionScores]) -> RegionSummary:

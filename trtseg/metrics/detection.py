@@ -96,7 +96,9 @@ class LesionScores:
         return {name: _ratio(math.fsum(each), len(each)) for name, each in values.items()}
 
 
-def score_lesions(prediction: Array, truth: Array, spacing: Sequence[float]) -> LesionScores:
+def score_lesions(
+    prediction: Array, truth: Array, spacing: Sequence[float], *, steps: Array | None = None
+) -> LesionScores:
     """Match the lesions of a prediction with those of the truth.
 
     Parameters
@@ -105,6 +107,8 @@ def score_lesions(prediction: Array, truth: Array, spacing: Sequence[float]) -> 
         Masks of the tumours on the same grid.
     spacing : (float, float, float)
         mm from voxel to voxel ``(sz, sy, sx)``.
+    steps : ndarray, 3x3, optional
+        For a sheared grid, see `trtseg.metrics.surface.surface_distances`.
 
     Returns
     -------
@@ -129,7 +133,7 @@ def score_lesions(prediction: Array, truth: Array, spacing: Sequence[float]) -> 
         predicted, true = int(ours.sizes[p]), int(theirs.sizes[t])
         if 3 * both > predicted + true:  # both / (predicted + true - both) > 1 / 2, in integers
             overlaps.append(Overlap(both, predicted - both, true - both, 0))
-            surfaces.append(surface_distances(*_boxed(ours.voxels(p), theirs.voxels(t)), mm))
+            surfaces.append(surface_distances(*_boxed(ours.voxels(p), theirs.voxels(t)), mm, steps=steps))
     return LesionScores(
         true=theirs.count,
         predicted=ours.count,

@@ -82,7 +82,12 @@ class SurfaceDistances:
 
 
 def surface_distances(
-    prediction: Array, truth: Array, spacing: Sequence[float], *, neighbours: Literal[6, 18] = 6
+    prediction: Array,
+    truth: Array,
+    spacing: Sequence[float],
+    *,
+    neighbours: Literal[6, 18] = 6,
+    steps: Array | None = None,
 ) -> SurfaceDistances:
     """Measure the distances between the surfaces of two masks, in both directions.
 
@@ -91,10 +96,11 @@ def surface_distances(
     prediction, truth : ndarray of bool, [Z, Y, X]
         Masks on the same grid.
     spacing : (float, float, float)
-        mm from voxel to voxel ``(sz, sy, sx)``. The axes are taken to be at right angles; on a sheared grid
-        (gantry tilt) distances are not exact.
+        mm from voxel to voxel ``(sz, sy, sx)``, the axes being at right angles.
     neighbours : 6 or 18
         A voxel lies inside the surface if all these neighbours are in the mask.
+    steps : ndarray, 3x3, optional
+        For a sheared grid (gantry tilt), instead of ``spacing``: a row each for the steps along z, y and x in mm.
 
     Raises
     ------
@@ -102,7 +108,7 @@ def surface_distances(
         If the masks are no volumes of the same shape, or the spacing is not positive.
     """
     check_masks(prediction, truth, volumes=True)
-    mm = np.array(check_spacing(spacing))
+    mm = np.diag(check_spacing(spacing)) if steps is None else steps
     if neighbours not in (6, 18):
         raise ArgumentError(f"neighbours: got {neighbours!r}; expected 6 or 18")
     nothing = np.zeros(0)
@@ -114,11 +120,11 @@ def surface_distances(
     directed = []
     for start, end in ((ours, theirs), (theirs, ours)):
         # Voxels on both surfaces have distance 0: most voxels of a good segmentation.
-        points = np.argwhere(start & ~end) * mm
+        points = np.argwhere(start & ~end) @ mm
         distances = np.zeros(int(np.count_nonzero(start)))
         if len(points):
             # Plain splits: a tree of grid points is balanced enough, and takes a fraction of the time to build.
-            tree = trees.KDTree(np.argwhere(end) * mm, balanced_tree=False, compact_nodes=False)
+            tree = trees.KDTree(np.argwhere(end) @ mm, balanced_tree=False, compact_nodes=False)
             distances[: len(points)] = tree.query(points)[0]
         directed.append(distances)
     return SurfaceDistances(*directed)
