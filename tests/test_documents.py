@@ -1,15 +1,21 @@
 """What documents name is there: names in Python, options of commands, files, warnings."""
 
+import dataclasses
 import importlib
 import re
 import shlex
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 
 from trtseg.cli import app
+from trtseg.cohort.table import COLUMNS
+from trtseg.followup import Side
+from trtseg.result import Segmentation
+from trtseg.volume import Geometry, Volume
 from trtseg.warnings import CODES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,3 +92,21 @@ def test_files(document, folder, pattern):
     names = [path.name for path in (ROOT / folder).glob(pattern)]
     assert names
     assert [name for name in names if not re.search(rf"[`/]{re.escape(name)}[`/]", text)] == []
+
+
+def test_measurements_are_defined():
+    """Each key of a report that is measured, and each column of the table of many cases, has its row."""
+    labels = np.zeros((6, 9, 9), np.uint8)
+    labels[1:5, 1:8, 1:8] = 1
+    labels[2:4, 3:6, 3:6] = 2
+    geometry = Geometry.from_affine((9, 9, 6), np.diag([-1, -1, 5, 1]))
+    volume = Volume(np.zeros((6, 9, 9), np.int16), geometry.canonical_affine(), geometry)
+    report = Segmentation.measure(labels, volume).report()
+    other = {"schema", "notice", "input", "postprocess", "timings_s", "provenance"}
+    case = {*report, *report["lesions"][0], "shape", "spacing_mm"} - other
+    comparison = {"sum_of_diameters_mm", "recist_like", "shift_mm", "liver_dice", "status"}
+    comparison |= {field.name for field in dataclasses.fields(Side)}
+    parts = read("docs/measurements.md").split("\n## ")[1:4]
+    for part, names in zip(parts, (case, set(COLUMNS), comparison), strict=True):
+        cells = re.findall(r"^\| (`[^|]*) \|", part, re.MULTILINE)
+        assert {name for cell in cells for name in re.findall(r"`(\w+)`", cell)} == names
