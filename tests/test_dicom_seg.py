@@ -315,6 +315,8 @@ def test_the_commands_take_segmentations(both):
     of_seg = compare(seg, seg)
     assert [f.before.volume_ml for f in of_seg.findings] == [f.before.volume_ml for f in findings]
     assert not any("reaches the end of the scan" in warning for warning in of_seg.warnings)
+    assert of_seg.findings[0].before.slice < findings[0].before.slice  # without the empty ones
+    assert all("slices count from the first that it holds" in warning for warning in of_seg.warnings[1:])
 
 
 def test_without_a_segment_of_a_tumour_it_is_doubted_that_there_are_none(tmp_path):

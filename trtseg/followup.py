@@ -59,7 +59,8 @@ class Side:
     parts_mm : tuple of float
         Long diameter of each part, in the order of `lesions`.
     slice : int
-        Where that part is widest; from 0, feet to head.
+        Where that part is widest; from 0, feet to head. A DICOM Segmentation may not hold the empty slices of its CT:
+        there it counts from the first that it holds.
     """
 
     lesions: tuple[int, ...]
@@ -232,7 +233,7 @@ def _warnings(scan: _Scan) -> Iterator[str]:
     if reaches_end and scan.is_seg:  # some hold the empty slices, too
         yield (
             "the liver reaches the end of the slices that this DICOM Segmentation holds, so it does not tell "
-            "whether the scan cuts the liver"
+            "whether the scan cuts the liver, and slices count from the first that it holds, perhaps not that of the CT"
         )
     elif reaches_end:
         yield "the liver reaches the end of the scan, so its volume is a lower bound and lesions may be missing"
