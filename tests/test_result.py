@@ -279,7 +279,9 @@ def test_a_notebook_gets_numbers_warnings_and_a_montage(result: Segmentation) ->
     assert "base64" not in without._repr_html_()
     with pytest.raises(ArgumentError, match="got a result without its CT"):
         without.view()
-    assert "sandbox=" in result.view(300)._repr_html_()
+    page = result.view(300)
+    assert "sandbox=" in page._repr_html_()
+    assert len(repr(page)) < 100, "a terminal, and a notebook beside the frame, have it too"
 
 
 def test_the_page_of_a_dicom_series_tells_nobody_who_the_patient_is(tmp_path: Path) -> None:

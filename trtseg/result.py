@@ -31,12 +31,15 @@ REPORT_VERSION = 1
 _PathLike = str | os.PathLike[str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Page:
     """An HTML page that a notebook shows in a frame of its own."""
 
     html: str
     height: int
+
+    def __repr__(self) -> str:  # what a terminal shows, and a notebook keeps beside the frame
+        return f"<Page of {len(self.html)} characters for a notebook; to a file: save(..., html=...)>"
 
     def _repr_html_(self) -> str:
         inside = escape(self.html)
