@@ -201,3 +201,25 @@ def test_the_public_names_exist():
         _ = trtseg.nonsense
     assert set(trtseg.__all__) <= set(dir(trtseg))
     assert len(trtseg.__all__) <= 10
+
+
+def test_a_type_checker_knows_every_public_name_and_no_other(tmp_path):
+    """And what a module that a document names holds, after ``import trtseg`` alone."""
+    pytest.importorskip("mypy")
+    names = sorted({*trtseg._NAMES, *trtseg._MODULES, "metrics.evaluate_case"})
+    user = tmp_path / "user.py"
+    user.write_text(
+        "\n".join(["import trtseg", *(f"reveal_type(trtseg.{name})" for name in names), "trtseg.segmnt"])
+    )
+    # With the settings, and so the cache, of `make lint`.
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--config-file", REPOSITORY / "pyproject.toml", user],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    *revealed, unknown, _ = done.stdout.splitlines()
+    assert len(revealed) == len(names), done.stdout + done.stderr
+    assert not [line for line in revealed if line.endswith('"Any"')]
+    assert 'Module has no attribute "segmnt"' in unknown

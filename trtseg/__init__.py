@@ -11,6 +11,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trtseg import cohort as cohort
+    from trtseg import errors as errors
+    from trtseg import fit as fit
+    from trtseg import followup as followup
+    from trtseg import io as io
+    from trtseg import labels as labels
+    from trtseg import metrics as metrics
+    from trtseg import models as models
+    from trtseg import pairs as pairs
+    from trtseg import phantom as phantom
+    from trtseg import report as report
+    from trtseg import sample as sample
+    from trtseg import volume as volume
     from trtseg.api import Segmenter, segment
     from trtseg.engines.nvidia.build import build_engines
     from trtseg.errors import TrtsegError
@@ -62,14 +75,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        return getattr(importlib.import_module(_NAMES[name]), name)
-    if name in _MODULES:
-        return importlib.import_module(f"trtseg.{name}")
-    if name == "_core":
-        _check_compiled()
-    raise AttributeError(f"module 'trtseg' has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker that sees it takes every name, misspelt ones too, for Any
+
+    def __getattr__(name: str) -> Any:
+        if name in _NAMES:
+            return getattr(importlib.import_module(_NAMES[name]), name)
+        if name in _MODULES:
+            return importlib.import_module(f"trtseg.{name}")
+        if name == "_core":
+            _check_compiled()
+        raise AttributeError(f"module 'trtseg' has no attribute {name!r}")
 
 
 def _check_compiled() -> None:
