@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import types
 from concurrent.futures import ThreadPoolExecutor
 
@@ -75,6 +77,12 @@ def test_many_threads_one_segmenter(segmenter, phantom):
         together = list(pool.map(lambda v: segmenter.segment(v, spacing=SPACING).labels, volumes))
     for a, b in zip(alone, together, strict=True):
         assert (a == b).all()
+
+
+@pytest.mark.parametrize("send", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_segmenter_that_is_sent_to_another_process_says_what_to_do(segmenter, send):
+    with pytest.raises(TypeError, match=r"^Segmenter: .* this process; make one in each process"):
+        send(segmenter)
 
 
 def test_report_says_what_made_it(segmenter, phantom, model):

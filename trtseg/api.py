@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +45,7 @@ class Segmenter:
 
     Several threads may use a Segmenter: reading and post-processing run side by side, the nets (which use all cores, or
     a GPU) take one CT after the other. `close`, or the end of ``with``, gives its memory back; a Segmenter that nobody
-    closes does so when nobody refers to it any more.
+    closes does so when nobody refers to it any more. It stays in its process: pickling or copying it is a TypeError.
 
     Parameters
     ----------
@@ -142,6 +142,13 @@ class Segmenter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "Segmenter: got a call to pickle or copy one, as a pool of processes makes, but its nets belong to this "
+            "process; make one in each process, as in the pool's initializer, use threads, or let trtseg.cohort.run "
+            "segment many CTs in processes (trtseg.cohort.Workers)"
+        )
 
     @property
     def precision(self) -> str:
