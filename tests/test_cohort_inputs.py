@@ -72,6 +72,20 @@ def test_the_folder_of_the_results_is_no_input_that_another_start_of_the_command
         planned("a", "other")
 
 
+def test_a_shells_pattern_has_a_folder_where_all_but_one_are_label_maps(phantom_ct, here):
+    """As the same pattern in quotes."""
+    shutil.copy(phantom_ct, "ct.nii.gz")
+    volume = load("ct.nii.gz")
+    trtseg.Segmentation.measure(np.zeros_like(volume.array, np.uint8), volume).save("labels.nii.gz")
+    left_out = []
+    for inputs in (("ct.nii.gz", "labels.nii.gz"), ("*.nii.gz",)):
+        with cohort.plan(inputs, "out", left_out=left_out) as (case,):
+            assert str(case.labels) == "out/ct_seg.nii.gz"
+            assert Path("out").is_dir()
+    assert left_out == [Path("labels.nii.gz")] * 2
+    assert planned("ct.nii.gz", "labels.nii.gz", output="o.nii.gz") == {"ct.nii.gz": "o.nii.gz"}
+
+
 def test_a_list_names_inputs_and_where_their_labels_go(phantom_ct):
     Path("data/more").mkdir(parents=True)
     for name in ("a", "b", "more/c", "d"):

@@ -46,9 +46,9 @@ def plan(
         are left out, and DICOM files that lie beside an earlier one of their series.
     output : path, optional
         For one CT a file, ``.nii.gz``, ``.nii``, ``.nrrd``, ``.mha`` or ``.dcm``, or an existing folder. For several
-        CTs a folder, created where needed; for the only CT of a folder, a pattern or a list either, a file or a folder.
-        In a folder, labels are named ``<input>_seg.nii.gz``. CTs from folders keep the folders that they are in, and so
-        do files if two of them have the same name. The default is the current folder.
+        inputs a folder, created where needed; for the only CT of a folder, a pattern or a list either, a file or a
+        folder. In a folder, labels are named ``<input>_seg.nii.gz``. CTs from folders keep the folders that they are
+        in, and so do files if two of them have the same name. The default is the current folder.
     report, preview, html : bool
         Whether each case gets a report (``.json``), a preview (``.png``) and a page (``.html``) beside its labels.
     series : str, optional
@@ -97,7 +97,9 @@ def plan(
         raise ArgumentError(f"{name}: got the file {folder} for {got}; expected a folder, or one input")
     if kinds or folder.name.lower().endswith(SEG):
         check_inputs([one.source for one in found if one.url is None], name)
-    several = not is_file and (not is_alone(found, inputs) or bool(kinds))
+    # Of several files one may be a CT and the others label maps.
+    is_new = len(inputs) > 1 and not is_folder(folder)
+    several = not is_file and (not is_alone(found, inputs) or bool(kinds) or is_new)
     names = [one.objects(file_names(kinds)[0][1]) if kinds else one.labels for one in found]
     labels = [folder / file for file in names] if several else [file_in(folder, names[0].name, name=name)]
     check_target(labels[0])
