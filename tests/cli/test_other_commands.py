@@ -26,6 +26,15 @@ def test_help_says_what_it_is_not_for_and_exit_codes():
         assert ("Exit codes" in done.stdout) == (command[-1:] in (["segment"], ["evaluate"], ["verify"]))
 
 
+@pytest.mark.parametrize("group", [(), ("engines",)])
+def test_the_list_of_commands_is_read_whole_in_a_narrow_terminal(monkeypatch, group):
+    monkeypatch.setenv("COLUMNS", "60")
+    done = run(*group, "--help")
+    commands = done.stdout.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
+    assert len(commands) == (4 if group else 8)
+    assert all(line.endswith(".") and not line.endswith("...") for line in commands), done.stdout
+
+
 def test_help_and_version_are_fast():
     code = (
         "import sys; from trtseg.cli import app; app(['--help'], standalone_mode=False); print(*sys.modules)"

@@ -18,6 +18,7 @@ def sample(
         typer.Option(
             "--output",
             "-o",
+            metavar="FILE|DIR",
             help="File to write (.nii.gz, .nii), or an existing folder.",
             show_default="the cache; for a phantom the current folder",
             parser=text.path,
@@ -27,7 +28,7 @@ def sample(
         bool,
         typer.Option("--phantom", help="Make a procedural phantom and its truth instead; needs no network."),
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Which phantom.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Which phantom.")] = 0,
 ) -> None:
     """Get a CT to try: a public one, fetched through pip once and cached, or a phantom.
 

@@ -37,6 +37,7 @@ def segment(
         typer.Option(
             "--output",
             "-o",
+            metavar="FILE|DIR",
             help="One input: a file (.nii.gz, .nii, .nrrd, .mha, .dcm), or an existing folder. Several: a folder, "
             "created where needed. Names in a folder are <input>_seg.nii.gz; CTs of one name keep their folders.",
             show_default="the current folder",
