@@ -82,8 +82,11 @@ def fetch(cache_dir: str | os.PathLike[str] | None = None) -> Path:
             f"{folder}: cannot be created ({error}); set TRTSEG_CACHE to a folder of your own"
         ) from error
     target = folder / FILE_NAME
-    with atomic(target) as (part,), tempfile.TemporaryDirectory(prefix="trtseg-") as scratch:
-        _extract(_download(Path(scratch)), part)
+    try:
+        with atomic(target) as (part,), tempfile.TemporaryDirectory(prefix="trtseg-") as scratch:
+            _extract(_download(Path(scratch)), part)
+    except OutputError as error:
+        raise OutputError(f"{error}. Set TRTSEG_CACHE to a folder of your own") from error
     return target
 
 

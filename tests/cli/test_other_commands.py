@@ -130,6 +130,13 @@ def test_sample_in_folders_that_may_not_be_entered_is_2(here):
         assert done.stdout == ""
 
 
+def test_sample_in_a_cache_that_may_not_be_written_names_the_way_to_another(here):
+    (here / "locked").mkdir(mode=0o555)
+    done = run_without_privileges("sample", env={**os.environ, "TRTSEG_CACHE": "locked"})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].endswith("Set TRTSEG_CACHE to a folder of your own"), done.stderr
+
+
 def test_sample_prints_the_very_bytes_of_a_name(here):
     name = b"caf\xe9.nii"
     done = run_alone("sample", "--phantom", "-o", name, text=False)
