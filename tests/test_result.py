@@ -16,7 +16,7 @@ from dicom_made import save_series
 
 from trtseg.cohort.table import row_of
 from trtseg.errors import ArgumentError, OutputError
-from trtseg.io import load
+from trtseg.io import load, read_labels
 from trtseg.io.nifti import peek_nifti
 from trtseg.report.pictures import preview_png
 from trtseg.result import Segmentation
@@ -265,6 +265,18 @@ def test_another_file_type_is_refused(result: Segmentation, tmp_path: Path) -> N
         OutputError, match=rf"^{tmp_path}/seg\.hdr: cannot write this file type; expected .nii.gz, "
     ):
         result.save(tmp_path / "seg.hdr")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", [None, 5, b"seg.nii.gz"])
+def test_what_is_no_path_is_an_argument_error(result: Segmentation, tmp_path: Path, path: Any) -> None:
+    for call in (result.save, result.save_report, result.save_preview, read_labels):
+        with pytest.raises(
+            ArgumentError, match=f"^path: got a {type(path).__name__}; expected a file's path"
+        ):
+            call(path)
+    with pytest.raises(ArgumentError, match="path: got a int"):
+        result.save(tmp_path / "seg.nii.gz", report=5)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from trtseg.errors import ArgumentError, OutputError
 from trtseg.io.arrays import from_array, from_image, read_pair
-from trtseg.io.atomic import atomic
+from trtseg.io.atomic import atomic, name_of
 from trtseg.io.checks import check_planes, check_slices_again, ct_volume
 from trtseg.io.dicom import is_dicom, read_dicom
 from trtseg.io.dicom.seg import read_seg
@@ -143,7 +143,7 @@ def read_labels(
     InputError
         If there is no such file, it is truncated or corrupt, or it holds a value that stands for nothing.
     """
-    name = os.fspath(path)
+    name = name_of(path)
     if is_dicom(path):
         labels, geometry = read_seg(name, meaning)
     else:
@@ -197,7 +197,7 @@ def save(path: str | os.PathLike[str], labels: np.ndarray, geometry: Geometry, f
 
 def check_target(path: str | os.PathLike[str]) -> None:
     """Raise an OutputError unless `save` can write a file of this name."""
-    name = os.fspath(path)
+    name = name_of(path)
     if not name.lower().endswith(WRITTEN):
         raise OutputError(f"{name}: cannot write this file type; expected .nii.gz, .nii, .nrrd, .mha or .dcm")
     if not name.lower().endswith((*NIFTI, SEG)):

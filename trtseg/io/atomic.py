@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trtseg.errors import OutputError
+from trtseg.errors import ArgumentError, OutputError
 
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
@@ -93,8 +93,10 @@ def resolve_target(path: str | os.PathLike[str]) -> Path:
     ------
     OutputError
         If the file exists and is not regular, its folder does not exist, or the path is impossible.
+    ArgumentError
+        If it is no path.
     """
-    name = os.fspath(path)
+    name = name_of(path)
     mode = stat.S_IFREG  # stays if there is no file
     target = Path(name)  # if the current folder is gone
     try:
@@ -111,6 +113,14 @@ def resolve_target(path: str | os.PathLike[str]) -> Path:
     if not stat.S_ISREG(mode):
         raise OutputError(f"{name}: is not a regular file; give the path of a file")
     return target
+
+
+def name_of(path: str | os.PathLike[str]) -> str:
+    """Return a path as text; an ArgumentError says that it is none."""
+    name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(name, str):  # nor bytes
+        raise ArgumentError(f"path: got a {type(path).__name__}; expected a file's path, a str or a Path")
+    return name
 
 
 def _hidden(target: Path) -> Path:
