@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+import tracemalloc
 
 import pytest
 from nodes import filled, states
@@ -260,3 +261,17 @@ def test_nothing_of_a_patient_is_left_in_a_reason():
     assert header.StudyInstanceUID not in found
     assert found.endswith("(hidden)")
     assert "512 mm" in found
+
+
+def test_a_long_text_of_a_header_takes_no_memory_for_a_reason_that_does_not_quote_it():
+    """Of one of 100 MB, which a sender may send, patterns took 10 GB and minutes, and the node began again."""
+    from nodes import ct_series
+
+    (header,) = ct_series(1)
+    header.TextValue = "ab cd" * 400_000
+    tracemalloc.start()
+    try:
+        assert scrub(f"a CT of {header.PatientName}", [header]) == "a CT of (hidden)^(hidden)"
+        assert tracemalloc.get_traced_memory()[1] < 40_000_000  # bytes
+    finally:
+        tracemalloc.stop()
