@@ -2,6 +2,8 @@
 
 import bz2
 import gzip
+import os
+import shutil
 import zlib
 
 import numpy as np
@@ -249,3 +251,101 @@ def test_how_a_metaimage_file_may_hold_voxels(tmp_path, file, way):
     else:
         labels, geometry = read_labels(tmp_path / "a.mhd")
         assert np.array_equal(geometry.restore(labels), MASK.transpose(2, 1, 0))
+
+
+@pytest.mark.parametrize("count", ["20", "1000000", "-1", "4294967299", "2e1", "3\n NDims: 50", ""])
+def test_a_number_of_dimensions_for_which_metaio_has_no_memory(tmp_path, count):
+    """It ended the process: MetaIO 1.x writes as many numbers as the header asks for into arrays of ten."""
+    head = META.format(compressed=False, more="", file="LOCAL")
+    assert "NDims = 3\n" in head
+    (tmp_path / "a.mha").write_bytes(
+        head.replace("NDims = 3\n", f"NDims = {count}\n").encode() + MASK.tobytes()
+    )
+    with pytest.raises(InputError, match=r"a\.mha: is no NRRD or MetaImage file, or damaged \(NDims is "):
+        read_labels(tmp_path / "a.mha")
+    assert peek_itk(tmp_path / "a.mha") == (None, False)
+
+
+@pytest.mark.parametrize("ending", [".mhd", ".nhdr"])
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("{outside}", "expected a file in the folder of the header or below it, put it there"),
+        ("../data.raw", "expected a file in the folder of the header or below it"),
+        ("sub/../../data.raw", "expected a file in the folder of the header or below it"),
+        ("LIST\n../data.raw", "expected a file in the folder of the header or below it"),
+        ("%d/../../data.raw 1 1 1", "expected a file in the folder of the header or below it"),
+        ("pipe", "pipe, is no regular file"),
+        ("lacks.raw", r"lacks\.raw, is no regular file"),
+        ("-", "-, is no regular file"),
+        ("s%s%n%d.raw 1 16 1", r"expected a name, or a pattern with one number, as slice%03d\.raw"),
+        ("s%100000000d.raw 1 16 1", r"expected a name, or a pattern with one number, as slice%03d\.raw"),
+    ],
+)
+def test_a_header_reaches_no_file_beside_its_folder_and_no_memory_of_others(tmp_path, ending, named, said):
+    """Those of the one kind were read, and shown in pages; the others waited for ever, or ended the process."""
+    (tmp_path / "data.raw").write_bytes(MASK.tobytes())
+    (tmp_path / "ct/sub").mkdir(parents=True)
+    os.mkfifo(tmp_path / "ct/pipe")
+    named = named.format(outside=tmp_path / "data.raw")
+    path = tmp_path / f"ct/a{ending}"
+    if ending == ".mhd":
+        path.write_text(META.format(compressed=False, more="", file=named))
+    else:
+        path.write_text(f"{NRRD.format(type='uint8', encoding='raw')}data file: {named}\n")
+    with pytest.raises(InputError, match=said):
+        read_labels(path)
+    assert peek_itk(path) == (None, False)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "elementdatafile = a.raw\n",
+        "data file: a.raw\n",
+        " ElementDataFile = ../data.raw\n",
+        "Comment = x\rElementDataFile = ../data.raw\n",
+        "\x0bElementDataFile: ../data.raw\n",
+        " ElementDataFile: ../data.raw\nElementDataFile = a.raw\n#",
+        f"Comment = {'x' * 500}\n" * 2200,
+    ],
+)
+def test_data_that_a_metaimage_header_names_otherwise_are_not_overlooked(tmp_path, before):
+    (tmp_path / "ct").mkdir()
+    (tmp_path / "ct/a.raw").write_bytes(MASK.tobytes())
+    (tmp_path / "data.raw").write_bytes(MASK.tobytes())
+    head = META.format(compressed=False, more="", file="../data.raw")
+    (tmp_path / "ct/a.mhd").write_text(
+        head.replace("ElementDataFile", f"{before}ElementDataFile"), newline=""
+    )
+    with pytest.raises(InputError, match=r"the header has no end, or several|expected a file in the folder"):
+        read_labels(tmp_path / "ct/a.mhd")
+
+
+@pytest.mark.parametrize(
+    "before", ["data file:=a.raw\n", "ElementDataFile = a.raw\n", "# x\r", f"# {'x' * 500}\n" * 2200]
+)
+def test_data_that_a_nrrd_header_names_otherwise_are_not_overlooked(tmp_path, before):
+    (tmp_path / "ct").mkdir()
+    for name in ("ct/a.raw", "data.raw"):
+        (tmp_path / name).write_bytes(MASK.tobytes())
+    head = f"{NRRD.format(type='uint8', encoding='raw')}{before}data file: ../data.raw\n"
+    (tmp_path / "ct/a.nhdr").write_text(head, newline="")
+    with pytest.raises(InputError, match=r"the header has no end, or several|expected a file in the folder"):
+        read_labels(tmp_path / "ct/a.nhdr")
+
+
+def test_a_per_cent_sign_is_no_pattern_in_nrrd(tmp_path):
+    (tmp_path / "50%.raw").write_bytes(MASK.tobytes())
+    (tmp_path / "a.nhdr").write_text(f"{NRRD.format(type='uint8', encoding='raw')}data file: 50%.raw\n")
+    labels, geometry = read_labels(tmp_path / "a.nhdr")
+    assert np.array_equal(geometry.restore(labels), MASK.transpose(2, 1, 0))
+
+
+@pytest.mark.parametrize("kind", ["hdf5", "tif"])
+def test_a_file_of_another_format_is_not_given_to_the_reader_of_that(tmp_path, kind):
+    sitk.WriteImage(sitk.GetImageFromArray(MASK), str(tmp_path / f"a.{kind}"))
+    for name in ("a.mha", "a.nrrd"):
+        shutil.copy(tmp_path / f"a.{kind}", tmp_path / name)
+        with pytest.raises(InputError, match=r"is no NRRD or MetaImage file, or damaged"):
+            read_labels(tmp_path / name)
