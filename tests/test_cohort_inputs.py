@@ -358,6 +358,23 @@ def test_a_whole_store_is_one_ct_that_is_named_like_its_archive_or_its_kind(phan
     assert sorted(os.listdir("out")) == ["archive_seg.nii.gz", "memory_seg.nii.gz"]
 
 
+@pytest.mark.parametrize(
+    "name", ["../../escaped.nii.gz", "scans/../../../escaped.nii.gz", "scans/../../d/1.dcm"]
+)
+def test_no_name_in_an_archive_leads_out_of_the_folder_of_the_results(phantom_ct, name):
+    """Labels were written above that folder, wherever the names of the archive led."""
+    with zipfile.ZipFile("evil.zip", "w") as archive:
+        archive.write(phantom_ct, "scans/deep/ct.nii.gz")
+        archive.write(phantom_ct, name)
+    end = f"::file://{Path('evil.zip').resolve()}"
+    for pattern in ("**", "*/*/*"):
+        with pytest.raises(
+            InputError, match=r"evil\.zip: holds .*; expected names without '\.\.', unpack it"
+        ):
+            planned(f"zip://{pattern}{end}", output="out")
+    assert list(planned(f"zip://scans/deep{end}", output="out").values()) == ["out/ct_seg.nii.gz"]
+
+
 def test_a_change_in_a_store_is_seen():
     memory = fsspec.filesystem("memory")
     memory.pipe_file("/d/1.dcm", b"x")

@@ -49,6 +49,12 @@ def find_remote(url: str) -> list[str]:
             found = [path]
         if not found:
             raise InputError(f"{url}: holds no CT; give a file, or a folder or a pattern of CTs")
+        for one in found:
+            # Results keep the folders of their CTs, and would go to those above the folder of the results.
+            if one != path and ".." in PurePosixPath(one).parts:
+                raise InputError(
+                    f"{url}: holds {one!r}; expected names without '..', unpack it, and look at what is in it"
+                )
         return [_with_path(url, path, name) for name in sorted(found)]
 
 
