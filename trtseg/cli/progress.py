@@ -29,7 +29,9 @@ def told(quiet: bool, several: bool = False, label: str = "") -> Iterator[Callab
         with Progress(*columns, console=console, transient=True) as shown:
             task = shown.add_task(label, total=1.0)
             start = f"{label}: " if label else ""
-            yield lambda doing, done: shown.update(task, completed=done, description=f"{start}{doing}")
+            yield lambda doing, done: shown.update(
+                task, completed=done, description=text.visible(f"{start}{doing}")
+            )
         return
     last = time.monotonic()
 

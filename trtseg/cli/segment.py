@@ -257,7 +257,7 @@ def _list_series(inputs: Sequence[str]) -> None:
         found = list_series(Path(path))
         free = "is taken" if sum(not one.reason for one in found) == 1 else "can be chosen"
         for one in found:
-            text.out(f"{one.series}\n    {one.about}: {one.reason or free}\n")
+            text.out(text.visible(f"{one.series}\n    {one.about}: {one.reason or free}\n"))
 
 
 def _show(outcomes: Iterable[Outcome], count: int, quiet: bool) -> tuple[Failures, int, dict[Path, str]]:

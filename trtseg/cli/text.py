@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,9 @@ from trtseg.notice import NOTICE
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+# Control characters but the tab and the end of a line; marks that write what follows from right to left.
+_CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 NOT_CLINICAL = f"{NOTICE.capitalize()}."
 
@@ -47,9 +51,14 @@ def note(message: str) -> None:
     _tell(f"note: {message}")
 
 
+def visible(text: str) -> str:
+    """Escape what a terminal would obey, and what turns the order of letters: names and headers may hold anything."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
 def _tell(line: str) -> None:
     with contextlib.suppress(OutputError), _written(2, "standard error"):
-        typer.echo(" ".join(line.split()), err=True)
+        typer.echo(visible(" ".join(line.split())), err=True)
 
 
 def out(text: str | bytes) -> None:
@@ -67,7 +76,7 @@ def show(*parts: Any) -> None:
         console.width = 200
     # rich draws into a string, since it would end the program where stdout is a closed pipe.
     with _written(1, "standard output"), console.capture() as drawn:
-        console.print(*parts, sep="\n")
+        console.print(*(visible(one) if isinstance(one, str) else one for one in parts), sep="\n")
     out(drawn.get())
 
 
@@ -105,7 +114,7 @@ def table(
     for n, heading in enumerate(headings):
         made.add_column(heading, justify="right" if n in right else "left", overflow="fold")
     for row in rows:
-        made.add_row(*map(Text, row))
+        made.add_row(*(Text(visible(cell)) for cell in row))
     return made
 
 
@@ -125,7 +134,7 @@ def listing(rows: Iterable[Sequence[str]], *, caption: str | None = None, indent
     made.add_column(style="bold", no_wrap=True)
     made.add_column(overflow="fold")
     for row in rows:
-        made.add_row(*map(Text, row))
+        made.add_row(*(Text(visible(cell)) for cell in row))
     return made
 
 
