@@ -216,3 +216,43 @@ def test_weights_that_are_not_finite_are_refused(number, kind, is_raw):
     check_weights(file(np.finfo(kind).max))
     with pytest.raises(ModelError, match="got NaN or infinity in w; expected finite weights: export"):
         check_weights(file(number))
+
+
+def outside(name):
+    """A tensor whose values are in another file, which is looked for in the folder that the process is in."""
+    tensor = numpy_helper.from_array(np.ones((2, 3), np.float32), name)
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="weights.bin")
+    return tensor
+
+
+def constant(name):
+    return helper.make_node("Constant", [], ["c"], value=outside(name))
+
+
+@pytest.mark.parametrize(
+    "where", ["initializer", "node", "list", "inner graph", "function", "sparse", "no mark"]
+)
+def test_weights_in_another_file_of_which_no_hash_is_known_are_refused(where):
+    """OpenVINO took them: the same model with the same fingerprint gave other labels with another such file."""
+    model = onnx.ModelProto()
+    if where in ("initializer", "no mark"):
+        model.graph.initializer.append(outside("w"))
+    if where == "no mark":
+        model.graph.initializer[-1].ClearField("data_location")
+    elif where == "node":
+        model.graph.node.append(constant("w"))
+    elif where == "list":
+        model.graph.node.append(helper.make_node("Own", [], ["c"], values=[outside("w")]))
+    elif where == "inner graph":
+        inner = helper.make_graph([constant("w")], "inner", [], [])
+        model.graph.node.append(helper.make_node("If", ["x"], ["c"], then_branch=inner))
+    elif where == "function":
+        model.functions.append(helper.make_function("own", "F", [], ["c"], [constant("w")], []))
+    elif where == "sparse":
+        model.graph.sparse_initializer.add().values.CopyFrom(outside("w"))
+    with pytest.raises(
+        ModelError, match=r"w has its values in another file; export the model again, into one"
+    ):
+        check_weights(model.SerializeToString())

@@ -19,6 +19,9 @@ _NODE, _INITIALIZER, _INPUT, _OUTPUT, _SPARSE = 1, 5, 11, 12, 15  # of the graph
 _FROM, _TO, _OPERATOR, _ATTRIBUTE, _DOMAIN = 1, 2, 4, 5, 7  # of a node
 _KEY, _NUMBER, _STRING, _NUMBERS = 1, 3, 4, 8  # of an attribute
 _DIMENSION, _TYPE, _FLOATS, _INT32S, _NAME, _RAW, _WHERE = 1, 2, 4, 5, 8, 9, 14  # of a tensor
+_EXTERNAL = 13  # of a tensor: where its values are
+_NODE_OF_FUNCTION, _DEFAULT = 7, 11  # of a function
+_TENSORS, _GRAPHS, _SPARSES = (5, 10), (6, 11), (22, 23)  # of an attribute
 #: Element types by their number: FP32, and integers of eight bits.
 _TYPES = {1: "<f4", 2: "u1", 3: "i1"}
 _FP16 = 10
@@ -93,28 +96,57 @@ def read_graph(onnx: bytes) -> Graph:
 
 
 def check_weights(onnx: bytes) -> None:
-    """Refuse NaN and infinity in the tensors of an ONNX file, FP32 or FP16: nets with them may find no liver anywhere.
+    """Refuse tensors in other files, and NaN and infinity in those of an ONNX file, FP32 or FP16.
+
+    Nets with NaN may find no liver anywhere. Of other files no hash is known, and runtimes look for them in the folder
+    that the process is in.
 
     Raises
     ------
     ModelError
-        It is no ONNX file, or a tensor of it holds NaN or infinity. It says which.
+        It is no ONNX file, or a tensor of it lies elsewhere or holds NaN or infinity. It says which.
     """
     try:
-        graphs = grouped(memoryview(onnx)).get(_GRAPH, [])
+        model = grouped(memoryview(onnx))
+        graphs = model.get(_GRAPH, [])
+        for parts in map(grouped, graphs):
+            _check_inside([], *(parts.get(number, []) for number in (_NODE, _INITIALIZER, _SPARSE)))
+        for parts in map(grouped, model.get(_FUNCTION, [])):
+            _check_inside(parts.get(_DEFAULT, []), parts.get(_NODE_OF_FUNCTION, []), [], [])
         tensors = [grouped(value) for graph in graphs for value in grouped(graph).get(_INITIALIZER, [])]
         bad = [
             text_of(parts.get(_NAME, [memoryview(b"?")])[0])
             for parts in tensors
             if not _floats_are_finite(parts)
         ]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"not an ONNX file ({error}); export the model again") from error
     if bad:
         raise ModelError(
             f"got NaN or infinity in {', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}; expected finite weights: "
             "export the model again, or train it again where its checkpoint holds them too"
         )
+
+
+def _check_inside(
+    attributes: list[Value], nodes: list[Value], tensors: list[Value], sparse: list[Value]
+) -> None:
+    """Refuse a tensor whose values are in another file, also in an attribute, and in a graph that is one."""
+    attributes, tensors, sparse = [*attributes], [*tensors], [*sparse]
+    graphs: list[Value] = []
+    for node in nodes:
+        attributes += grouped(node).get(_ATTRIBUTE, [])
+    for attribute in map(grouped, attributes):
+        for found, numbers in ((tensors, _TENSORS), (sparse, _SPARSES), (graphs, _GRAPHS)):
+            found += (value for number in numbers for value in attribute.get(number, []))
+    for one in map(grouped, sparse):
+        tensors += (value for number in (1, 2) for value in one.get(number, []))  # values, and their places
+    for tensor in map(grouped, tensors):
+        if _EXTERNAL in tensor or any(tensor.get(_WHERE, [])):
+            name = text_of(tensor.get(_NAME, [memoryview(b"?")])[0])
+            raise ModelError(f"{name} has its values in another file; export the model again, into one file")
+    for graph in map(grouped, graphs):
+        _check_inside([], *(graph.get(number, []) for number in (_NODE, _INITIALIZER, _SPARSE)))
 
 
 def _floats_are_finite(parts: dict[int, list[Value]]) -> bool:
