@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import tracemalloc
+import zipfile
 import zlib
 
 import dicom_made as made
@@ -26,8 +28,10 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from trtseg.errors import InputError
-from trtseg.io.dicom import pixels, read_slice
+from trtseg.errors import InputError, OutOfMemoryError
+from trtseg.io import load
+from trtseg.io.dicom import one_of_each_series, pixels, read_slice
+from trtseg.io.find import find_cts
 
 Y, X = np.mgrid[:16, :24]
 PICTURE = ((Y * 37 + X * 11) % 4096).astype(np.uint16)  # 0 to 808
@@ -300,6 +304,36 @@ def test_a_deflated_file_that_unpacks_to_too_much(tmp_path, monkeypatch):
     path.write_bytes(start[: 144 + meta.FileMetaInformationGroupLength] + bomb)
     with pytest.raises(InputError, match="bomb: unpacks to more than"):
         read_slice(path)
+
+
+@pytest.mark.parametrize("packed", ["deflated", "in a zip"])
+def test_a_small_file_that_unpacks_to_more_than_the_memory_is_told_before_it_is_unpacked(
+    tmp_path, monkeypatch, packed
+):
+    dataset = made.instance(PICTURE)
+    dataset.add_new(0x7FE11010, "OB", bytes(300 << 20))
+    if packed == "deflated":
+        dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    path = made.save(tmp_path / "ct/bomb.dcm", dataset)
+    if packed != "deflated":
+        with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.write(path, "bomb.dcm")
+        path = tmp_path / "bomb.zip"
+    del dataset
+    assert path.stat().st_size < 1 << 20
+    monkeypatch.setattr("trtseg.resources.free_memory", lambda: 200 << 20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(
+            OutOfMemoryError, match=r"bomb.*: needs about \d+ MB of memory, and 210 MB are free"
+        ):
+            load(path)
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()
+    if packed == "deflated":  # the others of a folder are found all the same
+        assert find_cts(tmp_path) == ([tmp_path / "ct"], [])
+        assert one_of_each_series([path]) == [path]
 
 
 def test_the_size_of_a_compressed_picture_is_read_from_its_header():

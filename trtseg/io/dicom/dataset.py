@@ -8,13 +8,15 @@ import os
 import zlib
 from typing import Any
 
-from trtseg.errors import InputError
+from trtseg.errors import InputError, TrtsegError
 from trtseg.io.dicom.header import text
-from trtseg.resources import is_lack_of_memory
+from trtseg.resources import check_memory, is_lack_of_memory
 
 #: Bytes of a file that are looked at, packed or not.
 MAX_BYTES = 4 << 30
 _PREAMBLE, _MAGIC = 128, b"DICM"
+#: Bytes that are had without a question: how much memory is free takes longer to ask than a slice to decode.
+LARGE = 1 << 27
 SNIFFED = _PREAMBLE + len(_MAGIC)
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _MEDIA_CLASS = b"\2\0\2\0UI"  # MediaStorageSOPClassUID, as it always stands there
@@ -56,6 +58,8 @@ def parse(name: str, data: bytes, *, pixels: bool) -> Any:
     ------
     InputError
         If pydicom is not installed, or this is no DICOM file.
+    OutOfMemoryError
+        If it is deflated, and unpacks to more than there is memory for.
     """
     check_installed()
     import pydicom
@@ -64,7 +68,7 @@ def parse(name: str, data: bytes, *, pixels: bool) -> Any:
         _check_inflated(name, data)
         dataset = pydicom.dcmread(io.BytesIO(data), force=True, stop_before_pixels=not pixels)
         is_dicom = any(keyword in dataset for keyword in ("SOPClassUID", "Modality", "Rows", "PixelData"))
-    except InputError:
+    except TrtsegError:
         raise
     except Exception as error:  # damaged files make pydicom raise errors of many types
         if is_lack_of_memory(error):
@@ -104,6 +108,13 @@ def _check_inflated(name: str, data: bytes) -> None:
         packed = inflate.unconsumed_tail
         if unpacked > MAX_BYTES:
             raise InputError(f"{name}: unpacks to more than {MAX_BYTES >> 30} GiB; that is no CT")
+    check_unpacked(name, 2 * unpacked)  # pydicom's buffer grows as it goes
+
+
+def check_unpacked(name: str, needed: int) -> None:
+    """Raise an OutOfMemoryError if a small file unpacks to more than there is memory for."""
+    if needed > LARGE:
+        check_memory(name, needed)
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:

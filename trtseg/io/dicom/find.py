@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from trtseg.errors import InputError
-from trtseg.io.dicom.dataset import MAX_BYTES, SNIFFED, looks_like_dicom, parse, read_bytes
+from trtseg.errors import InputError, OutOfMemoryError
+from trtseg.io.dicom.dataset import MAX_BYTES, SNIFFED, check_unpacked, looks_like_dicom, parse, read_bytes
 from trtseg.io.dicom.header import text
 from trtseg.io.dicom.series import why_no_picture
 from trtseg.io.names import ARCHIVES, DICOM, IMAGES, ZIP, is_folder
@@ -84,7 +84,7 @@ def study_of(paths: Iterable[Path]) -> str | None:
         if _is_found(path):
             try:
                 header = parse(os.fspath(path), read_bytes(path), pixels=False)
-            except InputError:
+            except (InputError, OutOfMemoryError):
                 return ""  # reading the series says what is wrong
             if not why_no_picture(header):
                 return text(header, "StudyInstanceUID")
@@ -98,7 +98,7 @@ def one_of_each_series(paths: Iterable[Path]) -> list[Path]:
     for path in paths:
         key = (path, "")
         if is_dicom_file(path):
-            with suppress(InputError):  # reading it says what is wrong
+            with suppress(InputError, OutOfMemoryError):  # reading it says what is wrong
                 header = parse(os.fspath(path), read_bytes(path), pixels=False)
                 key = (path.parent, text(header, "SeriesInstanceUID"))
         if key not in seen:
@@ -162,6 +162,7 @@ def _in_zip(path: Path) -> list[DicomFile]:
 
 def _unpack(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     """Read a file of a zip into memory."""
+    check_unpacked(os.fspath(path / member.filename), member.file_size)
     with _zip_errors(path), archive.open(member) as file:
         return file.read(member.file_size)
 

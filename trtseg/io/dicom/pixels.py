@@ -12,6 +12,7 @@ import numpy as np
 
 from trtseg.errors import InputError
 from trtseg.fit import AIR_HU
+from trtseg.io.dicom.dataset import LARGE
 from trtseg.io.dicom.frames import Slice
 from trtseg.io.dicom.header import integer, numbers, text
 from trtseg.resources import is_lack_of_memory, memory_for
@@ -24,7 +25,6 @@ _BIG_ENDIAN = "1.2.840.10008.1.2.2"
 _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", _BIG_ENDIAN)
 _END = b"\xff\xd9"  # the end of a picture in JPEG, JPEG-LS and JPEG 2000
 _J2K = b"\xff\x4f\xff\x51"
-_LARGE = 1 << 27  # bytes; asking how much memory is free takes longer than to decode a slice
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def to_hu(name: str, dataset: Any, slices: Sequence[Slice]) -> np.ndarray:
     padding = _padding(name, dataset, format_)
     frames = _frames(name, dataset, format_, len(slices), size)
     needed = len(slices) * size[0] * size[1] * 2 + size[0] * size[1] * format_.allocated
-    with memory_for(name, needed) if needed > _LARGE else nullcontext():
+    with memory_for(name, needed) if needed > LARGE else nullcontext():
         hu = np.empty((len(slices), *size), np.int16)
         for out, stored, one in zip(hu, frames, slices, strict=True):
             _rescale(stored, format_, one, padding, out)

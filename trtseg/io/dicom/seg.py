@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from trtseg.errors import InputError
+from trtseg.errors import InputError, OutOfMemoryError
 from trtseg.io.checks import ct_geometry
 from trtseg.io.dicom.dataset import parse, read_bytes, sop_class
 from trtseg.io.dicom.frames import MAX_FRAMES, slices_of
@@ -135,7 +135,7 @@ def may_be_seg(path: str | os.PathLike[str]) -> bool:
         return True
     try:
         return sop_class(path) in _CLASSES
-    except InputError:
+    except (InputError, OutOfMemoryError):
         return True
 
 
