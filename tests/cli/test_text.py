@@ -1,11 +1,12 @@
 """What comes from files is shown, and not obeyed by the terminal."""
 
+import shutil
 from pathlib import Path
 
 import dicom_made as made
 import numpy as np
 import pytest
-from commands import run, stderr_on_a_terminal
+from commands import run, run_alone, stderr_on_a_terminal
 
 from trtseg.cli import text
 
@@ -33,8 +34,17 @@ def test_names_of_files(here):
     assert f"error: a{SHOWN}.nii.gz: " in done.stderr
 
 
+def test_names_of_files_in_what_the_library_logs(phantom_ct, here):
+    Path("scans").mkdir()
+    Path(f"scans/a{OBEYED}.tar").touch()
+    shutil.copy(phantom_ct, "scans/ct.nii.gz")
+    done = run_alone("segment", "scans", "-o", "out", "--device", "cuda:999")
+    assert done.returncode == 2
+    assert f"scans/a{SHOWN}.tar: is not looked into; give" in done.stderr
+
+
 def test_names_of_files_in_the_progress(phantom_ct, model, here):
-    phantom_ct.rename(f"a{OBEYED}.nii.gz")
+    shutil.copy(phantom_ct, f"a{OBEYED}.nii.gz")
     shown = stderr_on_a_terminal("segment", f"a{OBEYED}.nii.gz", "--model", str(model), "-o", "out.nii.gz")
     assert "owned" in shown
     assert OBEYED[:10] not in shown
