@@ -17,6 +17,7 @@ from trtseg import cohort
 from trtseg.cohort.manifest import Manifest
 from trtseg.cohort.remote import look
 from trtseg.errors import ArgumentError, InputError, OutputError
+from trtseg.io.csv_file import write_csv
 from trtseg.labels.postprocess import PostProcess
 from trtseg.phantom import abdomen
 from trtseg.sample import write_phantom
@@ -242,3 +243,10 @@ def test_what_failed_is_in_the_table_and_is_tried_again(cts, model, out):
         assert outcomes["ct0.nii.gz"].is_old
         shutil.copy(good, bad)
         assert [o.is_old for o in cohort.run(cases, segmenter, folder=out)] == [True, False]
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1+1", "@SUM(1)", "\t=1+1", "\r=1+1", "\n=1+1"])
+def test_no_text_of_a_table_is_a_formula_of_a_spreadsheet(tmp_path, text):
+    write_csv(tmp_path / "a.csv", [["case", "ml"], [text, -1.5]])
+    with (tmp_path / "a.csv").open(newline="") as file:
+        assert [*csv.reader(file)] == [["case", "ml"], [f"'{text}", "-1.5"]]

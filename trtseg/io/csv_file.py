@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+# A spreadsheet would take a text that begins like this for a formula; some leave out space before one.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     """Write rows as a file of comma-separated values, in place: call this with a temporary path of `atomic`."""
@@ -15,5 +18,5 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
 
 
 def _cell(value: Any) -> Any:
-    """A spreadsheet would take a text that begins like this for a formula."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
+    """Put a sign before a text that is not to be a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in _FORMULA else value
