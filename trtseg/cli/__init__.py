@@ -122,27 +122,23 @@ app = typer.Typer(
     epilog=NOT_CLINICAL,
 )
 app.callback()(_options_of_all)
-# Short enough for the list of commands in a terminal of 60 columns.
-app.command(epilog=NOT_CLINICAL, short_help="Label liver and tumours in CTs.")(segment.segment)
-app.command(epilog=NOT_CLINICAL, short_help="Compare labels with the truth.")(evaluate.evaluate)
-app.command(epilog=NOT_CLINICAL, short_help="Compare two scans of one patient.")(compare.compare)
-app.command(epilog=NOT_CLINICAL, short_help="Say what is installed and works here.")(info.info)
-app.command(epilog=NOT_CLINICAL, short_help="Get a CT to try, or draw a phantom.")(sample.sample)
-app.command(epilog=NOT_CLINICAL, short_help="Build engines for NVIDIA GPUs.")(build.build)
-app.command(epilog=NOT_CLINICAL, short_help="Run a DICOM node that segments CTs.")(serve.serve)
+# The first sentence of each docstring is short enough for the list of commands.
+app.command(epilog=NOT_CLINICAL)(segment.segment)
+app.command(epilog=NOT_CLINICAL)(evaluate.evaluate)
+app.command(epilog=NOT_CLINICAL)(compare.compare)
+app.command(epilog=NOT_CLINICAL)(info.info)
+app.command(epilog=NOT_CLINICAL)(sample.sample)
+app.command(epilog=NOT_CLINICAL)(build.build)
+app.command(epilog=NOT_CLINICAL)(serve.serve)
 
 _engines = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="List, verify, import and delete built engines.",
+    help="List, verify, import, delete built engines.",
     epilog=NOT_CLINICAL,
 )
-_engines.command("list", epilog=NOT_CLINICAL, short_help="Say which engines there are.")(engines.list_engines)
-_engines.command("verify", epilog=NOT_CLINICAL, short_help="Check engines as loading them does.")(
-    engines.verify
-)
-_engines.command("import", epilog=NOT_CLINICAL, short_help="Copy engines into your cache.")(
-    engines.import_engines
-)
-_engines.command("clear", epilog=NOT_CLINICAL, short_help="Delete built engines.")(engines.clear)
-app.add_typer(_engines, name="engines", short_help="List, verify, import or delete engines.")
+_engines.command("list", epilog=NOT_CLINICAL)(engines.list_engines)
+_engines.command("verify", epilog=NOT_CLINICAL)(engines.verify)
+_engines.command("import", epilog=NOT_CLINICAL)(engines.import_engines)
+_engines.command("clear", epilog=NOT_CLINICAL)(engines.clear)
+app.add_typer(_engines, name="engines")

@@ -52,10 +52,11 @@ def build(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
-    """Build engines for NVIDIA GPUs: one of each net, target and batch size, all of them or none.
+    """Build engines for NVIDIA GPUs.
 
-    Beside each engine lies a JSON file that says what it was made from and how. An engine runs on the machine that
-    loads it as a program does: take none from where you would not take a program.
+    It builds one of each net, target and batch size, all of them or none. Beside each engine lies a JSON file that
+    says what it was made from and how. An engine runs on the machine that loads it as a program does: take none
+    from where you would not take a program.
     """
     with errors_as_exit_codes():
         from trtseg.engines.nvidia.build import build_engines

@@ -57,9 +57,10 @@ def compare(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")] = False,
 ) -> None:
-    """Compare two scans of one patient: lesions that grew, shrank, are new or gone.
+    """Compare two scans of one patient.
 
-    Liver is label 1 or 2, tumour is label 2, unless --liver-label says otherwise of both scans.
+    Which lesions grew, shrank, are new or gone? Liver is label 1 or 2, tumour is label 2, unless --liver-label says
+    otherwise of both scans.
 
     The later liver is moved onto the earlier one, without turning it; lesions are matched by their places.
     """

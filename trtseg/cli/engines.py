@@ -20,7 +20,10 @@ _Folder = Annotated[
 
 
 def list_engines(folder: _Folder = None) -> None:
-    """Say which engines there are; read only what lies beside them."""
+    """Say which engines there are.
+
+    The command reads only what lies beside them.
+    """
     with errors_as_exit_codes():
         from trtseg.engines.nvidia import cache
         from trtseg.engines.trust import is_own
@@ -34,7 +37,9 @@ def list_engines(folder: _Folder = None) -> None:
 
 
 def verify(folder: _Folder = None) -> None:
-    """Check engines as loading them does: hash, sidecar and, in your cache, owner and mode.
+    """Check engines as loading them does.
+
+    It checks the hash, the sidecar and, in your cache, owner and mode.
 
     Exit codes: 0 all are intact, 3 some are not, 2 none is.
     """
@@ -62,7 +67,10 @@ def import_engines(
         ),
     ] = False,
 ) -> None:
-    """Copy engines that were built elsewhere into your cache, where they are found; this GPU checks them anew."""
+    """Copy engines into your cache.
+
+    They were built elsewhere; in the cache they are found, and this GPU checks them anew.
+    """
     with errors_as_exit_codes():
         from trtseg.engines.nvidia import cache
         from trtseg.engines.nvidia.driver import find_driver
@@ -80,7 +88,10 @@ def import_engines(
 
 
 def clear(folder: _Folder = None) -> None:
-    """Delete built engines; those in your cache are built again when they are needed."""
+    """Delete built engines.
+
+    Those in your cache are built again when they are needed.
+    """
     with errors_as_exit_codes():
         from trtseg.engines.nvidia import cache
 

