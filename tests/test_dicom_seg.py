@@ -297,6 +297,22 @@ def test_overlays_are_drawn_on_the_series_that_is_named(both):
         assert (done.exit_code, done.stderr[:12]) == (2, "error: --ser")
 
 
+def test_among_cts_a_folder_of_dicom_files_has_the_name_of_its_case(both):
+    for name in ("found", "truth", "cts"):
+        (both / name / "ward").mkdir(parents=True)
+    (both / "seg.dcm").rename(both / "found" / "ward" / "a_seg.dcm")
+    (both / "seg.nii.gz").rename(both / "truth" / "ward" / "a.nii.gz")
+    (both / "ct").rename(both / "cts" / "ward" / "a")
+    options = ("--ct", both / "cts", "--overlays", both / "worst", "-q")
+    arguments = ("evaluate", both / "found", both / "truth", *options)
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert (done.exit_code, done.output) == (0, "")
+    assert [path.name for path in (both / "worst").rglob("*.png")] == ["a_seg.png"]
+    (both / "cts" / "ward" / "a").rename(both / "cts" / "ward" / "b")
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert (done.exit_code, "--ct has no CT of that name" in done.output) == (3, True)
+
+
 def test_the_commands_take_segmentations(both):
     def run(*arguments):
         return CliRunner().invoke(app, [str(argument) for argument in arguments])

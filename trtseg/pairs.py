@@ -66,8 +66,8 @@ def match(
     prediction, truth : Path
         Two files, or two folders with files.
     ct : Path, optional
-        The CT, which may be a folder of DICOM files for two files, or a folder of CTs that are paired likewise; there,
-        labels beside a CT are passed over.
+        The CT of two files, which may be a folder of DICOM files. Of folders, a folder of CTs that are paired likewise,
+        where labels beside a CT are passed over; DICOM files lie in a folder with the name of their case.
     names : (str, str, str)
         How messages call the other arguments.
 
@@ -99,6 +99,8 @@ def match(
             f"the {len(truths)} in {truth}; name a prediction like its truth, also DICOM Segmentations, or give two "
             "files"
         )
+    if ct is not None:
+        cts |= {case: ct / case for case in common if case not in cts and is_folder(ct / case)}
     return Matched(
         tuple(Pair(_name(predictions[c], prediction), predictions[c], truths[c], cts.get(c)) for c in common),
         tuple(path for case, path in sorted(predictions.items()) if case not in truths),

@@ -74,7 +74,8 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="PATH|DIR",
-            help="The CT, or a folder of them, for --overlays. That of two files may be a folder of DICOM files.",
+            help="The CT, or a folder of them, for --overlays. A CT may be a folder of DICOM files: among several, one "
+            "with the name of its case.",
             parser=text.path,
         ),
     ] = None,
