@@ -111,6 +111,22 @@ def test_a_slice_of_a_ct_that_is_named_like_labels_is_none(make):
     assert found() == ([("a", "p/a.nii.gz", "t/a.nii.gz")], [])
 
 
+def test_the_only_segmentation_below_a_folder_is_of_the_case_of_that_name(make):
+    """As in public archives: a folder for each patient, in it one for each study, and in that one for each series."""
+    make("p/P-1_seg.nii.gz", "p/P-2/day_seg.nii.gz", "p/P-3.nii.gz", "p/P-4.nii.gz", "p/P-5.nii.gz")
+    make("t/P-1/day/CT/ct-1.dcm", "t/P-1/day/CT/ct-2.dcm", "t/P-1/day/SEG/1-1.dcm")
+    make("t/P-2/day/CT/ct-1.dcm", "t/P-2/day/SEG/1-1.dcm", "t/P-3/one/1-1.dcm", "t/P-3/two/1-1.dcm")
+    make("t/P-4/day/CT/ct-1.dcm", "t/P-5.dcm", "t/P-5/day/1-1.dcm")
+    assert found() == (
+        [
+            ("P-1_seg", "p/P-1_seg.nii.gz", "t/P-1/day/SEG/1-1.dcm"),
+            ("P-5", "p/P-5.nii.gz", "t/P-5.dcm"),
+            ("P-2/day_seg", "p/P-2/day_seg.nii.gz", "t/P-2/day/SEG/1-1.dcm"),
+        ],
+        ["p/P-3.nii.gz", "p/P-4.nii.gz", "t/P-3/one/1-1.dcm", "t/P-3/two/1-1.dcm", "t/P-5/day/1-1.dcm"],
+    )
+
+
 def test_segmentations_without_partner_are_told(make):
     make(
         "p/a.dcm", "p/b.dcm", "t/a.dcm", "t/ct1.dcm", "t/z.dcm", "t/c_dicom/ct_0001.dcm", "t/c_dicom/seg.dcm"

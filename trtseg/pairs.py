@@ -57,9 +57,9 @@ def match(
     their folders have the same name too. If a folder holds a CT and its labels, the labels are taken.
 
     A ``.dcm`` file is a label map if it is a Segmentation, and no file of another format is of the same case but one
-    whose name, or that of the Segmentation, says that it is the CT; ``case_dicom/seg.dcm``, as `trtseg segment` writes
-    it, is of ``case``. Where a folder holds other DICOM files, as slices of a CT, only those are looked into whose name
-    a label map has on the other side.
+    whose name, or that of the Segmentation, says that it is the CT; ``case_dicom/seg.dcm``, as `trtseg segment`
+    writes it, is of ``case``, and so is the only one below a folder ``case``, whatever its name. Where a folder holds
+    other DICOM files, as slices of a CT, only those are looked into whose name a label map has on the other side.
 
     Parameters
     ----------
@@ -92,6 +92,7 @@ def match(
     cts = {} if ct is None else _files(ct, labels=False)
     paired = predictions.keys() & truths.keys()
     predictions, truths = _label_maps(predictions, paired), _label_maps(truths, paired)
+    predictions, truths = _by_folder(predictions, truths), _by_folder(truths, predictions)
     common = sorted(predictions.keys() & truths.keys(), key=lambda case: (predictions[case].name, case))
     if not common:
         raise InputError(
@@ -291,6 +292,18 @@ def _label_maps(files: Mapping[str, Path], paired: Container[str]) -> dict[str, 
                 continue
         kept[case] = path
     return kept
+
+
+def _by_folder(files: Mapping[str, Path], others: Container[str]) -> dict[str, Path]:
+    """Name a Segmentation after a folder with the name of a case of the other side, if it is the only one below it."""
+    below: dict[str, list[str]] = {}
+    for case, path in files.items():
+        if _is_dcm(path) and case not in others:
+            for folder in Path(case).parents:
+                below.setdefault(os.fspath(folder), []).append(case)
+    wanted = {folder: found for folder, found in below.items() if folder in others and folder not in files}
+    named = {found[0]: folder for folder, found in wanted.items() if len(found) == 1}
+    return {named.get(case, case): path for case, path in files.items()}
 
 
 def _is_dcm(path: Path) -> bool:
