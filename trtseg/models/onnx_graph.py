@@ -19,7 +19,7 @@ _NODE, _INITIALIZER, _INPUT, _OUTPUT, _SPARSE = 1, 5, 11, 12, 15  # of the graph
 _FROM, _TO, _OPERATOR, _ATTRIBUTE, _DOMAIN = 1, 2, 4, 5, 7  # of a node
 _KEY, _NUMBER, _STRING, _NUMBERS = 1, 3, 4, 8  # of an attribute
 _DIMENSION, _TYPE, _FLOATS, _INT32S, _NAME, _RAW, _WHERE = 1, 2, 4, 5, 8, 9, 14  # of a tensor
-_EXTERNAL = 13  # of a tensor: where its values are
+_EXTERNAL, _ELSEWHERE = 13, b"location"  # of a tensor: where its values are, and the key of their file
 _NODE_OF_FUNCTION, _DEFAULT = 7, 11  # of a function
 _TENSORS, _GRAPHS, _SPARSES = (5, 10), (6, 11), (22, 23)  # of an attribute
 #: Element types by their number: FP32, and integers of eight bits.
@@ -109,10 +109,11 @@ def check_weights(onnx: bytes) -> None:
     try:
         model = grouped(memoryview(onnx))
         graphs = model.get(_GRAPH, [])
-        for parts in map(grouped, graphs):
-            _check_inside([], *(parts.get(number, []) for number in (_NODE, _INITIALIZER, _SPARSE)))
-        for parts in map(grouped, model.get(_FUNCTION, [])):
-            _check_inside(parts.get(_DEFAULT, []), parts.get(_NODE_OF_FUNCTION, []), [], [])
+        if _ELSEWHERE in onnx:  # else no tensor names a file, and there is nothing to look for
+            for parts in map(grouped, graphs):
+                _check_inside([], *(parts.get(number, []) for number in (_NODE, _INITIALIZER, _SPARSE)))
+            for parts in map(grouped, model.get(_FUNCTION, [])):
+                _check_inside(parts.get(_DEFAULT, []), parts.get(_NODE_OF_FUNCTION, []), [], [])
         tensors = [grouped(value) for graph in graphs for value in grouped(graph).get(_INITIALIZER, [])]
         bad = [
             text_of(parts.get(_NAME, [memoryview(b"?")])[0])
