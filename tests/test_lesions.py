@@ -59,6 +59,23 @@ def test_equal_diameters_do_not_depend_on_how_the_header_rounds(seed):
                 assert lesion.diameter_slice == best[1]
 
 
+def test_of_equal_lines_the_lowest_slice_counts_however_the_header_rounds():
+    """The short axis of a line is 0, but for what rounding leaves of it, which is not the same on each slice."""
+    turn = spatial.transform.Rotation.from_euler("xyz", [8, 5, -6], degrees=True).as_matrix()
+    for n in (5, 12, 33):
+        labels = np.zeros((5, n + 3, n + 3), np.uint8)
+        for z in range(1, 5):
+            labels[z, np.arange(n) + 1 + z % 2, np.arange(n) + 1 + z // 2 % 2] = 2
+        for mm in (0.8, 0.7265625, 0.57):
+            for matrix in (np.eye(3), turn, turn.astype(np.float32).astype(float)):
+                affine = np.eye(4)
+                affine[:3, :3] = matrix @ np.diag([mm, mm, 3.0])
+                for mirrored in (labels, labels[:, :, ::-1], labels[:, ::-1]):
+                    (lesion,) = lesions(np.ascontiguousarray(mirrored), affine)
+                    assert lesion.short_mm == pytest.approx(0, abs=1e-9)
+                    assert lesion.diameter_slice == 1
+
+
 def chord(points: np.ndarray, along: np.ndarray) -> float:
     """Cut the convex hull of points [n, 2] across ``along`` through each of them; the longest of these cuts."""
     along = along / np.linalg.norm(along)

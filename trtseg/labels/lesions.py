@@ -109,7 +109,9 @@ class _Longest:
         for pair in equal:
             key = pair.points.tobytes(), pair.ends
             shorts.append(known[key] if key in known else known.setdefault(key, pair.short()))
-        widest = (pair for pair, mm in zip(equal, shorts, strict=True) if mm >= max(shorts) * _EQUAL)
+        # A short axis is a difference of numbers as large as the long one, and rounds by as much: 0 is rarely 0.
+        least = max(shorts) - self.mm * (1 - _EQUAL)
+        widest = (pair for pair, mm in zip(equal, shorts, strict=True) if mm >= least)
         return min(widest, key=lambda pair: (pair.z, pair.ends))
 
 
