@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 __all__ = ["CaseScores", "SetScores", "evaluate_case", "evaluate_set"]
 
 
-def __getattr__(name: str) -> Any:  # on first use: a module that needs one metric imports no others
-    if name not in __all__:
-        raise AttributeError(f"module 'trtseg.metrics' has no attribute {name!r}")
-    from trtseg.metrics import cases
+if not TYPE_CHECKING:  # a type checker that sees it takes every name, misspelt ones too, for Any
 
-    return getattr(cases, name)
+    def __getattr__(name: str) -> Any:  # on first use: a module that needs one metric imports no others
+        if name not in __all__:
+            raise AttributeError(f"module 'trtseg.metrics' has no attribute {name!r}")
+        from trtseg.metrics import cases
+
+        return getattr(cases, name)
