@@ -14,6 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from trtseg.errors import ArgumentError, TrtsegError
+from trtseg.metrics.cases import evaluate_case
 from trtseg.metrics.checks import needs
 from trtseg.metrics.detection import LesionScores, burden_errors, score_lesions, tumour_burden
 from trtseg.metrics.overlap import Overlap, global_dice, overlap
@@ -140,6 +141,15 @@ def test_surface_distances_are_those_of_all_pairs(masks, spacing, neighbours):
     assert found.hd95 == pytest.approx(max(percentile(d, 95) for d in directed))
 
 
+def test_steps_of_a_sheared_grid_by_hand():
+    upper, lower = mask((2, 1, 1), (1, 0, 0)), mask((2, 1, 1), (0, 0, 0))
+    # Steps along z, y, x: from slice to slice 5 mm, of which 4 mm are upright.
+    sheared = np.array([[0, 3, 4], [0, 1, 0], [1, 0, 0]])
+    assert surface_distances(upper, lower, sheared).assd == 5
+    case = evaluate_case(upper.astype(np.uint8) * 2, lower.astype(np.uint8), sheared)
+    assert (case.liver.surface.assd, case.predicted_ml) == (5, pytest.approx(0.004))
+
+
 def test_conventions_by_hand():
     # A line of 9 voxels against its first voxel: 0, 1, ..., 8 mm one way, 0 the other.
     line, point = mask((1, 1, 9), np.s_[:, :, :]), mask((1, 1, 9), (0, 0, 0))
@@ -156,9 +166,14 @@ def test_bad_arguments_of_surface_distances():
         surface_distances(one[0], one[0], (1, 1, 1))
     with pytest.raises(ArgumentError, match="neighbours: got 26"):
         surface_distances(one, one, (1, 1, 1), neighbours=26)
-    for spacing in ((1, 1), (1, 1, 0), (1, 1, math.nan), "abc", None):
+    flat = np.array([[1.0, 0, 0], [0, 1, 0], [1, 1, 0]])
+    steps = (np.ones((3, 3)), np.zeros((3, 3)), np.eye(3) * math.nan, np.eye(4), flat)
+    for spacing in ((1, 1), (1, 1, 0), (1, 1, math.nan), "abc", None, *steps):
+        for measure in (surface_distances, score_lesions):
+            with pytest.raises(ArgumentError, match="spacing: got"):
+                measure(one, one, spacing)
         with pytest.raises(ArgumentError, match="spacing: got"):
-            surface_distances(one, one, spacing)
+            evaluate_case(one.astype(np.uint8), one.astype(np.uint8), spacing)
 
 
 # Lesions

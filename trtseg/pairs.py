@@ -120,9 +120,9 @@ def score(pair: Pair, *, liver_only: bool = False, meaning: Mapping[int, int] | 
         If a file cannot be read, holds other labels than 0, 1 and 2, or the grids are not the same.
     """
     prediction, truth, grid, warnings = _read(pair, meaning, liver_only=liver_only)
-    scores = evaluate_case(
-        prediction, truth, grid.spacing, name=pair.name, liver_only=liver_only, steps=grid.sheared_steps()
-    )
+    steps = grid.sheared_steps()
+    spacing = grid.spacing if steps is None else steps
+    scores = evaluate_case(prediction, truth, spacing, name=pair.name, liver_only=liver_only)
     if meaning and not truth.any():
         named = ", ".join(map(str, meaning))
         warnings += (f"{pair.truth}: has none of the labels {named}, so its truth is that there is no liver",)

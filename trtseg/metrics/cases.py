@@ -23,11 +23,11 @@ from trtseg.labels.components import (
     is_liver,
     is_tumour,
 )
-from trtseg.metrics.checks import check_same_shape
+from trtseg.metrics.checks import check_same_shape, check_steps
 from trtseg.metrics.detection import LesionScores, burden_errors, score_lesions, tumour_burden
 from trtseg.metrics.overlap import Overlap, global_dice, overlap
 from trtseg.metrics.surface import SurfaceDistances, surface_distances
-from trtseg.volume import check_spacing
+from trtseg.volume import voxel_ml
 
 #: The meaning of each number in a line, to be stored beside the numbers.
 CONVENTIONS = {
@@ -203,11 +203,10 @@ class SetScores:
 def evaluate_case(
     prediction: Array,
     truth: Array,
-    spacing: Sequence[float],
+    spacing: Sequence[float] | Array,
     *,
     name: str = "case",
     liver_only: bool = False,
-    steps: Array | None = None,
 ) -> CaseScores:
     """Compare the labels of one case with the truth.
 
@@ -215,20 +214,20 @@ def evaluate_case(
     ----------
     prediction, truth : ndarray of uint8, [Z, Y, X]
         Labels on one grid: 0 background, 1 liver, 2 tumour.
-    spacing : (float, float, float)
-        mm from voxel to voxel ``(sz, sy, sx)``.
+    spacing : (float, float, float), or ndarray, 3x3
+        mm from voxel to voxel ``(sz, sy, sx)``, or the steps of a sheared grid, see
+        `trtseg.metrics.surface.surface_distances`.
     name : str
         Name of the case.
     liver_only : bool
         The truth does not know tumours, so that its lack of label 2 says nothing: only the liver is scored.
         Predicted tumours are measured all the same.
-    steps : ndarray, 3x3, optional
-        For a sheared grid, see `trtseg.metrics.surface.surface_distances`.
 
     Raises
     ------
     ArgumentError
-        If the labels are no uint8 volumes of the same shape, hold another label, or the spacing is not positive.
+        If the labels are no uint8 volumes of the same shape, hold another label, the spacing is not positive, or its
+        steps lie in a plane.
     TrtsegError
         If SciPy is not installed.
 
@@ -243,28 +242,28 @@ def evaluate_case(
         except ArgumentError as error:
             raise ArgumentError(f"{argument}: {error}") from None
     check_same_shape(prediction, truth)
-    mm = check_spacing(spacing)
+    steps = check_steps(spacing)
     box = bounding_box(np.maximum(prediction, truth))
     everything = truth.size
     prediction, truth = prediction[box], truth[box]
     around = Overlap(0, 0, 0, everything - truth.size)  # background in both
-    liver = _region(prediction, truth, is_liver, around, mm, steps)
+    liver = _region(prediction, truth, is_liver, around, steps)
     _, voxels = count_voxels(prediction)
-    voxel_ml = (math.prod(mm) if steps is None else float(abs(np.linalg.det(steps)))) / 1000
-    ml = voxels * voxel_ml
+    size = voxel_ml(steps)
+    ml = voxels * size
     if liver_only:
         lesions = Components(prediction[bounding_box(prediction, 2)], is_tumour).count
-        return CaseScores(name, liver, ml, lesions, voxel_ml=voxel_ml)
-    matched = score_lesions(is_tumour(prediction), is_tumour(truth), mm, steps=steps)
+        return CaseScores(name, liver, ml, lesions, voxel_ml=size)
+    matched = score_lesions(is_tumour(prediction), is_tumour(truth), steps)
     return CaseScores(
         name,
         liver,
         ml,
         matched.predicted,
-        _region(prediction, truth, is_tumour, around, mm, steps),
+        _region(prediction, truth, is_tumour, around, steps),
         matched,
         (tumour_burden(prediction), tumour_burden(truth)),
-        voxel_ml=voxel_ml,
+        voxel_ml=size,
     )
 
 
@@ -299,11 +298,10 @@ def _region(
     truth: Array,
     mask_of: Callable[[Array], Array],
     around: Overlap,
-    spacing: Sequence[float],
-    steps: Array | None,
+    steps: Array,
 ) -> RegionScores:
     ours, theirs = mask_of(prediction), mask_of(truth)
-    return RegionScores(overlap(ours, theirs) + around, surface_distances(ours, theirs, spacing, steps=steps))
+    return RegionScores(overlap(ours, theirs) + around, surface_distances(ours, theirs, steps))
 
 
 def _summary(regions: Sequence[RegionScores]) -> RegionSummary:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from trtseg.errors import ArgumentError, TrtsegError
+from trtseg.volume import check_spacing, is_independent
 
 Array = np.ndarray[Any, Any]
 
@@ -30,6 +32,21 @@ def check_same_shape(prediction: Array, truth: Array) -> None:
             f"prediction, truth: got shapes {prediction.shape} and {truth.shape}; expected the same grid, "
             "resample one onto the other's"
         )
+
+
+def check_steps(spacing: Sequence[float] | Array) -> Array:
+    """Return the steps in mm along z, y and x, a row each, from a spacing or from the steps of a sheared grid.
+
+    ArgumentError unless a spacing is three positive numbers, and steps are independent.
+    """
+    if not isinstance(spacing, np.ndarray) or spacing.ndim != 2:
+        return np.diag(check_spacing(spacing))
+    if spacing.shape != (3, 3) or not is_independent(spacing.T):
+        raise ArgumentError(
+            f"spacing: got {spacing.tolist()}; expected (sz, sy, sx) in mm, or for a sheared grid a 3x3 array: "
+            "a row in mm each for the steps along z, y and x, which lie in no plane"
+        )
+    return spacing
 
 
 def needs(module: str) -> ModuleType:

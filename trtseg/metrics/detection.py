@@ -24,10 +24,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from trtseg.labels.components import Components, bounding_box, check_labels, count_voxels
-from trtseg.metrics.checks import Array, check_masks
+from trtseg.metrics.checks import Array, check_masks, check_steps
 from trtseg.metrics.overlap import Overlap
 from trtseg.metrics.surface import SurfaceDistances, surface_distances
-from trtseg.volume import check_spacing
 
 # Metrics averaged over the detected lesions. Accuracy and Rand index count the background, and a lesion has none.
 _OVERLAP = ("dice", "iou", "voe", "rvd")
@@ -96,19 +95,16 @@ class LesionScores:
         return {name: _ratio(math.fsum(each), len(each)) for name, each in values.items()}
 
 
-def score_lesions(
-    prediction: Array, truth: Array, spacing: Sequence[float], *, steps: Array | None = None
-) -> LesionScores:
+def score_lesions(prediction: Array, truth: Array, spacing: Sequence[float] | Array) -> LesionScores:
     """Match the lesions of a prediction with those of the truth.
 
     Parameters
     ----------
     prediction, truth : ndarray of bool, [Z, Y, X]
         Masks of the tumours on the same grid.
-    spacing : (float, float, float)
-        mm from voxel to voxel ``(sz, sy, sx)``.
-    steps : ndarray, 3x3, optional
-        For a sheared grid, see `trtseg.metrics.surface.surface_distances`.
+    spacing : (float, float, float), or ndarray, 3x3
+        mm from voxel to voxel ``(sz, sy, sx)``, or the steps of a sheared grid, see
+        `trtseg.metrics.surface.surface_distances`.
 
     Returns
     -------
@@ -118,10 +114,10 @@ def score_lesions(
     Raises
     ------
     ArgumentError
-        If the masks are no volumes of the same shape, or the spacing is not positive.
+        If the masks are no volumes of the same shape, or the spacing is not positive, or its steps lie in a plane.
     """
     check_masks(prediction, truth, volumes=True)
-    mm = check_spacing(spacing)
+    steps = check_steps(spacing)
     box = bounding_box((prediction | truth).view(np.uint8))
     prediction, truth = prediction[box], truth[box]
     ours, theirs = _Lesions(prediction), _Lesions(truth)
@@ -133,7 +129,7 @@ def score_lesions(
         predicted, true = int(ours.sizes[p]), int(theirs.sizes[t])
         if 3 * both > predicted + true:  # both / (predicted + true - both) > 1 / 2, in integers
             overlaps.append(Overlap(both, predicted - both, true - both, 0))
-            surfaces.append(surface_distances(*_boxed(ours.voxels(p), theirs.voxels(t)), mm, steps=steps))
+            surfaces.append(surface_distances(*_boxed(ours.voxels(p), theirs.voxels(t)), steps))
     return LesionScores(
         true=theirs.count,
         predicted=ours.count,

@@ -30,8 +30,7 @@ import numpy as np
 
 from trtseg.errors import ArgumentError
 from trtseg.labels.components import bounding_box
-from trtseg.metrics.checks import Array, check_masks, needs
-from trtseg.volume import check_spacing
+from trtseg.metrics.checks import Array, check_masks, check_steps, needs
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,10 +83,9 @@ class SurfaceDistances:
 def surface_distances(
     prediction: Array,
     truth: Array,
-    spacing: Sequence[float],
+    spacing: Sequence[float] | Array,
     *,
     neighbours: Literal[6, 18] = 6,
-    steps: Array | None = None,
 ) -> SurfaceDistances:
     """Measure the distances between the surfaces of two masks, in both directions.
 
@@ -95,20 +93,19 @@ def surface_distances(
     ----------
     prediction, truth : ndarray of bool, [Z, Y, X]
         Masks on the same grid.
-    spacing : (float, float, float)
-        mm from voxel to voxel ``(sz, sy, sx)``, the axes being at right angles.
+    spacing : (float, float, float), or ndarray, 3x3
+        mm from voxel to voxel ``(sz, sy, sx)`` where the axes are at right angles. For a sheared grid (gantry tilt) a
+        row in mm each for the steps along z, y and x.
     neighbours : 6 or 18
         A voxel lies inside the surface if all these neighbours are in the mask.
-    steps : ndarray, 3x3, optional
-        For a sheared grid (gantry tilt), instead of ``spacing``: a row each for the steps along z, y and x in mm.
 
     Raises
     ------
     ArgumentError
-        If the masks are no volumes of the same shape, or the spacing is not positive.
+        If the masks are no volumes of the same shape, or the spacing is not positive, or its steps lie in a plane.
     """
     check_masks(prediction, truth, volumes=True)
-    mm = np.diag(check_spacing(spacing)) if steps is None else steps
+    steps = check_steps(spacing)
     if neighbours not in (6, 18):
         raise ArgumentError(f"neighbours: got {neighbours!r}; expected 6 or 18")
     nothing = np.zeros(0)
@@ -120,11 +117,11 @@ def surface_distances(
     directed = []
     for start, end in ((ours, theirs), (theirs, ours)):
         # Voxels on both surfaces have distance 0: most voxels of a good segmentation.
-        points = np.argwhere(start & ~end) @ mm
+        points = np.argwhere(start & ~end) @ steps
         distances = np.zeros(int(np.count_nonzero(start)))
         if len(points):
             # Plain splits: a tree of grid points is balanced enough, and takes a fraction of the time to build.
-            tree = trees.KDTree(np.argwhere(end) @ mm, balanced_tree=False, compact_nodes=False)
+            tree = trees.KDTree(np.argwhere(end) @ steps, balanced_tree=False, compact_nodes=False)
             distances[: len(points)] = tree.query(points)[0]
         directed.append(distances)
     return SurfaceDistances(*directed)
