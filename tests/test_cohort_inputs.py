@@ -78,11 +78,12 @@ def test_a_shells_pattern_has_a_folder_where_all_but_one_are_label_maps(phantom_
     volume = load("ct.nii.gz")
     trtseg.Segmentation.measure(np.zeros_like(volume.array, np.uint8), volume).save("labels.nii.gz")
     left_out = []
-    for inputs in (("ct.nii.gz", "labels.nii.gz"), ("*.nii.gz",)):
+    for inputs in (("ct.nii.gz", "labels.nii.gz"), ("labels.nii.gz", "ct.nii.gz"), ("*.nii.gz",)):
         with cohort.plan(inputs, "out", left_out=left_out) as (case,):
             assert str(case.labels) == "out/ct_seg.nii.gz"
             assert Path("out").is_dir()
-    assert left_out == [Path("labels.nii.gz")] * 2
+            assert not cohort.is_alone([case], inputs), "so that the folder gets its table and page"
+    assert left_out == [Path("labels.nii.gz")] * 3
     assert planned("ct.nii.gz", "labels.nii.gz", output="o.nii.gz") == {"ct.nii.gz": "o.nii.gz"}
 
 

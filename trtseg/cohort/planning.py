@@ -97,9 +97,7 @@ def plan(
         raise ArgumentError(f"{name}: got the file {folder} for {got}; expected a folder, or one input")
     if kinds or folder.name.lower().endswith(SEG):
         check_inputs([one.source for one in found if one.url is None], name)
-    # Of several files one may be a CT and the others label maps.
-    is_new = len(inputs) > 1 and not is_folder(folder)
-    several = not is_file and (not is_alone(found, inputs) or bool(kinds) or is_new)
+    several = not is_file and (not is_alone(found, inputs) or bool(kinds))
     names = [one.objects(file_names(kinds)[0][1]) if kinds else one.labels for one in found]
     labels = [folder / file for file in names] if several else [file_in(folder, names[0].name, name=name)]
     check_target(labels[0])
@@ -130,10 +128,14 @@ def plan(
 
 
 def is_alone(found: Sequence[Found | Case], inputs: Sequence[_PathLike]) -> bool:
-    """Tell whether the only CT is the only input itself, and no CT of a folder, a pattern or a list."""
-    given = inputs[0]
-    one = found[0]
-    return len(found) == 1 and (one.url == given if is_url(given) else one.source == Path(given))
+    """Tell whether the only CT is the only input itself.
+
+    It is not where it is that of a folder, a pattern or a list, or the other inputs are label maps.
+    """
+    if len(found) != 1 or len(inputs) != 1:
+        return False
+    one, given = found[0], inputs[0]
+    return one.url == given if is_url(given) else one.source == Path(given)
 
 
 def file_in(
