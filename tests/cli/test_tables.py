@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -110,6 +111,14 @@ def test_the_document_has_every_number_at_its_place():
         "# Evaluation of 3 cases\n\nNot for clinical use. – is undefined.\n\n" + WRITTEN
     )
     assert tables.markdown(evaluate_set([A])).startswith("# Evaluation of 1 case\n")
+
+
+def test_a_name_with_an_end_of_a_line_stays_in_its_row_of_the_markdown():
+    named = replace(A, name="u\n# title\x1b[2J")
+    lines = tables.markdown(evaluate_set([named]), ["u\n# title was left out"]).splitlines()
+    assert sum(line.startswith("#") for line in lines) == 1
+    assert sum(line.startswith(r"| u # title\x1b[2J |") for line in lines) == 2
+    assert "- u # title was left out" in lines
 
 
 def printed(capsys, *cases):

@@ -103,7 +103,7 @@ def show(scores: SetScores) -> None:
 
 def markdown(scores: SetScores, notes: Iterable[str] = ()) -> str:
     """Write all tables, the ``notes`` and the conventions as a Markdown document."""
-    remarks = "\n".join(f"- {note}" for note in notes)
+    remarks = "\n".join(f"- {text.line(note)}" for note in notes)
     tables = [rows(scores) for rows in (summary_rows, lesion_rows, detected_rows, liver_rows, tumour_rows)]
     parts = [
         f"# Evaluation of {len(scores.cases)} case{'s' * (len(scores.cases) != 1)}",
@@ -139,6 +139,6 @@ def _mean(mean: Mean, style: str) -> str:
 
 
 def _pipes(rows: Sequence[Row]) -> str:
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    lines = ["| " + " | ".join(text.line(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
     rule = "|---" + "|---:" * (len(rows[0]) - 1) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])

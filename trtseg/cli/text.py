@@ -56,9 +56,14 @@ def visible(text: str) -> str:
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
-def _tell(line: str) -> None:
+def line(text: str) -> str:
+    """Lay out a text in one line, `visible`: after the end of a line in a name something else would begin."""
+    return visible(" ".join(text.split()))
+
+
+def _tell(message: str) -> None:
     with contextlib.suppress(OutputError), _written(2, "standard error"):
-        typer.echo(visible(" ".join(line.split())), err=True)
+        typer.echo(line(message), err=True)
 
 
 def out(text: str | bytes) -> None:
