@@ -14,8 +14,8 @@ from trtseg.volume import voxel_ml
 
 Line = tuple[tuple[float, float], tuple[float, float]]
 
-# Lengths whose ratio is above this are equal: a header of float32 rounds by less, and different pairs of voxels differ
-# by more.
+# Lengths whose ratio is above this are equal: a header of float32, or of six decimals, rounds by less. On square pixels
+# different pairs of voxels differ by more, up to 700 pixels apart; others may be of lengths that nobody tells apart.
 _EQUAL = 1 - 1e-6
 
 
@@ -39,7 +39,7 @@ class Lesion:
     short_mm : float
         Longest diameter perpendicular to that one, on the same slice: the longest chord, at a right angle to it, of the
         convex hull of the lesion's voxel centres. Where several pairs of voxels are equally far apart, it is that with
-        the longest perpendicular that counts, and of these the lowest.
+        the longest perpendicular that counts, and of these the one on the lowest slice.
     diameter_slice : int
         The slice of both diameters.
     axes : tuple
