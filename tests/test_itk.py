@@ -266,6 +266,59 @@ def test_a_number_of_dimensions_for_which_metaio_has_no_memory(tmp_path, count):
     assert peek_itk(tmp_path / "a.mha") == (None, False)
 
 
+LINES = "".join(f"\ns{n}.raw" for n in range(16))
+
+
+@pytest.mark.parametrize(
+    ("named", "is_whole"),
+    [
+        (f"LIST{LINES}\n", True),
+        (f"LIST 2D{LINES}\n", True),
+        ("s%d.raw 0 15 1\n", True),
+        ("s%d.raw 0 30 1\n", True),
+        ("s%d.raw 0\n", True),
+        ("s%d.raw\n", True),
+        (f"LIST{LINES}", False),
+        (f"LIST{LINES[:-8]}\n", False),
+        (f"LIST 3{LINES}\n", False),
+        (f"LIST -1{LINES}\n", False),
+        ("LIST\n", False),
+        ("LISTing.raw\n", False),
+        ("s%d.raw 0 14 1\n", False),
+        ("s%d.raw 0 30 3\n", False),
+        ("s%d.raw 15 0 -1\n", False),
+        ("s%d.raw 0 15 1 3\n", False),
+        ("s%d.raw 0 15 0\n", False),
+        ("s%d.raw 0 15\n", False),
+    ],
+)
+def test_a_metaimage_header_names_the_files_of_all_slices(tmp_path, named, is_whole):
+    """Of others the voxels were whatever was in memory; the last two ended the process."""
+    first = named == "s%d.raw\n"  # counts from 1 then
+    for n, one in enumerate(MASK):
+        (tmp_path / f"s{n + first}.raw").write_bytes(one.tobytes())
+    (tmp_path / "LISTing.raw").write_bytes(MASK.tobytes())
+    head = META.format(compressed=False, more="", file="")
+    (tmp_path / "a.mhd").write_text(f"{head.removesuffix(chr(10))}{named}")
+    if is_whole:
+        labels, geometry = read_labels(tmp_path / "a.mhd")
+        assert np.array_equal(geometry.restore(labels), MASK.transpose(2, 1, 0))
+        return
+    with pytest.raises(
+        InputError, match=r"a\.mhd: names the data '\S+.*'; expected 16 files: LIST and a line"
+    ):
+        read_labels(tmp_path / "a.mhd")
+
+
+def test_compressed_slices_in_files_of_their_own(tmp_path):
+    """ITK does not see that one is damaged, and has what was in memory in its place."""
+    for n, one in enumerate(MASK):
+        (tmp_path / f"s{n}.raw").write_bytes(zlib.compress(one.tobytes())[: 20 if n == 7 else None])
+    (tmp_path / "a.mhd").write_text(META.format(compressed=True, more="", file="s%d.raw 0 15 1"))
+    with pytest.raises(InputError, match=r"a\.mhd: has compressed slices in several files; write it again"):
+        read_labels(tmp_path / "a.mhd")
+
+
 @pytest.mark.parametrize("ending", [".mhd", ".nhdr"])
 @pytest.mark.parametrize(
     ("named", "said"),

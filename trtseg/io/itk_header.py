@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from trtseg.errors import InputError
@@ -14,6 +16,9 @@ _META_DATA = re.compile(rb"^ElementDataFile\s*=[ \t]*([^\r\n]+?)[ \t]*(?:\r?\n|\
 _NRRD_DATA = re.compile(
     rb"(?:\A|(?<=[\r\n]))data ?file:(?!=)[ \t]*([^\r\n]+?)[ \t]*(?:\r?\n|\Z)", re.IGNORECASE
 )
+_LOCAL = (b"LOCAL", b"Local", b"local")
+_META_LIST = re.compile(rb"LIST(?:[ \t]+([1-9])D?)?")  # dimensions of each file
+_META_RANGE = re.compile(rb"\S+(?:\s+-?\d{1,9}(?:\s+-?\d{1,9}\s+\d{1,9})?)?")  # first, last, step
 _NUMBER = re.compile(rb"%\d*[du]")  # of a slice, in the pattern of its file
 _SHORT_NUMBER = re.compile(rb"[^%]*%\d{0,2}[du][^%]*")
 _HEADER = 1 << 20  # bytes; Slicer names each segment of a label map in it
@@ -36,8 +41,11 @@ def read_header(path: Path) -> bytes:
 
 
 def _named(head: bytes) -> re.Match[bytes] | None:
-    """What a header names as its data; None if that follows in the same NRRD file."""
-    return (_NRRD_DATA if head.startswith(b"NRRD") else _META_DATA).search(head)
+    """What a header names as its data; None if that follows in the same file."""
+    if head.startswith(b"NRRD"):
+        return _NRRD_DATA.search(head)
+    found = _META_DATA.search(head)
+    return None if found is None or found[1] in _LOCAL else found
 
 
 def data_files(path: Path) -> list[Path]:
@@ -55,7 +63,7 @@ def data_files(path: Path) -> list[Path]:
 
 def _data_files(path: Path, head: bytes) -> list[Path]:
     found = _named(head)
-    if found is None or (found[1].lower() == b"local" and not head.startswith(b"NRRD")):
+    if found is None:
         return []
     names = [found[1]]
     if names[0].startswith(b"LIST"):
@@ -87,12 +95,12 @@ def check_header(path: Path, head: bytes) -> None:
             raise InputError(
                 f"{path}: is no NRRD or MetaImage file, or damaged (NDims is {got[:40]!r}; expected 3); check it"
             )
-    named = _named(head)
     # What is checked here is to be what ITK reads.
-    if len(head) == _HEADER if is_nrrd else named is None or head.count(b"ElementDataFile") > 1:
+    if len(head) == _HEADER if is_nrrd else not _META_DATA.search(head) or head.count(b"ElementDataFile") > 1:
         raise InputError(
             f"{path}: is no NRRD or MetaImage file, or damaged (the header has no end, or several); check it"
         )
+    named = _named(head)
     if named is None:
         return
     is_format = b"%" in named[1] and (not is_nrrd or _NUMBER.search(named[1]))
@@ -104,6 +112,37 @@ def check_header(path: Path, head: bytes) -> None:
     for one in _data_files(path, head):
         if not one.is_file():
             raise InputError(f"{path}: its data, {one}, is no regular file; put it there")
+
+
+def check_slices(path: Path, head: bytes, size: Sequence[int]) -> None:
+    """Refuse a MetaImage header that does not name all files of its slices, or compressed ones.
+
+    ITK would give what was in memory in their place, and divide by a step of zero.
+    """
+    named = None if head.startswith(b"NRRD") else _named(head)
+    if named is None or not (named[1].startswith(b"LIST") or _NUMBER.search(named[1])):
+        return
+    wanted = size[-1]
+    if named[1].startswith(b"LIST"):
+        like = _META_LIST.fullmatch(named[1])
+        each = int(like[1] or len(size) - 1) if like else 0
+        is_whole = 0 < each < len(size)
+        if is_whole:
+            wanted = math.prod(size[each:])
+            # ITK leaves out a last line that has no end.
+            is_whole = path.read_bytes()[named.end() :].count(b"\n") >= wanted
+    else:
+        numbers = [*map(int, named[1].split()[1:])] if _META_RANGE.fullmatch(named[1]) else [0, 0, 0]
+        is_whole = len(numbers) < 3 or (
+            numbers[2] > 0 and (numbers[1] - numbers[0]) // numbers[2] + 1 >= wanted
+        )
+    if not is_whole:
+        raise InputError(
+            f"{path}: names the data {os.fsdecode(named[1])[:40]!r}; expected {wanted} files: LIST and a line for "
+            "each, or a pattern with the first and the last number and the step, as slice%03d.raw 1 90 1"
+        )
+    if _META_COMPRESSED.search(head):
+        raise InputError(f"{path}: has compressed slices in several files; write it again, uncompressed")
 
 
 def check_compressed(path: Path, head: bytes, wanted: int) -> None:
@@ -122,7 +161,7 @@ def check_compressed(path: Path, head: bytes, wanted: int) -> None:
     elif said := _META_SIZE.search(head):
         most = int(said[1])  # ITK reads no more than that
     named = _named(head)
-    data = path if named is None or named[1].lower() == b"local" else path.parent / os.fsdecode(named[1])
+    data = path if named is None else path.parent / os.fsdecode(named[1])
     if data == path and not head.startswith(b"NRRD") and not most:
         # ITK would take the header for voxels too, and give what was in memory.
         raise InputError(
