@@ -13,6 +13,7 @@ import training_data
 from trtseg.errors import ArgumentError, InputError
 from trtseg.io import load, read_labels
 from trtseg.io.itk import peek_itk, write_itk
+from trtseg.io.parts import files_of
 from trtseg.result import Segmentation
 from trtseg.volume import Geometry
 
@@ -308,6 +309,21 @@ def test_a_metaimage_header_names_the_files_of_all_slices(tmp_path, named, is_wh
         InputError, match=r"a\.mhd: names the data '\S+.*'; expected 16 files: LIST and a line"
     ):
         read_labels(tmp_path / "a.mhd")
+
+
+@pytest.mark.parametrize("pattern", ["%d", "s%03d.raw", "s%.3d.raw", "s%3.3d.raw", "s%i.raw", "sub/%u"])
+def test_a_pattern_of_metaimage_beside_a_folder_that_is_like_it(tmp_path, pattern):
+    for folder in ("sub", "older.raw", "sub/s.raw"):
+        (tmp_path / folder).mkdir()
+    for n, one in enumerate(MASK):
+        (tmp_path / (pattern % n)).write_bytes(one.tobytes())
+    (tmp_path / "a.mhd").write_text(META.format(compressed=False, more="", file=f"{pattern} 0 15 1"))
+    labels, geometry = read_labels(tmp_path / "a.mhd")
+    assert np.array_equal(geometry.restore(labels), MASK.transpose(2, 1, 0))
+    assert {*files_of(tmp_path / "a.mhd")} >= {
+        tmp_path / "a.mhd",
+        *(tmp_path / (pattern % n) for n in range(16)),
+    }
 
 
 def test_compressed_slices_in_files_of_their_own(tmp_path):

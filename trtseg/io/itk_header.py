@@ -19,8 +19,8 @@ _NRRD_DATA = re.compile(
 _LOCAL = (b"LOCAL", b"Local", b"local")
 _META_LIST = re.compile(rb"LIST(?:[ \t]+([1-9])D?)?")  # dimensions of each file
 _META_RANGE = re.compile(rb"\S+(?:\s+-?\d{1,9}(?:\s+-?\d{1,9}\s+\d{1,9})?)?")  # first, last, step
-_NUMBER = re.compile(rb"%\d*[du]")  # of a slice, in the pattern of its file
-_SHORT_NUMBER = re.compile(rb"[^%]*%\d{0,2}[du][^%]*")
+_NUMBER = re.compile(rb"%\d*(?:\.\d*)?[diu]")  # of a slice, in the pattern of its file
+_SHORT_NUMBER = re.compile(rb"[^%]*%\d{0,2}(?:\.\d{0,2})?[diu][^%]*")
 _HEADER = 1 << 20  # bytes; Slicer names each segment of a label map in it
 _META_DIMENSIONS = re.compile(rb"NDims[\s=:]*([^\s=:]*)")
 _META_COMPRESSED = re.compile(rb"^CompressedData\s*=\s*[Tt1]", re.MULTILINE)
@@ -78,7 +78,7 @@ def _data_files(path: Path, head: bytes) -> list[Path]:
     if len(names) == 1 and (number := _NUMBER.search(names[0])):
         start, end = names[0][: number.start()], names[0].split()[0][number.end() :]
         pattern = f"{glob.escape(os.fsdecode(start))}*{glob.escape(os.fsdecode(end))}"
-        return sorted(path.parent.glob(pattern))
+        return sorted(one for one in path.parent.glob(pattern) if not one.is_dir())
     return [path.parent / os.fsdecode(name) for name in names]
 
 
