@@ -263,15 +263,16 @@ def test_nothing_of_a_patient_is_left_in_a_reason():
     assert "512 mm" in found
 
 
-def test_a_long_text_of_a_header_takes_no_memory_for_a_reason_that_does_not_quote_it():
+@pytest.mark.parametrize("part", ["ab cd", "abc^"])
+def test_a_long_text_of_a_header_takes_no_memory_for_a_reason_that_does_not_quote_it(part):
     """Of one of 100 MB, which a sender may send, patterns took 10 GB and minutes, and the node began again."""
     from nodes import ct_series
 
     (header,) = ct_series(1)
-    header.TextValue = "ab cd" * 400_000
+    header.TextValue = part * 400_000
     tracemalloc.start()
     try:
         assert scrub(f"a CT of {header.PatientName}", [header]) == "a CT of (hidden)^(hidden)"
-        assert tracemalloc.get_traced_memory()[1] < 40_000_000  # bytes
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000  # bytes
     finally:
         tracemalloc.stop()

@@ -31,13 +31,14 @@ def scrub(text: str, headers: Iterable[Dataset] = ()) -> str:
     """Take out of a message whatever stands in the headers that it is about, UIDs, and all quoted values."""
     text = re.sub(r"'[^']*'|\"[^\"]*\"", _HIDDEN, " ".join(text.split()))
     text = re.sub(r"\d+(\.\d+){4,}|\d{8,}", _HIDDEN, text)
-    values = set()
+    values = set[str]()
     for header in headers:
         for element in _elements(header):
             if element.VR in _PERSONAL and element.value is not None:
-                values |= {part for part in re.split(r"[\\^=,\[\]']", str(element.value)) if len(part) > 2}
-    # The others are not made patterns of: a sender may write megabytes into an element.
-    for value in sorted((value for value in values if value in text), key=len, reverse=True):
+                # One by one, and no pattern of what is not there: a sender may write megabytes into an element.
+                parts = (found[0] for found in re.finditer(r"[^\\^=,\[\]']{3,}", str(element.value)))
+                values |= {part for part in parts if part in text}
+    for value in sorted(values, key=len, reverse=True):
         text = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", _HIDDEN, text)
     return text[:500]
 
