@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # A module may import modules of its own layer and of the layers before it in this list. Add a new module
 # where it belongs; a package's name stands for everything in it.
 LAYERS = [
-    ["errors", "notice", "warnings", "resources", "threads", "_core"],
+    ["errors", "notice", "warnings", "resources", "terminal", "threads", "_core"],
     ["volume", "cuda"],
     ["fit"],
     ["body"],

@@ -43,6 +43,16 @@ def test_names_of_files_in_what_the_library_logs(phantom_ct, here):
     assert f"scans/a{SHOWN}.tar: is not looked into; give" in done.stderr
 
 
+def test_names_of_files_in_what_a_worker_logs(model, here):
+    picture = np.arange(-1000, 3096, dtype=np.int16).reshape(64, 64)
+    for n in range(3):
+        made.save(here / f"ct/IM{n}{OBEYED}", made.instance(picture, z=5.0 * n))
+    Path(f"ct/IM7{OBEYED}").touch()
+    done = run_alone("segment", "ct", "-o", "seg.nii.gz", "--model", str(model), "--jobs", "1")
+    assert f"named like slices, but no DICOM files: ct/IM7{SHOWN}" in done.stderr
+    assert OBEYED[:10] not in done.stderr
+
+
 def test_names_of_files_in_the_progress(phantom_ct, model, here):
     shutil.copy(phantom_ct, f"a{OBEYED}.nii.gz")
     shown = stderr_on_a_terminal("segment", f"a{OBEYED}.nii.gz", "--model", str(model), "-o", "out.nii.gz")

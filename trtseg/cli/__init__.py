@@ -7,7 +7,6 @@ Each command has the module of its name. The modules import what is slow to load
 from __future__ import annotations
 
 import io
-import logging
 import os
 import signal
 import sys
@@ -18,8 +17,9 @@ import typer
 
 from trtseg.cli import build, compare, engines, evaluate, info, sample, segment, serve
 from trtseg.cli.exits import errors_as_exit_codes
-from trtseg.cli.text import NOT_CLINICAL, fail, out, visible
+from trtseg.cli.text import NOT_CLINICAL, fail, out
 from trtseg.errors import OutputError
+from trtseg.terminal import make_log_visible
 
 _TYPER = 0, 16  # versions before break on click 8.2 and newer
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -31,8 +31,7 @@ def main() -> None:
     """Run the command line; the entry point of the package."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr always has it: any path can be printed
-    if logging.lastResort is not None:  # which writes the library's warnings to stderr
-        logging.lastResort.setFormatter(_Visible())
+    make_log_visible()
     # NumPy's library would start threads, which nothing here needs, and where it may not, it sends SIGINT to itself.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     for number in _SIGNALS:
@@ -55,11 +54,6 @@ def main() -> None:
             fail(str(error))
             sys.exit(2)
         raise
-
-
-class _Visible(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record))
 
 
 def _stop(number: int, frame: FrameType | None, patience: float = _PATIENCE) -> None:

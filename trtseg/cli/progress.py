@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from trtseg.cli import text
+from trtseg.terminal import visible
 
 _EVERY = 60.0  # seconds between lines about the progress
 
@@ -30,7 +31,7 @@ def told(quiet: bool, several: bool = False, label: str = "") -> Iterator[Callab
             task = shown.add_task(label, total=1.0)
             start = f"{label}: " if label else ""
             yield lambda doing, done: shown.update(
-                task, completed=done, description=text.visible(f"{start}{doing}")
+                task, completed=done, description=visible(f"{start}{doing}")
             )
         return
     last = time.monotonic()

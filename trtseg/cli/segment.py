@@ -12,6 +12,7 @@ import typer
 from trtseg.cli import lean, progress, text
 from trtseg.cli.exits import Failures, errors_as_exit_codes
 from trtseg.errors import OutputError
+from trtseg.terminal import visible
 
 if TYPE_CHECKING:
     from trtseg.api import Segmenter
@@ -257,7 +258,7 @@ def _list_series(inputs: Sequence[str]) -> None:
         found = list_series(Path(path))
         free = "is taken" if sum(not one.reason for one in found) == 1 else "can be chosen"
         for one in found:
-            text.out(text.visible(f"{one.series}\n    {one.about}: {one.reason or free}\n"))
+            text.out(visible(f"{one.series}\n    {one.about}: {one.reason or free}\n"))
 
 
 def _show(outcomes: Iterable[Outcome], count: int, quiet: bool) -> tuple[Failures, int, dict[Path, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +12,10 @@ import typer
 
 from trtseg.errors import OutputError
 from trtseg.notice import NOTICE
+from trtseg.terminal import visible
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-# Control characters but the tab and the end of a line; marks that write what follows from right to left.
-_CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 NOT_CLINICAL = f"{NOTICE.capitalize()}."
 
@@ -49,11 +46,6 @@ def warn(message: str) -> None:
 def note(message: str) -> None:
     """Write one line to stderr about something that is no error, but should be known."""
     _tell(f"note: {message}")
-
-
-def visible(text: str) -> str:
-    """Escape what a terminal would obey, and what turns the order of letters: names and headers may hold anything."""
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def line(text: str) -> str:

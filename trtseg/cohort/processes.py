@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
 from trtseg.cohort.tasks import Bench, Failed, Lost, Reply, Setup, Task, portable
+from trtseg.terminal import make_log_visible
 
 # The worker finds trtseg where this process found it.
 _START = (
@@ -106,6 +107,7 @@ class Processes:
 def work(pipe: Connection) -> None:
     """Do what comes through a pipe, until the pipe ends: the body of a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    make_log_visible()
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
         file.write(_FIRST_TO_GO)
     setup: Setup = pipe.recv()
