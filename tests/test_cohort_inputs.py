@@ -376,6 +376,18 @@ def test_no_name_in_an_archive_leads_out_of_the_folder_of_the_results(phantom_ct
     assert list(planned(f"zip://scans/deep{end}", output="out").values()) == ["out/ct_seg.nii.gz"]
 
 
+def test_no_name_in_an_archive_leads_out_of_the_folder_that_it_is_copied_to():
+    """With fsspec 2024.6 any file beside the DICOM files of an archive was written wherever its name led."""
+    with zipfile.ZipFile("evil.zip", "w") as archive:
+        archive.writestr("d/1.dcm", b"x")
+        archive.writestr("d/../../escaped.txt", b"x")
+    Path("out").mkdir()
+    url = f"zip://d::file://{Path('evil.zip').resolve()}"
+    with trtseg.Segmenter(cascade_model(Path("model"))) as segmenter, cohort.plan([url], "out") as cases:
+        (outcome,) = cohort.run(cases, segmenter)
+    assert "escaped.txt'; expected names without '..', unpack it" in str(outcome.error)
+
+
 def test_a_change_in_a_store_is_seen():
     memory = fsspec.filesystem("memory")
     memory.pipe_file("/d/1.dcm", b"x")

@@ -49,12 +49,7 @@ def find_remote(url: str) -> list[str]:
             found = [path]
         if not found:
             raise InputError(f"{url}: holds no CT; give a file, or a folder or a pattern of CTs")
-        for one in found:
-            # Results keep the folders of their CTs, and would go to those above the folder of the results.
-            if one != path and ".." in PurePosixPath(one).parts:
-                raise InputError(
-                    f"{url}: holds {one!r}; expected names without '..', unpack it, and look at what is in it"
-                )
+        _check_names(url, path, found)
         return [_with_path(url, path, name) for name in sorted(found)]
 
 
@@ -101,6 +96,7 @@ def fetched(case: Case) -> Iterator[Path]:
         local = Path(folder, case.source.name)
         with _store(case.url) as (store, path):
             if store.isdir(path):
+                _check_names(case.url, path, store.find(path))
                 store.get(path.rstrip("/") + "/", f"{local}/", recursive=True)
             else:
                 store.get_file(path, str(local))
@@ -154,6 +150,15 @@ def _cts(top: str, names: list[str]) -> list[str]:
         elif _may_be_dicom(PurePosixPath(name)):
             folders[str(PurePosixPath(name).parent) if len(inside.parts) > 1 else top] = None
     return images + list(folders)
+
+
+def _check_names(url: str, path: str, names: list[str]) -> None:
+    """Refuse names that lead up: results keep the folders of their CTs, and copies have the names of all files."""
+    for name in names:
+        if name != path and ".." in PurePosixPath(name).parts:
+            raise InputError(
+                f"{url}: holds {name!r}; expected names without '..', unpack it, and look at what is in it"
+            )
 
 
 def _may_be_dicom(path: PurePosixPath) -> bool:
