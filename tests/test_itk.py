@@ -288,13 +288,15 @@ LINES = "".join(f"\ns{n}.raw" for n in range(16))
         ("s%d.raw 0 14 1\n", False),
         ("s%d.raw 0 30 3\n", False),
         ("s%d.raw 15 0 -1\n", False),
+        ("s%d.raw   -1\n", False),
+        (f"LIST{LINES[:-8]}\n\n", False),
         ("s%d.raw 0 15 1 3\n", False),
         ("s%d.raw 0 15 0\n", False),
         ("s%d.raw 0 15\n", False),
     ],
 )
 def test_a_metaimage_header_names_the_files_of_all_slices(tmp_path, named, is_whole):
-    """Of others the voxels were whatever was in memory; the last two ended the process."""
+    """Of others the voxels were whatever was in memory; some ended the process."""
     first = named == "s%d.raw\n"  # counts from 1 then
     for n, one in enumerate(MASK):
         (tmp_path / f"s{n + first}.raw").write_bytes(one.tobytes())

@@ -18,7 +18,7 @@ _NRRD_DATA = re.compile(
 )
 _LOCAL = (b"LOCAL", b"Local", b"local")
 _META_LIST = re.compile(rb"LIST(?:[ \t]+([1-9])D?)?")  # dimensions of each file
-_META_RANGE = re.compile(rb"\S+(?:\s+-?\d{1,9}(?:\s+-?\d{1,9}\s+\d{1,9})?)?")  # first, last, step
+_META_RANGE = re.compile(rb"\S+(?: \d{1,9}(?: \d{1,9} \d{1,9})?)?")  # first, last, step
 _NUMBER = re.compile(rb"%\d*(?:\.\d*)?[diu]")  # of a slice, in the pattern of its file
 _SHORT_NUMBER = re.compile(rb"[^%]*%\d{0,2}(?:\.\d{0,2})?[diu][^%]*")
 _HEADER = 1 << 20  # bytes; Slicer names each segment of a label map in it
@@ -130,7 +130,8 @@ def check_slices(path: Path, head: bytes, size: Sequence[int]) -> None:
         if is_whole:
             wanted = math.prod(size[each:])
             # ITK leaves out a last line that has no end.
-            is_whole = path.read_bytes()[named.end() :].count(b"\n") >= wanted
+            lines = path.read_bytes()[named.end() :].split(b"\n")[:-1]
+            is_whole = len(lines) >= wanted and all(line.strip() for line in lines[:wanted])
     else:
         numbers = [*map(int, named[1].split()[1:])] if _META_RANGE.fullmatch(named[1]) else [0, 0, 0]
         is_whole = len(numbers) < 3 or (
