@@ -307,7 +307,7 @@ def test_among_cts_a_folder_of_dicom_files_has_the_name_of_its_case(both):
     arguments = ("evaluate", both / "found", both / "truth", *options)
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert (done.exit_code, done.output) == (0, "")
-    assert [path.name for path in (both / "worst").rglob("*.png")] == ["a_seg.png"]
+    assert [path.name for path in (both / "worst").rglob("*.png")] == ["a.png"]
     (both / "cts" / "ward" / "a").rename(both / "cts" / "ward" / "b")
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert (done.exit_code, "--ct has no CT of that name" in done.output) == (3, True)

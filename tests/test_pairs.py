@@ -45,7 +45,8 @@ def files(tmp_path, monkeypatch):
 )
 def test_files_of_one_case_are_paired(files, prediction, truth):
     files(f"p/{prediction}.nii.gz", f"t/{truth}.nii")
-    pair = Pair(prediction, Path(f"p/{prediction}.nii.gz"), Path(f"t/{truth}.nii"))
+    name = prediction.removesuffix("_seg")  # as the table of a cohort calls the case
+    pair = Pair(name, Path(f"p/{prediction}.nii.gz"), Path(f"t/{truth}.nii"))
     assert match(Path("p"), Path("t")) == Matched((pair,))
 
 
@@ -65,7 +66,7 @@ def test_a_folder_may_hold_cts_and_labels(files):
     )
     files("p/volume-3.nii.gz", "p/.trash/volume-4.nii", "t/.trash/volume-4.nii")
     pair = Pair(
-        "volume-3_seg", Path("p/volume-3_seg.nii.gz"), Path("t/segmentation-3.nii"), Path("t/volume-3.nii")
+        "volume-3", Path("p/volume-3_seg.nii.gz"), Path("t/segmentation-3.nii"), Path("t/volume-3.nii")
     )
     assert match(Path("p"), Path("t"), Path("t")) == Matched((pair,))
     assert match(pair.prediction, pair.truth, Path("t")) == Matched((pair,))  # two files, and a folder of CTs

@@ -53,7 +53,7 @@ def found(**options):
     ("prediction", "truth", "name"),
     [
         ("a.dcm", "a.dcm", "a"),
-        ("a_seg.nii.gz", "a.dcm", "a_seg"),
+        ("a_seg.nii.gz", "a.dcm", "a"),
         ("a b.dcm", "a b.nii.gz", "a b"),
         ("Leber ä.dcm", "Leber ä.DCM", "Leber ä"),
         ("b/seg.nii.gz", "b/seg.dcm", "b/seg"),
@@ -81,7 +81,7 @@ def test_a_label_map_of_another_format_goes_first(make):
     make("p/a.dcm", "p/a_seg.nii.gz", "p/a_dicom/seg.dcm", "t/a.nii.gz", "t/a.dcm")
     make("p/b_dicom/seg.dcm", "p/b_dicom/labelmap.dcm", "p/b_dicom/ct.dcm", "t/b.dcm")
     assert found() == (
-        [("a_seg", "p/a_seg.nii.gz", "t/a.nii.gz"), ("b", "p/b_dicom/seg.dcm", "t/b.dcm")],
+        [("a", "p/a_seg.nii.gz", "t/a.nii.gz"), ("b", "p/b_dicom/seg.dcm", "t/b.dcm")],
         [],
     )
 
@@ -119,9 +119,9 @@ def test_the_only_segmentation_below_a_folder_is_of_the_case_of_that_name(make):
     make("t/P-4/day/CT/ct-1.dcm", "t/P-5.dcm", "t/P-5/day/1-1.dcm")
     assert found() == (
         [
-            ("P-1_seg", "p/P-1_seg.nii.gz", "t/P-1/day/SEG/1-1.dcm"),
+            ("P-1", "p/P-1_seg.nii.gz", "t/P-1/day/SEG/1-1.dcm"),
             ("P-5", "p/P-5.nii.gz", "t/P-5.dcm"),
-            ("P-2/day_seg", "p/P-2/day_seg.nii.gz", "t/P-2/day/SEG/1-1.dcm"),
+            ("P-2/day", "p/P-2/day_seg.nii.gz", "t/P-2/day/SEG/1-1.dcm"),
         ],
         ["p/P-3.nii.gz", "p/P-4.nii.gz", "t/P-3/one/1-1.dcm", "t/P-3/two/1-1.dcm", "t/P-5/day/1-1.dcm"],
     )

@@ -13,7 +13,7 @@ from trtseg.errors import ArgumentError, InputError
 from trtseg.io import atomic, load, read_labels
 from trtseg.io.dicom import is_dicom
 from trtseg.io.dicom.seg import may_be_seg
-from trtseg.io.names import IMAGES, LABEL_ENDS, LABEL_START, SEG, is_folder, says_labels, stem
+from trtseg.io.names import IMAGES, LABEL_ENDS, LABEL_START, SEG, case_name, is_folder, says_labels, stem
 from trtseg.labels.components import Array
 from trtseg.metrics.cases import CaseScores, evaluate_case
 from trtseg.volume import SAME_GRID, Geometry, check_same_grid, corners_apart, is_same_grid
@@ -85,7 +85,9 @@ def match(
             "expected two files or two folders"
         )
     if not is_folder(prediction):
-        return Matched((Pair(stem(prediction), prediction, truth, _ct_of(prediction, truth, ct)),))
+        return Matched(
+            (Pair(_name(prediction, prediction.parent), prediction, truth, _ct_of(prediction, truth, ct)),)
+        )
     if ct is not None and not is_folder(ct):
         raise ArgumentError(f"{names[2]}: got {ct}; expected a folder, as the predictions are in one")
     predictions, truths = _files(prediction, labels=True), _files(truth, labels=True)
@@ -336,9 +338,8 @@ def _images(folder: Path, endings: tuple[str, ...]) -> Iterator[Path]:
 
 
 def _name(path: Path, folder: Path) -> str:
-    """Name of a case that no other case has: its path below ``folder`` without the ending."""
-    own = _own(path, folder)
-    return (own.parent / stem(own)).as_posix()
+    """Name of a case that no other case has, as the table of a cohort names it, see `trtseg.io.names.case_name`."""
+    return case_name(path.relative_to(folder))
 
 
 def _case_of(path: Path) -> str:

@@ -39,7 +39,7 @@ def stem(path: Path) -> str:
 
 def case_name(file: Path) -> str:
     """Name of a case by one of its files, seen from the folder of the results: ``a/ct`` of ``a/ct_dicom/seg.dcm``."""
-    return re.sub(r"(_seg|_dicom/(seg|labelmap|sc_\d+))?(\.nii\.gz|\.[^./]+)$", "", file.as_posix())
+    return re.sub(r"(?<=[^/])(_seg|_dicom/(seg|labelmap|sc_\d+))?(\.nii\.gz|\.[^./]+)$", "", file.as_posix())
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
