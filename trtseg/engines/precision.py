@@ -31,8 +31,6 @@ class Precision:
         and the root mean square of all differences must be smaller, too.
     devices : tuple of str
         Kinds of device that run it: ``cpu``, ``cuda``.
-    auto : bool
-        Whether ``auto`` may choose it. Rows that come first are preferred.
     openvino : str
         Element type in which OpenVINO computes what the ONNX file leaves open; empty where no CPU runs it.
     """
@@ -42,7 +40,6 @@ class Precision:
     dtype: np.dtype[Any]
     logit_bound: float
     devices: tuple[str, ...]
-    auto: bool = True
     openvino: str = ""
 
     def file(self, role: str) -> str:
@@ -81,7 +78,7 @@ def candidates(name: str, device: str) -> tuple[Precision, ...]:
         There is no such precision on this kind of device.
     """
     rows = [row for row in PRECISIONS if device in row.devices]
-    found = tuple(row for row in rows if row.name == name or (name == "auto" and row.auto))
+    found = tuple(row for row in rows if name in ("auto", row.name))
     if not found:
         *names, last = [repr("auto"), *(repr(row.name) for row in rows)]
         where = "a GPU" if device == "cuda" else "the CPU"
