@@ -69,8 +69,8 @@ def load(
     >>> load("ct.nii.gz")  # doctest: +SKIP
     >>> load(hu, spacing=(5.0, 0.8, 0.8))  # doctest: +SKIP
     """
-    is_image = _is_nibabel_image(source)
-    is_itk = _is_itk_image(source)
+    is_image = _is_instance(source, "nibabel.spatialimages", "SpatialImage")
+    is_itk = _is_instance(source, "SimpleITK", "Image")
     is_path = isinstance(source, (str, os.PathLike))
     has_grid = is_path or is_image or is_itk or isinstance(source, Volume)
     if has_grid and (affine is not None or spacing is not None):
@@ -213,17 +213,8 @@ def _read_voxels(name: str, convert: Convert) -> tuple[np.ndarray, Geometry]:
     return read_nifti(name, convert)  # which says why a path cannot be opened
 
 
-def _is_nibabel_image(source: Any) -> bool:
-    """Tell whether this is a nibabel image, without importing nibabel if nobody has imported it yet."""
-    return _is_instance(source, "nibabel.spatialimages", "SpatialImage")
-
-
-def _is_itk_image(source: Any) -> bool:
-    """Tell whether this is a SimpleITK image, in the same way."""
-    return _is_instance(source, "SimpleITK", "Image")
-
-
 def _is_instance(source: Any, module: str, name: str) -> bool:
+    """Tell whether this is of a class of a module, without importing the module if nobody has imported it yet."""
     # While another thread imports the module the class may not be there yet.
     kind = getattr(sys.modules.get(module), name, None)
     return kind is not None and isinstance(source, kind)
