@@ -91,7 +91,7 @@ def _write_object(spool: Spool, result: Segmentation, kind: str, seg: Path | Non
             write_dicom([(kind, temporary)], result, seg=seg)
         tags = ["SOPClassUID", "SOPInstanceUID"]
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
-        (file,) = spool.adopt("results", [path])
+        file = spool.adopt("results", path)
     return Made(kind, header.SOPClassUID, header.SOPInstanceUID, file)
 
 

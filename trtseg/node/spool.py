@@ -175,18 +175,16 @@ class Spool:
             raise
         return name
 
-    def adopt(self, folder: str, paths: Iterable[Path]) -> list[str]:
-        """Take files that lie on the spool's disk, flushed, under new names, which are flushed too and returned."""
-        names: list[str] = []
+    def adopt(self, folder: str, path: Path) -> str:
+        """Take a file that lies on the spool's disk, flushed, under a new name, which is flushed too and returned."""
+        name = secrets.token_hex(16) + ".dcm"
         try:
-            for path in paths:
-                names.append(secrets.token_hex(16) + ".dcm")
-                path.rename(self.path(folder, names[-1]))
+            path.rename(self.path(folder, name))
             flush_folder(self.folder / folder)
         except BaseException:
-            self.remove(folder, names)
+            self.remove(folder, [name])
             raise
-        return names
+        return name
 
     def remove(self, folder: str, files: Iterable[str]) -> None:
         """Remove files that no row needs any more."""
