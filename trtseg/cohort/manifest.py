@@ -179,13 +179,11 @@ class Manifest:
         return {**names, **facts, **record.get("row", {})}
 
     def _append(self, record: dict[str, Any]) -> None:
-        lines = [record]
         try:
             if self._file < 0:
                 self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             end = os.fstat(self._file).st_size
-            if end == 0:
-                lines.insert(0, dict(_HEAD))
+            lines = [record] if end else [_HEAD, record]
             data = "".join(json.dumps(line) + "\n" for line in lines).encode()
             try:
                 if os.write(self._file, data) < len(data):
