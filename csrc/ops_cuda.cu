@@ -195,9 +195,7 @@ void launch(void (*kernel)(Op), const Op& p, dim3 grid, dim3 block, cudaStream_t
   CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, p));
 }
 
-void clear(const View& counters, std::int64_t n, cudaStream_t stream) {
-  CUDA_CHECK(cudaMemsetAsync(counters.data, 0, static_cast<std::size_t>(n) * sizeof(std::int32_t), stream));
-}
+void clear(const View& a, cudaStream_t stream) { CUDA_CHECK(cudaMemsetAsync(a.data, 0, a.bytes(), stream)); }
 
 }  // namespace
 
@@ -213,7 +211,7 @@ void frame(const Frame& p, std::uintptr_t stream) {
 void thick(const Thick& p, std::uintptr_t stream) {
   const std::int64_t n = p.hu.shape[0];
   const OnDevice device(n > 0 ? device_of({p.hu, p.mask}) : device_of(p.mask));
-  CUDA_CHECK(cudaMemsetAsync(p.mask.data, 0, p.mask.bytes(), stream_of(stream)));
+  clear(p.mask, stream_of(stream));
   if (n == 0) return;
   launch(thick_kernel, p, grid_of(n, p.y.starts(), p.x.starts()), {kColumns, kRows}, stream_of(stream));
 }
@@ -226,22 +224,22 @@ void prepare(const Prepare& p, std::uintptr_t stream) {
 void gate(const Gate& p, std::uintptr_t stream) {
   const OnDevice device(device_of({p.l1, p.hu_net, p.x2, p.liver_voxels}));
   const std::int64_t n = p.hu_net.shape[0], pixels = p.hu_net.shape[1] * p.hu_net.shape[2];
-  clear(p.liver_voxels, n, stream_of(stream));
+  clear(p.liver_voxels, stream_of(stream));
   launch(gate_kernel, p, {blocks(pixels, kThreads), slices(n)}, {kThreads}, stream_of(stream));
 }
 
 void label(const Label& p, std::uintptr_t stream) {
   const OnDevice device(device_of({p.l1, p.l2, p.labels, p.counts}));
-  const std::int64_t n = p.labels.shape[0];
-  clear(p.counts, n * 2, stream_of(stream));
-  launch(label_kernel<Label>, p, grid_of(n, p.fit.y.native, p.fit.x.native), {kColumns, kRows}, stream_of(stream));
+  clear(p.counts, stream_of(stream));
+  const dim3 grid = grid_of(p.labels.shape[0], p.fit.y.native, p.fit.x.native);
+  launch(label_kernel<Label>, p, grid, {kColumns, kRows}, stream_of(stream));
 }
 
 void label3(const Label3& p, std::uintptr_t stream) {
   const OnDevice device(device_of({p.logits, p.labels, p.counts}));
-  const std::int64_t n = p.labels.shape[0];
-  clear(p.counts, n * 2, stream_of(stream));
-  launch(label_kernel<Label3>, p, grid_of(n, p.fit.y.native, p.fit.x.native), {kColumns, kRows}, stream_of(stream));
+  clear(p.counts, stream_of(stream));
+  const dim3 grid = grid_of(p.labels.shape[0], p.fit.y.native, p.fit.x.native);
+  launch(label_kernel<Label3>, p, grid, {kColumns, kRows}, stream_of(stream));
 }
 
 }  // namespace trtseg::cuda
