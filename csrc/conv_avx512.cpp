@@ -73,10 +73,6 @@ const Products kAvx512{"avx512", kMost * kLanes, is_supported, multiply};
 
 #else
 
-namespace trtseg::conv {
-
-const Products kAvx512{"avx512", kLanes, [] { return false; }, nullptr};
-
-}  // namespace trtseg::conv
+const trtseg::conv::Products trtseg::conv::kAvx512{"avx512", kLanes, [] { return false; }, nullptr};
 
 #endif

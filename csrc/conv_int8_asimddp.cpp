@@ -67,10 +67,7 @@ const Layers kAsimddp{"asimddp", kTogether, 128, is_supported, conv3x3, upsample
 
 #else
 
-namespace trtseg::conv_int8 {
-
-const Layers kAsimddp{"asimddp", 0, 0, [] { return false; }, nullptr, nullptr, nullptr, nullptr};
-
-}  // namespace trtseg::conv_int8
+const trtseg::conv_int8::Layers trtseg::conv_int8::kAsimddp{
+    "asimddp", 0, 0, [] { return false; }, nullptr, nullptr, nullptr, nullptr};
 
 #endif

@@ -75,10 +75,7 @@ const Layers kAvx2{"avx2", kLanes, 0, is_supported, conv3x3, upsample, head, qua
 
 #else
 
-namespace trtseg::conv_int8 {
-
-const Layers kAvx2{"avx2", 0, 0, [] { return false; }, nullptr, nullptr, nullptr, nullptr};
-
-}  // namespace trtseg::conv_int8
+const trtseg::conv_int8::Layers trtseg::conv_int8::kAvx2{
+    "avx2", 0, 0, [] { return false; }, nullptr, nullptr, nullptr, nullptr};
 
 #endif

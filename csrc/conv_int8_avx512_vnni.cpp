@@ -92,10 +92,7 @@ const Layers kAvx512Vnni{"avx512_vnni", kLanes, 0, is_supported, conv3x3, upsamp
 
 #else
 
-namespace trtseg::conv_int8 {
-
-const Layers kAvx512Vnni{"avx512_vnni", 0, 0, [] { return false; }, nullptr, nullptr, nullptr, nullptr};
-
-}  // namespace trtseg::conv_int8
+const trtseg::conv_int8::Layers trtseg::conv_int8::kAvx512Vnni{
+    "avx512_vnni", 0, 0, [] { return false; }, nullptr, nullptr, nullptr, nullptr};
 
 #endif

@@ -103,10 +103,7 @@ const Layers kAvxVnni{"avx_vnni", kLanes, 0, is_supported, conv3x3, upsample, he
 
 #else
 
-namespace trtseg::conv_int8 {
-
-const Layers kAvxVnni{"avx_vnni", 0, 0, [] { return false; }, nullptr, nullptr, nullptr, nullptr};
-
-}  // namespace trtseg::conv_int8
+const trtseg::conv_int8::Layers trtseg::conv_int8::kAvxVnni{
+    "avx_vnni", 0, 0, [] { return false; }, nullptr, nullptr, nullptr, nullptr};
 
 #endif

@@ -61,10 +61,7 @@ const Layers kI8mm{"i8mm", kLanes, 0, is_supported, conv3x3, upsample, head, qua
 
 #else
 
-namespace trtseg::conv_int8 {
-
-const Layers kI8mm{"i8mm", 0, 0, [] { return false; }, nullptr, nullptr, nullptr, nullptr};
-
-}  // namespace trtseg::conv_int8
+const trtseg::conv_int8::Layers trtseg::conv_int8::kI8mm{
+    "i8mm", 0, 0, [] { return false; }, nullptr, nullptr, nullptr, nullptr};
 
 #endif
