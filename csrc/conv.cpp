@@ -185,8 +185,6 @@ bool is_supported() { return true; }
 
 const Products kUsual{kName, kMost * kLanes, is_supported, multiply};
 
-std::size_t packed_size(int points, int in, int out) { return static_cast<std::size_t>(points) * in * out; }
-
 void pack(const float* src, int points, int in, int out, int block, float* dst) {
   for (int k = 0; k < points; ++k, src += static_cast<std::ptrdiff_t>(in) * out)
     for (int first = 0; first < out; first += block)

@@ -40,9 +40,6 @@ struct Products {
 // AVX-512, and what all functions here are compiled for: AVX2 and FMA on x86-64.
 extern const Products kAvx512, kUsual;
 
-// Floats of `points` weight matrices `[in][out]` as `pack` arranges them.
-std::size_t packed_size(int points, int in, int out);
-
 // Arranges `points` matrices `[in][out]`, one after the other in `src`: in blocks `[in][block]`, of which the last may be
 // narrower.
 void pack(const float* src, int points, int in, int out, int block, float* dst);

@@ -64,10 +64,9 @@ void Net::add_conv(Part src, Part dst, const Part* pool, const float* weights, c
   const Alone alone(is_busy_);
   const std::vector<Output> outputs = check_conv(src, dst, pool);
   check_values({src, dst, pool ? *pool : dst}, Values::kFloats);
-  const std::size_t count = conv::packed_size(conv::kPoints, src.count, dst.count);
-  std::vector<float> transformed(count);
+  std::vector<float> transformed(std::size_t{conv::kPoints} * src.count * dst.count);
   conv::transform_weights(weights, src.count, dst.count, transformed.data());
-  const auto packed = std::make_shared<Buffer<float>>(count);
+  const auto packed = std::make_shared<Buffer<float>>(transformed.size());
   conv::pack(transformed.data(), conv::kPoints, src.count, dst.count, fp32_.block, packed->get());
   scratch_ = std::max(scratch_, conv::scratch_size(src.count, dst.count, kConvTogether));
   add({maps_[static_cast<std::size_t>(dst.map)], src.map, {1, 1, 1}, outputs, kConvTogether,
@@ -86,7 +85,7 @@ void Net::add_up(Part src, Part dst, const float* weights, const float* bias) {
   check_values({src, dst}, Values::kFloats);
   constexpr int kPoints = 4;
   const std::vector<float> matrices = matrices_of(weights, kPoints, src.count, dst.count, true);
-  const auto packed = std::make_shared<Buffer<float>>(conv::packed_size(kPoints, src.count, dst.count));
+  const auto packed = std::make_shared<Buffer<float>>(matrices.size());
   conv::pack(matrices.data(), kPoints, src.count, dst.count, fp32_.block, packed->get());
   add({maps_[static_cast<std::size_t>(src.map)], src.map, {1, 0, 0}, {{dst, 2, 1}}, kTogether,
        [=, &products = fp32_, bias = copied(bias, dst.count)](const Memory& memory, const int* tile, int count, float*) {
