@@ -17,8 +17,7 @@ from trtseg.engines.base import Net
 from trtseg.engines.nvidia.driver import Driver
 from trtseg.engines.nvidia.sidecar import EngineKey, Sidecar
 from trtseg.engines.precision import FP16, Precision
-from trtseg.models import manifest
-from trtseg.spec import METADATA_KEY, CascadeSpec
+from trtseg.spec import METADATA_KEY
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
@@ -47,15 +46,9 @@ def half(data: bytes) -> bytes:
     return model.SerializeToString()
 
 
-def write_model(folder: Path, files: dict[str, bytes], roles=("liver", "tumour")) -> Path:
-    """A model folder with the ONNX files of these names and their true hashes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
-    sha256 = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    model = CascadeSpec("tiny", "0", tuple(tiny.spec(role) for role in roles), sha256, "none", "tests")
-    (folder / "model.json").write_text(manifest.to_json(model))
-    return folder
+def write_model(folder: Path, files: dict[str, bytes]) -> Path:
+    """A cascade of the ONNX files of these names."""
+    return tiny.write_files(folder, files, (tiny.spec("liver"), tiny.spec("tumour")))
 
 
 def nets() -> dict[str, bytes]:

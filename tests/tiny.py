@@ -58,14 +58,19 @@ def threshold_at(hu: float, of: ModelSpec, steepness: float = 40.0) -> bytes:
     return convolution(np.full((1, 1, 1, 1), steepness), np.array([-steepness * (hu - lo) / (hi - lo)]), of)
 
 
-def write_model(folder: Path, nets: dict[str, tuple[ModelSpec, bytes]], name: str = "tiny") -> Path:
+def write_model(folder: Path, nets: dict[str, tuple[ModelSpec, bytes]]) -> Path:
     """A model folder with FP32 files."""
+    files = {f"{role}.onnx": data for role, (_, data) in nets.items()}
+    return write_files(folder, files, tuple(s for s, _ in nets.values()))
+
+
+def write_files(folder: Path, files: dict[str, bytes], specs: tuple[ModelSpec, ...]) -> Path:
+    """A model folder with the ONNX files of these names and their true hashes."""
     folder.mkdir(parents=True, exist_ok=True)
-    sha256 = {}
-    for role, (_, data) in nets.items():
-        (folder / f"{role}.onnx").write_bytes(data)
-        sha256[f"{role}.onnx"] = hashlib.sha256(data).hexdigest()
-    model = CascadeSpec(name, "0", tuple(s for s, _ in nets.values()), sha256, "none", "tests")
+    for file, data in files.items():
+        (folder / file).write_bytes(data)
+    sha256 = {file: hashlib.sha256(data).hexdigest() for file, data in files.items()}
+    model = CascadeSpec("tiny", "0", specs, sha256, "none", "tests")
     (folder / "model.json").write_text(manifest.to_json(model))
     return folder
 
