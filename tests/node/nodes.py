@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import Dataset, FileMetaDataset
+from dicom_made import instance
+from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 
@@ -38,34 +39,21 @@ def ct_series(slices: int = 8, seed: int = 0) -> list[Dataset]:
     made = abdomen((slices, 64, 64), (160.0 / slices, *SPACING[1:]), seed=seed)
     # Without noise, so that the tiny model finds the lesions of the phantom and no others.
     ct = np.select([made.labels == 2, made.labels == 1], [75, 110], np.minimum(made.ct, 40)).astype(np.int16)
-    study, series, frame = generate_uid(), generate_uid(), generate_uid()
-    return [_slice(plane, z * 160.0 / slices, z, study, series, frame) for z, plane in enumerate(ct)]
+    uids = {f"{of}UID": generate_uid() for of in ("StudyInstance", "SeriesInstance", "FrameOfReference")}
+    return [_slice(plane, z * 160.0 / slices, z, uids) for z, plane in enumerate(ct)]
 
 
-def _slice(plane, z, number, study, series, frame) -> Dataset:
-    ds = Dataset()
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    ds.SOPClassUID, ds.SOPInstanceUID = CTImageStorage, generate_uid()
+def _slice(plane, z, number, uids) -> Dataset:
+    name, _, _, patient, birth, study, institution = PERSONAL
+    ds = instance(
+        plane, ImagePositionPatient=[-192, -192, z], PixelSpacing=list(SPACING[1:]), SliceThickness=5.0,
+        PatientName=name, PatientID=patient, PatientBirthDate=birth, PatientSex="O", InstitutionName=institution,
+        StudyDate=study, StudyTime="101112", StudyID="1", AccessionNumber="", ReferringPhysicianName="",
+        SeriesNumber=3, InstanceNumber=number + 1, AcquisitionNumber=1, PositionReferenceIndicator="",
+        Manufacturer="Nobody", KVP=120, **uids,
+    )  # fmt: skip
     ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
     ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
-    ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = study, series, frame
-    ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = *PERSONAL[:1], *PERSONAL[3:5], "O"
-    ds.StudyDate, ds.StudyTime, ds.StudyID, ds.AccessionNumber = PERSONAL[5], "101112", "1", ""
-    ds.ReferringPhysicianName, ds.InstitutionName = "", PERSONAL[6]
-    ds.Modality, ds.SeriesNumber, ds.InstanceNumber, ds.AcquisitionNumber = "CT", 3, number + 1, 1
-    ds.ImageType, ds.PositionReferenceIndicator, ds.Manufacturer = (
-        ["ORIGINAL", "PRIMARY", "AXIAL"],
-        "",
-        "Nobody",
-    )
-    ds.ImagePositionPatient, ds.ImageOrientationPatient = [-192, -192, z], [1, 0, 0, 0, 1, 0]
-    ds.PixelSpacing, ds.SliceThickness, ds.KVP = [6.0, 6.0], 5.0, 120
-    ds.Rows, ds.Columns = plane.shape
-    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
-    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 1
-    ds.RescaleSlope, ds.RescaleIntercept = 1, 0
-    ds.PixelData = plane.astype("<i2").tobytes()
     return ds
 
 
