@@ -9,10 +9,10 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pydicom
 import pytest
+from dicom_made import instance, save
 from PIL import Image
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import generate_uid
 
 from training.cases import Case, Scan, read_checked
 from trtseg.errors import InputError
@@ -86,26 +86,18 @@ def save_dicom(
     Without ``series`` each file has a series id of its own, as in careless anonymous copies.
     """
     stored = (pixels.astype(np.int32) - intercept).astype(np.uint16 if intercept else np.int16)
-    dataset = pydicom.Dataset()
-    dataset.file_meta = pydicom.dataset.FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.SOPClassUID = CTImageStorage
-    dataset.SOPInstanceUID = pydicom.uid.generate_uid()
-    dataset.SeriesInstanceUID = series or pydicom.uid.generate_uid()
-    dataset.Modality = "CT"
-    if z is not None:
-        dataset.ImagePositionPatient = [-180, -150, z]
-        dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-    dataset.PixelSpacing = [SPACING[1], SPACING[2]]
-    dataset.SliceThickness = 99  # never to be believed
-    dataset.Rows, dataset.Columns = pixels.shape
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 16, 15
-    dataset.PixelRepresentation = int(not intercept)
-    dataset.RescaleSlope, dataset.RescaleIntercept = 1, intercept
-    dataset.PixelData = stored.tobytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    dataset.save_as(path, enforce_file_format=True)
+    absent = ["ImageType", "PatientName", "PatientID", "StudyInstanceUID", "FrameOfReferenceUID"]
+    absent += [] if z is not None else ["ImagePositionPatient", "ImageOrientationPatient"]
+    dataset = instance(
+        stored,
+        z or 0.0,
+        SeriesInstanceUID=series or generate_uid(),
+        PixelSpacing=list(SPACING[1:]),
+        SliceThickness=99,  # never to be believed
+        RescaleIntercept=intercept,
+        **dict.fromkeys(absent),
+    )
+    save(path, dataset)
 
 
 def ircadb(root: Path, number: int = 1, seed: int = 0) -> Path:
