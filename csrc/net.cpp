@@ -111,7 +111,7 @@ int Net::add_size(const Size& size) {
   return static_cast<int>(maps_.size()) - 1;
 }
 
-const Net::Size& Net::check(Part part, const char* name) const {
+const Net::Size& Net::check(Part part, const char* name, bool is_made) const {
   if (part.map < 0 || part.map >= static_cast<int>(maps_.size())) refuse(name, "no map", "one that was added");
   const Size& size = maps_[static_cast<std::size_t>(part.map)];
   if (part.first < 0 || part.count < 1 || part.first % conv::kLanes || part.count % conv::kLanes ||
@@ -119,25 +119,10 @@ const Net::Size& Net::check(Part part, const char* name) const {
     refuse(name, std::to_string(part.count) + " channels from " + std::to_string(part.first),
            "eights of " + std::to_string(size.channels));
   }
-  return size;
-}
-
-const Net::Size& Net::check_free(Part part, const char* name) const {
-  const Size& size = check(part, name);
   const auto first = made_[static_cast<std::size_t>(part.map)].begin() + part.first;
-  if (std::any_of(first, first + part.count, [](bool made) { return made; })) {
-    refuse(name, "channels that a layer has made", "those of no layer");
-  }
-  return size;
-}
-
-const Net::Size& Net::check_made(Part part, const char* name) const {
-  const Size& size = check(part, name);
-  const auto first = made_[static_cast<std::size_t>(part.map)].begin() + part.first;
-  if (!std::all_of(first, first + part.count, [](bool made) { return made; })) {
-    refuse(name, "channels that no layer has made", "those of layers before");
-  }
-  return size;
+  if (std::all_of(first, first + part.count, [=](bool made) { return made == is_made; })) return size;
+  if (is_made) refuse(name, "channels that no layer has made", "those of layers before");
+  refuse(name, "channels that a layer has made", "those of no layer");
 }
 
 void Net::check_values(std::initializer_list<Part> parts, Values values) const {

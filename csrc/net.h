@@ -140,9 +140,9 @@ class Net {
   using Plan = std::vector<std::vector<int>>;  // the tiles of each layer
 
   int add_size(const Size& size);
-  const Size& check(Part part, const char* name) const;
-  const Size& check_free(Part part, const char* name) const;
-  const Size& check_made(Part part, const char* name) const;
+  const Size& check(Part part, const char* name, bool is_made) const;
+  const Size& check_free(Part part, const char* name) const { return check(part, name, false); }
+  const Size& check_made(Part part, const char* name) const { return check(part, name, true); }
   void check_values(std::initializer_list<Part> parts, Values values) const;
   std::vector<Output> check_conv(Part src, Part dst, const Part* pool) const;
   void check_up(Part src, Part dst) const;
