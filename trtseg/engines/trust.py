@@ -7,6 +7,7 @@ file must be a regular file, belong to this user, and be writable by nobody else
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -81,8 +82,6 @@ def locked(waiting: Callable[[], None] | None = None) -> Iterator[None]:
 
 
 def _wait_for(lock: int, waiting: Callable[[], None] | None) -> None:
-    import fcntl
-
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
