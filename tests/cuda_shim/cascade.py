@@ -274,7 +274,7 @@ def errors() -> None:
             for n in range(1, last + 1, max(1, last // 50)):
                 used = cascade(BACKEND) if one is None else one
                 played.reset()
-                played.fail_call(n, 1)
+                played.fail_call(n)
                 try:
                     labels = used.run(hu, SPACING)[0]
                     assert (labels == expected(hu)).all()  # some calls may fail and do no harm

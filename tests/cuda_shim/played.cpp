@@ -256,16 +256,8 @@ void played_schedule(int schedule) { gpu().schedule = static_cast<Schedule>(sche
 void played_memory(std::size_t total) { gpu().total = total; }
 long played_calls() { return gpu().calls; }
 long played_made() { return gpu().made; }
-
-void played_fail_call(long n, int error) {
-  gpu().fail_call = n;
-  gpu().call_error = static_cast<cudaError_t>(error);
-}
-
-void played_fail_work(long n, int error) {
-  gpu().fail_work = n;
-  gpu().work_error = static_cast<cudaError_t>(error);
-}
+void played_fail_call(long n) { gpu().fail_call = n; }
+void played_fail_work(long n) { gpu().fail_work = n; }
 
 // Forgets errors and work; allocations stay.
 void played_reset() {

@@ -102,7 +102,6 @@ struct Gpu {
   cudaError_t last = cudaSuccess;
   long made = 0;  // of everything that has to be freed
   long calls = 0, fail_call = 0, fail_work = 0;  // fail_*: how many more to go, 0: none fails
-  cudaError_t call_error = cudaSuccess, work_error = cudaSuccess;
   int (*call_python)(long) = nullptr;
   void (*release_python)(long) = nullptr;
 };
@@ -130,7 +129,7 @@ cudaError_t begin_call() {
   Gpu& g = gpu();
   ++g.calls;
   if (g.error != cudaSuccess) return g.error;
-  return g.fail_call > 0 && --g.fail_call == 0 ? fails(g.call_error) : cudaSuccess;
+  return g.fail_call > 0 && --g.fail_call == 0 ? fails(cudaErrorInvalidValue) : cudaSuccess;
 }
 
 // The same for calls that may wait for the GPU, which a thread must not make while it captures.
@@ -199,7 +198,7 @@ void run_next(const QueuePtr& queue) {
     Item& next = queue->items[queue->done];
     item = queue->of_graph ? next : std::move(next);
     Gpu& g = gpu();
-    if (item.work && g.fail_work > 0 && --g.fail_work == 0) fails(g.work_error);
+    if (item.work && g.fail_work > 0 && --g.fail_work == 0) fails(cudaErrorIllegalAddress);
   }
   if (item.wait.queue) run_until(item.wait);
   if (item.work && gpu().error == cudaSuccess) item.work();

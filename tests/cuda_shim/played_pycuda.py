@@ -288,14 +288,14 @@ def made() -> int:
     return _cuda.played_made()
 
 
-def fail_call(n: int, code: int) -> None:
+def fail_call(n: int) -> None:
     """Let the n-th call of the runtime from now on fail."""
-    _cuda.played_fail_call(ctypes.c_long(n), code)
+    _cuda.played_fail_call(ctypes.c_long(n))
 
 
 def fail_work(n: int) -> None:
     """Let the n-th piece of work from now on read an illegal address: the host hears of it when it waits."""
-    _cuda.played_fail_work(ctypes.c_long(n), 700)
+    _cuda.played_fail_work(ctypes.c_long(n))
 
 
 def reset() -> None:
