@@ -212,10 +212,6 @@ def write_folder(datasets, folder: Path) -> Path:
     return folder
 
 
-def read(path: Path) -> Dataset:
-    return pydicom.dcmread(path)
-
-
 def filled(config, count=3):
     """A spool with one finished series and so many results of it."""
     spool = Spool(config.store)
