@@ -96,14 +96,33 @@ def test_a_result_at_which_an_archive_always_fails_holds_up_no_other(tmp_path):
         assert states(spool) == ["sent"] * 3
 
 
-def test_a_result_whose_file_is_lost_holds_up_no_other(tmp_path):
+@pytest.mark.parametrize("cut", [None, 0, 1000])
+def test_a_result_whose_file_is_lost_is_given_up_and_holds_up_no_other(tmp_path, cut, caplog):
     (tmp_path / "out").mkdir()
     config = Config(tmp_path / "store", folder=(tmp_path / "out",))
     spool, _, _ = filled(config)
-    spool.remove("results", spool.files("result WHERE id=1"))
-    for _ in range(2):
-        again(spool, config)
-    assert states(spool) == ["waiting", "sent", "sent"]
+    path = spool.path("results", *spool.files("result WHERE id=1"))
+    path.unlink() if cut is None else os.truncate(path, cut)
+    attempt(spool, config)
+    assert states(spool) == ["dead", "sent", "sent"]
+    assert len(list((tmp_path / "out").iterdir())) == 2
+    (note,) = (config.store / "dead").glob("*.json")
+    assert json.loads(note.read_text())["reason"] == "its file in the store is lost or cut off"
+    assert [one.message for one in caplog.records if one.levelname == "ERROR"] == ["result rejected"]
+
+
+def test_a_store_that_is_away_gives_no_result_up(tmp_path):
+    (tmp_path / "out").mkdir()
+    config = Config(tmp_path / "store", folder=(tmp_path / "out",))
+    spool, _, _ = filled(config)
+    for name in ("results", "dead"):
+        (config.store / name).rename(tmp_path / name)
+    attempt(spool, config)
+    assert states(spool) == ["waiting"] * 3
+    for name in ("results", "dead"):
+        (tmp_path / name).rename(config.store / name)
+    again(spool, config)
+    assert states(spool) == ["sent"] * 3
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])

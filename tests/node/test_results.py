@@ -142,3 +142,21 @@ def test_pictures_of_another_model_are_not_added(drawing, monkeypatch):
     assert [one.DeviceSerialNumber == "another" for one in read] == [False] * 4 + [True] * (len(read) - 4)
     numbers = [one.InstanceNumber for kind, one in zip(kinds[4:], read[4:], strict=True) if kind == "sc"]
     assert numbers == list(range(1, len(read) - 5))
+
+
+@pytest.mark.parametrize("how", ["missing", "empty", "cut off", "zeroed"])
+def test_a_result_whose_file_is_lost_between_results_stops_no_series(drawing, how):
+    store(drawing.spool, *ct_series(16))
+    drawing.end_after(1)
+    store(drawing.spool, *ct_series(16, seed=1))
+    path = drawing.spool.path("results", *drawing.spool.files("result"))
+    size = path.stat().st_size
+    path.unlink()
+    if how != "missing":
+        path.write_bytes(bytes({"empty": 0, "cut off": size // 2, "zeroed": size}[how]))
+    assert finish(drawing) == [("done", None)] * 2
+    path.unlink(missing_ok=True)
+    drawing.spool.do("DELETE FROM result WHERE id=1")
+    kinds, read = results(drawing)
+    assert kinds.count("seg") == kinds.count("sr") == 2  # all of the first series are made anew
+    assert len(read) == len(kinds)

@@ -23,11 +23,13 @@ from trtseg.node.config import Config, Peer
 from trtseg.node.line import ANSWER_S, Later, Line, associate
 from trtseg.node.log import say, where
 from trtseg.node.receive import STORAGE_COMMITMENT
+from trtseg.node.results import is_lost
 from trtseg.node.spool import Spool, flush_folder
 from trtseg.node.stopping import Stop
 
 _TOGETHER = 100  # results that are sent in one go
 _AFTER = 0.001  # seconds by which a result at which a destination fails is due after the others
+_LOST = "its file in the store is lost or cut off"
 #: Sends the result in a file, of a SOP class; None, or why it was rejected. Later: it could not be sent.
 Send = Callable[[Path, str], str | None]
 _NO_SUCH_INSTANCE, _CLASS_INSTANCE_CONFLICT = 0x0112, 0x0119
@@ -85,7 +87,7 @@ def _loop(work: Callable[[], Any], config: Config, stop: Stop) -> None:
 def send_waiting(spool: Spool, config: Config, destination: str, line: Line | None = None) -> bool:
     """Send results that are due to one destination, a DICOM node over ``line``; tell if some got their answer."""
     waiting = spool.rows(
-        "SELECT r.id, r.series, r.kind, r.sop_class, r.file, d.attempts FROM delivery d JOIN result r ON r.id=d.result"
+        "SELECT r.id, r.series, r.kind, r.sop_class, r.file, r.bytes, d.attempts FROM delivery d JOIN result r ON r.id=d.result"
         " WHERE d.state='waiting' AND d.destination=? AND d.due<=?"
         " ORDER BY d.attempts, CASE d.attempts WHEN 0 THEN 0 ELSE d.due END, r.kind='sc', r.id LIMIT ?",
         *(destination, time.time(), _TOGETHER),
@@ -108,7 +110,9 @@ def send_waiting(spool: Spool, config: Config, destination: str, line: Line | No
                 if not is_free or not _is_waiting(spool, row["id"], destination):
                     continue  # the other line sends it, or has sent it in the meantime
                 begun = row["id"]
-                _note(spool, row, destination, send(spool.path("results", row["file"]), row["sop_class"]))
+                path = spool.path("results", row["file"])
+                lost = is_lost(path, row["bytes"])  # and will be the next time
+                _note(spool, row, destination, _LOST if lost else send(path, row["sop_class"]))
                 answered += 1
     except Exception as error:
         reason = str(error) if isinstance(error, Later) else where(error)

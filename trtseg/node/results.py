@@ -131,27 +131,42 @@ def series_of_pictures(spool: Spool, series: int, last: int) -> str:
     return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, f'{file} {revision}').int}"
 
 
+def is_lost(path: Path, size: int) -> bool:
+    """Tell whether the file of a result is no longer there, or not as long as it was written."""
+    try:
+        return path.stat().st_size != size
+    except FileNotFoundError:
+        return True
+
+
 def begun(spool: Spool, series: int, fingerprint: str) -> dict[str, list[str]] | None:
     """Tell which results a series in state ``part`` has: their files by kind. None: all are to be made.
 
     Parameters
     ----------
     fingerprint : str
-        Of the Segmenter. Results that another model or version has begun are not continued.
+        Of the Segmenter. Results that another model or version has begun are not continued, nor are those of which a
+        file is lost.
     """
     import pydicom
+    from pydicom.errors import InvalidDicomError
 
     (state,) = spool.row("SELECT state FROM series WHERE id=?", series)
     if state != "part":
         return None
     made = spool.rows(
-        "SELECT kind, file FROM result WHERE series=? AND revision=(SELECT revision FROM series WHERE id=?)",
+        "SELECT kind, file, bytes FROM result WHERE series=? AND revision=(SELECT revision FROM series WHERE id=?)",
         *(series, series),
     )
+    if any(is_lost(spool.path("results", row["file"]), row["bytes"]) for row in made):
+        return None
     for row in made[:1]:
         path = spool.path("results", row["file"])
-        header = pydicom.dcmread(path, specific_tags=["DeviceSerialNumber"], stop_before_pixels=True)
-        if header.DeviceSerialNumber != fingerprint:
+        try:
+            header = pydicom.dcmread(path, specific_tags=["DeviceSerialNumber"], stop_before_pixels=True)
+        except InvalidDicomError:  # a disk that did not keep what it had flushed
+            return None
+        if header.get("DeviceSerialNumber") != fingerprint:
             return None
     files: dict[str, list[str]] = {}
     for row in made:
