@@ -262,7 +262,9 @@ def store(spool, *datasets, related=None):
         facts = Facts(
             one.SOPInstanceUID, one.SOPClassUID, one.StudyInstanceUID, one.SeriesInstanceUID, related
         )
-        spool.add(facts, 1, (b"", file.getvalue()), (1000, 10))
+        data = file.getvalue()
+        head = 144 + int.from_bytes(data[140:144], "little")
+        spool.add(facts, 1, (data[:head], data[head:]), (1000, 10))
 
 
 def finish(worker):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import os
 import struct
@@ -61,7 +62,10 @@ def test_a_reason_is_found_for_headers_with_a_damaged_element(worker):
     whole = b"FD\x08\0" + struct.pack("<d", 7)
     for file in worker.spool.files("instance"):
         path = worker.spool.path("instances", file)
-        path.write_bytes(path.read_bytes().replace(whole, b"FD\x06\0" + bytes(6)))
+        data = path.read_bytes().replace(whole, b"FD\x06\0" + bytes(6))
+        path.write_bytes(data)
+        came = hashlib.sha256(data[144 + int.from_bytes(data[140:144], "little") :]).digest()  # damaged already
+        worker.spool.do("UPDATE instance SET sha256=? WHERE file=?", came, file)
     ((state, reason),) = finish(worker)
     assert state == "failed"
     assert "localizer" in reason
@@ -310,3 +314,27 @@ def test_only_the_nets_of_streams_give_way():
             thread.join()
     assert nice == [own + 5, own]
     assert os.getpriority(os.PRIO_PROCESS, 0) == own
+
+
+@pytest.mark.parametrize("how", ["lost", "cut off", "changed"])
+def test_a_file_that_the_disk_did_not_keep_is_no_part_of_a_ct_and_may_be_sent_again(worker, caplog, how):
+    series = ct_series(8)
+    store(worker.spool, *series)
+    path = worker.spool.path("instances", *worker.spool.files("instance WHERE id=3"))
+    data = bytearray(path.read_bytes())
+    half = len(data) // 2
+    if how == "changed":
+        data[half : half + 2048] = bytes(2048)
+    path.unlink() if how == "lost" else path.write_bytes(data[:half] if how == "cut off" else data)
+    ((state, reason),) = finish(worker)
+    assert state == "failed"
+    assert "1 slice is missing" in reason
+    (unreadable,) = [one for one in caplog.records if one.message == "instance unreadable"]
+    assert "was lost or has changed since it came; send it again" in unreadable.facts["reason"]
+    store(worker.spool, *series)
+    assert finish(worker) == [("done", None)]
+    (seg,) = results(worker)[1]
+    assert len(seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence) == 8
+    assert worker.spool.sweep("instances", "instance") == 0
+    store(worker.spool, *series)
+    assert worker.step() is False  # the very same, once more, is no late slice

@@ -26,6 +26,7 @@ from trtseg.errors import OutputError
 from trtseg.node.schema import SCHEMA, VERSION
 
 FOLDERS = ("instances", "results", "dead")  # of the store
+_META = 144  # bytes of a DICOM file up to the length of the rest of its file meta information, that included
 
 
 class Refused(Exception):
@@ -215,6 +216,18 @@ class Spool:
 
     # instances
 
+    def is_intact(self, file: str, sha256: bytes, size: int | None = None) -> bool:
+        """Tell whether an instance's file still ends with the data set of that hash, of ``size`` bytes if given."""
+        try:
+            with self.path("instances", file).open("rb") as opened:
+                if size is None:  # what follows the preamble and the file meta information, which begins with its length
+                    opened.seek(_META + int.from_bytes(opened.read(_META)[-4:], "little"))
+                else:
+                    opened.seek(max(0, os.fstat(opened.fileno()).st_size - size))
+                return hashlib.file_digest(opened, "sha256").digest() == sha256
+        except FileNotFoundError:
+            return False
+
     def add(self, facts: Facts, association: int, parts: Sequence[Any], limits: tuple[int, int]) -> bool:
         """Store an instance so that nothing short of a broken disk can lose it.
 
@@ -232,7 +245,8 @@ class Spool:
         Returns
         -------
         bool
-            False if the very same instance was there before, and nothing was done.
+            False if the very same instance was there before, and nothing was done. One whose file was lost or has
+            changed on the disk is not there.
 
         Raises
         ------
@@ -242,15 +256,18 @@ class Spool:
             It cannot be written.
         """
         digest = hashlib.sha256(parts[-1]).digest()
-        if self._known(facts.sop, digest):
+        length = memoryview(parts[-1]).nbytes
+        if self._known(facts.sop, digest, length):
             return False
         file = self.write("instances", *parts)
         size = sum(memoryview(part).nbytes for part in parts)
         try:
             with self.transaction():
-                if self._known(facts.sop, digest):
+                if self._known(facts.sop, digest, length):
                     self.remove("instances", [file])
                     return False
+                broken = self.files("instance WHERE sop=?", facts.sop)
+                self.do("DELETE FROM instance WHERE sop=?", facts.sop)
                 series = self._series(facts, *limits)
                 self.do(
                     "INSERT INTO instance(series, association, sop, sop_class, sha256, file, bytes, received, related, "
@@ -263,14 +280,15 @@ class Spool:
         except BaseException:
             self.remove("instances", [file])
             raise
+        self.remove("instances", broken)
         self._used = self._used[0], self._used[1] + size
         return True
 
-    def _known(self, sop: str, digest: bytes) -> bool:
-        known = self.row("SELECT sha256 FROM instance WHERE sop=?", sop)
+    def _known(self, sop: str, digest: bytes, size: int) -> bool:
+        known = self.row("SELECT sha256, file FROM instance WHERE sop=?", sop)
         if known is not None and known["sha256"] != digest:
             raise Refused(0xC100, "another instance with the same UID is stored")
-        return known is not None
+        return known is not None and self.is_intact(known["file"], digest, size)
 
     def _series(self, facts: Facts, most_instances: int, most_series: int) -> int:
         """The row of the series of an instance, which is open from now on."""

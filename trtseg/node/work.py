@@ -194,7 +194,7 @@ class Worker:
 
     def _waiting(self, series: Series, most: int) -> Sequence[Any]:
         return self.spool.rows(
-            "SELECT id, file, crashes FROM instance WHERE series=? AND id>? ORDER BY id LIMIT ?",
+            "SELECT id, file, sha256, crashes FROM instance WHERE series=? AND id>? ORDER BY id LIMIT ?",
             *(series.number, series.last, most),
         )
 
@@ -204,6 +204,8 @@ class Worker:
             try:
                 if row["crashes"] >= _CRASHES:
                     raise InputError("decoding it has ended the process")
+                if not self.spool.is_intact(row["file"], row["sha256"]):
+                    raise InputError("its file in the store was lost or has changed since it came; send it again")
                 with self._at(row["id"]):
                     series.take(self.spool.path("instances", row["file"]))
             except InputError as error:
