@@ -9,6 +9,7 @@ import tracemalloc
 import pytest
 from nodes import filled, states
 
+from trtseg.errors import OutputError
 from trtseg.node.config import Config
 from trtseg.node.ending import Evidence, due, look
 from trtseg.node.log import scrub
@@ -223,14 +224,35 @@ def test_a_series_with_a_part_of_its_results_is_unfinished(tmp_path):
     assert add(spool, "b0", series="1.2", limits=(100, 1))
 
 
-def test_what_was_not_acknowledged_is_swept_away(tmp_path):
+def test_what_was_not_acknowledged_is_swept_away(tmp_path, caplog):
     spool = Spool(tmp_path)
     associations(spool, 1)
     add(spool, "a0")
     spool.write("instances", b"killed before its row")
     (tmp_path / "instances" / ".half.dcm").write_bytes(b"killed while written")
     assert spool.sweep("instances", "instance") == 2
+    (removed,) = [one.facts for one in caplog.records if one.message == "files without a row removed"]
+    assert removed == {"folder": "instances", "files": 2}
+    assert spool.sweep("instances", "instance") == 0
+    assert len(caplog.records) == 1
     assert [path.read_bytes() for path in (tmp_path / "instances").iterdir()] == [b"heada0"]
+
+
+@pytest.mark.parametrize("lost", ["missing", "empty"])
+@pytest.mark.parametrize("folder", ["instances", "results"])
+def test_a_store_whose_database_is_lost_is_refused_and_nothing_in_it_removed(tmp_path, lost, folder):
+    spool = Spool(tmp_path)
+    spool.write(folder, b"acknowledged")
+    spool.close()
+    index = tmp_path / "spool.sqlite"
+    kept = index.read_bytes()
+    index.unlink() if lost == "missing" else index.write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(OutputError, match=r"spool\.sqlite, which says what they are, is lost or empty"):
+            Spool(tmp_path)
+    index.write_bytes(kept)
+    Spool(tmp_path).close()
+    assert len(list((tmp_path / folder).iterdir())) == 1
 
 
 def test_an_instance_and_its_file_come_together_or_not_at_all(tmp_path, monkeypatch):

@@ -87,7 +87,8 @@ def _loop(work: Callable[[], Any], config: Config, stop: Stop) -> None:
 def send_waiting(spool: Spool, config: Config, destination: str, line: Line | None = None) -> bool:
     """Send results that are due to one destination, a DICOM node over ``line``; tell if some got their answer."""
     waiting = spool.rows(
-        "SELECT r.id, r.series, r.kind, r.sop_class, r.file, r.bytes, d.attempts FROM delivery d JOIN result r ON r.id=d.result"
+        "SELECT r.id, r.series, r.kind, r.sop_class, r.file, r.bytes, d.attempts"
+        " FROM delivery d JOIN result r ON r.id=d.result"
         " WHERE d.state='waiting' AND d.destination=? AND d.due<=?"
         " ORDER BY d.attempts, CASE d.attempts WHEN 0 THEN 0 ELSE d.due END, r.kind='sc', r.id LIMIT ?",
         *(destination, time.time(), _TOGETHER),

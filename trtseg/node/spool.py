@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import math
 import os
 import secrets
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from trtseg.errors import OutputError
+from trtseg.node.log import say
 from trtseg.node.schema import SCHEMA, VERSION
 
 FOLDERS = ("instances", "results", "dead")  # of the store
@@ -63,6 +65,19 @@ class Made(NamedTuple):
     file: str
 
 
+def _check_index(folder: Path) -> None:
+    """Raise an OutputError where files lie in the store, but not what is known of them: they would be swept away."""
+    index = folder / "spool.sqlite"
+    if (index.exists() and index.stat().st_size > 0) or not any(
+        path for name in ("instances", "results") for path in (folder / name).iterdir()
+    ):
+        return
+    raise OutputError(
+        f"{folder}: holds files in instances and results, but spool.sqlite, which says what they are, is lost or "
+        "empty; put it back, or choose another folder and send again what lies here"
+    )
+
+
 class Spool:
     """The folder of a node. Each process opens it for itself; threads of a process share a Spool.
 
@@ -77,6 +92,7 @@ class Spool:
         try:
             for name in ("", *FOLDERS):
                 (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+            _check_index(folder)
             self._lock = threading.RLock()
             self._db = sqlite3.connect(
                 folder / "spool.sqlite", timeout=60, isolation_level=None, check_same_thread=False
@@ -208,6 +224,8 @@ class Spool:
         left = [path for path in (self.folder / folder).iterdir() if path.name not in known]
         for path in left:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if left:
+            say("files without a row removed", level=logging.WARNING, folder=folder, files=len(left))
         return len(left)
 
     def files(self, where: str, *values: Any) -> list[str]:
@@ -220,7 +238,7 @@ class Spool:
         """Tell whether an instance's file still ends with the data set of that hash, of ``size`` bytes if given."""
         try:
             with self.path("instances", file).open("rb") as opened:
-                if size is None:  # what follows the preamble and the file meta information, which begins with its length
+                if size is None:  # after the preamble and the file meta information, which begins with its length
                     opened.seek(_META + int.from_bytes(opened.read(_META)[-4:], "little"))
                 else:
                     opened.seek(max(0, os.fstat(opened.fileno()).st_size - size))
