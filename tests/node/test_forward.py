@@ -419,3 +419,64 @@ def test_storage_commitment_is_reported_on_an_association_of_its_own(tmp_path):
     assert [item.ReferencedSOPInstanceUID for item in partly.ReferencedSOPSequence] == instances
     assert spool.rows("SELECT * FROM commitment") == []
     assert STORAGE_COMMITMENT == "1.2.840.10008.1.20.1"
+
+
+def not_reached(config, caplog, destination=None):
+    """Where to and why not, as the log says after an attempt."""
+    spool, _, _ = filled(config)
+    attempt(spool, config, destination)
+    assert states(spool) == ["waiting"] * 3
+    (line,) = [one.facts for one in caplog.records if one.message == "destination not reached"]
+    return line["to"], line["reason"]
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("127.0.0.1:{free}", "no connection (Connection refused)"),
+        ("name.invalid:104", "no connection ("),
+        ("127.0.0.1:{archive}", "association rejected (Called AE title not recognised)"),
+        ("127.0.0.1:{silent}", "connected, but no association was granted"),
+    ],
+)
+def test_the_log_says_which_destination_is_not_reached_and_why(tmp_path, caplog, place, reason):
+    with Archive() as archive, socket.create_server(("127.0.0.1", 0)) as silent:
+        archive.entity.require_called_aet = True
+
+        def hang_up():
+            with contextlib.suppress(OSError):  # closed, if nobody called
+                called, _ = silent.accept()
+                called.recv(10_000)
+                called.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        ports = {"free": free_port(), "archive": archive.port, "silent": silent.getsockname()[1]}
+        name = "OTHER@" + place.format(**ports)
+        to, why = not_reached(Config(tmp_path / "store", send=(name,)), caplog)
+    assert to == name
+    assert why.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("server", "known", "reason"),
+    [
+        ("stranger", "stranger", "CERTIFICATE_VERIFY_FAILED"),  # not by whom the node trusts
+        ("archive", "stranger", "UNKNOWN_CA"),  # does not trust the node
+        (None, None, "WRONG_VERSION_NUMBER"),  # speaks no TLS
+    ],
+)
+def test_the_log_says_what_is_wrong_with_tls(tmp_path, caplog, server, known, reason):
+    certificates(tmp_path, "node", "archive", "stranger")
+    tls = None
+    if server:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(tmp_path / f"{known}.pem"))
+        tls.load_cert_chain(tmp_path / f"{server}.pem", tmp_path / f"{server}.key")
+        tls.verify_mode = ssl.CERT_REQUIRED
+    files = {"tls_cert": "node.pem", "tls_key": "node.key", "tls_ca": "archive.pem"}
+    settings = {name: tmp_path / file for name, file in files.items()}
+    with Archive(tls=tls) as archive:
+        place = f"ARCHIVE@127.0.0.1:{archive.port}"
+        to, why = not_reached(Config(tmp_path / "s", send=(place,), send_tls=True, **settings), caplog)
+    assert to == place
+    assert why.startswith("no connection (")
+    assert reason in why

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import http.server
 import socket
 import threading
@@ -19,12 +21,14 @@ class _Web(http.server.BaseHTTPRequestHandler):
     codes: tuple = ()
     got: tuple = ()
     kind, answer = "application/dicom+json", b"{}"
+    asked_by: str | None = None
 
     def do_POST(self):
         length = self.headers["Content-Length"]
         body = self._chunks() if length is None else self.rfile.read(int(length))
         code, *_Web.codes = _Web.codes
         code = code if body else 400
+        _Web.asked_by = self.headers["Authorization"]
         _Web.got = (*_Web.got, body) if code == 200 else _Web.got
         self.send_response(code)
         if self.kind:
@@ -91,7 +95,9 @@ def test_a_large_result_waits_for_a_busy_server(config):
     spool, _, _ = filled(config, 1)
     (large,) = ct_series(1)
     large.PixelData = bytes(2_000_000)  # is sent in chunks
-    large.save_as(spool.path("results", *spool.files("result")), enforce_file_format=True)
+    path = spool.path("results", *spool.files("result"))
+    large.save_as(path, enforce_file_format=True)
+    spool.do("UPDATE result SET bytes=?", path.stat().st_size)
     _Web.codes, _Web.got = [503, 200], ()
     attempt(spool, config)
     assert states(spool) == ["waiting"]
@@ -108,4 +114,28 @@ def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
         start = time.monotonic()
         attempt(spool, config)
     assert time.monotonic() - start < 10
-    assert tuple(spool.row("SELECT state, reason FROM delivery")) == ("waiting", "no connection")
+    assert tuple(spool.row("SELECT state, reason FROM delivery")) == ("waiting", "no connection (timed out)")
+
+
+def test_a_password_goes_to_the_server_and_not_into_the_log(config, caplog):
+    caplog.set_level("INFO")
+    address = config.stow[0].removeprefix("http://")
+    config = dataclasses.replace(config, stow=(f"http://node:pass%40word@{address}",))
+    spool, _, _ = filled(config)
+    _Web.codes, _Web.got = [200, 409, 403], ()
+    attempt(spool, config)
+    assert states(spool) == ["sent", "dead", "waiting"]
+    assert _Web.asked_by == "Basic " + base64.b64encode(b"node:pass@word").decode()
+    lines = {one.message: one.facts for one in caplog.records if hasattr(one, "facts")}
+    assert set(lines) == {"result sent", "result rejected", "destination not reached"}
+    assert {facts["to"] for facts in lines.values()} == {f"http://{address}"}
+
+
+def test_the_log_says_why_a_server_is_not_reached(tmp_path, caplog):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    config = Config(tmp_path / "store", stow=(f"http://127.0.0.1:{port}/dicom-web",))
+    spool, _, _ = filled(config)
+    attempt(spool, config)
+    (line,) = [one.facts for one in caplog.records if one.message == "destination not reached"]
+    assert (line["to"], line["reason"]) == (config.stow[0], "no connection (Connection refused)")

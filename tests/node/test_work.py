@@ -64,7 +64,7 @@ def test_a_reason_is_found_for_headers_with_a_damaged_element(worker):
         path = worker.spool.path("instances", file)
         data = path.read_bytes().replace(whole, b"FD\x06\0" + bytes(6))
         path.write_bytes(data)
-        came = hashlib.sha256(data[144 + int.from_bytes(data[140:144], "little") :]).digest()  # damaged already
+        came = hashlib.sha256(data[144 + int.from_bytes(data[140:144], "little") :]).digest()
         worker.spool.do("UPDATE instance SET sha256=? WHERE file=?", came, file)
     ((state, reason),) = finish(worker)
     assert state == "failed"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from trtseg.node.config import Config, Peer
-from trtseg.node.line import ANSWER_S, Later, Line, associate
+from trtseg.node.line import ANSWER_S, Later, Line, associate, why
 from trtseg.node.log import say, where
 from trtseg.node.receive import STORAGE_COMMITMENT
 from trtseg.node.results import is_lost
@@ -98,7 +98,7 @@ def send_waiting(spool: Spool, config: Config, destination: str, line: Line | No
             line.close_if_idle()
         return False
     kind, _, place = destination.partition(":")
-    answered, begun = 0, None
+    name, answered, begun = _name(destination), 0, None
     try:
         send: Send
         if line is not None:
@@ -121,10 +121,10 @@ def send_waiting(spool: Spool, config: Config, destination: str, line: Line | No
             line.close()
             if line.first is not None:
                 line.rest()
-                say("second association given up", to=kind, reason=reason)
+                say("second association given up", to=name, reason=reason)
                 return False
         wait = _wait(config, max(row["attempts"] for row in waiting))
-        say("destination not reached", level=logging.WARNING, to=kind, reason=reason, again_in_s=wait)
+        say("destination not reached", level=logging.WARNING, to=name, reason=reason, again_in_s=wait)
         due = time.time() + wait
         with spool.transaction():
             for row in waiting:
@@ -152,7 +152,8 @@ def _note(spool: Spool, row: Any, destination: str, reason: str | None) -> None:
     """Note at once that a result was taken, or why it was rejected: whatever follows may fail."""
     if reason is not None:
         spool.bury(row["id"], destination, row["file"], reason)
-        say("result rejected", level=logging.ERROR, series=row["series"], kind=row["kind"], reason=reason)
+        facts = {"series": row["series"], "kind": row["kind"], "to": _name(destination), "reason": reason}
+        say("result rejected", level=logging.ERROR, **facts)
         return
     with spool.transaction():
         spool.do(
@@ -160,7 +161,17 @@ def _note(spool: Spool, row: Any, destination: str, reason: str | None) -> None:
             *(time.time(), row["id"], destination),
         )
         spool.count("results_sent")
-    say("result sent", series=row["series"], kind=row["kind"], to=destination.partition(":")[0])
+    say("result sent", series=row["series"], kind=row["kind"], to=_name(destination))
+
+
+def _name(destination: str) -> str:
+    """A destination in the log, without the user and the password of a URL."""
+    place = destination.partition(":")[2]
+    if not destination.startswith("stow:"):
+        return place
+    scheme, _, rest = place.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def _stow(url: str) -> Send:
@@ -183,7 +194,7 @@ def _stow(url: str) -> Send:
                 return f"HTTP status {code}"
             raise Later(f"HTTP status {code}") from error
         except requests.RequestException as error:
-            raise Later("no connection") from error
+            raise Later(f"no connection ({why(error)})") from error
         failed = answer.get("FailedSOPSequence")
         return f"failure reason 0x{failed[0].get('FailureReason', 0):04X}" if failed else None
 

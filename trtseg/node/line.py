@@ -114,7 +114,9 @@ def associate(config: Config, peer: Peer, classes: Sequence[str], **options: Any
     """Open an association; Later if the peer does not accept it."""
     from pynetdicom import AE, evt
 
-    entity = AE(ae_title=config.ae)
+    from trtseg.node.prompt import CallingSocket
+
+    entity: Any = AE(ae_title=config.ae)
     entity.connection_timeout = entity.acse_timeout = 10
     entity.dimse_timeout = entity.network_timeout = ANSWER_S
     for sop_class in classes:  # each syntax by itself: the peer may accept both
@@ -123,13 +125,39 @@ def associate(config: Config, peer: Peer, classes: Sequence[str], **options: Any
     if config.send_tls:
         options["tls_args"] = tls_context(config, server=False), peer.host
     options["evt_handlers"] = [(evt.EVT_CONN_OPEN, _hurry)]
-    association = entity.associate(peer.host, peer.port, ae_title=peer.ae, **options)
+    calling: list[Any] = []
+    make = entity._create_socket
+
+    def create(*given: Any) -> Any:
+        calling.append(make(*given))
+        calling[0].__class__ = CallingSocket
+        return calling[0]
+
+    entity._create_socket = create
+    try:
+        association = entity.associate(peer.host, peer.port, ae_title=peer.ae, **options)
+    except OSError as error:  # a name that cannot be resolved
+        raise Later(f"no connection ({why(error)})") from error
     if not association.is_established:
         if association.rejected_contexts:  # all of them
             raise Later("no SOP class accepted")
-        raise Later("association rejected" if association.is_rejected else "no connection")
+        if association.is_rejected:
+            raise Later(f"association rejected ({association.acceptor.primitive.reason_str})")
+        failure = calling[0].failure
+        raise Later(
+            f"no connection ({why(failure)})" if failure else "connected, but no association was granted"
+        )
     keep_answers(association)
     return association
+
+
+def why(error: BaseException) -> str:
+    """Say why a connection failed, by the error at the bottom: of the network or of TLS, nothing of what was sent."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    if isinstance(error, OSError):
+        return error.strerror or str(error) or type(error).__name__
+    return type(error).__name__
 
 
 def keep_answers(association: Any) -> None:
@@ -145,8 +173,4 @@ def keep_answers(association: Any) -> None:
 
 def _hurry(event: Any) -> None:
     """Keep the network from holding small packets back, which costs 40 ms an object, on either side."""
-    from trtseg.node.prompt import PromptSocket
-
-    connection = event.assoc.dul.socket
-    connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.__class__ = PromptSocket
+    event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

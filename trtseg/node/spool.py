@@ -238,7 +238,7 @@ class Spool:
         """Tell whether an instance's file still ends with the data set of that hash, of ``size`` bytes if given."""
         try:
             with self.path("instances", file).open("rb") as opened:
-                if size is None:  # after the preamble and the file meta information, which begins with its length
+                if size is None:  # after the file meta information, which begins with its length
                     opened.seek(_META + int.from_bytes(opened.read(_META)[-4:], "little"))
                 else:
                     opened.seek(max(0, os.fstat(opened.fileno()).st_size - size))

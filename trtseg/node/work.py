@@ -205,7 +205,9 @@ class Worker:
                 if row["crashes"] >= _CRASHES:
                     raise InputError("decoding it has ended the process")
                 if not self.spool.is_intact(row["file"], row["sha256"]):
-                    raise InputError("its file in the store was lost or has changed since it came; send it again")
+                    raise InputError(
+                        "its file in the store was lost or has changed since it came; send it again"
+                    )
                 with self._at(row["id"]):
                     series.take(self.spool.path("instances", row["file"]))
             except InputError as error:
