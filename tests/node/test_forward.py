@@ -22,6 +22,9 @@ from trtseg.node.forward import report_commitments, send_waiting
 from trtseg.node.line import Line
 from trtseg.node.purge import give_up, purge, waiting_elsewhere
 from trtseg.node.receive import STORAGE_COMMITMENT
+from trtseg.node.spool import Spool
+
+REQUEST = json.dumps({"transaction": "1.2.840.1", "references": [("1.2.840.10008.5.1.4.1.1.2", "1.2.3")]})
 
 
 def test_results_wait_for_an_archive_that_is_down_or_full(tmp_path):
@@ -480,3 +483,26 @@ def test_the_log_says_what_is_wrong_with_tls(tmp_path, caplog, server, known, re
     assert to == place
     assert why.startswith("no connection (")
     assert reason in why
+
+
+def test_a_report_of_commitment_that_is_given_up_is_said_so(tmp_path, caplog):
+    commit = (f"CT1@127.0.0.1:{free_port()}",)
+    config = Config(tmp_path / "store", folder=(tmp_path,), commit=commit)
+    spool = Spool(config.store)
+    for ae, attempts in (("CT1", 3), ("CT1", 1000), ("FORMER", 0)):
+        spool.do(
+            "INSERT INTO commitment(ae, request, attempts, due) VALUES(?, ?, ?, 0)", ae, REQUEST, attempts
+        )
+    report_commitments(spool, config)
+    lines = [
+        (one.levelname, one.message, one.facts["to"], one.facts["reason"], "again_in_s" in one.facts)
+        for one in caplog.records
+        if one.name == "trtseg.node"
+    ]
+    refused = "no connection (Connection refused)"
+    assert lines == [
+        ("WARNING", "commitment not reported", "CT1", refused, True),
+        ("ERROR", "commitment given up", "CT1", refused, False),
+        ("ERROR", "commitment given up", "FORMER", "not listed in 'commit' any more", False),
+    ]
+    assert [tuple(row) for row in spool.rows("SELECT id, attempts FROM commitment")] == [(1, 4)]

@@ -29,6 +29,7 @@ from trtseg.node.stopping import Stop
 
 _TOGETHER = 100  # results that are sent in one go
 _AFTER = 0.001  # seconds by which a result at which a destination fails is due after the others
+_COMMITMENT_ATTEMPTS = 100  # hours, by the longest wait
 _LOST = "its file in the store is lost or cut off"
 #: Sends the result in a file, of a SOP class; None, or why it was rejected. Later: it could not be sent.
 Send = Callable[[Path, str], str | None]
@@ -224,7 +225,13 @@ def report_commitments(spool: Spool, config: Config) -> None:
     """Tell those who asked for storage commitment which instances are stored, each on an association of its own."""
     for row in spool.rows("SELECT * FROM commitment WHERE due<=? ORDER BY id LIMIT 10", time.time()):
         peer = config.commit_peers.get(row["ae"])
-        if peer is None:  # taken out of the settings
+        if peer is None:
+            say(
+                "commitment given up",
+                level=logging.ERROR,
+                to=row["ae"],
+                reason="not listed in 'commit' any more",
+            )
             spool.do("DELETE FROM commitment WHERE id=?", row["id"])
             continue
         try:
@@ -232,12 +239,14 @@ def report_commitments(spool: Spool, config: Config) -> None:
         except Exception as error:
             wait = _wait(config, row["attempts"])
             reason = str(error) if isinstance(error, Later) else where(error)
+            if row["attempts"] > _COMMITMENT_ATTEMPTS:
+                say("commitment given up", level=logging.ERROR, to=peer.ae, reason=reason)
+                spool.do("DELETE FROM commitment WHERE id=?", row["id"])
+                continue
             say("commitment not reported", level=logging.WARNING, to=peer.ae, reason=reason, again_in_s=wait)
             spool.do(
                 "UPDATE commitment SET attempts=attempts+1, due=? WHERE id=?", time.time() + wait, row["id"]
             )
-            if row["attempts"] > 100:
-                spool.do("DELETE FROM commitment WHERE id=?", row["id"])
             continue
         spool.do("DELETE FROM commitment WHERE id=?", row["id"])
         say("commitment reported", to=peer.ae)
