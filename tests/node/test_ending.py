@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 import tracemalloc
@@ -12,7 +13,7 @@ from nodes import filled, states
 from trtseg.errors import OutputError
 from trtseg.node.config import Config
 from trtseg.node.ending import Evidence, due, look
-from trtseg.node.log import scrub
+from trtseg.node.log import scrub, where
 from trtseg.node.purge import purge
 from trtseg.node.run import _purge
 from trtseg.node.spool import Facts, Refused, Spool
@@ -283,6 +284,16 @@ def test_nothing_of_a_patient_is_left_in_a_reason():
     assert header.StudyInstanceUID not in found
     assert found.endswith("(hidden)")
     assert "512 mm" in found
+
+
+def test_an_error_of_the_database_is_named_by_its_kind(tmp_path):
+    spool = Spool(tmp_path)
+    (pages,) = spool.row("PRAGMA page_count")
+    spool.row(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(sqlite3.OperationalError) as full:
+        spool.do("INSERT INTO refusal VALUES(1, ?, 'SECRET', 0)", "SECRET" * 10_000)
+    assert re.fullmatch(r"OperationalError \(SQLITE_FULL\) at spool\.py:\d+", where(full.value))
+    assert where(ValueError("SECRET")) == "ValueError"
 
 
 @pytest.mark.parametrize("part", ["ab cd", "abc^"])

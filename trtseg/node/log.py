@@ -63,8 +63,8 @@ def where(error: BaseException) -> str:
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
     place = f" at {frame.tb_frame.f_code.co_filename.rpartition('/')[2]}:{frame.tb_lineno}" if frame else ""
-    words = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
-    return f"{type(error).__name__}{words}{place}"
+    words = error.strerror if isinstance(error, OSError) else getattr(error, "sqlite_errorname", "")
+    return f"{type(error).__name__}{f' ({words})' if words else ''}{place}"
 
 
 class _Lines(logging.Formatter):
