@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import random
@@ -17,10 +18,14 @@ import numpy as np
 import pydicom
 import pytest
 from nodes import Node, ct_series, free_port, wait_for, write_folder
+from pydicom.uid import generate_uid
 from test_node import labels_of
 from tiny import cascade_model
 
 import trtseg
+from trtseg.node.config import Config
+from trtseg.node.receive import start
+from trtseg.node.spool import Spool
 
 
 def program(name):
@@ -100,6 +105,23 @@ def test_dcmtk_sends_and_orthanc_has_the_results(tmp_path):
             right = trtseg.segment(tmp_path / "ct", model=model, device="cpu", threads=1)
             assert np.array_equal(labels_of(orthanc.dataset(found["SEG"][0]), series), _by_file(right))
             assert len(found["SEG"]) == len(found["SR"]) == 1
+
+
+@pytest.mark.parametrize(("options", "came"), [((), 4), (("-nh",), 8)])
+def test_storescu_goes_on_after_a_dose_report_if_it_is_told_to(tmp_path, options, came):
+    series = ct_series(8)
+    report = copy.deepcopy(series[0])
+    report.SOPClassUID = report.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.88.67"
+    report.SOPInstanceUID = report.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    files = sorted(write_folder([*series[:4], report, *series[4:]], tmp_path / "ct").iterdir())
+    config = Config(tmp_path / "store", port=free_port(), folder=(tmp_path,), free_mb=1)
+    spool = Spool(config.store)
+    server, _ = start(config, spool)
+    try:
+        storescu(config.port, files, *options).wait(60)
+    finally:
+        server.shutdown()
+    assert spool.row("SELECT COUNT(*) FROM instance")[0] == came
 
 
 def _by_file(result):

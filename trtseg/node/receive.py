@@ -287,7 +287,7 @@ def make_entity(config: Config) -> Any:
     entity.add_supported_context(STORAGE_COMMITMENT, list(UNCOMPRESSED))
     for sop_class in CT_CLASSES:
         entity.add_supported_context(sop_class, [*UNCOMPRESSED, *COMPRESSED])
-    # To be refused one by one with a status, which ends no study.
+    # To be refused one by one with a status, after which most senders go on with their study.
     for context in AllStoragePresentationContexts:
         if context.abstract_syntax not in CT_CLASSES:
             entity.add_supported_context(str(context.abstract_syntax), list(UNCOMPRESSED))
