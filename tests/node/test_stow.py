@@ -6,11 +6,12 @@ import base64
 import dataclasses
 import http.server
 import socket
+import ssl
 import threading
 import time
 
 import pytest
-from nodes import again, attempt, ct_series, filled, states
+from nodes import again, attempt, certificates, ct_series, filled, states
 
 from trtseg.node.config import Config
 
@@ -139,3 +140,25 @@ def test_the_log_says_why_a_server_is_not_reached(tmp_path, caplog):
     attempt(spool, config)
     (line,) = [one.facts for one in caplog.records if one.message == "destination not reached"]
     assert (line["to"], line["reason"]) == (config.stow[0], "no connection (Connection refused)")
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_server_of_the_hospitals_own_authority_is_trusted_by_the_environment(
+    config, tmp_path, monkeypatch, trusted
+):
+    certificates(tmp_path, "hospital", "other")
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(tmp_path / "hospital.pem", tmp_path / "hospital.key")
+    server = http.server.HTTPServer(("127.0.0.1", 0), _Web)
+    server.socket = tls.wrap_socket(server.socket, server_side=True)
+    server.handle_error = lambda *_: None
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / ("hospital.pem" if trusted else "other.pem")))
+    config = dataclasses.replace(config, stow=(f"https://127.0.0.1:{server.server_address[1]}/dicom-web",))
+    spool, _, _ = filled(config, 1)
+    _Web.codes, _Web.got = [200], ()
+    attempt(spool, config)
+    server.shutdown()
+    assert states(spool) == ["sent" if trusted else "waiting"]
+    reason = spool.row("SELECT reason FROM delivery")[0]
+    assert trusted or "CERTIFICATE_VERIFY_FAILED" in reason
