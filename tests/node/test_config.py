@@ -71,6 +71,14 @@ def test_a_setting_that_no_node_can_run_with_is_refused(settings, message):
         Config(Path("/nowhere"), **{"folder": (Path("/nowhere"),), **settings})
 
 
+@pytest.mark.parametrize("line", ['store = ""', 'folder = [""]', 'folder = ""', 'tls_cert = ""'])
+def test_an_empty_path_in_a_file_is_not_the_current_folder(tmp_path, line):
+    settings = tmp_path / "node.toml"
+    settings.write_text(line + "\n")
+    with pytest.raises(ArgumentError, match=f"{line.partition(' ')[0]}: got an empty path"):
+        load(settings, {})
+
+
 def test_urls_that_results_may_go_to():
     urls = ("http://127.0.0.1:8042/dicom-web", "https://[::1]/studies", "https://archive.example")
     assert Config(Path("/nowhere"), stow=urls).destinations == tuple(f"stow:{url}" for url in urls)

@@ -305,6 +305,10 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
         if isinstance(values, (list, tuple)):
             return tuple(_convert(name, part, item) for part in values)
     elif kind is Path and isinstance(value, (str, Path)):
+        if value == "":
+            raise ArgumentError(
+                f"{name}: got an empty path, which would be the current folder; expected its path"
+            )
         return Path(os.path.abspath(value))  # noqa: PTH100 - keeps links
     elif kind is float and type(value) in (int, float):
         return float(value)
