@@ -1,6 +1,7 @@
 """Settings that would stop a node later are refused when it starts."""
 
 import socket
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -150,6 +151,24 @@ def test_where_a_node_cannot_listen_is_refused_at_its_start(monkeypatch):
         run._check_port("127.0.0.1", listens.getsockname()[1])
     with pytest.raises(ArgumentError, match=r"host, port: got 300\.1\.1\.1 and 11112"):
         run._check_port("300.1.1.1", 11112)
+
+
+def test_a_store_of_another_version_is_refused_and_left_as_it_is(tmp_path):
+    spool = Spool(tmp_path)
+    spool.do("INSERT INTO series(uid, state) VALUES('1/2', 'open')")
+    spool.do("PRAGMA user_version=2")
+    spool.close()
+    with pytest.raises(OutputError, match=r"of version 2, here they are of \d\); let that one finish"):
+        Spool(tmp_path)
+    with sqlite3.connect(tmp_path / "spool.sqlite") as db:
+        assert db.execute("SELECT state FROM series").fetchall() == [("open",)]
+
+
+def test_a_store_that_cannot_be_locked_is_named(tmp_path):
+    spool = Spool(tmp_path)
+    (tmp_path / "node.lock").mkdir()
+    with pytest.raises(OutputError, match=r"cannot be used as the store of a node \(.*node\.lock"):
+        spool.lock("node")
 
 
 def test_a_store_has_one_node(tmp_path):

@@ -109,7 +109,10 @@ class Spool:
         except (OSError, sqlite3.Error) as error:
             raise OutputError(f"{folder}: cannot be used as the store of a node ({error})") from error
         if version not in (0, VERSION):
-            raise OutputError(f"{folder}: was made by another version of trtseg; choose another folder")
+            raise OutputError(
+                f"{folder}: was made by another version of trtseg (its tables are of version {version}, here they are "
+                f"of {VERSION}); let that one finish what lies in it, or choose another folder"
+            )
         self._used = (-math.inf, 0)  # when it was counted, bytes
 
     def close(self) -> None:
@@ -118,7 +121,10 @@ class Spool:
 
     def lock(self, role: str, wait: bool = True) -> IO[str]:
         """Be the only process with this role, once the one before has ended; the lock ends with the process."""
-        handle = (self.folder / f"{role}.lock").open("w")
+        try:
+            handle = (self.folder / f"{role}.lock").open("w")
+        except OSError as error:
+            raise OutputError(f"{self.folder}: cannot be used as the store of a node ({error})") from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
