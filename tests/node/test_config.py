@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from nodes import certificates, wait_for
+from nodes import certificates, filled, free_port, wait_for
 
 from trtseg.errors import ArgumentError, InputError, OutputError
 from trtseg.node import metrics, run
@@ -162,6 +162,24 @@ def test_a_store_of_another_version_is_refused_and_left_as_it_is(tmp_path):
         Spool(tmp_path)
     with sqlite3.connect(tmp_path / "spool.sqlite") as db:
         assert db.execute("SELECT state FROM series").fetchall() == [("open",)]
+
+
+@pytest.mark.parametrize("table", ["instance", "delivery", "of_series"])
+def test_a_damaged_store_is_refused_before_anything_is_removed_from_it(tmp_path, table):
+    spool = filled(Config(tmp_path / "store", folder=(tmp_path,)))[0]
+    page = spool.row("SELECT rootpage FROM sqlite_master WHERE name=?", table)[0]
+    size = spool.row("PRAGMA page_size")[0]
+    spool.check()
+    spool.close()
+    with (tmp_path / "store" / "spool.sqlite").open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(bytes(size))
+    given = ["--store", tmp_path / "store", "--folder", tmp_path, "--port", str(free_port())]
+    command = [sys.executable, "-m", "trtseg", "serve", *given]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2
+    assert "spool.sqlite is damaged; put a copy of the whole store back" in ended.stderr
+    assert len(list((tmp_path / "store" / "instances").iterdir())) == 3
 
 
 def test_a_store_that_cannot_be_locked_is_named(tmp_path):

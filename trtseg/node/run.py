@@ -35,7 +35,7 @@ def run(config: Config) -> None:
     Raises
     ------
     OutputError
-        If the store cannot be used, or another node uses it.
+        If the store cannot be used or is damaged, or another node uses it.
     ArgumentError
         If nobody can listen at the host and port, or the files for TLS cannot be used.
     """
@@ -44,6 +44,7 @@ def run(config: Config) -> None:
     log.start("node")
     spool = Spool(config.store)
     alone = spool.lock("node", wait=False)
+    spool.check()
     _check_port(config.host, config.port)
     if waiting := waiting_elsewhere(spool, config.destinations):
         say("results wait for a destination not in the settings", level=logging.WARNING, results=len(waiting))

@@ -119,6 +119,18 @@ class Spool:
         """Close the database."""
         self._db.close()
 
+    def check(self) -> None:
+        """Raise an OutputError if the database is damaged, with which a node would start, and fail at all it does."""
+        try:
+            is_well = self.row("PRAGMA quick_check(1)")[0] == "ok"
+        except sqlite3.DatabaseError:
+            is_well = False
+        if not is_well:
+            raise OutputError(
+                f"{self.folder}: spool.sqlite is damaged; put a copy of the whole store back, or choose another folder "
+                "and send again what lies here"
+            )
+
     def lock(self, role: str, wait: bool = True) -> IO[str]:
         """Be the only process with this role, once the one before has ended; the lock ends with the process."""
         try:
