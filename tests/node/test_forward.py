@@ -485,6 +485,20 @@ def test_the_log_says_what_is_wrong_with_tls(tmp_path, caplog, server, known, re
     assert reason in why
 
 
+def test_a_certificate_that_was_renewed_badly_is_named(tmp_path, caplog):
+    certificates(tmp_path, "node", "other")
+    files = {
+        "tls_cert": tmp_path / "node.pem",
+        "tls_key": tmp_path / "other.key",
+        "tls_ca": tmp_path / "node.pem",
+    }
+    place = f"ARCHIVE@127.0.0.1:{free_port()}"
+    to, why = not_reached(Config(tmp_path / "s", send=(place,), send_tls=True, **files), caplog)
+    assert to == place
+    assert why.startswith(f"tls_cert, tls_key, tls_ca: got {tmp_path}/node.pem")
+    assert "KEY_VALUES_MISMATCH" in why
+
+
 def test_a_report_of_commitment_that_is_given_up_is_said_so(tmp_path, caplog):
     commit = (f"CT1@127.0.0.1:{free_port()}",)
     config = Config(tmp_path / "store", folder=(tmp_path,), commit=commit)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from trtseg.errors import ArgumentError
 from trtseg.node.config import Config, Peer
 from trtseg.node.receive import UNCOMPRESSED, tls_context
 from trtseg.node.results import RESULT_CLASSES
@@ -123,7 +124,10 @@ def associate(config: Config, peer: Peer, classes: Sequence[str], **options: Any
         for syntax in UNCOMPRESSED[:2]:
             entity.add_requested_context(sop_class, syntax)
     if config.send_tls:
-        options["tls_args"] = tls_context(config, server=False), peer.host
+        try:
+            options["tls_args"] = tls_context(config, server=False), peer.host
+        except ArgumentError as error:  # renewed in the meantime, and not well
+            raise Later(str(error)) from error
     options["evt_handlers"] = [(evt.EVT_CONN_OPEN, _hurry)]
     calling: list[Any] = []
     make = entity._create_socket
