@@ -316,7 +316,7 @@ def test_only_the_nets_of_streams_give_way():
     assert os.getpriority(os.PRIO_PROCESS, 0) == own
 
 
-@pytest.mark.parametrize("how", ["lost", "cut off", "changed"])
+@pytest.mark.parametrize("how", ["lost", "cut off", "changed", "unreadable"])
 def test_a_file_that_the_disk_did_not_keep_is_no_part_of_a_ct_and_may_be_sent_again(worker, caplog, how):
     series = ct_series(8)
     store(worker.spool, *series)
@@ -325,7 +325,11 @@ def test_a_file_that_the_disk_did_not_keep_is_no_part_of_a_ct_and_may_be_sent_ag
     half = len(data) // 2
     if how == "changed":
         data[half : half + 2048] = bytes(2048)
-    path.unlink() if how == "lost" else path.write_bytes(data[:half] if how == "cut off" else data)
+    path.unlink()
+    if how == "unreadable":
+        path.symlink_to(path)  # opening it fails, as it does on a bad sector
+    elif how != "lost":
+        path.write_bytes(data[:half] if how == "cut off" else data)
     ((state, reason),) = finish(worker)
     assert state == "failed"
     assert "1 slice is missing" in reason

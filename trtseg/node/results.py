@@ -164,7 +164,7 @@ def begun(spool: Spool, series: int, fingerprint: str) -> dict[str, list[str]] |
         path = spool.path("results", row["file"])
         try:
             header = pydicom.dcmread(path, specific_tags=["DeviceSerialNumber"], stop_before_pixels=True)
-        except InvalidDicomError:  # a disk that did not keep what it had flushed
+        except (InvalidDicomError, OSError):  # a disk that did not keep what it had flushed
             return None
         if header.get("DeviceSerialNumber") != fingerprint:
             return None

@@ -261,7 +261,7 @@ class Spool:
                 else:
                     opened.seek(max(0, os.fstat(opened.fileno()).st_size - size))
                 return hashlib.file_digest(opened, "sha256").digest() == sha256
-        except FileNotFoundError:
+        except OSError:  # lost, or on a bad sector
             return False
 
     def add(self, facts: Facts, association: int, parts: Sequence[Any], limits: tuple[int, int]) -> bool:
