@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import ssl
+import struct
 import threading
 import time
 
@@ -396,6 +397,30 @@ def test_a_folder(tmp_path):
     again(spool, config)
     assert states(spool) == ["sent"] * 3
     assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+def test_files_in_a_folder_are_for_whom_its_default_acl_names(tmp_path):
+    def acl(*entries):
+        return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *one) for one in entries)
+
+    nobody, everybody = 65534, 0xFFFFFFFF
+    user, other = (1, 7, everybody), (0x20, 0, everybody)
+    default = acl(user, (2, 6, nobody), (4, 0, everybody), (0x10, 6, everybody), other)
+    (tmp_path / "out").mkdir()
+    try:
+        os.setxattr(tmp_path / "out", "system.posix_acl_default", default)
+    except OSError:
+        pytest.skip("a file system without access control lists")
+    config = Config(tmp_path / "store", folder=(tmp_path / "out",))
+    before = os.umask(0o077)  # as in a node
+    try:
+        spool, _, _ = filled(config, 1)
+        attempt(spool, config)
+    finally:
+        os.umask(before)
+    (file,) = (tmp_path / "out").iterdir()
+    assert file.stat().st_mode & 0o777 == 0o660  # the middle digit is the mask of the list
+    assert struct.pack("<HHI", 2, 6, nobody) in os.getxattr(file, "system.posix_acl_access")
 
 
 def test_storage_commitment_is_reported_on_an_association_of_its_own(tmp_path):

@@ -11,9 +11,10 @@ import urllib.request
 import highdicom as hd
 import numpy as np
 import pytest
-from nodes import PERSONAL, Archive, Node, connect, ct_series, free_port, send, wait_for, write_folder
+from nodes import PERSONAL, Archive, Node, connect, ct_series, filled, free_port, send, wait_for, write_folder
 
 import trtseg
+from trtseg.node.config import Config
 
 
 @pytest.fixture
@@ -209,6 +210,16 @@ def test_folders_that_cannot_be_written_to_are_named_at_the_start(tmp_path, mode
         wait_for(lambda: len(node.events(event)) > 1)
         said = node.events(event)
     assert [line["folder"] for line in said] == [str(missing), str(file)]
+
+
+def test_a_destination_that_was_taken_out_of_the_settings_is_named_at_the_start(tmp_path, model):
+    (tmp_path / "out").mkdir()
+    former = [f"FORMER@127.0.0.1:{free_port()}"], [f"http://node:secret@127.0.0.1:{free_port()}/dicom-web"]
+    filled(Config(tmp_path / "store", send=tuple(former[0]), stow=tuple(former[1])))
+    with Node(tmp_path / "store", model=model, folder=[str(tmp_path / "out")]) as node:
+        (said,) = node.events("results wait for a destination not in the settings")
+    assert said["results"] == 6
+    assert said["to"] == [former[0][0], former[1][0].replace("node:secret@", "")]
 
 
 def test_a_folder_that_does_not_answer_keeps_no_node_from_starting(tmp_path, model, monkeypatch):

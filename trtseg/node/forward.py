@@ -99,7 +99,7 @@ def send_waiting(spool: Spool, config: Config, destination: str, line: Line | No
             line.close_if_idle()
         return False
     kind, _, place = destination.partition(":")
-    name, answered, begun = _name(destination), 0, None
+    name, answered, begun = shown(destination), 0, None
     try:
         send: Send
         if line is not None:
@@ -153,7 +153,7 @@ def _note(spool: Spool, row: Any, destination: str, reason: str | None) -> None:
     """Note at once that a result was taken, or why it was rejected: whatever follows may fail."""
     if reason is not None:
         spool.bury(row["id"], destination, row["file"], reason)
-        facts = {"series": row["series"], "kind": row["kind"], "to": _name(destination), "reason": reason}
+        facts = {"series": row["series"], "kind": row["kind"], "to": shown(destination), "reason": reason}
         say("result rejected", level=logging.ERROR, **facts)
         return
     with spool.transaction():
@@ -162,10 +162,10 @@ def _note(spool: Spool, row: Any, destination: str, reason: str | None) -> None:
             *(time.time(), row["id"], destination),
         )
         spool.count("results_sent")
-    say("result sent", series=row["series"], kind=row["kind"], to=_name(destination))
+    say("result sent", series=row["series"], kind=row["kind"], to=shown(destination))
 
 
-def _name(destination: str) -> str:
+def shown(destination: str) -> str:
     """A destination in the log, without the user and the password of a URL."""
     place = destination.partition(":")[2]
     if not destination.startswith("stow:"):

@@ -17,7 +17,7 @@ from typing import Any
 from trtseg.errors import ArgumentError, TrtsegError
 from trtseg.node import log, metrics
 from trtseg.node.config import Config
-from trtseg.node.forward import forward
+from trtseg.node.forward import forward, shown
 from trtseg.node.log import say, scrub, where
 from trtseg.node.purge import give_up, mend_times, purge, waiting_elsewhere
 from trtseg.node.receive import receive, tls_context
@@ -47,7 +47,12 @@ def run(config: Config) -> None:
     spool.check()
     _check_port(config.host, config.port)
     if waiting := waiting_elsewhere(spool, config.destinations):
-        say("results wait for a destination not in the settings", level=logging.WARNING, results=len(waiting))
+        say(
+            "results wait for a destination not in the settings",
+            level=logging.WARNING,
+            results=len(waiting),
+            to=sorted({shown(row["destination"]) for row in waiting}),
+        )
     # In a thread: a network folder whose server is away answers nobody, and slices are to be received meanwhile.
     threading.Thread(target=_name_unwritable, args=(config.folder,), daemon=True).start()
     context = multiprocessing.get_context("spawn")
