@@ -212,6 +212,19 @@ def test_folders_that_cannot_be_written_to_are_named_at_the_start(tmp_path, mode
     assert [line["folder"] for line in said] == [str(missing), str(file)]
 
 
+def test_a_destination_that_is_down_is_a_warning_and_no_error(tmp_path, model):
+    send_to = [f"DOWN@127.0.0.1:{free_port()}"]
+    with Node(tmp_path / "store", model=model, send=send_to, results=["seg"], retry_s=0.1) as node:
+        assert send(node.port, ct_series(8)) == [0] * 8
+        wait_for(lambda: len(node.events("destination not reached")) > 2)
+        said = [line for line in node.log if line["process"] == "forward"]
+    assert {(line["event"], line["level"]) for line in said} == {
+        ("started", "info"),
+        ("destination not reached", "warning"),
+    }
+    assert {line.get("to", send_to[0]) for line in said} == set(send_to)
+
+
 def test_a_destination_that_was_taken_out_of_the_settings_is_named_at_the_start(tmp_path, model):
     (tmp_path / "out").mkdir()
     former = [f"FORMER@127.0.0.1:{free_port()}"], [f"http://node:secret@127.0.0.1:{free_port()}/dicom-web"]

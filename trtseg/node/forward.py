@@ -42,6 +42,8 @@ def forward(config: Config) -> None:
     from pynetdicom import _config
 
     _config.LOG_HANDLER_LEVEL = "none"
+    # Errors of its own for each attempt that fails, of which no more than a line number may be said: `Later` says why.
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
     _config.STORE_SEND_CHUNKED_DATASET = True  # files are sent as they are, not read and encoded again
     spool = Spool(config.store)
     lock = spool.lock("forward")
