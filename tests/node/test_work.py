@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import logging
 import os
+import re
 import struct
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -316,8 +319,22 @@ def test_only_the_nets_of_streams_give_way():
     assert os.getpriority(os.PRIO_PROCESS, 0) == own
 
 
+def fail_to_open(monkeypatch, path, number):
+    """Let the open of a file fail with that error."""
+    real = Path.open
+
+    def fail(self, *args, **options):
+        if self == path:
+            raise OSError(number, os.strerror(number))
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", fail)
+
+
 @pytest.mark.parametrize("how", ["lost", "cut off", "changed", "unreadable"])
-def test_a_file_that_the_disk_did_not_keep_is_no_part_of_a_ct_and_may_be_sent_again(worker, caplog, how):
+def test_a_file_that_the_disk_did_not_keep_is_no_part_of_a_ct_and_may_be_sent_again(
+    worker, caplog, monkeypatch, how
+):
     series = ct_series(8)
     store(worker.spool, *series)
     path = worker.spool.path("instances", *worker.spool.files("instance WHERE id=3"))
@@ -327,7 +344,8 @@ def test_a_file_that_the_disk_did_not_keep_is_no_part_of_a_ct_and_may_be_sent_ag
         data[half : half + 2048] = bytes(2048)
     path.unlink()
     if how == "unreadable":
-        path.symlink_to(path)  # opening it fails, as it does on a bad sector
+        path.write_bytes(data)
+        fail_to_open(monkeypatch, path, errno.EIO)
     elif how != "lost":
         path.write_bytes(data[:half] if how == "cut off" else data)
     ((state, reason),) = finish(worker)
@@ -342,3 +360,20 @@ def test_a_file_that_the_disk_did_not_keep_is_no_part_of_a_ct_and_may_be_sent_ag
     assert worker.spool.sweep("instances", "instance") == 0
     store(worker.spool, *series)
     assert worker.step() is False  # the very same, once more, is no late slice
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.ENOMEM])
+def test_a_file_that_cannot_be_read_just_now_is_waited_for(worker, caplog, monkeypatch, number):
+    """Of a copy of a store that root has put back, no slice can be read until its owner is mended."""
+    series = ct_series(8)
+    store(worker.spool, *series)
+    path = worker.spool.path("instances", *worker.spool.files("instance WHERE id=3"))
+    with monkeypatch.context() as patch:
+        fail_to_open(patch, path, number)
+        with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+            finish(worker)
+        with pytest.raises(OSError, match=re.escape(os.strerror(number))):  # refused, to be sent again
+            store(worker.spool, series[2])
+    worker.close()
+    assert finish(worker) == [("done", None)]
+    assert "instance unreadable" not in [one.message for one in caplog.records]

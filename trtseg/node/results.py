@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtseg.errors import InputError, OutputError
 from trtseg.io import atomic
-from trtseg.node.spool import Made, Spool, flush_folder
+from trtseg.node.spool import Made, Spool, flush_folder, is_unreadable
 
 if TYPE_CHECKING:
     from trtseg.result import Segmentation
@@ -164,7 +164,11 @@ def begun(spool: Spool, series: int, fingerprint: str) -> dict[str, list[str]] |
         path = spool.path("results", row["file"])
         try:
             header = pydicom.dcmread(path, specific_tags=["DeviceSerialNumber"], stop_before_pixels=True)
-        except (InvalidDicomError, OSError):  # a disk that did not keep what it had flushed
+        except InvalidDicomError:  # a disk that did not keep what it had flushed
+            return None
+        except OSError as error:
+            if not is_unreadable(error):
+                raise
             return None
         if header.get("DeviceSerialNumber") != fingerprint:
             return None

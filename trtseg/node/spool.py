@@ -7,6 +7,7 @@ and is swept away at the next start. Names are random: nothing that a sender wro
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -29,6 +30,7 @@ from trtseg.node.schema import SCHEMA, VERSION
 
 FOLDERS = ("instances", "results", "dead")  # of the store
 _META = 144  # bytes of a DICOM file up to the length of the rest of its file meta information, that included
+_UNREADABLE = (errno.ENOENT, errno.EIO, errno.EBADMSG, errno.EUCLEAN)  # for good, of a file that was written
 
 
 class Refused(Exception):
@@ -253,7 +255,10 @@ class Spool:
     # instances
 
     def is_intact(self, file: str, sha256: bytes, size: int | None = None) -> bool:
-        """Tell whether an instance's file still ends with the data set of that hash, of ``size`` bytes if given."""
+        """Tell whether an instance's file still ends with the data set of that hash, of ``size`` bytes if given.
+
+        An OSError that another attempt may not meet, as of too many open files, says nothing of it, and is raised.
+        """
         try:
             with self.path("instances", file).open("rb") as opened:
                 if size is None:  # after the file meta information, which begins with its length
@@ -261,7 +266,9 @@ class Spool:
                 else:
                     opened.seek(max(0, os.fstat(opened.fileno()).st_size - size))
                 return hashlib.file_digest(opened, "sha256").digest() == sha256
-        except OSError:  # lost, or on a bad sector
+        except OSError as error:
+            if not is_unreadable(error):
+                raise
             return False
 
     def add(self, facts: Facts, association: int, parts: Sequence[Any], limits: tuple[int, int]) -> bool:
@@ -403,6 +410,11 @@ class Spool:
                 *(reason, time.time(), result, destination),
             )
             self.count("results_dead")
+
+
+def is_unreadable(error: OSError) -> bool:
+    """Tell whether an error says that a file is lost or on a bad sector, and not that it cannot be read just now."""
+    return error.errno in _UNREADABLE
 
 
 def flush_folder(folder: Path) -> None:
