@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import sqlite3
 import time
@@ -239,20 +240,31 @@ def test_what_was_not_acknowledged_is_swept_away(tmp_path, caplog):
     assert [path.read_bytes() for path in (tmp_path / "instances").iterdir()] == [b"heada0"]
 
 
-@pytest.mark.parametrize("lost", ["missing", "empty"])
+@pytest.mark.parametrize("lost", ["missing", "empty", "without its write-ahead log"])
 @pytest.mark.parametrize("folder", ["instances", "results"])
 def test_a_store_whose_database_is_lost_is_refused_and_nothing_in_it_removed(tmp_path, lost, folder):
     spool = Spool(tmp_path)
     spool.write(folder, b"acknowledged")
+    index, log = tmp_path / "spool.sqlite", tmp_path / "spool.sqlite-wal"
+    kept, logged = index.read_bytes(), log.read_bytes()  # as a kill leaves them
+    assert 0 < len(kept) < len(logged)  # all tables of a young store are in the log
     spool.close()
-    index = tmp_path / "spool.sqlite"
-    kept = index.read_bytes()
-    index.unlink() if lost == "missing" else index.write_bytes(b"")
+    if lost == "without its write-ahead log":
+        index.write_bytes(kept)
+    else:
+        log.write_bytes(logged)
+        index.unlink() if lost == "missing" else index.write_bytes(b"")
     for _ in range(2):
         with pytest.raises(OutputError, match=r"spool\.sqlite, which says what they are, is lost or empty"):
             Spool(tmp_path)
+    if lost != "without its write-ahead log":
+        assert log.read_bytes() == logged
+    gc.collect()  # closes what was refused
     index.write_bytes(kept)
-    Spool(tmp_path).close()
+    log.write_bytes(logged)
+    spool = Spool(tmp_path)
+    assert spool.rows("SELECT * FROM instance") == []
+    spool.close()
     assert len(list((tmp_path / folder).iterdir())) == 1
 
 

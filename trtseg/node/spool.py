@@ -67,17 +67,14 @@ class Made(NamedTuple):
     file: str
 
 
-def _check_index(folder: Path) -> None:
-    """Raise an OutputError where files lie in the store, but not what is known of them: they would be swept away."""
-    index = folder / "spool.sqlite"
-    if (index.exists() and index.stat().st_size > 0) or not any(
-        path for name in ("instances", "results") for path in (folder / name).iterdir()
-    ):
-        return
-    raise OutputError(
-        f"{folder}: holds files in instances and results, but spool.sqlite, which says what they are, is lost or "
-        "empty; put it back, or choose another folder and send again what lies here"
-    )
+def _check_empty(folder: Path) -> None:
+    """Raise an OutputError where files lie in a store of which nothing is known: they would be swept away."""
+    if any(path for name in ("instances", "results") for path in (folder / name).iterdir()):
+        raise OutputError(
+            f"{folder}: holds files in instances and results, but spool.sqlite, which says what they are, is lost or "
+            "empty, or its spool.sqlite-wal is lost; put both back, or choose another folder and send again what lies "
+            "here"
+        )
 
 
 class Spool:
@@ -94,17 +91,20 @@ class Spool:
         try:
             for name in ("", *FOLDERS):
                 (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
-            _check_index(folder)
+            index = folder / "spool.sqlite"
+            if (
+                not index.exists() or index.stat().st_size == 0
+            ):  # to open it would remove its spool.sqlite-wal
+                _check_empty(folder)
             self._lock = threading.RLock()
-            self._db = sqlite3.connect(
-                folder / "spool.sqlite", timeout=60, isolation_level=None, check_same_thread=False
-            )
+            self._db = sqlite3.connect(index, timeout=60, isolation_level=None, check_same_thread=False)
             self._db.row_factory = sqlite3.Row
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")  # a commit is on the disk
             with self.transaction():
                 (version,) = self.row("PRAGMA user_version")
                 if version == 0:
+                    _check_empty(folder)
                     for statement in SCHEMA.split(";"):
                         self._db.execute(statement)
                     self._db.execute(f"PRAGMA user_version={VERSION}")
