@@ -12,11 +12,13 @@ from nodes import ct_series, filled, finish, states, store
 from trtseg.node.config import Config
 from trtseg.node.metrics import Collector
 from trtseg.node.purge import purge
+from trtseg.node.work import Series
 
 DOCS = (Path(__file__).parents[2] / "docs" / "node.md").read_text(encoding="utf-8")
 OLD, NEW = "send:ORTHANC@10.0.0.7:4242", "send:ORTHANC@10.0.0.8:4242"
 SQL = re.search(r"```sql\n(.*?)```", DOCS, re.DOTALL)[1]
 STATEMENTS = dict(re.findall(r"-- (.*)\n((?:[^;-][^;]*);)", SQL))
+(DROP,) = (title for title in STATEMENTS if title.startswith("drop a series"))
 
 
 def run(spool, title, number=1):
@@ -90,11 +92,41 @@ def test_a_series_is_segmented_again(worker):
 def test_a_series_is_dropped_while_it_comes(worker):
     store(worker.spool, *ct_series(8))
     assert worker.step()  # has some of it
-    run(worker.spool, "drop a series: its images are removed within seconds")
+    run(worker.spool, DROP)
     assert finish(worker) == [("failed", "dropped")]
     assert purge(worker.spool, worker.config.keep_s, 60) == 8
     assert list((worker.config.store / "instances").iterdir()) == []
     assert worker.spool.rows("SELECT * FROM series") == []
+
+
+@pytest.mark.parametrize("is_purged", [False, True])
+def test_a_series_is_dropped_while_it_is_segmented(worker, monkeypatch, is_purged):
+    finish_series = Series.finish
+
+    def drop_meanwhile(self, warnings):
+        result = finish_series(self, warnings)
+        run(worker.spool, DROP)
+        if is_purged:
+            purge(worker.spool, worker.config.keep_s, 60)
+        return result
+
+    monkeypatch.setattr(Series, "finish", drop_meanwhile)
+    store(worker.spool, *ct_series(8))
+    assert finish(worker) == ([] if is_purged else [("failed", "dropped")])
+    assert worker.spool.rows("SELECT * FROM result") == []
+
+
+def test_a_series_is_dropped_between_its_results(worker, monkeypatch):
+    add_results = worker.spool.add_results
+
+    def drop_after(*given):
+        add_results(*given)
+        run(worker.spool, DROP)
+
+    monkeypatch.setattr(worker.spool, "add_results", drop_after)
+    store(worker.spool, *ct_series(8))
+    assert finish(worker) == [("failed", "dropped")]
+    assert purge(worker.spool, worker.config.keep_s, 60) == 8
 
 
 def test_metrics_that_the_text_names_are_there(spool):

@@ -151,8 +151,7 @@ def begun(spool: Spool, series: int, fingerprint: str) -> dict[str, list[str]] |
     import pydicom
     from pydicom.errors import InvalidDicomError
 
-    (state,) = spool.row("SELECT state FROM series WHERE id=?", series)
-    if state != "part":
+    if spool.row("SELECT 1 FROM series WHERE id=? AND state='part'", series) is None:
         return None
     made = spool.rows(
         "SELECT kind, file, bytes FROM result WHERE series=? AND revision=(SELECT revision FROM series WHERE id=?)",

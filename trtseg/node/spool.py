@@ -351,9 +351,9 @@ class Spool:
     # results
 
     def begin_results(self, series: int, last: int) -> bool:
-        """Begin a revision of the results of a series; False if instances came after ``last``, so that it goes on."""
+        """Begin a revision of the results of a series; False if it goes on after ``last``, or was dropped."""
         with self.transaction():
-            if self._came_after(series, last):
+            if not self._ends_with(series, last):
                 return False
             self.do("UPDATE series SET state='part', revision=revision+1 WHERE id=?", series)
         return True
@@ -380,9 +380,9 @@ class Spool:
             raise
 
     def end(self, series: int, last: int, reason: str | None = None) -> bool:
-        """End a series, with the reason if it has no results; False if instances came after ``last``: it goes on."""
+        """End a series, with the reason if it has no results; False if it goes on after ``last``, or was dropped."""
         with self.transaction():
-            if self._came_after(series, last):
+            if not self._ends_with(series, last):
                 return False
             self.do(
                 "UPDATE series SET state=?, crashes=0, reason=?, ended=? WHERE id=?",
@@ -391,9 +391,13 @@ class Spool:
             self.count("series_failed" if reason else "series_done")
         return True
 
-    def _came_after(self, series: int, last: int) -> bool:
-        """Whether a series has instances after that of the id ``last``."""
-        return self.row("SELECT 1 FROM instance WHERE series=? AND id>?", series, last) is not None
+    def _ends_with(self, series: int, last: int) -> bool:
+        """Whether a series is unfinished, and has no instances after that of the id ``last``."""
+        query = (
+            "SELECT 1 FROM series s WHERE id=? AND state IN ('open', 'part')"
+            " AND NOT EXISTS (SELECT 1 FROM instance WHERE series=s.id AND id>?)"
+        )
+        return self.row(query, series, last) is not None
 
     def bury(self, result: int, destination: str, file: str, reason: str) -> None:
         """Put a result that a destination rejected aside, with the reason."""

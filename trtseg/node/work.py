@@ -230,7 +230,7 @@ class Worker:
         finally:
             self._drop(series.number)
         if facts is None:
-            say("series goes on", series=series.number)
+            say("series goes on, or was dropped", series=series.number)
             return
         took = time.time() - ends
         self.spool.count("tail_seconds_sum", took)
@@ -243,7 +243,7 @@ class Worker:
         )  # fmt: skip
 
     def _make(self, series: Series, warnings: Sequence[ResultWarning]) -> dict[str, Any] | None:
-        """Make the results of a series, and say what they are; None if instances came in the meantime.
+        """Make the results of a series, and say what they are; None if instances came meanwhile, or it was dropped.
 
         Each is on its way before the next is written. After a restart in between, those that are missing follow.
         """
