@@ -444,3 +444,21 @@ def test_storage_commitment_is_reported_on_an_association_of_its_own(tmp_path):
     assert [item.ReferencedSOPInstanceUID for item in partly.ReferencedSOPSequence] == instances
     assert spool.rows("SELECT * FROM commitment") == []
     assert STORAGE_COMMITMENT == "1.2.840.10008.1.20.1"
+
+
+def test_no_storage_is_committed_of_what_the_disk_lost(tmp_path):
+    with Archive() as archive:
+        config = Config(tmp_path / "store", folder=(tmp_path,), commit=(f"ARCHIVE@127.0.0.1:{archive.port}",))
+        spool, _, instances = filled(config)
+        lost, cut, _ = (spool.path("instances", file) for file in spool.files("instance ORDER BY id"))
+        lost.unlink()
+        os.truncate(cut, 1000)
+        references = [(ct_series(1)[0].SOPClassUID, uid) for uid in instances]
+        request = json.dumps({"transaction": "1.2.840.1", "references": references})
+        spool.do("INSERT INTO commitment(ae, request, due) VALUES('ARCHIVE', ?, 0)", request)
+        report_commitments(spool, config)
+        ((event, report),) = wait_for(lambda: archive.reports)
+    assert event == 2
+    failed = [(item.ReferencedSOPInstanceUID, item.FailureReason) for item in report.FailedSOPSequence]
+    assert failed == [(instances[0], 0x0112), (instances[1], 0x0112)]
+    assert [item.ReferencedSOPInstanceUID for item in report.ReferencedSOPSequence] == instances[2:]

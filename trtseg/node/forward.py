@@ -263,7 +263,9 @@ def _report(spool: Spool, config: Config, peer: Peer, request: dict[str, Any]) -
     for sop_class, sop in request["references"]:
         item = Dataset()
         item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, sop
-        known = spool.row("SELECT sop_class FROM instance WHERE sop=?", sop)
+        known = spool.row("SELECT sop_class, file, bytes FROM instance WHERE sop=?", sop)
+        if known is not None and is_lost(spool.path("instances", known["file"]), known["bytes"]):
+            known = None  # it is taken when it is sent again
         if known is not None and known["sop_class"] == sop_class:
             stored.append(item)
         else:

@@ -132,7 +132,7 @@ def series_of_pictures(spool: Spool, series: int, last: int) -> str:
 
 
 def is_lost(path: Path, size: int) -> bool:
-    """Tell whether the file of a result is no longer there, or not as long as it was written."""
+    """Tell whether the file of a result or an instance is no longer there, or not as long as it was written."""
     try:
         return path.stat().st_size != size
     except FileNotFoundError:
