@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import sqlite3
 import ssl
 import threading
 
@@ -114,3 +115,18 @@ def test_a_report_of_commitment_that_is_given_up_is_said_so(tmp_path, caplog):
         ("ERROR", "commitment given up", "FORMER", "not listed in 'commit' any more", False),
     ]
     assert [tuple(row) for row in spool.rows("SELECT id, attempts FROM commitment")] == [(1, 4)]
+
+
+@pytest.mark.parametrize(("ae", "attempts"), [("CT1", 1000), ("FORMER", 0)])
+def test_a_report_that_is_given_up_on_a_full_disk_is_said_so_once(tmp_path, caplog, ae, attempts):
+    config = Config(tmp_path / "store", folder=(tmp_path,), commit=(f"CT1@127.0.0.1:{free_port()}",))
+    spool = Spool(config.store)
+    spool.do("INSERT INTO commitment(ae, request, attempts, due) VALUES(?, ?, ?, 0)", ae, REQUEST, attempts)
+    spool.do("PRAGMA query_only=1")
+    for _ in range(3):
+        with pytest.raises(sqlite3.OperationalError):
+            report_commitments(spool, config)
+    spool.do("PRAGMA query_only=0")
+    report_commitments(spool, config)
+    assert [one.message for one in caplog.records if one.name == "trtseg.node"] == ["commitment given up"]
+    assert spool.rows("SELECT * FROM commitment") == []

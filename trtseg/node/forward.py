@@ -228,13 +228,7 @@ def report_commitments(spool: Spool, config: Config) -> None:
     for row in spool.rows("SELECT * FROM commitment WHERE due<=? ORDER BY id LIMIT 10", time.time()):
         peer = config.commit_peers.get(row["ae"])
         if peer is None:
-            say(
-                "commitment given up",
-                level=logging.ERROR,
-                to=row["ae"],
-                reason="not listed in 'commit' any more",
-            )
-            spool.do("DELETE FROM commitment WHERE id=?", row["id"])
+            _give_up(spool, row, "not listed in 'commit' any more")
             continue
         try:
             _report(spool, config, peer, json.loads(row["request"]))
@@ -242,8 +236,7 @@ def report_commitments(spool: Spool, config: Config) -> None:
             wait = _wait(config, row["attempts"])
             reason = str(error) if isinstance(error, Later) else where(error)
             if row["attempts"] > _COMMITMENT_ATTEMPTS:
-                say("commitment given up", level=logging.ERROR, to=peer.ae, reason=reason)
-                spool.do("DELETE FROM commitment WHERE id=?", row["id"])
+                _give_up(spool, row, reason)
                 continue
             say("commitment not reported", level=logging.WARNING, to=peer.ae, reason=reason, again_in_s=wait)
             spool.do(
@@ -252,6 +245,11 @@ def report_commitments(spool: Spool, config: Config) -> None:
             continue
         spool.do("DELETE FROM commitment WHERE id=?", row["id"])
         say("commitment reported", to=peer.ae)
+
+
+def _give_up(spool: Spool, row: Any, reason: str) -> None:
+    spool.do("DELETE FROM commitment WHERE id=?", row["id"])
+    say("commitment given up", level=logging.ERROR, to=row["ae"], reason=reason)
 
 
 def _report(spool: Spool, config: Config, peer: Peer, request: dict[str, Any]) -> None:
