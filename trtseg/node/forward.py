@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from trtseg.node.config import Config, Peer
+from trtseg.node.files import flush_folder, is_lost
 from trtseg.node.line import ANSWER_S, Later, Line, associate, why
 from trtseg.node.log import say, where
 from trtseg.node.receive import STORAGE_COMMITMENT
-from trtseg.node.results import is_lost
-from trtseg.node.spool import Spool, flush_folder
+from trtseg.node.spool import Spool
 from trtseg.node.stopping import Stop
 
 _TOGETHER = 100  # results that are sent in one go

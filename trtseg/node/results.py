@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from trtseg.errors import InputError, OutputError
 from trtseg.io import atomic
-from trtseg.node.spool import Made, Spool, flush_folder, is_unreadable
+from trtseg.node.files import flush_folder, is_lost, is_unreadable
+from trtseg.node.spool import Made, Spool
 
 if TYPE_CHECKING:
     from trtseg.result import Segmentation
@@ -129,14 +130,6 @@ def series_of_pictures(spool: Spool, series: int, last: int) -> str:
     (file,) = spool.row("SELECT file FROM instance WHERE id=?", last)
     (revision,) = spool.row("SELECT revision FROM series WHERE id=?", series)
     return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, f'{file} {revision}').int}"
-
-
-def is_lost(path: Path, size: int) -> bool:
-    """Tell whether the file of a result or an instance is no longer there, or not as long as it was written."""
-    try:
-        return path.stat().st_size != size
-    except FileNotFoundError:
-        return True
 
 
 def begun(spool: Spool, series: int, fingerprint: str) -> dict[str, list[str]] | None:

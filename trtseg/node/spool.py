@@ -7,7 +7,6 @@ and is swept away at the next start. Names are random: nothing that a sender wro
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -25,12 +24,11 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from trtseg.errors import OutputError
+from trtseg.node.files import flush_folder, is_intact
 from trtseg.node.log import say
 from trtseg.node.schema import SCHEMA, VERSION
 
 FOLDERS = ("instances", "results", "dead")  # of the store
-_META = 144  # bytes of a DICOM file up to the length of the rest of its file meta information, that included
-_UNREADABLE = (errno.ENOENT, errno.EIO, errno.EBADMSG, errno.EUCLEAN)  # for good, of a file that was written
 
 
 class Refused(Exception):
@@ -92,9 +90,8 @@ class Spool:
             for name in ("", *FOLDERS):
                 (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
             index = folder / "spool.sqlite"
-            if (
-                not index.exists() or index.stat().st_size == 0
-            ):  # to open it would remove its spool.sqlite-wal
+            # Now, since SQLite would remove a spool.sqlite-wal that is left of it.
+            if not index.exists() or index.stat().st_size == 0:
                 _check_empty(folder)
             self._lock = threading.RLock()
             self._db = sqlite3.connect(index, timeout=60, isolation_level=None, check_same_thread=False)
@@ -254,23 +251,6 @@ class Spool:
 
     # instances
 
-    def is_intact(self, file: str, sha256: bytes, size: int | None = None) -> bool:
-        """Tell whether an instance's file still ends with the data set of that hash, of ``size`` bytes if given.
-
-        An OSError that another attempt may not meet, as of too many open files, says nothing of it, and is raised.
-        """
-        try:
-            with self.path("instances", file).open("rb") as opened:
-                if size is None:  # after the file meta information, which begins with its length
-                    opened.seek(_META + int.from_bytes(opened.read(_META)[-4:], "little"))
-                else:
-                    opened.seek(max(0, os.fstat(opened.fileno()).st_size - size))
-                return hashlib.file_digest(opened, "sha256").digest() == sha256
-        except OSError as error:
-            if not is_unreadable(error):
-                raise
-            return False
-
     def add(self, facts: Facts, association: int, parts: Sequence[Any], limits: tuple[int, int]) -> bool:
         """Store an instance so that nothing short of a broken disk can lose it.
 
@@ -331,7 +311,7 @@ class Spool:
         known = self.row("SELECT sha256, file FROM instance WHERE sop=?", sop)
         if known is not None and known["sha256"] != digest:
             raise Refused(0xC100, "another instance with the same UID is stored")
-        return known is not None and self.is_intact(known["file"], digest, size)
+        return known is not None and is_intact(self.path("instances", known["file"]), digest, size)
 
     def _series(self, facts: Facts, most_instances: int, most_series: int) -> int:
         """The row of the series of an instance, which is open from now on."""
@@ -414,17 +394,3 @@ class Spool:
                 *(reason, time.time(), result, destination),
             )
             self.count("results_dead")
-
-
-def is_unreadable(error: OSError) -> bool:
-    """Tell whether an error says that a file is lost or on a bad sector, and not that it cannot be read just now."""
-    return error.errno in _UNREADABLE
-
-
-def flush_folder(folder: Path) -> None:
-    """Flush the names in a folder to the disk."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

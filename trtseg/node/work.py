@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from trtseg.errors import ArgumentError, DeviceError, InputError, ModelError
 from trtseg.node.config import Config
 from trtseg.node.ending import Evidence, due, look
+from trtseg.node.files import is_intact
 from trtseg.node.log import say, scrub, where
 from trtseg.node.results import begun, series_of_pictures, write_results
 from trtseg.node.spool import Spool
@@ -204,7 +205,7 @@ class Worker:
             try:
                 if row["crashes"] >= _CRASHES:
                     raise InputError("decoding it has ended the process")
-                if not self.spool.is_intact(row["file"], row["sha256"]):
+                if not is_intact(self.spool.path("instances", row["file"]), row["sha256"]):
                     raise InputError(
                         "its file in the store was lost or has changed since it came; send it again"
                     )
