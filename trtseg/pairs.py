@@ -57,9 +57,9 @@ def match(
     their folders have the same name too. If a folder holds a CT and its labels, the labels are taken.
 
     A ``.dcm`` file is a label map if it is a Segmentation, and no file of another format is of the same case but one
-    whose name, or that of the Segmentation, says that it is the CT; ``case_dicom/seg.dcm``, as `trtseg segment`
-    writes it, is of ``case``, and so is the only one below a folder ``case``, whatever its name. Where a folder holds
-    other DICOM files, as slices of a CT, only those are looked into whose name a label map has on the other side.
+    whose name, or that of the Segmentation, says that it is the CT. ``case_dicom/seg.dcm``, as `trtseg segment` writes
+    it, is of ``case``. So is a Segmentation of any name that is the only one below a folder ``case``. Where a folder
+    holds other DICOM files, as slices of a CT, only those are looked into whose name a label map has on the other side.
 
     Parameters
     ----------

@@ -157,8 +157,8 @@ def associate(config: Config, peer: Peer, classes: Sequence[str], **options: Any
 
 def why(error: BaseException) -> str:
     """Say why a connection failed, by the error at the bottom: of the network or of TLS, nothing of what was sent."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__ or error
+    while (below := error.__cause__ or error.__context__) is not None:
+        error = below
     if isinstance(error, OSError):
         return error.strerror or str(error) or type(error).__name__
     return type(error).__name__

@@ -86,9 +86,8 @@ def read_seg(name: str, meaning: Mapping[int, int] | None = None) -> tuple[np.nd
     known = {segment.number for segment in segments}
     stands_for = _by_codes(name, segments) if meaning is None else meaning
     absent = [*_absent(known, stands_for)]
-    is_own = (
-        signed(text(dataset, "ContentDescription")) is not None
-    )  # has no such segment if there is no tumour
+    # A result of trtseg without a tumour has no segment for one.
+    is_own = signed(text(dataset, "ContentDescription")) is not None
     if meaning is None and 2 not in stands_for.values() and not is_own:
         absent.append(ResultWarning("tumour-segment", _NO_TUMOUR))
     if integer(name, dataset, "NumberOfFrames", 1) == 0:
