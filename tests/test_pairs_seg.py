@@ -117,13 +117,22 @@ def test_the_only_segmentation_below_a_folder_is_of_the_case_of_that_name(make):
     make("t/P-1/day/CT/ct-1.dcm", "t/P-1/day/CT/ct-2.dcm", "t/P-1/day/SEG/1-1.dcm")
     make("t/P-2/day/CT/ct-1.dcm", "t/P-2/day/SEG/1-1.dcm", "t/P-3/one/1-1.dcm", "t/P-3/two/1-1.dcm")
     make("t/P-4/day/CT/ct-1.dcm", "t/P-5.dcm", "t/P-5/day/1-1.dcm")
+    make("p/P-6.nii.gz", "p/P-6/day.nii.gz", "t/P-6/day/SEG/1-1.dcm")
     assert found() == (
         [
             ("P-1", "p/P-1_seg.nii.gz", "t/P-1/day/SEG/1-1.dcm"),
             ("P-5", "p/P-5.nii.gz", "t/P-5.dcm"),
+            ("P-6/day", "p/P-6/day.nii.gz", "t/P-6/day/SEG/1-1.dcm"),
             ("P-2/day", "p/P-2/day_seg.nii.gz", "t/P-2/day/SEG/1-1.dcm"),
         ],
-        ["p/P-3.nii.gz", "p/P-4.nii.gz", "t/P-3/one/1-1.dcm", "t/P-3/two/1-1.dcm", "t/P-5/day/1-1.dcm"],
+        [
+            "p/P-3.nii.gz",
+            "p/P-4.nii.gz",
+            "p/P-6.nii.gz",
+            "t/P-3/one/1-1.dcm",
+            "t/P-3/two/1-1.dcm",
+            "t/P-5/day/1-1.dcm",
+        ],
     )
 
 

@@ -301,7 +301,7 @@ def _by_folder(files: Mapping[str, Path], others: Container[str]) -> dict[str, P
     below: dict[str, list[str]] = {}
     for case, path in files.items():
         if _is_dcm(path) and case not in others:
-            for folder in Path(case).parents:
+            for folder in reversed(Path(case).parents):  # so that of two the nearer names it
                 below.setdefault(os.fspath(folder), []).append(case)
     wanted = {folder: found for folder, found in below.items() if folder in others and folder not in files}
     named = {found[0]: folder for folder, found in wanted.items() if len(found) == 1}

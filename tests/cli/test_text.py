@@ -34,6 +34,12 @@ def test_names_of_files(here):
     assert f"error: a{SHOWN}.nii.gz: " in done.stderr
 
 
+def test_names_of_files_that_are_written(here):
+    done = run("sample", "--phantom", "-o", f"a{OBEYED}.nii")
+    assert done.exit_code == 0
+    assert done.stderr.endswith(f"its truth: a{SHOWN}_labels.nii.gz\n")
+
+
 def test_names_of_files_in_what_the_library_logs(phantom_ct, here):
     Path("scans").mkdir()
     Path(f"scans/a{OBEYED}.tar").touch()

@@ -10,6 +10,7 @@ import typer
 
 from trtseg.cli import text
 from trtseg.cli.exits import errors_as_exit_codes
+from trtseg.terminal import visible
 
 
 def sample(
@@ -50,7 +51,7 @@ def sample(
             public.write_phantom(abdomen(seed=seed), path, labels)
             typer.echo(
                 f"procedural phantom of seed {seed}, no patient: its organs end so suddenly that 'trtseg segment' "
-                f"warns of slices-jump; its truth: {labels}",
+                f"warns of slices-jump; its truth: {visible(str(labels))}",
                 err=True,
             )
         else:

@@ -29,7 +29,7 @@ from trtseg.node.stopping import Stop
 
 _TOGETHER = 100  # results that are sent in one go
 _AFTER = 0.001  # seconds by which a result at which a destination fails is due after the others
-_COMMITMENT_ATTEMPTS = 100  # hours, by the longest wait
+_COMMITMENT_ATTEMPTS = 100  # which take hours, since waits grow
 _LOST = "its file in the store is lost or cut off"
 #: Sends the result in a file, of a SOP class; None, or why it was rejected. Later: it could not be sent.
 Send = Callable[[Path, str], str | None]
