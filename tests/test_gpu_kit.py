@@ -1,4 +1,7 @@
-"""tests/gpu/kit/run.sh, with programs that only say how they were called in place of Python and the sanitizer."""
+"""tests/gpu/kit/run.sh, with programs that only say how they were called in place of Python and the sanitizer.
+
+And build.sh, with programs that make empty files in place of Python, nvcc, gcc and strip.
+"""
 
 import os
 import shutil
@@ -13,6 +16,29 @@ PROGRAM = """#!/bin/sh
 echo "${0##*/} $*" >> "$CALLS"
 case "$*" in *"--tool initcheck"*) printf "$SAID" ;; esac
 [ -z "$FAIL" ] || ! echo "$*" | grep -q "$FAIL"
+"""
+
+# The wheels that PyPI has, and of one package only a source package, as of PyCUDA.
+PYTHON = """#!/bin/sh
+case "$*" in
+  "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+  "setup.py "*) touch trtseg/_core.abi.so ;;
+  *" --no-binary pycuda "*)
+    mkdir -p pycuda-1/src/cpp pycuda-1/src/wrapper && echo cuInit > pycuda-1/src/cpp/cuda.hpp
+    tar -czf build/gpu-kit-work/pycuda-1.tar.gz pycuda-1 ;;
+  "-m pip install "*) ;;
+  "-m pip "*)
+    while [ "$1" != -d ] && [ "$1" != -w ]; do
+      case $1 in --only-binary=:all:) wheels=only ;; esac
+      shift
+    done
+    into=$2; shift 2
+    for name; do
+      [ "$wheels $name" != "only tensorrt-rtx-cu13" ] || exit 1
+      [ "$name" != . ] || name=pycuda
+      touch "$into/$name.whl"
+    done ;;
+esac
 """
 
 
@@ -54,6 +80,33 @@ def run(tmp_path):
 
     yield run
     assert (repository / "trtseg" / "_core.abi.so").exists()  # the kit's own, which is not built again
+
+
+@pytest.mark.parametrize("rtx", [0, 1])
+def test_the_kit_has_what_the_tests_ask_for(tmp_path, rtx):
+    repository, bin_ = tmp_path / "repository", tmp_path / "bin"
+    for folder in (repository / "csrc", repository / "trtseg", bin_):
+        folder.mkdir(parents=True)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        (repository / name).touch()
+    shutil.copytree(ROOT / "tests" / "gpu" / "kit", repository / "tests" / "gpu" / "kit")
+    for name in ("python", "nvcc", "gcc", "strip"):
+        (bin_ / name).write_text(PYTHON if name == "python" else "#!/bin/sh\n")
+        (bin_ / name).chmod(0o755)
+    done = subprocess.run(
+        ["bash", repository / "tests" / "gpu" / "kit" / "build.sh"],
+        env={"PATH": f"{bin_}:{os.environ['PATH']}", "KIT_PYTHON": "python", "KIT_RTX": str(rtx)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    kit = repository / "build" / "gpu-kit"
+    assert {file.name for file in kit.iterdir()} == {"_core.abi.so", "run.sh", "wheels"}
+    wheels = {file.stem.partition("==")[0] for file in (kit / "wheels").iterdir()}
+    assert {"pycuda", "nibabel", "typer", "rich", "isal", "platformdirs"} <= wheels
+    assert ("tensorrt-rtx-cu13-libs" in wheels) == ("tensorrt-rtx-cu13" in wheels) == bool(rtx)
 
 
 def test_tests_benchmark_and_all_sanitizers_run_without_make_and_compiler(run):

@@ -75,6 +75,12 @@ def nibabel() -> None:
 
 
 @pytest.fixture(scope="session")
+def command(nibabel: None) -> None:
+    """What ``trtseg segment`` takes besides."""
+    need("typer", "rich", "isal")
+
+
+@pytest.fixture(scope="session")
 def cupy() -> Any:
     need("cupy", optional=True)
     return importlib.import_module("cupy")

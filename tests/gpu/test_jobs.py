@@ -10,7 +10,7 @@ import pytest
 from trtseg.phantom import abdomen
 from trtseg.sample import write_phantom
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("pycuda", "cpu_path", "nibabel")]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("pycuda", "cpu_path", "command")]
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -42,9 +42,10 @@ P
 
 "$py" -m pip download -q --no-deps --only-binary=:all: -d "$kit/wheels" isal nibabel platformdirs \
   nvidia-cudnn-frontend==1.18.0  # the version that ran on an H100
+"$py" -m pip download -q --only-binary=:all: -d "$kit/wheels" typer rich  # the command, with what it needs in turn
 if [ "${KIT_RTX:-0}" = 1 ]; then
-  "$py" -m pip download -q --no-deps --only-binary=:all: -d "$kit/wheels" \
-    tensorrt-rtx-cu13 tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs
+  # not with download: the first of them is a source package
+  "$py" -m pip wheel -q --no-deps -w "$kit/wheels" tensorrt-rtx-cu13 tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs
 fi
 cp tests/gpu/kit/run.sh "$kit/"
 du -cb "$kit"/* "$kit"/wheels/* | sort -n | awk '{printf "%9.1f MB  %s\n", $1 / 1e6, $2}'
