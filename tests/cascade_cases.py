@@ -240,7 +240,7 @@ def case_body_on_the_gpu(backend: Any) -> None:
             ):
                 fit = specs[0].fit_volume(hu, spacing)
                 assert fit != specs[0].fit_slice(hu.shape[1:], spacing) or hu.max() < -400
-                for stream, name in ((user, maker.handle), (maker, None)):
+                for stream, name in ((user, maker.handle), (maker, None), (maker, user.handle)):
                     source = maker.made_late(hu)
                     source.stream = name
                     assert one.place(source, spacing, stream=stream.handle) == fit, order
@@ -313,6 +313,36 @@ def case_stages_while_labels_are_on_their_way(backend: Any) -> None:
                 one.run(hu, SPACING, out, stream=stream.handle)
                 one.stages(np.full_like(hu[:2], 100), SPACING)
                 assert (stream.read(out) == expect(hu, backend.dtype)).all()
+
+
+def case_a_slice_while_another_is_on_its_way(backend: Any) -> None:
+    """A slice for which the host waits takes nothing from the one before, whose labels on the GPU nobody awaits yet."""
+    hu = ct(BATCH)
+    for specs, expect in (((LIVER, TUMOUR), expected), ((ONE_STEP,), expected_of_one_step)):
+        wanted = expect(hu, backend.dtype)
+        for _ in backend.orders():
+            with opened(backend, 1, specs) as one, backend.stream() as stream:
+                one.run(hu[:1], SPACING)
+                for z in range(1, len(hu)):
+                    out = stream.made_late(nines(hu[:1]))
+                    one.run(hu[z - 1 : z], SPACING, out, stream=stream.handle)
+                    assert (one.run(hu[z : z + 1], SPACING)[0] == wanted[z]).all()
+                    assert (stream.read(out) == wanted[z - 1]).all()
+
+
+def case_closed_while_labels_are_on_their_way(backend: Any) -> None:
+    """After `close` of a feed nobody writes into the caller's arrays."""
+    hu = ct(2 * BATCH)
+    for order in backend.orders():
+        with opened(backend) as one, backend.stream() as stream:
+            source, out = stream.made_late(hu), stream.made_late(nines(hu))
+            feed = one.begin(one.place(hu, SPACING), stream=stream.handle)
+            feed.push(source, out)
+            feed.close()
+            stream.fill(out, 7)
+            assert (stream.read(out) == 7).all()
+            assert (one.run(hu, SPACING)[0] == expected(hu)).all()
+            assert (stream.read(out) == 7).all(), order
 
 
 def case_arrays_name_their_stream(backend: Any) -> None:
