@@ -195,6 +195,25 @@ def test_the_headings_stay_in_sight(browser, saved):
     page.close()
 
 
+@pytest.mark.parametrize(
+    ("media", "width"),
+    [("screen", 700), ("screen", 1000), ("screen", 1250), ("print", 703)],  # 703: A4 within its margins
+)
+def test_names_can_be_read_in_any_width_and_paper_shows_all_columns(browser, tmp_path, media, width):
+    path = tmp_path / "index.html"
+    odd = facts(highest_probability=0.875, warnings=["geometry-conflict", "liver-cut"])
+    path.write_bytes(index_html([Row("study-2031/series-of-the-abdomen", "a.html", odd)]))
+    page, _ = opened(browser, path, viewport={"width": width, "height": 900})
+    page.emulate_media(media=media)
+    box = page.locator(".cases tbody a span").bounding_box()
+    assert box["height"] < 80, "a name of 32 letters takes three lines at most"
+    right = max(
+        cell.bounding_box()["x"] + cell.bounding_box()["width"] for cell in page.locator(".cases td").all()
+    )
+    assert media == "screen" or right <= width
+    page.close()
+
+
 def test_the_index_is_made_from_the_pages_that_are_there(tmp_path):
     result = make_result(warnings=[ResultWarning("values-scale", "odd values")])
     cases = [tmp_path / f"{name}_seg.html" for name in "ab=c"]
