@@ -53,3 +53,24 @@ def test_the_page_of_a_comparison(browser, tmp_path):
     assert "progression" in page.inner_text(".figures")
     assert told == [path.as_uri()]
     page.close()
+
+
+def test_paper_shows_all_columns(browser, tmp_path):
+    side = Side((1, 2), 166.87, 173.2, 147.3, 173.2, (173.2, 8.0), 463)
+    made = Comparison(
+        ("a", "b"),
+        (1500.0, 1400.0),
+        (166.87, 166.87),
+        (0, 0, 0),
+        0.9,
+        (Finding("unchanged", side, side),),
+        (),
+    )
+    path = tmp_path / "compare.html"
+    path.write_bytes(comparison_html(made.report()))
+    page, _ = opened(browser, path, viewport={"width": 703, "height": 900})  # A4 within its margins
+    page.emulate_media(media="print")
+    for last in page.locator("tr > :last-child").all():
+        box = last.bounding_box()
+        assert box["x"] + box["width"] <= 703
+    page.close()
