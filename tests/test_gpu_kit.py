@@ -105,6 +105,12 @@ def test_the_kit_has_what_the_tests_ask_for(tmp_path, rtx):
     kit = repository / "build" / "gpu-kit"
     assert {file.name for file in kit.iterdir()} == {"_core.abi.so", "run.sh", "wheels"}
     wheels = {file.stem.partition("==")[0] for file in (kit / "wheels").iterdir()}
+    assert {line.split()[-1].rpartition("/")[2] for line in done.stdout.splitlines() if " MB " in line} == {
+        "_core.abi.so",
+        "run.sh",
+        "total",
+        *(file.name for file in (kit / "wheels").iterdir()),
+    }
     assert {"pycuda", "nibabel", "typer", "rich", "isal", "platformdirs"} <= wheels
     assert ("tensorrt-rtx-cu13-libs" in wheels) == ("tensorrt-rtx-cu13" in wheels) == bool(rtx)
 

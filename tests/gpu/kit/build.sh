@@ -48,5 +48,5 @@ if [ "${KIT_RTX:-0}" = 1 ]; then
   "$py" -m pip wheel -q --no-deps -w "$kit/wheels" tensorrt-rtx-cu13 tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs
 fi
 cp tests/gpu/kit/run.sh "$kit/"
-du -cb "$kit"/* "$kit"/wheels/* | sort -n | awk '{printf "%9.1f MB  %s\n", $1 / 1e6, $2}'
+du -cb "$kit"/*.* "$kit"/wheels/* | sort -n | awk '{printf "%9.1f MB  %s\n", $1 / 1e6, $2}'
 echo "Copy the repository with $kit/ to the GPU machine, and there: bash $kit/run.sh"
