@@ -180,6 +180,11 @@ def both_a_feed_ends(backend: Any) -> None:
                     call()
             feed.close()
             assert (one.run(hu, SPACING)[0] == expected(hu, backend.dtype)).all()
+        begun()
+        other = one.begin(one.place(hu, SPACING))  # gets nothing of the one that it ends
+        pieces = other.push(hu) + other.finish()
+        assert [first for first, _ in pieces] == [0, *accumulate(len(p) for _, p in pieces)][:-1]
+        assert (np.concatenate([piece for _, piece in pieces]) == expected(hu, backend.dtype)).all()
         feed = begun()
         with pytest.raises(ArgumentError, match=r"hu: got shape \(2, 24, 22\); expected \[n, 24, 30\]"):
             feed.push(hu[:2, :, :22])
