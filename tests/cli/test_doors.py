@@ -246,6 +246,24 @@ def test_labels_through_pipes_are_compared(here):
         assert '"dice": 1.0' in Path(scores).read_text()
 
 
+@pytest.mark.parametrize("pair", [("/dev/stdin", "labels.nii.gz"), ("labels.nii.gz", "/dev/stdin")])
+def test_overlays_of_labels_through_a_pipe_are_refused_at_once(here, pair):
+    nib.save(nib.Nifti1Image(np.zeros((32, 32, 8), np.uint8), np.eye(4)), "labels.nii.gz")
+    packed, tail = Path("labels.nii.gz").read_bytes(), ("--ct", "labels.nii.gz", "--overlays", "drawn", "-q")
+    read, write = os.pipe()
+    os.write(write, packed)
+    os.close(write)
+    with os.fdopen(read, "rb") as stream:
+        done = run_alone("evaluate", *pair, *tail, stdin=stream)
+        assert stream.read() == packed, "nobody has begun to compare"
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == "error: --overlays: /dev/stdin is a pipe and can be read once only; give a file of labels\n"
+    )
+    assert not Path("drawn").exists()
+
+
 # --- folders
 
 

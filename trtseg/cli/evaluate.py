@@ -127,6 +127,11 @@ def evaluate(
         needs("scipy.spatial")  # now, once, and not for every case
         inputs = [p for pair in matched.pairs for p in (pair.prediction, pair.truth, pair.ct) if p]
         check_reports({"--json": json, "--markdown": markdown}, inputs)
+        if overlays is not None:
+            for pipe in (p for pair in matched.pairs for p in (pair.prediction, pair.truth) if p.is_fifo()):
+                raise ArgumentError(
+                    f"--overlays: {pipe} is a pipe and can be read once only; give a file of labels"
+                )
         alone = {
             "predictions": _below(prediction, matched.predictions),
             "truths": _below(truth, matched.truths),
