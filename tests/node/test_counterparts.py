@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import io
 import json
+import os
 import random
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 import time
 import urllib.request
@@ -30,7 +32,9 @@ from trtseg.node.spool import Spool
 
 def program(name):
     """Path of a program of Debian's dcmtk or orthanc."""
-    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+    own = Path(sys.executable).parent  # where pynetdicom puts other programs of the same names
+    folders = [folder for folder in os.get_exec_path() if Path(folder) != own]
+    path = shutil.which(name, path=os.pathsep.join([*folders, "/usr/sbin", "/usr/local/sbin"]))
     if path is None:
         pytest.skip(f"no {name}; apt-get install dcmtk orthanc")
     return path
