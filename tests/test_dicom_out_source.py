@@ -147,6 +147,58 @@ def test_a_series_number_that_is_none_stops_no_object(tmp_path, written, number)
     assert pydicom.dcmread(path).SeriesNumber == number
 
 
+@pytest.mark.parametrize("vr", ["FD", "ZZ", "US"])
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        "SOPClassUID",
+        "SOPInstanceUID",
+        "StudyInstanceUID",
+        "FrameOfReferenceUID",
+        "PatientID",
+        "SeriesNumber",
+        "StudyDate",
+    ],
+)
+def test_an_element_with_a_damaged_representation_is_as_lost(tmp_path, keyword, vr):
+    case, tag = make(tmp_path / "ct", "axial"), Tag(keyword)
+    for n, header in enumerate(case.result.geometry.source.headers):
+        value = b"1.2.3.1%04d" % n
+        header._dict[tag] = RawDataElement(tag, vr, len(value), value, 0, False, True)
+    case.result.save_dicom(tmp_path)
+    for name in ("seg", "sr", "sc_0001"):
+        assert errors(tmp_path / f"{name}.dcm") == []
+
+
+def test_a_text_of_another_kind_of_text_is_kept(tmp_path):
+    case, tag = make(tmp_path / "ct", "axial"), Tag("PatientID")
+    for header in case.result.geometry.source.headers:
+        header._dict[tag] = RawDataElement(tag, "CS", 4, b"A-77", 0, False, True)
+    case.result.save_dicom(tmp_path)
+    for name in ("seg", "sr", "sc_0001"):
+        made = pydicom.dcmread(tmp_path / f"{name}.dcm")
+        assert (made["PatientID"].VR, made.PatientID) == ("LO", "A-77")
+        assert errors(tmp_path / f"{name}.dcm") == []
+
+
+@pytest.mark.parametrize(
+    ("keyword", "spoilt"),
+    [
+        ("SOPClassUID", b"1.2.8J0.10008.5.1.4.1.1.2"),
+        ("SOPClassUID", b"1.2.840.10008.5.1.4.1.\xa8.2"),
+        ("SOPInstanceUID", b"1\xa82.3.4"),
+        ("SOPInstanceUID", b"1." + b"2" * 70),
+    ],
+)
+def test_a_spoilt_uid_of_one_slice_is_as_lost(tmp_path, keyword, spoilt):
+    case, tag = make(tmp_path / "ct", "axial"), Tag(keyword)
+    header = case.result.geometry.source.headers[2]
+    header._dict[tag] = RawDataElement(tag, "UI", len(spoilt), spoilt, 0, False, True)
+    case.result.save_dicom(tmp_path)
+    for name in ("seg", "sr"):
+        assert errors(tmp_path / f"{name}.dcm") == []
+
+
 def test_texts_keep_the_bytes_that_they_have_in_the_source(tmp_path):
     """Latin letters beside katakana, which pydicom would write as question marks."""
     case = make(tmp_path / "ct", "axial", SpecificCharacterSet="ISO_IR 13")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import numpy as np
 from trtseg.errors import OutputError
 from trtseg.io.dicom import DicomSeries
 from trtseg.io.dicom.frames import CT_IMAGE, Slice
+from trtseg.io.dicom.header import text
 from trtseg.io.dicom_out.codes import decimal, new_uid
 from trtseg.io.dicom_out.frames import element, item
 from trtseg.volume import Geometry
@@ -29,6 +31,8 @@ _NEEDED = (
     "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
 _TEXTS = ("LO", "SH", "ST", "LT", "UC", "UT")  # in the header's character set; names keep their bytes anyway
+_CLASS = re.compile(r"(?=.{3,64}$)[012](\.\d+)+", re.ASCII)
+_ID = re.compile(r"(?!\d+$)[\w.-]{1,64}", re.ASCII)  # letters too, which careless anonymous copies have there
 _LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 
 
@@ -93,8 +97,8 @@ class Source:
     def number(self, offset: int) -> int:
         """Number for a new series: 301 for offset 1 of series 3."""
         try:
-            own = int(self.header.get("SeriesNumber") or 0)
-        except (TypeError, ValueError, OverflowError):  # 1e400, for example
+            own = int(float(text(self.header, "SeriesNumber") or 0))
+        except (ValueError, OverflowError):  # 1e400, for example
             own = 0
         return (own if 0 < own < 10_000_000 else 90) * 100 + offset
 
@@ -178,7 +182,7 @@ def dicom_source(geometry: Geometry) -> Source:
     with quiet():
         ids = [_uid([header], "SOPInstanceUID") for header in headers]
         slices = {k: _reference(headers[one.file], ids[one.file], one) for k, one in placed}
-        owner = next((one for one in headers if one.get("PatientID")), headers[0])
+        owner = next((one for one in headers if text(one, "PatientID") not in ("", "?")), headers[0])
         uids = [
             _uid(headers, f"{name}UID") for name in ("StudyInstance", "SeriesInstance", "FrameOfReference")
         ]
@@ -196,7 +200,8 @@ def dicom_source(geometry: Geometry) -> Source:
 def _reference(header: Any, uid: str, one: Slice) -> Reference:
     x, y, z = one.position.tolist()
     frame = one.frame + 1 if header.get("PerFrameFunctionalGroupsSequence") else None
-    return Reference(str(header.get("SOPClassUID") or CT_IMAGE), uid, frame, (x, y, z))
+    kind = text(header, "SOPClassUID")
+    return Reference(kind if _CLASS.fullmatch(kind) else CT_IMAGE, uid, frame, (x, y, z))
 
 
 @contextmanager
@@ -227,12 +232,18 @@ def _as_it_stands(header: Any, key: Any) -> Any:
     from pydicom.tag import Tag
 
     element = header.get_item(tag := Tag(key))
-    vr = element.VR or dictionary_VR(tag)
-    if element.is_raw and vr in _TEXTS:
+    vr = dictionary_VR(tag)
+    if element.is_raw and vr in _TEXTS and element.VR in (vr, None):
         return DataElement(tag, vr, element.value, already_converted=True)
-    return header[tag]
+    found = header[tag]
+    if vr == found.VR:
+        return found
+    if not isinstance(found.value, str):
+        raise ValueError(f"{tag} is {found.VR}, not {vr}")
+    return DataElement(tag, vr, found.value)
 
 
 def _uid(headers: Sequence[Any], keyword: str) -> str:
-    """The first UID that headers have. Where copies have lost it, nothing can be referred to, and any will do."""
-    return next((str(uid) for header in headers if (uid := header.get(keyword))), None) or new_uid()
+    """The first UID that headers have. Where copies lost or spoilt it, nothing can be referred to, and any will do."""
+    found = (text(header, keyword) for header in headers)
+    return next(filter(_ID.fullmatch, found), None) or new_uid()
