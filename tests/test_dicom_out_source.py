@@ -199,6 +199,13 @@ def test_a_spoilt_uid_of_one_slice_is_as_lost(tmp_path, keyword, spoilt):
         assert errors(tmp_path / f"{name}.dcm") == []
 
 
+@pytest.mark.parametrize("uid", ["4711", "CASE-0007.2"])
+def test_an_odd_study_uid_is_kept(tmp_path, uid):
+    case = make(tmp_path / "ct", "axial", StudyInstanceUID=uid)
+    case.result.save_dicom(tmp_path)
+    assert {pydicom.dcmread(tmp_path / f"{name}.dcm").StudyInstanceUID for name in ("seg", "sr")} == {uid}
+
+
 def test_texts_keep_the_bytes_that_they_have_in_the_source(tmp_path):
     """Latin letters beside katakana, which pydicom would write as question marks."""
     case = make(tmp_path / "ct", "axial", SpecificCharacterSet="ISO_IR 13")

@@ -32,7 +32,7 @@ _NEEDED = (
 )  # fmt: skip
 _TEXTS = ("LO", "SH", "ST", "LT", "UC", "UT")  # in the header's character set; names keep their bytes anyway
 _CLASS = re.compile(r"(?=.{3,64}$)[012](\.\d+)+", re.ASCII)
-_ID = re.compile(r"(?!\d+$)[\w.-]{1,64}", re.ASCII)  # letters too, which careless anonymous copies have there
+_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)  # letters too, which careless anonymous copies have there
 _LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 
 
