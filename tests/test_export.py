@@ -80,6 +80,19 @@ def test_ranking_assumes_the_spacing_that_the_scores_assume(monkeypatch):
     assert seen == [(5.0, *evaluate.ASSUMED[1:])]
 
 
+def test_the_picture_of_a_case_says_which_case_it_is(exported, monkeypatch, tmp_path):
+    *_, folder = exported
+    phantom = abdomen(shape=(6, 64, 64), spacing=SPACING, lesions=2)
+    case = Case("volume-7", "lits", "p", lambda: Scan(phantom.ct, phantom.labels, SPACING, range(6)))
+    names = []
+    monkeypatch.setattr(
+        evaluate, "disagreement_png", lambda volume, *_: names.append(volume.name) or b"picture"
+    )
+    evaluate.evaluate(Segmenter(folder), str(folder), [case], tmp_path, 1)
+    assert names == ["volume-7"]
+    assert (tmp_path / "volume-7.png").read_bytes() == b"picture"
+
+
 def test_the_exported_model_says_what_the_checkpoint_says(exported):
     """Through prepare, engine and gate of trtseg on one side, through PyTorch on the other."""
     method, paths, spec, folder = exported

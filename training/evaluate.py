@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ def spacing_of(spacing: Sequence[float]) -> tuple[float, float, float]:
 def score(segmenter: trtseg.Segmenter, case: Case, scan: Scan, png: Path | None = None) -> CaseScores:
     """Segment the scan of a case and compare with its truth; with ``png`` draw where they disagree."""
     spacing = spacing_of(scan.spacing)
-    volume = trtseg.load(scan.hu, spacing=spacing)
+    volume = replace(trtseg.load(scan.hu, spacing=spacing), name=case.name)
     labels = segmenter.segment(volume).canonical
     scores = evaluate_case(labels, scan.label, spacing, name=case.name, liver_only=not case.labels_tumour)
     if png is not None:
