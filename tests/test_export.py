@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from matplotlib.axes import Axes
 
 from training import calibration, evaluate, export
 from training import checkpoint as runs
@@ -78,6 +79,26 @@ def test_ranking_assumes_the_spacing_that_the_scores_assume(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         evaluate.ranking("default", [Case("a", "lits", "A", lambda: scan)], None)
     assert seen == [(5.0, *evaluate.ASSUMED[1:])]
+
+
+def test_what_a_ranking_leaves_undefined_is_a_dash(monkeypatch):
+    """A net that finds no liver has no probability between 0.01 and 0.99, and none inside the mask."""
+    phantom = abdomen(shape=(4, 64, 64), spacing=SPACING, lesions=2)
+    case = Case("a", "lits", "A", lambda: Scan(phantom.ct, phantom.labels, SPACING, range(4)))
+    truth = np.array([True, False, False, False])
+
+    def ranking(p, inside):
+        monkeypatch.setattr(evaluate, "probabilities", lambda files, scan: (np.float32(p), truth, inside))
+        return evaluate.ranking("default", [case], None)
+
+    nothing = ranking([0, 0, 0, 0], np.zeros(4, bool))
+    assert "| all pixels | 0.5000 | 1.0000 | 0.500 | 0.000 |" in nothing
+    assert "| probability in [0.01, 0.99] | – | 0.0000 | – | – |" in nothing
+    assert nothing.endswith("| pixels |\n|---|---|---|\n\nExpected calibration error –.")
+    some = ranking([0.75, 0.25, 0.25, 0], np.array([True, True, True, False]))
+    assert some.endswith(
+        "|---|---|---|\n| 0.250 | 0.000 | 2 |\n| 0.750 | 1.000 | 1 |\n\nExpected calibration error 0.2500."
+    )
 
 
 def test_the_picture_of_a_case_says_which_case_it_is(exported, monkeypatch, tmp_path):
@@ -313,6 +334,9 @@ def test_a_case_that_cannot_be_read_is_named_also_where_only_single_slices_are_s
     assert "is cut off" in text
 
 
-def test_a_curve_is_drawn_where_nothing_is_defined(tmp_path):
+def test_a_curve_is_drawn_where_nothing_is_defined(tmp_path, monkeypatch):
+    legends = []
+    monkeypatch.setattr(Axes, "legend", lambda self, **_: legends.append(self.get_legend_handles_labels()[1]))
     curve_png(tmp_path / "roc.png", {"none": roc(np.zeros(4, np.float32), np.zeros(4, bool))})
+    assert legends == [["none: AUC –"]]
     assert (tmp_path / "roc.png").read_bytes()[:4] == b"\x89PNG"

@@ -24,6 +24,10 @@ def test_the_papers_split_is_scored_by_one_command(tmp_path, capsys, monkeypatch
     monkeypatch.setattr("sys.argv", ["score", str(run / "last.pt"), "--data", str(store)])
     score.main()
     row = capsys.readouterr().out.splitlines()[-1].split(" | ")
+    with monkeypatch.context() as patched:  # what no tumour among the slices that test leaves undefined
+        patched.setattr(score, "score", lambda *_: dict.fromkeys(score.COLUMNS, float("nan")))
+        score.main()
+    assert capsys.readouterr().out.splitlines()[-1] == "| one-step" + " | –" * len(score.COLUMNS) + " |"
     prepare.prepare(
         [lesions_case(x, "lits") for x in "ABCD"], tmp_path / "other", prepare.Settings(size=64, paper=1)
     )

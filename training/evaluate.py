@@ -94,7 +94,13 @@ def ranking(model: str, cases: Sequence[Case], png: Path | None) -> str:
     areas = grid(
         ["tumour, pixels of the net's grid", "AUC", "share of pixels", "threshold", "Youden's J"],
         (
-            [name, f"{r.auc:.4f}", f"{r.share:.4f}", f"{r.threshold:.3f}", f"{r.youden:.3f}"]
+            [
+                name,
+                tables.number(r.auc, ".4f"),
+                tables.number(r.share, ".4f"),
+                tables.number(r.threshold),
+                tables.number(r.youden),
+            ]
             for name, r in curves.items()
         ),
     )
@@ -103,9 +109,10 @@ def ranking(model: str, cases: Sequence[Case], png: Path | None) -> str:
         (
             [f"{mean:.3f}", f"{observed:.3f}", count]
             for mean, observed, count in zip(bins.probability, bins.observed, bins.pixels, strict=True)
+            if count
         ),
     )
-    return f"{areas}\n\n{shares}\n\nExpected calibration error {bins.error:.4f}."
+    return f"{areas}\n\n{shares}\n\nExpected calibration error {tables.number(bins.error, '.4f')}."
 
 
 def with_liver(scan: Scan, most: int) -> Scan:

@@ -9,6 +9,7 @@ import numpy as np
 from training.cases import Scan
 from training.picture import drawn
 from training.store import place_labels
+from trtseg.cli.tables import number
 from trtseg.engines import open_engine
 from trtseg.engines.base import logits_of
 from trtseg.engines.calibration import show
@@ -43,7 +44,7 @@ def curve_png(path: Path, curves: dict[str, Roc]) -> None:
     with drawn(path, figsize=(5, 5)) as axes:
         for name, curve in curves.items():
             fpr, tpr = curve.false_positive_rate, curve.true_positive_rate
-            axes.plot(fpr, tpr, label=f"{name}: AUC {curve.auc:.3f}")
+            axes.plot(fpr, tpr, label=f"{name}: AUC {number(curve.auc)}")
             if len(fpr):
                 best = int(np.argmax(tpr - fpr))
                 axes.plot(fpr[best], tpr[best], "ko", markersize=4)

@@ -25,6 +25,7 @@ from training.program import parser_of, plain_errors
 from training.store import store_sha256
 from training.tables import grid
 from training.train import target
+from trtseg.cli.tables import number
 from trtseg.errors import InputError
 from trtseg.metrics.overlap import overlap
 from trtseg.metrics.ranking import PAPER_BAND, roc
@@ -106,7 +107,7 @@ def main() -> None:
     method.compute_in(torch.float32)
     splits = [data.of_split(args.data, 2 * settings.size, split) for split in ("validation", "test")]
     row = score(*(predict(method, slices) for slices in splits), settings.method)
-    print(grid(["", *COLUMNS], [[settings.method, *(f"{row[c]:.{d}f}" for c, d in COLUMNS.items())]]))
+    print(grid(["", *COLUMNS], [[settings.method, *(number(row[c], f".{d}f") for c, d in COLUMNS.items())]]))
 
 
 if __name__ == "__main__":
