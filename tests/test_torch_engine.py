@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 import types
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -17,20 +19,50 @@ import torch
 from engine_models import one_operator
 
 from trtseg import models
+from trtseg.cuda.arrays import CudaArray
 from trtseg.engines import trust
 from trtseg.engines.base import Net, logits_of
 from trtseg.engines.calibration import open_reference, references
 from trtseg.engines.nvidia.sidecar import EngineKey
-from trtseg.engines.nvidia.torch import LoadedTorch, TorchNet, load_compiled
+from trtseg.engines.nvidia.torch import LoadedTorch, TorchEngine, TorchNet, load_compiled
 from trtseg.engines.precision import FP16, FP32
-from trtseg.errors import DeviceError, ModelError, OutOfMemoryError, OutputError
+from trtseg.errors import ArgumentError, DeviceError, ModelError, OutOfMemoryError, OutputError
+
+
+@contextmanager
+def played_cuda():
+    """What PyTorch is asked on a GPU, noted: streams and memory pools are not used, and GPU arrays are the host's."""
+    noted, pools = [], count(1)
+
+    @contextmanager
+    def within(*told, **options):
+        noted.append(("in", *told, *options.values()))
+        yield
+        noted.append(("out", *told, *options.values()))
+
+    def as_tensor(array, device):
+        noted.append("deterministic" if torch.backends.cudnn.deterministic else "as it comes")
+        return torch.from_numpy(array.owner).to(device)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "MemPool", lambda: f"pool {next(pools)}")
+        patch.setattr(torch.cuda, "ExternalStream", lambda stream, device: (stream, device))
+        patch.setattr(torch.cuda, "stream", within)
+        patch.setattr(torch.cuda, "use_mem_pool", within)
+        patch.setattr(torch, "as_tensor", as_tensor)
+        yield noted
+
+
+def on_gpu(array: np.ndarray) -> CudaArray:
+    return CudaArray(array.ctypes.data, array.shape, array.dtype, array)
 
 
 def run(net: TorchNet, images: np.ndarray) -> np.ndarray:
-    """As `TorchEngine.run` does, without its streams."""
-    x = torch.from_numpy(images).reshape(net.batch, *net.spec.size, 1).permute(0, 3, 1, 2)
-    with net.settings():
-        return net(x).contiguous().numpy().copy()
+    """Logits of a batch through `TorchEngine.run`."""
+    logits = np.full((net.batch, net.spec.channels, *net.spec.size), np.nan, images.dtype)
+    with played_cuda():
+        TorchEngine(net).run(on_gpu(images), on_gpu(logits), 7)
+    return logits
 
 
 @pytest.mark.parametrize("role", ["liver", "tumour"])
@@ -55,6 +87,32 @@ def test_weights_and_logits_of_fp16():
     assert got.dtype == np.float16
     expected = logits_of(open_reference(files, spec), images)
     assert np.abs(got - expected)[np.abs(expected) < 8].max() < 0.2
+
+
+def test_an_engine_runs_on_the_stream_that_it_is_told_in_memory_of_its_own():
+    net = TorchNet(Net(tiny.spec("liver"), FP32, tiny.threshold_at(60, tiny.spec("liver"))), 1, "cpu")
+    images = np.zeros((1, 1, *net.spec.size), np.float32)
+    logits = np.empty((1, net.spec.channels, *net.spec.size), np.float32)
+    with played_cuda() as noted:
+        first, second = TorchEngine(net), TorchEngine(net)
+        for engine, pool, stream in ((first, "pool 1", 7), (second, "pool 2", 8), (first, "pool 1", 8)):
+            noted.clear()
+            engine.run(on_gpu(images), on_gpu(logits), stream)
+            entered = [("in", (stream, "cpu")), ("in", pool, "cpu"), "deterministic", "deterministic"]
+            assert noted == [*entered, ("out", pool, "cpu"), ("out", (stream, "cpu"))]
+
+
+@pytest.mark.parametrize(("name", "shape"), [("src", (2, 1, 256, 256)), ("dst", (1, 2, 256, 256))])
+def test_an_engine_refuses_arrays_of_another_shape(name, shape):
+    files = models.find("default")
+    net = TorchNet(Net.read(files, files.spec.nets[0], FP32), 1, "cpu")
+    arrays = {key: np.zeros((1, 1, *net.spec.size), np.float32) for key in ("src", "dst")}
+    arrays[name] = np.zeros(shape, np.float32)
+    with (
+        played_cuda(),
+        pytest.raises(ArgumentError, match=re.escape(f"{name}: got float32 {shape}; this engine")),
+    ):
+        TorchEngine(net).run(*map(on_gpu, arrays.values()))
 
 
 def test_three_classes(tmp_path):
