@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 
 import numpy as np
@@ -68,6 +69,21 @@ def test_the_folder_holds_what_its_manifest_says(exported):
     assert [net.threshold for net in spec.nets] == ([0.5] if method == "one-step" else [0.5, 0.4])
     for name in spec.sha256:
         assert b".py" not in (folder / name).read_bytes()  # no source paths in the file
+
+
+def test_nothing_is_said_of_what_the_reader_cannot_change(tmp_path, monkeypatch, capsys, recwarn):
+    """PyTorch's exporter names operators of a package that no net needs, and what is deprecated in its own code."""
+    said = []
+    monkeypatch.setattr(
+        logging.getLogger("torch.onnx._internal.exporter._registration"), "handle", said.append
+    )
+    (path,) = checkpoints("one-step", tmp_path)
+    options = ["--trained-on", "x", "--licence", "y"]
+    monkeypatch.setattr("sys.argv", ["export", str(path), "--out", str(tmp_path / "model"), *options])
+    export.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["one-step.onnx", "one-step.fp16.onnx"]
+    assert (said, list(recwarn)) == ([], [])
 
 
 def test_ranking_assumes_the_spacing_that_the_scores_assume(monkeypatch):

@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import tempfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -43,21 +46,36 @@ FP32_TOLERANCE = 1e-3  # largest difference of a logit
 FP16_TOLERANCE = FP16.logit_bound / 2
 
 
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Leave out what PyTorch's exporter says of torchvision, which no net here needs, and of PyTorch's own code."""
+    log = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        log.setLevel(level)
+
+
 def export_onnx(net: UNet, spec: ModelSpec, path: Path, *, half: bool) -> None:
     """Write one net with a free batch size, batch norm folded in, and its spec as metadata."""
     net = folded(net).to(memory_format=torch.contiguous_format)
     sample = torch.zeros(2, 1, *spec.size)
     if half:
         net, sample = net.half(), sample.half()
-    program = torch.onnx.export(
-        net,
-        (sample,),
-        dynamo=True,
-        input_names=["x"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("n")},),
-        verbose=False,
-    )
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            net,
+            (sample,),
+            dynamo=True,
+            input_names=["x"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("n")},),
+            verbose=False,
+        )
     model = program.model_proto
     # the exporter leaves the author's paths and source lines in the file
     for node in model.graph.node:
