@@ -172,6 +172,10 @@ def with_nan(n):
         (ct((6, 20, 24, 7)), "7 frames; expected one: choose it"),
         (ct((1, 1, 1)), "axial slices of 1 x 1 pixels; expected at least 16"),
         (ct((6, 15, 24)), "axial slices of 15 x 24 pixels"),
+        (
+            (ct() + 1000) * 0.19 / 1000,
+            "values run from 0 to 0, rounded to whole numbers, and 0 of 2880 voxels",
+        ),
         (ct().clip(0, 255), "not in Hounsfield units: values run from 0 to 255 and 0 of 2880 voxels"),
         (np.zeros((2, 16, 16), np.uint8), "not in Hounsfield units"),
         (ct().clip(-49), "apply the rescale intercept"),

@@ -31,6 +31,7 @@ _AIR_HU = (-1050, -950)
 _NARROW_HU, _NARROW = 150, 0.7
 _EVIDENT_HU = 400  # tissue that lies farther than this from 0 is refused
 _CLIPPED, _CLIPPED_BELOW_HU = 0.01, 800  # a window; scanners cut off at 1023 HU or more
+_FRACTIONS = 10  # a smaller range of whole numbers may have been fractions, as attenuation per cm is
 _BYTE = 256  # values that 8 bits can tell apart
 _FILLED, _FILLED_ABOVE_HU = 0.05, -900  # no tissue has so many voxels of one and the same value
 _ADVICE = "Convert the CT again from its DICOM files, and apply slope and intercept once."
@@ -63,8 +64,10 @@ def check_hu(name: str, hu: np.ndarray) -> Iterator[ResultWarning]:
             break
     else:
         besides = "" if padding is None else f" besides padding of {padding}"
+        lowest, highest = int(hu.min()), int(hu.max())
+        rounded = ", rounded to whole numbers," if highest - lowest < _FRACTIONS else ""
         raise InputError(
-            f"{name}: not in Hounsfield units: values run from {hu.min()} to {hu.max()} and {below} of {hu.size} "
+            f"{name}: not in Hounsfield units: values run from {lowest} to {highest}{rounded} and {below} of {hu.size} "
             f"voxels{besides} are at or below {_BELOW_WATER_HU}, where every CT has air or fat; apply the rescale "
             "intercept (often -1024), or undo the window: HU = value / 255 * (high - low) + low"
         )
