@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from trtseg.io.dicom_out import codes
-from trtseg.io.dicom_out.frames import element_head
+from trtseg.io.dicom_out.encoding import element_head
 from trtseg.labels.components import Array
 
 if TYPE_CHECKING:

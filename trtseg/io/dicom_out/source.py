@@ -17,7 +17,7 @@ from trtseg.io.dicom import DicomSeries
 from trtseg.io.dicom.frames import CT_IMAGE, Slice
 from trtseg.io.dicom.header import text
 from trtseg.io.dicom_out.codes import decimal, new_uid
-from trtseg.io.dicom_out.frames import element, item
+from trtseg.io.dicom_out.encoding import element, item
 from trtseg.volume import Geometry
 
 _STUDY = (
