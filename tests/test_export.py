@@ -252,6 +252,22 @@ def test_nets_that_do_not_belong_together_are_refused(tmp_path):
     assert not (tmp_path / "m").exists()
 
 
+def test_a_liver_net_that_was_trained_on_needs_no_other_tumour_net(tmp_path):
+    liver, tumour = checkpoints("sequential", tmp_path)
+    later = torch.load(liver, weights_only=True)
+    later["result"]["liver.head.bias"] += 1
+    torch.save(later, tmp_path / "later.pt")
+    pair = [tmp_path / "later.pt", tumour]
+    with pytest.raises(InputError, match="was trained behind another liver net than"):
+        export.export(pair, tmp_path / "m", {}, PROVENANCE)
+    with pytest.raises(InputError, match="was trained behind another liver net than"):
+        export.export(pair, tmp_path / "m", {}, PROVENANCE, behind=tmp_path / "later.pt")
+    spec = export.export(pair, tmp_path / "m", {}, PROVENANCE, behind=liver)
+    before = export.export([liver, tumour], tmp_path / "before", {}, PROVENANCE)
+    same = {name for name, found in spec.sha256.items() if before.sha256[name] == found}
+    assert same == {"tumour.onnx", "tumour.fp16.onnx"}
+
+
 @pytest.mark.parametrize("role", ["liver", "one-step"])
 def test_a_file_that_differs_is_refused(tmp_path, role):
     torch.manual_seed(0)

@@ -149,11 +149,13 @@ def parity_inputs(nets: dict[str, UNet], specs: dict[str, ModelSpec]) -> dict[st
     return {role: x for role, (x, _) in show(middle, (1.5, 1.5), tuple(specs.values()), run).items()}
 
 
-def nets_of(checkpoints: Sequence[Path]) -> tuple[dict[str, UNet], list[Settings]]:
+def nets_of(
+    checkpoints: Sequence[Path], behind: Path | None = None
+) -> tuple[dict[str, UNet], list[Settings]]:
     """The nets of one model by role, in the order in which they run, and the settings of each checkpoint."""
     nets, trained = {}, []
     for i, path in enumerate(checkpoints):
-        method, settings = load(path, checkpoints[0] if i else None)
+        method, settings = load(path, (behind or checkpoints[0]) if i else None)
         nets.update(method.nets.items())
         trained.append(settings)
     grids = sorted({(settings.size, settings.pixel_mm) for settings in trained})
@@ -171,6 +173,7 @@ def export(
     thresholds: dict[str, float],
     provenance: dict[str, str],
     *,
+    behind: Path | None = None,
     pixel_mm: float | None = None,
     size: int | None = None,
 ) -> CascadeSpec:
@@ -186,13 +189,16 @@ def export(
         Probability thresholds by role where they are not 0.5.
     provenance : dict
         ``version``, ``trained_on`` and ``licence`` of the `ModelSpec`.
+    behind : Path, optional
+        Checkpoint of the liver net that the tumour net was trained behind, if it is another than the one that is
+        exported: one that was trained on since.
     pixel_mm : float, optional
         Size of the nets' pixels, by default as in training: the nets of a kit see the body, see `trtseg.body`, and
         have some; those of a slice store see the field of view, and have none.
     size : int, optional
         Rows and columns of the nets' input, by default as in training.
     """
-    nets, trained = nets_of(checkpoints)
+    nets, trained = nets_of(checkpoints, behind)
     size = trained[0].size if size is None else size
     pixel_mm = trained[0].pixel_mm or None if pixel_mm is None else pixel_mm
     for settings in trained:
@@ -259,6 +265,12 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder of the model; its name is the model's name"
     )
+    parser.add_argument(
+        "--behind",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="of the liver net that the tumour net was trained behind (the one that is exported)",
+    )
     for role in ("liver", "tumour"):
         parser.add_argument(f"--{role}-threshold", type=float, metavar="P", help="probability (0.5)")
     parser.add_argument(
@@ -283,7 +295,15 @@ def main() -> None:
     }
     provenance = {"version": args.version, "trained_on": args.trained_on, "licence": args.licence}
     slices = None if args.calibration is None else png_slices(args.calibration)
-    export(args.checkpoints, args.out, thresholds, provenance, pixel_mm=args.pixel_mm, size=args.size)
+    export(
+        args.checkpoints,
+        args.out,
+        thresholds,
+        provenance,
+        behind=args.behind,
+        pixel_mm=args.pixel_mm,
+        size=args.size,
+    )
     if slices is not None:
         print(calibration.add(args.out, slices))
 
