@@ -131,6 +131,30 @@ def test_gallbladders_lie_beside_livers(store):
     assert (b.label[changed] == 0).all()
 
 
+def test_masses_lie_beside_livers_or_push_into_them():
+    store = batch.DeviceKit.of(tiny_kit(128), np.arange(10), "cpu")
+    b = batch.draw(store, torch.full((10,), 0.1), 64, generator(), 128)
+    b = b._replace(hu=torch.where(b.hu < 0, 30.0, b.hu))  # there is soft tissue beside the liver
+    out, where = appearance.masses(b, 1.0, generator())
+    liver = b.label > 0
+    sizes = liver.flatten(1).sum(1)
+    large = sizes > 400
+    assert where[large].flatten(1).sum(1).float().mean() > 200
+    assert (out.hu[~where] == b.hu[~where]).all()
+    lost = liver & (out.label == 0)
+    assert (out.label[~lost] == b.label[~lost]).all()
+    assert where[lost].all()
+    pushed = lost.flatten(1).sum(1)[large] / sizes[large]
+    assert 0.2 < (pushed > 0).float().mean() < 0.8
+    assert pushed.max() < 0.4
+    dark = out.hu[where]
+    assert dark.mean() < b.hu[liver].mean() - 20
+    assert dark.min() < -90  # layers of fat
+    for share, there in ((0.0, 0), (0.5, 0.5)):
+        some = appearance.masses(b, share, generator())[1][large].flatten(1).any(1)
+        assert abs(some.float().mean() - there) < 0.2
+
+
 def test_painted_livers_are_gone(store):
     out = appearance.without_liver(drawn(store), 1.0, generator())
     assert out.label.max() == 0

@@ -204,6 +204,27 @@ def test_a_run_starts_with_given_weights(tmp_path):
         kit_train.train(role, path, tmp_path / "again", settings, run, start=tmp_path / "missing.pt")
 
 
+def test_a_liver_net_does_not_imitate_what_others_say_of_a_mass(tmp_path, monkeypatch):
+    """The masses of others may be liver to the nets that are imitated, and the labels say that they are none."""
+    kit_train.train(*small_run(tmp_path, steps=1, every=1e9))
+    taught = tmp_path / "liver" / "last.pt"
+    role, path, _, settings, run = small_run(tmp_path, steps=1, every=1e9)
+    where = {}
+    monkeypatch.setattr(appearance, "masses", lambda b, share, g: (b, torch.full(b.hu.shape, where["mass"])))
+    for name, where["mass"], distil in (
+        ("alone", False, []),
+        ("mass", True, [taught]),
+        ("other", False, [taught]),
+    ):
+        kit_train.train(role, path, tmp_path / name, settings, run, distil=distil)
+    alone, mass, other = (
+        torch.load(tmp_path / name / "last.pt", weights_only=True)["result"]
+        for name in ("alone", "mass", "other")
+    )
+    assert all((alone[key] == mass[key]).all() for key in alone)
+    assert any((alone[key] != other[key]).any() for key in alone)
+
+
 def test_a_small_net_imitates_a_large_one(tmp_path):
     kit_train.train(*small_run(tmp_path, steps=2, every=1e9))
     large = tmp_path / "liver" / "last.pt"

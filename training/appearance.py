@@ -194,6 +194,49 @@ def gallbladders(batch: Batch, share: float, g: torch.Generator) -> Batch:
     return batch._replace(hu=batch.hu + alpha * (bile - batch.hu))
 
 
+def masses(batch: Batch, share: float, g: torch.Generator) -> tuple[Batch, Tensor]:
+    """Put a mass of kidney, adrenal gland or bowel beside some livers, which is none of them.
+
+    It is darker than the liver and grainy. Half of the masses push into the liver, unless too little of it would be
+    left. Some have a dark core or a bright rim, or a layer of fat between them and the liver.
+
+    Returns
+    -------
+    Batch
+        Where a mass pushes into the liver, the label is 0.
+    Tensor
+        bool ``[B, H, W]``: what is mass or such a layer.
+    """
+    chance = Chance(len(batch.hu), g)
+    liver = batch.label > 0
+    n_liver = liver.flatten(1).sum(1).view(-1, 1, 1)
+    mean = (batch.hu * liver).flatten(1).sum(1).view(-1, 1, 1) / n_liver.clamp_min(1)
+    inside = grown(batch.hu < _AIR, 12) == 0  # a mass in the wall of the body is rare
+    near = (grown(liver, 24) > 0) & (grown(liver, 4) == 0) & inside & (batch.hu < 150)
+    some = chance.happens(share) & (n_liver > 400) & (near.flatten(1).sum(1) > 50).view(-1, 1, 1)
+    distance = _blob(near, torch.exp(chance.uniform(math.log(10), math.log(45))), chance)
+    cut = ((distance < 1) & liver).flatten(1).sum(1).view(-1, 1, 1)
+    pushes = chance.happens(0.5) & (cut < 0.35 * n_liver)
+    apart = torch.where(chance.happens(0.5), grown(liver, 1), liver.float()) > 0
+    there = some & (batch.hu > _AIR)
+    alpha = ((1.05 - distance) / 0.1).clamp(0, 1) * (there & (pushes | ~apart))
+    level = torch.minimum(chance.uniform(15, 110), mean - chance.uniform(8, 60))
+    coarse = torch.randn(len(alpha), 1, 24, 24, generator=g, device=g.device)
+    coarse = F.interpolate(coarse, alpha.shape[1:], mode="bicubic", align_corners=True)[:, 0]
+    fine = F.avg_pool2d(torch.randn(alpha.shape, generator=g, device=g.device)[:, None], 3, 1, 1)[:, 0]
+    core = chance.uniform(10, 50) * (1.3 - 2 * distance).clamp(0, 1) * chance.happens(0.5)
+    rim = chance.uniform(10, 40) * torch.exp(-(((distance - 0.9) / 0.12) ** 2)) * chance.happens(0.3)
+    value = level + coarse * chance.uniform(0, 18) + fine * chance.uniform(8, 40) - core + rim
+    value = torch.maximum(value, chance.uniform(-10, 10))  # as dark as water at most
+    near_liver = (grown(liver & (distance > 1), 2) > 0) & ~(liver & ~pushes)
+    layer = there & (distance > 0.9) & (distance < 1.1) & near_liver & chance.happens(0.4)
+    fat = -90 + 12 * torch.randn(alpha.shape, generator=g, device=g.device)
+    hu = torch.where(layer, fat, batch.hu + alpha * (value - batch.hu))
+    mass = (alpha > 0.5) | layer
+    kept = torch.where(mass, 0, batch.label), torch.where(mass, 0, batch.cell)
+    return batch._replace(hu=hu, label=kept[0], cell=kept[1]), (alpha > 0) | layer
+
+
 def _blob(where: Tensor, radius: Tensor, chance: Chance) -> Tensor:
     """Distance ``[B, H, W]`` from a random pixel of ``where``, 1 at the border of a bent ellipse of that radius."""
     _, h, w = where.shape

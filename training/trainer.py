@@ -48,6 +48,7 @@ class Run:
     )
     lesions: float = option(0.3, "share of slices that get synthetic lesions", SHARE)
     gallbladders: float = option(0.15, "share that get something like a gallbladder beside the liver", SHARE)
+    masses: float = option(0.0, "share that get a mass beside the liver; liver net only", SHARE)
     other_livers: float = option(0.15, "share that get a darker or brighter liver; liver net only", SHARE)
     hidden: float = option(0.08, "share whose liver is painted over; liver net only", SHARE)
     cut: float = option(0.12, "share of which a part is blanked; liver net only", SHARE)
@@ -162,7 +163,10 @@ class Trainer:
 
     @torch.no_grad()
     def samples(self) -> tuple[batch.Batch, Tensor]:
-        """`ahead` batches, and for a tumour net the mask, bool ``[n, H, W]``, that it is shown."""
+        """`ahead` batches, and bool ``[n, H, W]``: the mask that a tumour net is shown, or where a liver net imitates.
+
+        What the nets that it imitates say of a mass beside the liver is not asked: they may take it for liver.
+        """
         run, g, size = self.run, self.g, self.settings.size
         b = batch.draw(self.store, self.p, self.ahead * run.batch, g, size)
         b = b._replace(hu=appearance.unclip(b.hu, self.store.lowest_hu[b.row], g))
@@ -171,10 +175,11 @@ class Trainer:
         b = appearance.lesions(b, run.lesions, g)
         b = appearance.gallbladders(b, run.gallbladders, g)
         if self.role == "liver":
+            b, mass = appearance.masses(b, run.masses, g)
             b = appearance.without_liver(b, run.hidden, g)
         b = b._replace(hu=appearance.scanner(b.hu, g))
         if self.role == "liver":
-            return appearance.cut(b, run.cut, g), b.hu
+            return appearance.cut(b, run.cut, g), ~mass
         return b, self._mask(b)
 
     def _mask(self, b: batch.Batch) -> Tensor:
@@ -197,7 +202,7 @@ class Trainer:
         if self.role == "liver":
             x = windowed(b.hu, "liver")
             logits = self.method.logits("liver", x)
-            return liver_loss(self.pixels, logits, b.label) + self._distilled(x, logits, None)
+            return liver_loss(self.pixels, logits, b.label) + self._distilled(x, logits, mask)
         x = windowed(b.hu, "tumour") * mask[:, None]
         logits = self.method.logits("tumour", x)
         expected = self.store.cell_area[b.row] * b.area[:, None]
@@ -283,7 +288,7 @@ class Trainer:
         """Go on where a run of the same settings was; its length may be another one."""
         settings, state = read(path, self.device)
         pairs = (asdict(settings), asdict(self.settings)), (state["run"], asdict(self.run))
-        other = {k for before, now in pairs for k, v in now.items() if before[k] != v}
+        other = {k for before, now in pairs for k, v in now.items() if before.get(k) != v}
         # the size of the pixels is that of the kit, which is compared; older states do not have it
         if other := sorted(other - {"seconds", "steps", "every", "pixel_mm"}):
             raise InputError(
