@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny_kit import tiny_kit
+from tests.tiny_kit import tiny_kit, write_no_nets
 from training import appearance, export, kit, kit_train, trainer
 from training.checkpoint import Settings, fingerprint, load
 from training.methods import Liver
@@ -37,7 +37,7 @@ def test_both_nets_train_and_can_be_read(tmp_path):
     assert "tumour p1" in log[0]
 
 
-def test_nets_of_a_kit_are_exported_with_its_pixels(tmp_path):
+def test_nets_of_a_kit_are_exported_with_its_pixels(tmp_path, monkeypatch):
     """A net that sees another grid than it learnt on is silently bad. Who tells the exporter a size is heard."""
     large = replace(tiny_kit(64), pixel_mm=np.array([3.0] * 9 + [4.0], np.float32))  # one body did not fit
     kit.write(tmp_path / "kit.zip", large)
@@ -47,6 +47,7 @@ def test_nets_of_a_kit_are_exported_with_its_pixels(tmp_path):
     kit_train.train(*tumour, liver=out / "last.pt")
     checkpoints = [out / "last.pt", tumour[2] / "last.pt"]
     about = dict.fromkeys(("version", "trained_on", "licence"), "x")
+    write_no_nets(monkeypatch)
     spec = export.export(checkpoints, tmp_path / "model", {}, about)
     assert [(net.fit, net.pixel_mm) for net in spec.nets] == [("body", 6.0)] * 2
     with pytest.raises(ModelError, match=r"pixel_mm: got -9\.0"):

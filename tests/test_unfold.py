@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tiny_kit import write_no_nets
 from training_data import lesions_case
 
 from training import checkpoint, data, export, prepare, train, unfold
@@ -80,8 +81,9 @@ def test_an_unfolded_net_says_what_it_said_and_learns(runs, unfolded, store, tmp
             assert torch.allclose(out.var((0, 2, 3)), block[1].running_var, rtol=1e-2)
 
 
-def test_an_unfolded_net_is_exported_for_the_pixels_it_had(runs, unfolded, tmp_path):
+def test_an_unfolded_net_is_exported_for_the_pixels_it_had(runs, unfolded, tmp_path, monkeypatch):
     _, model = runs
+    write_no_nets(monkeypatch)
     before = models.find(model).spec
     after = export.export(unfolded, tmp_path / "after", {}, ABOUT)
     assert [(net.role, net.fit, net.pixel_mm) for net in after.nets] == [

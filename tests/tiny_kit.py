@@ -41,3 +41,9 @@ def tiny_kit(size: int = 32) -> Kit:
         body_part=np.array(["" if i < 8 else "chest" for i in range(10)]),
         z=np.arange(10),
     )
+
+
+def write_no_nets(monkeypatch) -> None:
+    """Have `training.export` write all but the nets, which take seconds each: for tests of what their specs say."""
+    monkeypatch.setattr("training.export.export_onnx", lambda net, spec, path, half: path.write_bytes(b"net"))
+    monkeypatch.setattr("training.export.check_parity", lambda *_, half: "")
