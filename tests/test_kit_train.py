@@ -209,7 +209,7 @@ def test_a_liver_net_does_not_imitate_what_others_say_of_a_mass(tmp_path, monkey
     """The masses of others may be liver to the nets that are imitated, and the labels say that they are none."""
     kit_train.train(*small_run(tmp_path, steps=1, every=1e9))
     taught = tmp_path / "liver" / "last.pt"
-    role, path, _, settings, run = small_run(tmp_path, steps=1, every=1e9)
+    role, path, _, settings, run = small_run(tmp_path, steps=1, every=1e9, masses=1.0)
     where = {}
     monkeypatch.setattr(appearance, "masses", lambda b, share, g: (b, torch.full(b.hu.shape, where["mass"])))
     for name, where["mass"], distil in (

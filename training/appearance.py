@@ -215,8 +215,8 @@ def masses(batch: Batch, share: float, g: torch.Generator) -> tuple[Batch, Tenso
     near = (grown(liver, 24) > 0) & (grown(liver, 4) == 0) & inside & (batch.hu < 150)
     some = chance.happens(share) & (n_liver > 400) & (near.flatten(1).sum(1) > 50).view(-1, 1, 1)
     distance = _blob(near, torch.exp(chance.uniform(math.log(10), math.log(45))), chance)
-    cut = ((distance < 1) & liver).flatten(1).sum(1).view(-1, 1, 1)
-    pushes = chance.happens(0.5) & (cut < 0.35 * n_liver)
+    taken = ((distance < 1) & liver).flatten(1).sum(1).view(-1, 1, 1)
+    pushes = chance.happens(0.5) & (taken < 0.35 * n_liver)
     apart = torch.where(chance.happens(0.5), grown(liver, 1), liver.float()) > 0
     there = some & (batch.hu > _AIR)
     alpha = ((1.05 - distance) / 0.1).clamp(0, 1) * (there & (pushes | ~apart))
@@ -233,8 +233,8 @@ def masses(batch: Batch, share: float, g: torch.Generator) -> tuple[Batch, Tenso
     fat = -90 + 12 * torch.randn(alpha.shape, generator=g, device=g.device)
     hu = torch.where(layer, fat, batch.hu + alpha * (value - batch.hu))
     mass = (alpha > 0.5) | layer
-    kept = torch.where(mass, 0, batch.label), torch.where(mass, 0, batch.cell)
-    return batch._replace(hu=hu, label=kept[0], cell=kept[1]), (alpha > 0) | layer
+    label, cell = (torch.where(mass, 0, values) for values in (batch.label, batch.cell))
+    return batch._replace(hu=hu, label=label, cell=cell), (alpha > 0) | layer
 
 
 def _blob(where: Tensor, radius: Tensor, chance: Chance) -> Tensor:

@@ -175,7 +175,9 @@ class Trainer:
         b = appearance.lesions(b, run.lesions, g)
         b = appearance.gallbladders(b, run.gallbladders, g)
         if self.role == "liver":
-            b, mass = appearance.masses(b, run.masses, g)
+            mass = torch.zeros_like(b.hu, dtype=torch.bool)
+            if run.masses:
+                b, mass = appearance.masses(b, run.masses, g)
             b = appearance.without_liver(b, run.hidden, g)
         b = b._replace(hu=appearance.scanner(b.hu, g))
         if self.role == "liver":
