@@ -340,7 +340,13 @@ def test_without_a_series_or_a_liver_there_is_no_object(tmp_path):
 
 def test_bad_kinds(tmp_path):
     case = make(tmp_path / "ct", "axial")
-    for kinds, got in (((), "none"), (("seg", "rtstruct"), "seg, rtstruct"), (("sr",), "sr without seg")):
+    for kinds, got in (
+        ((), "none"),
+        (("seg", "rtstruct"), "seg, rtstruct"),
+        (("sr",), "sr without seg"),
+        ("rtstruct", "rtstruct; expected some of seg, labelmap, sr, sc"),
+        (5, "5; expected some of"),
+    ):
         with pytest.raises(ArgumentError, match=f"kinds: got {got}"):
             case.result.save_dicom(tmp_path, kinds)
     with pytest.raises(ArgumentError, match="got a result without its CT"):

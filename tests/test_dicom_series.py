@@ -93,6 +93,8 @@ def test_a_series_can_be_named(tmp_path):
         load(tmp_path / "ct.nii.gz", series="1")
     with pytest.raises(ArgumentError, match="series: got '1' with a source that is not DICOM"):
         load(CT, spacing=(40, 8, 7), series="1")
+    with pytest.raises(ArgumentError, match="path: got a NoneType; expected a file's path"):
+        list_series(None)
 
 
 def test_a_derived_series_is_better_than_none(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from trtseg.cli import app
-from trtseg.errors import InputError
+from trtseg.errors import ArgumentError, InputError
 from trtseg.followup import Comparison, Finding, Side, compare
 from trtseg.io import read_labels, save
 
@@ -458,6 +458,21 @@ def test_no_liver_and_no_labels_are_errors(tmp_path):
         compare(tmp_path / "r.json", empty)
     with pytest.raises(InputError, match=r"r\.dcm: is DICOM of the modality CT; expected a Segmentation"):
         compare(tmp_path / "r.dcm", empty)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"before": None}, "before: got a NoneType; expected a file's path"),
+        ({"after": 5}, "after: got a int; expected a file's path"),
+        ({"meaning": 5}, "meaning: got 5; expected what labels stand for, 0 .*, 1 .* or 2 .*, as {6: 1}"),
+        ({"meaning": {1: 1, 2: 7}}, "meaning: got {1: 1, 2: 7}; expected"),
+    ],
+)
+def test_an_argument_of_another_kind_is_named(tmp_path, wrong, message):
+    path = scan(tmp_path / "a.nii.gz", [((0, 0, 0), 9)])
+    with pytest.raises(ArgumentError, match=f"^{message}"):
+        compare(**{"before": path, "after": path, **wrong})
 
 
 def test_the_command_takes_reports_and_writes_table_json_and_page(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ import numpy as np
 
 from trtseg.errors import InputError
 from trtseg.io import read_labels
+from trtseg.io.atomic import name_of
 from trtseg.io.dicom import is_dicom
 from trtseg.io.find import made_by
 from trtseg.io.names import ITK, NIFTI, SEG
@@ -181,10 +182,12 @@ def compare(
 
     Raises
     ------
+    ArgumentError
+        If an argument is of another kind.
     InputError
         If a file cannot be read, holds no liver, or beside a report there is no label map.
     """
-    paths = label_map(Path(before)), label_map(Path(after))
+    paths = label_map(Path(name_of(before, "before"))), label_map(Path(name_of(after, "after")))
     scans = _Scan.read(paths[0], meaning), _Scan.read(paths[1], meaning)
     knows_tumours = meaning is None or 2 in meaning.values()
     shift, dice = find_shift(*scans)

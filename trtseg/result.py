@@ -272,7 +272,7 @@ class Segmentation:
         folder : path
             A folder that exists. Earlier objects of these kinds in it are replaced; those of other kinds stay, but for
             an ``sr.dcm`` of trtseg on a Segmentation that is replaced.
-        kinds : iterable of str
+        kinds : str or iterable of str
             ``seg``: ``seg.dcm``, a Segmentation. ``labelmap``: ``labelmap.dcm``, the same as a Label Map, which
             few viewers read. ``sr``: ``sr.dcm``, a report on the Segmentation. ``sc``:
             ``sc_0001.dcm`` and so on, pictures with outlines every 5 mm, for viewers that show no Segmentation.

@@ -20,7 +20,7 @@ from trtseg.io.dicom.seg import read_seg
 from trtseg.io.itk import check_installed, from_itk, read_itk, write_itk
 from trtseg.io.names import ANALYZE, ITK, NIFTI, SEG, WRITTEN, is_folder
 from trtseg.io.nifti import read_nifti, write_nifti
-from trtseg.io.voxels import Convert, to_hu, to_labels
+from trtseg.io.voxels import Convert, check_meaning, to_hu, to_labels
 from trtseg.orientation import check_orientation, reorient
 from trtseg.volume import Geometry, Volume
 from trtseg.warnings import ResultWarning
@@ -140,10 +140,13 @@ def read_labels(
 
     Raises
     ------
+    ArgumentError
+        If the path is none, or a value of the file stands for something else.
     InputError
         If there is no such file, it is truncated or corrupt, or it holds a value that stands for nothing.
     """
     name = name_of(path)
+    check_meaning(meaning)
     if is_dicom(path):
         labels, geometry = read_seg(name, meaning)
     else:

@@ -115,11 +115,13 @@ def resolve_target(path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def name_of(path: str | os.PathLike[str]) -> str:
-    """Return a path as text; an ArgumentError says that it is none."""
+def name_of(path: str | os.PathLike[str], argument: str = "path") -> str:
+    """Return a path as text; an ArgumentError says of an argument that it is none."""
     name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
     if not isinstance(name, str):  # nor bytes
-        raise ArgumentError(f"path: got a {type(path).__name__}; expected a file's path, a str or a Path")
+        raise ArgumentError(
+            f"{argument}: got a {type(path).__name__}; expected a file's path, a str or a Path"
+        )
     return name
 
 

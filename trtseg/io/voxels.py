@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trtseg.errors import InputError
+from trtseg.errors import ArgumentError, InputError
 from trtseg.resources import memory_for
 from trtseg.volume import Geometry
 
@@ -89,6 +89,16 @@ def to_hu(
             f"{name}: {bad} of {hu.size} voxels are NaN or infinite; replace them by HU (air is -1000)"
         )
     return hu
+
+
+def check_meaning(meaning: Mapping[int, int] | None) -> None:
+    """Raise an ArgumentError unless each label stands for 0, 1 or 2."""
+    fits = isinstance(meaning, Mapping) and all(label in (0, 1, 2) for label in meaning.values())
+    if meaning is not None and not fits:
+        raise ArgumentError(
+            f"meaning: got {meaning!r}; expected what labels stand for, 0 (background), 1 (liver) or 2 (tumour), as "
+            "{6: 1}"
+        )
 
 
 def to_labels(

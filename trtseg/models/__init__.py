@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,7 @@ def available() -> list[str]:
     return sorted(path.parent.name for path in _SHIPPED.glob("*/model.json"))
 
 
-def find(model: str | Path) -> ModelFiles:
+def find(model: str | os.PathLike[str]) -> ModelFiles:
     """Find the model of that name, or in that folder.
 
     Raises
@@ -44,7 +45,7 @@ def find(model: str | Path) -> ModelFiles:
     ModelError
         There is no such model, or its ``model.json`` or the spec of one of its nets cannot be read.
     """
-    if not isinstance(model, (str, Path)):
+    if not isinstance(model, (str, os.PathLike)):
         raise ArgumentError(f"model: got a {type(model).__name__}; expected a name or the path of a folder")
     shipped = available()
     folder = _SHIPPED / model if str(model) in shipped else Path(model)

@@ -112,7 +112,7 @@ def build_engines(
     batches = list(dict.fromkeys(map(check_batch, batch if isinstance(batch, Sequence) else [batch])))
     if not batches:
         raise ArgumentError("batch: got none; expected numbers of slices")
-    files = find(model if isinstance(model, str) else Path(model))
+    files = find(model)
     nets = [Net.read(files, spec, row) for spec in files.spec.nets]
     loaded = load_runtime(runtime)
     places = resolve_targets(targets, loaded, find_driver())

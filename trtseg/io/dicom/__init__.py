@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trtseg.errors import InputError
+from trtseg.io.atomic import name_of
 from trtseg.io.dicom.dataset import check_installed, parse, read_bytes
 from trtseg.io.dicom.find import DicomFile, archives, find_files, is_dicom, one_of_each_series, study_of
 from trtseg.io.dicom.frames import slices_of
@@ -86,9 +87,10 @@ def list_series(path: str | os.PathLike[str]) -> list[Candidate]:
     list of Candidate
         The one that `read_dicom` takes comes first, with the reason ``""``; it is not there if none can be told.
     """
+    name = name_of(path)
     _, _, candidates = _sorted(path)
     try:
-        chosen, others = choose(os.fspath(path), candidates, None)
+        chosen, others = choose(name, candidates, None)
     except InputError:
         return candidates
     return [chosen, *others]

@@ -65,10 +65,13 @@ def check_kinds(kinds: Iterable[str], name: str = "kinds") -> tuple[str, ...]:
     ArgumentError
         If there is none, one is unknown, or a report is asked for without the segmentation that it refers to.
     """
-    wanted = tuple(kinds)
+    is_one = isinstance(kinds, str) or not isinstance(kinds, Iterable)
+    wanted = (kinds,) if is_one else tuple(kinds)
     found = tuple(kind for kind in KINDS if kind in wanted)
     if not wanted or set(wanted) - set(KINDS):
-        raise ArgumentError(f"{name}: got {', '.join(wanted) or 'none'}; expected some of {', '.join(KINDS)}")
+        raise ArgumentError(
+            f"{name}: got {', '.join(map(str, wanted)) or 'none'}; expected some of {', '.join(KINDS)}"
+        )
     if "sr" in found and "seg" not in found:
         raise ArgumentError(f"{name}: got sr without seg; expected both, since a report refers to segments")
     return found
