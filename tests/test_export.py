@@ -154,7 +154,7 @@ def test_trtsegs_own_engine_runs_a_net_of_eights(tmp_path):
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.running_mean, -0.5, 0.5)
             torch.nn.init.uniform_(module.running_var, 0.2, 1.0)
-    export.export_onnx(net, spec, tmp_path / "net.onnx", half=False)
+    export.write_onnx(export.export_onnx(net, spec), tmp_path / "net.onnx")
     x = torch.rand(2, 1, *spec.size)
     with torch.no_grad():
         expected = net.double()(x.double()).numpy()
@@ -274,7 +274,7 @@ def test_a_file_that_differs_is_refused(tmp_path, role):
     torch.manual_seed(0)
     spec = tiny.spec(role)
     net, other = (UNet(spec.channels, width=4, depth=2).eval() for _ in range(2))
-    export.export_onnx(other, spec, tmp_path / "net.onnx", half=False)
+    export.write_onnx(export.export_onnx(other, spec), tmp_path / "net.onnx")
     x = np.random.default_rng(0).random((2, 1, 64, 64), np.float32)
     with pytest.raises(ModelError, match="does not agree"):
         export.check_parity(net, tmp_path / "net.onnx", x, spec, half=False)
@@ -288,7 +288,9 @@ def test_fp16_that_changes_which_class_wins_is_refused(tmp_path):
     with torch.no_grad():
         net.head.bias.copy_(torch.tensor([300.0, 300.12, 299.9]))
         net.head.weight.mul_(0.01)
-    export.export_onnx(net, spec, tmp_path / "net.fp16.onnx", half=True)
+    model = export.export_onnx(net, spec)
+    export.cast(model, np.float16)
+    export.write_onnx(model, tmp_path / "net.fp16.onnx")
     x = np.random.default_rng(0).random((2, 1, 64, 64), np.float32)
     with pytest.raises(ModelError, match="does not agree"):
         export.check_parity(net, tmp_path / "net.fp16.onnx", x, spec, half=True)

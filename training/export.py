@@ -60,16 +60,12 @@ def _quiet_exporter() -> Iterator[None]:
         log.setLevel(level)
 
 
-def export_onnx(net: UNet, spec: ModelSpec, path: Path, *, half: bool) -> None:
-    """Write one net with a free batch size, batch norm folded in, and its spec as metadata."""
-    net = folded(net).to(memory_format=torch.contiguous_format)
-    sample = torch.zeros(2, 1, *spec.size)
-    if half:
-        net, sample = net.half(), sample.half()
+def export_onnx(net: UNet, spec: ModelSpec) -> onnx.ModelProto:
+    """One net in FP32, with a free batch size, batch norm folded in, and its spec as metadata."""
     with _quiet_exporter():
         program = torch.onnx.export(
-            net,
-            (sample,),
+            folded(net).to(memory_format=torch.contiguous_format),
+            (torch.zeros(2, 1, *spec.size),),
             dynamo=True,
             input_names=["x"],
             output_names=["logits"],
@@ -86,18 +82,23 @@ def export_onnx(net: UNet, spec: ModelSpec, path: Path, *, half: bool) -> None:
         del initializer.metadata_props[:]
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, {METADATA_KEY: spec.to_json()})
+    return model
+
+
+def cast(model: onnx.ModelProto, kind: type[np.floating]) -> None:
+    """Turn the weights of a model, and with them all that it computes, into numbers of another kind, in place."""
+    for weight in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(weight).astype(kind)
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = element
+
+
+def write_onnx(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model so that the same model is the same bytes."""
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString(deterministic=True))
-
-
-def widen(model: onnx.ModelProto) -> None:
-    """Turn an FP16 model into one of the same weights that computes in FP32, in place."""
-    for weight in model.graph.initializer:
-        wide = onnx.numpy_helper.to_array(weight).astype(np.float32)
-        weight.CopyFrom(onnx.numpy_helper.from_array(wide, weight.name))
-    del model.graph.value_info[:]
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
 
 
 def check_parity(net: UNet, onnx_path: Path, x: np.ndarray, spec: ModelSpec, *, half: bool) -> str:
@@ -109,7 +110,7 @@ def check_parity(net: UNet, onnx_path: Path, x: np.ndarray, spec: ModelSpec, *, 
         expected = net(torch.from_numpy(x)).numpy()
     model = onnx.load(onnx_path)
     if half:
-        widen(model)
+        cast(model, np.float32)
         x = x.astype(np.float16).astype(np.float32)
     openvino = import_openvino()
     engine = openvino.compile_model(
@@ -225,9 +226,12 @@ def export(
     sha256 = {}
     with tempfile.TemporaryDirectory() as folder:
         for role, net in nets.items():
+            model = export_onnx(net, specs[role])
             for precision in (FP32, FP16):
                 path, half = Path(folder) / precision.file(role), precision is FP16
-                export_onnx(net, specs[role], path, half=half)
+                if half:
+                    cast(model, np.float16)
+                write_onnx(model, path)
                 print(check_parity(net, path, inputs[role], specs[role], half=half))
                 sha256[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
         spec = CascadeSpec(
