@@ -144,6 +144,11 @@ def test_masses_lie_beside_livers_or_push_into_them():
     lost = liver & (out.label == 0)
     assert (out.label[~lost] == b.label[~lost]).all()
     assert where[lost].all()
+    row = torch.arange(128).view(1, -1, 1)
+    middle, lost_at = (
+        (m * row).flatten(1).sum(1) / m.flatten(1).sum(1) for m in (liver.float(), lost.float())
+    )
+    assert (lost_at > middle)[lost.flatten(1).any(1)].float().mean() > 0.9  # from behind
     pushed = lost.flatten(1).sum(1)[large] / sizes[large]
     assert 0.2 < (pushed > 0).float().mean() < 0.8
     assert pushed.max() < 0.4
@@ -153,6 +158,29 @@ def test_masses_lie_beside_livers_or_push_into_them():
     for share, there in ((0.0, 0), (0.5, 0.5)):
         some = appearance.masses(b, share, generator())[1][large].flatten(1).any(1)
         assert abs(some.float().mean() - there) < 0.2
+
+
+def test_bulging_tumours_have_their_base_in_the_liver():
+    store = batch.DeviceKit.of(tiny_kit(128), np.arange(10), "cpu")
+    b = batch.draw(store, torch.full((10,), 0.1), 64, generator(), 128)
+    b = b._replace(hu=torch.where(b.hu < 0, 30.0, b.hu))  # there is soft tissue beside the liver
+    out, where = appearance.bulging(b, 1.0, generator())
+    liver = b.label > 0
+    large = liver.flatten(1).sum(1) > 400
+    assert (out.hu[~where] == b.hu[~where]).all()
+    new = out.label != b.label
+    assert where[new].all()
+    assert (out.label[new] == 2).all()
+    tumour = where & (out.label == 2)
+    there = tumour.flatten(1).any(1)
+    assert there[large].float().mean() > 0.6
+    assert not there[~large].any()
+    beyond = (tumour & ~liver).flatten(1).sum(1)[there] / tumour.flatten(1).sum(1)[there]
+    assert beyond.max() < 0.55
+    assert 0.1 < beyond.mean() < 0.5
+    assert out.hu[tumour].mean() < b.hu[liver].mean() - 20
+    assert (appearance.grown(liver, 9) > 0)[tumour].all()
+    assert not appearance.bulging(b, 0.0, generator())[1].any()
 
 
 def test_painted_livers_are_gone(store):

@@ -197,8 +197,9 @@ def gallbladders(batch: Batch, share: float, g: torch.Generator) -> Batch:
 def masses(batch: Batch, share: float, g: torch.Generator) -> tuple[Batch, Tensor]:
     """Put a mass of kidney, adrenal gland or bowel beside some livers, which is none of them.
 
-    It is darker than the liver and grainy. Half of the masses push into the liver, unless too little of it would be
-    left. Some have a dark core or a bright rim, or a layer of fat between them and the liver.
+    It is darker than the liver and grainy. Half of the masses push into the liver from behind, where kidney and adrenal
+    gland lie, unless too little of it would be left. Some have a dark core or a bright rim, or a layer of fat between
+    them and the liver.
 
     Returns
     -------
@@ -213,21 +214,18 @@ def masses(batch: Batch, share: float, g: torch.Generator) -> tuple[Batch, Tenso
     mean = (batch.hu * liver).flatten(1).sum(1).view(-1, 1, 1) / n_liver.clamp_min(1)
     inside = grown(batch.hu < _AIR, 12) == 0  # a mass in the wall of the body is rare
     near = (grown(liver, 24) > 0) & (grown(liver, 4) == 0) & inside & (batch.hu < 150)
+    row = torch.arange(liver.shape[1], device=liver.device).view(1, -1, 1)
+    behind = row > (liver * row).flatten(1).sum(1).view(-1, 1, 1) / n_liver.clamp_min(1)
+    pushes = chance.happens(0.5)
+    near = near & (behind | ~pushes)
     some = chance.happens(share) & (n_liver > 400) & (near.flatten(1).sum(1) > 50).view(-1, 1, 1)
     distance = _blob(near, torch.exp(chance.uniform(math.log(10), math.log(45))), chance)
     taken = ((distance < 1) & liver).flatten(1).sum(1).view(-1, 1, 1)
-    pushes = chance.happens(0.5) & (taken < 0.35 * n_liver)
+    pushes = pushes & (taken < 0.35 * n_liver)
     apart = torch.where(chance.happens(0.5), grown(liver, 1), liver.float()) > 0
     there = some & (batch.hu > _AIR)
     alpha = ((1.05 - distance) / 0.1).clamp(0, 1) * (there & (pushes | ~apart))
-    level = torch.minimum(chance.uniform(15, 110), mean - chance.uniform(8, 60))
-    coarse = torch.randn(len(alpha), 1, 24, 24, generator=g, device=g.device)
-    coarse = F.interpolate(coarse, alpha.shape[1:], mode="bicubic", align_corners=True)[:, 0]
-    fine = F.avg_pool2d(torch.randn(alpha.shape, generator=g, device=g.device)[:, None], 3, 1, 1)[:, 0]
-    core = chance.uniform(10, 50) * (1.3 - 2 * distance).clamp(0, 1) * chance.happens(0.5)
-    rim = chance.uniform(10, 40) * torch.exp(-(((distance - 0.9) / 0.12) ** 2)) * chance.happens(0.3)
-    value = level + coarse * chance.uniform(0, 18) + fine * chance.uniform(8, 40) - core + rim
-    value = torch.maximum(value, chance.uniform(-10, 10))  # as dark as water at most
+    value = _growth(distance, mean, chance)
     near_liver = (grown(liver & (distance > 1), 2) > 0) & ~(liver & ~pushes)
     layer = there & (distance > 0.9) & (distance < 1.1) & near_liver & chance.happens(0.4)
     fat = -90 + 12 * torch.randn(alpha.shape, generator=g, device=g.device)
@@ -235,6 +233,49 @@ def masses(batch: Batch, share: float, g: torch.Generator) -> tuple[Batch, Tenso
     mass = (alpha > 0.5) | layer
     label, cell = (torch.where(mass, 0, values) for values in (batch.label, batch.cell))
     return batch._replace(hu=hu, label=label, cell=cell), (alpha > 0) | layer
+
+
+def bulging(batch: Batch, share: float, g: torch.Generator) -> tuple[Batch, Tensor]:
+    """Let a tumour bulge out of some livers; it looks like the masses beside others, but has its base in the liver.
+
+    Returns
+    -------
+    Batch
+        The tumour is labelled as such inside of the former border of the liver and outside of it.
+    Tensor
+        bool ``[B, H, W]``: what is such a tumour.
+    """
+    chance = Chance(len(batch.hu), g)
+    liver = (batch.label == 1) | (batch.label == 2)
+    n_liver = liver.flatten(1).sum(1).view(-1, 1, 1)
+    mean = (batch.hu * liver).flatten(1).sum(1).view(-1, 1, 1) / n_liver.clamp_min(1)
+    border = liver & (grown(~liver, 6) > 0)
+    largest = (0.35 * n_liver.float().sqrt()).clamp(8, 40)
+    distance = _blob(border, 8 * (largest / 8) ** chance.uniform(0, 1), chance)
+    around = (batch.label == 0) & (grown(liver, 8) > 0) & (batch.hu > _AIR) & (batch.hu < 150)
+    tissue = liver | around
+    blob = (distance < 1) & tissue
+    inside = (blob & liver).flatten(1).sum(1).view(-1, 1, 1)
+    based = (inside > 0.5 * blob.flatten(1).sum(1).view(-1, 1, 1)) & (inside < 0.5 * n_liver)
+    there = chance.happens(share) & (n_liver > 400) & based & tissue
+    alpha = ((1.05 - distance) / 0.1).clamp(0, 1) * there
+    hu = batch.hu + alpha * (_growth(distance, mean, chance) - batch.hu)
+    tumour = alpha > 0.5
+    return batch._replace(hu=hu, label=torch.where(tumour, 2, batch.label)), alpha > 0
+
+
+def _growth(distance: Tensor, mean: Tensor, chance: Chance) -> Tensor:
+    """HU of grainy tissue that is darker than a liver of that mean, some with a dark core or a bright rim."""
+    n, h, w = distance.shape
+    g, device = chance.g, distance.device
+    level = torch.minimum(chance.uniform(15, 110), mean - chance.uniform(8, 60))
+    coarse = torch.randn(n, 1, 24, 24, generator=g, device=device)
+    coarse = F.interpolate(coarse, (h, w), mode="bicubic", align_corners=True)[:, 0]
+    fine = F.avg_pool2d(torch.randn(distance.shape, generator=g, device=device)[:, None], 3, 1, 1)[:, 0]
+    core = chance.uniform(10, 50) * (1.3 - 2 * distance).clamp(0, 1) * chance.happens(0.5)
+    rim = chance.uniform(10, 40) * torch.exp(-(((distance - 0.9) / 0.12) ** 2)) * chance.happens(0.3)
+    value = level + coarse * chance.uniform(0, 18) + fine * chance.uniform(8, 40) - core + rim
+    return torch.maximum(value, chance.uniform(-10, 10))  # as dark as water at most
 
 
 def _blob(where: Tensor, radius: Tensor, chance: Chance) -> Tensor:

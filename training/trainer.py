@@ -49,6 +49,7 @@ class Run:
     lesions: float = option(0.3, "share of slices that get synthetic lesions", SHARE)
     gallbladders: float = option(0.15, "share that get something like a gallbladder beside the liver", SHARE)
     masses: float = option(0.0, "share that get a mass beside the liver; liver net only", SHARE)
+    bulging: float = option(0.0, "share that get a tumour bulging out of the liver; liver net only", SHARE)
     other_livers: float = option(0.15, "share that get a darker or brighter liver; liver net only", SHARE)
     hidden: float = option(0.08, "share whose liver is painted over; liver net only", SHARE)
     cut: float = option(0.12, "share of which a part is blanked; liver net only", SHARE)
@@ -165,7 +166,8 @@ class Trainer:
     def samples(self) -> tuple[batch.Batch, Tensor]:
         """`ahead` batches, and bool ``[n, H, W]``: the mask that a tumour net is shown, or where a liver net imitates.
 
-        What the nets that it imitates say of a mass beside the liver is not asked: they may take it for liver.
+        What the nets that it imitates say of a mass beside the liver is not asked: they may take it for liver, and a
+        tumour that bulges out of the liver for none.
         """
         run, g, size = self.run, self.g, self.settings.size
         b = batch.draw(self.store, self.p, self.ahead * run.batch, g, size)
@@ -175,13 +177,15 @@ class Trainer:
         b = appearance.lesions(b, run.lesions, g)
         b = appearance.gallbladders(b, run.gallbladders, g)
         if self.role == "liver":
-            mass = torch.zeros_like(b.hu, dtype=torch.bool)
+            mass = tumour = torch.zeros_like(b.hu, dtype=torch.bool)
             if run.masses:
                 b, mass = appearance.masses(b, run.masses, g)
+            if run.bulging:
+                b, tumour = appearance.bulging(b, run.bulging, g)
             b = appearance.without_liver(b, run.hidden, g)
         b = b._replace(hu=appearance.scanner(b.hu, g))
         if self.role == "liver":
-            return appearance.cut(b, run.cut, g), ~mass
+            return appearance.cut(b, run.cut, g), ~(mass | tumour)
         return b, self._mask(b)
 
     def _mask(self, b: batch.Batch) -> Tensor:
