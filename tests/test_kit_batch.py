@@ -131,10 +131,15 @@ def test_gallbladders_lie_beside_livers(store):
     assert (b.label[changed] == 0).all()
 
 
-def test_masses_lie_beside_livers_or_push_into_them():
+def in_soft_tissue():
+    """Slices with soft tissue beside the liver, and room for what is put there."""
     store = batch.DeviceKit.of(tiny_kit(128), np.arange(10), "cpu")
     b = batch.draw(store, torch.full((10,), 0.1), 64, generator(), 128)
-    b = b._replace(hu=torch.where(b.hu < 0, 30.0, b.hu))  # there is soft tissue beside the liver
+    return b._replace(hu=torch.where(b.hu < 0, 30.0, b.hu))
+
+
+def test_masses_lie_beside_livers_or_push_into_them():
+    b = in_soft_tissue()
     out, where = appearance.masses(b, 1.0, generator())
     liver = b.label > 0
     sizes = liver.flatten(1).sum(1)
@@ -161,9 +166,7 @@ def test_masses_lie_beside_livers_or_push_into_them():
 
 
 def test_bulging_tumours_have_their_base_in_the_liver():
-    store = batch.DeviceKit.of(tiny_kit(128), np.arange(10), "cpu")
-    b = batch.draw(store, torch.full((10,), 0.1), 64, generator(), 128)
-    b = b._replace(hu=torch.where(b.hu < 0, 30.0, b.hu))  # there is soft tissue beside the liver
+    b = in_soft_tissue()
     out, where = appearance.bulging(b, 1.0, generator())
     liver = b.label > 0
     large = liver.flatten(1).sum(1) > 400

@@ -156,8 +156,7 @@ def other_liver(batch: Batch, share: float, g: torch.Generator) -> Batch:
 def lesions(batch: Batch, share: float, g: torch.Generator) -> Batch:
     """Put up to three synthetic lesions into some livers; their pixels become tumour."""
     liver = (batch.label == 1) | (batch.label == 2)
-    n_liver = liver.flatten(1).sum(1).view(-1, 1, 1)
-    mean = (batch.hu * liver).flatten(1).sum(1).view(-1, 1, 1) / n_liver.clamp_min(1)
+    n_liver, mean = _size_and_mean(liver, batch.hu)
     some = Chance(len(batch.hu), g).happens(share) & (n_liver > 100)
     hu, label = batch.hu, batch.label
     for number in range(3):
@@ -210,12 +209,11 @@ def masses(batch: Batch, share: float, g: torch.Generator) -> tuple[Batch, Tenso
     """
     chance = Chance(len(batch.hu), g)
     liver = batch.label > 0
-    n_liver = liver.flatten(1).sum(1).view(-1, 1, 1)
-    mean = (batch.hu * liver).flatten(1).sum(1).view(-1, 1, 1) / n_liver.clamp_min(1)
+    n_liver, mean = _size_and_mean(liver, batch.hu)
     inside = grown(batch.hu < _AIR, 12) == 0  # a mass in the wall of the body is rare
     near = (grown(liver, 24) > 0) & (grown(liver, 4) == 0) & inside & (batch.hu < 150)
     row = torch.arange(liver.shape[1], device=liver.device).view(1, -1, 1)
-    behind = row > (liver * row).flatten(1).sum(1).view(-1, 1, 1) / n_liver.clamp_min(1)
+    behind = row > _size_and_mean(liver, row)[1]
     pushes = chance.happens(0.5)
     near = near & (behind | ~pushes)
     some = chance.happens(share) & (n_liver > 400) & (near.flatten(1).sum(1) > 50).view(-1, 1, 1)
@@ -247,8 +245,7 @@ def bulging(batch: Batch, share: float, g: torch.Generator) -> tuple[Batch, Tens
     """
     chance = Chance(len(batch.hu), g)
     liver = (batch.label == 1) | (batch.label == 2)
-    n_liver = liver.flatten(1).sum(1).view(-1, 1, 1)
-    mean = (batch.hu * liver).flatten(1).sum(1).view(-1, 1, 1) / n_liver.clamp_min(1)
+    n_liver, mean = _size_and_mean(liver, batch.hu)
     border = liver & (grown(~liver, 6) > 0)
     largest = (0.35 * n_liver.float().sqrt()).clamp(8, 40)
     distance = _blob(border, 8 * (largest / 8) ** chance.uniform(0, 1), chance)
@@ -262,6 +259,12 @@ def bulging(batch: Batch, share: float, g: torch.Generator) -> tuple[Batch, Tens
     hu = batch.hu + alpha * (_growth(distance, mean, chance) - batch.hu)
     tumour = alpha > 0.5
     return batch._replace(hu=hu, label=torch.where(tumour, 2, batch.label)), alpha > 0
+
+
+def _size_and_mean(mask: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels of masks ``[B, H, W]``, and the mean of values there, 0 of none, both ``[B, 1, 1]``."""
+    size = mask.flatten(1).sum(1).view(-1, 1, 1)
+    return size, (values * mask).flatten(1).sum(1).view(-1, 1, 1) / size.clamp_min(1)
 
 
 def _growth(distance: Tensor, mean: Tensor, chance: Chance) -> Tensor:
