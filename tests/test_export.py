@@ -317,8 +317,6 @@ def test_what_is_refused_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
     refused("^error: pixel_mm: got -1.0; fit 'body' needs", tmp_path / "new", "--pixel-mm", "-1")
     refused("^error: .*no caseNN", tmp_path / "new", "--calibration", str(tmp_path / "nothing"))
     monkeypatch.setattr(export, "FP32_TOLERANCE", -1)
-    model = export.export_onnx(export.nets_of([path])[0]["one-step"], tiny.spec("one-step", size=(32, 32)))
-    monkeypatch.setattr(export, "export_onnx", lambda net, spec: model)  # once, since it takes seconds
     refused("does not agree with PyTorch", tmp_path / "new")
     refused("does not agree with PyTorch", there)
     assert not (tmp_path / "new").exists()

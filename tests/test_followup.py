@@ -467,6 +467,7 @@ def test_no_liver_and_no_labels_are_errors(tmp_path):
         ({"after": 5}, "after: got a int; expected a file's path"),
         ({"meaning": 5}, "meaning: got 5; expected what labels stand for, 0 .*, 1 .* or 2 .*, as {6: 1}"),
         ({"meaning": {1: 1, 2: 7}}, "meaning: got {1: 1, 2: 7}; expected"),
+        ({"meaning": {"1": 1, 2: 2}}, "meaning: got {'1': 1, 2: 2}; expected"),
     ],
 )
 def test_an_argument_of_another_kind_is_named(tmp_path, wrong, message):

@@ -205,24 +205,25 @@ def test_a_run_starts_with_given_weights(tmp_path):
         kit_train.train(role, path, tmp_path / "again", settings, run, start=tmp_path / "missing.pt")
 
 
-def test_a_liver_net_does_not_imitate_what_others_say_of_a_mass(tmp_path, monkeypatch):
-    """The masses of others may be liver to the nets that are imitated, and the labels say that they are none."""
+@pytest.mark.parametrize("growth", ["masses", "bulging"])
+def test_a_liver_net_does_not_imitate_what_others_say_of_a_growth(tmp_path, monkeypatch, growth):
+    """A mass may be liver to the nets that are imitated, and a tumour none; the labels say the contrary."""
     kit_train.train(*small_run(tmp_path, steps=1, every=1e9))
     taught = tmp_path / "liver" / "last.pt"
-    role, path, _, settings, run = small_run(tmp_path, steps=1, every=1e9, masses=1.0)
-    where = {}
-    monkeypatch.setattr(appearance, "masses", lambda b, share, g: (b, torch.full(b.hu.shape, where["mass"])))
-    for name, where["mass"], distil in (
+    role, path, _, settings, run = small_run(tmp_path, steps=1, every=1e9, **{growth: 1.0})
+    there = {}
+    monkeypatch.setattr(appearance, growth, lambda b, share, g: (b, torch.full(b.hu.shape, there["growth"])))
+    for name, there["growth"], distil in (
         ("alone", False, []),
-        ("mass", True, [taught]),
+        ("growth", True, [taught]),
         ("other", False, [taught]),
     ):
         kit_train.train(role, path, tmp_path / name, settings, run, distil=distil)
-    alone, mass, other = (
+    alone, grown, other = (
         torch.load(tmp_path / name / "last.pt", weights_only=True)["result"]
-        for name in ("alone", "mass", "other")
+        for name in ("alone", "growth", "other")
     )
-    assert all((alone[key] == mass[key]).all() for key in alone)
+    assert all((alone[key] == grown[key]).all() for key in alone)
     assert any((alone[key] != other[key]).any() for key in alone)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -92,8 +93,10 @@ def to_hu(
 
 
 def check_meaning(meaning: Mapping[int, int] | None) -> None:
-    """Raise an ArgumentError unless each label stands for 0, 1 or 2."""
-    fits = isinstance(meaning, Mapping) and all(label in (0, 1, 2) for label in meaning.values())
+    """Raise an ArgumentError unless whole numbers stand for 0, 1 or 2: a label "6" would be found nowhere."""
+    fits = isinstance(meaning, Mapping) and all(
+        isinstance(value, Integral) and label in (0, 1, 2) for value, label in meaning.items()
+    )
     if meaning is not None and not fits:
         raise ArgumentError(
             f"meaning: got {meaning!r}; expected what labels stand for, 0 (background), 1 (liver) or 2 (tumour), as "

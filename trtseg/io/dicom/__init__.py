@@ -58,7 +58,7 @@ def read_dicom(path: str | os.PathLike[str], series: str | None = None) -> Volum
     InputError
         If there is no CT, it cannot be told which to take, or the chosen one is incomplete or damaged.
     """
-    name = os.fspath(path)
+    name = name_of(path)
     files, instances, every = _sorted(path)
     candidates = every
     own = next((n for n, file in enumerate(files) if file.path == Path(path)), None)
