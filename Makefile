@@ -16,6 +16,9 @@ START := default
 PACKAGE_FILES := $(shell find trtseg -type f -not -name '*.py[co]' -not -name '*.so')
 PIP_INSTALL = bin/python -m pip install -qq --disable-pip-version-check
 
+# Containers often set it, and then each of the many processes of the tests compiles all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-slow test-versions test-gpu sanitize-gpu bench bench-peers peers bench-gpu gpu-kit gpu-extension lint train results clean
 

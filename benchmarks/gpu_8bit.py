@@ -6,7 +6,7 @@ An engine of 8 bits could gain what these gain, and no more in its convolutions.
 next multiple of 16 channels. Bias, ReLU and scales are left out, and all numbers are random: no label comes out. Where
 cuDNN does not run a layer in a type it says why. It needs nvidia-cudnn-frontend.
 
-The exit code is 2 without a GPU or without that package.
+The exit code is 2 without a GPU or without that package, and 1 if a layer does not run in FP16.
 """
 
 from __future__ import annotations
@@ -79,37 +79,37 @@ def graph_of(
     return graph, x, w, y
 
 
-def microseconds(cudnn: Any, layer: Layer, batch: int, name: str) -> dict[str, Any]:
+def microseconds(cudnn: Any, handle: Any, layer: Layer, batch: int, name: str) -> dict[str, Any]:
     """Median time of a layer in a type, and the type of its result; or why there is none."""
     kind, sums, results = TYPES[name]
     failed = {}
     for result in results:
         try:
-            return {"us": _median(cudnn, layer, batch, (kind, sums, result)), "result": result}
+            return {"us": _median(cudnn, handle, layer, batch, (kind, sums, result)), "result": result}
         except Exception as error:  # of classes of the package
             failed[result] = " ".join(str(error).split())[:160]
     return {"failed": failed}
 
 
-def _median(cudnn: Any, layer: Layer, batch: int, types: tuple[str, str, str]) -> float:
+def _median(cudnn: Any, handle: Any, layer: Layer, batch: int, types: tuple[str, str, str]) -> float:
     """Microseconds of a run, of many that are recorded in a CUDA graph: launches one by one would take longer."""
     import torch
 
     cuda: Any = torch.cuda  # it has no types
-    handle, stream = cudnn.create_handle(), cuda.Stream()
+    stream = cuda.Stream()
     cudnn.set_stream(handle=handle, stream=stream.cuda_stream)
     graph, *tensors = graph_of(cudnn, layer, batch, types, handle)
     graph.build([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
 
     def memory(values: int, kind: str) -> Any:
-        """Bytes that are small numbers in each type."""
-        return torch.randint(64, (values * WIDTH[kind],), dtype=torch.uint8, device="cuda")
+        """Bytes that are small numbers in each type, drawn by the CPU: a failed capture stops the GPU's generator."""
+        return torch.randint(64, (values * WIDTH[kind],), dtype=torch.uint8).cuda()
 
     maps = batch * layer.size**2
     values = (layer.channels * maps, 9 * layer.channels * layer.features, layer.features * maps)
     kinds = (types[0], types[0], types[2])
     arrays = {tensor: memory(*of) for tensor, *of in zip(tensors, values, kinds, strict=True)}
-    workspace = memory(max(graph.get_workspace_size(), 1), "INT8")
+    workspace = torch.empty(max(graph.get_workspace_size(), 1), dtype=torch.uint8, device="cuda")
     cuda.synchronize()
     graph.execute(arrays, workspace, handle=handle)
     stream.synchronize()
@@ -149,10 +149,11 @@ def main(argv: list[str] | None = None) -> int:
     files, all_layers = models.find(args.model), Counter[Layer]()
     for net in files.spec.nets:
         all_layers += layers(files.read(f"{net.role}.onnx"))
+    handle = cudnn.create_handle()
     data: dict[str, Any] = {"cuDNN": cudnn.backend_version(), "frontend": cudnn.__version__, "layers": []}
     for layer, times in sorted(all_layers.items(), key=lambda item: -item[0].size):
         found = {
-            name: microseconds(cudnn, padded(layer, 1 if name == "fp16" else 16), args.batch, name)
+            name: microseconds(cudnn, handle, padded(layer, 1 if name == "fp16" else 16), args.batch, name)
             for name in TYPES
         }
         data["layers"].append({**layer._asdict(), "times": times, **found})
@@ -160,7 +161,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.json is not None:
             with atomic(args.json) as (path,):
                 path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    return 0
+    failed = [layer for layer in data["layers"] if "us" not in layer["fp16"]]
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

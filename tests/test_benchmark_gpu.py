@@ -92,6 +92,28 @@ def test_what_8_bits_need_is_said(monkeypatch, capsys):
     assert "needs a GPU" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("failing", "code"), [("fp16", 1), ("fp8", 0)])
+def test_an_8_bit_layer_may_not_run_but_one_of_16_bits_must(monkeypatch, capsys, tmp_path, failing, code):
+    cudnn = types.SimpleNamespace(
+        create_handle=lambda: 7, backend_version=lambda: 91900, __version__="1.18.0", data_type=None
+    )
+    monkeypatch.setitem(sys.modules, "cudnn", cudnn)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def median(_cudnn, handle, layer, batch, kinds):
+        if kinds == (gpu_8bit.TYPES[failing][0], gpu_8bit.TYPES[failing][1], kinds[2]):
+            raise RuntimeError(f"no {kinds[0]} here")
+        return float(handle)
+
+    monkeypatch.setattr(gpu_8bit, "_median", median)
+    assert gpu_8bit.main(["--json", str(tmp_path / "8bit.json")]) == code
+    layers = json.loads((tmp_path / "8bit.json").read_text())["layers"]
+    assert len(layers) > 5
+    for layer in layers:
+        assert layer[failing]["failed"]
+        assert layer["int8"] == {"us": 7.0, "result": "INT8"}
+
+
 def test_floor():
     labels = np.zeros((40, 2, 2), np.uint8)
     labels[[3, 35]] = 1

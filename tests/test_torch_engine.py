@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import subprocess
 import sys
 import threading
 import types
+import weakref
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -202,10 +204,30 @@ def test_what_pytorch_raises():
     net = TorchNet(Net(spec, FP32, tiny.threshold_at(60, spec)), 1, "cpu")
     for error, kind in (
         (torch.OutOfMemoryError("9 GiB"), OutOfMemoryError),
+        (RuntimeError("CUDA error: out of memory"), OutOfMemoryError),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), OutOfMemoryError),
         (RuntimeError("no"), DeviceError),
     ):
-        with pytest.raises(kind, match=re.escape(str(error))), net.failures():
-            raise error
+        for context in (net.failures, lambda: net._compiler("cannot compile")):
+            with pytest.raises(DeviceError, match=re.escape(str(error))) as raised, context():
+                raise error
+            assert raised.type is kind
+
+
+def test_the_weights_go_when_a_net_is_closed():
+    """Also while something holds the net, and without the garbage collector."""
+    net, key = net_of_an_h100()
+    loaded = LoadedTorch(net, key, "cpu")
+    weight, held = weakref.ref(loaded._net._weights[0]), loaded._net
+    gc.disable()
+    try:
+        loaded.close()
+        assert weight() is None
+        gone = weakref.ref(held)
+        del loaded, held
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def net_of_an_h100():

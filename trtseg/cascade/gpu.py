@@ -151,10 +151,11 @@ class CudaCascade:
 
     def close(self) -> None:
         """Give back lanes, engines and nets, on whatever thread; labels that are on their way to the GPU get there."""
-        self._feed = self._found = None
+        self._feed = None
         self._unusable = self._unusable or "cascade: got slices for a cascade that is closed; open another"
         try:
             with self._device, ExitStack() as stack:
+                self._found = None
                 for close in (self._own.close, self._close_nets, self._close_lanes):  # the last one first
                     stack.callback(close)
         except TrtsegError as error:  # the context is lost, and everything in it

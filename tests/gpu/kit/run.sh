@@ -28,12 +28,12 @@ for part in ${STEPS:-tests bench 8bit sanitize}; do
         --json "$OUT/benchmark.json" || failed=1 ;;
     8bit) step 8bit 60 python3 -m benchmarks.gpu_8bit --json "$OUT/8bit.json" || failed=1 ;;
     sanitize)  # all at a time: what takes long is the host's part
-      running=()
+      running=() logs=$(mktemp -d)
       for tool in memcheck racecheck initcheck synccheck; do
-        step "$tool" 150 tests/gpu/sanitize.sh python3 "$tool" & running+=($!)
+        OUT=$logs step "$tool" 120 tests/gpu/sanitize.sh python3 "$tool" & running+=($!)
       done
       for one in "${running[@]}"; do wait "$one" || failed=1; done
-      (cd "$OUT" && tail -n +1 {mem,race,init,sync}check.log > sanitize.log && rm {mem,race,init,sync}check.log) ;;
+      (cd "$logs" && tail -n +1 {mem,race,init,sync}check.log > "$OUT/sanitize.log") && rm -r "$logs" ;;
   esac
 done
 rm -rf "$site"

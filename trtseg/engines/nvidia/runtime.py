@@ -93,10 +93,15 @@ def check_batch(batch: object) -> int:
     return batch
 
 
+def tells_of_memory(said: str) -> bool:
+    """Whether a runtime, CUDA or cuDNN says that memory was short."""
+    return re.search(r"out ?of ?memory|alloc(ation)?_failed", said, re.IGNORECASE) is not None
+
+
 def failure(message: str, said: str) -> DeviceError:
     """Make the error for a failed call of a runtime; its own words, ``said``, tell whether memory was short."""
     said = " ".join(said.split()) or "it gave no reason"
-    if re.search(r"out ?of ?memory", said, re.IGNORECASE):
+    if tells_of_memory(said):
         return OutOfMemoryError(f"the GPU has too little free memory: {message} ({said})")
     return DeviceError(f"{message} ({said})")
 

@@ -124,7 +124,8 @@ class LoadedTorch:
             store_blob(self._blob_name(), json.dumps(acceptance).encode())
 
     def close(self) -> None:
-        """Do nothing: the weights go with the last reference."""
+        """Give the weights back, and what PyTorch keeps of the memory in which operators were tried."""
+        self._net.close()
 
     def _blob_name(self) -> str:
         """Name for the acceptance of PyTorch's own operators, with all on which their logits depend."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from trtseg.engines.base import Net
 from trtseg.engines.nvidia import compiled
-from trtseg.engines.nvidia.runtime import load_runtime
+from trtseg.engines.nvidia.runtime import load_runtime, tells_of_memory
 from trtseg.errors import DeviceError, ModelError, OutOfMemoryError
 from trtseg.spec import ModelSpec
 
@@ -100,12 +100,11 @@ class TorchNet:
                     weight = weight.to(memory_format=torch.channels_last)
                 weights[tensor.name] = weight
             self._weights = list(weights.values())
-            self._function: _Operator
+            self._compiled: _Operator | None = None
             if engine is None:
                 self._steps = self._chosen(self._ways(onnx, graph, weights))
-                self._function = self._run_steps
             else:
-                self._function = self._loaded(engine)
+                self._compiled = self._loaded(engine)
 
     def _ways(
         self, onnx: Any, graph: Any, weights: dict[str, Any]
@@ -129,7 +128,7 @@ class TorchNet:
 
     def __call__(self, x: Any) -> Any:
         """Enqueue the net on the current stream; ``x`` ``[batch, 1, H, W]`` is channels last."""
-        return self._function(x)
+        return self._run_steps(x) if self._compiled is None else self._compiled(x)
 
     @property
     def cudnn(self) -> int | None:
@@ -137,6 +136,13 @@ class TorchNet:
         with self.failures():  # PyTorch may refuse the library that it finds
             version: int | None = self._torch.backends.cudnn.version()
         return version
+
+    def close(self) -> None:
+        """Give the memory of the GPU back; the net cannot be called any more."""
+        self._steps, self._weights, self._compiled = [], [], None
+        if self.device != "cpu":
+            with self.failures():
+                self._torch.cuda.empty_cache()
 
     def compile(self) -> bytes:
         """Compile the net, as it was chosen operator by operator, to the bytes of an engine.
@@ -162,9 +168,11 @@ class TorchNet:
         """Context that raises whatever the compiler raises as a DeviceError."""
         try:
             yield
-        except (DeviceError, self._torch.OutOfMemoryError):
+        except DeviceError:
             raise
         except Exception as error:
+            if self._is_out_of_memory(error):
+                raise OutOfMemoryError(f"the GPU has too little free memory ({error})") from error
             said = " ".join(str(error).split())[:300]
             raise DeviceError(
                 f"runtime: PyTorch {fault} the {self.spec.role} net on {self.device} ({type(error).__name__}: {said})"
@@ -210,13 +218,17 @@ class TorchNet:
         """Context that raises PyTorch's errors as trtseg's."""
         try:
             yield
-        except self._torch.OutOfMemoryError as error:
-            raise OutOfMemoryError(f"the GPU has too little free memory ({error})") from error
         except RuntimeError as error:
+            if self._is_out_of_memory(error):
+                raise OutOfMemoryError(f"the GPU has too little free memory ({error})") from error
             raise DeviceError(
                 f"runtime: got 'torch', but the {self.spec.role} net fails on {self.device} ({error}); use another "
                 "runtime, or device='cpu'"
             ) from error
+
+    def _is_out_of_memory(self, error: Exception) -> bool:
+        """PyTorch has a class for what its own allocator lacks, and none for what CUDA or cuDNN lacks."""
+        return isinstance(error, self._torch.OutOfMemoryError) or tells_of_memory(str(error))
 
     def _chosen(self, steps: Iterator[tuple[_Step, list[_Operator]]]) -> list[_Step]:
         """Take for each step the first operator that gives equal rows for equal slices, whatever lies in memory."""
