@@ -159,6 +159,11 @@ def test_cts_of_one_name_and_of_folders_keep_their_folders(phantom_ct):
         planned(["labels"], "out")
 
 
+def test_threads_of_workers_are_a_number():
+    with pytest.raises(ArgumentError, match="threads: got 0; expected a whole number from 1"):
+        cohort.Workers(options={"threads": 0}).crew()
+
+
 def test_inputs_are_never_overwritten(here):
     for name in ("ct.nii.gz", "a_seg.nii.gz", "ct_seg.json"):
         Path(name).write_text("input")

@@ -128,6 +128,11 @@ def test_a_list_names_the_series_of_an_input_with_an_output_or_without():
         ("path\na.nii\n", r"list\.csv: got the columns \['path'\]; expected input and, if wanted, output"),
         ("input,output\na.nii,../b\n", "line 2 has the output ../b; expected a path in the folder of the"),
         ("input,output\na.nii,/b\n", "line 2 has the output /b"),
+        *(
+            (f"input,output\na.nii,{place}\n", f"line 2 has the output {place}; expected the name of a file")
+            for place in ("b/", ".", "b/.c")
+        ),
+        ("input,input\na.nii,b.nii\n", "got the columns .*each once"),
         ("input,output\na.nii,b\n,c\n", "line 3 has no input"),
         ("input,output\na.nii,b\nc.nii,b.nii.gz\n", "a.nii and c.nii would both be written to out/b.nii.gz"),
         ("input\n,\n", "line 2 has no input"),

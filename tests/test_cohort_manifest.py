@@ -139,6 +139,95 @@ def test_a_changed_ct_option_or_file_is_noticed(cts, model, out):
         assert done(segmenter, plain) == names
 
 
+def run_all(segmenter, cases, out, **options):
+    outcomes = list(cohort.run(cases, segmenter, folder=out, **options))
+    assert [outcome.error for outcome in outcomes] == [None] * len(cases)
+    return outcomes
+
+
+def states(out):
+    with (out / "cohort.csv").open() as file:
+        return [row["state"] for row in csv.DictReader(file)]
+
+
+def test_files_that_somebody_changed_are_left_alone_and_told(cts, model, out):
+    cases = planned(cts, out, report=True)
+    labels = out / "ct1_seg.nii.gz"
+    with (
+        trtseg.Segmenter(model) as segmenter,
+        trtseg.Segmenter(model, postprocess=PostProcess(min_tumour_ml=1)) as other,
+    ):
+        run_all(segmenter, cases, out)
+        for path in (out / "ct0_seg.nii.gz", labels):
+            os.utime(path, ns=(1, 1))  # as a copy has it
+        assert [one.changed for one in run_all(segmenter, cases, out)] == [None] * 3
+        data = bytearray(labels.read_bytes())
+        data[-9] ^= 1  # of one size
+        labels.write_bytes(data)
+        (out / "ct1_seg.json").unlink()
+        for current in (segmenter, other, segmenter):
+            outcomes = run_all(current, cases, out)
+            told = [one.case.source.name for one in outcomes if one.changed == labels and one.is_old]
+            assert told == ["ct1.nii.gz"]
+            assert sum(one.changed is not None for one in outcomes) == 1
+            assert labels.read_bytes() == data
+            assert states(out) == ["done", "changed", "done"]
+        assert [one.is_old for one in run_all(segmenter, cases, out, overwrite=True)] == [False] * 3
+        assert labels.read_bytes() != data
+        assert states(out) == ["done"] * 3
+        labels.write_bytes(b"")  # holds nothing that could be lost
+        assert [one.case.source.name for one in run_all(segmenter, cases, out) if not one.is_old] == [
+            "ct1.nii.gz"
+        ]
+
+
+def test_what_is_left_of_other_options_goes_with_its_labels(cts, model, out):
+    with (
+        trtseg.Segmenter(model) as segmenter,
+        trtseg.Segmenter(model, postprocess=PostProcess(min_tumour_ml=1)) as other,
+    ):
+        run_all(segmenter, planned(cts[:1], out, report=True), out)
+        (out / "ct0_seg.png").write_text("not of trtseg")
+        run_all(segmenter, planned(cts[:1], out, html=True), out)
+        assert {"ct0_seg.json", "ct0_seg.html"} <= set(os.listdir(out)), "of the very same labels"
+        run_all(other, planned(cts[:1], out), out)
+    assert set(os.listdir(out)) == {"ct0_seg.nii.gz", "ct0_seg.png", "cohort.csv", "cohort.jsonl"}
+
+
+def test_labels_that_others_wrote_are_not_replaced_without_being_named(cts, model, out):
+    out.mkdir()
+    mine = out / "ct0_seg.nii.gz"
+    shutil.copy(cts[0], mine)  # a file that trtseg did not write
+    data = mine.read_bytes()
+    with trtseg.Segmenter(model) as segmenter:
+        with pytest.raises(
+            ArgumentError, match=r"ct0_seg\.nii\.gz is there, and trtseg did not write it; .*over"
+        ):
+            list(cohort.run(planned(cts, out), segmenter, folder=out))
+        with (
+            pytest.raises(ArgumentError, match="name the file with output, or choose"),
+            cohort.plan(cts[:1], out),
+        ):
+            pass
+        assert mine.read_bytes() == data
+        assert os.listdir(out) == [mine.name]
+        run_all(segmenter, planned(cts, out), out, overwrite=True)
+        assert mine.read_bytes() != data
+    with cohort.plan(cts[:1], out) as (case,):  # labels of trtseg
+        assert case.labels == mine
+    with cohort.plan(cts[:1], cts[0].parent / "truth.nii.gz"):  # which is named
+        pass
+
+
+@pytest.mark.parametrize("line", ["5", "[]", '{"case": "ct0_seg.nii.gz"}', '{"case": "a", "state": "done"}'])
+def test_a_line_that_is_none_of_the_manifest_is_passed_over(cts, model, out, line):
+    with trtseg.Segmenter(model) as segmenter:
+        run_all(segmenter, planned(cts[:1], out), out)
+        with (out / "cohort.jsonl").open("a") as file:
+            file.write(f"{line}\n")
+        assert [one.is_old for one in run_all(segmenter, planned(cts[:1], out), out)] == [True]
+
+
 def test_slices_that_arrive_later_are_noticed(model, out):
     ct = abdomen((12, 64, 64), (20.0, 6.0, 6.0)).ct
     early, all_of_it = (

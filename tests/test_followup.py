@@ -106,6 +106,7 @@ def test_a_liver_in_the_first_slice_row_and_column_lies_on_itself(tmp_path):
 def test_a_liver_in_the_first_or_the_last_slice_may_go_on(tmp_path, first, last, reaches):
     labels = np.zeros((20, 20, 20), np.uint8)
     labels[5:15, 5:15, first : last + 1] = 1
+    labels[10, 10, 10] = 2
     nib.save(nib.Nifti1Image(labels, np.diag([-2.0, -2, 2, 1])), tmp_path / "a.nii.gz")
     _, *warnings = compare(tmp_path / "a.nii.gz", tmp_path / "a.nii.gz").warnings
     assert [w.split(", so")[0] for w in warnings] == [
@@ -205,6 +206,25 @@ def test_parts_of_a_lesion_count_each_in_the_sum_of_diameters(tmp_path):
         sums = {"one": whole, "two": left + right}
         assert made.diameters() == pytest.approx((sums[first], sums[second]))
         assert made.response() == "stable"
+        assert made.warnings == ()
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_lesion_that_misses_one_slice_is_no_progression_without_a_word(tmp_path, turned):
+    labels = np.zeros((40, 60, 70), np.uint8)
+    labels[5:35, 5:55, 5:65] = 1
+    labels[10:25, 20:40, 20:40] = 2
+    affine = np.diag([-2.0, -2, 2.5, 1])
+    nib.save(nib.Nifti1Image(labels.transpose(2, 1, 0), affine), tmp_path / "a.nii.gz")
+    labels[17, 20:40, 20:40] = 1
+    nib.save(nib.Nifti1Image(labels.transpose(2, 1, 0), affine), tmp_path / "b.nii.gz")
+    names = ("b", "a") if turned else ("a", "b")
+    made = compare(*(tmp_path / f"{name}.nii.gz" for name in names))
+    assert [f.status for f in made.findings] == ["unchanged"]
+    word = "partial" if turned else "progression"
+    assert made.response() == word
+    (warning,) = made.warnings
+    assert warning.startswith(f"the word {word!r} rests on a lesion that fell apart or grew together")
 
 
 def test_a_speck_that_a_lesion_took_in_is_none_of_the_two_largest(tmp_path):
@@ -321,8 +341,8 @@ def test_all_gone_is_complete(tmp_path, lesions):
 
 
 def test_what_makes_a_comparison_doubtful_is_said(tmp_path):
-    whole = scan(tmp_path / "a.nii.gz", [])
-    cut = scan(tmp_path / "b.nii.gz", [], moved=(60, 0, 0))
+    whole = scan(tmp_path / "a.nii.gz", [((0, 0, 0), 8)])
+    cut = scan(tmp_path / "b.nii.gz", [((0, 0, 0), 8)], moved=(60, 0, 0))
     (cut_warning, poor) = compare(whole, cut).warnings
     assert "after: the liver reaches the end" in cut_warning
     assert "agree poorly" in poor
@@ -418,6 +438,11 @@ def test_labels_for_tumours_that_a_scan_has_not_are_said(tmp_path):
         "before and after are one file, so nothing can have changed",
     )
     assert compare(organs, healthy, meaning={6: 1}).warnings == ()  # tumours are not asked for
+    own, none = tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"
+    assert compare(own, none).warnings == (f"after has no label that is tumour (2); {rest}",)
+    labels, geometry = read_labels(none)
+    save(none, labels, geometry)  # by trtseg, which looks for tumours
+    assert compare(own, none).warnings == ()
 
 
 def test_tumours_without_a_liver_are_doubted(tmp_path):

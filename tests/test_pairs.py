@@ -1,6 +1,5 @@
 """Which prediction belongs to which truth by file names, and how their grids are measured."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -209,14 +208,29 @@ def test_a_prediction_of_tumours_without_a_liver_is_doubted(tmp_path, prediction
     assert warning.startswith(f"{tmp_path / prediction}: Nothing is liver but the tumours")
 
 
+def test_links_to_folders_are_followed_but_not_in_a_circle(files):
+    files("p/a.nii", "t/a.nii", "more/b.nii", "true/b.nii")
+    for name, target in (
+        ("p/other", "../more"),
+        ("t/other", "../true"),
+        ("p/back", "."),
+        ("true/up", "../t"),
+    ):
+        Path(name).symlink_to(target)
+    found = match(Path("p"), Path("t"))
+    assert [pair.name for pair in found.pairs] == ["a", "other/b"]
+    assert not found.predictions
+    assert not found.truths
+
+
 def test_a_folder_that_cannot_be_listed_is_named(files, monkeypatch):
     files("p/a.nii", "t/a.nii")
 
     def refuse(path):
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(InputError, match=r"^p: cannot be read \(Permission denied\); check its mode"):
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(InputError, match=r"^p: cannot be listed \(Permission denied\); check the path"):
         match(Path("p"), Path("t"))
 
 

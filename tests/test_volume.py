@@ -205,6 +205,15 @@ def test_volume_refuses_other_arrays():
             Volume(array, affine, geometry)
 
 
+def test_a_volume_has_the_affine_of_its_geometry():
+    geometry = Geometry.from_affine(SHAPE, np.diag([-1, -1, 1, 1]))
+    array = np.zeros(geometry.canonical_shape, np.int16)
+    with pytest.raises(
+        ArgumentError, match=r"^affine: got .*; expected that of the geometry, .*trtseg.load makes"
+    ):
+        Volume(array, np.diag([-1, -1, 10, 1]), geometry)
+
+
 def test_grids_are_compared_by_where_their_voxels_lie():
     def geometry(shape=(16, 17, 4), shift=0.0, scale=1.0, high=1.0):
         affine = np.diag([-0.8, -0.9, 5.0, 1.0]) * [scale, 1, high, 1]

@@ -29,13 +29,11 @@ from trtseg.fit import AIR_HU, Fit
 from trtseg.io import load
 from trtseg.io.slices import checked_shape
 from trtseg.labels.postprocess import PostProcess
-from trtseg.resources import available_cpus, begin_products, memory_for
+from trtseg.resources import available_cpus, begin_products, check_threads, memory_for
 from trtseg.result import Segmentation, conclude
 from trtseg.spec import CascadeSpec
 from trtseg.stream import BYTES_A_VOXEL, Nets, OnLabels, Stream
 from trtseg.threads import Ahead, Turns
-
-_MOST_THREADS = 1024
 
 T = TypeVar("T")
 
@@ -100,10 +98,7 @@ class Segmenter:
     ) -> None:
         self.device = resolve_device(device)
         check_batch(batch)
-        if threads is not None and (type(threads) is not int or not 1 <= threads <= _MOST_THREADS):
-            raise ArgumentError(
-                f"threads: got {threads!r}; expected a whole number from 1 to {_MOST_THREADS}"
-            )
+        check_threads(threads)
         if runtime != "auto":
             check_name(runtime, self.device)
         self.search_mm = check_search(search_mm)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,15 +117,11 @@ class Comparison:
 
         Parts of a lesion that fell apart count each, as in RECIST 1.1, and so do lesions of 10 mm that grew together.
         """
-        pairs = [(f.before, f.after) for f in self.findings if f.before is not None]
-        targets: list[float] = []
-        sum_after = 0.0
-        for before, after in sorted(pairs, key=lambda sides: -sides[0].long_mm):
-            if before.long_mm < MEASURABLE_MM or len(targets) >= TARGETS:
-                break
-            targets += [mm for mm in before.parts_mm if mm >= MEASURABLE_MM]
-            sum_after += 0.0 if after is None else after.sum_mm
-        return (sum(targets), sum_after) if targets else None
+        targets = self._targets()
+        sum_before = sum(mm for before, _ in targets for mm in _measurable(before))
+        return (
+            (sum_before, sum(after.sum_mm for _, after in targets if after is not None)) if targets else None
+        )
 
     def response(self) -> str | None:
         """Judge like RECIST 1.1 by `diameters`, from two scans only and by a machine; None without such lesions.
@@ -134,8 +130,25 @@ class Comparison:
         there. ``partial``: it fell by 30 %. ``stable``: the rest.
         """
         sums = self.diameters()
-        if sums is None:
-            return None
+        return None if sums is None else self._judged(sums)
+
+    def rests_on_parts(self) -> bool:
+        """Tell whether `response` is a change that goes if the largest part alone stands for a lesion of several."""
+        targets = self._targets()
+        sums = sum(b.long_mm for b, _ in targets), sum(a.long_mm for _, a in targets if a is not None)
+        return bool(targets) and self._judged(sums) != self.response() in ("progression", "partial")
+
+    def _targets(self) -> list[tuple[Side, Side | None]]:
+        """The lesions whose diameters are summed, before and after."""
+        pairs = [(f.before, f.after) for f in self.findings if f.before is not None]
+        targets: list[tuple[Side, Side | None]] = []
+        for before, after in sorted(pairs, key=lambda sides: -sides[0].long_mm):
+            if before.long_mm < MEASURABLE_MM or sum(len(_measurable(b)) for b, _ in targets) >= TARGETS:
+                break
+            targets.append((before, after))
+        return targets
+
+    def _judged(self, sums: tuple[float, float]) -> str:
         # In hundredths, as the report shows them: a fall from 45 to 31.5 is one of 30 %, in binary fractions it is not.
         before, after = (round(100 * mm) for mm in sums)
         is_new = any(
@@ -197,9 +210,13 @@ def compare(
         for when, scan in zip(("before", "after"), scans, strict=True)
         for text in _warnings(scan)
     ]
-    without = [when for when, scan in zip(("before", "after"), scans, strict=True) if not scan.lesions]
-    if meaning is not None and knows_tumours and without:
-        named = ", ".join(str(value) for value, label in meaning.items() if label == 2)
+    without = [
+        when
+        for when, scan, path in zip(("before", "after"), scans, paths, strict=True)
+        if not scan.lesions and (meaning is not None or (made_by(path) is None and not scan.is_seg))
+    ]  # trtseg looks for tumours, and of the Segmentations of others a warning tells
+    if knows_tumours and without:
+        named = ", ".join(str(value) for value, label in (meaning or {2: 2}).items() if label == 2)
         which = "neither scan has a" if len(without) == 2 else f"{without[0]} has no"
         warnings.append(
             f"{which} label that is tumour ({named}); if others are tumour, or nobody looked for tumours there, "
@@ -219,7 +236,7 @@ def compare(
     findings.sort(
         key=lambda f: (order.get(f.status, 0), *(-side.volume_ml for side in (f.before, f.after) if side))
     )
-    return Comparison(
+    result = Comparison(
         (paths[0].name, paths[1].name),
         (scans[0].ml(0), scans[1].ml(0)),
         (scans[0].ml(1), scans[1].ml(1)) if knows_tumours else None,
@@ -228,6 +245,17 @@ def compare(
         tuple(findings),
         tuple(warnings),
     )
+    if not result.rests_on_parts():
+        return result
+    text = (
+        f"the word {result.response()!r} rests on a lesion that fell apart or grew together, whose parts count each; "
+        "a slice that one of the label maps misses is enough for that, look at both"
+    )
+    return replace(result, warnings=(*warnings, text))
+
+
+def _measurable(side: Side) -> list[float]:
+    return [mm for mm in side.parts_mm if mm >= MEASURABLE_MM]
 
 
 def _warnings(scan: _Scan) -> Iterator[str]:

@@ -12,6 +12,7 @@ import numpy as np
 from trtseg.errors import ArgumentError, InputError
 from trtseg.io import atomic, load, read_labels
 from trtseg.io.dicom import is_dicom
+from trtseg.io.dicom.find import files_below
 from trtseg.io.dicom.seg import may_be_seg
 from trtseg.io.names import IMAGES, LABEL_ENDS, LABEL_START, SEG, case_name, is_folder, says_labels, stem
 from trtseg.labels.components import Array
@@ -249,10 +250,7 @@ def _files(folder: Path, *, labels: bool) -> dict[str, Path]:
 
     With the label maps come DICOM files; which of them are Segmentations only their content tells.
     """
-    try:
-        paths = sorted(_images(folder, (*IMAGES, SEG) if labels else IMAGES))
-    except OSError as error:
-        raise InputError(f"{error.filename}: cannot be read ({error.strerror}); check its mode") from error
+    paths = sorted(_images(folder, (*IMAGES, SEG) if labels else IMAGES))
     groups: dict[str, list[Path]] = {}
     for path in paths:
         own = _own(path, folder)
@@ -328,13 +326,7 @@ def _own(path: Path, folder: Path) -> Path:
 
 def _images(folder: Path, endings: tuple[str, ...]) -> Iterator[Path]:
     """Image files of a folder and below it. Hidden ones are not for users, and some (._name) only look like images."""
-
-    def give_up(error: OSError) -> None:
-        raise error
-
-    for top, folders, files in os.walk(folder, onerror=give_up):
-        folders[:] = [name for name in folders if name[0] != "."]
-        yield from (Path(top, name) for name in files if name[0] != "." and name.lower().endswith(endings))
+    yield from (path for path in files_below(folder) if path.name.lower().endswith(endings))
 
 
 def _name(path: Path, folder: Path) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trtseg.errors import OutOfMemoryError
+from trtseg.errors import ArgumentError, OutOfMemoryError
 
 _ROOT = Path("/")
 # Words of runtimes, of the loader and of Python itself that could get no memory, or start no thread: for want of memory
@@ -26,6 +26,7 @@ _NO_THREAD = ("resource temporarily unavailable", "can't start new thread")
 _KINDS = (RuntimeError, ImportError, OSError, SystemError)
 _PRODUCTS = 48 << 20  # bytes that OpenBLAS takes on one thread, and a little more
 _STACKS = 64 << 20  # bytes; with more of them free, it is not memory that a thread lacks
+_MOST_THREADS = 1024
 
 
 def available_cpus(root: Path = _ROOT) -> int:
@@ -45,6 +46,13 @@ def available_cpus(root: Path = _ROOT) -> int:
             if share > 0:
                 cpus = min(cpus, math.ceil(share / period))
     return max(1, cpus)
+
+
+def check_threads(threads: int | None) -> int | None:
+    """Return a number of threads, None for as many as there are processors; an ArgumentError if it is none."""
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= _MOST_THREADS):
+        raise ArgumentError(f"threads: got {threads!r}; expected a whole number from 1 to {_MOST_THREADS}")
+    return threads
 
 
 def free_memory(root: Path = _ROOT) -> int | None:

@@ -218,6 +218,12 @@ class Volume:
         # nibabel's "<i2" is int16 too, but the extension takes its explicit byte order for another type.
         object.__setattr__(self, "array", a.view(np.int16))
         object.__setattr__(self, "affine", _frozen_affine(self.affine))
+        expected = self.geometry.canonical_affine()
+        if not np.allclose(self.affine, expected, rtol=1e-6, atol=1e-6):
+            raise ArgumentError(
+                f"affine: got {self.affine.tolist()}; expected that of the geometry, {expected.tolist()}; trtseg.load "
+                "makes a Volume of an array with another affine or spacing"
+            )
 
     @property
     def spacing(self) -> tuple[float, float, float]:

@@ -288,6 +288,15 @@ def test_the_same_command_goes_on_after_an_interruption(here, model, phantom_ct)
     assert second > first
     assert run(*command, "--min-tumour-ml", "1", "--overwrite").exit_code == 0
     assert kept.stat().st_mtime_ns > second
+    kept.write_bytes(lost.read_bytes() + b"corrected by hand")
+    third = run(*command)
+    assert third.exit_code == 0
+    assert (
+        f"warning: 1 of 2 cases are left alone, for these files were changed after trtseg wrote them: {kept}; "
+        "--overwrite replaces them"
+    ) in third.stderr
+    assert kept.read_bytes().endswith(b"corrected by hand")
+    assert run(*command, "--overwrite").exit_code == 0
     assert run("evaluate", ".", ".", "-q").exit_code == 0
 
 

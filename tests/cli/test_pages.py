@@ -25,8 +25,15 @@ def test_one_case_has_a_page_beside_its_labels(here, model, phantom_ct):
     assert report["provenance"]["fingerprint"] in page
     assert "ct.nii.gz" not in page
     assert "jane.html" in done.stdout
-    run("segment", phantom_ct, "--model", model, "-o", "jane.nii.gz", "--html", "--keep-identity")
+    done = run("segment", phantom_ct, "--model", model, "-o", "jane.nii.gz", "--html", "--keep-identity")
     assert "<h1>ct.nii.gz</h1>" in Path("jane.html").read_text("utf-8")
+    assert "warning: jane.json: of earlier labels, not of these; write" in done.stderr
+    run("segment", phantom_ct, "--model", model, "-o", "jane.nii.gz", "--preview")
+    done = run("segment", phantom_ct, "--model", model, "-o", "jane.nii.gz")
+    assert "warning: jane.json, jane.png, jane.html: of earlier labels" in done.stderr
+    for name in ("jane.json", "jane.png", "jane.html"):
+        Path(name).write_text("of another program")
+    assert "of earlier labels" not in run("segment", phantom_ct, "--model", model, "-o", "jane.nii.gz").stderr
 
 
 def test_a_folder_has_an_index_that_knows_what_was_done_before(here, model, phantom_ct):

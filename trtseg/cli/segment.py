@@ -16,7 +16,7 @@ from trtseg.terminal import visible
 
 if TYPE_CHECKING:
     from trtseg.api import Segmenter
-    from trtseg.cohort import Outcome, Workers
+    from trtseg.cohort import Case, Outcome, Workers
     from trtseg.result import Segmentation
 
 _LISTED = 10  # lesions printed one by one; the report has all. Failures that leave the table on the screen
@@ -121,7 +121,8 @@ def segment(
         bool,
         typer.Option(
             "--overwrite",
-            help="Of several cases, do those again that are complete, by this model and options.",
+            help="Of several cases, do those again that are complete, by this model and options, and replace labels "
+            "that others wrote or changed.",
         ),
     ] = False,
     median_mm: Annotated[
@@ -272,14 +273,18 @@ def _show(outcomes: Iterable[Outcome], count: int, quiet: bool) -> tuple[Failure
     failures = Failures()
     failed: dict[Path, str] = {}
     rows: list[tuple[str, ...]] = []  # what the table shows of each case
+    changed: list[Path] = []
     done = old = 0
     try:
         for outcome in outcomes:
+            if outcome.changed is not None:
+                changed.append(outcome.changed)
+                continue
             if outcome.is_old:
                 old += 1
                 continue
             if not done and not failures.count:
-                _say_old(old, count, quiet)
+                _say_old(old, changed, count, quiet)
             if outcome.error is not None:
                 case = outcome.case
                 reason = failures.add(outcome.error, case.input, alone=count == 1)
@@ -291,10 +296,11 @@ def _show(outcomes: Iterable[Outcome], count: int, quiet: bool) -> tuple[Failure
                 text.warn(f"{outcome.case.input}: {warning.text} [{warning.code}]")
             if outcome.result is not None and count == 1:
                 rows += _details(outcome, outcome.result)
+                _warn_of_earlier(outcome.case)
             elif outcome.row is not None and len(rows) < _MOST_ROWS:
                 rows.append(_row(outcome, outcome.row))
         if not done and not failures.count:
-            _say_old(old, count, quiet)
+            _say_old(old, changed, count, quiet)
     finally:
         if rows and not quiet and count == 1:
             text.show_results(text.listing(rows, caption=text.NOT_CLINICAL, indent=True))
@@ -304,15 +310,35 @@ def _show(outcomes: Iterable[Outcome], count: int, quiet: bool) -> tuple[Failure
             text.show_results(table)
     if done > len(rows) == _MOST_ROWS and not quiet:
         text.note(f"{done - len(rows)} more cases are in the table of the folder, {TABLE}")
-    return failures, done + old, failed
+    return failures, done + old + len(changed), failed
 
 
-def _say_old(old: int, count: int, quiet: bool) -> None:
-    """Say how many cases were complete before, on stderr."""
+def _say_old(old: int, changed: Sequence[Path], count: int, quiet: bool) -> None:
+    """Say how many cases were complete before, on stderr; and always, which of them are as others have left them."""
+    if changed:
+        shown = ", ".join(map(str, changed[:_LISTED])) + ", ..." * (len(changed) > _LISTED)
+        text.warn(
+            f"{len(changed)} of {count} cases are left alone, for these files were changed after trtseg wrote them: "
+            f"{shown}; --overwrite replaces them"
+        )
     if old and not quiet:
         text.note(
             f"{old} of {count} cases are complete, made by this model and these options; "
             "--overwrite does them again"
+        )
+
+
+def _warn_of_earlier(case: Case) -> None:
+    """Say that report, preview or page of labels that were replaced are still there."""
+    from trtseg.io.names import stem
+    from trtseg.notice import bears_notice
+
+    beside = (case.labels.with_name(f"{stem(case.labels)}{end}") for end in (".json", ".png", ".html"))
+    left = [path for path in beside if path not in case.outputs and path.is_file() and bears_notice(path)]
+    if left:
+        names = ", ".join(map(str, left))
+        text.warn(
+            f"{names}: of earlier labels, not of these; write them anew (--report, --preview, --html) or remove them"
         )
 
 

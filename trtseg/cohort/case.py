@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trtseg.errors import ArgumentError
 from trtseg.io.dicom_out import file_names
+from trtseg.io.find import made_by
 from trtseg.warnings import ResultWarning
 
 if TYPE_CHECKING:
@@ -50,6 +52,15 @@ class Case:
         more = {name: getattr(self, name) for name in ("labels", "report", "preview", "html")}
         return replace(self, **{name: folder / path.name for name, path in more.items() if path is not None})
 
+    def check_own(self, what_to_do: str) -> None:
+        """Raise an ArgumentError if labels lie where those of the case go, and trtseg did not write them."""
+        is_there = os.path.exists(self.labels)  # noqa: PTH110 - Path.exists raises where it may not look
+        if is_there and not self.dicom and made_by(self.labels) is None:
+            raise ArgumentError(
+                f"inputs: {self.labels} is there, and trtseg did not write it; the labels of {self.input} would "
+                f"replace it, {what_to_do}"
+            )
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -72,6 +83,8 @@ class Outcome:
         What the volumes may be wrong by.
     is_old : bool
         The files were complete before, and stay.
+    changed : Path or None
+        A file of an old case that somebody changed after trtseg had written it. Files and row stay as they are.
     """
 
     case: Case
@@ -81,3 +94,4 @@ class Outcome:
     row: Mapping[str, Any] | None = None
     warnings: tuple[ResultWarning, ...] = ()
     is_old: bool = False
+    changed: Path | None = None

@@ -129,9 +129,10 @@ def _listed(name: str) -> list[tuple[str, str | None, str | None]]:
 
 def _rows(name: str, table: csv.DictReader[str]) -> list[tuple[str, str | None, str | None]]:
     columns = list(table.fieldnames or ())
-    if "input" not in columns or set(columns) - set(_COLUMNS):
+    if "input" not in columns or set(columns) - set(_COLUMNS) or len(set(columns)) < len(columns):
         raise InputError(
-            f"{name}: got the columns {columns}; expected input and, if wanted, output and series, with commas between"
+            f"{name}: got the columns {columns}; expected input and, if wanted, output and series, each once, with "
+            "commas between"
         )
     start = Path() if is_url(name) else Path(name).parent
     listed = []
@@ -151,6 +152,11 @@ def _rows(name: str, table: csv.DictReader[str]) -> list[tuple[str, str | None, 
         if PurePosixPath(place).is_absolute() or ".." in PurePosixPath(place).parts:
             raise InputError(
                 f"{name}: line {table.line_num} has the output {place}; expected a path in the folder of the results"
+            )
+        if place and (place.endswith("/") or PurePosixPath(place).name[:1] in ("", ".")):
+            raise InputError(
+                f"{name}: line {table.line_num} has the output {place}; expected the name of a file that is not "
+                "hidden, in folders or not"
             )
         listed.append((given if is_url(given) else os.fspath(start / given), place or None, series or None))
     return listed

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -37,6 +38,9 @@ from trtseg.io.names import case_name
 MANIFEST = "cohort.jsonl"
 _UNFINISHED = ".cohort-unfinished"
 _HEAD = {"trtseg cohort": 1}
+# What a line says at least; lines of earlier versions have no "written".
+_FAILED = {"case", "state", "input"}
+_DONE = _FAILED | {"seen", "made_by", "files", "staged", "row"}
 
 
 class Manifest:
@@ -60,10 +64,10 @@ class Manifest:
         self.folder = folder
         self._path = folder / MANIFEST
         self._records: dict[str, dict[str, Any]] = {}
-        self._made_of: dict[str, str] = {}  # the CT of the labels there, though a later run failed
+        self._done: dict[str, dict[str, Any]] = {}  # of the files there, though a later run failed
         self._waiting: list[dict[str, Any]] = []  # failures, until something is done
         self._file = -1
-        self._has_changed = False
+        self._table_is_old = False
 
     def __enter__(self) -> Manifest:
         self._lock = _locked(self.folder)
@@ -79,7 +83,7 @@ class Manifest:
         try:
             with contextlib.suppress(OutputError):  # the next start tries again
                 self._tidy()
-            if self._has_changed or (self._path.exists() and not (self.folder / TABLE).exists()):
+            if self._table_is_old or (self._path.exists() and not (self.folder / TABLE).exists()):
                 write_table(self.folder / TABLE, (self._row(key) for key in sorted(self._records)))
         finally:
             if self._file >= 0:
@@ -99,13 +103,25 @@ class Manifest:
             return False
         return bool(sizes == record["files"] and record["seen"] and record["seen"] == look(case))
 
+    def changed(self, case: Case) -> Path | None:
+        """Find a file of the case that somebody changed after it was put there; None if there is none."""
+        record = self._done.get(self.key(case))
+        path = None if record is None else _changed(record, case.labels.parent)
+        self._table_is_old = self._table_is_old or path is not None
+        return path
+
     def check_inputs(self, cases: Sequence[Case]) -> None:
-        """Raise an ArgumentError where a case would replace what was made of another CT that is still there."""
+        """Raise an ArgumentError where a case would replace what is not its own.
+
+        That is what was made of another CT that is still there, and labels that trtseg did not write.
+        """
         for case in cases:
-            made_of = self._made_of.get(self.key(case))
-            if made_of is not None and case.labels.exists() and _is_another(made_of, case):
+            record = self._done.get(self.key(case))
+            if record is None:
+                case.check_own("choose another folder, or overwrite")
+            elif case.labels.exists() and _is_another(record["input"], case):
                 raise ArgumentError(
-                    f"inputs: {case.labels} holds the labels of {made_of}, and those of {case.input} would "
+                    f"inputs: {case.labels} holds the labels of {record['input']}, and those of {case.input} would "
                     "replace them; choose another folder, or overwrite"
                 )
 
@@ -138,16 +154,26 @@ class Manifest:
         row : mapping
             The measurements, see `trtseg.cohort.table.row_of`.
         """
-        record = {
-            "case": self.key(case),
+        paths = sorted(staged.iterdir())
+        key = self.key(case)
+        record: dict[str, Any] = {
+            "case": key,
             "state": "done",
             "input": _input(case),
             "seen": seen,
             "made_by": made_by,
-            "files": {path.name: path.stat().st_size for path in sorted(staged.iterdir())},
+            "files": {path.name: path.stat().st_size for path in paths},
             "staged": staged.name,
             "row": dict(row),
         }
+        written = {path.name: _content(path) for path in paths}
+        old = self._done.get(key, {})
+        others = {name: content for name, content in old.get("written", {}).items() if name not in written}
+        if (old.get("seen"), old.get("made_by")) == (seen, made_by):
+            written |= others  # of the same labels
+        else:
+            record["outdated"] = sorted(others)
+        record["written"] = written
         for early in (*self._waiting, record):
             self._append(early)
         self._waiting.clear()
@@ -174,8 +200,11 @@ class Manifest:
 
     def _row(self, key: str) -> dict[str, Any]:
         record = self._records[key]
-        names = {"case": case_name(Path(key)), "labels": key if record["state"] == "done" else ""}
+        is_done = record["state"] == "done"
+        names = {"case": case_name(Path(key)), "labels": key if is_done else ""}
         facts = {name: record.get(name, "") for name in ("state", "input", "error")}
+        if is_done and _changed(record, (self.folder / key).parent) is not None:
+            facts["state"] = "changed"
         return {**names, **facts, **record.get("row", {})}
 
     def _append(self, record: dict[str, Any]) -> None:
@@ -195,8 +224,14 @@ class Manifest:
                 raise
         except OSError as error:
             raise OutputError(explain(error, os.fspath(self._path))) from error
+        self._take(record)
+        self._table_is_old = True
+
+    def _take(self, record: dict[str, Any]) -> None:
+        """Let a line stand for its case."""
         self._records[record["case"]] = record
-        self._has_changed = True
+        if record["state"] == "done":
+            self._done[record["case"]] = record
 
     def _read(self) -> None:
         """Read the last line of each case; cut off a line without an end."""
@@ -211,11 +246,13 @@ class Manifest:
         lines = []
         for line in data[:end].splitlines():
             with contextlib.suppress(ValueError):  # a power cut may leave zeros
-                lines.append(json.loads(line))
+                if isinstance(one := json.loads(line), dict):
+                    lines.append(one)
         if lines and "case" not in lines[0] and lines[0] != _HEAD:
             raise OutputError(f"{self._path}: is of another version of trtseg; choose another folder")
-        self._records = {line["case"]: line for line in lines if "case" in line}
-        self._made_of = {line["case"]: line["input"] for line in lines if line.get("state") == "done"}
+        for record in lines:
+            if record.keys() >= (_DONE if record.get("state") == "done" else _FAILED):
+                self._take(record)
 
     def _tidy(self) -> None:
         """Rename what was left complete, and remove what was left unfinished."""
@@ -241,6 +278,8 @@ class Manifest:
             staged.rmdir()
             for path in left_over(place, record["files"]):
                 path.unlink()
+            for name in record.get("outdated", ()):
+                (place / name).unlink(missing_ok=True)
         except OSError as error:
             raise OutputError(explain(error, os.fspath(place))) from error
 
@@ -261,6 +300,29 @@ def _locked(folder: Path) -> int:
     except OSError:
         pass  # a file system without locks
     return handle
+
+
+def _changed(record: Mapping[str, Any], place: Path) -> Path | None:
+    """A file of a case that is no longer as its line says; one that is gone or empty holds nothing to be kept."""
+    for name, content in record.get("written", {}).items():
+        path: Path = place / name
+        try:
+            found = path.stat()
+            is_same = [found.st_size, found.st_mtime_ns] == content[:2]
+            if found.st_size and not is_same and _content(path)[2] != content[2]:  # a copy has another time
+                return path
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return path
+    return None
+
+
+def _content(path: Path) -> list[Any]:
+    """Size, time of change and hash of a file."""
+    with path.open("rb") as file:
+        found = os.fstat(file.fileno())
+        return [found.st_size, found.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest()]
 
 
 def _input(case: Case) -> str:

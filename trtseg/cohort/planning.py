@@ -124,6 +124,8 @@ def plan(
         _check_targets(cases, folder / INDEX if several else None, name)
         for path in folders:
             check_writable(path, name)
+        if not several and not is_file:  # of several, the manifest tells
+            cases[0].check_own(f"name the file with {name}, or choose another folder")
         yield cases
 
 

@@ -22,10 +22,17 @@ from trtseg.cohort.tasks import Bench, Failed, Lost, Reply, Setup, Task, portabl
 from trtseg.terminal import make_log_visible
 
 # The worker finds trtseg where this process found it.
-_START = (
-    "import sys; from multiprocessing.connection import Connection; pipe = Connection(int(sys.argv[1])); "
-    "sys.path[:] = pipe.recv(); from trtseg.cohort.processes import work; work(pipe)"
-)
+_START = """
+import sys
+from multiprocessing.connection import Connection
+pipe = Connection(int(sys.argv[1]))
+try:
+    sys.path[:] = pipe.recv()
+except (EOFError, OSError):
+    sys.exit(1)
+from trtseg.cohort.processes import work
+work(pipe)
+"""
 _FIRST_TO_GO = "500"  # where memory runs out, the kernel ends a worker rather than who gives it work
 
 
@@ -110,7 +117,10 @@ def work(pipe: Connection) -> None:
     make_log_visible()
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
         file.write(_FIRST_TO_GO)
-    setup: Setup = pipe.recv()
+    try:
+        setup: Setup = pipe.recv()
+    except (EOFError, OSError):
+        return  # the command has ended
     tasks = queue.SimpleQueue[Task]()
 
     def receive() -> None:

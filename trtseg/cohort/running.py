@@ -22,7 +22,7 @@ from trtseg.cohort.table import row_of
 from trtseg.cohort.tasks import Done, Failed, Setup, Task
 from trtseg.errors import ArgumentError
 from trtseg.io.atomic import atomic
-from trtseg.resources import available_cpus
+from trtseg.resources import available_cpus, check_threads
 
 if TYPE_CHECKING:
     from trtseg.api import Segmenter
@@ -59,7 +59,7 @@ class Workers:
         """Make the crew; nobody is hired yet."""
         if self.jobs is not None and (not isinstance(self.jobs, int) or self.jobs < 1):
             raise ArgumentError(f"jobs: got {self.jobs!r}; expected a whole number of at least 1")
-        threads: int | None = self.options.get("threads")
+        threads = check_threads(self.options.get("threads"))
         if self.ray is not None:
             from trtseg.cohort.ray_crew import RayCrew
 
@@ -101,7 +101,7 @@ def run(
         measurements (``cohort.csv``), see `trtseg.cohort.manifest`. `Workers` need it.
     overwrite : bool
         Do cases again that the manifest says are complete, of the same CT, model and options, and replace what was made
-        of another CT.
+        of another CT, what was changed after trtseg had written it, and labels that trtseg did not write.
     orientation : str, optional
         How all cases lie, see `trtseg.load`.
     keep_identity : bool
@@ -119,7 +119,7 @@ def run(
     Raises
     ------
     ArgumentError
-        Workers without a folder, or results of another CT would be replaced.
+        Workers without a folder, or results of another CT or labels of others would be replaced.
     OutputError
         The manifest cannot be written, or another process writes there.
     TrtsegError
@@ -151,9 +151,11 @@ def run(
             segmented = partial(_Staged.here, segmenter=segmenter, orientation=orientation)
         todo = []
         for case in cases:
-            if not overwrite and manifest.is_done(case, _made_by(fingerprint, case, keep_identity)):
+            changed = None if overwrite else manifest.changed(case)
+            is_done = not overwrite and manifest.is_done(case, _made_by(fingerprint, case, keep_identity))
+            if is_done or changed is not None:
                 row = manifest.row(case)
-                yield Outcome(case, None, None, row.get("seconds", 0.0), row, is_old=True)
+                yield Outcome(case, None, None, row.get("seconds", 0.0), row, is_old=True, changed=changed)
             else:
                 todo.append(case)
         staged = _Staged(manifest, fingerprint, keep_identity, Pace(len(todo), progress))

@@ -13,7 +13,7 @@ from trtseg.result import Segmentation
 #: Name of the table in the folder of the results.
 TABLE = "cohort.csv"
 #: Its columns. ``largest_mm`` is the largest diameter of a lesion, ``highest_probability`` that of
-#: the lesion with the highest; ``state`` is ``done`` or ``failed``.
+#: the lesion with the highest; ``state`` is ``done``, ``failed``, or ``changed`` where somebody changed the files.
 COLUMNS = (
     "case", "state", "liver_ml", "tumour_ml", "tumour_burden", "lesion_count", "largest_mm", "highest_probability",
     "warnings", "slices", "slice_mm", "model", "model_version", "device", "precision", "seconds", "labels",

@@ -13,7 +13,7 @@ import numpy as np
 
 from trtseg.body import find_body
 from trtseg.labels.components import Array, bounding_box
-from trtseg.notice import NOTICE
+from trtseg.notice import NOTICE, signature
 from trtseg.volume import Volume, check_on_grid
 
 if TYPE_CHECKING:
@@ -302,9 +302,18 @@ def _wrapped(text: str, width: float) -> list[str]:
     return lines
 
 
+def _signed() -> Any:
+    """The signature as a comment, before the pixels."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("Comment", signature())
+    return info
+
+
 def _png(page: Image.Image) -> bytes:
     file = io.BytesIO()
-    page.save(file, "PNG", compress_level=6)
+    page.save(file, "PNG", compress_level=6, pnginfo=_signed())
     return file.getvalue()
 
 

@@ -184,7 +184,8 @@ def _fit(
     if tilt > _TILT_DEGREES:
         text = (
             f"The gantry was tilted by {tilt:.1f} degrees: the grid is sheared. Volumes are right, but programs "
-            "that do not know sheared grids draw the result beside its place."
+            "that do not know sheared grids draw the result beside its place, and those made with ITK open it as "
+            ".nrrd or .mha, but not as NIfTI."
         )
         warnings.append(ResultWarning("geometry-tilt", text))
     affine = np.eye(4)
