@@ -366,6 +366,7 @@ def test_what_makes_no_ct_is_refused(segmenter, hu):
         with pytest.raises(InputError, match=r"position: got 0\.001 with two different slices"):
             stream.push(hu[1], 0.001)
         for bad, place, message in (
+            (np.ma.masked_less(hu[0], -900), 1.0, "hu: got a masked array, and pixels of it are masked"),
             (hu[0].astype(float), 1.0, r"hu: got float64 \(64, 80\); expected an int16 array \(64, 80\)"),
             (hu[0].T, 1.0, r"hu: got int16 \(80, 64\)"),
             ([0], 1.0, "hu: got list"),

@@ -19,6 +19,7 @@ from nodes import Archive, certificates, connect, ct_series, free_port, send, wa
 
 from trtseg.io.dicom.frames import CT_IMAGE as CT
 from trtseg.node import receive as receiving
+from trtseg.node.again import is_same_image
 from trtseg.node.config import Config
 from trtseg.node.ending import look
 from trtseg.node.forward import report_commitments
@@ -111,6 +112,43 @@ def test_the_same_instance_twice_is_stored_once_and_another_of_its_name_is_refus
     one.PixelData = bytes(len(one.PixelData))
     assert send(config.port, [one]) == [0xC100]
     assert len(stored(spool)) == len(list((config.store / "instances").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "status"),
+    [
+        ("ContentTime", "120000", 0),
+        ("RescaleSlope", "1.0", 0),
+        ("RescaleIntercept", "-1000", 0xC100),
+        ("ImagePositionPatient", [0, 0, 7.5], 0xC100),
+        ("SeriesInstanceUID", "1.2.3.4.5", 0xC100),
+        ("NumberOfFrames", "1", 0xC100),
+    ],
+)
+def test_the_same_image_in_other_bytes_is_not_missing(serve, tag, value, status):
+    config, spool = serve()
+    first, one = ct_series(2)
+    assert send(config.port, [first, one]) == [0, 0]
+    setattr(one, tag, value)
+    assert send(config.port, [one]) == [status]
+    assert len(stored(spool)) == 2
+    assert ended(spool) == ["released"] * 2
+    refused = spool.row("SELECT refused FROM association ORDER BY id DESC")["refused"]
+    assert refused == (status != 0)
+
+
+def test_an_image_in_another_transfer_syntax_is_the_same(tmp_path):
+    (one,) = ct_series(1)
+    one.add_new((0x0009, 0x0010), "LO", "A PROGRAM")
+    one.add_new((0x0009, 0x1001), "DS", "1.50")
+    pydicom.dcmwrite(tmp_path / "stored.dcm", one, enforce_file_format=True)
+    one.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+    sent = io.BytesIO()
+    pydicom.dcmwrite(sent, one, implicit_vr=True, little_endian=True, enforce_file_format=True)
+    assert is_same_image(tmp_path / "stored.dcm", sent.getvalue())
+    assert not is_same_image(tmp_path / "stored.dcm", sent.getvalue()[:-2])
+    assert not is_same_image(tmp_path / "stored.dcm", b"no DICOM")
+    assert not is_same_image(tmp_path / "lost.dcm", sent.getvalue())
 
 
 def test_what_is_no_ct_is_refused_with_a_status(serve):
@@ -305,12 +343,26 @@ def test_a_mark_that_a_full_disk_forbids_is_made_with_the_end_of_the_association
     assert tuple(spool.row("SELECT how, refused FROM association")) == ("released", 1)
 
 
-def test_too_many_associations_are_rejected(serve):
+def test_who_only_looks_whether_the_port_is_open_takes_no_association(serve):
+    """As load balancers and monitors do."""
     config, _ = serve(associations=2)
+    for data in (b"", b"GET / HTTP/1.0\r\n\r\n", b"\0" * 300):
+        for _ in range(4):
+            with socket.create_connection(("127.0.0.1", config.port)) as probe:
+                probe.sendall(data)
+    wait_for(lambda: connect(config.port).is_established, seconds=5)
+
+
+def test_too_many_associations_are_rejected(serve, caplog):
+    caplog.set_level(logging.WARNING, "trtseg.node")
+    config, spool = serve(associations=2)
     first, second, third = (connect(config.port) for _ in range(3))
     assert first.is_established
     assert second.is_established
     assert third.is_rejected
+    (facts,) = [record.facts for record in caplog.records if record.message == "association refused"]
+    assert facts["reason"] == "too many associations"
+    assert spool.row("SELECT value FROM counter WHERE name='associations_refused'")[0] == 1
     first.release()
     wait_for(lambda: connect(config.port).is_established)
 
@@ -353,7 +405,7 @@ def test_a_request_for_commitment_by_somebody_unknown_or_for_nothing(serve, capl
     assert facts["reason"].startswith(reason)
 
 
-@pytest.mark.parametrize(("count", "status"), [(2, 0x0000), (10_000, 0x0000), (10_001, 0x0115)])
+@pytest.mark.parametrize(("count", "status"), [(0, 0x0115), (2, 0x0000), (10_000, 0x0000), (10_001, 0x0115)])
 def test_commitment_of_what_is_stored_is_reported_to_who_asked_for_it(serve, count, status):
     with Archive() as archive:
         config, spool = serve(commit=(f"CT1@127.0.0.1:{archive.port}",))

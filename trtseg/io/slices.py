@@ -68,6 +68,11 @@ class SliceGrid:
     def plane(self, hu: Any) -> NDArray[np.int16]:
         """Copy a slice to canonical order, ``[Y, X]``; ArgumentError unless it is int16 and has the shape."""
         shape = self._grid.shape[1:]
+        if np.ma.is_masked(hu):
+            raise ArgumentError(
+                "hu: got a masked array, and pixels of it are masked; expected HU everywhere: hu.filled(-1000) makes "
+                "them air"
+            )
         if not isinstance(hu, np.ndarray) or hu.dtype != np.int16 or hu.shape != shape:
             got = f"{hu.dtype} {hu.shape}" if isinstance(hu, np.ndarray) else type(hu).__name__
             raise ArgumentError(

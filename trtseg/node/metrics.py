@@ -19,7 +19,7 @@ _COUNTERS = {
     "instances_stored": "Instances stored and acknowledged.",
     "bytes_stored": "Bytes of these instances.",
     "instances_refused": "Instances refused with a status.",
-    "associations_refused": "Associations of AE titles that are not allowed, or that call another one.",
+    "associations_refused": "Associations of AE titles that are not allowed or call another one, or that are too many.",
     "instances_unreadable": "Instances stored that could not be decoded.",
     "series_done": "Series segmented, revisions included.",
     "series_failed": "Series that gave no result, for a reason that the log has.",

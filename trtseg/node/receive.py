@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtseg.errors import ArgumentError
 from trtseg.io.dicom.frames import CT_CLASSES
+from trtseg.node.again import is_same_image
 from trtseg.node.config import Config
 from trtseg.node.log import say, where
 from trtseg.node.spool import Facts, Refused, Spool
@@ -38,6 +39,7 @@ CLASS_NOT_SUPPORTED = 0x0122  # an object that is no CT image
 OUT_OF_RESOURCES = 0xA700  # no space, or a limit is reached: may be sent again later
 NOT_OF_ITS_CLASS = 0xA900  # the data set is not what the request says that it is
 CANNOT_UNDERSTAND = 0xC000  # the data set cannot be read, or lacks a UID
+OTHER_CONTENTS = 0xC100  # another instance with the same UID is stored
 TOO_LARGE = 0xC101  # the image claims more rows, columns or frames than are taken
 
 VERIFICATION = "1.2.840.10008.1.1"
@@ -91,12 +93,30 @@ class Receiver:
             reason, diagnostic = "calls another AE title", 0x07  # called AE title not recognised
         else:
             return
+        self._say_refused(association, reason)
+        association.acse.send_reject(0x01, 0x01, diagnostic)  # permanent, by the user
+        association.kill()
+
+    def rejected(self, event: Any) -> None:
+        """Note that pynetdicom rejected a caller."""
+        self._say_refused(event.assoc, "too many associations")
+
+    def closed(self, event: Any) -> None:
+        """End an association whose peer has closed the connection without a request, to see whether the port is open.
+
+        pynetdicom would wait for the request, and count the association as one of those that it allows at a time.
+        """
+        if event.assoc.requestor.primitive is None:
+            event.assoc.dul.to_user_queue.put(None)
+
+    def _say_refused(self, association: Any, reason: str) -> None:
+        request = association.requestor.primitive
+        ae, called = request.calling_ae_title.strip(), request.called_ae_title.strip()
+        address = association.requestor.address_info.address
         facts = {"calling": ae, "called": called, "address": address, "reason": reason}
         say("association refused", level=logging.WARNING, **facts)
         with contextlib.suppress(Exception):
             self.spool.count("associations_refused")
-        association.acse.send_reject(0x01, 0x01, diagnostic)  # permanent, by the user
-        association.kill()
 
     def echo(self, event: Any) -> int:
         """Answer a C-ECHO."""
@@ -118,6 +138,8 @@ class Receiver:
                     facts, association, (head, view), (config.series_instances, config.open_series)
                 )
         except Refused as refusal:
+            if refusal.status == OTHER_CONTENTS and facts is not None and self._has_image(event, facts.sop):
+                return SUCCESS
             return self._refuse(refusal.status, str(refusal), association, facts)
         except Exception as error:  # no space, a full disk, a broken one
             return self._refuse(OUT_OF_RESOURCES, f"cannot be stored: {where(error)}", association, facts)
@@ -139,7 +161,7 @@ class Receiver:
                 for item in wanted.ReferencedSOPSequence[:_MOST_REFERENCES]
             ]
             request = json.dumps({"transaction": str(wanted.TransactionUID), "references": references})
-            if len(wanted.ReferencedSOPSequence) > _MOST_REFERENCES:
+            if not 1 <= len(wanted.ReferencedSOPSequence) <= _MOST_REFERENCES:
                 raise ValueError
         except Exception as error:
             reason = f"no request for 1 to {_MOST_REFERENCES} instances: {where(error)}"
@@ -181,6 +203,12 @@ class Receiver:
                 self._open[association] = row
                 say("association opened", association=row, calling=association.requestor.ae_title.strip())
             return self._open[association]
+
+    def _has_image(self, event: Any, sop: str) -> bool:
+        """Tell whether the instance that is stored under a UID is the one that was sent, but for how it is encoded."""
+        known = self.spool.row("SELECT file FROM instance WHERE sop=?", sop)
+        sent = _file_head(event) + event.request.DataSet.getvalue()
+        return known is not None and is_same_image(self.spool.path("instances", known["file"]), sent)
 
     def _check_space(self, size: int) -> None:
         disk = os.statvfs(self.config.store)
@@ -338,6 +366,8 @@ def start(config: Config, spool: Spool) -> tuple[Server, Receiver]:
     entity = make_entity(config)
     handlers: list[Any] = [
         (evt.EVT_REQUESTED, receiver.requested),
+        (evt.EVT_REJECTED, receiver.rejected),
+        (evt.EVT_CONN_CLOSE, receiver.closed),
         (evt.EVT_C_ECHO, receiver.echo),
         (evt.EVT_C_STORE, receiver.store),
         (evt.EVT_N_ACTION, receiver.commit),
