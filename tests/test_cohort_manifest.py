@@ -1,7 +1,9 @@
 """The manifest of a cohort: what is complete after a kill, what is done again, and what is not replaced."""
 
 import csv
+import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -209,14 +211,130 @@ def test_labels_that_others_wrote_are_not_replaced_without_being_named(cts, mode
             cohort.plan(cts[:1], out),
         ):
             pass
+        with cohort.plan(cts[:1], out, overwrite=True):
+            pass
         assert mine.read_bytes() == data
         assert os.listdir(out) == [mine.name]
         run_all(segmenter, planned(cts, out), out, overwrite=True)
         assert mine.read_bytes() != data
     with cohort.plan(cts[:1], out) as (case,):  # labels of trtseg
         assert case.labels == mine
-    with cohort.plan(cts[:1], cts[0].parent / "truth.nii.gz"):  # which is named
+    with cohort.plan(cts[:1], cts[0].parent / "truth.nii.gz") as named, Manifest(cts[0].parent) as manifest:
+        manifest.check_inputs(named)
+    mine.write_bytes(b"")
+    with cohort.plan(cts[:1], out):  # nothing that could be lost
         pass
+
+
+def test_segmentations_that_others_wrote_are_not_replaced(model, out):
+    folder = dicom_made.save_series(out.parent / "p1", abdomen((12, 64, 64), (20.0, 6.0, 6.0)).ct, 20.0)
+    (out / "p1_dicom").mkdir(parents=True)
+    theirs = Path(shutil.copy(min(folder.iterdir()), out / "p1_dicom" / "seg.dcm"))
+    with trtseg.Segmenter(model) as segmenter:
+        with pytest.raises(ArgumentError, match=r"p1_dicom/seg\.dcm is there, and trtseg did not write it"):
+            list(cohort.run(planned([folder], out, dicom=("seg",)), segmenter, folder=out))
+        theirs.unlink()
+        for kinds in (("seg", "sc"), ("sc",), ("seg", "sc"), ("sc",), ("seg",)):
+            (outcome,) = run_all(segmenter, planned([folder], out, dicom=kinds), out)
+            assert outcome.changed is None, "the pictures are those of another line, but of trtseg"
+        theirs.write_bytes(theirs.read_bytes() + b"more")
+        (outcome,) = run_all(segmenter, planned([folder], out, dicom=("seg", "sc")), out)
+        assert outcome.changed == theirs
+
+
+def test_corrected_labels_of_an_earlier_version_of_the_manifest_stay(cts, model, out):
+    with (
+        trtseg.Segmenter(model) as segmenter,
+        trtseg.Segmenter(model, postprocess=PostProcess(min_tumour_ml=1)) as other,
+    ):
+        run_all(segmenter, planned(cts, out, report=True), out)
+        lines = (out / "cohort.jsonl").read_text().splitlines()
+        records = [{k: v for k, v in json.loads(line).items() if k != "written"} for line in lines]
+        (out / "cohort.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        larger, same_size = out / "ct0_seg.nii.gz", out / "ct1_seg.nii.gz"
+        larger.write_bytes(larger.read_bytes() + b"more")
+        same_size.write_bytes(os.urandom(same_size.stat().st_size))
+        told = [one.changed for one in run_all(other, planned(cts, out), out)]
+    assert sorted(path.name for path in told if path) == ["ct0_seg.nii.gz", "ct1_seg.nii.gz"]
+    assert not (out / "ct2_seg.json").exists()
+
+
+def test_a_rename_that_fails_is_made_up_for(cts, model, out, monkeypatch):
+    cases = planned(cts[:1], out, report=True)
+    with (
+        trtseg.Segmenter(model) as segmenter,
+        trtseg.Segmenter(model, postprocess=PostProcess(min_tumour_ml=1)) as other,
+    ):
+        run_all(segmenter, cases, out)
+        before = (out / "ct0_seg.json").read_text()
+
+        def broken(path, target, real=Path.replace):
+            if target.name == "ct0_seg.nii.gz":
+                raise OSError(5, "Input/output error")
+            return real(path, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", broken)
+            (outcome,) = cohort.run(cases, other, folder=out)
+        assert isinstance(outcome.error, OutputError)
+        assert states(out) == ["failed"]
+        (again,) = run_all(other, cases, out)
+    assert (again.changed, again.is_old) == (None, False)
+    assert states(out) == ["done"]
+    assert (out / "ct0_seg.json").read_text() != before
+
+
+def test_what_is_corrected_meanwhile_or_after_a_failure_stays_and_overwrite_ends_it(cts, model, out):
+    mine = [Path(shutil.copy(ct, out.parent)) for ct in cts[:2]]
+    cases = planned(mine, out)
+    labels = out / "ct1_seg.nii.gz"
+    with (
+        trtseg.Segmenter(model) as segmenter,
+        trtseg.Segmenter(model, postprocess=PostProcess(min_tumour_ml=1)) as other,
+    ):
+        run_all(segmenter, planned(mine, out, report=True), out)
+        original = labels.read_bytes()
+        outcomes = cohort.run(
+            cases,
+            cohort.Workers(
+                1, options={"model": model, "precision": "fp32", "postprocess": PostProcess(min_tumour_ml=2)}
+            ),
+            folder=out,
+        )
+        first = next(outcomes)
+        theirs = out / f"ct{1 - cases.index(first.case)}_seg.nii.gz"
+        theirs.write_bytes(original + b"corrected")
+        (second,) = outcomes
+        assert re.search("was changed by somebody while the case was done", str(second.error))
+        assert theirs.read_bytes() == original + b"corrected"
+        assert sorted(states(out)) == ["changed", "done"], "with the numbers of before"
+        run_all(segmenter, cases, out, overwrite=True)
+        report = out / "ct1_seg.json"
+        run_all(segmenter, planned(mine, out, report=True), out)
+        report.write_text("edited")
+        assert [one.changed for one in run_all(segmenter, cases, out)].count(report) == 1
+        assert states(out) == ["done", "changed"]
+        run_all(segmenter, cases, out, overwrite=True)
+        assert [one.changed for one in run_all(segmenter, cases, out)] == [None] * 2
+        assert report.read_text() == "edited"
+        original, whole = labels.read_bytes(), mine[1].read_bytes()
+        mine[1].write_text("no CT")
+        assert [one.error is None for one in cohort.run(cases, segmenter, folder=out)] == [True, False]
+        mine[1].write_bytes(whole)
+        labels.write_bytes(original + b"corrected")
+        (old,) = (one for one in run_all(other, cases, out) if one.changed)
+        assert old.row["liver_ml"] > 0
+        assert states(out) == ["done", "changed"]
+        labels.write_bytes(original)
+        run_all(segmenter, cases, out)
+        assert states(out) == ["done", "done"]
+
+
+def test_pages_with_a_name_are_of_the_same_labels(cts, model, out):
+    with trtseg.Segmenter(model) as segmenter:
+        run_all(segmenter, planned(cts[:1], out, report=True), out)
+        run_all(segmenter, planned(cts[:1], out, html=True), out, keep_identity=True)
+    assert (out / "ct0_seg.json").exists()
 
 
 @pytest.mark.parametrize("line", ["5", "[]", '{"case": "ct0_seg.nii.gz"}', '{"case": "a", "state": "done"}'])

@@ -221,6 +221,11 @@ def test_links_to_folders_are_followed_but_not_in_a_circle(files):
     assert [pair.name for pair in found.pairs] == ["a", "other/b"]
     assert not found.predictions
     assert not found.truths
+    Path("p/first").symlink_to("second")
+    files("p/second/c.nii", "t/second/c.nii")
+    found = match(Path("p"), Path("t"))
+    assert [pair.name for pair in found.pairs] == ["a", "other/b", "second/c"]
+    assert found.predictions == (Path("p/first/c.nii"),)
 
 
 def test_a_folder_that_cannot_be_listed_is_named(files, monkeypatch):

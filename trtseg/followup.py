@@ -118,10 +118,10 @@ class Comparison:
         Parts of a lesion that fell apart count each, as in RECIST 1.1, and so do lesions of 10 mm that grew together.
         """
         targets = self._targets()
+        if not targets:
+            return None
         sum_before = sum(mm for before, _ in targets for mm in _measurable(before))
-        return (
-            (sum_before, sum(after.sum_mm for _, after in targets if after is not None)) if targets else None
-        )
+        return sum_before, sum(after.sum_mm for _, after in targets if after is not None)
 
     def response(self) -> str | None:
         """Judge like RECIST 1.1 by `diameters`, from two scans only and by a machine; None without such lesions.
@@ -134,9 +134,9 @@ class Comparison:
 
     def rests_on_parts(self) -> bool:
         """Tell whether `response` is a change that goes if the largest part alone stands for a lesion of several."""
-        targets = self._targets()
+        targets, said = self._targets(), self.response()
         sums = sum(b.long_mm for b, _ in targets), sum(a.long_mm for _, a in targets if a is not None)
-        return bool(targets) and self._judged(sums) != self.response() in ("progression", "partial")
+        return said in ("progression", "partial") and self._judged(sums) != said
 
     def _targets(self) -> list[tuple[Side, Side | None]]:
         """The lesions whose diameters are summed, before and after."""
@@ -210,11 +210,12 @@ def compare(
         for when, scan in zip(("before", "after"), scans, strict=True)
         for text in _warnings(scan)
     ]
+    # trtseg looks for tumours, and of the Segmentations of others a warning tells.
     without = [
         when
         for when, scan, path in zip(("before", "after"), scans, paths, strict=True)
         if not scan.lesions and (meaning is not None or (made_by(path) is None and not scan.is_seg))
-    ]  # trtseg looks for tumours, and of the Segmentations of others a warning tells
+    ]
     if knows_tumours and without:
         named = ", ".join(str(value) for value, label in (meaning or {2: 2}).items() if label == 2)
         which = "neither scan has a" if len(without) == 2 else f"{without[0]} has no"

@@ -12,7 +12,7 @@ import numpy as np
 from trtseg.errors import ArgumentError, InputError
 from trtseg.io import atomic, load, read_labels
 from trtseg.io.dicom import is_dicom
-from trtseg.io.dicom.find import files_below
+from trtseg.io.dicom.find import listed
 from trtseg.io.dicom.seg import may_be_seg
 from trtseg.io.names import IMAGES, LABEL_ENDS, LABEL_START, SEG, case_name, is_folder, says_labels, stem
 from trtseg.labels.components import Array
@@ -324,9 +324,18 @@ def _own(path: Path, folder: Path) -> Path:
     return own
 
 
-def _images(folder: Path, endings: tuple[str, ...]) -> Iterator[Path]:
-    """Image files of a folder and below it. Hidden ones are not for users, and some (._name) only look like images."""
-    yield from (path for path in files_below(folder) if path.name.lower().endswith(endings))
+def _images(folder: Path, endings: tuple[str, ...], above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Image files of a folder and below it. Hidden ones are not for users, and some (._name) only look like images.
+
+    Links are followed, but not to a folder that they lie in.
+    """
+    if (real := os.path.realpath(folder)) in above:
+        return
+    for path in listed(folder):
+        if is_folder(path):
+            yield from _images(path, endings, above | {real})
+        elif path.name.lower().endswith(endings):
+            yield path
 
 
 def _name(path: Path, folder: Path) -> str:

@@ -292,8 +292,8 @@ def test_the_same_command_goes_on_after_an_interruption(here, model, phantom_ct)
     third = run(*command)
     assert third.exit_code == 0
     assert (
-        f"warning: 1 of 2 cases are left alone, for these files were changed after trtseg wrote them: {kept}; "
-        "--overwrite replaces them"
+        "warning: 1 of 2 cases are left alone, for these files are not as cohort.jsonl has them, so somebody changed "
+        f"or replaced them: {kept}; --overwrite replaces them"
     ) in third.stderr
     assert kept.read_bytes().endswith(b"corrected by hand")
     assert run(*command, "--overwrite").exit_code == 0

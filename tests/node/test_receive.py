@@ -122,6 +122,10 @@ def test_the_same_instance_twice_is_stored_once_and_another_of_its_name_is_refus
         ("RescaleIntercept", "-1000", 0xC100),
         ("ImagePositionPatient", [0, 0, 7.5], 0xC100),
         ("SeriesInstanceUID", "1.2.3.4.5", 0xC100),
+        ("StudyInstanceUID", "1.2.3.4.5", 0xC100),
+        ("PatientID", "another", 0xC100),
+        ("PatientName", "Other^One", 0xC100),
+        ("RescaleType", "US", 0xC100),
         ("NumberOfFrames", "1", 0xC100),
     ],
 )

@@ -121,8 +121,8 @@ def segment(
         bool,
         typer.Option(
             "--overwrite",
-            help="Of several cases, do those again that are complete, by this model and options, and replace labels "
-            "that others wrote or changed.",
+            help="Do cases again that are complete, by this model and options, and replace labels that others wrote or "
+            "changed.",
         ),
     ] = False,
     median_mm: Annotated[
@@ -190,6 +190,7 @@ def segment(
             series=series,
             dicom=() if dicom is None else [kind.strip() for kind in dicom.split(",")],
             left_out=left_out,
+            overwrite=overwrite,
             name="--output",
         ) as cases:
             from trtseg.labels.postprocess import PostProcess
@@ -318,8 +319,8 @@ def _say_old(old: int, changed: Sequence[Path], count: int, quiet: bool) -> None
     if changed:
         shown = ", ".join(map(str, changed[:_LISTED])) + ", ..." * (len(changed) > _LISTED)
         text.warn(
-            f"{len(changed)} of {count} cases are left alone, for these files were changed after trtseg wrote them: "
-            f"{shown}; --overwrite replaces them"
+            f"{len(changed)} of {count} cases are left alone, for these files are not as cohort.jsonl has them, so "
+            f"somebody changed or replaced them: {shown}; --overwrite replaces them"
         )
     if old and not quiet:
         text.note(
@@ -329,7 +330,7 @@ def _say_old(old: int, changed: Sequence[Path], count: int, quiet: bool) -> None
 
 
 def _warn_of_earlier(case: Case) -> None:
-    """Say that report, preview or page of labels that were replaced are still there."""
+    """Say that a report, preview or page is there that was not written with these labels."""
     from trtseg.io.names import stem
     from trtseg.notice import bears_notice
 
@@ -338,7 +339,7 @@ def _warn_of_earlier(case: Case) -> None:
     if left:
         names = ", ".join(map(str, left))
         text.warn(
-            f"{names}: of earlier labels, not of these; write them anew (--report, --preview, --html) or remove them"
+            f"{names}: may be of earlier labels; write them anew (--report, --preview, --html), or remove them"
         )
 
 

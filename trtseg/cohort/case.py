@@ -16,6 +16,8 @@ from trtseg.warnings import ResultWarning
 if TYPE_CHECKING:
     from trtseg.result import Segmentation
 
+_LABEL_OBJECTS = ("seg.dcm", "labelmap.dcm")  # of kinds of DICOM objects, those that hold labels
+
 
 @dataclass(frozen=True)
 class Case:
@@ -23,7 +25,7 @@ class Case:
 
     ``series`` is that of `trtseg.load`. With kinds of ``dicom`` objects, ``labels`` is the first of their files,
     and the folder that it is in belongs to the case. A CT in another store than the file system has a ``url``, and
-    ``source`` is its name only.
+    ``source`` is its name only. ``is_named``: the user named the file ``labels``.
     """
 
     source: Path
@@ -34,6 +36,7 @@ class Case:
     series: str | None = None
     dicom: tuple[str, ...] = ()
     url: str | None = None
+    is_named: bool = False
 
     @property
     def input(self) -> str:
@@ -54,12 +57,29 @@ class Case:
 
     def check_own(self, what_to_do: str) -> None:
         """Raise an ArgumentError if labels lie where those of the case go, and trtseg did not write them."""
-        is_there = os.path.exists(self.labels)  # noqa: PTH110 - Path.exists raises where it may not look
-        if is_there and not self.dicom and made_by(self.labels) is None:
-            raise ArgumentError(
-                f"inputs: {self.labels} is there, and trtseg did not write it; the labels of {self.input} would "
-                f"replace it, {what_to_do}"
-            )
+        for path in () if self.is_named else self.outputs:
+            holds_labels = path.name in _LABEL_OBJECTS if self.dicom else path == self.labels
+            if holds_labels and is_of_others(path):
+                raise ArgumentError(
+                    f"inputs: {path} is there, and trtseg did not write it; the labels of {self.input} would "
+                    f"replace it, {what_to_do}"
+                )
+
+
+def is_of_others(path: Path) -> bool:
+    """Tell whether there is a file where labels go, not an empty one, and no label map or picture of trtseg."""
+    is_picture = path.name == file_names(("sc",))[0][1]
+    return not is_picture and not is_empty(path) and made_by(path) is None
+
+
+def is_empty(path: Path) -> bool:
+    """Tell whether a file is gone or empty, so that it holds nothing to be kept."""
+    try:
+        return not path.stat().st_size
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trtseg.cohort.case import Case
+from trtseg.cohort.case import Case, is_empty, is_of_others
 from trtseg.cohort.remote import is_there, is_url, look
 from trtseg.cohort.table import TABLE, write_table
 from trtseg.errors import ArgumentError, OutputError
@@ -41,6 +41,8 @@ _HEAD = {"trtseg cohort": 1}
 # What a line says at least; lines of earlier versions have no "written".
 _FAILED = {"case", "state", "input"}
 _DONE = _FAILED | {"seen", "made_by", "files", "staged", "row"}
+# Size, time of change and hash of a file; earlier versions noted the size.
+_Content = tuple[int, int | None, str | None]
 
 
 class Manifest:
@@ -53,6 +55,8 @@ class Manifest:
     ----------
     folder : Path
         The folder of the results, which exists.
+    overwrite : bool
+        Whether cases may replace what is not their own.
 
     Raises
     ------
@@ -60,11 +64,13 @@ class Manifest:
         If the folder cannot be written, another process works there, or another version made the manifest.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, overwrite: bool = False) -> None:
         self.folder = folder
+        self._overwrites = overwrite
         self._path = folder / MANIFEST
         self._records: dict[str, dict[str, Any]] = {}
         self._done: dict[str, dict[str, Any]] = {}  # of the files there, though a later run failed
+        self._wrote: dict[Path, tuple[str, _Content]] = {}  # the case that wrote a file last, and what
         self._waiting: list[dict[str, Any]] = []  # failures, until something is done
         self._file = -1
         self._table_is_old = False
@@ -83,7 +89,7 @@ class Manifest:
         try:
             with contextlib.suppress(OutputError):  # the next start tries again
                 self._tidy()
-            if self._table_is_old or (self._path.exists() and not (self.folder / TABLE).exists()):
+            if self._table_is_old or not self._table_is_sound():
                 write_table(self.folder / TABLE, (self._row(key) for key in sorted(self._records)))
         finally:
             if self._file >= 0:
@@ -104,18 +110,17 @@ class Manifest:
         return bool(sizes == record["files"] and record["seen"] and record["seen"] == look(case))
 
     def changed(self, case: Case) -> Path | None:
-        """Find a file of the case that somebody changed after it was put there; None if there is none."""
-        record = self._done.get(self.key(case))
-        path = None if record is None else _changed(record, case.labels.parent)
+        """Find a file of the case that somebody changed after it was put there, and that may not be replaced."""
+        path = None if self._overwrites else self._changed(self.key(case))
         self._table_is_old = self._table_is_old or path is not None
         return path
 
     def check_inputs(self, cases: Sequence[Case]) -> None:
-        """Raise an ArgumentError where a case would replace what is not its own.
+        """Raise an ArgumentError where a case would replace what is not its own, unless that may be replaced.
 
         That is what was made of another CT that is still there, and labels that trtseg did not write.
         """
-        for case in cases:
+        for case in () if self._overwrites else cases:
             record = self._done.get(self.key(case))
             if record is None:
                 case.check_own("choose another folder, or overwrite")
@@ -153,7 +158,17 @@ class Manifest:
             A folder of `stage` with the files.
         row : mapping
             The measurements, see `trtseg.cohort.table.row_of`.
+
+        Raises
+        ------
+        OutputError
+            The files cannot be written, or somebody changed those that are there while the case was done.
         """
+        self.check_inputs([case])
+        if (changed := self.changed(case)) is not None:
+            raise OutputError(
+                f"{changed}: was changed by somebody while the case was done; it is left alone, overwrite replaces it"
+            )
         paths = sorted(staged.iterdir())
         key = self.key(case)
         record: dict[str, Any] = {
@@ -166,14 +181,16 @@ class Manifest:
             "staged": staged.name,
             "row": dict(row),
         }
-        written = {path.name: _content(path) for path in paths}
+        record["written"] = {path.name: _content(path)[1:] for path in paths}
         old = self._done.get(key, {})
-        others = {name: content for name, content in old.get("written", {}).items() if name not in written}
-        if (old.get("seen"), old.get("made_by")) == (seen, made_by):
-            written |= others  # of the same labels
-        else:
-            record["outdated"] = sorted(others)
-        record["written"] = written
+        others = sorted(_names(old) - record["files"].keys())
+        of_same_labels = (old.get("seen"), _labels_by(old.get("made_by", ""))) == (seen, _labels_by(made_by))
+        paths = [case.labels.parent / name for name in others]
+        record["beside" if of_same_labels else "outdated"] = [
+            path.name
+            for path in paths
+            if self._wrote.get(path, ("",))[0] == key and self._is_as_written(path)
+        ]
         for early in (*self._waiting, record):
             self._append(early)
         self._waiting.clear()
@@ -200,12 +217,43 @@ class Manifest:
 
     def _row(self, key: str) -> dict[str, Any]:
         record = self._records[key]
-        is_done = record["state"] == "done"
-        names = {"case": case_name(Path(key)), "labels": key if is_done else ""}
+        if self._changed(key) is not None:
+            record = {**self._done[key], "state": "changed"}
+        names = {"case": case_name(Path(key)), "labels": "" if record["state"] == "failed" else key}
         facts = {name: record.get(name, "") for name in ("state", "input", "error")}
-        if is_done and _changed(record, (self.folder / key).parent) is not None:
-            facts["state"] = "changed"
         return {**names, **facts, **record.get("row", {})}
+
+    def _changed(self, key: str) -> Path | None:
+        """A file that a case wrote last and that is no longer so."""
+        place = (self.folder / key).parent
+        paths = [place / name for name in sorted(_names(self._done.get(key, {})))]
+        own = (path for path in paths if self._wrote.get(path, ("",))[0] == key)
+        return next((path for path in own if not (self._is_as_written(path) or is_empty(path))), None)
+
+    def _is_as_written(self, path: Path) -> bool:
+        owner, (size, when, digest) = self._wrote[path]
+        try:
+            found = path.stat()
+            if found.st_size != size:
+                return False
+            if digest is None:  # noted by an earlier version
+                return path != self.folder / owner or not is_of_others(path)
+            if found.st_mtime_ns == when:
+                return True
+            content = _content(path)  # a copy has another time
+        except OSError:
+            return False
+        if content[2] != digest:
+            return False
+        self._wrote[path] = owner, content
+        return True
+
+    def _table_is_sound(self) -> bool:
+        """Whether the table is there, if there is a manifest, and speaks of no changes, which may be undone."""
+        try:
+            return b",changed," not in (self.folder / TABLE).read_bytes()
+        except OSError:
+            return not self._path.exists()
 
     def _append(self, record: dict[str, Any]) -> None:
         try:
@@ -229,9 +277,16 @@ class Manifest:
 
     def _take(self, record: dict[str, Any]) -> None:
         """Let a line stand for its case."""
-        self._records[record["case"]] = record
-        if record["state"] == "done":
-            self._done[record["case"]] = record
+        key = record["case"]
+        self._records[key] = record
+        if record["state"] != "done":
+            return
+        self._done[key] = record
+        for name, size in record["files"].items():
+            noted = record.get("written", {}).get(name, (None, None))
+            self._wrote[(self.folder / key).parent / name] = key, (size, *noted)
+        for name in record.get("outdated", ()):
+            self._wrote.pop((self.folder / key).parent / name, None)
 
     def _read(self) -> None:
         """Read the last line of each case; cut off a line without an end."""
@@ -259,7 +314,7 @@ class Manifest:
         top = self.folder / _UNFINISHED
         if not top.exists():
             return
-        done = {record["staged"]: record for record in self._records.values() if record["state"] == "done"}
+        done = {record["staged"]: record for record in self._done.values()}
         for staged in top.iterdir():
             if staged.name in done:
                 self._place(done[staged.name], staged)
@@ -302,27 +357,20 @@ def _locked(folder: Path) -> int:
     return handle
 
 
-def _changed(record: Mapping[str, Any], place: Path) -> Path | None:
-    """A file of a case that is no longer as its line says; one that is gone or empty holds nothing to be kept."""
-    for name, content in record.get("written", {}).items():
-        path: Path = place / name
-        try:
-            found = path.stat()
-            is_same = [found.st_size, found.st_mtime_ns] == content[:2]
-            if found.st_size and not is_same and _content(path)[2] != content[2]:  # a copy has another time
-                return path
-        except FileNotFoundError:
-            continue
-        except OSError:
-            return path
-    return None
+def _names(record: Mapping[str, Any]) -> set[str]:
+    """The files of a case by its line: those written then, and those of the same labels that were there."""
+    return {*record.get("files", ()), *record.get("beside", ())}
 
 
-def _content(path: Path) -> list[Any]:
-    """Size, time of change and hash of a file."""
+def _labels_by(made_by: str) -> str:
+    """What decides on the labels of what stands for model and options: not that pages show a name."""
+    return made_by.partition("+")[0]
+
+
+def _content(path: Path) -> _Content:
     with path.open("rb") as file:
         found = os.fstat(file.fileno())
-        return [found.st_size, found.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest()]
+        return found.st_size, found.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _input(case: Case) -> str:

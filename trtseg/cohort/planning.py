@@ -31,6 +31,7 @@ def plan(
     series: str | None = None,
     dicom: Sequence[str] = (),
     left_out: list[Path] | None = None,
+    overwrite: bool = False,
     name: str = "output",
 ) -> Iterator[tuple[Case, ...]]:
     """Decide which files are written, and find out now whether they can be.
@@ -58,6 +59,8 @@ def plan(
         ``<input>_dicom`` with them, instead of a file of labels.
     left_out : list, optional
         Gets the files that were taken for label maps, but for those that the cases will write.
+    overwrite : bool
+        For one CT, replace labels that trtseg did not write though nobody named them; for several, `run` asks.
     name : str
         How messages call ``output``.
 
@@ -69,8 +72,8 @@ def plan(
     Raises
     ------
     ArgumentError
-        If there is no input, ``output`` does not suit the number of inputs, an output is an input, or two cases
-        would be written to one file.
+        If there is no input, ``output`` does not suit the number of inputs, an output is an input, two cases
+        would be written to one file, or labels that trtseg did not write would be replaced.
     InputError
         If a folder holds no CT, or cannot be listed.
     OutputError
@@ -111,6 +114,7 @@ def plan(
             one.series,
             kinds,
             one.url,
+            is_file,
         )
         for one, target in zip(found, labels, strict=True)
     )
@@ -124,7 +128,7 @@ def plan(
         _check_targets(cases, folder / INDEX if several else None, name)
         for path in folders:
             check_writable(path, name)
-        if not several and not is_file:  # of several, the manifest tells
+        if not several and not overwrite:  # of several, the manifest tells
             cases[0].check_own(f"name the file with {name}, or choose another folder")
         yield cases
 

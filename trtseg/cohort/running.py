@@ -136,9 +136,8 @@ def run(
         yield from pipeline(cases, segmenter, write, orientation=orientation, pace=pace)
         return
     with ExitStack() as stack:
-        manifest = stack.enter_context(Manifest(Path(folder)))
-        if not overwrite:
-            manifest.check_inputs(cases)
+        manifest = stack.enter_context(Manifest(Path(folder), overwrite))
+        manifest.check_inputs(cases)
         if isinstance(segmenter, Workers):
             crew = segmenter.crew()
             stack.callback(crew.close)
@@ -151,7 +150,7 @@ def run(
             segmented = partial(_Staged.here, segmenter=segmenter, orientation=orientation)
         todo = []
         for case in cases:
-            changed = None if overwrite else manifest.changed(case)
+            changed = manifest.changed(case)
             is_done = not overwrite and manifest.is_done(case, _made_by(fingerprint, case, keep_identity))
             if is_done or changed is not None:
                 row = manifest.row(case)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtseg.errors import ArgumentError
 from trtseg.io.dicom.frames import CT_CLASSES
-from trtseg.node.again import is_same_image
+from trtseg.node.again import MOST_BYTES, is_same_image
 from trtseg.node.config import Config
 from trtseg.node.log import say, where
 from trtseg.node.spool import Facts, Refused, Spool
@@ -138,8 +138,13 @@ class Receiver:
                     facts, association, (head, view), (config.series_instances, config.open_series)
                 )
         except Refused as refusal:
-            if refusal.status == OTHER_CONTENTS and facts is not None and self._has_image(event, facts.sop):
-                return SUCCESS
+            with contextlib.suppress(Exception):  # then it counts as another
+                if (
+                    refusal.status == OTHER_CONTENTS
+                    and facts is not None
+                    and self._has_image(event, facts.sop)
+                ):
+                    return SUCCESS
             return self._refuse(refusal.status, str(refusal), association, facts)
         except Exception as error:  # no space, a full disk, a broken one
             return self._refuse(OUT_OF_RESOURCES, f"cannot be stored: {where(error)}", association, facts)
@@ -206,9 +211,11 @@ class Receiver:
 
     def _has_image(self, event: Any, sop: str) -> bool:
         """Tell whether the instance that is stored under a UID is the one that was sent, but for how it is encoded."""
+        data = event.request.DataSet
         known = self.spool.row("SELECT file FROM instance WHERE sop=?", sop)
-        sent = _file_head(event) + event.request.DataSet.getvalue()
-        return known is not None and is_same_image(self.spool.path("instances", known["file"]), sent)
+        if known is None or data.getbuffer().nbytes > MOST_BYTES:
+            return False
+        return is_same_image(self.spool.path("instances", known["file"]), _file_head(event) + data.getvalue())
 
     def _check_space(self, size: int) -> None:
         disk = os.statvfs(self.config.store)

@@ -8,7 +8,7 @@ set -u
 kit=$(cd "$(dirname "$0")" && pwd) && cd "$kit/../.." || exit 1
 export OUT=${OUT:-$PWD/gpu-results} TRTSEG_REQUIRE_CUDA=1 PYTHONUNBUFFERED=1
 site=$(mktemp -d) && export PYTHONPATH=$site:$PWD TRTSEG_CACHE=$site/cache
-mkdir -p "$OUT" && cp "$kit"/_core*.so trtseg/
+mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd) && cp "$kit"/_core*.so trtseg/
 python3 -m pip install -q --no-index --no-deps --no-compile --target "$site" "$kit"/wheels/*.whl || exit 1
 failed=0
 step() {  # NAME SECONDS COMMAND...
