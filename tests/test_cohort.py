@@ -66,7 +66,7 @@ def test_one_input_is_written_to_a_file_or_into_a_folder():
     assert planned(["in/1.2.840.nii.gz"]) == (Case(ct, Path("1.2.840_seg.nii.gz")),)
     assert planned([ct], "out") == (Case(ct, Path("out/1.2.840_seg.nii.gz")),)
     assert planned([ct], "out/a.b.nii", report=True, preview=True) == (
-        Case(ct, Path("out/a.b.nii"), Path("out/a.b.json"), Path("out/a.b.png")),
+        Case(ct, Path("out/a.b.nii"), Path("out/a.b.json"), Path("out/a.b.png"), is_named=True),
     )
 
 
