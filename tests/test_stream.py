@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import re
 import threading
 import weakref
 from functools import partial
@@ -372,7 +373,10 @@ def test_what_makes_no_ct_is_refused(segmenter, hu):
             ([0], 1.0, "hu: got list"),
             (hu[0], "here", "position: got 'here'; expected a number of mm"),
             (hu[0], (1.0, 2.0, 3.0), "position: got"),
-            (hu[0], np.nan, "position: got nan"),
+            *(
+                (hu[0], place, rf"position: got {re.escape(str(place))}")
+                for place in (np.nan, -np.inf, 1e308)
+            ),
         ):
             with pytest.raises(ArgumentError, match=message):
                 stream.push(bad, place)

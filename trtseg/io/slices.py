@@ -15,6 +15,7 @@ from trtseg.io import load
 from trtseg.io.dicom.grid import place
 from trtseg.volume import LPS_TO_RAS, Geometry, Volume, check_spacing, spacing_mm
 
+_FARTHEST_MM = 1e7  # from the origin; NaN is not nearer
 _RIGHT_ANGLE = 0.01  # two directions times each other
 _CANONICAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # directions of canonical slices
 
@@ -131,7 +132,7 @@ class SliceGrid:
             point = np.array(position, np.float64)
         except (TypeError, ValueError):
             point = np.array(np.nan)
-        if point.shape != (() if self._is_canonical else (3,)) or not np.isfinite(point).all():
+        if point.shape != (() if self._is_canonical else (3,)) or not (np.abs(point) < _FARTHEST_MM).all():
             expected = "a number of mm" if self._is_canonical else "three numbers, ImagePositionPatient"
             raise ArgumentError(f"position: got {position!r}; expected {expected}")
         return np.array([0.0, 0.0, float(point)]) if self._is_canonical else point
