@@ -296,6 +296,8 @@ def test_nothing_of_a_patient_is_left_in_a_reason():
     assert header.StudyInstanceUID not in found
     assert found.endswith("(hidden)")
     assert "512 mm" in found
+    own = f"{'1234567890abcdef' * 2}.dcm"
+    assert scrub(f"/instances/{own}: of 1234567890 is cut off") == f"/instances/{own}: of (hidden) is cut off"
 
 
 def test_an_error_of_the_database_is_named_by_its_kind(tmp_path):

@@ -28,9 +28,12 @@ def say(event: str, *, level: int = logging.INFO, **facts: Any) -> None:
 
 
 def scrub(text: str, headers: Iterable[Dataset] = ()) -> str:
-    """Take out of a message whatever stands in the headers that it is about, UIDs, and all quoted values."""
+    """Take out of a message whatever stands in the headers that it is about, UIDs, and all quoted values.
+
+    The random names of files in the store stay, by which they are found.
+    """
     text = re.sub(r"'[^']*'|\"[^\"]*\"", _HIDDEN, " ".join(text.split()))
-    text = re.sub(r"\d+(\.\d+){4,}|\d{8,}", _HIDDEN, text)
+    text = re.sub(r"(\b[0-9a-f]{32}\.dcm\b)|\d+(\.\d+){4,}|\d{8,}", lambda found: found[1] or _HIDDEN, text)
     values = set[str]()
     for header in headers:
         for element in _elements(header):
