@@ -48,7 +48,7 @@ demo: $(DEMO)/installed
 	@echo 'CT: demo/ct.nii.gz  labels: demo/seg.nii.gz  preview: demo/seg.png  report: demo/seg.json'
 	@echo 'Open in a browser: demo/seg.html'
 
-# Two at a time, each on a core of its own (tests/conftest.py). What takes minutes is apart.
+# Two at a time, each on a core of its own (tests/conftest.py). What takes long is apart.
 test: lint
 	$(TEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
 

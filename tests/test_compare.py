@@ -153,6 +153,7 @@ def start(path, out, *options):
     return subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_all_rows_run_side_by_side_and_are_printed(tmp_path, monkeypatch):
     path, out = tmp_path / "kit.zip", tmp_path / "runs"
     kit.write(path, tiny_kit())

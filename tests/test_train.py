@@ -66,6 +66,7 @@ def command(folder, store, *options, steps=6):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_weights(store, tmp_path):
     """Killed with SIGKILL once its first checkpoint is there, then started again."""
     train.train(settings("liver", 16), store, tmp_path / "whole", every=4)
@@ -163,6 +164,7 @@ def test_what_is_logged_was_saved(store, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_net(store, tmp_path):
     """torchrun with two processes over gloo: both see half of each batch, and one writes.
 
@@ -178,6 +180,7 @@ def test_two_processes_train_one_net(store, tmp_path):
     assert float(rows[-1]["loss"]) == pytest.approx(float(alone[-1]["loss"]), rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["one-step", "joint"])
 def test_it_learns(store, tmp_path, method):
     """Eighty steps on eight slices: cross-entropy falls well below that of the class frequencies."""

@@ -30,7 +30,7 @@ def settings(method, **changes):
     return checkpoint.Settings(method, **{**values, **changes})
 
 
-@pytest.fixture(scope="module", params=["one-step", "sequential"])
+@pytest.fixture(scope="module", params=[pytest.param("one-step", marks=pytest.mark.slow), "sequential"])
 def runs(request, store, tmp_path_factory):
     """Checkpoints of short runs, and the model that they were exported to, for pixels of a size or of any."""
     folder = tmp_path_factory.mktemp(request.param)
