@@ -317,9 +317,11 @@ def _show(outcomes: Iterable[Outcome], count: int, quiet: bool) -> tuple[Failure
 def _say_old(old: int, changed: Sequence[Path], count: int, quiet: bool) -> None:
     """Say how many cases were complete before, on stderr; and always, which of them are as others have left them."""
     if changed:
+        from trtseg.cohort.manifest import MANIFEST
+
         shown = ", ".join(map(str, changed[:_LISTED])) + ", ..." * (len(changed) > _LISTED)
         text.warn(
-            f"{len(changed)} of {count} cases are left alone, for these files are not as cohort.jsonl has them, so "
+            f"{len(changed)} of {count} cases are left alone, for these files are not as {MANIFEST} has them, so "
             f"somebody changed or replaced them: {shown}; --overwrite replaces them"
         )
     if old and not quiet:

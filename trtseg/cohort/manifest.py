@@ -183,13 +183,11 @@ class Manifest:
         }
         record["written"] = {path.name: _content(path)[1:] for path in paths}
         old = self._done.get(key, {})
-        others = sorted(_names(old) - record["files"].keys())
         of_same_labels = (old.get("seen"), _labels_by(old.get("made_by", ""))) == (seen, _labels_by(made_by))
-        paths = [case.labels.parent / name for name in others]
         record["beside" if of_same_labels else "outdated"] = [
             path.name
-            for path in paths
-            if self._wrote.get(path, ("",))[0] == key and self._is_as_written(path)
+            for path in self._files(key)
+            if path.name not in record["files"] and self._is_as_written(path)
         ]
         for early in (*self._waiting, record):
             self._append(early)
@@ -224,11 +222,15 @@ class Manifest:
         return {**names, **facts, **record.get("row", {})}
 
     def _changed(self, key: str) -> Path | None:
-        """A file that a case wrote last and that is no longer so."""
-        place = (self.folder / key).parent
-        paths = [place / name for name in sorted(_names(self._done.get(key, {})))]
-        own = (path for path in paths if self._wrote.get(path, ("",))[0] == key)
-        return next((path for path in own if not (self._is_as_written(path) or is_empty(path))), None)
+        """A file of a case that is no longer as it was written."""
+        files = self._files(key)
+        return next((path for path in files if not (self._is_as_written(path) or is_empty(path))), None)
+
+    def _files(self, key: str) -> list[Path]:
+        """The files that a case wrote, and before for the same labels, and that no other case wrote since."""
+        record, place = self._done.get(key, {}), (self.folder / key).parent
+        paths = [place / name for name in sorted({*record.get("files", ()), *record.get("beside", ())})]
+        return [path for path in paths if self._wrote.get(path, ("",))[0] == key]
 
     def _is_as_written(self, path: Path) -> bool:
         owner, (size, when, digest) = self._wrote[path]
@@ -355,11 +357,6 @@ def _locked(folder: Path) -> int:
     except OSError:
         pass  # a file system without locks
     return handle
-
-
-def _names(record: Mapping[str, Any]) -> set[str]:
-    """The files of a case by its line: those written then, and those of the same labels that were there."""
-    return {*record.get("files", ()), *record.get("beside", ())}
 
 
 def _labels_by(made_by: str) -> str:
