@@ -214,7 +214,7 @@ bias         float32 [out])";
 constexpr const char* kHeadDoc = R"(Add the last layer, a transposed convolution whose stride is its size, without ReLU.
 
 src          (int, int, int)
-weights      float32 [in, classes, scale, scale]
+weights      float32 [in, classes, size, size]
 bias         float32 [classes])";
 
 constexpr const char* kRunDoc = R"(Compute logits. One call at a time.

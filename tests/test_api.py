@@ -267,6 +267,8 @@ def test_label_refuses(segmenter, phantom):
         ):
             segmenter.label(hu, spacing=SPACING[1:], fit=fit)
     fit = segmenter.place(hu[:1, 1:], spacing=SPACING[1:])
+    with pytest.raises(ArgumentError, match=r"spacing: got \(-1, 'x'\); expected two positive numbers"):
+        segmenter.label(hu[:1, 1:], spacing=(-1, "x"), fit=fit)
     with pytest.raises(
         ArgumentError, match=r"hu: got shape .*; expected \[n, 127, 160\], slices as they were"
     ):

@@ -62,6 +62,16 @@ def test_permissions_follow_the_umask(tmp_path, umask):
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~umask
 
 
+@pytest.mark.parametrize("names", [("a",), ("a", "new")])
+def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path, names):
+    (tmp_path / "a").write_text("of a patient")
+    (tmp_path / "a").chmod(0o600)
+    with atomic(*(tmp_path / name for name in names)) as parts:
+        for part in parts:
+            part.write_text("x")
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o600
+
+
 def test_bad_targets_fail_before_the_body(tmp_path):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")

@@ -43,8 +43,8 @@ def test_skipping_slices_without_liver_changes_nothing():
 def test_timings_and_progress_of_a_volume():
     hu, told = ct(CHUNK + 5), []
     cascade = CpuCascade(CpuEngine(LIVER), CpuEngine(TUMOUR))
-    _, timings = cascade.run(hu, SPACING, progress=lambda *what: told.append(what))
-    assert told == [("segmenting", CHUNK / len(hu)), ("segmenting", 1.0)]
+    _, timings = cascade.run(hu, SPACING, done=told.append)
+    assert told == [CHUNK, len(hu)]
     assert list(timings) == ["prepare", "liver net", "gate", "tumour net", "label"]
     assert min(timings.values()) >= 0
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import io
 import logging
+import threading
 import types
+import warnings
 
 import numpy as np
 import pydicom
@@ -17,6 +19,7 @@ import trtseg
 from trtseg.errors import ArgumentError, OutputError
 from trtseg.io.dicom_out import encode_pictures, write_dicom
 from trtseg.io.dicom_out.seg import segments_of
+from trtseg.io.dicom_out.source import quiet
 from trtseg.phantom import abdomen
 from trtseg.report.captures import draw_captures, drawn_slices
 from trtseg.report.pictures import LIVER, TUMOUR
@@ -269,6 +272,30 @@ def test_a_picture_of_an_odd_number_of_bytes_is_padded(tmp_path):
     assert (capture.SOPInstanceUID, capture.SeriesInstanceUID, capture.InstanceNumber) == (uid, "1.2.3.9", 8)
     assert (len(data) % 2, len(capture.PixelData)) == (0, 106)
     assert np.array_equal(capture.pixel_array, picture)
+
+
+def test_warnings_come_back_whoever_saves_at_the_same_time(tmp_path):
+    """Filters of warnings are those of the whole process, and two threads seldom leave in the order that they came."""
+    case, picture = make(tmp_path / "ct", "axial"), np.zeros((4, 4, 3), np.uint8)
+    before = warnings.filters[:]
+    pictures = encode_pictures(case.result, [(1, picture), (2, picture)], "1.2.3.9", first=8)
+    next(pictures)
+    assert warnings.filters == before  # while the caller has a picture
+    entered, left = threading.Event(), threading.Event()
+
+    def other():
+        with quiet:
+            entered.set()
+            assert left.wait(10)
+
+    with quiet:
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert entered.wait(10)
+    assert warnings.filters[0][:3] == ("ignore", None, Warning)
+    left.set()
+    thread.join()
+    assert warnings.filters == before
 
 
 def test_what_the_objects_of_one_result_are_called(tmp_path):

@@ -195,7 +195,8 @@ def test_without_openvino(code, message, monkeypatch, tmp_path):
     else:
         (tmp_path / "openvino.py").write_text(code)
         monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(openvino, "_core", functools.cache(openvino._core.__wrapped__))
+    alone = functools.cache(openvino._openvino_core.__wrapped__)
+    monkeypatch.setattr(openvino, "_openvino_core", alone)
     files = models.find(tiny.cascade_model(tmp_path / "model"))  # of nets that only OpenVINO runs
     with pytest.raises(DeviceError, match=message):
         open_engine(files, files.spec.nets[0], precision="fp32")

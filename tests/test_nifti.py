@@ -12,7 +12,7 @@ from isal import igzip
 from nifti_files import LPS, ct, image, raw_header, save
 
 from trtseg.errors import InputError
-from trtseg.io import load, write_nifti
+from trtseg.io import load, read_labels, write_nifti
 
 ORIENTATIONS = list(itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)))
 
@@ -343,6 +343,14 @@ def test_real_single_slices(shared_data):
         volume = load(path)
         assert volume.array.shape == (1, 512, 512)
         assert np.array_equal(volume.geometry.restore(volume.array), np.rint(nib.load(path).get_fdata()))
+
+
+def test_labels_that_are_no_number_are_listed_once(tmp_path):
+    values = np.zeros((80, 80, 60), np.float32)  # several slabs
+    values[::2], values[0, 0, 0], values[0, 0, 1] = np.nan, np.inf, 7
+    path = save(tmp_path, nib.Nifti1Image(values, np.diag([-1.0, -1, 1, 1])))
+    with pytest.raises(InputError, match=r"got the labels 7, inf, nan; expected 0 \(background\)"):
+        read_labels(path)
 
 
 def test_real_labels_are_not_a_ct(shared_data):

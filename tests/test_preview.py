@@ -116,6 +116,7 @@ def test_the_table_is_cropped_off() -> None:
 def test_slices_are_spread_over_the_liver_and_include_the_most_tumour() -> None:
     labels = np.zeros((100, 4, 4), np.uint8)
     assert choose_slices(labels, 12) == [87, 62, 37, 12]
+    assert choose_slices(labels, 1) == [50]
     labels[20:80, 1, 1] = 1
     assert choose_slices(labels, 6) == [75, 65, 55, 45, 35, 25]
     labels[42:44, 1, 1] = 2

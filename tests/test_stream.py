@@ -15,6 +15,7 @@ import tiny
 from interrupts import interrupt
 
 import trtseg
+from trtseg import stream as stream_module
 from trtseg.body import Placement, place_body
 from trtseg.errors import ArgumentError, BusyError, DeviceError, InputError
 from trtseg.phantom import abdomen
@@ -84,6 +85,17 @@ def test_any_order_gives_the_result_of_the_whole(segmenter, hu, whole, order):
     assert_same(result, whole)
     assert result.tumour_ml > 0
     assert result.provenance["relabelled_slices"] == 0
+
+
+def test_a_whole_ct_is_placed_with_the_threads_of_the_segmenter(tmp_path, hu, monkeypatch):
+    asked = []
+    with trtseg.Segmenter(tiny.cascade_model(tmp_path), threads=1) as segmenter, opened(segmenter) as stream:
+        for z in range(20):
+            stream.push(hu[z], position(z))
+        real = stream_module.on_threads
+        monkeypatch.setattr(stream_module, "on_threads", lambda n: asked.append(n) or real(n))
+        stream.finish()
+    assert asked == [1]
 
 
 def test_a_one_step_model_knows_no_probabilities(tmp_path, hu):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from trtseg import phantom as phantom
     from trtseg import report as report
     from trtseg import sample as sample
+    from trtseg import stream as stream
     from trtseg import volume as volume
     from trtseg.api import Segmenter, segment
     from trtseg.engines.nvidia.build import build_engines
@@ -59,6 +60,7 @@ _MODULES = (
     "phantom",
     "report",
     "sample",
+    "stream",
     "volume",
 )
 

@@ -34,6 +34,7 @@ from trtseg.result import Segmentation, conclude
 from trtseg.spec import CascadeSpec
 from trtseg.stream import BYTES_A_VOXEL, Nets, OnLabels, Stream
 from trtseg.threads import Ahead, Turns
+from trtseg.volume import check_spacing
 
 T = TypeVar("T")
 
@@ -110,7 +111,7 @@ class Segmenter:
         self.postprocess = PostProcess() if postprocess is None else postprocess
         self._cascade: Cascade
         self._at_once = batch  # slices of a stream; see Stream
-        threads = threads or available_cpus()
+        self._threads = threads = threads or available_cpus()
         if self.device == "cpu":
             nets = (open_engine(files, net, precision=precision, threads=threads) for net in self.spec.nets)
             self._cascade = cascade = CpuCascade(*nets, threads=threads)
@@ -167,7 +168,7 @@ class Segmenter:
                 "python": platform.python_version(),
                 "numpy": np.__version__,
             },
-            "intended_use": self.spec.nets[0].intended_use,
+            "intended_use": self.spec.intended_use,
             "fingerprint": self.fingerprint(),
         }
 
@@ -274,7 +275,13 @@ class Segmenter:
             return self._run(lambda cascade: cascade.run(hu, (1.0, 1.0), fit=fit, logits=logits))
 
         nets = Nets(
-            self.spec.nets[0], label, self._at_once, self.postprocess, lambda: self.provenance, self._lock
+            self.spec.nets[0],
+            label,
+            self._at_once,
+            self._threads,
+            self.postprocess,
+            lambda: self.provenance,
+            self._lock,
         )
         return Stream(nets, shape, spacing, directions, on_labels, queue)
 
@@ -344,11 +351,15 @@ class Segmenter:
         Raises
         ------
         ArgumentError
-            An array has the wrong type or layout, or is not where the device can use it; or the Segmenter is closed.
+            An argument is wrong, an array has the wrong type or layout, or is not where the device can use it; or the
+            Segmenter is closed.
+        ModelError
+            The model takes no slices of that size.
         DeviceError
             The device fails.
         """
         size = self.spec.nets[0].size
+        check_spacing(spacing, "yx")
         if fit is not None and (not isinstance(fit, Fit) or fit.net != size):
             raise ArgumentError(
                 f"fit: got {fit!r}; expected a Fit on a grid of {size[0]}x{size[1]} pixels, as place() of this "
@@ -372,6 +383,16 @@ class Segmenter:
             Slices in Hounsfield units, on the host or on the GPU: the whole scan, or the first slices of it.
         spacing, stream
             As for `label`.
+
+        Returns
+        -------
+        Fit
+            For `label`, with all slices of the scan.
+
+        Raises
+        ------
+        ArgumentError, ModelError, DeviceError
+            As `label`.
         """
         return self._run(
             lambda cascade: cascade.place(checked(hu, "hu", np.int16, cascade), spacing, stream=stream)
@@ -418,6 +439,18 @@ def segment(
         Called as ``progress(text, fraction)``, while engines are built and while the CT is segmented.
     **options
         ``model``, ``device`` and all other parameters of `Segmenter`.
+
+    Returns
+    -------
+    Segmentation
+        Labels on the source's own grid, with measurements, timings and provenance.
+
+    Raises
+    ------
+    ArgumentError, InputError
+        As `Segmenter.segment`.
+    ModelError, DeviceError
+        As `Segmenter`.
 
     Examples
     --------

@@ -61,6 +61,11 @@ def on_host(op: Callable[..., None], shape: tuple[int, ...], dtype: DTypeLike) -
     return out
 
 
+def on_threads(threads: int) -> Run:
+    """The `Run` of slices on the host whose ops take so many threads; 0: one for each processor."""
+    return lambda op, shape, dtype: on_host(partial(op, threads=threads), shape, dtype)
+
+
 def place_body(
     hu: Hu, spacing: tuple[float, float], net: tuple[int, int], pixel_mm: float, run: Run = on_host
 ) -> Fit:

@@ -14,14 +14,23 @@ from trtseg.io import atomic, load, read_labels
 from trtseg.io.dicom import is_dicom
 from trtseg.io.dicom.find import listed
 from trtseg.io.dicom.seg import may_be_seg
-from trtseg.io.names import IMAGES, LABEL_ENDS, LABEL_START, SEG, case_name, is_folder, says_labels, stem
+from trtseg.io.names import (
+    IMAGES,
+    LABEL_ENDS,
+    LABEL_OBJECTS,
+    LABEL_START,
+    SEG,
+    case_name,
+    is_folder,
+    says_labels,
+    stem,
+)
 from trtseg.labels.components import Array
 from trtseg.metrics.cases import CaseScores, evaluate_case
 from trtseg.volume import SAME_GRID, Geometry, check_same_grid, corners_apart, is_same_grid
 
 # What tools add to the name of a case for its CT: nnU-Net (its first channel), LiTS.
 _CT_ENDS, _CT_START = ("_0000",), "volume-"
-_RESULTS = ("seg.dcm", "labelmap.dcm")  # of `trtseg segment --dicom`, in a folder of the case
 _MOST_SLICES = 4096  # of a CT, from which a Segmentation may have left out the empty ones
 
 
@@ -277,7 +286,7 @@ def _candidates(found: Sequence[Path]) -> list[Path]:
     if others and not any(map(says_labels, segs)) and not all(map(_says_ct, others)):
         return others  # label maps by their place, since nothing says otherwise
     # Of the two objects of one result the one that more programs read.
-    return [path for path in segs if path.name != _RESULTS[1]] or segs
+    return [path for path in segs if path.name != LABEL_OBJECTS[1]] or segs
 
 
 def _label_maps(files: Mapping[str, Path], paired: Container[str]) -> dict[str, Path]:
@@ -286,7 +295,7 @@ def _label_maps(files: Mapping[str, Path], paired: Container[str]) -> dict[str, 
     mixed: set[Path] = set()  # folders that hold other DICOM files
     for case, path in files.items():
         if _is_dcm(path):
-            is_named = case in paired or path.name in _RESULTS
+            is_named = case in paired or path.name in LABEL_OBJECTS
             if (path.parent in mixed and not is_named) or not may_be_seg(path):
                 mixed.add(path.parent)
                 continue
@@ -319,7 +328,7 @@ def _own(path: Path, folder: Path) -> Path:
     """The path below ``folder``; ``a/ct.dcm`` for ``a/ct_dicom/seg.dcm``, which `trtseg segment` made of ``a/ct``."""
     own = path.relative_to(folder)
     case = own.parent.name.removesuffix("_dicom")
-    if own.name in _RESULTS and case not in ("", own.parent.name):
+    if own.name in LABEL_OBJECTS and case not in ("", own.parent.name):
         return own.parent.with_name(case + SEG)
     return own
 

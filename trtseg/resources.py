@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,12 +143,18 @@ def begin_products() -> None:
 
 def is_lack_of_memory(error: BaseException) -> bool:
     """Tell whether an exception says that there was no memory; runtimes in C++ have no class for that."""
-    return isinstance(error, MemoryError) or _says(error, (*_NO_MEMORY, *_NO_THREAD))
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return _says(error, (*_NO_MEMORY, *_NO_THREAD))
 
 
 def _says(error: BaseException, words: tuple[str, ...]) -> bool:
-    text = str(error).lower() if isinstance(error, _KINDS) else ""
-    return any(word in text for word in words)
+    """Look for words in what an error says, but not in the paths that it names."""
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    else:
+        text = re.sub(r"\S*/\S*", "", str(error)) if isinstance(error, _KINDS) else ""
+    return any(word in text.lower() for word in words)
 
 
 def _sentence(what: str, needed: int, free: int | None) -> str:

@@ -142,7 +142,7 @@ class Segmentation:
 
     @property
     def labels(self) -> Array:
-        """Labels on the input's own grid, in its shape and index order; a view of `canonical`."""
+        """Labels, uint8, on the input's own grid, in its shape and index order; a view of `canonical`."""
         return self.geometry.restore(self.canonical)
 
     @property
@@ -326,7 +326,13 @@ class Segmentation:
             self._write_preview(temporary)
 
     def view(self, height: int = 900) -> Page:
-        """Return the page of `save`, with the input's name, for a notebook to show; ArgumentError without the CT."""
+        """Return the page of `save`, with the input's name, for a notebook to show ``height`` pixels high.
+
+        Raises
+        ------
+        ArgumentError
+            If the result has let go of its CT.
+        """
         return Page(self._page(keep_identity=True).decode("utf-8"), height)
 
     def _repr_html_(self) -> str:

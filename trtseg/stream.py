@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtseg import threads
-from trtseg.body import Placement
+from trtseg.body import Placement, on_threads
 from trtseg.cascade.base import Logits, Timings
 from trtseg.errors import ArgumentError, BusyError, InputError
 from trtseg.fit import Fit
@@ -61,6 +61,8 @@ class Nets:
         Labels canonical slices ``[n, Y, X]`` with a placement and keeps logits; returns labels, and seconds in stages.
     at_once : int
         Slices that are labelled together where several wait.
+    threads : int
+        Of operations on the whole volume.
     steps : PostProcess
         What follows the nets.
     provenance : callable
@@ -72,6 +74,7 @@ class Nets:
     spec: ModelSpec
     label: Callable[[NDArray[np.int16], Fit, Logits], tuple[NDArray[np.uint8], Timings]]
     at_once: int
+    threads: int
     steps: PostProcess
     provenance: Callable[[], dict[str, Any]]
     turns: Turns
@@ -319,7 +322,7 @@ class Stream:
 
     def _labels(self, volume: Volume, slices: list[_Slice]) -> tuple[NDArray[np.uint8], TumourLogits]:
         """Labels ``[Z, Y, X]`` of a volume of these slices: those that are there, and the rest once they are made."""
-        fit = self._nets.spec.fit_volume(volume.array, volume.spacing[1:])
+        fit = self._nets.spec.fit_volume(volume.array, volume.spacing[1:], on_threads(self._nets.threads))
         with self._lock:
             for one, plane in zip(slices, volume.array, strict=True):
                 one.hu = plane  # equal values; the copy that was pushed can go

@@ -149,13 +149,13 @@ class Geometry:
         return array[(0,) * first + (slice(None),) * 3 + (0,) * (array.ndim - first - 3)]
 
     def canonical(self, array: np.ndarray) -> np.ndarray:
-        """View an array on the input's grid as ``[Z, Y, X]``; no copy."""
+        """View an array on the input's grid as ``[Z, Y, X]``, without a copy; ArgumentError if it has another shape."""
         if array.shape not in (self.shape, self.grid_shape):
             raise ArgumentError(f"array: got shape {array.shape}; expected the input's {self.shape}")
         return self.grid(array).transpose(self.axes)[self._reversal]
 
     def restore(self, array: np.ndarray) -> np.ndarray:
-        """View a canonical array ``[Z, Y, X]`` on the input's grid: the inverse of `canonical`; no copy."""
+        """View a canonical array ``[Z, Y, X]`` on the input's grid: the inverse of `canonical`, and its errors."""
         if array.shape != self.canonical_shape:
             raise ArgumentError(f"array: got shape {array.shape}; expected [Z,Y,X] = {self.canonical_shape}")
         z, y, x = (self.axes.index(i) for i in range(3))
@@ -200,6 +200,11 @@ class Volume:
         File name without its folder, for reports.
     warnings : tuple of ResultWarning
         What was strange about the CT when it was loaded.
+
+    Raises
+    ------
+    ArgumentError
+        The array has another type, shape or layout, or the affine is not that of the geometry.
     """
 
     array: np.ndarray

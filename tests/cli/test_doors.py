@@ -1,5 +1,6 @@
 """Formats, layouts, pipes, folders and poor surroundings: each is taken, or refused in one sentence."""
 
+import errno
 import gzip
 import json
 import os
@@ -90,6 +91,23 @@ def test_too_little_memory_is_one_sentence_before_the_work(here, model, monkeypa
     monkeypatch.setattr(resources, "free_memory", lambda: 1 << 18)
     with pytest.raises(OutOfMemoryError, match=r"^big\.nii: needs about 1 MB of memory, and 0 MB are free; "):
         load("big.nii")
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lack"),
+    [
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/data/allocated/ct.zip"), False),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (OSError(errno.ENOMEM, ""), True),
+        (RuntimeError("load model from /data/allocated/liver.onnx failed: File doesn't exist"), False),
+        (RuntimeError("/src/arena.cc:376 Failed to allocate memory for requested buffer of size 8"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (ImportError("/opt/alloc/lib.so: failed to map segment from shared object"), True),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_the_name_of_a_file_is_no_lack_of_memory(error, is_lack):
+    assert resources.is_lack_of_memory(error) is is_lack
 
 
 def test_processors_and_memory_are_those_of_the_cgroup(tmp_path):

@@ -288,6 +288,18 @@ def test_a_case_that_cannot_be_drawn_is_reported_and_its_scores_stay(here):
     assert len(json.loads(Path("o.json").read_text())["cases"]) == 3
 
 
+def test_a_file_where_a_folder_of_pictures_is_to_be_is_named(here):
+    write("p/sub/a.nii.gz", POOR)
+    write("t/sub/a.nii.gz", TRUTH)
+    write_ct("ct/sub/a.nii.gz")
+    Path("o").mkdir()
+    Path("o/sub").write_text("")
+    done = run("evaluate", "p", "t", "--ct", "ct", "--overlays", "o", "--quiet")
+    assert done.exit_code == 3, done.output
+    line = "error: p/sub/a.nii.gz: --overlays: o/sub cannot be created (File exists); choose another folder\n"
+    assert done.stderr == line
+
+
 def test_segment_and_evaluate_go_together(here, model, phantom_ct):
     assert run("segment", phantom_ct, "--model", model, "-o", "seg.nii.gz", "-q").exit_code == 0
     done = run("evaluate", "seg.nii.gz", phantom_ct.with_name("truth.nii.gz"))

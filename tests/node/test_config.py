@@ -37,6 +37,8 @@ from trtseg.node.spool import Spool
         ({"threads": 0}, "threads: got 0; expected more than 0"),
         ({"results": ("sr",)}, "results: got sr without seg; expected both"),
         ({"precision": "fp8"}, "precision: got 'fp8'; on the CPU it is 'auto'"),
+        ({"precision": "fp16", "device": "cpu"}, "precision: got 'fp16'; on the CPU it is 'auto'"),
+        ({"precision": "int8", "device": "cuda:1"}, "precision: got 'int8'; on a GPU it is 'auto'"),
         (
             {"stow": ("nonsense",)},
             "stow: got 'nonsense'; expected a URL with http:// or https:// and a host, as",
@@ -95,6 +97,10 @@ def test_limits_of_memory_that_a_node_can_run_with():
     for receiver, worker in ((0, 0), (250, 500)):
         config = Config(Path("/nowhere"), folder=(Path("/nowhere"),), receiver_mb=receiver, worker_mb=worker)
         assert (config.receiver_mb, config.worker_mb) == (receiver, worker)
+
+
+def test_a_device_that_is_found_out_at_the_start_may_be_a_gpu():
+    assert Config(Path("/nowhere"), folder=(Path("/nowhere"),), precision="fp16").precision == "fp16"
 
 
 def test_no_port_for_metrics_is_no_port_of_the_node():

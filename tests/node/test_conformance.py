@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from trtseg.node import receive
+from trtseg.node import receive, status
 from trtseg.node.config import Config
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs/conformance.md").read_text(encoding="utf-8")
@@ -47,16 +47,17 @@ def test_sop_classes_and_transfer_syntaxes():
 
 
 def test_statuses():
-    written = {int(status, 16) for status in rows("Answers to C-STORE") if status.startswith("0x")}
+    written = {int(code, 16) for code in rows("Answers to C-STORE") if code.startswith("0x")}
     names = (
         "SUCCESS",
         "CLASS_NOT_SUPPORTED",
         "OUT_OF_RESOURCES",
         "NOT_OF_ITS_CLASS",
         "CANNOT_UNDERSTAND",
+        "OTHER_CONTENTS",
         "TOO_LARGE",
     )
-    assert written == {*(getattr(receive, name) for name in names), 0xC100}
+    assert written == {getattr(status, name) for name in names}
 
 
 def test_defaults():

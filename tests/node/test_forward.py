@@ -334,7 +334,9 @@ def test_what_waits_is_never_purged(tmp_path):
         assert spool.rows(f"SELECT * FROM {table}") == []
 
 
-def test_what_waits_for_a_destination_that_was_taken_out_of_the_settings_is_not_kept_for_ever(tmp_path):
+def test_what_waits_for_a_destination_that_was_taken_out_of_the_settings_is_not_kept_for_ever(
+    tmp_path, caplog
+):
     (tmp_path / "out").mkdir()
     config = Config(tmp_path / "store", send=("TYPO@127.0.0.1:9",), folder=(tmp_path / "out",))
     spool, uids, _ = filled(config)
@@ -348,6 +350,9 @@ def test_what_waits_for_a_destination_that_was_taken_out_of_the_settings_is_not_
     spool._db.set_trace_callback(statements.append)
     give_up(spool, [folder], 100)
     spool._db.set_trace_callback(None)
+    (line,) = [one for one in caplog.records if one.message == "results given up"]
+    assert (line.levelname, line.facts) == ("ERROR", {"to": "TYPO@127.0.0.1:9", "results": 3})
+    assert spool.row("SELECT value FROM counter WHERE name='results_dead'")["value"] == 3
     assert statements.count("COMMIT") == 1  # each takes its time on the disk, and there may be many results
     assert sorted(states(spool)) == ["dead"] * 3 + ["waiting"] * 3
     again(spool, config, folder)

@@ -35,6 +35,8 @@ Timings = dict[str, float]
 
 #: Called with a text, which says what is being done, and the fraction that is done, from 0 to 1.
 Progress = Callable[[str, float], None]
+#: Called with the number of slices whose labels are there.
+Done = Callable[[int], None]
 
 
 class Feed(Protocol):
@@ -115,7 +117,7 @@ class Cascade(Protocol):
         fit: Fit | None = None,
         stream: int = 0,
         logits: Logits | None = None,
-        progress: Progress | None = None,
+        done: Done | None = None,
     ) -> tuple[Labels, Timings]:
         """Label a volume.
 
@@ -131,8 +133,8 @@ class Cascade(Protocol):
             Placement of the slices; by default that which `place` finds.
         stream, logits
             As for `begin`.
-        progress : callable, optional
-            Told the fraction of slices whose labels are there.
+        done : callable, optional
+            Told of how many slices the labels are there.
 
         Returns
         -------
@@ -153,15 +155,15 @@ def run_volume(
     feed: Feed,
     hu: Hu,
     out: Labels | None,
-    progress: Progress | None,
+    done: Done | None,
 ) -> Labels:
     """Push a volume ``[Z, Y, X]`` through a feed, which it ends; see `Cascade.run`."""
     labels = np.empty(hu.shape, np.uint8) if out is None else out
 
     def tell(pieces: list[tuple[int, Labels]]) -> None:
-        if progress is not None and pieces:
+        if done is not None and pieces:
             first, piece = pieces[-1]
-            progress("segmenting", (first + len(piece)) / len(hu))
+            done(first + len(piece))
 
     try:
         for first in range(0, len(hu), CHUNK):

@@ -5,19 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from trtseg import _core
-from trtseg.body import Hu, on_host
+from trtseg.body import Hu, on_threads
 from trtseg.cascade.base import (
     CHUNK,
+    Done,
     Labels,
     Logits,
-    Progress,
     Timings,
     check_slices,
     ended,
@@ -70,9 +69,7 @@ class CpuCascade:
         """Place slices on the nets' grid; the CPU has no streams."""
         if not self._engines:
             raise DeviceError("cascade: got slices for a cascade that is closed; open another")
-        return self._engines[0].spec.fit_volume(
-            hu, spacing, lambda op, *of: on_host(partial(op, threads=self._threads), *of)
-        )
+        return self._engines[0].spec.fit_volume(hu, spacing, on_threads(self._threads))
 
     def begin(self, fit: Fit, *, stream: int = 0, logits: Logits | None = None) -> _Feed:
         """Begin a feed of slices; the CPU has no streams."""
@@ -90,11 +87,11 @@ class CpuCascade:
         fit: Fit | None = None,
         stream: int = 0,
         logits: Logits | None = None,
-        progress: Progress | None = None,
+        done: Done | None = None,
     ) -> tuple[Labels, Timings]:
         """Label a volume ``[Z, Y, X]``."""
         feed = self.begin(fit or self.place(hu, spacing), logits=logits)
-        return run_volume(feed, hu, out, progress), feed.timings
+        return run_volume(feed, hu, out, done), feed.timings
 
     def stages(self, hu: NDArray[np.int16], spacing: tuple[float, float]) -> Timings:
         """Seconds in each stage of a chunk."""

@@ -13,14 +13,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from trtseg.body import Hu, on_host
-from trtseg.cascade.base import Labels, Logits, Progress, Timings, check_slices, ended, run_volume
+from trtseg.body import Hu, on_threads
+from trtseg.cascade.base import Done, Labels, Logits, Progress, Timings, check_slices, ended, run_volume
 from trtseg.cascade.lane import Lane
 from trtseg.cuda import dlpack
 from trtseg.cuda.arrays import CudaArray
@@ -100,9 +99,7 @@ class CudaCascade:
             self._open_nets(self._batch)
         spec = self._contexts[0][0].spec
         if not isinstance(hu, CudaArray):
-            return spec.fit_volume(
-                hu, spacing, lambda op, *of: on_host(partial(op, threads=self._threads), *of)
-            )
+            return spec.fit_volume(hu, spacing, on_threads(self._threads))
         guess = spec.fit_slice((hu.shape[1], hu.shape[2]), spacing)  # which checks them, too
         if spec.fit != "body":
             return guess
@@ -133,12 +130,12 @@ class CudaCascade:
         fit: Fit | None = None,
         stream: int = 0,
         logits: Logits | None = None,
-        progress: Progress | None = None,
+        done: Done | None = None,
     ) -> tuple[Labels, Timings]:
         """Label a volume ``[Z, Y, X]``."""
         fit = fit or self.place(hu, spacing, stream=stream)
         feed = self.begin(fit, stream=stream, logits=logits)
-        labels = run_volume(feed, hu, out, progress)
+        labels = run_volume(feed, hu, out, done)
         return labels, feed.timings
 
     def stages(self, hu: NDArray[np.int16], spacing: tuple[float, float]) -> Timings:

@@ -80,13 +80,13 @@ def label_volume(
             needed.keep(len(hu))
     else:
 
-        def tell(text: str, done: float) -> None:
+        def note(done: int) -> None:
             if needed is not None:
-                needed.keep(round(done * len(hu)))
+                needed.keep(done)
             if progress is not None:
-                progress(text, done)
+                progress("segmenting", done / len(hu))
 
-        _, timings = cascade.run(hu, plane, labels, fit=logits.fit, logits=logits.planes, progress=tell)
+        _, timings = cascade.run(hu, plane, labels, fit=logits.fit, logits=logits.planes, done=note)
         labelled = len(hu)
     return labels, logits, timings, labelled
 

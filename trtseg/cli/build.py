@@ -13,7 +13,7 @@ from trtseg.cli.exits import errors_as_exit_codes
 from trtseg.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from trtseg.engines.nvidia.cache import Entry
+    from trtseg.engines.nvidia.cache import Built
 
 
 def build(
@@ -83,14 +83,12 @@ def _slices(part: str) -> int:
     return int(part)
 
 
-def _show(built: Sequence[Entry]) -> None:
+def _show(built: Sequence[Built]) -> None:
     """Print a table of the engines that were built."""
     rows = []
-    for entry in built:
-        if entry.sidecar is not None:
-            made = entry.sidecar
-            numbers = f"{made.size / 1e6:.1f}", f"{made.built['seconds']:.1f}", str(len(made.warnings))
-            rows.append((str(made.key), *numbers, entry.path.name))
+    for path, made in built:
+        numbers = f"{made.size / 1e6:.1f}", f"{made.built['seconds']:.1f}", str(len(made.warnings))
+        rows.append((str(made.key), *numbers, path.name))
     headings = ("engine", "MB", "seconds", "warnings", "file")
     table = text.table(headings, rows, right=range(1, 4))
     text.show(table, text.count_engines(len(built), built[0].path.parent), text.NOT_CLINICAL)

@@ -77,7 +77,7 @@ def import_engines(
         from trtseg.engines.nvidia.machine import why_unused
 
         adopted, driver = cache.adopt(folder, allow_foreign=allow_foreign), find_driver()
-        keys = [entry.sidecar.key for entry in adopted if entry.sidecar]
+        keys = [engine.sidecar.key for engine in adopted]
         text.show(*(f"{key}\n" for key in keys), text.count_engines(len(adopted), _place(None)))
         unused: dict[str, list[str]] = {}
         for key in keys:

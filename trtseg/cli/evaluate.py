@@ -15,6 +15,7 @@ from trtseg.cli import progress, text
 from trtseg.cli.exits import Failures, errors_as_exit_codes
 from trtseg.cli.meaning import meaning_of
 from trtseg.errors import ArgumentError
+from trtseg.io.folders import make_folder
 from trtseg.notice import NOTICE
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ def _draw(
     for pair, scores in sorted(cases.scored, key=lambda case: _dices(case[1]))[:count]:
         try:
             target = folder / f"{pair.name}.png"
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent, "--overlays")
             for warning in pairs.draw(pair, scores, target, meaning=meaning, series=series):
                 text.warn(warning)
         except Exception as error:

@@ -71,6 +71,7 @@ def serve(
     with errors_as_exit_codes():
         from trtseg import models
         from trtseg.engines import resolve_device
+        from trtseg.engines.precision import candidates
         from trtseg.node.config import check_installed, load
         from trtseg.node.run import run
 
@@ -81,5 +82,5 @@ def serve(
         settings = load(config, options)
         check_installed(settings)
         models.find(settings.model)
-        resolve_device(settings.device)
+        candidates(settings.precision, resolve_device(settings.device).partition(":")[0])
         run(settings)

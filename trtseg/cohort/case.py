@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 from trtseg.errors import ArgumentError
 from trtseg.io.dicom_out import file_names
 from trtseg.io.find import made_by
+from trtseg.io.names import LABEL_OBJECTS
 from trtseg.warnings import ResultWarning
 
 if TYPE_CHECKING:
     from trtseg.result import Segmentation
-
-_LABEL_OBJECTS = ("seg.dcm", "labelmap.dcm")  # of kinds of DICOM objects, those that hold labels
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Case:
     def check_own(self, what_to_do: str) -> None:
         """Raise an ArgumentError if labels lie where those of the case go, and trtseg did not write them."""
         for path in () if self.is_named else self.outputs:
-            holds_labels = path.name in _LABEL_OBJECTS if self.dicom else path == self.labels
+            holds_labels = path.name in LABEL_OBJECTS if self.dicom else path == self.labels
             if holds_labels and is_of_others(path):
                 raise ArgumentError(
                     f"inputs: {path} is there, and trtseg did not write it; the labels of {self.input} would "

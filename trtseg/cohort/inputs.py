@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from trtseg.cohort.remote import find_remote, is_url, name_of, read_remote
+from trtseg.cohort.remote import find_remote, is_url, path_in, read_remote
 from trtseg.errors import ArgumentError, InputError
 from trtseg.io.dicom import one_of_each_series
 from trtseg.io.find import find_cts, made_by
@@ -87,7 +87,7 @@ def find(inputs: Sequence[str | os.PathLike[str]], output: Path, left_out: list[
 def single(given: str | os.PathLike[str], place: str | None = None, series: str | None = None) -> Found:
     """Take an input as one CT, whatever is in it; ``place`` says where its labels go."""
     url = os.fspath(given) if is_url(given) else None
-    source = name_of(url) if url else Path(given)
+    source = path_in(url) if url else Path(given)
     if place is None:
         return Found(source, _labels(Path(_remote_stem(source) if url else stem(source))), url, series)
     labels = Path(place) if place.lower().endswith(WRITTEN) else Path(f"{place}.nii.gz")
@@ -164,7 +164,7 @@ def _rows(name: str, table: csv.DictReader[str]) -> list[tuple[str, str | None, 
 
 def _remote(url: str) -> list[Found]:
     """The CTs of a URL; those of a folder or a pattern keep the folders that they are in."""
-    sources = [(name_of(one), one) for one in find_remote(url)]
+    sources = [(path_in(one), one) for one in find_remote(url)]
     top = Path(os.path.commonpath([path.parent for path, _ in sources]))
     places = [path.relative_to(top).with_name(_remote_stem(path)) for path, _ in sources]
     return [Found(path, _labels(place), one) for place, (path, one) in zip(places, sources, strict=True)]

@@ -30,7 +30,7 @@ from trtseg.cohort.case import Case, is_empty, is_of_others
 from trtseg.cohort.remote import is_there, is_url, look
 from trtseg.cohort.table import TABLE, write_table
 from trtseg.errors import ArgumentError, OutputError
-from trtseg.io.atomic import explain, resolve_target
+from trtseg.io.atomic import explain, keep_permissions, resolve_target
 from trtseg.io.dicom_out import left_over
 from trtseg.io.names import case_name
 
@@ -331,7 +331,9 @@ class Manifest:
         try:
             place.mkdir(parents=True, exist_ok=True)
             for path in sorted(staged.iterdir()):
-                path.replace(resolve_target(place / path.name))
+                target = resolve_target(place / path.name)
+                keep_permissions(path, target)
+                path.replace(target)
             staged.rmdir()
             for path in left_over(place, record["files"]):
                 path.unlink()

@@ -133,9 +133,10 @@ def work(pipe: Connection) -> None:
     with contextlib.suppress(BrokenPipeError):
         try:
             bench = Bench(setup)
+            ready = bench.ready()
         except Exception as error:
             pipe.send(Failed(portable(error)))
-            tasks.get()
-        pipe.send(bench.ready())
+            threading.Event().wait()  # `receive` ends the process with the pipe
+        pipe.send(ready)
         while True:
             pipe.send(bench.do(tasks.get()))

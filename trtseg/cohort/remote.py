@@ -70,7 +70,7 @@ def read_remote(url: str) -> str:
         return str(store.cat_file(path).decode("utf-8-sig"))
 
 
-def name_of(url: str) -> Path:
+def path_in(url: str) -> Path:
     """The path of a URL inside its store, without what stands before and behind; on the web ``?`` begins a query.
 
     A whole store is named like the file that it is in, or else by its scheme.
@@ -80,7 +80,7 @@ def name_of(url: str) -> Path:
     inside = Path(path.partition("?")[0] if scheme in _WEB else path)
     if inside.name:
         return inside
-    return Path(stem(name_of(rest)) if rest else scheme)
+    return Path(stem(path_in(rest)) if rest else scheme)
 
 
 @contextmanager

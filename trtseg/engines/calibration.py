@@ -138,14 +138,14 @@ def references(files: ModelFiles) -> dict[str, Reference]:
     DeviceError
         Neither of them is installed, and the model stores no logits.
     """
-    slices, nets = read_slices(files), files.spec.nets
+    slices, nets, are_stored = read_slices(files), files.spec.nets, False
     try:
         engines = {spec.role: open_reference(files, spec) for spec in nets}
     except DeviceError:
         if not slices.logits:
             raise
         shown = show(slices.hu, slices.spacing, nets, lambda spec, _: slices.logits[spec.role])
-        source = f"the logits in {FILE}"
+        source, are_stored = f"the logits in {FILE}", True
     else:
         shown = show(slices.hu, slices.spacing, nets, lambda spec, x: logits_of(engines[spec.role], x))
         package = _reference_package()
@@ -161,7 +161,7 @@ def references(files: ModelFiles) -> dict[str, Reference]:
     first, *others = nets
     for spec in others:
         counts = shown[first.role][1][:, 0] > first.logit_threshold
-        if slices.logits and source.endswith(FILE):  # which leaves some of them out
+        if are_stored:  # which leaves some of them out
             counts &= shown[spec.role][0][:, 0] > 0
         found[spec.role] = dataclasses.replace(found[spec.role], counts=counts)
     return found

@@ -77,7 +77,7 @@ def no_telemetry() -> Iterator[None]:
 
 
 @functools.cache
-def _core() -> Any:
+def _openvino_core() -> Any:
     openvino = import_openvino()
     begin_products()
     with _whole(), memory_for("OpenVINO", _MEMORY):
@@ -173,7 +173,7 @@ def _compiled(net: Net, threads: int) -> Any:
         # What a file quantises is computed with in FP32: OpenVINO's own INT8 gives other logits.
         "LP_TRANSFORMS_MODE": "NO",
     }
-    core, name = _core(), _name(net, options)
+    core, name = _openvino_core(), _name(net, options)
     with memory_for(f"{net.spec.role} net", _MEMORY):
         kept = _kept(name)
         if kept is not None:
@@ -199,7 +199,7 @@ def _compiled(net: Net, threads: int) -> Any:
 
 def _name(net: Net, options: dict[str, Any]) -> str:
     """Name of a compiled net in the cache: all that it depends on, hashed; nothing of it is of a patient."""
-    core = _core()
+    core = _openvino_core()
     processor = [core.get_property("CPU", key) for key in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
     about = [
         import_openvino().get_version(),

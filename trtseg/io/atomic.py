@@ -23,8 +23,8 @@ def atomic(*paths: str | os.PathLike[str], without: Sequence[Path] = ()) -> Iter
 
     Temporary files are made at once, hidden, beside their targets and with the same ending (``.nii.gz``), so
     an unwritable folder fails before any work is done. When the body ends, the temporary files are renamed onto
-    the targets. On any exception, ``KeyboardInterrupt`` too, they are removed, and targets that existed stay as
-    they were.
+    the targets, whose permissions they take where these exist. On any exception, ``KeyboardInterrupt`` too, they are
+    removed, and targets that existed stay as they were.
 
     Data are flushed to the disk before the renames. Results are small, and without the flush a power cut just
     after could leave an empty file under the final name. The folder itself is not flushed, so a power cut may
@@ -75,8 +75,9 @@ def atomic(*paths: str | os.PathLike[str], without: Sequence[Path] = ()) -> Iter
                 os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
                 temporary.append(path)
             yield tuple(temporary)
-            for path in temporary:
+            for path, target in zip(temporary, targets, strict=True):
                 _flush(path)
+                keep_permissions(path, target)
             _rename_all(temporary, targets, without)
         except OSError as error:
             raise OutputError(explain(error, _hit(error, paths, temporary))) from error
@@ -128,6 +129,12 @@ def name_of(path: str | os.PathLike[str], argument: str = "path") -> str:
 def _hidden(target: Path) -> Path:
     """Make up an unused name beside a target, from the end of its name: the whole name might become too long."""
     return target.with_name(f".{secrets.token_hex(8)}-{target.name[-40:]}")
+
+
+def keep_permissions(path: Path, target: Path) -> None:
+    """Give a file the permissions of that which it will replace, if there is one: others may not read a patient's."""
+    with contextlib.suppress(OSError):  # no such file, or a file system without permissions
+        path.chmod(stat.S_IMODE(target.stat().st_mode))
 
 
 def _flush(path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from trtseg.errors import InputError, OutputError
 from trtseg.io.checks import ct_geometry, ct_volume
 from trtseg.io.header import no_orientation
-from trtseg.io.itk_header import check_compressed, check_header, check_slices, read_header
+from trtseg.io.itk_header import check_compressed, check_data_files, check_header, read_header
 from trtseg.io.voxels import Convert, check_dtype, slabs, to_hu
 from trtseg.notice import signature, signed
 from trtseg.resources import check_memory
@@ -66,7 +66,7 @@ def read_itk(name: str, convert: Convert) -> tuple[np.ndarray, Geometry]:
     if not _has_directions(reader, head):
         warnings = (no_orientation("right to left, front to back, feet to head"),)
     geometry = ct_geometry(name, size, affine=grid.affine(), source=grid, warnings=warnings)
-    check_slices(Path(name), head, size)
+    check_data_files(Path(name), head, size)
     check_memory(name, 8 * math.prod(size))
     voxel = sitk.Image([1] * dimensions, reader.GetPixelID())
     check_compressed(Path(name), head, math.prod(size) * voxel.GetSizeOfPixelComponent())

@@ -114,7 +114,7 @@ def check_header(path: Path, head: bytes) -> None:
             raise InputError(f"{path}: its data, {one}, is no regular file; put it there")
 
 
-def check_slices(path: Path, head: bytes, size: Sequence[int]) -> None:
+def check_data_files(path: Path, head: bytes, size: Sequence[int]) -> None:
     """Refuse a MetaImage header that does not name all files of its slices, or compressed ones.
 
     ITK would give what was in memory in their place, and divide by a step of zero.

@@ -19,6 +19,8 @@ ZIP: tuple[str, ...] = (".zip",)
 ARCHIVES = (*ZIP, ".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst", ".7z", ".rar")
 #: Ending of a DICOM segmentation.
 SEG = ".dcm"
+#: Of the DICOM files of a result, in a folder of the case, those that hold labels.
+LABEL_OBJECTS = ("seg.dcm", "labelmap.dcm")
 #: Endings of files that labels are written to.
 WRITTEN = (*NIFTI, ".nrrd", ".mha", SEG)
 #: The page of many cases.

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from trtseg.errors import ArgumentError
 from trtseg.io import load
+from trtseg.io.dicom.frames import are_directions
 from trtseg.io.dicom.grid import place
 from trtseg.volume import LPS_TO_RAS, Geometry, Volume, check_spacing, spacing_mm
 
 _FARTHEST_MM = 1e7  # from the origin; NaN is not nearer
-_RIGHT_ANGLE = 0.01  # two directions times each other
 _CANONICAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # directions of canonical slices
 
 
@@ -154,10 +154,8 @@ def _checked_directions(directions: Any) -> NDArray[np.float64]:
         found = np.array(directions, np.float64)
     except (TypeError, ValueError):
         found = np.zeros(0)
-    if found.shape == (6,) and np.isfinite(found).all():
-        along = found.reshape(2, 3)
-        if np.abs(along @ along.T - np.eye(2)).max() < _RIGHT_ANGLE:
-            return found
+    if found.shape == (6,) and np.isfinite(found).all() and are_directions(found):
+        return found
     raise ArgumentError(
         f"directions: got {directions!r}; expected two unit vectors at a right angle, ImageOrientationPatient"
     )

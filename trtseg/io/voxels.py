@@ -141,8 +141,11 @@ def to_labels(
         values = stored if (slope, inter) == (1.0, 0.0) else stored.astype(np.float64) * slope + inter
         if values.dtype.kind == "f":
             whole = np.rint(values)
-            bad = ~(np.abs(values - whole) <= _BESIDE)  # NaN is bad too
-            foreign.update(np.unique(values[bad])[:_SHOWN].tolist())
+            with np.errstate(invalid="ignore"):  # infinity less infinity
+                bad = ~(np.abs(values - whole) <= _BESIDE)  # NaN is bad too
+            foreign.update(np.unique(values[bad & ~np.isnan(values)])[:_SHOWN].tolist())
+            if np.isnan(values).any():
+                foreign.add(math.nan)  # once: another NaN would be another element
             whole[bad] = 0
             values = whole
         if meaning is None:
@@ -155,7 +158,9 @@ def to_labels(
             for value, label in meaning.items():
                 part[values == value] = label
     if foreign:
-        shown = ", ".join(f"{value:g}" for value in sorted(foreign)[:_SHOWN])
+        shown = ", ".join(
+            f"{value:g}" for value in sorted(foreign, key=lambda one: (one != one, one))[:_SHOWN]
+        )
         more = ", ..." if len(foreign) > _SHOWN else ""
         expected = (
             "0 (background), 1 (liver) and 2 (tumour) only, map the others to one of these, or say which labels are "

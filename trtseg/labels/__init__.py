@@ -1,1 +1,1 @@
-"""What a label map is: its connected components, how it is cleaned, and its lesions."""
+"""What a label map is: its connected components, how it is cleaned, whether it is whole, and its lesions."""

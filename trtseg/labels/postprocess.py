@@ -39,6 +39,11 @@ class PostProcess:
         Background that the liver encloses completely in 3-D becomes liver.
     min_tumour_ml : float
         26-connected tumour components below this many millilitres become liver; 0 keeps every one.
+
+    Raises
+    ------
+    ArgumentError
+        A step is neither on nor off, or a size is negative, infinite or no number.
     """
 
     median_mm: float = 4.0

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trtseg.engines.precision import candidates
+from trtseg.engines.precision import FP16, candidates
 from trtseg.errors import ArgumentError, InputError
 from trtseg.io.dicom_out import check_kinds
 from trtseg.node.spool import FOLDERS
@@ -189,7 +189,13 @@ class Config:
         if not self.results or set(self.results) - set(KINDS):
             raise ArgumentError(f"results: got {list(self.results)}; expected some of {', '.join(KINDS)}")
         check_kinds(self.results, "results")
-        candidates(self.precision, "cuda" if self.device.startswith("cuda") else "cpu")
+        kind = self.device.partition(":")[0]
+        if kind in ("cpu", "cuda"):
+            candidates(self.precision, kind)
+        elif (
+            self.precision != FP16.name
+        ):  # `auto` may be a GPU; which it is, is found out where the node starts
+            candidates(self.precision, "cpu")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, (int, float)) and not 0 <= value < 1e12:

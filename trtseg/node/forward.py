@@ -22,7 +22,7 @@ from typing import Any
 from trtseg.node.config import Config, Peer
 from trtseg.node.files import flush_folder, is_lost
 from trtseg.node.line import ANSWER_S, Later, Line, associate, why
-from trtseg.node.log import say, where
+from trtseg.node.log import say, shown, where
 from trtseg.node.receive import STORAGE_COMMITMENT
 from trtseg.node.spool import Spool
 from trtseg.node.stopping import Stop
@@ -30,6 +30,8 @@ from trtseg.node.stopping import Stop
 _TOGETHER = 100  # results that are sent in one go
 _AFTER = 0.001  # seconds by which a result at which a destination fails is due after the others
 _COMMITMENT_ATTEMPTS = 100  # which take hours, since waits grow
+# Seconds until somebody without work looks for some, which is a question to the store each time.
+_LOOK_S, _LOOK_FOR_COMMITMENTS_S = 0.05, 1.0
 _LOST = "its file in the store is lost or cut off"
 #: Sends the result in a file, of a SOP class; None, or why it was rejected. Later: it could not be sent.
 Send = Callable[[Path, str], str | None]
@@ -60,8 +62,9 @@ def forward(config: Config) -> None:
         work += [
             functools.partial(send_waiting, spool, config, destination, line) for line in (first, second)
         ]
-    work.append(functools.partial(report_commitments, spool, config))
-    loops = [threading.Thread(target=_loop, args=(each, config, stop)) for each in work]
+    todo = [(each, _LOOK_S) for each in work]
+    todo.append((functools.partial(report_commitments, spool, config), _LOOK_FOR_COMMITMENTS_S))
+    loops = [threading.Thread(target=_loop, args=(*each, config, stop)) for each in todo]
     for loop in loops:
         loop.start()
     while not stop.wait(1.0):
@@ -76,7 +79,7 @@ def forward(config: Config) -> None:
     os._exit(0)  # a destination that does not answer keeps no process alive
 
 
-def _loop(work: Callable[[], Any], config: Config, stop: Stop) -> None:
+def _loop(work: Callable[[], Any], pause: float, config: Config, stop: Stop) -> None:
     while not stop.is_set():
         done: Any = False
         try:
@@ -84,7 +87,7 @@ def _loop(work: Callable[[], Any], config: Config, stop: Stop) -> None:
         except Exception as error:  # a full disk, for example: tried again
             say("sending failed", level=logging.ERROR, reason=where(error))
             stop.wait(config.retry_s)
-        stop.wait(0 if done else 0.01)
+        stop.wait(0 if done else pause)
 
 
 def send_waiting(spool: Spool, config: Config, destination: str, line: Line | None = None) -> bool:
@@ -165,16 +168,6 @@ def _note(spool: Spool, row: Any, destination: str, reason: str | None) -> None:
         )
         spool.count("results_sent")
     say("result sent", series=row["series"], kind=row["kind"], to=shown(destination))
-
-
-def shown(destination: str) -> str:
-    """A destination in the log, without the user and the password of a URL."""
-    place = destination.partition(":")[2]
-    if not destination.startswith("stow:"):
-        return place
-    scheme, _, rest = place.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def _stow(url: str) -> Send:

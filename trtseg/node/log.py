@@ -70,6 +70,16 @@ def where(error: BaseException) -> str:
     return f"{type(error).__name__}{f' ({words})' if words else ''}{place}"
 
 
+def shown(destination: str) -> str:
+    """A destination in the log, without the user and the password of a URL."""
+    place = destination.partition(":")[2]
+    if not destination.startswith("stow:"):
+        return place
+    scheme, _, rest = place.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
 class _Lines(logging.Formatter):
     def __init__(self, process: str) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ _COUNTERS = {
     "series_done": "Series segmented, revisions included.",
     "series_failed": "Series that gave no result, for a reason that the log has.",
     "results_sent": "Results that a destination took.",
-    "results_dead": "Results that a destination rejected.",
+    "results_dead": "Results that a destination rejected, or that were given up.",
     "delivery_failures": "Attempts to reach a destination that failed.",
     "process_restarts": "Processes of the node that had ended by themselves.",
     "tail_seconds_sum": "Seconds from the end of a series to its results, in all.",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from trtseg.node.log import say, shown
 from trtseg.node.spool import Spool
 
 _ENDED = "SELECT id FROM series WHERE state NOT IN ('open', 'part') AND ended<?"
@@ -29,6 +32,7 @@ def waiting_elsewhere(spool: Spool, destinations: Sequence[str], before: float =
 
 def give_up(spool: Spool, destinations: Sequence[str], keep_dead: float) -> None:
     """Give up results that have waited that many seconds for a destination that the settings do not name."""
+    given_up = Counter[str]()
     with spool.transaction():  # one by one they would hold up the node
         for row in waiting_elsewhere(spool, destinations, time.time() - keep_dead):
             spool.do(
@@ -36,6 +40,10 @@ def give_up(spool: Spool, destinations: Sequence[str], keep_dead: float) -> None
                 " WHERE result=? AND destination=?",
                 *(time.time(), row["result"], row["destination"]),
             )
+            spool.count("results_dead")
+            given_up[row["destination"]] += 1
+    for destination, count in given_up.items():
+        say("results given up", level=logging.ERROR, to=shown(destination), results=count)
 
 
 def mend_times(spool: Spool, most: float) -> None:

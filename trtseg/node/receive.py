@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtseg.errors import ArgumentError
 from trtseg.io.dicom.frames import CT_CLASSES
+from trtseg.node import status
 from trtseg.node.again import MOST_BYTES, is_same_image
 from trtseg.node.config import Config
 from trtseg.node.log import say, where
@@ -30,17 +31,6 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
     from trtseg.node.guard import Server
-
-SUCCESS = 0x0000
-INVALID_ARGUMENT = 0x0115  # a storage commitment request without what it needs
-PROCESSING_FAILURE = 0x0110  # a storage commitment request by somebody who cannot be answered
-NO_SUCH_ACTION = 0x0123
-CLASS_NOT_SUPPORTED = 0x0122  # an object that is no CT image
-OUT_OF_RESOURCES = 0xA700  # no space, or a limit is reached: may be sent again later
-NOT_OF_ITS_CLASS = 0xA900  # the data set is not what the request says that it is
-CANNOT_UNDERSTAND = 0xC000  # the data set cannot be read, or lacks a UID
-OTHER_CONTENTS = 0xC100  # another instance with the same UID is stored
-TOO_LARGE = 0xC101  # the image claims more rows, columns or frames than are taken
 
 VERIFICATION = "1.2.840.10008.1.1"
 STORAGE_COMMITMENT = "1.2.840.10008.1.20.1"
@@ -120,7 +110,7 @@ class Receiver:
 
     def echo(self, event: Any) -> int:
         """Answer a C-ECHO."""
-        return SUCCESS
+        return status.SUCCESS
 
     def store(self, event: Any) -> int:
         """Answer a C-STORE when the instance is safe."""
@@ -128,7 +118,7 @@ class Receiver:
         association, facts = self._row(event.assoc), None
         try:
             if association is None:
-                raise Refused(OUT_OF_RESOURCES, "the store cannot be written")
+                raise Refused(status.OUT_OF_RESOURCES, "the store cannot be written")
             facts = read_facts(event, config)
             with data.getbuffer() as view:
                 self._check_space(len(view))
@@ -140,25 +130,27 @@ class Receiver:
         except Refused as refusal:
             with contextlib.suppress(Exception):  # then it counts as another
                 if (
-                    refusal.status == OTHER_CONTENTS
+                    refusal.status == status.OTHER_CONTENTS
                     and facts is not None
                     and self._has_image(event, facts.sop)
                 ):
-                    return SUCCESS
+                    return status.SUCCESS
             return self._refuse(refusal.status, str(refusal), association, facts)
         except Exception as error:  # no space, a full disk, a broken one
-            return self._refuse(OUT_OF_RESOURCES, f"cannot be stored: {where(error)}", association, facts)
-        return SUCCESS
+            return self._refuse(
+                status.OUT_OF_RESOURCES, f"cannot be stored: {where(error)}", association, facts
+            )
+        return status.SUCCESS
 
     def commit(self, event: Any) -> tuple[int, None]:
         """Take a request for storage commitment, which `trtseg.node.forward` answers on an association of its own."""
         ae = event.assoc.requestor.ae_title.strip()
         if event.action_type != 1:
-            return NO_SUCH_ACTION, None
+            return status.NO_SUCH_ACTION, None
         if ae not in self.config.commit_peers:
             reason = "not listed in 'commit'"
             say("storage commitment refused", level=logging.WARNING, calling=ae, reason=reason)
-            return PROCESSING_FAILURE, None
+            return status.PROCESSING_FAILURE, None
         try:
             wanted = event.action_information
             references = [
@@ -171,16 +163,16 @@ class Receiver:
         except Exception as error:
             reason = f"no request for 1 to {_MOST_REFERENCES} instances: {where(error)}"
             say("storage commitment refused", level=logging.WARNING, calling=ae, reason=reason)
-            return INVALID_ARGUMENT, None
+            return status.INVALID_ARGUMENT, None
         try:
             self.spool.do(
                 "INSERT INTO commitment(ae, request, due) VALUES(?, ?, ?)", ae, request, time.time()
             )
         except Exception as error:
             say("storage commitment refused", level=logging.WARNING, calling=ae, reason=where(error))
-            return PROCESSING_FAILURE, None
+            return status.PROCESSING_FAILURE, None
         say("storage commitment asked for", calling=ae, instances=len(references))
-        return SUCCESS, None
+        return status.SUCCESS, None
 
     def look_after_associations(self) -> None:
         """Note which associations have ended, and how."""
@@ -220,27 +212,27 @@ class Receiver:
     def _check_space(self, size: int) -> None:
         disk = os.statvfs(self.config.store)
         if disk.f_bavail * disk.f_frsize - size < self.config.free_mb * 1_000_000:
-            raise Refused(OUT_OF_RESOURCES, "the disk is full")
+            raise Refused(status.OUT_OF_RESOURCES, "the disk is full")
         if self.spool.used() + size > self.config.disk_mb * 1_000_000:
-            raise Refused(OUT_OF_RESOURCES, "the store has its full size")
+            raise Refused(status.OUT_OF_RESOURCES, "the store has its full size")
 
-    def _refuse(self, status: int, reason: str, association: int | None, facts: Facts | None) -> int:
-        code = f"0x{status:04X}"
-        say("instance refused", level=logging.WARNING, status=code, reason=reason, association=association)
+    def _refuse(self, code: int, reason: str, association: int | None, facts: Facts | None) -> int:
+        said = {"status": f"0x{code:04X}", "reason": reason, "association": association}
+        say("instance refused", level=logging.WARNING, **said)
         with contextlib.suppress(Exception):
             self.spool.count("instances_refused")
-        if association is not None and status != CLASS_NOT_SUPPORTED:
+        if association is not None and code != status.CLASS_NOT_SUPPORTED:
             self._refused[association] += 1
             with contextlib.suppress(Exception):  # a full disk: noted with the end of the association
                 self.spool.do(
                     "UPDATE association SET refused=? WHERE id=?", self._refused[association], association
                 )
-                if facts is not None and status == OUT_OF_RESOURCES:  # may be sent again
+                if facts is not None and code == status.OUT_OF_RESOURCES:  # may be sent again
                     self.spool.do(
                         "INSERT INTO refusal SELECT ?, ?, ?, ? WHERE (SELECT COUNT(*) FROM refusal) < ?",
                         *(association, facts.key, facts.sop, time.time(), _MOST_REFUSALS),
                     )
-        return status
+        return code
 
 
 def read_facts(event: Any, config: Config) -> Facts:
@@ -254,7 +246,7 @@ def read_facts(event: Any, config: Config) -> Facts:
     request = event.request
     sop_class, sop = str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID)
     if sop_class not in CT_CLASSES or event.context.abstract_syntax not in CT_CLASSES:
-        raise Refused(CLASS_NOT_SUPPORTED, "no CT image")
+        raise Refused(status.CLASS_NOT_SUPPORTED, "no CT image")
     try:
         header = _header(request.DataSet, event.context.transfer_syntax)
         study, series = (str(header.get(tag) or "") for tag in ("StudyInstanceUID", "SeriesInstanceUID"))
@@ -270,15 +262,15 @@ def read_facts(event: Any, config: Config) -> Facts:
             in_acquisition=_count(header.get("ImagesInAcquisition")),
         )
     except Exception as error:  # pydicom raises errors of many types
-        raise Refused(CANNOT_UNDERSTAND, f"the data set cannot be read: {where(error)}") from error
+        raise Refused(status.CANNOT_UNDERSTAND, f"the data set cannot be read: {where(error)}") from error
     if own != (sop_class, sop):
-        raise Refused(NOT_OF_ITS_CLASS, "the data set has other SOP UIDs than the request")
+        raise Refused(status.NOT_OF_ITS_CLASS, "the data set has other SOP UIDs than the request")
     if modality != "CT":
-        raise Refused(NOT_OF_ITS_CLASS, "the modality is not CT")
+        raise Refused(status.NOT_OF_ITS_CLASS, "the modality is not CT")
     if not all(0 < len(uid) <= 64 for uid in (sop, study, series)):
-        raise Refused(CANNOT_UNDERSTAND, "a UID of study, series or instance is missing or too long")
+        raise Refused(status.CANNOT_UNDERSTAND, "a UID of study, series or instance is missing or too long")
     if largest > config.rows or not 0 < frames <= config.frames:
-        raise Refused(TOO_LARGE, "the image claims too many rows, columns or frames")
+        raise Refused(status.TOO_LARGE, "the image claims too many rows, columns or frames")
     return facts
 
 

@@ -17,8 +17,8 @@ from typing import Any
 from trtseg.errors import ArgumentError, TrtsegError
 from trtseg.node import log, metrics
 from trtseg.node.config import Config
-from trtseg.node.forward import forward, shown
-from trtseg.node.log import say, scrub, where
+from trtseg.node.forward import forward
+from trtseg.node.log import say, scrub, shown, where
 from trtseg.node.purge import give_up, mend_times, purge, waiting_elsewhere
 from trtseg.node.receive import receive, tls_context
 from trtseg.node.spool import Spool

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from trtseg.errors import OutputError
+from trtseg.node import status
 from trtseg.node.files import flush_folder, is_intact
 from trtseg.node.log import say
 from trtseg.node.schema import SCHEMA, VERSION
@@ -34,9 +35,9 @@ FOLDERS = ("instances", "results", "dead")  # of the store
 class Refused(Exception):
     """An instance that the node does not take: the status for its sender, and why, in words without any of its data."""
 
-    def __init__(self, status: int, reason: str) -> None:
+    def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
-        self.status = status
+        self.status = code
 
 
 class Facts(NamedTuple):
@@ -310,7 +311,7 @@ class Spool:
     def _known(self, sop: str, digest: bytes, size: int) -> bool:
         known = self.row("SELECT sha256, file FROM instance WHERE sop=?", sop)
         if known is not None and known["sha256"] != digest:
-            raise Refused(0xC100, "another instance with the same UID is stored")
+            raise Refused(status.OTHER_CONTENTS, "another instance with the same UID is stored")
         return known is not None and is_intact(self.path("instances", known["file"]), digest, size)
 
     def _series(self, facts: Facts, most_instances: int, most_series: int) -> int:
@@ -319,12 +320,12 @@ class Spool:
         if known is None or known["state"] not in ("open", "part"):
             (unfinished,) = self.row("SELECT COUNT(*) FROM series WHERE state IN ('open', 'part')")
             if unfinished >= most_series:
-                raise Refused(0xA700, "too many series are unfinished")
+                raise Refused(status.OUT_OF_RESOURCES, "too many series are unfinished")
         if known is None:
             return self.do("INSERT INTO series(uid, state) VALUES(?, 'open')", facts.key)
         (instances,) = self.row("SELECT COUNT(*) FROM instance WHERE series=?", known["id"])
         if instances >= most_instances:
-            raise Refused(0xA700, "the series has too many instances")
+            raise Refused(status.OUT_OF_RESOURCES, "the series has too many instances")
         self.do("UPDATE series SET state='open', crashes=0 WHERE id=?", known["id"])
         return int(known["id"])
 

@@ -1,1 +1,1 @@
-"""Reports for people to look at: pictures of a segmentation."""
+"""What people look at: pages and pictures of results."""

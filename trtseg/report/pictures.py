@@ -174,7 +174,7 @@ def choose_slices(labels: Array, count: int) -> list[int]:
     extent = bounding_box(labels)[0]
     found = extent.stop > extent.start
     first, last = (extent.start, extent.stop) if found else (0, len(labels))
-    count = min(count if found else 4, last - first)
+    count = min(count if found else min(count, 4), last - first)
     chosen = {first + int((i + 0.5) * (last - first) / count) for i in range(count)}
     tumour = [int(np.count_nonzero(plane == 2)) for plane in labels[extent]]
     if any(tumour):

@@ -63,7 +63,7 @@ def build_engines(
     batch: int | Sequence[int] = (1, 16),
     output: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
-) -> list[cache.Entry]:
+) -> list[cache.Built]:
     """Build an engine of every net of a model for every target and batch size, all of them or none.
 
     Parameters
@@ -88,7 +88,7 @@ def build_engines(
 
     Returns
     -------
-    list of Entry
+    list of Built
         Path and sidecar of each engine.
 
     Raises
@@ -191,7 +191,7 @@ def build_engine(
 
 def _build_all(
     runtime: Runtime, jobs: list[tuple[Net, EngineKey]], folder: Path, progress: Progress | None
-) -> list[cache.Entry]:
+) -> list[cache.Built]:
     """Build every engine into ``folder``; the files appear together or not at all."""
     built = []
     own = is_own(folder)
@@ -207,6 +207,6 @@ def _build_all(
                 tell(0.0)
                 data, sidecar = build_engine(net, runtime, key, tell)
                 cache.write(parts[2 * number : 2 * number + 2], data, sidecar)
-                built.append(cache.Entry(paths[number], sidecar, None))
+                built.append(cache.Built(paths[number], sidecar))
                 tell(1.0)
     return built

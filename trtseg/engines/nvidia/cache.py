@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from trtseg.engines.nvidia.sidecar import EngineKey, Sidecar, sidecar_path
 from trtseg.engines.trust import engine_folder, is_own, locked, opened, read
@@ -27,6 +27,13 @@ log = logging.getLogger("trtseg")
 
 # Names of all files that trtseg writes here, also `atomic`'s hidden names, which a killed process leaves.
 _OURS = re.compile(r"(\.[0-9a-f]{16}-)?[^.].*\.(engine|engine\.json|blob)")
+
+
+class Built(NamedTuple):
+    """An engine file without a fault, and its sidecar."""
+
+    path: Path
+    sidecar: Sidecar
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ def load_file(path: str | os.PathLike[str], *, allow_foreign: bool = False) -> t
     return _read_pair(path, own=own)
 
 
-def adopt(folder: Path, *, allow_foreign: bool = False) -> list[Entry]:
+def adopt(folder: Path, *, allow_foreign: bool = False) -> list[Built]:
     """Copy the engines of a folder into this user's cache, where they are found by key, all of them or none.
 
     Their hashes are checked first. Their acceptance is dropped: this machine checks them anew.
@@ -78,7 +85,7 @@ def adopt(folder: Path, *, allow_foreign: bool = False) -> list[Entry]:
 
     Returns
     -------
-    list of Entry
+    list of Built
         The engines in the cache.
 
     Raises
@@ -98,7 +105,7 @@ def adopt(folder: Path, *, allow_foreign: bool = False) -> list[Entry]:
     with locked(), atomic(*(file for path in adopted for file in (path, sidecar_path(path)))) as parts:
         for number, (data, sidecar) in enumerate(adopted.values()):
             write(parts[2 * number : 2 * number + 2], data, sidecar)
-    return [Entry(path, sidecar, None) for path, (_, sidecar) in adopted.items()]
+    return [Built(path, sidecar) for path, (_, sidecar) in adopted.items()]
 
 
 def obtain(

@@ -220,7 +220,7 @@ def _acceptance(place: _Place, net: Net, loaded: Loaded) -> Acceptance:
         engine = loaded.context()
         stack.callback(engine.close)
         found = acceptance.check(
-            on_host(engine, stack.enter_context(Resources(place.device))),
+            engine_on_host(engine, stack.enter_context(Resources(place.device))),
             place.known[net.spec.role],
             spec=net.spec,
             precision=net.precision,
@@ -236,7 +236,7 @@ def _acceptance(place: _Place, net: Net, loaded: Loaded) -> Acceptance:
     return found
 
 
-def on_host(engine: GpuEngine, own: Resources) -> Callable[[NDArray[Any]], NDArray[Any]]:
+def engine_on_host(engine: GpuEngine, own: Resources) -> Callable[[NDArray[Any]], NDArray[Any]]:
     """Make a function that runs an engine on host arrays ``[batch, 1, H, W]``; ``own`` gives it memory and a stream."""
     shapes = [(engine.batch or 1, channels, *engine.spec.size) for channels in (1, engine.spec.channels)]
     hosts = [own.pinned(shape, engine.dtype) for shape in shapes]

@@ -147,7 +147,7 @@ def _slice(name: str, place: tuple[int, int], size: tuple[int, int], where: list
     kind = next((value for item in where if (value := text(item, "RescaleType"))), "HU").upper()
     if kind not in ("HU", "US"):
         raise InputError(f"{name}: values are of type {kind!r}, not HU; give the series in Hounsfield units")
-    if not (min(spacing) > 0 and _is_rotation(orientation)):
+    if not (min(spacing) > 0 and are_directions(orientation)):
         raise InputError(
             f"{name}: ImageOrientationPatient {list(orientation)} and PixelSpacing {list(spacing)} are no geometry; "
             "the file is damaged, fetch it again"
@@ -159,11 +159,10 @@ def _slice(name: str, place: tuple[int, int], size: tuple[int, int], where: list
     )  # fmt: skip
 
 
-def _is_rotation(orientation: tuple[float, ...]) -> bool:
+def are_directions(orientation: Any) -> bool:
     """Whether six numbers are two directions at a right angle, but for what headers round."""
-    rows, columns = np.array(orientation).reshape(2, 3)
-    products = np.array([rows @ rows - 1, columns @ columns - 1, rows @ columns])
-    return bool(np.abs(products).max() < 1e-2)
+    along = np.array(orientation).reshape(2, 3)
+    return bool(np.abs(along @ along.T - np.eye(2)).max() < 1e-2)
 
 
 def _groups(name: str, header: Any, frames: int) -> Iterator[list[Any]]:

@@ -183,15 +183,20 @@ def encode_pictures(
         As `write_dicom`.
     """
     source = check_result(result)
-    with _headers_allow_it():
-        yield from encode_captures(source, result, pictures, series_uid, first)
+    made = encode_captures(source, result, pictures, series_uid, first)
+    while True:
+        with _headers_allow_it():  # not while the caller has the picture
+            encoded = next(made, None)
+        if encoded is None:
+            return
+        yield encoded
 
 
 @contextmanager
 def _headers_allow_it() -> Iterator[None]:
     """Make an OutputError of what pydicom and highdicom do not allow."""
     try:
-        with quiet():
+        with quiet:
             yield
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         # Their sentences quote values, which may tell who the patient is.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,7 +179,7 @@ def dicom_source(geometry: Geometry) -> Source:
     placed = [(k, one) for k, one in zip(series.index, series.slices, strict=True) if k >= 0]
     _, first = placed[0]
     away = abs(float(np.linalg.det(geometry.affine[:3, :3]))) / math.prod(first.spacing)
-    with quiet():
+    with quiet:
         ids = [_uid([header], "SOPInstanceUID") for header in headers]
         slices = {k: _reference(headers[one.file], ids[one.file], one) for k, one in placed}
         owner = next((one for one in headers if text(one, "PatientID") not in ("", "?")), headers[0])
@@ -204,12 +204,32 @@ def _reference(header: Any, uid: str, one: Slice) -> Reference:
     return Reference(kind if _CLASS.fullmatch(kind) else CT_IMAGE, uid, frame, (x, y, z))
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep warnings of pydicom and highdicom back: they quote values, which may be the patient's."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+class _Quiet:
+    """Keeps all warnings back while a thread is inside.
+
+    Filters of warnings are the whole process's, so they come back when the last thread has left.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._kept = threading.Lock(), 0, warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._kept = warnings.catch_warnings()
+                self._kept.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._kept.__exit__(None, None, None)
+
+
+#: Keeps warnings of pydicom and highdicom back: they quote values, which may be the patient's.
+quiet = _Quiet()
 
 
 def _check_installed() -> None:
