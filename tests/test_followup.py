@@ -13,6 +13,7 @@ from trtseg.cli import app
 from trtseg.errors import ArgumentError, InputError
 from trtseg.followup import Comparison, Finding, Side, compare
 from trtseg.io import read_labels, save
+from trtseg.report.comparison import comparison_html
 
 SPACING = (3.0, 2.0, 2.0)  # z, y, x
 CENTRE = np.array([75.0, 60.0, 70.0])  # mm along z, y, x
@@ -112,6 +113,34 @@ def test_a_liver_in_the_first_or_the_last_slice_may_go_on(tmp_path, first, last,
     assert [w.split(", so")[0] for w in warnings] == [
         f"{when}: the liver reaches the end of the scan" for when in ("before", "after") if reaches
     ]
+
+
+def test_a_flat_lesion_between_two_thick_slices_is_not_lost(tmp_path):
+    """Each voxel of it lies in the later lesion, and no voxel of the later one in it."""
+    before = scan(tmp_path / "a.nii.gz", [((2.5, 0, 0), 1.6)], spacing=(1.0, 2.0, 2.0))
+    after = scan(tmp_path / "b.nii.gz", [((-12, 0, 0), 22)], spacing=(5.0, 2.0, 2.0))
+    assert [one.status for one in compare(before, after).findings] == ["grown"]
+    assert [one.status for one in compare(after, before).findings] == ["shrunk"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(slice(25, None), slice(None)), (slice(None), slice(None, 35))]
+)
+def test_a_liver_at_the_edge_of_the_picture_is_cut(tmp_path, rows, columns):
+    whole = scan(tmp_path / "a.nii.gz", [])
+    nib.save(nib.load(whole).slicer[columns, rows], tmp_path / "b.nii.gz")
+    warning = compare(whole, tmp_path / "b.nii.gz").warnings[0]
+    assert warning.startswith(
+        "after: the liver reaches the edge of the picture, so its volume is a lower bound"
+    )
+
+
+def test_all_say_the_same_number():
+    """28.5485 mm is 28.5 everywhere, and not 28.6 by way of 28.55."""
+    finding = Finding("grown", *(Side((1,), 9.0, mm, 5.0, mm, (mm,), 10) for mm in (20.0, 28.5485)))
+    made = Comparison(("a", "b"), (900.0, 900.0), (9.0, 9.0), (0.0, 0.0, 0.0), 1.0, (finding,), ())
+    assert made.report()["sum_of_diameters_mm"] == [20, 28.5485]
+    assert "20.0 → 28.5 (+43%)" in comparison_html(made.report()).decode()
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

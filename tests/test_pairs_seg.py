@@ -77,6 +77,14 @@ def test_segmentations_of_folders_are_scored(make):
     assert (scores.liver.overlap.dice, scores.tumour.overlap.dice) == (1.0, 1.0)
 
 
+def test_a_segmentation_alone_has_the_name_of_its_case(make):
+    make("p/a_dicom/seg.dcm", "p/b/seg.dcm", "t/a.dcm")
+    names = [
+        match(Path(path), Path("t/a.dcm")).pairs[0].name for path in ("p/a_dicom/seg.dcm", "p/b/seg.dcm")
+    ]
+    assert names == ["a", "seg"]
+
+
 def test_a_label_map_of_another_format_goes_first(make):
     make("p/a.dcm", "p/a_seg.nii.gz", "p/a_dicom/seg.dcm", "t/a.nii.gz", "t/a.dcm")
     make("p/b_dicom/seg.dcm", "p/b_dicom/labelmap.dcm", "p/b_dicom/ct.dcm", "t/b.dcm")

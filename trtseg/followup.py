@@ -23,8 +23,9 @@ from trtseg.io.names import ITK, NIFTI, SEG
 from trtseg.labels.components import Array, bounding_box, join
 from trtseg.labels.lesions import Lesion, lesions, number_lesions
 from trtseg.labels.shift import Placed, find_shift, look_up
+from trtseg.labels.whole import EDGES_MM2
 from trtseg.notice import NOTICE
-from trtseg.volume import voxel_ml
+from trtseg.volume import spacing_zyx, voxel_ml
 from trtseg.warnings import ResultWarning
 
 #: Version of the layout of `Comparison.report`; raised when a key changes its meaning or goes away.
@@ -149,7 +150,7 @@ class Comparison:
         return targets
 
     def _judged(self, sums: tuple[float, float]) -> str:
-        # In hundredths, as the report shows them: a fall from 45 to 31.5 is one of 30 %, in binary fractions it is not.
+        # In hundredths of a millimetre: a fall from 45 to 31.5 is one of 30 %, in binary fractions it is not.
         before, after = (round(100 * mm) for mm in sums)
         is_new = any(
             f.status == "new" and f.after is not None and f.after.long_mm >= MEASURABLE_MM
@@ -168,7 +169,7 @@ class Comparison:
             "schema": SCHEMA,
             "notice": NOTICE,
             **_rounded(asdict(self)),
-            "sum_of_diameters_mm": None if sums is None else [round(mm, 2) for mm in sums],
+            "sum_of_diameters_mm": _rounded(sums),
             "recist_like": self.response(),
         }
 
@@ -269,6 +270,12 @@ def _warnings(scan: _Scan) -> Iterator[str]:
         )
     elif reaches_end:
         yield "the liver reaches the end of the scan, so its volume is a lower bound and lesions may be missing"
+    sz, sy, sx = spacing_zyx(scan.affine)
+    rows, columns = (np.count_nonzero(scan.labels.take((0, -1), axis)) for axis in (1, 2))
+    if rows * sz * sx + columns * sz * sy > EDGES_MM2:
+        yield (
+            "the liver reaches the edge of the picture, so its volume is a lower bound and lesions may be missing"
+        )
     if len(scan.lesions) > _MOST:
         yield f"has {len(scan.lesions)} lesions; the {_MOST} largest are compared"
 
@@ -329,16 +336,25 @@ def _match(before: _Scan, after: _Scan, shift: Array) -> list[tuple[list[int], l
 
 
 def _shared_ml(before: _Scan, after: _Scan, shift: Array) -> Array:
-    """Volume that each lesion before, row, shares with each lesion after, column, once the later ones are moved."""
-    numbers = [number_lesions(scan.labels, _MOST + 1) for scan in (before, after)]
-    shared = np.zeros((len(before.lesions), len(after.lesions)))
-    if not (numbers[0].any() and numbers[1].any()):
-        return shared
-    box = bounding_box(numbers[1])
-    later = numbers[1][box][numbers[1][box] > 0]
-    earlier = look_up(before, numbers[0], after.places(numbers[1]) + shift)
-    both = earlier > 0
-    np.add.at(shared, (earlier[both] - 1, later[both] - 1), voxel_ml(after.affine))
+    """Volume that each lesion before, row, shares with each lesion after, column, once the later ones are moved.
+
+    It is counted in voxels of either scan, and the larger volume is taken: a flat lesion of one may lie between two
+    slices of the other.
+    """
+    old, new = (number_lesions(scan.labels, _MOST + 1) for scan in (before, after))
+    if not (old.any() and new.any()):
+        return np.zeros((len(before.lesions), len(after.lesions)))
+    return np.maximum(_inside(before, old, after, new, shift), _inside(after, new, before, old, -shift).T)
+
+
+def _inside(scan: _Scan, numbers: Array, other: _Scan, theirs: Array, shift: Array) -> Array:
+    """Volume of the lesions of another scan, column, inside those of a scan, row, in voxels of the other."""
+    shared = np.zeros((len(scan.lesions), len(other.lesions)))
+    box = bounding_box(theirs)
+    moved = theirs[box][theirs[box] > 0]
+    under = look_up(scan, numbers, other.places(theirs) + shift)
+    both = under > 0
+    np.add.at(shared, (under[both] - 1, moved[both] - 1), voxel_ml(other.affine))
     return shared
 
 

@@ -96,7 +96,14 @@ def match(
         )
     if not is_folder(prediction):
         return Matched(
-            (Pair(_name(prediction, prediction.parent), prediction, truth, _ct_of(prediction, truth, ct)),)
+            (
+                Pair(
+                    _name(prediction, _folder_of(prediction)),
+                    prediction,
+                    truth,
+                    _ct_of(prediction, truth, ct),
+                ),
+            )
         )
     if ct is not None and not is_folder(ct):
         raise ArgumentError(f"{names[2]}: got {ct}; expected a folder, as the predictions are in one")
@@ -350,6 +357,12 @@ def _images(folder: Path, endings: tuple[str, ...], above: frozenset[str] = froz
 def _name(path: Path, folder: Path) -> str:
     """Name of a case that no other case has, as the table of a cohort names it, see `trtseg.io.names.case_name`."""
     return case_name(path.relative_to(folder))
+
+
+def _folder_of(file: Path) -> Path:
+    """The folder of the results that a file is one of: above that of its case, if it has one."""
+    has_own = file.name in LABEL_OBJECTS and file.parent.name.endswith("_dicom")
+    return file.parent.parent if has_own else file.parent
 
 
 def _case_of(path: Path) -> str:

@@ -58,6 +58,14 @@ def test_a_folder_has_an_index_that_knows_what_was_done_before(here, model, phan
     again = run(*arguments)
     assert again.exit_code == 3, "the same cases, the same exit code"
     assert "2 of 3 cases are complete" in again.stderr
+    shutil.copy("out/a_seg.nii.gz", "out/deep/b_seg.nii.gz")
+    with Path("out/deep/b_seg.nii.gz").open("ab") as file:
+        file.write(b"\0")
+    run(*arguments)
+    table = csv.DictReader(Path("out/index.csv").read_text().splitlines())
+    states = {row["case"]: row["state"] for row in table}
+    assert states == {"a": "done", "deep/b": "changed", "broken": "failed"}
+    run(*arguments, "--overwrite")
     for path in ("cts/a.nii.gz", "cts/deep/b.nii.gz"):
         Path(path).write_text("no CT any more")
     assert run(*arguments).exit_code == 2

@@ -95,7 +95,7 @@ def test_each_number_stands_below_its_heading_in_its_unit():
         ("3", "3"),
         ("41.26", "41.3"),
         ("0.875", "0.88"),
-        ("values-scale liver-cut", "values-scale<br>liver-cut"),
+        ("liver-cut values-scale", "liver-cut<br>values-scale"),
     ]
     assert second[5:] == [("-1", "–"), ("liver-cut", "liver-cut")]
     assert '<a href="c&amp;d.html">' in page
@@ -257,12 +257,27 @@ def test_the_index_says_why_cases_failed(browser, tmp_path):
         ("c", "c <i>.nii.gz: is no CT"),
     ]
     assert {row["liver_ml"] for row in table[1:]} == {""}
+    assert [row["state"] for row in table] == ["done", "failed", "failed"]
     assert write_index([tmp_path / "new/c_seg.html"], tmp_path / "new", {}) is None
     assert (
         write_index([tmp_path / "new/c_seg.html"], tmp_path / "new", {tmp_path / "new/c_seg.html": "no CT"})
         is None
     )
     assert not (tmp_path / "new").exists(), "nothing is written where nothing was done"
+
+
+def test_the_index_tells_whose_files_somebody_changed(tmp_path):
+    pages = [tmp_path / f"{name}_seg.html" for name in "ab"]
+    for path in pages:
+        make_result(warnings=[ResultWarning("values-scale", "odd")]).save(path.with_suffix(".nii"), html=path)
+    page = write_index(pages, tmp_path, changed={pages[1]}).read_text("utf-8")
+    assert "1 case with files that somebody changed later (<code>files-changed</code>)" in page
+    assert page.count("files-changed<br>values-scale") == 1
+    assert "<option>files-changed</option>" in page
+    table = list(csv.DictReader((tmp_path / "index.csv").open()))
+    assert [(row["case"], row["state"]) for row in table] == [("a", "done"), ("b", "changed")]
+    assert {row["warnings"] for row in table} == {"values-scale"}
+    assert "files-changed" not in write_index(pages, tmp_path).read_text("utf-8")
 
 
 def test_the_index_of_an_earlier_run_does_not_stay_where_all_cases_fail(browser, tmp_path):

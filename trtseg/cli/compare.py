@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from trtseg.cli import text
 from trtseg.cli.exits import errors_as_exit_codes
 from trtseg.cli.meaning import meaning_of
-
-if TYPE_CHECKING:
-    from trtseg.followup import Comparison, Finding
 
 
 def compare(
@@ -79,10 +77,10 @@ def compare(
         for warning in made.warnings:
             text.warn(warning)
         if not quiet:
-            _show(made)
+            _show(report)
 
 
-def _show(made: Comparison) -> None:
+def _show(report: Mapping[str, Any]) -> None:
     headings = (
         "lesion before",
         "after",
@@ -94,13 +92,13 @@ def _show(made: Comparison) -> None:
         "short mm before",
         "after",
     )
-    rows = [_row(finding) for finding in made.findings]
-    sums = made.diameters()
+    rows = [_row(finding) for finding in report["findings"]]
+    tumour, sums = report["tumour_ml"], report["sum_of_diameters_mm"]
     lines = [
-        ("liver", "{:.1f} mL, then {:.1f} mL".format(*made.liver_ml)),
-        ("tumour", "–" if made.tumour_ml is None else "{:.1f} mL, then {:.1f} mL".format(*made.tumour_ml)),
+        ("liver", "{:.1f} mL, then {:.1f} mL".format(*report["liver_ml"])),
+        ("tumour", "–" if tumour is None else "{:.1f} mL, then {:.1f} mL".format(*tumour)),
         ("sum of diameters", "–" if sums is None else "{:.1f} mm, then {:.1f} mm".format(*sums)),
-        ("like RECIST 1.1", made.response() or "–"),
+        ("like RECIST 1.1", report["recist_like"] or "–"),
     ]
     text.show_results(
         *([text.table(headings, rows, right=range(3, 9))] if rows else []),
@@ -108,12 +106,12 @@ def _show(made: Comparison) -> None:
     )
 
 
-def _row(finding: Finding) -> tuple[str, ...]:
-    sides = finding.before, finding.after
-    numbers = ["–" if side is None else ", ".join(map(str, side.lesions)) for side in sides]
+def _row(finding: Mapping[str, Any]) -> tuple[str, ...]:
+    sides = finding["before"], finding["after"]
+    numbers = ["–" if side is None else ", ".join(map(str, side["lesions"])) for side in sides]
     cells = [
-        "–" if side is None else f"{getattr(side, name):.{digits}f}"
+        "–" if side is None else f"{side[name]:.{digits}f}"
         for name, digits in (("volume_ml", 2), ("long_mm", 1), ("short_mm", 1))
         for side in sides
     ]
-    return *numbers, finding.status, *cells
+    return *numbers, finding["status"], *cells

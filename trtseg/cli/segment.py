@@ -236,14 +236,16 @@ def segment(
                     keep_identity=keep_identity,
                     progress=tell,
                 )
-                failures, done, failed = _show(stack.enter_context(closing(outcomes)), len(cases), quiet)
+                failures, done, failed, changed = _show(
+                    stack.enter_context(closing(outcomes)), len(cases), quiet
+                )
             if failures.count > _LISTED and folder and not quiet and (table := folder / TABLE).exists():
                 text.note(f"{failures.count} of {len(cases)} cases failed: {table} says why")
             if html and folder and not is_alone:
                 from trtseg.report.index import write_index
 
                 try:
-                    index = write_index([case.html for case in cases if case.html], folder, failed)
+                    index = write_index([case.html for case in cases if case.html], folder, failed, changed)
                 except OutputError as error:  # the files of the cases are there all the same
                     failures.add(error, folder)
                 else:
@@ -263,16 +265,19 @@ def _list_series(inputs: Sequence[str]) -> None:
             text.out(visible(f"{one.series}\n    {one.about}: {one.reason or free}\n"))
 
 
-def _show(outcomes: Iterable[Outcome], count: int, quiet: bool) -> tuple[Failures, int, dict[Path, str]]:
+def _show(
+    outcomes: Iterable[Outcome], count: int, quiet: bool
+) -> tuple[Failures, int, dict[Path, str], set[Path]]:
     """Report each failure on stderr and print a table.
 
-    Return the failures, how many cases are well, and for the pages of those that failed why. ``count`` is the number
-    of cases.
+    Return the failures, how many cases are well, for the pages of those that failed why, and the pages of those whose
+    files somebody changed. ``count`` is the number of cases.
     """
     from trtseg.cohort.table import TABLE
 
     failures = Failures()
     failed: dict[Path, str] = {}
+    outdated: set[Path] = set()
     rows: list[tuple[str, ...]] = []  # what the table shows of each case
     changed: list[Path] = []
     done = old = 0
@@ -280,6 +285,7 @@ def _show(outcomes: Iterable[Outcome], count: int, quiet: bool) -> tuple[Failure
         for outcome in outcomes:
             if outcome.changed is not None:
                 changed.append(outcome.changed)
+                outdated |= {outcome.case.html} if outcome.case.html else set()
                 continue
             if outcome.is_old:
                 old += 1
@@ -311,7 +317,7 @@ def _show(outcomes: Iterable[Outcome], count: int, quiet: bool) -> tuple[Failure
             text.show_results(table)
     if done > len(rows) == _MOST_ROWS and not quiet:
         text.note(f"{done - len(rows)} more cases are in the table of the folder, {TABLE}")
-    return failures, done + old + len(changed), failed
+    return failures, done + old + len(changed), failed, outdated
 
 
 def _say_old(old: int, changed: Sequence[Path], count: int, quiet: bool) -> None:

@@ -16,6 +16,8 @@ LIVER_ML = (300, 4000)
 NO_LIVER_ML = 20
 #: A liver is cut where its label reaches the end of the picture with more than this area, in mm2.
 CUT_MM2 = 100
+#: Likewise for all edges of the slices together.
+EDGES_MM2 = 4 * CUT_MM2
 _FLAT_HU = -900
 #: Parts that were dropped make a warning above this volume, in mL, or above this share of the rest.
 DROPPED_ML, DROPPED = 50, 0.1
@@ -81,7 +83,7 @@ def _ends(labels: Array, hu: Array, spacing: tuple[float, float, float]) -> Iter
         at_end = not 0 <= z + step < len(hu) or hu[z + step].min() == hu[z + step].max()
         if at_end and np.count_nonzero(labels[z]) * sy * sx > CUT_MM2:
             yield text
-    if _at_edges(labels, hu, box, spacing) > 4 * CUT_MM2:
+    if _at_edges(labels, hu, box, spacing) > EDGES_MM2:
         yield "the edge of the field of view"
 
 

@@ -33,7 +33,8 @@ from trtseg.volume import voxel_ml
 CONVENTIONS = {
     "regions": "liver is label >= 1, tumour is label 2",
     "ml": "volume of a region; that of the liver includes its tumours",
-    "empty": "Dice and IoU are 1 if both masks are empty; what is undefined is null, left out of means and counted",
+    "empty": "Dice and IoU are 1, VOE and RVD 0 if both masks are empty; what is undefined is null, left out of means "
+    "and counted",
     "mean": "over the cases in which a metric is defined, each with the same weight; ±, sd: standard deviation over "
     "these cases, with n - 1; undefined for fewer than two",
     "rvd": "(predicted - true) / true volume",

@@ -68,9 +68,9 @@ def case_html(
     parts = {
         "facts": pages.data("facts", _facts(report, picture) | {"named": keep_identity}),
         "title": html.escape(name if keep_identity else _TITLE),
-        "warnings": pages.warnings(warnings),
+        "warnings": pages.warnings(warnings, "outlines"),
         "figures": pages.figures(_figures(report)),
-        "lesions": _lesions(lesions, labels),
+        "lesions": _lesions(lesions, report["lesions"], labels),
         "windows": "".join(
             f'<button type="button" data-width="{width}" data-level="{level}">{window}</button>'
             for window, (width, level) in _windows(volume, labels).items()
@@ -118,21 +118,22 @@ def _figures(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _lesions(lesions: Sequence[Lesion], labels: Array) -> str:
+def _lesions(lesions: Sequence[Lesion], measured: Sequence[Mapping[str, Any]], labels: Array) -> str:
+    """The table of all lesions, with the numbers of the report, so that all pages show the same."""
     if not lesions:
         return "<p>No lesions were found.</p>"
     box = bounding_box(labels)
     rows = [
         (
             f'<button type="button" data-lesion="{n}" aria-label="Show lesion {n + 1}">{n + 1}</button>',
-            f"{lesion.volume_ml:.1f}" if lesion.volume_ml >= 1 else f"{lesion.volume_ml:.2f}",
-            f"{lesion.diameter_mm:.1f}",
-            f"{lesion.short_mm:.1f}",
-            "–" if lesion.probability is None else f"{lesion.probability:.2f}",
+            f"{one['volume_ml']:.1f}" if one["volume_ml"] >= 1 else f"{one['volume_ml']:.2f}",
+            f"{one['diameter_mm']:.1f}",
+            f"{one['short_mm']:.1f}",
+            "–" if one["probability"] is None else f"{one['probability']:.2f}",
             f"{lesion.diameter_slice} <small>({lesion.slices[0]} to {lesion.slices[1]})</small>",
             _side(_focus(lesion, labels), box),
         )
-        for n, lesion in enumerate(lesions)
+        for n, (lesion, one) in enumerate(zip(lesions, measured, strict=True))
     ]
     headings = (
         "No.",

@@ -50,7 +50,7 @@ def comparison_html(report: Mapping[str, Any], *, keep_identity: bool = False) -
     shift = ", ".join(f"{round(mm, 1) + 0.0:.1f}" for mm in report["shift_mm"])  # no -0.0
     parts = {
         "title": html.escape(title),
-        "warnings": pages.warnings([(text, "") for text in report["warnings"]]),
+        "warnings": pages.warnings([(text, "") for text in report["warnings"]], "scans"),
         "figures": pages.figures(numbers),
         "lesions": pages.table(
             "Lesions: matched, gone, new", _HEADINGS, [_row(n, f) for n, f in enumerate(findings, 1)]

@@ -6,8 +6,8 @@ import html
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,6 +21,7 @@ from trtseg.report import pages
 _FACTS = re.compile(rb'<script type="application/json" id="facts">(.*?)</script>', re.DOTALL)
 _HEAD = 1 << 18  # bytes in which the facts of a case's page lie
 _BARS = 12  # of a histogram
+_CHANGED = "files-changed"  # beside the codes of warnings
 _COLUMNS = {
     "liver_ml": ("Liver, mL", ".1f"),
     "tumour_ml": ("Tumour, mL", ".1f"),
@@ -33,22 +34,41 @@ _COLUMNS = {
 
 @dataclass(frozen=True)
 class Row:
-    """A case: its name, where its page lies from the page of all, and what its page says of it."""
+    """A case: its name, where its page lies from the page of all, and what its page says of it.
+
+    ``is_changed``: somebody changed its files after the page was made.
+    """
 
     name: str
     link: str
     facts: dict[str, Any]
+    is_changed: bool = False
+
+    @property
+    def codes(self) -> list[str]:
+        """The codes of its warnings, in the order of the alphabet."""
+        return sorted({*self.facts["warnings"], *[_CHANGED] * self.is_changed})
 
 
-def write_index(cases: Sequence[Path], folder: Path, failed: Mapping[Path, str] | None = None) -> Path | None:
+def write_index(
+    cases: Sequence[Path],
+    folder: Path,
+    failed: Mapping[Path, str] | None = None,
+    changed: Collection[Path] = (),
+) -> Path | None:
     """Write ``index.html`` and ``index.csv`` into a folder: a row for each of the pages of ``cases`` that is there.
 
     ``failed`` says of pages, by their paths, why they were not made; a page that lies there is then of an earlier run,
-    and left out. Returns the path of the page; None if there is no page of a case, and none of an earlier run that says
-    otherwise. An OutputError says that a file cannot be written.
+    and left out. ``changed`` are pages of cases whose files somebody changed later. Returns the path of the page; None
+    if there is no page of a case, and none of an earlier run that says otherwise. An OutputError says that a file
+    cannot be written.
     """
     reasons = {} if failed is None else failed
-    rows = [row for page in cases if page not in reasons and (row := read_row(page, folder)) is not None]
+    rows = [
+        replace(row, is_changed=page in changed)
+        for page in cases
+        if page not in reasons and (row := read_row(page, folder)) is not None
+    ]
     failures = [(case_name(Path(os.path.relpath(page, folder))), text) for page, text in reasons.items()]
     index = folder / INDEX
     if not rows and not (failures and index.exists()):
@@ -81,9 +101,10 @@ def index_html(rows: Sequence[Row], failures: Sequence[tuple[str, str]] = ()) ->
 
     ``failures`` are names of cases that have no page, and why.
     """
-    codes = sorted({code for row in rows for code in row.facts["warnings"]})
+    codes = sorted({code for row in rows for code in row.codes})
     parts = {
         "failed": _failed(failures),
+        "changed": _changed(sum(row.is_changed for row in rows)),
         "count": f"{len(rows)} case{'s' * (len(rows) != 1)}",
         "codes": "".join(f"<option>{html.escape(code)}</option>" for code in codes),
         "histograms": "".join(
@@ -102,14 +123,24 @@ def index_html(rows: Sequence[Row], failures: Sequence[tuple[str, str]] = ()) ->
 
 def _table(rows: Sequence[Row], failures: Sequence[tuple[str, str]]) -> list[list[Any]]:
     """The numbers of all cases, and why others failed, below a row of headings."""
-    headings = ["case", *_COLUMNS, "warnings", "model", "page", "error"]
+    headings = ["case", "state", *_COLUMNS, "warnings", "model", "page", "error"]
     lines: list[list[Any]] = [headings]
     for row in rows:
         facts = row.facts
         values = ["" if (value := facts.get(key)) is None else value for key in _COLUMNS]
-        lines.append([row.name, *values, " ".join(facts["warnings"]), facts["model"], row.link, ""])
-    empty = [""] * (len(headings) - 2)
-    return lines + [[name, *empty, reason] for name, reason in failures]
+        state, codes = "changed" if row.is_changed else "done", " ".join(sorted({*facts["warnings"]}))
+        lines.append([row.name, state, *values, codes, facts["model"], row.link, ""])
+    empty = [""] * (len(headings) - 3)
+    return lines + [[name, "failed", *empty, reason] for name, reason in failures]
+
+
+def _changed(count: int) -> str:
+    if not count:
+        return ""
+    return (
+        f'<p class="warnings">{count} case{"s" * (count != 1)} with files that somebody changed later '
+        f"(<code>{_CHANGED}</code>): numbers and picture are those of before.</p>"
+    )
 
 
 def _failed(failures: Sequence[tuple[str, str]]) -> str:
@@ -126,7 +157,7 @@ def _row(row: Row) -> str:
     picture = f'<img loading="lazy" decoding="async" width="120" height="96" alt="" src="{source}">'
     name = html.escape(row.name)
     cells = "".join(_cell(facts.get(key), style) for key, (_, style) in _COLUMNS.items())
-    codes = html.escape(" ".join(facts["warnings"]))
+    codes = html.escape(" ".join(row.codes))
     link = f'<a href="{html.escape(row.link)}">{picture}<span>{name}</span></a>'
     warnings = f'<td data-value="{codes}">{codes.replace(" ", "<br>")}</td>'
     return f'<tr><th scope="row" data-value="{name}">{link}</th>{cells}{warnings}</tr>'

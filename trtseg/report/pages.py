@@ -66,10 +66,10 @@ def table(caption: str, headings: Sequence[str], rows: Iterable[Sequence[str]], 
     )
 
 
-def warnings(items: Sequence[tuple[str, str]]) -> str:
+def warnings(items: Sequence[tuple[str, str]], look_at: str) -> str:
     """List warnings large, each a sentence and a code or nothing, both plain text; or say that there are none."""
     if not items:
-        return '<p class="no-warning">No warnings. Look at the outlines all the same.</p>'
+        return f'<p class="no-warning">No warnings. Look at the {look_at} all the same.</p>'
     lines = "".join(
         f"<li>{html.escape(text)}{f' <code>{html.escape(code)}</code>' if code else ''}</li>"
         for text, code in items
