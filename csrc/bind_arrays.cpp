@@ -70,7 +70,7 @@ View numpy_view(const py::array& a, const char* name, Types allowed, bool output
   std::copy(a.shape(), a.shape() + v.ndim, v.shape);
   constexpr int kLayout = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
   if ((a.flags() & kLayout) != kLayout) {
-    not_contiguous(v, output ? "allocate it with np.empty" : "use np.ascontiguousarray");
+    not_contiguous(v, output ? "allocate it with np.empty" : "use .copy()");
   }
   if (output && !a.writeable()) read_only(v);
   v.data = const_cast<void*>(a.data());  // inputs are only read

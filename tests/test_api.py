@@ -251,8 +251,14 @@ def test_label_refuses(segmenter, phantom):
     for given, out, message in (
         (hu.astype(np.float32), None, r"hu: got float32 of shape .*; expected int16 \[Z, Y, X\]"),
         (hu[0], None, "hu: got int16 of shape"),
-        (hu[:, :, ::2], None, "hu: got .*C-contiguous: use np.ascontiguousarray"),
+        (hu[:, :, ::2], None, r"hu: got .*C-contiguous and aligned: use hu\.copy\(\)"),
         (hu.tolist(), None, "hu: got list; expected a NumPy array"),
+        (
+            np.ma.masked_array(hu, hu > 0),
+            None,
+            r"hu: got a masked array.*: hu\.filled\(-1000\) makes them air",
+        ),
+        (unaligned(hu), None, "hu: got .*C-contiguous and aligned"),
         (OnGpu(), None, "hu: got an array on a GPU, but this Segmenter runs on the CPU"),
         (hu, np.zeros((1, 2, 2), np.uint8), r"out: got shape \(1, 2, 2\); expected that of hu"),
         (hu, read_only, "out: got a read-only array"),
@@ -273,6 +279,35 @@ def test_label_refuses(segmenter, phantom):
         ArgumentError, match=r"hu: got shape .*; expected \[n, 127, 160\], slices as they were"
     ):
         segmenter.label(hu, spacing=SPACING[1:], fit=fit)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "message"),
+    [
+        ((40000, 100), (1.0, 1.0), r"native and net: got \(40000, 100\) and .*; expected 1 to 32767 pixels"),
+        ((10**10, 10**10), (1.0, 1.0), "native and net: got"),
+        ((64, 80), (1e-9, 1e-9), r"spacing: got \(1e-09, 1e-09\); expected 0.01 to 100 mm"),
+        ((64, 80), (10**400, 1), "spacing: got"),
+    ],
+)
+def test_slices_that_no_ct_has_are_refused_at_once(segmenter, shape, spacing, message):
+    for begin in (segmenter.stream, segmenter.warm_up):
+        with pytest.raises(ArgumentError, match=message):
+            begin(shape, spacing=spacing)
+
+
+def test_a_ct_that_is_not_aligned_in_memory_is_copied(segmenter):
+    hu = abdomen((6, 64, 80), (5.0, 4.0, 4.0)).ct
+    wanted = segmenter.segment(hu, spacing=(5.0, 4.0, 4.0)).labels
+    assert (segmenter.segment(unaligned(hu), spacing=(5.0, 4.0, 4.0)).labels == wanted).all()
+
+
+def unaligned(array):
+    """The same values one byte beside where their type belongs, as behind the header of a file."""
+    moved = np.frombuffer(b"H" + array.tobytes(), np.uint8)[1:].view(array.dtype).reshape(array.shape)
+    assert moved.flags.c_contiguous
+    assert not moved.flags.aligned
+    return moved
 
 
 def test_a_runtime_of_gpus_is_no_choice_on_the_cpu():

@@ -16,7 +16,7 @@ from trtseg.engines.base import Net, check_arrays
 from trtseg.engines.openvino import OpenVinoEngine
 from trtseg.engines.precision import BF16, FP16, FP32, INT8, PRECISIONS, candidates
 from trtseg.engines.processor import native_bf16
-from trtseg.errors import ArgumentError, DeviceError, ModelError
+from trtseg.errors import ArgumentError, DeviceError, ModelError, OutOfMemoryError
 
 GUARD = 12345.0
 
@@ -118,6 +118,41 @@ def test_refusals(tmp_path):
     lying = tiny.convolution(np.zeros((1, 1, 1, 1)), np.zeros(1), three)
     with pytest.raises(ModelError, match=r"gives logits of shape \[1, 1, 64, 64\], but its spec says \[1,"):
         OpenVinoEngine(Net(three, FP32, lying))
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install onnx")
+    model = onnx.load_from_string(files.read("liver.onnx"))
+    model.graph.output.add().CopyFrom(model.graph.output[0])
+    model.graph.node.add(op_type="Neg", input=[model.graph.output[0].name], output=["other"])
+    model.graph.output[1].name = "other"
+    with pytest.raises(
+        ModelError, match="liver net: has 1 inputs and 2 outputs; expected one each, slices and"
+    ):
+        OpenVinoEngine(Net(spec, FP32, model.SerializeToString()))
+    model.graph.output[1].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    model.graph.node[-1].CopyFrom(
+        onnx.helper.make_node("Cast", [model.graph.output[0].name], ["other"], to=11)
+    )
+    del model.graph.output[0]
+    with pytest.raises(
+        ModelError, match=r"liver net: takes or gives numbers of type f64; expected f32 \(FP32\)"
+    ):
+        OpenVinoEngine(Net(spec, FP32, model.SerializeToString()))
+
+
+def test_a_lack_of_memory_is_none_of_the_net(monkeypatch, tmp_path):
+    files = models.find(tiny.cascade_model(tmp_path))
+
+    def compile_model(*_):
+        raise RuntimeError("Exception from src/core.cpp:1:\nFailed to allocate 805306368 bytes of memory")
+
+    core = types.SimpleNamespace(
+        read_model=openvino._openvino_core().read_model,
+        get_property=openvino._openvino_core().get_property,
+        compile_model=compile_model,
+    )
+    monkeypatch.setattr(openvino, "_openvino_core", lambda: core)
+    monkeypatch.setattr(openvino, "_kept", lambda _: None)
+    with pytest.raises(OutOfMemoryError, match=r"^liver net: needs more than"):
+        OpenVinoEngine(Net.read(files, files.spec.nets[0], FP32))
 
 
 def tumour_of_tiny():

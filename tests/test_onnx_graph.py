@@ -10,7 +10,7 @@ import pytest
 
 from trtseg import models
 from trtseg.errors import ModelError
-from trtseg.models.onnx_graph import check_weights, read_graph
+from trtseg.models.onnx_graph import check_onnx, read_graph
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
@@ -194,7 +194,7 @@ def test_damaged_files():
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("kind", [np.float32, np.float16])
+@pytest.mark.parametrize("kind", [np.float32, np.float16, np.float64])
 @pytest.mark.parametrize("is_raw", [True, False], ids=["raw", "typed"])
 def test_weights_that_are_not_finite_are_refused(number, kind, is_raw):
     def file(last):
@@ -204,6 +204,8 @@ def test_weights_that_are_not_finite_are_refused(number, kind, is_raw):
             tensor.ClearField("raw_data")
             if kind is np.float32:
                 tensor.float_data.extend(values)
+            elif kind is np.float64:
+                tensor.double_data.extend(values)
             else:
                 tensor.int32_data.extend(values.view(np.uint16))
         good = np.array([255, 7], np.uint8), values[:0]
@@ -212,10 +214,63 @@ def test_weights_that_are_not_finite_are_refused(number, kind, is_raw):
         return helper.make_model(graph).SerializeToString()
 
     with pytest.raises(ModelError, match="not an ONNX file"):
-        check_weights(b"no onnx")
-    check_weights(file(np.finfo(kind).max))
+        check_onnx(b"no onnx")
+    check_onnx(file(np.finfo(kind).max))
     with pytest.raises(ModelError, match="got NaN or infinity in w; expected finite weights: export"):
-        check_weights(file(number))
+        check_onnx(file(number))
+
+
+@pytest.mark.parametrize(
+    "attribute",
+    [
+        {"value": numpy_helper.from_array(np.array([1, np.nan], np.float32), "w")},
+        {"value_float": np.inf},
+        {"value_floats": [1.0, np.nan]},
+        {"own": helper.make_graph([], "g", [], [], [numpy_helper.from_array(np.array(np.nan), "w")])},
+    ],
+    ids=["tensor", "number", "numbers", "inner graph"],
+)
+def test_numbers_of_a_node_that_are_not_finite_are_refused(attribute):
+    def file(numbers):
+        graph = helper.make_graph([helper.make_node("Constant", [], ["c"], **numbers)], "g", [], [])
+        return helper.make_model(graph).SerializeToString()
+
+    check_onnx(file({"value_floats": [1.0, 2.0]}))
+    with pytest.raises(ModelError, match=r"got NaN or infinity in (w|value_floats?); expected finite"):
+        check_onnx(file(attribute))
+
+
+def test_bf16_weights_that_are_not_finite_are_refused():
+    def file(*bits):
+        tensor = TensorProto(name="w", data_type=TensorProto.BFLOAT16, dims=[len(bits)], int32_data=bits)
+        return helper.make_model(helper.make_graph([], "g", [], [], [tensor])).SerializeToString()
+
+    check_onnx(file(0x3F80, 0x7F7F, 0xFF7F))
+    for bits in (0x7F80, 0xFF80, 0x7FC0):
+        with pytest.raises(ModelError, match="got NaN or infinity in w"):
+            check_onnx(file(0x3F80, bits))
+
+
+def test_nodes_that_need_each_other_are_refused():
+    """OpenVINO looked for an order of them for ever."""
+
+    def file(*nodes):
+        values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+        weight = numpy_helper.from_array(np.ones(1, np.float32), "w")
+        graph = helper.make_graph([helper.make_node(*node) for node in nodes], "g", values[:1], values[1:])
+        graph.initializer.append(weight)
+        return helper.make_model(graph).SerializeToString()
+
+    check_onnx(file(("Clip", ["x", "", "w"], ["z"]), ("Relu", ["z"], ["y"])))
+    with pytest.raises(ModelError, match="a node uses q before any has made it; export the model again"):
+        check_onnx(file(("Add", ["x", "q"], ["z"]), ("Relu", ["z"], ["q"]), ("Relu", ["z"], ["y"])))
+
+
+def test_a_name_that_is_no_text_is_refused():
+    graph = helper.make_graph([helper.make_node("Relu", ["x_QQQ"], ["y"])], "g", [], [])
+    data = helper.make_model(graph).SerializeToString().replace(b"x_QQQ", b"x_\xd8QQ")
+    with pytest.raises(ModelError, match=r"not an ONNX file \('utf-8' codec"):
+        check_onnx(data)
 
 
 def outside(name):
@@ -255,4 +310,4 @@ def test_weights_in_another_file_of_which_no_hash_is_known_are_refused(where):
     with pytest.raises(
         ModelError, match=r"w has its values in another file; export the model again, into one"
     ):
-        check_weights(model.SerializeToString())
+        check_onnx(model.SerializeToString())

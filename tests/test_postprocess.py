@@ -274,7 +274,11 @@ def test_bad_voxel_size(name: str, size: float) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *((n, x) for n in ("median_mm", "min_tumour_ml") for x in (-0.1, math.nan, math.inf, "1", True)),
+        *(
+            (n, x)
+            for n in ("median_mm", "min_tumour_ml")
+            for x in (-0.1, math.nan, math.inf, 10**400, "1", True)
+        ),
         ("fill_holes", "no"),
     ],
 )

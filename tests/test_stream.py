@@ -385,6 +385,7 @@ def test_what_makes_no_ct_is_refused(segmenter, hu):
             ([0], 1.0, "hu: got list"),
             (hu[0], "here", "position: got 'here'; expected a number of mm"),
             (hu[0], (1.0, 2.0, 3.0), "position: got"),
+            (hu[0], 10**400, "position: got 1000"),
             *(
                 (hu[0], place, rf"position: got {re.escape(str(place))}")
                 for place in (np.nan, -np.inf, 1e308)

@@ -201,7 +201,7 @@ def test_volume_refuses_other_arrays():
         np.zeros((3, 5, 4), np.int16).transpose(0, 2, 1),
         np.zeros((3, 4, 5), ">i2"),
     ):
-        with pytest.raises(ArgumentError, match="expected C-contiguous int16"):
+        with pytest.raises(ArgumentError, match="expected C-contiguous, aligned int16"):
             Volume(array, affine, geometry)
 
 

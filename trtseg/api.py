@@ -311,6 +311,7 @@ class Segmenter:
         >>> segmenter.warm_up((512, 512), (0.8, 0.8))              # doctest: +SKIP
         """
         rows, columns = checked_shape(shape)
+        self.spec.nets[0].fit_slice((rows, columns), spacing)  # says what is wrong before memory is taken
         self.label(np.full((1, rows, columns), AIR_HU, np.int16), spacing=spacing)
 
     def label(

@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 
 from trtseg.errors import ArgumentError
-from trtseg.volume import check_spacing
+from trtseg.volume import SPACING_MM, check_spacing
 
+_MOST_PIXELS = 32767  # of an axis that the operations take
 #: What lies outside the field of view, in Hounsfield units.
 AIR_HU = -1000
 
@@ -74,7 +75,13 @@ class Fit:
 
 
 def check_sizes(native: tuple[int, int], spacing: tuple[float, float], net: tuple[int, int]) -> None:
-    """Raise an `ArgumentError` unless a slice and a net of these sizes exist and the spacing is a length."""
-    if min(native) < 1 or min(net) < 1:
-        raise ArgumentError(f"native and net: got {native} and {net}; expected at least one pixel an axis")
-    check_spacing(spacing, "yx")
+    """Raise an `ArgumentError` unless there may be a slice and a net of these sizes, and such a spacing of a CT."""
+    if not 1 <= min(*native, *net) <= max(*native, *net) <= _MOST_PIXELS:
+        raise ArgumentError(
+            f"native and net: got {native} and {net}; expected 1 to {_MOST_PIXELS} pixels an axis"
+        )
+    if not SPACING_MM[0] <= min(sizes := check_spacing(spacing, "yx")) <= max(sizes) <= SPACING_MM[1]:
+        low, high = SPACING_MM
+        raise ArgumentError(
+            f"spacing: got {spacing!r}; expected {low:g} to {high:g} mm, as CTs of a body have"
+        )

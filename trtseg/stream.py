@@ -213,10 +213,10 @@ class Stream:
             if len(self._slices) % _ROOM == 0:
                 check_memory("stream", _ROOM * plane.size * (2 + 1 + 2 + BYTES_A_VOXEL))
             self._go_on()  # before the slice is here: there may be no thread for it
-            self._slices.insert(at, _Slice(plane, copy.deepcopy(position), depth))
-            self._waiting.append(self._slices[at])
             if self._placement is not None:
                 self._placement.add(plane)
+            self._slices.insert(at, _Slice(plane, copy.deepcopy(position), depth))
+            self._waiting.append(self._slices[at])
             self._set_fit(self._find_fit(), self._slices)
 
     def labels_at(self, position: Any) -> NDArray[np.uint8] | None:

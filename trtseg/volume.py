@@ -23,6 +23,8 @@ _MIN_INDEPENDENCE = 1e-3
 ROUNDING = 2e-3
 #: Coordinates of DICOM and ITK point to the left and to the back, those of trtseg to the right and to the front.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+#: Voxels and slices of CTs of a body are no smaller and no larger, in mm.
+SPACING_MM = (0.01, 100.0)
 #: Two grids are the same if a corner of one lies less than this share of a voxel away from that of the other.
 SAME_GRID = 0.1
 
@@ -215,9 +217,10 @@ class Volume:
 
     def __post_init__(self) -> None:
         a = self.array
-        if a.dtype != np.int16 or a.shape != self.geometry.canonical_shape or not a.flags.c_contiguous:
+        is_plain = a.dtype == np.int16 and a.flags.c_contiguous and a.flags.aligned
+        if not is_plain or a.shape != self.geometry.canonical_shape:
             raise ArgumentError(
-                f"array: got {a.dtype} {a.shape}; expected C-contiguous int16 [Z,Y,X] of shape "
+                f"array: got {a.dtype} {a.shape}; expected C-contiguous, aligned int16 [Z,Y,X] of shape "
                 f"{self.geometry.canonical_shape}; trtseg.load makes a Volume from any array"
             )
         # nibabel's "<i2" is int16 too, but the extension takes its explicit byte order for another type.
@@ -290,7 +293,7 @@ def check_spacing(spacing: Any, axes: str = "zyx") -> tuple[float, ...]:
     """Return a spacing as floats, a number for each of ``axes``; ArgumentError unless all are positive."""
     try:
         sizes = () if isinstance(spacing, (str, bytes)) else tuple(float(mm) for mm in spacing)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # 10**400
         sizes = ()
     if len(sizes) != len(axes) or not all(math.isfinite(mm) and mm > 0 for mm in sizes):
         count, names = {2: "two", 3: "three"}[len(axes)], ", ".join(f"s{axis}" for axis in axes)

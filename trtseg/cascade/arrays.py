@@ -32,10 +32,15 @@ def checked_on_host(array: Any, name: str, dtype: Any, cascade: Cascade) -> NDAr
     if not isinstance(array, np.ndarray):
         kinds = "a NumPy array" if isinstance(cascade, CpuCascade) else "a NumPy array or one on the GPU"
         raise ArgumentError(f"{name}: got {type(array).__name__}; expected {kinds}")
-    if array.ndim != 3 or array.dtype != dtype or not array.flags.c_contiguous:
+    if np.ma.is_masked(array):
+        raise ArgumentError(
+            f"{name}: got a masked array, and voxels of it are masked; expected HU everywhere: {name}.filled(-1000) "
+            "makes them air"
+        )
+    if array.ndim != 3 or array.dtype != dtype or not (array.flags.c_contiguous and array.flags.aligned):
         raise ArgumentError(
             f"{name}: got {array.dtype} of shape {array.shape}, strides {array.strides}; "
-            f"expected {np.dtype(dtype)} [Z, Y, X], C-contiguous: use np.ascontiguousarray"
+            f"expected {np.dtype(dtype)} [Z, Y, X], C-contiguous and aligned: use {name}.copy()"
         )
     return array
 

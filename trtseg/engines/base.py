@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from trtseg.engines.precision import Precision
 from trtseg.errors import ArgumentError, ModelError
 from trtseg.models import ModelFiles
-from trtseg.models.onnx_graph import check_weights
+from trtseg.models.onnx_graph import check_onnx
 from trtseg.models.onnx_spec import check_spec
 from trtseg.spec import ModelSpec
 
@@ -82,7 +82,7 @@ class Net:
         onnx = files.read(name)
         check_spec(onnx, spec)
         try:
-            check_weights(onnx)
+            check_onnx(onnx)
         except ModelError as error:
             raise ModelError(f"{spec.role} net: {name}: {error}") from error
         return cls(spec, precision, onnx, {"name": files.spec.name, "version": files.spec.version})

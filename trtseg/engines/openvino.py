@@ -127,6 +127,17 @@ class OpenVinoEngine:
             raise DeviceError(
                 f"precision: got {net.precision.name!r}, which this processor does not run; use {FP32.name!r} or 'auto'"
             )
+        ends = [*compiled.inputs, *compiled.outputs]
+        if len(compiled.inputs) != 1 or len(compiled.outputs) != 1:
+            raise ModelError(
+                f"{spec.role} net: has {len(compiled.inputs)} inputs and {len(compiled.outputs)} outputs; expected one "
+                "each, slices and logits: export the model again"
+            )
+        if types := {end.element_type.get_type_name() for end in ends} - {"f32"}:
+            raise ModelError(
+                f"{spec.role} net: takes or gives numbers of type {', '.join(sorted(types))}; expected f32 (FP32) for "
+                "slices and logits, whatever the net computes in: export the model again"
+            )
         if list(compiled.output(0).shape) != [1, spec.channels, *spec.size]:
             raise ModelError(
                 f"{spec.role} net: gives logits of shape {list(compiled.output(0).shape)}, but its spec says "
@@ -192,8 +203,11 @@ def _compiled(net: Net, threads: int) -> Any:
             _keep(name, compiled)
             return compiled
         except RuntimeError as error:
+            if is_lack_of_memory(error):
+                raise
+            said = " ".join(str(error).split())
             raise ModelError(
-                f"{net.spec.role} net: OpenVINO cannot run it ({error}); export the model again"
+                f"{net.spec.role} net: OpenVINO cannot run it ({said}); export the model again"
             ) from error
 
 

@@ -1,8 +1,9 @@
 """The CPU engine of trtseg itself: U-Nets in FP32 and INT8.
 
 In FP32, Winograd's F(4x4, 3x3) (Lavin and Gray, arXiv 1509.09308) computes 16 outputs of a 3x3 convolution from 36
-products instead of 144. The logits differ from those of other FP32 engines by rounding only. OpenVINO, ONNX Runtime and
-PyTorch compute every product.
+products instead of 144. The logits differ from those of other FP32 engines by rounding only. The 16 share what is
+rounded, so that a huge one spoils a small one beside it: nets with huge weights are left to other engines. OpenVINO,
+ONNX Runtime and PyTorch compute every product.
 
 In INT8, sums of products are integers and exact: logits are the same, bit for bit, on all processors and with any
 number of threads.
@@ -32,6 +33,7 @@ _DEFAULTS = {"kernel_shape": 0, "strides": 1, "pads": 0}
 _DEFAULTS |= {"dilations": 1, "group": 1, "output_padding": 0, "ceil_mode": 0, "storage_order": 0}
 #: Bytes of a net, and of a slice on its way or of the empty one.
 _MEMORY = {FP32: (24 << 20, 18 << 20), INT8: (3 << 20, 5 << 20)}
+_HUGE = 1e4  # weights, from which Winograd's rounding can change labels
 _SLICES = 16  # on their way at most: those of a chunk of the cascade
 
 #: Number of a map, first channel, channels.
@@ -260,6 +262,8 @@ def _built(graph: Graph, of: Net) -> _core.Net:
         elif kind[:2] == ("Conv", True) and geometry == (3, 1, 1):
             rows, columns = maps.size(source)
             dst = maps.make(layer.result, (rows, columns))
+            if of.precision is FP32 and np.abs(weights).max(initial=0) > _HUGE:
+                raise ModelError(f"{layer.result} is computed with weights beyond {_HUGE:g}")
             pool = None if layer.pool is None else maps.make(layer.pool, (rows // 2, columns // 2))
             net.add_conv(maps.part(source), dst, pool, *values)
         elif kind == ("ConvTranspose", False, False) and geometry == (2, 2, 0):

@@ -71,7 +71,7 @@ def from_array(array: Any, *, affine: Any = None, spacing: Any = None) -> Volume
     check_dtype("array", array.dtype)
     geometry = ct_geometry("array", array.shape, affine=affine, spacing=spacing)
     hu = geometry.canonical(array)
-    if not (hu.dtype == np.int16 and hu.flags.c_contiguous):
+    if not (hu.dtype == np.int16 and hu.flags.c_contiguous and hu.flags.aligned):
         hu = to_hu("array", geometry, slabs(geometry.grid(array)))
     return ct_volume("array", hu, geometry)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from trtseg.errors import InputError
 from trtseg.io.hounsfield import check_hu
-from trtseg.volume import ROUNDING, Geometry, Volume, spacing_mm
+from trtseg.volume import ROUNDING, SPACING_MM, Geometry, Volume, spacing_mm
 from trtseg.warnings import ResultWarning
 
 _STRIDE = 4  # pixels of which one is compared
@@ -22,7 +22,6 @@ _JUMP = 1.4
 _OF_SLICES = ("slices-blank", "slices-doubled", "slices-jump")
 
 _MIN_IN_PLANE = 16  # pixels; no axial slice of a body is smaller
-_SPACING_MM = (0.01, 100.0)
 _SCANNER_PIXELS = 128  # pictures of scanners are squares of a multiple: 256, 512, 768, 1024 pixels
 
 
@@ -68,10 +67,10 @@ def ct_geometry(
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
     sizes = spacing_mm(geometry.affine)
-    if not _SPACING_MM[0] <= min(sizes) <= max(sizes) <= _SPACING_MM[1]:
+    if not SPACING_MM[0] <= min(sizes) <= max(sizes) <= SPACING_MM[1]:
         raise InputError(
             f"{name}: got a voxel spacing of {' x '.join(f'{s:g}' for s in sizes)} mm; expected "
-            f"{_SPACING_MM[0]:g} to {_SPACING_MM[1]:g} mm, give the geometry in millimetres"
+            f"{SPACING_MM[0]:g} to {SPACING_MM[1]:g} mm, give the geometry in millimetres"
         )
     check_planes(name, sorted(geometry.canonical_shape)[1:])  # another orientation can do no better
     if _is_stand_in(geometry, spacing is None):

@@ -130,7 +130,7 @@ class SliceGrid:
         """Where the first voxel of a slice lies, LPS mm."""
         try:
             point = np.array(position, np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             point = np.array(np.nan)
         if point.shape != (() if self._is_canonical else (3,)) or not (np.abs(point) < _FARTHEST_MM).all():
             expected = "a number of mm" if self._is_canonical else "three numbers, ImagePositionPatient"
@@ -142,7 +142,7 @@ def checked_shape(shape: Any) -> tuple[int, int]:
     """Return the rows and columns of a slice; ArgumentError unless they are two numbers of at least 1."""
     try:
         rows, columns = map(operator.index, shape)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         rows = columns = 0
     if min(rows, columns) < 1:
         raise ArgumentError(f"shape: got {shape!r}; expected the numbers of rows and of columns of a slice")
@@ -152,7 +152,7 @@ def checked_shape(shape: Any) -> tuple[int, int]:
 def _checked_directions(directions: Any) -> NDArray[np.float64]:
     try:
         found = np.array(directions, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = np.zeros(0)
     if found.shape == (6,) and np.isfinite(found).all() and are_directions(found):
         return found

@@ -57,9 +57,13 @@ class PostProcess:
                 raise ArgumentError(f"{name}: got {getattr(self, name)!r}; expected True or False")
         for name, unit in (("median_mm", "millimetres"), ("min_tumour_ml", "millilitres")):
             value = getattr(self, name)
-            if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) < math.inf:
+            try:
+                number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+            except OverflowError:  # 10**400
+                number = math.inf
+            if not 0 <= number < math.inf:
                 raise ArgumentError(f"{name}: got {value!r}; expected {unit}, 0 or more")
-            object.__setattr__(self, name, float(value))  # 4 and np.float32(4) are the same step as 4.0
+            object.__setattr__(self, name, number)  # 4 and np.float32(4) are the same step as 4.0
 
     def reach(self, slice_mm: float) -> int:
         """How many slices above and below a slice change it, with slices so far apart."""

@@ -5,6 +5,7 @@ Numbers of fields are those of onnx/onnx.proto3. Files with external data, and w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +18,14 @@ from trtseg.models.protobuf import Value, bytes_of, grouped, text_of, varint
 _GRAPH, _FUNCTION = 7, 25  # of the model
 _NODE, _INITIALIZER, _INPUT, _OUTPUT, _SPARSE = 1, 5, 11, 12, 15  # of the graph
 _FROM, _TO, _OPERATOR, _ATTRIBUTE, _DOMAIN = 1, 2, 4, 5, 7  # of a node
-_KEY, _NUMBER, _STRING, _NUMBERS = 1, 3, 4, 8  # of an attribute
-_DIMENSION, _TYPE, _FLOATS, _INT32S, _NAME, _RAW, _WHERE = 1, 2, 4, 5, 8, 9, 14  # of a tensor
-_EXTERNAL, _ELSEWHERE = 13, b"location"  # of a tensor: where its values are, and the key of their file
+_KEY, _FLOAT, _NUMBER, _STRING, _SOME_FLOATS, _NUMBERS = 1, 2, 3, 4, 7, 8  # of an attribute
+_DIMENSION, _TYPE, _FLOATS, _INT32S, _NAME, _RAW, _DOUBLES, _WHERE = 1, 2, 4, 5, 8, 9, 10, 14  # of a tensor
+_EXTERNAL = 13  # of a tensor: in which file its values are
 _NODE_OF_FUNCTION, _DEFAULT = 7, 11  # of a function
 _TENSORS, _GRAPHS, _SPARSES = (5, 10), (6, 11), (22, 23)  # of an attribute
 #: Element types by their number: FP32, and integers of eight bits.
 _TYPES = {1: "<f4", 2: "u1", 3: "i1"}
-_FP16 = 10
+_FP32, _FP16, _FP64, _BF16 = 1, 10, 11, 16
 
 
 @dataclass(frozen=True)
@@ -95,32 +96,33 @@ def read_graph(onnx: bytes) -> Graph:
     return Graph(nodes, tensors, inputs, outputs)
 
 
-def check_weights(onnx: bytes) -> None:
-    """Refuse tensors in other files, and NaN and infinity in those of an ONNX file, FP32 or FP16.
+def check_onnx(onnx: bytes) -> None:
+    """Refuse an ONNX file with tensors in other files, with NaN or infinity, or with nodes that come too early.
 
     Nets with NaN may find no liver anywhere. Of other files no hash is known, and runtimes look for them in the folder
-    that the process is in.
+    that the process is in. Some runtimes never come to an end of nodes that need each other.
 
     Raises
     ------
     ModelError
-        It is no ONNX file, or a tensor of it lies elsewhere or holds NaN or infinity. It says which.
+        It is no ONNX file, or one of these. It says which tensor or value.
     """
     try:
         model = grouped(memoryview(onnx))
-        graphs = model.get(_GRAPH, [])
-        if _ELSEWHERE in onnx:  # else no tensor names a file, and there is nothing to look for
-            for parts in map(grouped, graphs):
-                _check_inside([], *(parts.get(number, []) for number in (_NODE, _INITIALIZER, _SPARSE)))
-            for parts in map(grouped, model.get(_FUNCTION, [])):
-                _check_inside(parts.get(_DEFAULT, []), parts.get(_NODE_OF_FUNCTION, []), [], [])
-        tensors = [grouped(value) for graph in graphs for value in grouped(graph).get(_INITIALIZER, [])]
-        bad = [
-            text_of(parts.get(_NAME, [memoryview(b"?")])[0])
-            for parts in tensors
-            if not _floats_are_finite(parts)
-        ]
-    except (ValueError, RecursionError) as error:
+        tensors: list[dict[int, list[Value]]] = []
+        for parts in map(grouped, model.get(_GRAPH, [])):
+            tensors += _inside([], *(parts.get(number, []) for number in (_NODE, _INITIALIZER, _SPARSE)))
+        for parts in map(grouped, model.get(_FUNCTION, [])):
+            tensors += _inside(parts.get(_DEFAULT, []), parts.get(_NODE_OF_FUNCTION, []), [], [])
+        for tensor in tensors:
+            if _EXTERNAL in tensor or any(tensor.get(_WHERE, [])):
+                raise ModelError(
+                    f"{_name(tensor)} has its values in another file; export the model again, into one file"
+                )
+        for parts in map(grouped, model.get(_GRAPH, [])):
+            _check_order(parts)
+        bad = [_name(tensor) for tensor in tensors if not _floats_are_finite(tensor)]
+    except (ValueError, KeyError, IndexError, RecursionError) as error:
         raise ModelError(f"not an ONNX file ({error}); export the model again") from error
     if bad:
         raise ModelError(
@@ -129,35 +131,57 @@ def check_weights(onnx: bytes) -> None:
         )
 
 
-def _check_inside(
+def _check_order(graph: dict[int, list[Value]]) -> None:
+    """Refuse a graph, the fields of it, in which a node uses a value before it is made."""
+    known = {text_of(grouped(value)[1][0]) for value in graph.get(_INPUT, [])}
+    known |= {_name(grouped(value)) for value in graph.get(_INITIALIZER, [])}
+    known |= {_name(grouped(grouped(value)[1][0])) for value in graph.get(_SPARSE, [])}
+    for node in map(grouped, graph.get(_NODE, [])):
+        if early := {*map(text_of, node.get(_FROM, []))} - {*known, ""}:
+            raise ModelError(
+                f"a node uses {', '.join(sorted(early))} before any has made it; export the model again"
+            )
+        known |= {*map(text_of, node.get(_TO, []))}
+
+
+def _name(tensor: dict[int, list[Value]]) -> str:
+    return text_of(tensor.get(_NAME, [memoryview(b"?")])[0])
+
+
+def _inside(
     attributes: list[Value], nodes: list[Value], tensors: list[Value], sparse: list[Value]
-) -> None:
-    """Refuse a tensor whose values are in another file, also in an attribute, and in a graph that is one."""
+) -> Iterator[dict[int, list[Value]]]:
+    """The fields of all tensors, also of those in an attribute, and in a graph that is one.
+
+    Numbers that are an attribute come as a tensor with the name of the attribute.
+    """
     attributes, tensors, sparse = [*attributes], [*tensors], [*sparse]
     graphs: list[Value] = []
     for node in nodes:
         attributes += grouped(node).get(_ATTRIBUTE, [])
     for attribute in map(grouped, attributes):
+        if floats := [*attribute.get(_FLOAT, []), *attribute.get(_SOME_FLOATS, [])]:
+            yield {_NAME: attribute[_KEY], _TYPE: [_FP32], _FLOATS: floats}
         for found, numbers in ((tensors, _TENSORS), (sparse, _SPARSES), (graphs, _GRAPHS)):
             found += (value for number in numbers for value in attribute.get(number, []))
     for one in map(grouped, sparse):
         tensors += (value for number in (1, 2) for value in one.get(number, []))  # values, and their places
-    for tensor in map(grouped, tensors):
-        if _EXTERNAL in tensor or any(tensor.get(_WHERE, [])):
-            name = text_of(tensor.get(_NAME, [memoryview(b"?")])[0])
-            raise ModelError(f"{name} has its values in another file; export the model again, into one file")
+    yield from map(grouped, tensors)
     for graph in map(grouped, graphs):
-        _check_inside([], *(graph.get(number, []) for number in (_NODE, _INITIALIZER, _SPARSE)))
+        yield from _inside([], *(graph.get(number, []) for number in (_NODE, _INITIALIZER, _SPARSE)))
 
 
-def _floats_are_finite(parts: dict[int, list[Value]]) -> bool:
-    if parts.get(_TYPE) == [_FP16]:
-        raw = b"".join(map(bytes_of, parts.get(_RAW, [])))
-        numbers = np.array(_integers(parts.get(_INT32S, []))).astype("<u2")  # bits of a number in an integer
-        return bool(np.isfinite(np.frombuffer(raw + numbers.tobytes(), "<f2")).all())
-    if parts.get(_TYPE) == [1]:
-        raw = b"".join(bytes_of(value) for value in (*parts.get(_RAW, []), *parts.get(_FLOATS, [])))
-        return bool(np.isfinite(np.frombuffer(raw, "<f4")).all())
+def _floats_are_finite(tensor: dict[int, list[Value]]) -> bool:
+    (kind,) = tensor.get(_TYPE, [0])
+    raw = b"".join(map(bytes_of, tensor.get(_RAW, [])))
+    if kind in (_FP16, _BF16):
+        numbers = np.array(_integers(tensor.get(_INT32S, []))).astype("<u2")  # bits of a number in an integer
+        bits, exponent = np.frombuffer(raw + numbers.tobytes(), "<u2"), 0x7C00 if kind == _FP16 else 0x7F80
+        return bool(((bits & exponent) != exponent).all())
+    if kind in (_FP32, _FP64):
+        field, dtype = (_FLOATS, "<f4") if kind == _FP32 else (_DOUBLES, "<f8")
+        raw += b"".join(map(bytes_of, tensor.get(field, [])))
+        return bool(np.isfinite(np.frombuffer(raw, dtype)).all())
     return True
 
 
