@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import platform
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -236,7 +235,6 @@ def main(argv: list[str] | None = None) -> None:
     if args.slices is not None:
         args.work = args.work / f"slices{args.slices}"
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the contenders too
     if not args.table:
         if not args.python.exists():
             raise InputError(f"--python: {args.python} is not there; make it with: make peers")

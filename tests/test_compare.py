@@ -205,6 +205,29 @@ def test_a_kit_without_the_patients_is_refused(tmp_path):
         compare.compare(tmp_path / "kit.zip", tmp_path / "runs", 1)
 
 
+def test_runs_of_another_kit_or_damaged_ones_are_no_part_of_a_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "FOLDS", FOLDS)
+    path, out = tmp_path / "kit.zip", tmp_path / "runs"
+    kit.write(path, tiny_kit())
+    out.mkdir()
+    run = compare.file_of(out, "one-step", 0, 0)
+    run.write_text(json.dumps({"budget": 2, "kit": "0" * 64}))
+    with pytest.raises(
+        InputError, match=r"runs: holds runs of another kit than .*kit\.zip; choose another --out"
+    ):
+        compare.compare(path, out, 1)
+    compare.file_of(out, "one-step", 0, 1).write_text(json.dumps({"budget": 2, "kit": "1" * 64}))
+    for refuses in (lambda: compare.compare(path, out, 1), lambda: results.tables(out)):
+        with pytest.raises(InputError, match="holds runs of 1 budgets and 2 kits; choose another --out"):
+            refuses()
+    for damaged in ('{"budget": 2', "{}", "[]"):
+        run.write_text(damaged)
+        with pytest.raises(
+            InputError, match=r"one-step_0_0\.json: is no run of training\.compare, or damaged"
+        ):
+            compare.compare(path, out, 1)
+
+
 @pytest.mark.parametrize(("jobs", "steps"), [(0, 0), (1, -1)])
 def test_numbers_out_of_range_are_refused_before_the_kit_is_read(tmp_path, jobs, steps):
     with pytest.raises(ArgumentError, match=f"^jobs, steps: got {jobs}, {steps}; expected"):

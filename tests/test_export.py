@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import tiny
 import torch
 from matplotlib.axes import Axes
 
+from tests.tiny_kit import write_no_nets
 from training import calibration, evaluate, export
 from training import checkpoint as runs
 from training.cases import Case, Scan
@@ -241,9 +243,30 @@ def test_nets_that_do_not_belong_together_are_refused(tmp_path):
     other = torch.load(tumour, weights_only=True)
     other["settings"]["pixel_mm"] = 1.5
     torch.save(other, tmp_path / "kit.pt")
-    with pytest.raises(ArgumentError, match=r"\(32, 0\.0\), \(32, 1\.5\)\]; expected .* of one grid"):
+    with pytest.raises(
+        InputError, match=r"is a net of pixels over the field of view; expected pixels of 1.5 mm aro"
+    ):
         export.export([liver, tmp_path / "kit.pt"], tmp_path / "m", {}, PROVENANCE)
+    behind = torch.load(liver, weights_only=True)
+    behind["settings"]["pixel_mm"] = 1.5
+    torch.save(behind, tmp_path / "behind.pt")
+    with pytest.raises(ArgumentError, match=r"\(32, 0\.0\), \(32, 1\.5\)\]; expected .* of one grid"):
+        export.export(
+            [liver, tmp_path / "kit.pt"], tmp_path / "m", {}, PROVENANCE, behind=tmp_path / "behind.pt"
+        )
     assert not (tmp_path / "m").exists()
+
+
+def test_nothing_of_the_model_that_was_there_stays(tmp_path, monkeypatch):
+    """A file for a precision that the new model does not have would be of the old one."""
+    for name in ("liver.onnx", "liver.int8.onnx", "one-step.onnx", FILE, "notes.txt"):
+        (tmp_path / name).write_bytes(b"of the old model")
+    write_no_nets(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    spec = export.export(checkpoints("sequential", tmp_path / "runs"), Path(), {}, PROVENANCE)
+    assert spec.name == tmp_path.name
+    assert {path.name for path in tmp_path.iterdir()} == {*spec.sha256, "model.json", "notes.txt", "runs"}
 
 
 def test_a_liver_net_that_was_trained_on_needs_no_other_tumour_net(tmp_path, monkeypatch):
@@ -329,7 +352,7 @@ def test_evaluation_of_a_model(exported, tmp_path):
     phantom = abdomen(shape=(6, 64, 64), spacing=SPACING, lesions=2)
     empty = abdomen(shape=(1, 64, 64), spacing=SPACING, liver=False)
     cases = [
-        Case("ill", "x", "p", lambda: Scan(phantom.ct, phantom.labels, SPACING, range(6))),
+        Case("ill", "x", "p", lambda: Scan(phantom.ct, phantom.labels, SPACING, range(6), ("Lies on its face.",))),
         Case("well", "x", "q", lambda: Scan(phantom.ct, (phantom.labels > 0).astype(np.uint8), SPACING, range(6)),
              labels_tumour=False),
         Case("png", "x", "s", lambda: Scan(phantom.ct, phantom.labels, (np.nan,) * 3, range(6))),
@@ -340,6 +363,7 @@ def test_evaluation_of_a_model(exported, tmp_path):
     text = evaluate.evaluate(Segmenter(folder), str(folder), cases, tmp_path, 1)
     assert "not for clinical use" in text.lower()
     assert "| ill |" in text
+    assert "x/ill: Lies on its face." in text
     # What is called tumour is said of both cases; how right it is, only where the truth knows tumours.
     result = Segmenter(folder).segment(phantom.ct, spacing=SPACING)
     called = f"{result.tumour_ml:.1f} | {len(result.lesions)} |"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training import kit, packing, place
+from training import batch, kit, packing, place
 from training.cases import Case, Scan, read_checked
 from training.readers.liver_slices import liver_slices
 from training.readers.shared import VALIDATION, shared_cases
@@ -129,10 +129,13 @@ def cases(validation_twin=False):
     def plain():
         return Scan(hu, (label == 1).astype(np.uint8), (5.0, 3.0, 3.0), [0, 1])
 
+    def other():
+        return plain()._replace(hu=np.where(hu > 0, 90, hu).astype(np.int16))
+
     return [
         Case("a", "first", "p", scan, labels_tumour=False),
         Case("b", "second", "p", plain, held_out=validation_twin),
-        Case("c", "third", "q", plain, trainable=False),
+        Case("c", "third", "q", other, trainable=False),
     ]
 
 
@@ -312,6 +315,44 @@ def test_a_kit_that_cannot_be_written_is_refused_before_the_work(tmp_path, monke
     monkeypatch.setattr("sys.argv", ["kit", "--shared", "x", "-o", str(tmp_path / "file/kit.zip")])
     with pytest.raises(SystemExit, match=r"^error: --output: .*file cannot be created"):
         kit.main()
+
+
+@pytest.mark.parametrize("name", ["chaos", "flare", "ircadb_own", "labels_of_mine", "lits256"])
+def test_what_a_file_is_called_does_not_decide_what_is_done_to_its_slices(tmp_path, name):
+    """Some shared sets are thinned, repaired, kept from training, or seen less often: by their names."""
+    rng = np.random.default_rng(0)
+    slices = rng.integers(0, 256, (3, 4, 4), np.uint8)
+    made = []
+    for folder, file in (("a", "mine"), ("b", name)):
+        (tmp_path / folder).mkdir()
+        write_set(
+            tmp_path / folder / f"{file}.npz", image8=slices, labels=np.ones((3, 4, 4), np.uint8),
+            patient=np.array(["P1", "P1", "P2"]), tumour_known=np.ones(3, bool),
+        )  # fmt: skip
+        cases, held = kit.listed(None, [tmp_path / folder], ["P2"])
+        made.append(kit.build(cases, held, 32, 1.0, 6.0))
+    one, other = made
+    assert (one.image == other.image).all()
+    assert one.split.tolist() == other.split.tolist() == ["train", "train", "validation"]
+    rows = np.arange(3)
+    assert batch.weights(one, rows, "liver").tolist() == batch.weights(other, rows, "liver").tolist()
+
+
+def test_one_scan_under_two_names_of_a_patient_is_refused(tmp_path):
+    for name, patient in (("one", "P1"), ("two", "P2"), ("three", "LiTS29")):
+        (tmp_path / name).mkdir()
+        labels = np.ones((3, 4, 4), np.uint8) if name != "three" else np.zeros((3, 4, 4), np.uint8)
+        write_set(tmp_path / name / "set.npz", patient=np.array([patient] * 3), labels=labels)
+    folders = [tmp_path / name for name in ("one", "two", "three")]
+    with pytest.raises(
+        InputError,
+        match=r"^two/set/set-P2-0mm: slice 7 is one of one/set/set-P1-0mm too, so P2 and P1 are one",
+    ):
+        kit.build(*kit.listed(None, folders, ["P1"]), 32, 1.0, 6.0)
+    kit.build(*kit.listed(None, folders, ["P1", "P2"]), 32, 1.0, 6.0)
+    kit.build(
+        *kit.listed(None, folders, ["LiTS29"]), 32, 1.0, 6.0
+    )  # as the file has it; nothing in it is liver
 
 
 def test_a_kit_of_ones_own_slices(tmp_path, monkeypatch, capsys):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.tiny_kit import tiny_kit, write_no_nets
-from training import appearance, export, kit, kit_train, trainer
+from training import appearance, export, kit, kit_score, kit_train, trainer
 from training.checkpoint import Settings, fingerprint, load
 from training.methods import Liver
 from training.trained import trained_net
@@ -119,6 +119,44 @@ def test_a_run_that_is_killed_between_its_two_files_goes_on(tmp_path, monkeypatc
     assert all((one["result"][name] == two["result"][name]).all() for name in one["result"])
 
 
+def of_other_pixels(path):
+    """The checkpoint beside another one that differs in the size of its pixels alone."""
+    state = torch.load(path, weights_only=True)
+    state["settings"]["pixel_mm"] *= 2
+    other = path.with_name("other.pt")
+    torch.save(state, other)
+    return other
+
+
+def test_a_net_of_other_pixels_is_no_liver_net_and_no_silent_teacher(tmp_path, monkeypatch, capsys):
+    kit_train.train(*small_run(tmp_path, steps=1, every=1e9))
+    other = of_other_pixels(tmp_path / "liver" / "last.pt")
+    with pytest.raises(
+        InputError, match=r"other\.pt: is a net of pixels of .* mm around the body; expected pixels of"
+    ):
+        kit_train.train(*small_run(tmp_path, "tumour", steps=1), liver=other)
+    capsys.readouterr()
+    role, path, _, settings, run = small_run(tmp_path, steps=1, every=1e9)
+    kit_train.train(role, path, tmp_path / "imitates", settings, run, distil=[tmp_path / "liver" / "last.pt"])
+    assert "warning" not in capsys.readouterr().out
+    kit_train.train(role, path, tmp_path / "mistakes", settings, run, distil=[other])
+    assert f"warning: {other} has learnt on pixels of" in capsys.readouterr().out
+    for checkpoint, said in (
+        (tmp_path / "liver" / "last.pt", ""),
+        (other, f"warning: {other} has learnt on"),
+    ):
+        monkeypatch.setattr("sys.argv", ["kit_score", str(path), "--liver", str(checkpoint)])
+        kit_score.main()
+        assert capsys.readouterr().err.startswith(said)
+
+
+def test_a_result_is_no_state_to_resume(tmp_path):
+    role, path, out, settings, run = small_run(tmp_path, steps=1, every=1e9)
+    kit_train.train(role, path, out, settings, run)
+    with pytest.raises(InputError, match=r"last\.pt: is the result of a run; expected its state, resume\.pt"):
+        kit_train.train(role, path, out, settings, run, state=out / "last.pt")
+
+
 def test_a_folder_of_the_run_that_cannot_be_made_is_named(tmp_path):
     role, path, _, settings, run = small_run(tmp_path, steps=1)
     with pytest.raises(OutputError, match=r"--out: .*kit\.zip cannot be created"):
@@ -165,6 +203,11 @@ def test_a_run_ends_in_time(tmp_path):
     ("option", "value", "message"),
     [
         ("--steps", "-3", "error: steps: got -3; expected a number of 0 or more"),
+        (
+            "--seed",
+            "99999999999999999999",
+            "error: seed: got 99999999999999999999; expected a number from 0 to",
+        ),
         ("--seconds", "0", "error: seconds: got 0.0; expected a number of 0.001 or more"),
         ("--every", "-1", "error: every: got -1.0"),
         ("--batch", "0", "error: batch: got 0; expected a number of 1 or more"),

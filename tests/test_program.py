@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -73,6 +74,24 @@ def test_an_interrupted_program_says_so_in_a_word(capsys):
         main()
     assert stopped.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_terminated_program_removes_what_it_was_writing(tmp_path):
+    script = (
+        "import sys, time\nfrom pathlib import Path\nfrom training.program import plain_errors\n"
+        "from trtseg.io.atomic import atomic\n\n@plain_errors()\ndef main():\n"
+        "    with atomic(Path(sys.argv[1]) / 'plot.png'):\n        print('on its way', flush=True)\n"
+        "        time.sleep(60)\n\nmain()\n"
+    )
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=root, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "on its way\n"
+        assert len(list(tmp_path.iterdir())) == 1
+        process.terminate()
+        assert process.wait(30) == 143
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bug_keeps_its_traceback():

@@ -23,7 +23,14 @@ def test_the_papers_split_is_scored_by_one_command(tmp_path, capsys, monkeypatch
     train.train(settings, store, run)
     monkeypatch.setattr("sys.argv", ["score", str(run / "last.pt"), "--data", str(store)])
     score.main()
-    row = capsys.readouterr().out.splitlines()[-1].split(" | ")
+    printed = capsys.readouterr()
+    row = printed.out.splitlines()[-1].split(" | ")
+    assert "warning" not in printed.err
+    train.train(settings, store, tmp_path / "on", start=run / "last.pt")
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.argv", ["score", str(tmp_path / "on" / "last.pt"), "--data", str(store)])
+        score.main()
+    assert "last.pt started with the weights of other nets: where these were tr" in capsys.readouterr().err
     with monkeypatch.context() as patched:  # what no tumour among the slices that test leaves undefined
         patched.setattr(score, "score", lambda *_: dict.fromkeys(score.COLUMNS, float("nan")))
         score.main()

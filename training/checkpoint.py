@@ -63,7 +63,7 @@ class Settings:
     without: str = option(
         "", "patient groups left out of training beside those of the validation, a space between them"
     )
-    seed: int = option(0, "of weights and samples", AT_LEAST_0)
+    seed: int = option(0, "of weights and samples", (0, 2**32 - 1))
     compile: bool = option(True, "compile the nets before the first step, which takes minutes on a CPU")
     store: str = ""  # SHA-256 of the slice store's manifest
     liver: str = ""  # SHA-256 of the liver net that a tumour net is trained behind
@@ -138,7 +138,7 @@ def load(path: Path, liver: Path | None = None) -> tuple[Method, Settings]:
     ``liver`` is the checkpoint of the liver net, for a tumour net; it must be the one that it was trained behind.
     """
     settings, state = read(path)
-    behind = load_liver(liver, settings.size) if liver else None
+    behind = load_liver(liver, settings.size, settings.pixel_mm) if liver else None
     if settings.method == "tumour" and (behind is None or fingerprint(behind.nets) != settings.liver):
         than = f"another liver net than {liver}" if liver else "a liver net"
         raise InputError(f"{path}: was trained behind {than}; name that one's checkpoint")
@@ -147,8 +147,8 @@ def load(path: Path, liver: Path | None = None) -> tuple[Method, Settings]:
     return method.eval(), settings
 
 
-def load_liver(path: Path, size: int) -> Liver:
-    """The liver net of a checkpoint, to put a tumour net of that many rows behind it."""
+def load_liver(path: Path, size: int, pixel_mm: float) -> Liver:
+    """The liver net of a checkpoint, to put a tumour net of that many rows, and of such pixels, behind it."""
     method, settings = load(path)
     if not isinstance(method, Liver):
         raise InputError(f"{path}: is of the method {settings.method}; expected liver")
@@ -156,7 +156,17 @@ def load_liver(path: Path, size: int) -> Liver:
         raise InputError(
             f"{path}: is a net of {settings.size}x{settings.size} pixels; expected {size}x{size}, as of the tumour net"
         )
+    if settings.pixel_mm != pixel_mm:
+        raise InputError(
+            f"{path}: is a net of {said_pixels(settings.pixel_mm)}; expected {said_pixels(pixel_mm)}, as of the tumour "
+            "net: train both on one store, or both from kits of one size"
+        )
     return method
+
+
+def said_pixels(mm: float) -> str:
+    """Say what a net's pixels are; see ``Settings.pixel_mm``."""
+    return f"pixels of {mm:g} mm around the body" if mm else "pixels over the field of view"
 
 
 def start_from(path: Path, settings: Settings, method: Method, device: torch.device) -> None:

@@ -28,6 +28,7 @@ from training.checkpoint import Settings
 from training.program import parser_of, plain_errors
 from training.row import Split
 from trtseg.errors import ArgumentError, InputError
+from trtseg.io.atomic import atomic
 from trtseg.io.folders import make_folder
 
 SEEDS = (0, 1)
@@ -106,20 +107,30 @@ def _run(name: str, seed: int, fold: int, steps: int, out: Path) -> str:
     settings = replace(settings, seed=seed, steps=max(1, steps * settings.steps // PLAIN.steps))
     result = {"budget": steps, **row.run(_kit, settings, FOLDS[fold], _device())}
     path = file_of(out, name, seed, fold)
-    path.with_suffix(".tmp").write_text(json.dumps(result, separators=(",", ":")))
-    path.with_suffix(".tmp").replace(path)
+    with atomic(path) as (part,):
+        part.write_text(json.dumps(result, separators=(",", ":")))
     dice = {patient: tally.tumour.dice for patient, tally in row.read_tallies(result["test"]).items()}
     return f"{name} {seed} {fold}: {result['seconds']} s, Dice " + " ".join(
         f"{p} {d:.3f}" for p, d in dice.items()
     )
 
 
-def stored_steps(out: Path) -> int:
-    """Steps that the runs of a folder were given, 0 if it has none; an `InputError` if they differ."""
-    steps = {json.loads(path.read_text())["budget"] for path in out.glob("*.json")}
-    if len(steps) > 1:
-        raise InputError(f"{out}: holds runs of {sorted(steps)} steps; choose another --out")
-    return steps.pop() if steps else 0
+def check_runs(out: Path) -> tuple[int, str]:
+    """Check that the runs of a folder belong together: their steps and the SHA-256 of their kit; 0 and "" without any.
+
+    An `InputError` is raised if these differ, or a file is no run.
+    """
+    found = set()
+    for path in out.glob("[!.]*.json"):  # but not what a killed run was writing
+        try:
+            run = json.loads(path.read_text())
+            found.add((int(run["budget"]), str(run["kit"])))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: is no run of training.compare, or damaged; remove it") from error
+    if len(found) > 1:
+        steps, kit_hashes = (len(set(column)) for column in zip(*found, strict=True))
+        raise InputError(f"{out}: holds runs of {steps} budgets and {kit_hashes} kits; choose another --out")
+    return found.pop() if found else (0, "")
 
 
 def compare(path: Path, out: Path, jobs: int, steps: int = 0) -> None:
@@ -128,10 +139,13 @@ def compare(path: Path, out: Path, jobs: int, steps: int = 0) -> None:
     began = time.perf_counter()
     if jobs < 1 or steps < 0:
         raise ArgumentError(f"jobs, steps: got {jobs}, {steps}; expected 1 or more, and 0 or more")
-    if (before := stored_steps(out)) and steps not in (0, before):
+    before, sha256 = check_runs(out)
+    if before and steps not in (0, before):
         raise InputError(f"{out}: holds runs of {before} steps, not {steps}; choose another --out")
     steps = before or steps or PLAIN.steps
     _kit = read_kit(path)
+    if sha256 not in ("", _kit.sha256):
+        raise InputError(f"{out}: holds runs of another kit than {path}; choose another --out")
     make_folder(out, "--out")
     context = multiprocessing.get_context("fork")  # processes share the slices; none has used a GPU so far
     _report(began, f"read {len(_kit)} slices")
@@ -139,10 +153,15 @@ def compare(path: Path, out: Path, jobs: int, steps: int = 0) -> None:
     missing = [task for task in tasks() if not file_of(out, *task).exists()]
     with ProcessPoolExecutor(jobs, context, _start, (max(1, (os.cpu_count() or 1) // jobs),)) as pool:
         runs = [pool.submit(_run, *task, steps, out) for task in missing]
-        for done in as_completed(runs):
-            error = done.exception()
-            failed += error is not None
-            _report(began, f"failed: {error!r}" if error else done.result())
+        try:
+            for done in as_completed(runs):
+                error = done.exception()
+                failed += error is not None
+                _report(began, f"failed: {error!r}" if error else done.result())
+        except BaseException:  # interrupted or terminated: else the pool would wait for its runs
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
     if failed:
         raise InputError(
             f"{failed} of {len(missing)} runs failed, see above; the same command does them again"

@@ -32,7 +32,7 @@ from training.split import by_patient
 from training.tables import grid
 from trtseg import models
 from trtseg.cli import tables
-from trtseg.errors import InputError
+from trtseg.errors import ArgumentError, InputError
 from trtseg.io.atomic import atomic
 from trtseg.io.folders import check_writable, make_folder
 from trtseg.metrics.cases import CaseScores, evaluate_case, evaluate_set
@@ -170,6 +170,7 @@ def evaluate(
                 loose.append(score_loose(segmenter, case, scan))
                 continue
             scored[case] = score(segmenter, case, scan)
+            notes += [f"{case.source}/{case.name}: {note}" for note in scan.notes]
         except InputError as error:
             notes.append(f"{case.source}/{case.name} was left out: {error}")
             continue
@@ -230,6 +231,8 @@ def main() -> None:
     )
     parser.add_argument("--worst", type=int, default=5, help="number of pictures")
     args = parser.parse_args()
+    if args.worst < 0:
+        raise ArgumentError(f"worst: got {args.worst}; expected 0 or more pictures")
     cases = validating(args.shared) if args.shared else []
     for name in ("lits", "msd", "ircadb", "chaos"):
         if folder := getattr(args, name):

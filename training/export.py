@@ -235,7 +235,7 @@ def export(
                 print(check_parity(net, path, inputs[role], specs[role], half=half))
                 sha256[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
         spec = CascadeSpec(
-            out.name,
+            out.resolve().name,
             provenance["version"],
             tuple(specs.values()),
             sha256,
@@ -248,12 +248,12 @@ def export(
 
 
 def _write(out: Path, files: dict[str, bytes]) -> None:
-    """Write the files of a model into its folder, all or none; slices of the model that was there go."""
+    """Write the files of a model into its folder, all or none; nets and slices of the model that was there go."""
     make_folder(out, "--out")
-    with atomic(*(out / name for name in files)) as paths:
+    left = [path for path in (*out.glob("*.onnx"), out / calibration.FILE) if path.name not in files]
+    with atomic(*(out / name for name in files), without=left) as paths:
         for path, data in zip(paths, files.values(), strict=True):
             path.write_bytes(data)
-    (out / calibration.FILE).unlink(missing_ok=True)
 
 
 @plain_errors()

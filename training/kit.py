@@ -19,7 +19,7 @@ import math
 import zipfile
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,11 @@ class Kit:
         return ((self.label == 1) | (self.label == 2)).any((1, 2))
 
 
+def pixel_mm(kit: Kit, size: int) -> float:
+    """Millimetres a pixel of a net that sees the slices of a kit on so many rows and columns."""
+    return round(float(kit.pixel_mm.min()) * kit.image.shape[1] / size, 4)
+
+
 def check_grid(size: int, mm: float, step: float) -> None:
     """Raise an `ArgumentError` where a kit cannot have such a grid or such levels; see `build`."""
     for name, got, least in (("size", size, LEAST_SIZE), ("mm", mm, LEAST_MM), ("step", step, LEAST_STEP)):
@@ -137,7 +142,7 @@ def build(cases: Sequence[Any], validation: Collection[str], size: int, mm: floa
     ArgumentError
         If there is no such grid, or if there are no such levels.
     InputError
-        If a case cannot be used.
+        If a case cannot be used, or a slice is one of a patient who trains and of one who validates.
     """
     from tqdm import tqdm
 
@@ -148,6 +153,7 @@ def build(cases: Sequence[Any], validation: Collection[str], size: int, mm: floa
     check_grid(size, mm, step)
     split = by_patient(cases, validation)
     level_hu = levels(step)
+    seen: dict[bytes, Any] = {}  # cases by their slices with liver
     columns: dict[str, list[Any]] = {f.name: [] for f in fields(Kit) if f.name not in ("level_hu", "sha256")}
     for case in tqdm(cases, "placing", leave=False, disable=None):
         try:
@@ -166,7 +172,16 @@ def build(cases: Sequence[Any], validation: Collection[str], size: int, mm: floa
                 boxes = placed_boxes(own[:, 1:5], where, size)
                 row = np.full((len(own), 1), len(columns["image"]), np.float32)
                 columns["cells"].append(np.hstack([row, boxes, own[:, 5:]]))
-            columns["image"].append(to_levels(placed(hu, where, size), level_hu))
+            image = to_levels(placed(hu, where, size), level_hu)
+            if scan.label[i].any():
+                other = seen.setdefault(hashlib.sha256(image.tobytes()).digest(), case)
+                if split[other.group] != split[case.group]:
+                    raise InputError(
+                        f"{case.source}/{case.name}: slice {int(scan.z[i])} is one of {other.source}/{other.name} too, "
+                        f"so {case.group} and {other.group} are one patient, who would train and validate; give both "
+                        "the same name"
+                    )
+            columns["image"].append(image)
             columns["label"].append(placed_labels(scan.label[i], where, size))
             columns["pixel_mm"].append(where.mm)
             columns["thickness_mm"].append(scan.spacing[0] * (EVERY if case.source in COMPLETE else 1))
@@ -279,13 +294,18 @@ def listed(
     shared: Path | None, folders: Sequence[Path], validation: Sequence[str]
 ) -> tuple[list[Any], list[str]]:
     """The cases of the shared data and of folders of slices with cells, and the patients that validate."""
-    from training.readers.liver_slices import liver_slices
+    from training.readers.liver_slices import liver_slices, patient_group
     from training.readers.shared import VALIDATION, shared_cases
     from training.split import by_patient, check_patients
 
     cases = shared_cases(shared) if shared else []
-    for folder in folders:
-        cases += liver_slices(folder)
+    for (
+        folder
+    ) in folders:  # other names than those of shared sets, some of which are treated in ways of their own
+        cases += [
+            replace(case, source=f"{folder.resolve().name}/{case.source}") for case in liver_slices(folder)
+        ]
+    validation = [patient_group(name) for name in validation]
     check_patients("validation", validation, {case.group for case in cases})
     held = [*(VALIDATION if shared else ()), *validation]
     if missing := {"train", "validation"} - set(by_patient(cases, held).values()):

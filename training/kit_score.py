@@ -7,6 +7,7 @@ The scores follow a training. What a user gets is measured by ``training.evaluat
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from training import kit as kits
 from training.batch import DeviceKit, cell_sums
 from training.cases import UNKNOWN
-from training.checkpoint import load
+from training.checkpoint import load, said_pixels
 from training.methods import Method, Tumour
 from training.program import parser_of, plain_errors
 from training.weak import CELL_SHARE
@@ -149,6 +150,11 @@ def main() -> None:
     path, role = (args.tumour, "tumour") if args.tumour else (args.liver, "liver")
     if settings.method != role:
         raise InputError(f"{path}: is of the method {settings.method}; expected {role}")
+    if (mm := kits.pixel_mm(kit, settings.size)) != settings.pixel_mm:
+        print(
+            f"warning: {path} has learnt on {said_pixels(settings.pixel_mm)}, and these are {said_pixels(mm)}",
+            file=sys.stderr,
+        )
     to_device(method, device)
     scores = score(kit, rows, DeviceKit.of(kit, rows, device), method, settings.size)
     for name, value in scores.items():

@@ -22,11 +22,11 @@ import torch
 
 from training import batch, kit_score, pseudo
 from training import kit as kits
-from training.checkpoint import Settings, build, diverged, fingerprint, load_liver, save
+from training.checkpoint import Settings, build, diverged, fingerprint, load_liver, said_pixels, save
 from training.curves import log
 from training.methods import Method
 from training.program import add_options, parser_of, plain_errors
-from training.trained import trained_net
+from training.trained import pixels_of, trained_net
 from training.trainer import Run, Trainer, settings_of
 from training.unet import UNet
 from trtseg.errors import InputError
@@ -77,11 +77,17 @@ def train(
     torch.backends.cudnn.benchmark = True
     began = time.perf_counter()
     kit = kits.read(path)
-    behind = load_liver(liver, settings.size) if liver else None
+    settings = replace(settings, pixel_mm=kits.pixel_mm(kit, settings.size))
+    behind = load_liver(liver, settings.size, settings.pixel_mm) if liver else None
     if behind:
         settings = replace(settings, liver=fingerprint(behind.nets))
     if start:
         settings = replace(settings, start=fingerprint(trained_net(start, role)))
+    for name in (*teachers, *distil):
+        if (own := pixels_of(name, role)) != settings.pixel_mm:
+            _report(
+                f"warning: {name} has learnt on {said_pixels(own)}, and this run sees {said_pixels(settings.pixel_mm)}"
+            )
     nets = [_teacher(name, role, device) for name in teachers]
     imitated = [_teacher(name, role, device) for name in distil]
     settings = replace(
@@ -89,7 +95,6 @@ def train(
         store=kit.sha256,
         teachers=pseudo.names(nets),
         distilled="+".join(map(fingerprint, imitated)),
-        pixel_mm=round(float(kit.pixel_mm.min()) * kit.image.shape[1] / settings.size, 4),
     )
     torch.manual_seed(settings.seed)
     method = build(settings, behind)

@@ -15,8 +15,7 @@ import numpy as np
 
 from training.cases import Case, read_checked
 from training.program import parser_of, plain_errors
-from training.readers.liver_slices import liver_slices
-from training.readers.shared import VALIDATION
+from training.readers.shared import VALIDATION, shared_liver_slices
 from training.readers.slices import negatives, png_slices
 from trtseg.io import atomic
 from trtseg.orientation import TURNS, Weights, climbs, describe, score, turned
@@ -43,7 +42,7 @@ def cases_to_fit(shared: Path) -> list[Case]:
     """The cases of the folder that training/README.md describes, without those that validate."""
     cases = [
         *(case for case in png_slices(shared / "lits_slices") if int(case.name[-2:]) < 11),
-        *liver_slices(shared / "liver_slices"),
+        *shared_liver_slices(shared),
         *negatives(shared / "negatives"),
     ]
     return [

@@ -11,8 +11,6 @@ before. Nothing is repaired in silence.
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -267,7 +265,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, list the data sets, write the store."""
     args = parse(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception it removes temporary files
     cases: list[Case] = []
     for name, reader in READERS.items():
         if folder := getattr(args, name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,8 +18,10 @@ from trtseg.errors import ArgumentError, TrtsegError
 def plain_errors() -> Iterator[None]:
     """As the decorator of ``main``: a wrong file or option ends the program with a line on stderr, no traceback.
 
-    The exit codes are those of ``trtseg``: 2 then, and 130 if it was interrupted. A bug keeps its traceback: 1.
+    The exit codes are those of ``trtseg``: 2 then, 130 if it was interrupted, and 143 if it was terminated, which
+    removes temporary files too. A bug keeps its traceback: 1.
     """
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         yield
     except TrtsegError as error:
@@ -29,6 +32,8 @@ def plain_errors() -> Iterator[None]:
         raise _stopped(f"error: {error.filename}: {error.strerror}", 2) from None
     except KeyboardInterrupt:
         raise _stopped("interrupted", 130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _stopped(line: str, code: int) -> SystemExit:

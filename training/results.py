@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from training.compare import EVERYTHING, FOLDS, PLAIN, SEEDS, TABLE, VALIDATION, file_of
+from training.compare import EVERYTHING, FOLDS, PLAIN, SEEDS, TABLE, VALIDATION, check_runs, file_of
 from training.program import parser_of, plain_errors
 from training.row import read_tallies
 from training.score import COLUMNS as SCORES
@@ -209,6 +209,7 @@ def _head(stored: list[dict[str, Any]]) -> str:
 
 def tables(folder: Path) -> str:
     """The printed part of the document, from the folder that ``training.compare`` filled."""
+    check_runs(folder)
     rows = {name: read_runs(folder, name) for name in EVERYTHING}
     first = next((name for name in rows if rows[name]), None)
     if first is None:

@@ -11,6 +11,7 @@ et al.). A store has a test split if it was prepared with ``--paper``.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,6 +104,12 @@ def main() -> None:
         if read(path)[0].store != store_sha256(args.data):
             raise InputError(
                 f"{path}: was not trained on {args.data}, so perhaps on patients who test there; train on that store"
+            )
+        if read(path)[0].start:
+            print(
+                f"warning: {path} started with the weights of other nets: where these were trained on patients who "
+                "test here, its scores are too high",
+                file=sys.stderr,
             )
     method.compute_in(torch.float32)
     splits = [data.of_split(args.data, 2 * settings.size, split) for split in ("validation", "test")]

@@ -129,7 +129,7 @@ def train(
     rank, processes, device = _processes()
     liver = None
     if liver_checkpoint:
-        liver = load_liver(liver_checkpoint, settings.size).to(device)
+        liver = load_liver(liver_checkpoint, settings.size, settings.pixel_mm).to(device)
         settings = replace(settings, liver=fingerprint(liver.nets))
     slices, subsets = data.read(root, 2 * settings.size, settings.without.split())
     if settings.precision == "auto":

@@ -9,6 +9,15 @@ from training.unet import UNet, folded, weights
 from trtseg.errors import InputError
 
 
+def pixels_of(source: str | Path, role: str) -> float:
+    """Millimetres of the pixels that a net has learnt on; 0 if it saw the field of view. See `trained_net`."""
+    if str(source).endswith(".pt"):
+        return read(Path(source))[0].pixel_mm
+    from trtseg import models
+
+    return next((net.pixel_mm or 0.0 for net in models.find(source).spec.nets if net.role == role), 0.0)
+
+
 def trained_net(source: str | Path, role: str) -> UNet:
     """Open a net, with its batch norms folded in, in evaluation.
 

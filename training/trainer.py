@@ -293,6 +293,8 @@ class Trainer:
     def resume(self, path: Path) -> None:
         """Go on where a run of the same settings was; its length may be another one."""
         settings, state = read(path, self.device)
+        if "run" not in state:
+            raise InputError(f"{path}: is the result of a run; expected its state, resume.pt")
         pairs = (asdict(settings), asdict(self.settings)), (state["run"], asdict(self.run))
         other = {k for before, now in pairs for k, v in now.items() if before.get(k) != v}
         # the size of the pixels is that of the kit, which is compared; older states do not have it

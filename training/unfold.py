@@ -118,7 +118,7 @@ def unfold_model(model: str | Path, store: Path, out: Path) -> list[Path]:
         net = folded_net(weights(files.read(FP32.file(spec.role))))
         pixel_mm = spec.pixel_mm or 0.0  # as the net was exported: else it would see slices placed otherwise
         settings = Settings(spec.role, size=spec.size[0], precision="fp32", pixel_mm=pixel_mm, **net.sizes)
-        liver = load_liver(paths[0], settings.size) if spec.role == "tumour" else None
+        liver = load_liver(paths[0], settings.size, pixel_mm) if spec.role == "tumour" else None
         if liver:
             settings = replace(settings, liver=fingerprint(liver.nets))
         slices, _ = data.read(store, 2 * settings.size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -29,12 +30,10 @@ _COLUMNS = {
 _HU, _PIXEL_MM = (-5000, 5000), (0.05, 10)
 #: Sizes of pixels that are alike when rounded so are those of one scan.
 _DECIMALS = 3
-#: Sets whose labels are free for research only: weights that are given away must not rest on them.
-_NOT_TRAINABLE = ("flare",)
 
 
-def liver_slices(root: Path) -> list[Case]:
-    """Slices with liver masks and cells, as ``*.npz``.
+def liver_slices(root: Path, left_out: Collection[str] = ()) -> list[Case]:
+    """Slices with liver masks and cells, as ``*.npz`` but for files with the names ``left_out``.
 
     A case holds the slices of a patient in a set for which ``tumour_known`` is alike, and ``pixel_mm``: those where the
     first is false are a case of their own, named ``SET-PATIENT-fused``, which does not label tumours, and where there
@@ -42,7 +41,7 @@ def liver_slices(root: Path) -> list[Case]:
     """
     cases = []
     for path in sorted(root.glob("*.npz")):
-        if path.stem.startswith("labels_of_"):
+        if path.name in left_out:
             continue
         try:
             patient, known, mm = read_arrays(path, ["patient", "tumour_known", "pixel_mm"]).values()
@@ -65,7 +64,6 @@ def liver_slices(root: Path) -> list[Case]:
                             path.stem,
                             patient_group(name),
                             partial(_read, path, np.flatnonzero(own & (mm == size))),
-                            trainable=path.stem not in _NOT_TRAINABLE,
                             labels_tumour=labels_tumour,
                         )
                     )

@@ -31,8 +31,11 @@ VALIDATION = (
 )
 #: mm per pixel of the LiTS slices that are stored as PNG of 512x512, by case: PNG have lost it, ``lits256`` knows it.
 PNG_MM = (.703, .676, .775, .693, .902, .969, .873, .748, .848, .820, .770, .672, .654, .848)  # fmt: skip
-#: Labels of liver and tumour in the masks of AMOS.
+#: Label of the liver in the masks of AMOS.
 _AMOS_LIVER = 6
+_LABELS_OF_PNG = "labels_of_lits_slices_11_to_13.npz"
+#: Sets of ``liver_slices`` that are free for research only: weights that are given away must not rest on them.
+_NOT_TRAINABLE = ("flare",)
 
 
 def shared_cases(shared: Path) -> list[Case]:
@@ -40,9 +43,9 @@ def shared_cases(shared: Path) -> list[Case]:
     slices = shared / "liver_slices"
     cases = png_slices(shared / "lits_slices")
     cases = [case for case in cases if int(case.name[-2:]) < 11]  # the others have no labels there
-    cases += labels_of_png_slices(slices / "labels_of_lits_slices_11_to_13.npz", shared / "lits_slices")
+    cases += labels_of_png_slices(slices / _LABELS_OF_PNG, shared / "lits_slices")
     cases = [replace(case, read=partial(_with_png_mm, case)) for case in cases]
-    cases += liver_slices(slices)
+    cases += shared_liver_slices(shared)
     cases = [
         replace(case, read=partial(_with_png_mm, case))
         if case.source in ("lits011", "lits012", "lits013")
@@ -61,6 +64,12 @@ def shared_cases(shared: Path) -> list[Case]:
         ),
     ]  # fmt: skip
     return cases
+
+
+def shared_liver_slices(shared: Path) -> list[Case]:
+    """The sets of slices with liver masks and cells of that folder."""
+    cases = liver_slices(shared / "liver_slices", left_out=[_LABELS_OF_PNG])
+    return [replace(case, trainable=case.source not in _NOT_TRAINABLE) for case in cases]
 
 
 def _with_png_mm(case: Case) -> Scan:
