@@ -59,6 +59,8 @@ def test_report_by_hand(result: Segmentation) -> None:
         "tumour_ml": 0.04,
         "tumour_burden": 0.25,
         "lesion_count": 1,
+        "largest_mm": 0.0,
+        "highest_probability": None,
         "lesions": [
             {
                 "volume_ml": 0.04,

@@ -32,7 +32,7 @@ from trtseg.labels.postprocess import PostProcess
 from trtseg.resources import available_cpus, begin_products, check_threads, memory_for
 from trtseg.result import Segmentation, conclude
 from trtseg.spec import CascadeSpec
-from trtseg.stream import BYTES_A_VOXEL, Nets, OnLabels, Stream
+from trtseg.stream import BYTES_A_VOXEL, Labeller, OnLabels, Stream
 from trtseg.threads import Ahead, Turns
 from trtseg.volume import check_spacing
 
@@ -113,8 +113,10 @@ class Segmenter:
         self._at_once = batch  # slices of a stream; see Stream
         self._threads = threads = threads or available_cpus()
         if self.device == "cpu":
-            nets = (open_engine(files, net, precision=precision, threads=threads) for net in self.spec.nets)
-            self._cascade = cascade = CpuCascade(*nets, threads=threads)
+            engines = (
+                open_engine(files, net, precision=precision, threads=threads) for net in self.spec.nets
+            )
+            self._cascade = cascade = CpuCascade(*engines, threads=threads)
             self._at_once = cascade.side_by_side
         else:
             from trtseg.cascade.gpu import open_cuda_cascade  # costs nothing on the CPU
@@ -274,7 +276,7 @@ class Segmenter:
         def label(hu: NDArray[np.int16], fit: Fit, logits: Logits) -> tuple[NDArray[np.uint8], Timings]:
             return self._run(lambda cascade: cascade.run(hu, (1.0, 1.0), fit=fit, logits=logits))
 
-        nets = Nets(
+        labeller = Labeller(
             self.spec.nets[0],
             label,
             self._at_once,
@@ -283,7 +285,7 @@ class Segmenter:
             lambda: self.provenance,
             self._lock,
         )
-        return Stream(nets, shape, spacing, directions, on_labels, queue)
+        return Stream(labeller, shape, spacing, directions, on_labels, queue)
 
     def warm_up(self, shape: tuple[int, int], spacing: tuple[float, float]) -> None:
         """Make ready for slices of one size, so that the first of them takes no longer than the others.

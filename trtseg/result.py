@@ -179,6 +179,20 @@ class Segmentation:
         taken, as ``--series`` takes it, and ``series_number``.
         """
         source = self.geometry.source
+        measured = [
+            {
+                "volume_ml": round(lesion.volume_ml, 4),
+                "voxels": lesion.voxels,
+                "diameter_mm": round(lesion.diameter_mm, 2),
+                "short_mm": round(lesion.short_mm, 2),
+                "diameter_slice": lesion.diameter_slice,
+                "centroid_ras_mm": [round(mm, 2) for mm in lesion.centroid],
+                "slices": list(lesion.slices),
+                "probability": None if lesion.probability is None else round(lesion.probability, 4),
+            }
+            for lesion in self.lesions
+        ]
+        chances = [lesion.probability for lesion in self.lesions if lesion.probability is not None]
         timings = {**self.timings, "total": sum(self.timings.values())}
         return {
             "schema": REPORT_VERSION,
@@ -193,19 +207,9 @@ class Segmentation:
             "tumour_ml": round(self.tumour_ml, 4),
             "tumour_burden": round(self.burden, 6),
             "lesion_count": len(self.lesions),
-            "lesions": [
-                {
-                    "volume_ml": round(lesion.volume_ml, 4),
-                    "voxels": lesion.voxels,
-                    "diameter_mm": round(lesion.diameter_mm, 2),
-                    "short_mm": round(lesion.short_mm, 2),
-                    "diameter_slice": lesion.diameter_slice,
-                    "centroid_ras_mm": [round(mm, 2) for mm in lesion.centroid],
-                    "slices": list(lesion.slices),
-                    "probability": None if lesion.probability is None else round(lesion.probability, 4),
-                }
-                for lesion in self.lesions
-            ],
+            "largest_mm": round(max((lesion.diameter_mm for lesion in self.lesions), default=0.0), 2),
+            "highest_probability": round(max(chances), 4) if chances else None,
+            "lesions": measured,
             "warnings": [warning._asdict() for warning in self.warnings],
             "postprocess": self.postprocess,
             "timings_s": {stage: round(s, 4) for stage, s in timings.items()},

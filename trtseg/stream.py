@@ -50,7 +50,7 @@ OnLabels = Callable[[Any, NDArray[np.uint8]], None]
 
 
 @dataclass(frozen=True)
-class Nets:
+class Labeller:
     """What a stream needs of a Segmenter.
 
     Attributes
@@ -94,7 +94,7 @@ class _Slice:
 
 
 class Stream:
-    """The slices of one scan on their way; made by `trtseg.Segmenter.stream`, which gives ``nets``.
+    """The slices of one scan on their way; made by `trtseg.Segmenter.stream`, which gives ``labeller``.
 
     Several threads may push. The end of ``with``, or `close`, gives everything back; without a `finish` before, slices
     that wait are dropped. A stream that nobody refers to any more does so a minute after its last slice. Streams of a
@@ -120,7 +120,7 @@ class Stream:
 
     def __init__(
         self,
-        nets: Nets,
+        labeller: Labeller,
         shape: tuple[int, int],
         spacing: Sequence[float],
         directions: Sequence[float] | None,
@@ -131,9 +131,9 @@ class Stream:
             raise ArgumentError(f"queue: got {queue!r}; expected a number of slices, at least 1")
         if on_labels is not None and not callable(on_labels):
             raise ArgumentError(f"on_labels: got {on_labels!r}; expected a function of position and labels")
-        self._nets, self._queue, self._process = nets, queue, os.getpid()
+        self._labeller, self._queue, self._process = labeller, queue, os.getpid()
         self._grid = SliceGrid(shape, spacing, directions)
-        grid, size, mm = self._grid, nets.spec.size, nets.spec.pixel_mm
+        grid, size, mm = self._grid, labeller.spec.size, labeller.spec.pixel_mm
         self._placement = None if mm is None else Placement(grid.shape, grid.spacing, size, mm)
         self._fit = self._find_fit()
         # Guards all that follows; see `wait_for` why it is taken, not `_changed`.
@@ -194,7 +194,7 @@ class Stream:
                 return len(self._waiting) < self._queue or self._is_over or self._stopped
 
             if not is_free():
-                self._nets.turns.check()  # else this thread would wait for itself
+                self._labeller.turns.check()  # else this thread would wait for itself
             if not wait_for(self._changed, is_free, timeout):
                 raise BusyError(
                     f"push: {self._queue} slices have waited for the nets for {timeout:g} s; push this slice again "
@@ -281,7 +281,7 @@ class Stream:
                 f"volume: got a {type(volume).__name__}; expected a trtseg Volume: make one with trtseg.load"
             )
         self._check_process()
-        self._nets.turns.check()
+        self._labeller.turns.check()
         with self._lock:
             self._check_open()
             self._is_over = True
@@ -298,8 +298,8 @@ class Stream:
             with memory_for(made.name, BYTES_A_VOXEL * made.array.size):
                 labels, logits = self._labels(made, slices)
                 timings = {"read": read, **self._stages}
-                provenance = {**self._nets.provenance(), "relabelled_slices": self._again}
-                result = conclude(labels, made, self._nets.steps, timings, provenance, logits)
+                provenance = {**self._labeller.provenance(), "relabelled_slices": self._again}
+                result = conclude(labels, made, self._labeller.steps, timings, provenance, logits)
         finally:
             if not is_open:
                 self._stop()
@@ -322,7 +322,9 @@ class Stream:
 
     def _labels(self, volume: Volume, slices: list[_Slice]) -> tuple[NDArray[np.uint8], TumourLogits]:
         """Labels ``[Z, Y, X]`` of a volume of these slices: those that are there, and the rest once they are made."""
-        fit = self._nets.spec.fit_volume(volume.array, volume.spacing[1:], on_threads(self._nets.threads))
+        fit = self._labeller.spec.fit_volume(
+            volume.array, volume.spacing[1:], on_threads(self._labeller.threads)
+        )
         with self._lock:
             for one, plane in zip(slices, volume.array, strict=True):
                 one.hu = plane  # equal values; the copy that was pushed can go
@@ -376,7 +378,7 @@ class Stream:
             while (taken := self._take()) is not None:
                 slices, fit = taken
                 hu = slices[0].hu[None] if len(slices) == 1 else np.stack([one.hu for one in slices])
-                labels, stages = self._nets.label(hu, fit, logits := Logits())
+                labels, stages = self._labeller.label(hu, fit, logits := Logits())
                 counts = [count_voxels(plane[None]) for plane in labels]
                 with self._lock:
                     self._stages.update(stages)
@@ -411,7 +413,7 @@ class Stream:
                 self._changed.notify_all()
                 return None
             source = self._waiting or self._stale
-            self._busy = [source.popleft() for _ in range(min(len(source), self._nets.at_once))]
+            self._busy = [source.popleft() for _ in range(min(len(source), self._labeller.at_once))]
             self._changed.notify_all()
             return self._busy, self._fit
 
@@ -433,7 +435,7 @@ class Stream:
             worker = self._worker
             # The collector and signal handlers come here too, in the middle of any call: where this thread has the nets
             # the worker may wait for them, and of `push` it has the lock, which a wait gives up and a join does not.
-            if worker is None or worker is threading.current_thread() or self._nets.turns.is_mine:
+            if worker is None or worker is threading.current_thread() or self._labeller.turns.is_mine:
                 return
             wait_for(self._changed, lambda: self._worker is not worker or self._error is not None)
         worker.join()
@@ -464,7 +466,7 @@ class Stream:
     def _find_fit(self) -> Fit:
         if self._placement is not None:
             return self._placement.fit
-        return self._nets.spec.fit_slice(self._grid.shape, self._grid.spacing)
+        return self._labeller.spec.fit_slice(self._grid.shape, self._grid.spacing)
 
     def _set_fit(self, fit: Fit, slices: list[_Slice]) -> None:
         """Take a placement for slices; those that were labelled with another one are labelled again."""

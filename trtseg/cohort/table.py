@@ -8,30 +8,23 @@ from typing import Any
 
 from trtseg.io.atomic import atomic
 from trtseg.io.csv_file import write_csv
+from trtseg.report.index import MEASURED
 from trtseg.result import Segmentation
 
 #: Name of the table in the folder of the results.
 TABLE = "cohort.csv"
-#: Its columns. ``largest_mm`` is the largest diameter of a lesion, ``highest_probability`` that of
-#: the lesion with the highest; ``state`` is ``done``, ``failed``, or ``changed`` where somebody changed the files.
+#: Its columns; ``state`` is ``done``, ``failed``, or ``changed`` where somebody changed the files.
 COLUMNS = (
-    "case", "state", "liver_ml", "tumour_ml", "tumour_burden", "lesion_count", "largest_mm", "highest_probability",
-    "warnings", "slices", "slice_mm", "model", "model_version", "device", "precision", "seconds", "labels",
-    "input", "error",
+    "case", "state", *MEASURED, "warnings", "slices", "slice_mm", "model", "model_version", "device", "precision",
+    "seconds", "labels", "input", "error",
 )  # fmt: skip
 
 
 def row_of(result: Segmentation, seconds: float) -> dict[str, Any]:
     """What the table says of a result, beside the names of its files."""
-    made = result.provenance
-    chances = [lesion.probability for lesion in result.lesions if lesion.probability is not None]
+    made, report = result.provenance, result.report()
     return {
-        "liver_ml": round(result.liver_ml, 4),
-        "tumour_ml": round(result.tumour_ml, 4),
-        "tumour_burden": round(result.burden, 6),
-        "lesion_count": len(result.lesions),
-        "largest_mm": round(max((lesion.diameter_mm for lesion in result.lesions), default=0.0), 2),
-        "highest_probability": round(max(chances), 4) if chances else "",
+        **{name: "" if report[name] is None else report[name] for name in MEASURED},
         "warnings": " ".join(sorted({warning.code for warning in result.warnings})),
         "slices": len(result.canonical),
         "slice_mm": round(result.geometry.spacing[0], 4),

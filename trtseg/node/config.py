@@ -179,13 +179,6 @@ class Config:
             )
         if not self.destinations:
             raise ArgumentError("send, stow, folder: got none; expected at least one place for results")
-        given = [name for name in ("tls_cert", "tls_key", "tls_ca") if getattr(self, name)]
-        if len(given) not in (0, 3):
-            raise ArgumentError(
-                f"tls: got {' and '.join(given)} alone; expected tls_cert, tls_key and tls_ca together, or none of them"
-            )
-        if self.send_tls and not self.tls_cert:
-            raise ArgumentError("send_tls: expected tls_cert, tls_key and tls_ca with it")
         if not self.results or set(self.results) - set(KINDS):
             raise ArgumentError(f"results: got {list(self.results)}; expected some of {', '.join(KINDS)}")
         check_kinds(self.results, "results")
@@ -196,6 +189,20 @@ class Config:
             self.precision != FP16.name
         ):  # `auto` may be a GPU; which it is, is found out where the node starts
             candidates(self.precision, "cpu")
+        self._check_tls()
+        self._check_numbers()
+        self._check_places()
+
+    def _check_tls(self) -> None:
+        given = [name for name in ("tls_cert", "tls_key", "tls_ca") if getattr(self, name)]
+        if len(given) not in (0, 3):
+            raise ArgumentError(
+                f"tls: got {' and '.join(given)} alone; expected tls_cert, tls_key and tls_ca together, or none of them"
+            )
+        if self.send_tls and not self.tls_cert:
+            raise ArgumentError("send_tls: expected tls_cert, tls_key and tls_ca with it")
+
+    def _check_numbers(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, (int, float)) and not 0 <= value < 1e12:
@@ -217,6 +224,8 @@ class Config:
                 f"http_port: got {self.http_port}, which is the port of the node too; expected another one, or "
                 "0 for none"
             )
+
+    def _check_places(self) -> None:
         for folder in self.folder:
             if any(self.store / own in (folder, *folder.parents) for own in FOLDERS):
                 raise ArgumentError(

@@ -12,6 +12,7 @@ import numpy as np
 from trtseg.labels.components import Array, bounding_box
 from trtseg.labels.lesions import Lesion
 from trtseg.report import pages
+from trtseg.report.index import MEASURED
 from trtseg.report.packing import CURVE, Packed, pack
 from trtseg.report.pictures import choose_slices, thumbnail
 from trtseg.volume import Volume, check_on_grid
@@ -91,16 +92,8 @@ def _anonymous(text: str, name: str) -> str:
 
 def _facts(report: Mapping[str, Any], picture: str) -> dict[str, Any]:
     """What a page of many cases says of this one; it stands at the start of the page, see `trtseg.report.index`."""
-    lesions = report["lesions"]
     return {
-        "liver_ml": report["liver_ml"],
-        "tumour_ml": report["tumour_ml"],
-        "tumour_burden": report["tumour_burden"],
-        "lesion_count": report["lesion_count"],
-        "largest_mm": max((lesion["diameter_mm"] for lesion in lesions), default=0.0),
-        "highest_probability": max(
-            (lesion["probability"] for lesion in lesions if lesion["probability"] is not None), default=None
-        ),
+        **{name: report[name] for name in MEASURED},
         "warnings": [warning["code"] for warning in report["warnings"]],
         "model": " ".join(
             str(report["provenance"].get(key, "")) for key in ("model", "model_version")

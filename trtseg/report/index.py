@@ -22,7 +22,8 @@ _FACTS = re.compile(rb'<script type="application/json" id="facts">(.*?)</script>
 _HEAD = 1 << 18  # bytes in which the facts of a case's page lie
 _BARS = 12  # of a histogram
 _CHANGED = "files-changed"  # beside the codes of warnings
-_COLUMNS = {
+#: What tables have of the report of a case, see `trtseg.result.Segmentation.report`: heading, and how it is shown.
+MEASURED = {
     "liver_ml": ("Liver, mL", ".1f"),
     "tumour_ml": ("Tumour, mL", ".1f"),
     "tumour_burden": ("Burden", ".1%"),
@@ -108,13 +109,13 @@ def index_html(rows: Sequence[Row], failures: Sequence[tuple[str, str]] = ()) ->
         "count": f"{len(rows)} case{'s' * (len(rows) != 1)}",
         "codes": "".join(f"<option>{html.escape(code)}</option>" for code in codes),
         "histograms": "".join(
-            _histogram(_COLUMNS[key][0], [float(row.facts[key]) for row in rows])
+            _histogram(MEASURED[key][0], [float(row.facts[key]) for row in rows])
             for key in ("liver_ml", "tumour_ml", "lesion_count")
             if rows
         ),
         "headings": "".join(
             f'<th scope="col"><button type="button">{heading}</button></th>'
-            for heading in ("Case", *(heading for heading, _ in _COLUMNS.values()), "Warnings")
+            for heading in ("Case", *(heading for heading, _ in MEASURED.values()), "Warnings")
         ),
         "rows": "\n".join(_row(row) for row in rows),
     }
@@ -123,11 +124,11 @@ def index_html(rows: Sequence[Row], failures: Sequence[tuple[str, str]] = ()) ->
 
 def _table(rows: Sequence[Row], failures: Sequence[tuple[str, str]]) -> list[list[Any]]:
     """The numbers of all cases, and why others failed, below a row of headings."""
-    headings = ["case", "state", *_COLUMNS, "warnings", "model", "page", "error"]
+    headings = ["case", "state", *MEASURED, "warnings", "model", "page", "error"]
     lines: list[list[Any]] = [headings]
     for row in rows:
         facts = row.facts
-        values = ["" if (value := facts.get(key)) is None else value for key in _COLUMNS]
+        values = ["" if (value := facts.get(key)) is None else value for key in MEASURED]
         state, codes = "changed" if row.is_changed else "done", " ".join(sorted({*facts["warnings"]}))
         lines.append([row.name, state, *values, codes, facts["model"], row.link, ""])
     empty = [""] * (len(headings) - 3)
@@ -156,7 +157,7 @@ def _row(row: Row) -> str:
     source = f"data:image/jpeg;base64,{facts['thumbnail']}"
     picture = f'<img loading="lazy" decoding="async" width="120" height="96" alt="" src="{source}">'
     name = html.escape(row.name)
-    cells = "".join(_cell(facts.get(key), style) for key, (_, style) in _COLUMNS.items())
+    cells = "".join(_cell(facts.get(key), style) for key, (_, style) in MEASURED.items())
     codes = html.escape(" ".join(row.codes))
     link = f'<a href="{html.escape(row.link)}">{picture}<span>{name}</span></a>'
     warnings = f'<td data-value="{codes}">{codes.replace(" ", "<br>")}</td>'
