@@ -284,9 +284,14 @@ def test_label_refuses(segmenter, phantom):
 @pytest.mark.parametrize(
     ("shape", "spacing", "message"),
     [
-        ((40000, 100), (1.0, 1.0), r"native and net: got \(40000, 100\) and .*; expected 1 to 32767 pixels"),
-        ((10**10, 10**10), (1.0, 1.0), "native and net: got"),
+        (
+            (40000, 100),
+            (1.0, 1.0),
+            r"shape: got slices of \(40000, 100\) pixels and .*; expected 1 to 32767 an axis",
+        ),
+        ((10**10, 10**10), (1.0, 1.0), "shape: got slices of"),
         ((64, 80), (1e-9, 1e-9), r"spacing: got \(1e-09, 1e-09\); expected 0.01 to 100 mm"),
+        ((64, 80), (101.0, 101.0), "spacing: got"),
         ((64, 80), (10**400, 1), "spacing: got"),
     ],
 )

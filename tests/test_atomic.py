@@ -72,6 +72,16 @@ def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path, names):
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o600
 
 
+def test_what_is_written_for_a_private_file_is_private_meanwhile_and_the_body_may_say_otherwise(tmp_path):
+    target = tmp_path / "a"
+    target.write_text("of a patient")
+    target.chmod(0o4700)
+    with atomic(target) as (path,):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700  # nobody becomes somebody else
+        path.chmod(0o644)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o644
+
+
 def test_bad_targets_fail_before_the_body(tmp_path):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")

@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,16 @@ def run_all(segmenter, cases, out, **options):
 def states(out):
     with (out / "cohort.csv").open() as file:
         return [row["state"] for row in csv.DictReader(file)]
+
+
+def test_results_that_are_done_again_keep_their_permissions(cts, model, out):
+    cases = planned(cts, out)
+    labels = out / "ct1_seg.nii.gz"
+    with trtseg.Segmenter(model) as segmenter:
+        run_all(segmenter, cases, out)
+        labels.chmod(0o600)
+        run_all(segmenter, cases, out, overwrite=True)
+    assert stat.S_IMODE(labels.stat().st_mode) == 0o600
 
 
 def test_files_that_somebody_changed_are_left_alone_and_told(cts, model, out):

@@ -218,7 +218,7 @@ def test_runs_of_another_kit_or_damaged_ones_are_no_part_of_a_table(tmp_path, mo
         compare.compare(path, out, 1)
     compare.file_of(out, "one-step", 0, 1).write_text(json.dumps({"budget": 2, "kit": "1" * 64}))
     for refuses in (lambda: compare.compare(path, out, 1), lambda: results.tables(out)):
-        with pytest.raises(InputError, match="holds runs of 1 budgets and 2 kits; choose another --out"):
+        with pytest.raises(InputError, match="holds runs of different steps or kits; choose another --out"):
             refuses()
     for damaged in ('{"budget": 2', "{}", "[]"):
         run.write_text(damaged)
@@ -226,6 +226,38 @@ def test_runs_of_another_kit_or_damaged_ones_are_no_part_of_a_table(tmp_path, mo
             InputError, match=r"one-step_0_0\.json: is no run of training\.compare, or damaged"
         ):
             compare.compare(path, out, 1)
+
+
+SLOW = """
+import sys, time
+from training import compare, row
+compare.FOLDS = (row.Split(('p0',), ('p1',)), row.Split(('p3',), ('p1',)))
+def sleeps(*_):
+    print('began', flush=True)
+    time.sleep(60)
+row.run = sleeps
+compare.main()
+"""
+
+
+def test_a_terminated_comparison_does_not_wait_for_its_runs(tmp_path):
+    kit.write(tmp_path / "kit.zip", tiny_kit())
+    command = [
+        sys.executable,
+        "-c",
+        SLOW,
+        str(tmp_path / "kit.zip"),
+        "--out",
+        str(tmp_path / "runs"),
+        "--jobs",
+        "2",
+    ]
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
+        assert any(line == "began\n" for line in process.stdout)
+        process.terminate()
+        assert process.wait(30) == 143
+        assert process.stdout.read() in ("", "began\n")  # which ends when the last run has
 
 
 @pytest.mark.parametrize(("jobs", "steps"), [(0, 0), (1, -1)])

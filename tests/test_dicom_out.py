@@ -284,11 +284,11 @@ def test_warnings_come_back_whoever_saves_at_the_same_time(tmp_path):
     entered, left = threading.Event(), threading.Event()
 
     def other():
-        with quiet:
+        with quiet():
             entered.set()
             assert left.wait(10)
 
-    with quiet:
+    with quiet():
         thread = threading.Thread(target=other)
         thread.start()
         assert entered.wait(10)

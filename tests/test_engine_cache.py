@@ -285,6 +285,8 @@ class TestBlobs:
         store_blob("timing", b"times")
         damage(folder / "timing.blob")
         assert load_blob("timing") is None
+        store_blob("timing", b"times")
+        assert load_blob("timing") == b"times"
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):

@@ -112,8 +112,9 @@ def test_refusals(tmp_path):
             ArgumentError, match=f"precision: got '{name}'; on the CPU it is 'auto', 'int8', 'bf16'"
         ):
             open_engine(files, spec, precision=name)
-    with pytest.raises(ModelError, match="cannot run it"):
+    with pytest.raises(ModelError, match="cannot run it") as caught:
         OpenVinoEngine(Net(spec, FP32, b"no onnx"))
+    assert "\n" not in str(caught.value)
     three = tiny.spec("one-step")
     lying = tiny.convolution(np.zeros((1, 1, 1, 1)), np.zeros(1), three)
     with pytest.raises(ModelError, match=r"gives logits of shape \[1, 1, 64, 64\], but its spec says \[1,"):
@@ -123,9 +124,7 @@ def test_refusals(tmp_path):
     model.graph.output.add().CopyFrom(model.graph.output[0])
     model.graph.node.add(op_type="Neg", input=[model.graph.output[0].name], output=["other"])
     model.graph.output[1].name = "other"
-    with pytest.raises(
-        ModelError, match="liver net: has 1 inputs and 2 outputs; expected one each, slices and"
-    ):
+    with pytest.raises(ModelError, match="liver net: has 2 outputs; expected one, logits: export"):
         OpenVinoEngine(Net(spec, FP32, model.SerializeToString()))
     model.graph.output[1].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
     model.graph.node[-1].CopyFrom(

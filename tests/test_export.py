@@ -259,14 +259,20 @@ def test_nets_that_do_not_belong_together_are_refused(tmp_path):
 
 def test_nothing_of_the_model_that_was_there_stays(tmp_path, monkeypatch):
     """A file for a precision that the new model does not have would be of the old one."""
-    for name in ("liver.onnx", "liver.int8.onnx", "one-step.onnx", FILE, "notes.txt"):
+    for name in ("liver.onnx", "liver.int8.onnx", "one-step.onnx", FILE, "notes.txt", "resnet50.onnx"):
         (tmp_path / name).write_bytes(b"of the old model")
     write_no_nets(monkeypatch)
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()
     spec = export.export(checkpoints("sequential", tmp_path / "runs"), Path(), {}, PROVENANCE)
     assert spec.name == tmp_path.name
-    assert {path.name for path in tmp_path.iterdir()} == {*spec.sha256, "model.json", "notes.txt", "runs"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *spec.sha256,
+        "model.json",
+        "notes.txt",
+        "resnet50.onnx",
+        "runs",
+    }
 
 
 def test_a_liver_net_that_was_trained_on_needs_no_other_tumour_net(tmp_path, monkeypatch):
@@ -377,6 +383,12 @@ def test_evaluation_of_a_model(exported, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} >= {"roc.png", "scores.json", "scores.md"}
     with pytest.raises(OutputError, match=r"--output: .*scores\.md cannot be created"):
         evaluate.evaluate(Segmenter(folder), str(folder), cases, tmp_path / "scores.md", 1)
+
+
+def test_fewer_pictures_than_none_are_refused(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["evaluate", "--lits", "none", "--worst", "-1"])
+    with pytest.raises(SystemExit, match=r"^error: worst: got -1; expected 0 or more pictures"):
+        evaluate.main()
 
 
 def test_a_case_that_cannot_be_read_is_named_also_where_only_single_slices_are_scored(exported):

@@ -135,6 +135,16 @@ def test_a_liver_at_the_edge_of_the_picture_is_cut(tmp_path, rows, columns):
     )
 
 
+def test_a_liver_that_only_touches_the_edge_is_not_cut(tmp_path):
+    """100 mm2 of it do."""
+    path = block(tmp_path / "a.nii.gz", None)
+    image = nib.load(path)
+    labels = np.asanyarray(image.dataobj).copy()
+    labels[0, 20, 5:30] = 1
+    nib.save(nib.Nifti1Image(labels, image.affine), tmp_path / "b.nii.gz")
+    assert not [text for text in compare(path, tmp_path / "b.nii.gz").warnings if "edge" in text]
+
+
 def test_all_say_the_same_number():
     """28.5485 mm is 28.5 everywhere, and not 28.6 by way of 28.55."""
     finding = Finding("grown", *(Side((1,), 9.0, mm, 5.0, mm, (mm,), 10) for mm in (20.0, 28.5485)))

@@ -317,13 +317,14 @@ def test_a_kit_that_cannot_be_written_is_refused_before_the_work(tmp_path, monke
         kit.main()
 
 
-@pytest.mark.parametrize("name", ["chaos", "flare", "ircadb_own", "labels_of_mine", "lits256"])
+@pytest.mark.parametrize("name", ["chaos", "flare", "ircadb_own", "labels_of_mine", "lits256", "ircadb/mine"])
 def test_what_a_file_is_called_does_not_decide_what_is_done_to_its_slices(tmp_path, name):
     """Some shared sets are thinned, repaired, kept from training, or seen less often: by their names."""
     rng = np.random.default_rng(0)
     slices = rng.integers(0, 256, (3, 4, 4), np.uint8)
     made = []
-    for folder, file in (("a", "mine"), ("b", name)):
+    for folder, file in (("a", "mine"), ("/" + name).rsplit("/", 1)):
+        folder = folder.strip("/") or "b"
         (tmp_path / folder).mkdir()
         write_set(
             tmp_path / folder / f"{file}.npz", image8=slices, labels=np.ones((3, 4, 4), np.uint8),
@@ -346,13 +347,19 @@ def test_one_scan_under_two_names_of_a_patient_is_refused(tmp_path):
     folders = [tmp_path / name for name in ("one", "two", "three")]
     with pytest.raises(
         InputError,
-        match=r"^two/set/set-P2-0mm: slice 7 is one of one/set/set-P1-0mm too, so P2 and P1 are one",
+        match=r"^slices/two/set/set-P2-0mm: slice 7 is one of slices/one/set/set-P1-0mm too, so P2 and P1",
     ):
         kit.build(*kit.listed(None, folders, ["P1"]), 32, 1.0, 6.0)
     kit.build(*kit.listed(None, folders, ["P1", "P2"]), 32, 1.0, 6.0)
     kit.build(
         *kit.listed(None, folders, ["LiTS29"]), 32, 1.0, 6.0
     )  # as the file has it; nothing in it is liver
+
+
+def test_slices_of_which_nothing_is_known_may_look_alike(tmp_path):
+    unknown = {"image8": np.zeros((3, 4, 4), np.uint8), "labels": np.full((3, 4, 4), 255, np.uint8)}
+    write_set(tmp_path / "set.npz", patient=np.array(["P1", "P2", "P2"]), **unknown)
+    assert len(kit.build(*kit.listed(None, [tmp_path], ["P2"]), 32, 1.0, 6.0)) == 3
 
 
 def test_a_kit_of_ones_own_slices(tmp_path, monkeypatch, capsys):

@@ -11,7 +11,7 @@ from tests.tiny_kit import tiny_kit, write_no_nets
 from training import appearance, export, kit, kit_score, kit_train, trainer
 from training.checkpoint import Settings, fingerprint, load
 from training.methods import Liver
-from training.trained import trained_net
+from training.trained import pixels_of, trained_net
 from trtseg.errors import ArgumentError, InputError, ModelError, OutputError
 
 
@@ -138,9 +138,9 @@ def test_a_net_of_other_pixels_is_no_liver_net_and_no_silent_teacher(tmp_path, m
     capsys.readouterr()
     role, path, _, settings, run = small_run(tmp_path, steps=1, every=1e9)
     kit_train.train(role, path, tmp_path / "imitates", settings, run, distil=[tmp_path / "liver" / "last.pt"])
-    assert "warning" not in capsys.readouterr().out
+    assert "warning" not in capsys.readouterr().err
     kit_train.train(role, path, tmp_path / "mistakes", settings, run, distil=[other])
-    assert f"warning: {other} has learnt on pixels of" in capsys.readouterr().out
+    assert f"warning: {other} has learnt on pixels of" in capsys.readouterr().err
     for checkpoint, said in (
         (tmp_path / "liver" / "last.pt", ""),
         (other, f"warning: {other} has learnt on"),
@@ -148,6 +148,10 @@ def test_a_net_of_other_pixels_is_no_liver_net_and_no_silent_teacher(tmp_path, m
         monkeypatch.setattr("sys.argv", ["kit_score", str(path), "--liver", str(checkpoint)])
         kit_score.main()
         assert capsys.readouterr().err.startswith(said)
+
+
+def test_a_model_says_which_pixels_its_nets_learnt_on():
+    assert [pixels_of("default", role) for role in ("liver", "tumour", "one-step")] == [1.5, 1.5, 0.0]
 
 
 def test_a_result_is_no_state_to_resume(tmp_path):

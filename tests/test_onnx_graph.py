@@ -224,7 +224,7 @@ def test_weights_that_are_not_finite_are_refused(number, kind, is_raw):
     "attribute",
     [
         {"value": numpy_helper.from_array(np.array([1, np.nan], np.float32), "w")},
-        {"value_float": np.inf},
+        {"value_float": np.nan},
         {"value_floats": [1.0, np.nan]},
         {"own": helper.make_graph([], "g", [], [], [numpy_helper.from_array(np.array(np.nan), "w")])},
     ],
@@ -236,6 +236,10 @@ def test_numbers_of_a_node_that_are_not_finite_are_refused(attribute):
         return helper.make_model(graph).SerializeToString()
 
     check_onnx(file({"value_floats": [1.0, 2.0]}))
+    # as of a padding before a maximum, or a limit that is none
+    check_onnx(file({"value": numpy_helper.from_array(np.array(-np.inf, np.float32))}))
+    check_onnx(file({"value": numpy_helper.from_array(np.array(np.inf, np.float16))}))
+    check_onnx(file({"max": np.inf}))
     with pytest.raises(ModelError, match=r"got NaN or infinity in (w|value_floats?); expected finite"):
         check_onnx(file(attribute))
 
@@ -259,11 +263,29 @@ def test_nodes_that_need_each_other_are_refused():
         weight = numpy_helper.from_array(np.ones(1, np.float32), "w")
         graph = helper.make_graph([helper.make_node(*node) for node in nodes], "g", values[:1], values[1:])
         graph.initializer.append(weight)
+        graph.sparse_initializer.add().values.CopyFrom(numpy_helper.from_array(np.ones(1, np.float32), "s"))
         return helper.make_model(graph).SerializeToString()
 
     check_onnx(file(("Clip", ["x", "", "w"], ["z"]), ("Relu", ["z"], ["y"])))
+    check_onnx(file(("Add", ["x", "s"], ["y"])))
     with pytest.raises(ModelError, match="a node uses q before any has made it; export the model again"):
         check_onnx(file(("Add", ["x", "q"], ["z"]), ("Relu", ["z"], ["q"]), ("Relu", ["z"], ["y"])))
+
+
+def test_a_constant_without_a_name_is_called_so():
+    nan = numpy_helper.from_array(np.array(np.nan, np.float16))
+    graph = helper.make_graph([helper.make_node("Constant", [], ["c"], value=nan)], "g", [], [])
+    with pytest.raises(ModelError, match="got NaN or infinity in a constant; expected"):
+        check_onnx(helper.make_model(graph).SerializeToString())
+
+
+def test_fields_that_are_missing_are_said():
+    for graph in (
+        helper.make_graph([], "g", [onnx.ValueInfoProto()], []),
+        helper.make_graph([onnx.NodeProto(attribute=[onnx.AttributeProto(f=1.0)])], "g", [], []),
+    ):
+        with pytest.raises(ModelError, match=r"not an ONNX file \(a field is missing\)"):
+            check_onnx(helper.make_model(graph).SerializeToString())
 
 
 def test_a_name_that_is_no_text_is_refused():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
 from importlib import import_module
 from pathlib import Path
 
@@ -92,6 +93,14 @@ def test_a_terminated_program_removes_what_it_was_writing(tmp_path):
         process.terminate()
         assert process.wait(30) == 143
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_may_run_in_a_thread():
+    ended = []
+    thread = threading.Thread(target=plain_errors()(lambda: ended.append(True)))
+    thread.start()
+    thread.join()
+    assert ended == [True]
 
 
 def test_a_bug_keeps_its_traceback():

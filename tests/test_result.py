@@ -101,7 +101,7 @@ def test_how_a_report_rounds(result: Segmentation) -> None:
     assert made["input"]["spacing_mm"] == [0.976563, 0.976563, 1.25]
     assert (made["liver_ml"], made["tumour_ml"], made["tumour_burden"]) == (1500.1235, 17.6543, 0.011769)
     (told,) = made["lesions"]
-    assert (told["volume_ml"], told["diameter_mm"], told["short_mm"]) == (1.2346, 12.35, 7.88)
+    assert (told["volume_ml"], told["diameter_mm"], told["short_mm"]) == (1.2346, 12.3457, 7.8765)
     assert (told["centroid_ras_mm"], told["probability"]) == ([-1.23, 2.35, 3.46], 0.8765)
 
 
@@ -114,7 +114,7 @@ def test_the_row_of_a_cohort_has_the_largest_and_the_likeliest_of_lesions_of_whi
     )
     made = dataclasses.replace(result, lesions=lesions, liver_ml=1500.123456, tumour_ml=17.654321)
     row = row_of(made, 1.23456)
-    assert (row["lesion_count"], row["largest_mm"], row["highest_probability"]) == (3, 12.35, 0.8765)
+    assert (row["lesion_count"], row["largest_mm"], row["highest_probability"]) == (3, 12.3457, 0.8765)
     assert (row["liver_ml"], row["tumour_ml"], row["tumour_burden"]) == (1500.1235, 17.6543, 0.011769)
     assert (row["slices"], row["slice_mm"], row["seconds"]) == (2, 5.0, 1.235)
     assert row_of(result, 1.0)["highest_probability"] == ""  # of a one-step model

@@ -15,9 +15,10 @@ import tiny
 from interrupts import interrupt
 
 import trtseg
+from trtseg import body
 from trtseg import stream as stream_module
 from trtseg.body import Placement, place_body
-from trtseg.errors import ArgumentError, BusyError, DeviceError, InputError
+from trtseg.errors import ArgumentError, BusyError, DeviceError, InputError, OutOfMemoryError
 from trtseg.phantom import abdomen
 
 SPACING = (5.0, 4.0, 4.0)
@@ -96,6 +97,34 @@ def test_a_whole_ct_is_placed_with_the_threads_of_the_segmenter(tmp_path, hu, mo
         monkeypatch.setattr(stream_module, "on_threads", lambda n: asked.append(n) or real(n))
         stream.finish()
     assert asked == [1]
+
+
+def test_a_slice_for_which_there_was_no_memory_can_be_pushed_again(tmp_path, hu, monkeypatch):
+    scan = hu.copy()
+    scan[:5, :12] = -1024  # so that later slices show more of the picture
+    model = tiny.one_step_model(tmp_path, fit="body", pixel_mm=6.0)
+    with trtseg.Segmenter(model) as segmenter, opened(segmenter) as stream:
+        expected = segmenter.segment(scan, spacing=SPACING)
+        real, calls = body._thick, []
+
+        def fails(*arguments):
+            calls.append(arguments)
+            if len(calls) in (3, 8, 20):
+                raise MemoryError
+            return real(*arguments)
+
+        monkeypatch.setattr(body, "_thick", fails)
+        refused = 0
+        for z in range(20):
+            for _ in range(2):
+                try:
+                    stream.push(scan[z], position(z))
+                    break
+                except OutOfMemoryError:
+                    refused += 1
+        assert refused >= 2
+        monkeypatch.setattr(body, "_thick", real)
+        assert_same(stream.finish(), expected)
 
 
 def test_a_one_step_model_knows_no_probabilities(tmp_path, hu):

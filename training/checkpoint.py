@@ -159,7 +159,7 @@ def load_liver(path: Path, size: int, pixel_mm: float) -> Liver:
     if settings.pixel_mm != pixel_mm:
         raise InputError(
             f"{path}: is a net of {said_pixels(settings.pixel_mm)}; expected {said_pixels(pixel_mm)}, as of the tumour "
-            "net: train both on one store, or both from kits of one size"
+            "net: train both on one store, or both from kits of one size (checkpoints of old versions do not say it)"
         )
     return method
 

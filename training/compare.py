@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -97,6 +98,7 @@ def _device() -> torch.device:
 
 def _start(threads: int) -> None:
     """Set up a process."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(threads)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
@@ -128,8 +130,7 @@ def check_runs(out: Path) -> tuple[int, str]:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: is no run of training.compare, or damaged; remove it") from error
     if len(found) > 1:
-        steps, kit_hashes = (len(set(column)) for column in zip(*found, strict=True))
-        raise InputError(f"{out}: holds runs of {steps} budgets and {kit_hashes} kits; choose another --out")
+        raise InputError(f"{out}: holds runs of different steps or kits; choose another --out")
     return found.pop() if found else (0, "")
 
 
@@ -152,8 +153,8 @@ def compare(path: Path, out: Path, jobs: int, steps: int = 0) -> None:
     failed = 0
     missing = [task for task in tasks() if not file_of(out, *task).exists()]
     with ProcessPoolExecutor(jobs, context, _start, (max(1, (os.cpu_count() or 1) // jobs),)) as pool:
-        runs = [pool.submit(_run, *task, steps, out) for task in missing]
         try:
+            runs = [pool.submit(_run, *task, steps, out) for task in missing]
             for done in as_completed(runs):
                 error = done.exception()
                 failed += error is not None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,7 @@ from training.readers import png_slices
 from training.unet import UNet, folded
 from trtseg.engines.calibration import show
 from trtseg.engines.openvino import import_openvino
-from trtseg.engines.precision import FP16, FP32
+from trtseg.engines.precision import FP16, FP32, PRECISIONS
 from trtseg.errors import ArgumentError, ModelError
 from trtseg.io.atomic import atomic
 from trtseg.io.folders import make_folder
@@ -235,7 +236,7 @@ def export(
                 print(check_parity(net, path, inputs[role], specs[role], half=half))
                 sha256[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
         spec = CascadeSpec(
-            out.resolve().name,
+            Path(os.path.abspath(out)).name,
             provenance["version"],
             tuple(specs.values()),
             sha256,
@@ -250,7 +251,8 @@ def export(
 def _write(out: Path, files: dict[str, bytes]) -> None:
     """Write the files of a model into its folder, all or none; nets and slices of the model that was there go."""
     make_folder(out, "--out")
-    left = [path for path in (*out.glob("*.onnx"), out / calibration.FILE) if path.name not in files]
+    own = {precision.file(role) for precision in PRECISIONS for role in WINDOW} | {calibration.FILE}
+    left = [out / name for name in sorted(own - files.keys()) if (out / name).exists()]
     with atomic(*(out / name for name in files), without=left) as paths:
         for path, data in zip(paths, files.values(), strict=True):
             path.write_bytes(data)
@@ -267,7 +269,10 @@ def main() -> None:
         help="of the liver and the tumour net, or of the method joint or one-step",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder of the model; its name is the model's name"
+        "--out",
+        type=Path,
+        required=True,
+        help="folder of the model; its name is the model's name, and a model that is there goes",
     )
     parser.add_argument(
         "--behind",

@@ -173,7 +173,7 @@ def build(cases: Sequence[Any], validation: Collection[str], size: int, mm: floa
                 row = np.full((len(own), 1), len(columns["image"]), np.float32)
                 columns["cells"].append(np.hstack([row, boxes, own[:, 5:]]))
             image = to_levels(placed(hu, where, size), level_hu)
-            if scan.label[i].any():
+            if np.isin(scan.label[i], (1, 2)).any():
                 other = seen.setdefault(hashlib.sha256(image.tobytes()).digest(), case)
                 if split[other.group] != split[case.group]:
                     raise InputError(
@@ -299,12 +299,10 @@ def listed(
     from training.split import by_patient, check_patients
 
     cases = shared_cases(shared) if shared else []
-    for (
-        folder
-    ) in folders:  # other names than those of shared sets, some of which are treated in ways of their own
-        cases += [
-            replace(case, source=f"{folder.resolve().name}/{case.source}") for case in liver_slices(folder)
-        ]
+    for folder in folders:
+        # Some shared sets are treated in ways of their own, by how their names begin: not so.
+        name = f"slices/{folder.resolve().name}"
+        cases += [replace(case, source=f"{name}/{case.source}") for case in liver_slices(folder)]
     validation = [patient_group(name) for name in validation]
     check_patients("validation", validation, {case.group for case in cases})
     held = [*(VALIDATION if shared else ()), *validation]

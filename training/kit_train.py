@@ -12,6 +12,7 @@ which the same command resumes a run that was killed; the time that was spent co
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -85,8 +86,9 @@ def train(
         settings = replace(settings, start=fingerprint(trained_net(start, role)))
     for name in (*teachers, *distil):
         if (own := pixels_of(name, role)) != settings.pixel_mm:
-            _report(
-                f"warning: {name} has learnt on {said_pixels(own)}, and this run sees {said_pixels(settings.pixel_mm)}"
+            print(
+                f"warning: {name} has learnt on {said_pixels(own)}, and this run sees {said_pixels(settings.pixel_mm)}",
+                file=sys.stderr,
             )
     nets = [_teacher(name, role, device) for name in teachers]
     imitated = [_teacher(name, role, device) for name in distil]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import field, fields
@@ -21,7 +23,12 @@ def plain_errors() -> Iterator[None]:
     The exit codes are those of ``trtseg``: 2 then, 130 if it was interrupted, and 143 if it was terminated, which
     removes temporary files too. A bug keeps its traceback: 1.
     """
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    is_ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
+    if is_ours:
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     except TrtsegError as error:
@@ -33,7 +40,16 @@ def plain_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         raise _stopped("interrupted", 130) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if is_ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(*_: object) -> None:
+    """End the program by an exception; of itself after five seconds, where that is lost in a finaliser."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would stop the cleaning up
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(143))
+    signal.alarm(5)
+    sys.exit(143)
 
 
 def _stopped(line: str, code: int) -> SystemExit:

@@ -140,20 +140,21 @@ class Placement:
         self.fit = place_picture(*self._of)
 
     def add(self, plane: NDArray[np.int16]) -> None:
-        """Take a slice ``[Y, X]``, C-contiguous, which must not change afterwards."""
+        """Take a slice ``[Y, X]``, C-contiguous, which must not change afterwards.
+
+        A slice for which there is no memory was not taken.
+        """
         _, spacing, _, _ = self._of
-        self._slices.append(plane)
         frame = _frame(plane[None], on_host, self._frame)
-        if frame is None:
-            return
-        if frame == self._frame:
-            self._mask |= _thick(plane[None], spacing, frame, on_host)
-        else:  # other voxels are looked at
-            self._frame = frame
-            self._mask = np.logical_or.reduce(
-                [_thick(p[None], spacing, frame, on_host) for p in self._slices]
-            )
-        self.fit = _place(*self._of, frame, _body(self._mask, spacing, frame) or frame)
+        if frame is not None:
+            # in another frame, other voxels are looked at
+            looked = [plane] if frame == self._frame else [*self._slices, plane]
+            mask = np.logical_or.reduce([_thick(p[None], spacing, frame, on_host) for p in looked])
+            if frame == self._frame:
+                mask |= self._mask
+            fit = _place(*self._of, frame, _body(mask, spacing, frame) or frame)
+            self._frame, self._mask, self.fit = frame, mask, fit
+        self._slices.append(plane)
 
 
 def place_picture(

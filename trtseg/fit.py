@@ -78,10 +78,8 @@ def check_sizes(native: tuple[int, int], spacing: tuple[float, float], net: tupl
     """Raise an `ArgumentError` unless there may be a slice and a net of these sizes, and such a spacing of a CT."""
     if not 1 <= min(*native, *net) <= max(*native, *net) <= _MOST_PIXELS:
         raise ArgumentError(
-            f"native and net: got {native} and {net}; expected 1 to {_MOST_PIXELS} pixels an axis"
+            f"shape: got slices of {native} pixels and a net of {net}; expected 1 to {_MOST_PIXELS} an axis"
         )
     if not SPACING_MM[0] <= min(sizes := check_spacing(spacing, "yx")) <= max(sizes) <= SPACING_MM[1]:
         low, high = SPACING_MM
-        raise ArgumentError(
-            f"spacing: got {spacing!r}; expected {low:g} to {high:g} mm, as CTs of a body have"
-        )
+        raise ArgumentError(f"spacing: got {spacing!r}; expected {low:g} to {high:g} mm: give millimetres")

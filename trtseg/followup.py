@@ -273,9 +273,8 @@ def _warnings(scan: _Scan) -> Iterator[str]:
     sz, sy, sx = spacing_zyx(scan.affine)
     rows, columns = (np.count_nonzero(scan.labels.take((0, -1), axis)) for axis in (1, 2))
     if rows * sz * sx + columns * sz * sy > EDGES_MM2:
-        yield (
-            "the liver reaches the edge of the picture, so its volume is a lower bound and lesions may be missing"
-        )
+        where = "the pictures that this DICOM Segmentation holds" if scan.is_seg else "the picture"
+        yield f"the liver reaches the edge of {where}, so its volume is a lower bound and lesions may be missing"
     if len(scan.lesions) > _MOST:
         yield f"has {len(scan.lesions)} lesions; the {_MOST} largest are compared"
 

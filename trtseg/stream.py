@@ -214,7 +214,8 @@ class Stream:
                 check_memory("stream", _ROOM * plane.size * (2 + 1 + 2 + BYTES_A_VOXEL))
             self._go_on()  # before the slice is here: there may be no thread for it
             if self._placement is not None:
-                self._placement.add(plane)
+                with memory_for("stream", 0):
+                    self._placement.add(plane)
             self._slices.insert(at, _Slice(plane, copy.deepcopy(position), depth))
             self._waiting.append(self._slices[at])
             self._set_fit(self._find_fit(), self._slices)

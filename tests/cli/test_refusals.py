@@ -173,6 +173,18 @@ def test_what_is_not_there_is_refused(here, model, phantom_ct, option, value):
     assert os.listdir() == []
 
 
+def test_a_node_is_refused_what_its_device_cannot(here, model):
+    """What `auto` is, is found out at the start."""
+    Path("node.toml").write_text('precision = "fp16"\n')
+    Path("out").mkdir()
+    done = run("serve", "--config", "node.toml", "--folder", "out", "--store", "store", "--model", model)
+    assert done.exit_code == 2, done.output
+    assert done.stderr.splitlines()[-1].startswith(
+        "error: precision: got 'fp16'; on the CPU it is 'auto', 'int8'"
+    )
+    assert not Path("store").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -128,10 +128,9 @@ class OpenVinoEngine:
                 f"precision: got {net.precision.name!r}, which this processor does not run; use {FP32.name!r} or 'auto'"
             )
         ends = [*compiled.inputs, *compiled.outputs]
-        if len(compiled.inputs) != 1 or len(compiled.outputs) != 1:
+        if len(compiled.outputs) != 1:
             raise ModelError(
-                f"{spec.role} net: has {len(compiled.inputs)} inputs and {len(compiled.outputs)} outputs; expected one "
-                "each, slices and logits: export the model again"
+                f"{spec.role} net: has {len(compiled.outputs)} outputs; expected one, logits: export the model again"
             )
         if types := {end.element_type.get_type_name() for end in ends} - {"f32"}:
             raise ModelError(

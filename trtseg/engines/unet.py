@@ -262,7 +262,7 @@ def _built(graph: Graph, of: Net) -> _core.Net:
         elif kind[:2] == ("Conv", True) and geometry == (3, 1, 1):
             rows, columns = maps.size(source)
             dst = maps.make(layer.result, (rows, columns))
-            if of.precision is FP32 and np.abs(weights).max(initial=0) > _HUGE:
+            if np.abs(weights).max(initial=0) > _HUGE:  # those of eight bits are none
                 raise ModelError(f"{layer.result} is computed with weights beyond {_HUGE:g}")
             pool = None if layer.pool is None else maps.make(layer.pool, (rows // 2, columns // 2))
             net.add_conv(maps.part(source), dst, pool, *values)

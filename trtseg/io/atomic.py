@@ -22,9 +22,9 @@ def atomic(*paths: str | os.PathLike[str], without: Sequence[Path] = ()) -> Iter
     """Write files so that either all of them appear, complete, or none does.
 
     Temporary files are made at once, hidden, beside their targets and with the same ending (``.nii.gz``), so
-    an unwritable folder fails before any work is done. When the body ends, the temporary files are renamed onto
-    the targets, whose permissions they take where these exist. On any exception, ``KeyboardInterrupt`` too, they are
-    removed, and targets that existed stay as they were.
+    an unwritable folder fails before any work is done. They have the permissions of the targets that exist. When
+    the body ends, the temporary files are renamed onto the targets. On any exception, ``KeyboardInterrupt`` too,
+    they are removed, and targets that existed stay as they were.
 
     Data are flushed to the disk before the renames. Results are small, and without the flush a power cut just
     after could leave an empty file under the final name. The folder itself is not flushed, so a power cut may
@@ -74,10 +74,10 @@ def atomic(*paths: str | os.PathLike[str], without: Sequence[Path] = ()) -> Iter
                 path = _hidden(target)
                 os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
                 temporary.append(path)
+                keep_permissions(path, target)  # now, so that nobody else reads it meanwhile
             yield tuple(temporary)
-            for path, target in zip(temporary, targets, strict=True):
+            for path in temporary:
                 _flush(path)
-                keep_permissions(path, target)
             _rename_all(temporary, targets, without)
         except OSError as error:
             raise OutputError(explain(error, _hit(error, paths, temporary))) from error
@@ -134,7 +134,7 @@ def _hidden(target: Path) -> Path:
 def keep_permissions(path: Path, target: Path) -> None:
     """Give a file the permissions of that which it will replace, if there is one: others may not read a patient's."""
     with contextlib.suppress(OSError):  # no such file, or a file system without permissions
-        path.chmod(stat.S_IMODE(target.stat().st_mode))
+        path.chmod(target.stat().st_mode & 0o777 | stat.S_IRUSR | stat.S_IWUSR)
 
 
 def _flush(path: Path) -> None:

@@ -27,6 +27,8 @@ _TENSORS, _GRAPHS, _SPARSES = (5, 10), (6, 11), (22, 23)  # of an attribute
 _TYPES = {1: "<f4", 2: "u1", 3: "i1"}
 _FP32, _FP16, _FP64, _BF16 = 1, 10, 11, 16
 
+_Fields = dict[int, list[Value]]  # of a message, by their numbers
+
 
 @dataclass(frozen=True)
 class Node:
@@ -99,8 +101,9 @@ def read_graph(onnx: bytes) -> Graph:
 def check_onnx(onnx: bytes) -> None:
     """Refuse an ONNX file with tensors in other files, with NaN or infinity, or with nodes that come too early.
 
-    Nets with NaN may find no liver anywhere. Of other files no hash is known, and runtimes look for them in the folder
-    that the process is in. Some runtimes never come to an end of nodes that need each other.
+    Nets with NaN may find no liver anywhere. Infinity is none of a weight, but may be an attribute, as of what limits
+    nothing. Of other files no hash is known, and runtimes look for them in the folder that the process is in. Some
+    runtimes never come to an end of nodes that need each other.
 
     Raises
     ------
@@ -109,21 +112,22 @@ def check_onnx(onnx: bytes) -> None:
     """
     try:
         model = grouped(memoryview(onnx))
-        tensors: list[dict[int, list[Value]]] = []
+        tensors: list[tuple[_Fields, bool]] = []
         for parts in map(grouped, model.get(_GRAPH, [])):
             tensors += _inside([], *(parts.get(number, []) for number in (_NODE, _INITIALIZER, _SPARSE)))
         for parts in map(grouped, model.get(_FUNCTION, [])):
             tensors += _inside(parts.get(_DEFAULT, []), parts.get(_NODE_OF_FUNCTION, []), [], [])
-        for tensor in tensors:
+        for tensor, _ in tensors:
             if _EXTERNAL in tensor or any(tensor.get(_WHERE, [])):
                 raise ModelError(
                     f"{_name(tensor)} has its values in another file; export the model again, into one file"
                 )
         for parts in map(grouped, model.get(_GRAPH, [])):
             _check_order(parts)
-        bad = [_name(tensor) for tensor in tensors if not _floats_are_finite(tensor)]
-    except (ValueError, KeyError, IndexError, RecursionError) as error:
-        raise ModelError(f"not an ONNX file ({error}); export the model again") from error
+        bad = [_name(tensor) for tensor, is_weight in tensors if not _is_sound(tensor, is_weight)]
+    except (ValueError, LookupError, RecursionError) as error:
+        said = "a field is missing" if isinstance(error, LookupError) else error
+        raise ModelError(f"not an ONNX file ({said}); export the model again") from error
     if bad:
         raise ModelError(
             f"got NaN or infinity in {', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}; expected finite weights: "
@@ -131,7 +135,7 @@ def check_onnx(onnx: bytes) -> None:
         )
 
 
-def _check_order(graph: dict[int, list[Value]]) -> None:
+def _check_order(graph: _Fields) -> None:
     """Refuse a graph, the fields of it, in which a node uses a value before it is made."""
     known = {text_of(grouped(value)[1][0]) for value in graph.get(_INPUT, [])}
     known |= {_name(grouped(value)) for value in graph.get(_INITIALIZER, [])}
@@ -139,49 +143,55 @@ def _check_order(graph: dict[int, list[Value]]) -> None:
     for node in map(grouped, graph.get(_NODE, [])):
         if early := {*map(text_of, node.get(_FROM, []))} - {*known, ""}:
             raise ModelError(
-                f"a node uses {', '.join(sorted(early))} before any has made it; export the model again"
+                f"a node uses {', '.join(sorted(early))} before any has made it; export the model again, or sort its "
+                "nodes"
             )
         known |= {*map(text_of, node.get(_TO, []))}
 
 
-def _name(tensor: dict[int, list[Value]]) -> str:
-    return text_of(tensor.get(_NAME, [memoryview(b"?")])[0])
+def _name(tensor: _Fields) -> str:
+    return text_of(tensor.get(_NAME, [memoryview(b"")])[0]) or "a constant"
 
 
 def _inside(
     attributes: list[Value], nodes: list[Value], tensors: list[Value], sparse: list[Value]
-) -> Iterator[dict[int, list[Value]]]:
-    """The fields of all tensors, also of those in an attribute, and in a graph that is one.
+) -> Iterator[tuple[_Fields, bool]]:
+    """The fields of all tensors and whether it is a weight, also of those in an attribute, and in a graph that is one.
 
     Numbers that are an attribute come as a tensor with the name of the attribute.
     """
-    attributes, tensors, sparse = [*attributes], [*tensors], [*sparse]
+    attributes, weights, sparse = [*attributes], [*tensors], [*sparse]
+    constants: list[Value] = []
     graphs: list[Value] = []
     for node in nodes:
         attributes += grouped(node).get(_ATTRIBUTE, [])
     for attribute in map(grouped, attributes):
         if floats := [*attribute.get(_FLOAT, []), *attribute.get(_SOME_FLOATS, [])]:
-            yield {_NAME: attribute[_KEY], _TYPE: [_FP32], _FLOATS: floats}
-        for found, numbers in ((tensors, _TENSORS), (sparse, _SPARSES), (graphs, _GRAPHS)):
+            yield {_NAME: attribute[_KEY], _TYPE: [_FP32], _FLOATS: floats}, False
+        for found, numbers in ((constants, _TENSORS), (sparse, _SPARSES), (graphs, _GRAPHS)):
             found += (value for number in numbers for value in attribute.get(number, []))
     for one in map(grouped, sparse):
-        tensors += (value for number in (1, 2) for value in one.get(number, []))  # values, and their places
-    yield from map(grouped, tensors)
+        weights += (value for number in (1, 2) for value in one.get(number, []))  # values, and their places
+    yield from ((grouped(tensor), True) for tensor in weights)
+    yield from ((grouped(tensor), False) for tensor in constants)
     for graph in map(grouped, graphs):
         yield from _inside([], *(graph.get(number, []) for number in (_NODE, _INITIALIZER, _SPARSE)))
 
 
-def _floats_are_finite(tensor: dict[int, list[Value]]) -> bool:
+def _is_sound(tensor: _Fields, is_weight: bool) -> bool:
+    """Whether no number is NaN, nor of a weight infinite."""
     (kind,) = tensor.get(_TYPE, [0])
     raw = b"".join(map(bytes_of, tensor.get(_RAW, [])))
     if kind in (_FP16, _BF16):
         numbers = np.array(_integers(tensor.get(_INT32S, []))).astype("<u2")  # bits of a number in an integer
-        bits, exponent = np.frombuffer(raw + numbers.tobytes(), "<u2"), 0x7C00 if kind == _FP16 else 0x7F80
-        return bool(((bits & exponent) != exponent).all())
+        infinite = 0x7C00 if kind == _FP16 else 0x7F80
+        size = np.frombuffer(raw + numbers.tobytes(), "<u2") & 0x7FFF  # without the sign
+        return bool((size < infinite if is_weight else size <= infinite).all())
     if kind in (_FP32, _FP64):
         field, dtype = (_FLOATS, "<f4") if kind == _FP32 else (_DOUBLES, "<f8")
         raw += b"".join(map(bytes_of, tensor.get(field, [])))
-        return bool(np.isfinite(np.frombuffer(raw, dtype)).all())
+        values = np.frombuffer(raw, dtype)
+        return bool(np.isfinite(values).all() if is_weight else not np.isnan(values).any())
     return True
 
 

@@ -185,9 +185,7 @@ class Config:
         kind = self.device.partition(":")[0]
         if kind in ("cpu", "cuda"):
             candidates(self.precision, kind)
-        elif (
-            self.precision != FP16.name
-        ):  # `auto` may be a GPU; which it is, is found out where the node starts
+        elif self.precision != FP16.name:  # `auto` may be a GPU: `trtseg serve` finds out
             candidates(self.precision, "cpu")
         self._check_tls()
         self._check_numbers()

@@ -196,7 +196,7 @@ def encode_pictures(
 def _headers_allow_it() -> Iterator[None]:
     """Make an OutputError of what pydicom and highdicom do not allow."""
     try:
-        with quiet:
+        with quiet():
             yield
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         # Their sentences quote values, which may tell who the patient is.

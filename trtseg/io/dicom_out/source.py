@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,7 +181,7 @@ def dicom_source(geometry: Geometry) -> Source:
     placed = [(k, one) for k, one in zip(series.index, series.slices, strict=True) if k >= 0]
     _, first = placed[0]
     away = abs(float(np.linalg.det(geometry.affine[:3, :3]))) / math.prod(first.spacing)
-    with quiet:
+    with quiet():
         ids = [_uid([header], "SOPInstanceUID") for header in headers]
         slices = {k: _reference(headers[one.file], ids[one.file], one) for k, one in placed}
         owner = next((one for one in headers if text(one, "PatientID") not in ("", "?")), headers[0])
@@ -204,32 +206,54 @@ def _reference(header: Any, uid: str, one: Slice) -> Reference:
     return Reference(kind if _CLASS.fullmatch(kind) else CT_IMAGE, uid, frame, (x, y, z))
 
 
-class _Quiet:
-    """Keeps all warnings back while a thread is inside.
-
-    Filters of warnings are the whole process's, so they come back when the last thread has left.
-    """
+class _Filters:
+    """The filters of warnings, which are the whole process's, and who wants them to ignore all."""
 
     def __init__(self) -> None:
-        self._lock, self._inside, self._kept = threading.Lock(), 0, warnings.catch_warnings()
+        self._lock = threading.Lock()
+        self._inside: set[object] = set()
+        self._kept: warnings.catch_warnings[None] | None = None
 
-    def __enter__(self) -> None:
+    def ignore(self, who: object) -> None:
         with self._lock:
-            if self._inside == 0:
-                self._kept = warnings.catch_warnings()
-                self._kept.__enter__()
+            self._inside.add(who)
+            if self._kept is None:
+                kept = warnings.catch_warnings()
+                kept.__enter__()
+                self._kept = kept
                 warnings.simplefilter("ignore")
-            self._inside += 1
 
-    def __exit__(self, *_: object) -> None:
+    def restore(self, who: object) -> None:
+        """Put the filters back if nobody else is inside; to do so twice does nothing."""
         with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
+            self._inside.discard(who)
+            if not self._inside and self._kept is not None:
                 self._kept.__exit__(None, None, None)
+                self._kept = None
+
+    def forked(self) -> None:
+        """In a process that was forked there are no other threads, and none that would give the lock back."""
+        self._lock = threading.Lock()
+        for who in [*self._inside]:
+            self.restore(who)
 
 
-#: Keeps warnings of pydicom and highdicom back: they quote values, which may be the patient's.
-quiet = _Quiet()
+_filters = _Filters()
+os.register_at_fork(after_in_child=_filters.forked)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep warnings of pydicom and highdicom back: they quote values, which may be the patient's.
+
+    Threads that are inside at the same time share this, and their filters come back when the last of them has left.
+    """
+    me = object()
+    try:
+        _filters.ignore(me)
+        yield
+    finally:
+        _filters.restore(me)
 
 
 def _check_installed() -> None:
