@@ -33,8 +33,7 @@ void py_copy(py::handle dst, py::handle src, int threads) {
   const View to = host_output(dst, "dst"), from = host_input(src, "src");
   check_same(from, to);
   check_apart(to, {from});
-  const WithoutGil release;
-  host_copy(to.data, from.data, to.bytes(), threads);
+  without_gil([&] { host_copy(to.data, from.data, to.bytes(), threads); });
 }
 
 void py_to_half(py::handle dst, py::handle src, int threads) {
@@ -45,15 +44,15 @@ void py_to_half(py::handle dst, py::handle src, int threads) {
                         std::to_string(to.bytes()) + " bytes of dst; pass arrays of one shape");
   }
   check_apart(to, {from});
-  const WithoutGil release;
-  host_to_half(to.as<std::uint16_t>(), from.as<float>(), to.bytes() / sizeof(std::uint16_t), threads);
+  without_gil([&] {
+    host_to_half(to.as<std::uint16_t>(), from.as<float>(), to.bytes() / sizeof(std::uint16_t), threads);
+  });
 }
 
 void py_clear(py::handle dst, int threads) {
   check_threads(threads);
   const View to = host_output(dst, "dst");
-  const WithoutGil release;
-  host_clear(to.data, to.bytes(), threads);
+  without_gil([&] { host_clear(to.data, to.bytes(), threads); });
 }
 
 // A chunk of slices from host memory to host memory in one call, see kChunkDoc. It keeps its arrays and graphs alive.
@@ -75,15 +74,16 @@ class Chunk {
     const View from = host_input(hu, "hu"), to = host_output(out, "out");
     check_same(from, hu_);
     check_same(to, labels_);
-    const WithoutGil release;
-    host_copy(hu_.data, from.data, from.bytes(), threads_);
-    first_.run(stream_);
-    if (pixels_ && std::all_of(pixels_, pixels_ + slices_, [](std::int32_t n) { return n == 0; })) {
-      host_clear(to.data, to.bytes(), threads_);
-      return;
-    }
-    rest_.run(stream_);
-    host_copy(to.data, labels_.data, to.bytes(), threads_);
+    without_gil([&] {
+      host_copy(hu_.data, from.data, from.bytes(), threads_);
+      first_.run(stream_);
+      if (pixels_ && std::all_of(pixels_, pixels_ + slices_, [](std::int32_t n) { return n == 0; })) {
+        host_clear(to.data, to.bytes(), threads_);
+        return;
+      }
+      rest_.run(stream_);
+      host_copy(to.data, labels_.data, to.bytes(), threads_);
+    });
   }
 
  private:
@@ -98,16 +98,20 @@ class Chunk {
 
 #ifdef TRTSEG_CUDA
 std::unique_ptr<Graph> py_capture(std::uintptr_t stream, const py::function& enqueue) {
-  const WithoutGil release;
-  return cuda::capture(stream, [&enqueue] {
-    const py::gil_scoped_acquire acquire;
-    enqueue();
+  std::unique_ptr<Graph> graph;
+  without_gil([&] {
+    graph = cuda::capture(stream, [&enqueue] {
+      const py::gil_scoped_acquire acquire;
+      enqueue();
+    });
   });
+  return graph;
 }
 
 std::unique_ptr<Event> py_event() {
-  const WithoutGil release;
-  return cuda::make_event();
+  std::unique_ptr<Event> event;
+  without_gil([&] { event = cuda::make_event(); });
+  return event;
 }
 
 #else
@@ -180,13 +184,14 @@ void bind_host(py::module_& m) {
   m.def("clear", &py_clear, kClearDoc, py::arg("dst"), py::arg("threads") = 0);
   py::class_<Graph>(m, "Graph", kGraphDoc)
       .def_static("capture", &py_capture, kCaptureDoc, py::arg("stream"), py::arg("enqueue"))
-      .def("launch", &Graph::launch, "Enqueue the recorded work on a stream.", py::arg("stream"),
-           py::call_guard<WithoutGil>())
+      .def("launch", [](Graph& graph, std::uintptr_t stream) { without_gil([&] { graph.launch(stream); }); },
+           "Enqueue the recorded work on a stream.", py::arg("stream"))
       .def_property_readonly("nodes", &Graph::nodes, "How many pieces of work the graph has.");
   py::class_<Event>(m, "Event", kEventDoc)
       .def(py::init(&py_event))
-      .def("wait_for", &Event::wait_for, kWaitForDoc, py::arg("stream"), py::arg("other"),
-           py::call_guard<WithoutGil>());
+      .def("wait_for", [](Event& event, std::uintptr_t stream, std::uintptr_t other) {
+        without_gil([&] { event.wait_for(stream, other); });
+      }, kWaitForDoc, py::arg("stream"), py::arg("other"));
   py::class_<Chunk>(m, "Chunk", kChunkDoc)
       .def(py::init<std::uintptr_t, py::object, py::object, py::object, py::object, py::object, int>(), py::arg("stream"),
            py::arg("hu"), py::arg("first"), py::arg("pixels"), py::arg("rest"), py::arg("labels"),

@@ -150,8 +150,7 @@ void run(Net& net, const Floats& src, Floats& dst, const std::optional<Flags>& w
   if (wanted) check_apart("dst", dst, "wanted", *wanted);
   float* to = dst.mutable_data();
   const auto* flags = wanted ? reinterpret_cast<const unsigned char*>(wanted->data()) : nullptr;
-  const WithoutGil release;
-  net.run(from, to, flags, n, threads);
+  without_gil([&] { net.run(from, to, flags, n, threads); });
 }
 
 constexpr const char* kNetDoc = R"(A U-Net on the CPU; in FP32, 3x3 convolutions are Winograd's.
@@ -253,8 +252,8 @@ void bind_net(py::module_& m) {
            py::arg("scale").noconvert(), py::arg("bias").noconvert())
       .def("add_head", &add_int8_head, kInt8HeadDoc, py::arg("src"), py::arg("weights").noconvert(),
            py::arg("scale").noconvert(), py::arg("bias").noconvert())
-      .def("reserve", &Net::reserve, "Take the memory that run needs for so many slices at a time.", py::arg("slices"),
-           py::arg("threads"), py::call_guard<WithoutGil>())
+      .def("reserve", [](Net& net, int slices, int threads) { without_gil([&] { net.reserve(slices, threads); }); },
+           "Take the memory that run needs for so many slices at a time.", py::arg("slices"), py::arg("threads"))
       .def("run", &run, kRunDoc, py::arg("src").noconvert(), py::arg("dst").noconvert(),
            py::arg("wanted").noconvert() = py::none(), py::arg("threads") = 0);
 }

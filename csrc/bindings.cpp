@@ -71,8 +71,7 @@ Run to_run(std::uintptr_t stream, int threads) {
 
 void py_frame(py::handle hu, py::handle box, std::uintptr_t stream, int threads) {
   const Frame p{input(hu, "hu", {Type::i16}), output(box, "box", {Type::i32})};
-  const WithoutGil release;
-  frame(p, to_run(stream, threads));
+  without_gil([&] { frame(p, to_run(stream, threads)); });
 }
 
 void py_thick(py::handle hu, py::handle frame, py::handle rows, py::handle columns, py::handle mask,
@@ -80,8 +79,7 @@ void py_thick(py::handle hu, py::handle frame, py::handle rows, py::handle colum
   const std::array<int, 4> box = to_frame(frame);
   const Thick p{input(hu, "hu", {Type::i16}), to_samples(box, rows, "rows", 0), to_samples(box, columns, "columns", 1),
                 output(mask, "mask", {Type::u8})};
-  const WithoutGil release;
-  thick(p, to_run(stream, threads));
+  without_gil([&] { thick(p, to_run(stream, threads)); });
 }
 
 void py_prepare(py::handle hu, py::handle fit, py::handle window, py::handle hu_net, py::handle x1,
@@ -89,8 +87,7 @@ void py_prepare(py::handle hu, py::handle fit, py::handle window, py::handle hu_
   const DefaultFloats mode;
   const Prepare p{input(hu, "hu", {Type::i16}), to_fit(fit), to_window(window),
                   output(hu_net, "hu_net", {Type::i16}), output(x1, "x1", kFloats)};
-  const WithoutGil release;
-  prepare(p, to_run(stream, threads));
+  without_gil([&] { prepare(p, to_run(stream, threads)); });
 }
 
 void py_gate(py::handle l1, py::handle hu_net, double logit_threshold, py::handle window, py::handle x2,
@@ -102,8 +99,7 @@ void py_gate(py::handle l1, py::handle hu_net, double logit_threshold, py::handl
                to_window(window),
                output(x2, "x2", kFloats),
                output(liver_voxels, "liver_voxels", {Type::i32})};
-  const WithoutGil release;
-  gate(p, to_run(stream, threads));
+  without_gil([&] { gate(p, to_run(stream, threads)); });
 }
 
 void py_label(py::handle l1, py::handle l2, py::handle logit_thresholds, py::handle fit, py::handle labels,
@@ -117,8 +113,7 @@ void py_label(py::handle l1, py::handle l2, py::handle logit_thresholds, py::han
                 to_fit(fit),
                 output(labels, "labels", {Type::u8}),
                 output(counts, "counts", {Type::i32})};
-  const WithoutGil release;
-  label(p, to_run(stream, threads));
+  without_gil([&] { label(p, to_run(stream, threads)); });
 }
 
 void py_label3(py::handle logits, py::handle fit, py::handle labels, py::handle counts, std::uintptr_t stream,
@@ -126,8 +121,7 @@ void py_label3(py::handle logits, py::handle fit, py::handle labels, py::handle 
   const DefaultFloats mode;
   const Label3 p{input(logits, "logits", kFloats), to_fit(fit), output(labels, "labels", {Type::u8}),
                  output(counts, "counts", {Type::i32})};
-  const WithoutGil release;
-  label3(p, to_run(stream, threads));
+  without_gil([&] { label3(p, to_run(stream, threads)); });
 }
 
 py::dict build_info() {

@@ -31,8 +31,11 @@ inline void product(const float* a, std::ptrdiff_t apart, int in, const float* b
                     std::ptrdiff_t c_apart) {
   constexpr int M = N * kLanes / kVec;
   Vec sum[kRows][M];
+#pragma GCC unroll 6
   for (int m = 0; m < M; ++m) {
-    const Vec start = bias ? load(bias + m * kVec) : all(0.0f);
+    Vec start = all(0.0f);
+    if (bias) start = load(bias + m * kVec);
+#pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) sum[r][m] = start;
   }
   const float *a0 = a, *a1 = a + apart, *a2 = a1 + apart, *a3 = a2 + apart;

@@ -20,7 +20,9 @@ inline void product(const float* a, std::ptrdiff_t apart, int in, const float* b
   constexpr int kWide = N / 2, kDone = kWide * 2 * kLanes;
   Wide sum[kRows][kWide + 1];
   Half last[kRows];
+#pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 3
     for (int n = 0; n < kWide; ++n) sum[r][n] = bias ? wide(bias + n * 2 * kLanes) : Wide{};
     last[r] = bias && N % 2 ? half(bias + kDone) : Half{};
   }

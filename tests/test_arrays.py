@@ -239,7 +239,16 @@ def test_images_in_memory(cls):
     assert (volume.geometry.source is not None) == cls.__name__.startswith("Nifti")
     assert isinstance(volume, Volume)
     codes = [warning.code for warning in volume.geometry.warnings]
-    assert codes == ["geometry-unknown"] * (cls is nib.Spm99AnalyzeImage)  # the one that has no orientation
+    # Whoever makes an image of SPM says how it lies, as the .mat beside its files does.
+    assert codes == []
+
+
+def test_an_analyze_file_has_no_orientation_but_with_that_of_spm_beside_it(tmp_path):
+    nib.save(nib.Spm99AnalyzeImage(np.flip(ct().T, 1), np.diag([-0.7, 0.8, 5.0, 1.0])), tmp_path / "a.img")
+    assert (tmp_path / "a.mat").exists()
+    assert load(tmp_path / "a.img").geometry.warnings == ()
+    (tmp_path / "a.mat").unlink()
+    assert [warning.code for warning in load(tmp_path / "a.img").geometry.warnings] == ["geometry-unknown"]
 
 
 def test_image_without_an_affine():

@@ -187,7 +187,7 @@ def test_spoilt_files_that_are_named_like_slices_are_told_of(tmp_path, content):
         volume = load(path)
         assert len(volume.array) == 3
         (warning,) = volume.warnings
-        assert (warning.code, warning.text[:20]) == ("slices-unplaced", "2 files beside the s")
+        assert (warning.code, warning.text[:20]) == ("slices-unplaced", "2 files named like s")
         assert "ct" not in warning.text.split(), "what warnings say is shown on pages without a name"
 
 
@@ -219,6 +219,14 @@ def test_a_damaged_file_at_the_end_of_its_series_is_never_lost_silently(tmp_path
     ):
         load(folder)
     (folder / "001").unlink()
-    (folder / "001.dcm").write_bytes(b"")
+    (folder / "deep").mkdir()
+    (folder / "deep" / "001.dcm").write_bytes(b"")
+    volume = load(folder)
+    assert len(volume.array) == 3
+    assert [warning.code for warning in volume.warnings] == ["slices-unplaced"]
+    assert (
+        "1 file named like slices of the CT or like DICOM are empty or none. Vol"
+        in volume.warnings[0].text
+    )
     with pytest.raises(InputError, match=r"001\.dcm: (cannot be read as|is no) DICOM"):
-        load(folder)
+        load(folder / "deep" / "001.dcm")

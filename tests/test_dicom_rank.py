@@ -40,9 +40,12 @@ def test_what_makes_one_series_better_than_another():
     assert rank() == (1, 1, 0, 1, -40, 3)
     assert rank(ImageType=["DERIVED", "SECONDARY", "REFORMATTED"])[0] == 0
     assert (rank((0, 79.9))[1], rank((0, 80.0))[1]) == (0, 1)
-    for part, value in (("ABDOMEN", 1), ("TAP", 1), ("WHOLEBODY", 1), ("HEAD", -1), (None, 0)):
+    for part, value in (("ABDOMEN", 2), ("TAP", 2), ("WHOLEBODY", 2), ("HEAD", -1), (None, 0)):
         assert rank(BodyPartExamined=part)[2] == value
-    assert rank(BodyPartExamined="CHEST", SeriesDescription="CAP venous")[2] == 1
+    assert rank(BodyPartExamined="CHEST", SeriesDescription="CAP venous")[2] == 2
+    assert (
+        rank(BodyPartExamined="CHEST", SeriesDescription="Thorax 1.0", ProtocolName="ThoraxAbdomen")[2] == 1
+    )
     assert rank(SeriesDescription="CAPTURE")[2] == 0
     for z, step in (((0, 2.5, 5), 2.5), ((0, 0.6, 1.2), 1), ((0, 3, 6, 16), 3), ((0,), 5)):
         assert rank(z, SliceThickness=5)[4:] == (-step, len(z))

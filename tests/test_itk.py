@@ -14,6 +14,7 @@ from trtseg.errors import ArgumentError, InputError
 from trtseg.io import load, read_labels
 from trtseg.io.itk import peek_itk, write_itk
 from trtseg.io.parts import files_of
+from trtseg.phantom import abdomen
 from trtseg.result import Segmentation
 from trtseg.volume import Geometry
 
@@ -420,3 +421,34 @@ def test_a_file_of_another_format_is_not_given_to_the_reader_of_that(tmp_path, k
         shutil.copy(tmp_path / f"a.{kind}", tmp_path / name)
         with pytest.raises(InputError, match=r"is no NRRD or MetaImage file, or damaged"):
             read_labels(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("unit", "message"), [("mm", None), ("cm", "its space units are cm; expected mm, in which ITK")]
+)
+def test_lengths_of_a_nrrd_are_millimetres(tmp_path, unit, message):
+    path = tmp_path / "ct.nrrd"
+    sitk.WriteImage(sitk.GetImageFromArray(abdomen((4, 40, 52), (20.0, 8.0, 7.0)).ct), path)
+    start, _, rest = path.read_bytes().partition(b"\n\n")
+    path.write_bytes(start + f'\nspace units: "{unit}" "{unit}" "{unit}"'.encode() + b"\n\n" + rest)
+    if message is None:
+        assert load(path).array.shape == (4, 40, 52)
+    else:
+        with pytest.raises(InputError, match=message):
+            load(path)
+
+
+@pytest.mark.parametrize(("field", "value"), [("Slope", "2"), ("Offset", "-1024"), ("Slope", "one")])
+def test_a_scale_that_itk_does_not_apply_is_refused(tmp_path, field, value):
+    path = tmp_path / "ct.mha"
+    sitk.WriteImage(sitk.GetImageFromArray(abdomen((4, 40, 52), (20.0, 8.0, 7.0)).ct), path)
+    data = path.read_bytes()
+    none = {"Slope": "1", "Offset": "0.0"}[field]
+    line = f"ElementToIntensityFunction{field} = "
+    path.write_bytes(data.replace(b"ElementType", f"{line}{none}\nElementType".encode(), 1))
+    assert load(path).array.shape == (4, 40, 52)
+    path.write_bytes(data.replace(b"ElementType", f"{line}{value}\nElementType".encode(), 1))
+    with pytest.raises(
+        InputError, match=rf"its ElementToIntensityFunction{field} is {value}, which ITK does not"
+    ):
+        load(path)

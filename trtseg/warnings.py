@@ -20,7 +20,7 @@ CODES = {
     "slices-jump": "Neighbouring slices differ as if slices were missing or out of order.",
     "slices-unplaced": "DICOM slices that may belong to the CT have no place in it.",
     "slices-refused": "A node refused instances that came with the CT; some of its slices may be missing.",
-    "slices-missing": "Instances of the CT did not come to a node, or it could not decode them.",
+    "slices-missing": "Fewer instances of the CT are here, or came to a node, than headers say; or a node lost some.",
     "liver-cut": "The liver reaches the end of the scan or of its picture: its volume is a lower bound.",
     "liver-parts": "Much of what the net called liver was dropped, because it is not connected to the rest.",
     "liver-none": "There is nothing that can be called a liver.",

@@ -128,7 +128,8 @@ def _read(name: str, image: Any, convert: Convert) -> tuple[np.ndarray, Geometry
     check_dtype(name, image.get_data_dtype())
     affine, header = image.affine, header_of(image)
     warnings: tuple[ResultWarning, ...] = ()
-    if header is None and isinstance(image, AnalyzeImage):
+    is_plain = isinstance(image, AnalyzeImage) and np.allclose(affine, image.header.get_best_affine())
+    if header is None and is_plain:  # else there is a .mat of SPM beside it
         warnings = (no_orientation("left to right, back to front, feet to head"),)
     if header is not None:
         affine, warnings = header_affine(name, header)

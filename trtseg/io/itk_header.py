@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import math
 import os
@@ -28,6 +29,10 @@ _META_SIZE = re.compile(rb"^CompressedDataSize\s*=\s*(\d+)", re.MULTILINE)
 _NRRD_END = re.compile(rb"\r?\n\r?\n")
 _NRRD_COMPRESSED = re.compile(rb"^encoding:\s*gz", re.IGNORECASE | re.MULTILINE)
 _NRRD_SKIPS = re.compile(rb"^(?:line|byte) ?skip:", re.IGNORECASE | re.MULTILINE)
+_NRRD_UNITS = re.compile(rb"^space units:\s*([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
+_MM = {b"", b"mm", b"millimeter", b"millimeters", b"millimetre", b"millimetres"}
+# What values are multiplied by and what is added, and what changes nothing.
+_META_SCALES = {b"ElementToIntensityFunctionSlope": 1, b"ElementToIntensityFunctionOffset": 0}
 _CHUNK = 1 << 16  # compressed bytes at a time, of which no more than 64 MiB can come
 _ZLIB_OR_GZIP = 47  # the code that asks zlib to tell which of the two it is
 
@@ -82,6 +87,32 @@ def _data_files(path: Path, head: bytes) -> list[Path]:
     return [path.parent / os.fsdecode(name) for name in names]
 
 
+def _check_meaning(path: Path, head: bytes, is_nrrd: bool) -> None:
+    """Refuse units of lengths and scales of values, both of which ITK does not look at."""
+    if is_nrrd:
+        units = _NRRD_UNITS.search(head)
+        others = {
+            unit.strip().lower() for unit in re.findall(rb'"([^"]*)"', units[1] if units else b"")
+        } - _MM
+        if others:
+            raise InputError(
+                f"{path}: its space units are {os.fsdecode(b', '.join(sorted(others)))[:40]}; expected mm, in which "
+                "ITK takes all lengths: write it again in mm"
+            )
+        return
+    for name, none in _META_SCALES.items():
+        found = re.search(rb"^" + name + rb"\s*=\s*([^\r\n]*)", head, re.MULTILINE)
+        if found is None:
+            continue
+        with contextlib.suppress(ValueError):
+            if float(found[1]) == none:
+                continue
+        raise InputError(
+            f"{path}: its {os.fsdecode(name)} is {os.fsdecode(found[1])[:40]}, which ITK does not apply; expected "
+            f"{none}: write the values as they are meant"
+        )
+
+
 def check_header(path: Path, head: bytes) -> None:
     """Refuse a header with which ITK's readers would write beyond their memory, or wait for ever.
 
@@ -100,6 +131,7 @@ def check_header(path: Path, head: bytes) -> None:
         raise InputError(
             f"{path}: is no NRRD or MetaImage file, or damaged (the header has no end, or several); check it"
         )
+    _check_meaning(path, head, is_nrrd)
     named = _named(head)
     if named is None:
         return

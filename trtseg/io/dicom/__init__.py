@@ -12,10 +12,11 @@ from typing import Any
 
 from trtseg.errors import InputError
 from trtseg.io.atomic import name_of
-from trtseg.io.dicom.dataset import check_installed, parse, read_bytes
+from trtseg.io.dicom.dataset import SNIFFED, check_installed, looks_like_dicom, parse, read_bytes
 from trtseg.io.dicom.find import DicomFile, archives, find_files, is_dicom, one_of_each_series, study_of
 from trtseg.io.dicom.frames import slices_of
-from trtseg.io.dicom.lost import spoilt, unplaced
+from trtseg.io.dicom.header import text
+from trtseg.io.dicom.lost import fewer, spoilt, unplaced
 from trtseg.io.dicom.pixels import to_hu
 from trtseg.io.dicom.series import Candidate, as_good, choose, keys_of, volumes, why_no_picture
 from trtseg.io.dicom.volume import DicomSeries, Instance, assemble, read_slice
@@ -36,6 +37,11 @@ __all__ = [
 ]
 
 log = logging.getLogger("trtseg")
+_OWN = (
+    "SOPInstanceUID",
+    "SeriesInstanceUID",
+    "ImagePositionPatient",
+)  # of a file, by which it is known again
 
 
 def read_dicom(path: str | os.PathLike[str], series: str | None = None) -> Volume:
@@ -59,9 +65,11 @@ def read_dicom(path: str | os.PathLike[str], series: str | None = None) -> Volum
         If there is no CT, it cannot be told which to take, or the chosen one is incomplete or damaged.
     """
     name = name_of(path)
-    files, instances, every = _sorted(path)
+    files, instances, every, foreign = _sorted(path)
     candidates = every
     own = next((n for n, file in enumerate(files) if file.path == Path(path)), None)
+    if own is not None and files[own].path.name.upper() == "DICOMDIR":
+        raise InputError(f"{name}: is a list of files; give the folder that it is in, or one of the files")
     if own is not None:
         candidates = [one for one in every if any(slice_.file == own for slice_ in one.slices)]
         if why := why_no_picture(instances[own].header):
@@ -72,10 +80,12 @@ def read_dicom(path: str | os.PathLike[str], series: str | None = None) -> Volum
     log.info("%s: series %s is taken (%s)", name, chosen.series, chosen.about)
     for one in others:
         log.info("%s: series %s is left out (%s): %s", name, one.series, one.about, one.reason)
-    doubts = () if series is not None else tuple(as_good(others))
+    doubts = () if series is not None else tuple(as_good(chosen, others))
     volume = assemble(name, instances, chosen.slices, partial(_pixels, files, instances), chosen.series)
     own_files = (files[one.file].path for one in chosen.slices)
-    lost = (*unplaced(chosen, every, instances), *spoilt(own_files, (file.path for file in files)))
+    lost = (*unplaced(chosen, every, instances), *spoilt(own_files, (file.path for file in files), foreign))
+    if own is None:  # else the others may lie elsewhere
+        lost += (*fewer(chosen, instances),)
     return replace(volume, warnings=(*volume.warnings, *doubts, *lost))
 
 
@@ -88,7 +98,7 @@ def list_series(path: str | os.PathLike[str]) -> list[Candidate]:
         The one that `read_dicom` takes comes first, with the reason ``""``; it is not there if none can be told.
     """
     name = name_of(path)
-    _, _, candidates = _sorted(path)
+    _, _, candidates, _ = _sorted(path)
     try:
         chosen, others = choose(name, candidates, None)
     except InputError:
@@ -136,8 +146,13 @@ def read_dicom_series(files: Sequence[str | os.PathLike[str]], *, ignore_ids: bo
     return assemble(name, instances, slices, partial(_pixels, given, instances))
 
 
-def _sorted(path: str | os.PathLike[str]) -> tuple[list[DicomFile], list[Instance], list[Candidate]]:
-    """Find the files, and the volumes that they make; an InputError says that there are no files."""
+def _sorted(
+    path: str | os.PathLike[str],
+) -> tuple[list[DicomFile], list[Instance], list[Candidate], list[Path]]:
+    """Find the files, the volumes that they make, and files that are DICOM by their names alone.
+
+    An InputError says that there are no files.
+    """
     files = find_files(path)
     if not files:
         if packed := archives(path):
@@ -150,8 +165,16 @@ def _sorted(path: str | os.PathLike[str]) -> tuple[list[DicomFile], list[Instanc
             f"{os.fspath(path)}: {kind}; expected a .nii or .nii.gz file, or a folder that holds the DICOM files of "
             "one CT series"
         )
-    instances, candidates = volumes([(file.path, _header(file)) for file in files])
-    return files, instances, candidates
+    headers, foreign = [], []
+    for file in list(files):
+        data = file.read()
+        if len(files) > 1 and file.path != Path(path) and not looks_like_dicom(data[:SNIFFED]):
+            files.remove(file)
+            foreign.append(file.path)
+        else:
+            headers.append((file.path, parse(os.fspath(file.path), data, pixels=False)))
+    instances, candidates = volumes(headers)
+    return files, instances, candidates, foreign
 
 
 def _header(file: DicomFile) -> Any:
@@ -160,5 +183,8 @@ def _header(file: DicomFile) -> Any:
 
 def _pixels(files: Sequence[DicomFile], instances: Sequence[Instance], number: int) -> Any:
     """Decode a file: int16 ``[frame, row, column]``."""
-    name = os.fspath(files[number].path)
-    return to_hu(name, parse(name, files[number].read(), pixels=True), instances[number].slices)
+    name, header = os.fspath(files[number].path), instances[number].header
+    dataset = parse(name, files[number].read(), pixels=True)
+    if any(text(dataset, key) != text(header, key) for key in _OWN):
+        raise InputError(f"{name}: was replaced by another while the CT was read; read the CT again")
+    return to_hu(name, dataset, instances[number].slices)

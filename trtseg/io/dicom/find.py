@@ -67,7 +67,11 @@ def find_files(path: str | os.PathLike[str]) -> list[DicomFile]:
         return _in_zip(own)
     if not os.path.lexists(own):
         raise InputError(f"{own}: no such file; check the path")
-    found = files_below(own) if is_folder(own) else listed(own.parent)
+    if is_folder(own):
+        found = list(files_below(own))
+    else:
+        found = listed(own.parent)
+        found += [own] * (own not in found)  # a hidden one
     return [DicomFile(one, partial(read_bytes, one)) for one in found if one == own or _is_found(one)]
 
 
@@ -110,14 +114,15 @@ def one_of_each_series(paths: Iterable[Path]) -> list[Path]:
 def files_below(folder: Path, seen: set[str] | None = None) -> Iterator[Path]:
     """The files of a folder and of those below it that are not hidden, but for folders whose real paths were seen."""
     seen = set() if seen is None else seen
-    if (real := os.path.realpath(folder)) in seen:
-        return  # a link that leads back
-    seen.add(real)
-    paths = listed(folder)
-    yield from (path for path in paths if not is_folder(path))
-    for path in paths:
-        if is_folder(path):
-            yield from files_below(path, seen)
+    folders = [folder]
+    while folders:
+        one = folders.pop()
+        if (real := os.path.realpath(one)) in seen:
+            continue  # a link that leads back
+        seen.add(real)
+        paths = listed(one)
+        yield from (path for path in paths if not is_folder(path))
+        folders += [path for path in reversed(paths) if is_folder(path)]
 
 
 def listed(folder: Path) -> list[Path]:
@@ -132,6 +137,12 @@ def _may_be(name: str) -> bool:
     return not name.startswith(".") and name.upper() != "DICOMDIR" and not name.lower().endswith(_NO_DICOM)
 
 
+def _may_be_in_zip(name: str) -> bool:
+    """The same of a name with the folders that it is in, of which none may be hidden."""
+    folders = Path(name).parts[:-1]
+    return _may_be(Path(name).name) and not any(one.startswith(".") for one in folders if one != "..")
+
+
 def _is_found(path: Path) -> bool:
     """Whether a file that nobody has named is taken for DICOM."""
     return _may_be(path.name) and is_dicom_file(path)
@@ -140,7 +151,7 @@ def _is_found(path: Path) -> bool:
 def _in_zip(path: Path) -> list[DicomFile]:
     with _zip_errors(path):
         archive = zipfile.ZipFile(path)  # closed when the last of its files is forgotten
-        members = [one for one in archive.infolist() if not one.is_dir() and _may_be(Path(one.filename).name)]
+        members = [one for one in archive.infolist() if not one.is_dir() and _may_be_in_zip(one.filename)]
         size = sum(one.file_size for one in members)
         if len(members) > _MAX_FILES or size > _MAX_UNPACKED:
             raise InputError(

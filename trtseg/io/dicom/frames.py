@@ -15,6 +15,7 @@ MAX_FRAMES = 10_000
 #: Rows or columns; the largest pictures of scanners have 2048.
 MAX_PIXELS = 8192
 _THICK_MM = 1000.0  # no slice is as thick
+_ROUNDED = 1e-4  # of the length of a direction
 _MOST = 1e6  # of a slope or an intercept; those of scanners are some thousands at most
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 #: SOP classes of CTs: CT Image, Enhanced CT, and Legacy Converted Enhanced CT.
@@ -24,8 +25,8 @@ CT_CLASSES = (CT_IMAGE, f"{CT_IMAGE}.1", f"{CT_IMAGE}.2")
 _GEOMETRY = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
 # What tells pictures of one place apart: attributes of a file, and of a frame in its functional groups.
 _OF_FILE = (
-    "AcquisitionNumber", "TemporalPositionIdentifier", "KVP", "ImageType", "ConvolutionKernel", "AcquisitionTime",
-    "ContentTime",
+    "AcquisitionNumber", "TemporalPositionIdentifier", "KVP", "ImageType", "ConvolutionKernel", "SliceThickness",
+    "SeriesNumber", "TriggerTime", "AcquisitionDateTime", "AcquisitionTime", "ContentTime",
 )  # fmt: skip
 _OF_FRAME = (
     "TemporalPositionIndex", "FrameAcquisitionNumber", "StackID", "FrameType", "FrameAcquisitionDateTime",
@@ -154,9 +155,16 @@ def _slice(name: str, place: tuple[int, int], size: tuple[int, int], where: list
         )
     thickness = find("SliceThickness", 1)
     return Slice(
-        *place, size, np.array(position), np.array(orientation), (spacing[0], spacing[1]),
+        *place, size, np.array(position), _unit(orientation), (spacing[0], spacing[1]),
         thickness[0] if thickness and 0 < thickness[0] < _THICK_MM else None, slope[0], intercept[0], said is not None,
     )  # fmt: skip
+
+
+def _unit(orientation: tuple[float, ...]) -> np.ndarray:
+    """The same directions with a length of 1: how far pixels lie apart is told by PixelSpacing alone."""
+    along = np.array(orientation).reshape(2, 3)
+    length = np.linalg.norm(along, axis=1, keepdims=True)
+    return (along / np.where(np.abs(length - 1) > _ROUNDED, length, 1)).ravel()
 
 
 def are_directions(orientation: Any) -> bool:

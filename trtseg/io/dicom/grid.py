@@ -14,6 +14,10 @@ from trtseg.warnings import ResultWarning
 SAME_PLACE_MM = 0.02  # what headers round; slices of one place lie no farther apart
 SAME_DIRECTION = 1e-3  # in each part of a direction
 _EVEN, _MOST_UNEVEN = 0.02, SAME_GRID  # of a step, by which a slice may lie beside its place on the grid
+_ROUNDED_MM, _ROUNDED = (
+    0.1 + 1e-6,
+    0.2,
+)  # by which headers may round places away from a grid, and of a step at most
 _TILT_DEGREES = 0.5
 _SHOWN = 5
 
@@ -171,7 +175,7 @@ def _fit(
     beside = position - (first + index[:, None] * step)
     off = np.abs(beside @ normal).max() / (step @ normal)
     sideways = np.abs(beside @ np.stack([along_row, along_column], 1)).max()
-    if sideways > SAME_GRID * min(spacing):
+    if sideways > max(SAME_GRID * min(spacing), _ROUNDED_MM):
         raise InputError(
             f"{name}: slices are shifted sideways by up to {sideways:.3g} mm against each other; expected the "
             "slices of one reconstruction, which lie in a row"
@@ -229,7 +233,8 @@ def _check_gaps(name: str, depth: np.ndarray, shown: np.ndarray) -> None:
     """Refuse places that lie unevenly; ``depth`` grows, and ``shown`` is what a person calls the places."""
     steps = np.diff(depth)
     for step in (float(np.median(steps)), float(steps.min())):  # the latter where most slices are missing
-        if (index := _numbered(depth, step, _MOST_UNEVEN * step)) is not None:
+        most = max(_MOST_UNEVEN * step, min(_ROUNDED_MM, _ROUNDED * step))
+        if (index := _numbered(depth, step, most)) is not None:
             break
     else:
         raise InputError(

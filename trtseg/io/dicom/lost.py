@@ -10,6 +10,7 @@ from pathlib import Path
 
 from trtseg.io.dicom.find import listed
 from trtseg.io.dicom.grid import is_alike
+from trtseg.io.dicom.header import text as text_of
 from trtseg.io.dicom.series import NO_SERIES, NOT_AXIAL, Candidate, depth_of
 from trtseg.io.dicom.volume import Instance
 from trtseg.io.names import is_folder
@@ -19,6 +20,7 @@ log = logging.getLogger("trtseg")
 
 _CODE = "slices-unplaced"
 _NEXT = 1.5  # steps from an end of a volume to the next slice, at most
+_IS = 12  # the most characters of a whole number in text
 _SEE = "'trtseg segment --series list' names them."
 
 
@@ -37,7 +39,7 @@ def unplaced(
         All files that were found.
     """
     others = [one for one in candidates if one is not chosen]
-    if lost := [one for one in others if one.problem is not None and not one.slices]:
+    if lost := [one for one in others if one.problem is not None and not one.slices and not one.reason]:
         text = (
             f"{len(lost)} CT file{'s' * (len(lost) > 1)} could not be placed, and may belong to the series: "
             f"{_without_path(str(lost[0].problem), instances)}. Volumes are lower bounds if they do. {_SEE}"
@@ -59,7 +61,7 @@ def unplaced(
         yield ResultWarning(_CODE, text)
 
 
-def spoilt(slices: Iterable[Path], files: Iterable[Path]) -> Iterator[ResultWarning]:
+def spoilt(slices: Iterable[Path], files: Iterable[Path], foreign: Iterable[Path]) -> Iterator[ResultWarning]:
     """Warn of files beside the files of slices that are named like them but for numbers, and are no DICOM files.
 
     Parameters
@@ -68,23 +70,39 @@ def spoilt(slices: Iterable[Path], files: Iterable[Path]) -> Iterator[ResultWarn
         Files of the volume.
     files : iterable of Path
         All DICOM files that were found, as `find_files` names them.
+    foreign : iterable of Path
+        Files that were found by a name of DICOM, and are none.
     """
     known = set(files)
     names = {(path.parent, _without_numbers(path)) for path in slices}
-    found = sorted(
+    alike = (
         path
         for folder in {folder for folder, _ in names}
         if is_folder(folder)  # not in a zip
         for path in listed(folder)
         if path not in known and (folder, _without_numbers(path)) in names and not is_folder(path)
     )
-    if found:
+    if found := sorted({*alike, *foreign}):
         log.warning("named like slices, but no DICOM files: %s", ", ".join(map(str, found)))
         text = (
-            f"{len(found)} file{'s' * (len(found) > 1)} beside the slices of the CT and named like them are empty or "
-            "no DICOM files. Volumes are lower bounds if they were slices; fetch the series again."
+            f"{len(found)} file{'s' * (len(found) > 1)} named like slices of the CT or like DICOM are empty or none. "
+            "Volumes are lower bounds if they were slices; fetch the series again."
         )
         yield ResultWarning(_CODE, text)
+
+
+def fewer(chosen: Candidate, instances: Sequence[Instance]) -> Iterator[ResultWarning]:
+    """Warn where headers say that the series of a volume has more instances than there are."""
+    headers = [one.header for one in instances if text_of(one.header, "SeriesInstanceUID") == chosen.uid]
+    counts = (text_of(one, "NumberOfSeriesRelatedInstances") for one in headers)
+    said = max((int(count) for count in counts if count.isdecimal() and len(count) <= _IS), default=0)
+    here = len({text_of(one, "SOPInstanceUID") for one in headers})
+    if said > here:
+        text = (
+            f"The headers say that the series has {said} instances, and {here} are here. If these are slices, volumes "
+            "are lower bounds; fetch the series again."
+        )
+        yield ResultWarning("slices-missing", text)
 
 
 def _may_belong(other: Candidate, chosen: Candidate) -> bool:

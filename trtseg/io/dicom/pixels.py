@@ -24,6 +24,7 @@ _JPEG_SIZES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC} | {0xF7}  # start of a f
 _BIG_ENDIAN = "1.2.840.10008.1.2.2"
 _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", _BIG_ENDIAN)
 _END = b"\xff\xd9"  # the end of a picture in JPEG, JPEG-LS and JPEG 2000
+_JPEG_LS, _STRICT = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"), "pyjpegls"
 _J2K = b"\xff\x4f\xff\x51"
 
 
@@ -253,11 +254,15 @@ def _decoded(
     from pydicom.encaps import encapsulate
 
     decoder = _decoder(name, syntax)
+    # The other decoder of JPEG-LS, to which pydicom turns where this one refuses, makes up what is damaged.
+    strict = (
+        {"decoding_plugin": _STRICT} if _STRICT in decoder.available_plugins and syntax in _JPEG_LS else {}
+    )
     options = {
         "rows": size[0], "columns": size[1], "samples_per_pixel": 1, "number_of_frames": 1,
         "photometric_interpretation": "MONOCHROME2", "pixel_keyword": "PixelData",
         "bits_allocated": format_.allocated, "bits_stored": format_.stored,
-        "pixel_representation": int(format_.signed), "planar_configuration": 0,
+        "pixel_representation": int(format_.signed), "planar_configuration": 0, **strict,
     }  # fmt: skip
     for frame in frames:
         try:

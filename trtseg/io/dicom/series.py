@@ -30,14 +30,22 @@ _OWNERS = ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID")
 Key = tuple[str, ...]  # series id, kind, and a value for each of `_OWNERS`
 _SHOWN = 5  # other series in a warning, which goes into pages and pictures
 _HALF = 0.5  # of the slices of another volume in the same series
+_LEAST_SLICES, _MOST_PHASES, _EVEN = (
+    8,
+    64,
+    0.1,
+)  # of stacks that lie between each other; the last a share of a step
 # Words of ImageType and of SeriesDescription that no stack of plain CT slices has.
 _NO_CT = {
     "localizer": r"LOCALI[SZ]ER|SCOUT|TOPOGRAM|SURVIEW|SCANOGRAM",
-    "projection (MIP)": r"MIP|MINIP|MAX_IP|MIN_IP|PROJECTION IMAGE",
+    "projection (MIP)": r"MIP|MINIP|MAX_IP|MIN_IP|PROJECTION IMAGE|(?<=\\)(?:MAXIMUM|MINIMUM)",
     "rendering": r"RENDERED|VRT",
     "dose report": r"DOSE[ _](INFO|REPORT)|PATIENT PROTOCOL",
     "timing of contrast": r"MONITORING|PREMONITORING|SMARTPREP|BOLUS TRACKING|TEST BOLUS",
 }
+# Of these the ImageType alone, where that says that slices are plain: a description may name what is made of them.
+_OF_TYPE = ("localizer", "projection (MIP)", "rendering")
+_PLAIN = ["ORIGINAL", "PRIMARY", "AXIAL"]
 _ABDOMEN = re.compile(r"ABD|LIVER|TRUNK|BODY|\b[TC]AP\b")
 # Kernels by word, then those of Siemens (B70f, Br59), Canon and Philips.
 _SHARP = re.compile(r"LUNG|BONE\w*|EDGE|SHARP|ULTRA|[BHIJQTU][A-Z]?[5-9]\d[A-Z]*|FC[358]\d|[DEL]|Y[A-F]")
@@ -54,6 +62,7 @@ _RANKS = (
     "thicker slices",
     "fewer slices",
 )
+_PART = _RANKS.index("another part of the body")
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,8 +194,9 @@ def choose(
         problem = next((one.problem for one in candidates if one.problem), None)
         raise problem or InputError(f"{name}: holds no CT that can be segmented: {listing(candidates)}")
     best = max(usable, key=lambda one: one.rank)
-    studies = {one.study for one in usable}
-    patients = {one.patient for one in usable if one.patient}
+    known = [one for one in usable if one.slices] or usable  # a damaged header may lack its ids
+    studies = {one.study for one in known}
+    patients = {one.patient for one in known if one.patient}
     for found, what in ((studies, "studies"), (patients, "patients")):
         if len(found) > 1:
             raise InputError(
@@ -197,15 +207,25 @@ def choose(
     if len(rivals) > 1:
         raise InputError(
             f"{name}: holds {len(rivals)} volumes in one series (phases, energies or reconstructions); choose with "
-            f"trtseg segment --series (series= in Python): {listing(rivals)}"
+            f"trtseg segment --series (series= in Python): {listing(usable)}"
         )
     if best.problem is not None:
         raise best.problem
     return best, [_compared(one, best) for one in candidates if one is not best]
 
 
-def as_good(others: Iterable[Candidate]) -> Iterator[ResultWarning]:
-    """Warn of volumes that `choose` left out although nobody can tell that they are worse."""
+def as_good(chosen: Candidate, others: Sequence[Candidate]) -> Iterator[ResultWarning]:
+    """Warn of volumes that `choose` left out although nobody can tell that they are worse, or that show the abdomen."""
+    of_abdomen = [
+        one for one in others if one.reason in _RANKS and one.rank[_PART] > max(0, chosen.rank[_PART])
+    ]
+    if of_abdomen and chosen.rank[_PART] <= 0:
+        text = (
+            f"By what the headers say, the series that was taken does not show the abdomen, and one that was left out "
+            f"does: {of_abdomen[0].about}. 'trtseg segment --series list' lists all series, and --series takes another "
+            "(series= in Python)."
+        )
+        yield ResultWarning("series-choice", text)
     if found := [one for one in others if one.reason == _NO_WORSE]:
         count = len(found)
         ways, it = (
@@ -267,14 +287,17 @@ def _candidate(
         reason = NOT_AXIAL
     depth, step = depth_of(slices)
     length = float(np.ptp(depth))
-    part = " ".join(
-        text(header, key) for key in ("BodyPartExamined", "SeriesDescription", "ProtocolName")
-    ).upper()
-    is_abdomen = 1 if _ABDOMEN.search(part) else -1 if text(header, "BodyPartExamined") else 0
+    part, said, protocol = (
+        text(header, key).upper() for key in ("BodyPartExamined", "SeriesDescription", "ProtocolName")
+    )
+    # A protocol is often one for several parts of the body.
+    abdomen = (
+        2 if _ABDOMEN.search(f"{part} {said}") else 1 if _ABDOMEN.search(protocol) else -1 if part else 0
+    )
     rank = (
         float(image_type[:1] != ["DERIVED"]),
         float(length >= _LONG_MM),
-        float(is_abdomen),
+        float(abdomen),
         float(not any(_SHARP.fullmatch(word) for word in re.split(r"[\\ _.]+", kernel.upper()))),
         -max(step, _THIN_MM),
         float(len(slices)),
@@ -306,8 +329,10 @@ def _kind(header: Any) -> str:
     """Why a file is no slice of a plain CT, which keeps it apart from others of its series id; "" for such a slice."""
     if why := why_no_picture(header):
         return why
-    words = " ".join(texts(header, "ImageType")).upper(), text(header, "SeriesDescription").upper()
+    kind = [value.upper() for value in texts(header, "ImageType")]
+    described = text(header, "SeriesDescription").upper()
     for why, pattern in _NO_CT.items():
+        words = ["\\".join(kind), *[described] * (kind[:3] != _PLAIN or why not in _OF_TYPE)]
         if any(re.search(rf"(?<![A-Z])({pattern})(?![A-Z])", found) for found in words):
             return why
     return ""
@@ -362,20 +387,39 @@ def _stacks(instances: Sequence[Instance], slices: Sequence[Slice]) -> Iterator[
 def _phases(instances: Sequence[Instance], stack: list[Slice]) -> Iterator[tuple[list[Slice], str]]:
     """Cut a stack by the first attribute that tells all pictures of one place apart; whole if there is none.
 
-    Each part comes with what it has there: the value, or of times, which may tell who the patient is, their order.
+    Slices of two phases may also lie between each other: then by the first attribute, but for times, that gives whole
+    stacks of each. Each part comes with what it has there: the value, or of times, which may tell who the patient is,
+    their order.
     """
-    if not _is_single(stack):
-        marks = [marks_of(instances[one.file].header, one.frame) for one in stack]
-        for key in dict.fromkeys(key for mark in marks for key in mark):
-            parts: dict[str, list[Slice]] = {}
-            for one, mark in zip(stack, marks, strict=True):
-                parts.setdefault(mark.get(key, ""), []).append(one)
-            if len(parts) > 1 and all(len(part) > 1 and _is_single(part) for part in parts.values()):
-                for n, value in enumerate(sorted(parts), 1):
-                    told = f"{n} of {len(parts)}" if key.endswith("Time") else value or "missing"
-                    yield parts[value], f"{key} {told}"
-                return
+    is_single = _is_single(stack)
+    marks = [marks_of(instances[one.file].header, one.frame) for one in stack]
+    for key in dict.fromkeys(key for mark in marks for key in mark):
+        is_time = key.endswith("Time")
+        parts: dict[str, list[Slice]] = {}
+        for one, mark in zip(stack, marks, strict=True):
+            parts.setdefault(mark.get(key, ""), []).append(one)
+        if is_single:
+            is_told = not is_time and _lie_between_each_other(list(parts.values()))
+        else:
+            is_told = all(len(part) > 1 and _is_single(part) for part in parts.values())
+        if len(parts) > 1 and is_told:
+            for n, value in enumerate(sorted(parts), 1):
+                told = f"{n} of {len(parts)}" if is_time else value or "missing"
+                yield parts[value], f"{key} {told}"
+            return
     yield stack, ""
+
+
+def _lie_between_each_other(parts: Sequence[Sequence[Slice]]) -> bool:
+    """Whether slices that differ in a mark are whole stacks, each even in itself, of the same part of the patient."""
+    if not 1 < len(parts) <= _MOST_PHASES or min(map(len, parts)) < _LEAST_SLICES:
+        return False
+    depths = [np.sort([one.position @ parts[0][0].normal for one in part]) for part in parts]
+    steps = [np.diff(depth) for depth in depths]
+    if any(np.abs(step - np.median(step)).max() > _EVEN * np.median(step) for step in steps):
+        return False
+    shared = min(depth[-1] for depth in depths) - max(depth[0] for depth in depths)
+    return bool(shared > _HALF * max(depth[-1] - depth[0] for depth in depths))
 
 
 def _is_single(part: Sequence[Slice]) -> bool:
