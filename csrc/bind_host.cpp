@@ -74,6 +74,8 @@ class Chunk {
     const View from = host_input(hu, "hu"), to = host_output(out, "out");
     check_same(from, hu_);
     check_same(to, labels_);
+    check_apart(hu_, {from});
+    check_apart(to, {labels_, hu_});
     without_gil([&] {
       host_copy(hu_.data, from.data, from.bytes(), threads_);
       first_.run(stream_);

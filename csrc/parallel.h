@@ -15,7 +15,7 @@
 
 namespace trtseg {
 
-// CPUs that this process may use.
+// CPUs that this process may use by its affinity; `trtseg.resources.available_cpus` counts the quota of its cgroups too.
 inline int available_cpus() {
 #ifdef __linux__
   cpu_set_t set;

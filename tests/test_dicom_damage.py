@@ -225,8 +225,7 @@ def test_a_damaged_file_at_the_end_of_its_series_is_never_lost_silently(tmp_path
     assert len(volume.array) == 3
     assert [warning.code for warning in volume.warnings] == ["slices-unplaced"]
     assert (
-        "1 file named like slices of the CT or like DICOM are empty or none. Vol"
-        in volume.warnings[0].text
+        "1 file named like slices of the CT or like DICOM are empty or none. Vol" in volume.warnings[0].text
     )
     with pytest.raises(InputError, match=r"001\.dcm: (cannot be read as|is no) DICOM"):
         load(folder / "deep" / "001.dcm")

@@ -14,6 +14,7 @@ from trtseg.errors import ArgumentError, InputError
 from trtseg.io import load, read_labels
 from trtseg.io.itk import peek_itk, write_itk
 from trtseg.io.parts import files_of
+from trtseg.notice import checksum_of
 from trtseg.phantom import abdomen
 from trtseg.result import Segmentation
 from trtseg.volume import Geometry
@@ -108,14 +109,14 @@ def test_labels_are_written_on_the_grid_of_the_ct(tmp_path, way, ending):
     assert np.array_equal(sitk.GetArrayFromImage(made), MASK)
     for same in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
         assert getattr(made, same)() == pytest.approx(getattr(ct, same)(), rel=1e-14)
-    assert peek_itk(target) == ("abc1", True)
+    assert peek_itk(target) == (("abc1", checksum_of(labels)), True)
     assert peek_itk(tmp_path / "ct.mha") == (None, False)
     other = Geometry.from_affine((18, 17, 16), volume.geometry.affine)  # as of a NIfTI file
     write_itk(target, labels, other)
     made = sitk.ReadImage(str(target))
     for same in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
         assert getattr(made, same)() == pytest.approx(getattr(ct, same)(), abs=1e-12)
-    assert peek_itk(target) == ("", True)
+    assert peek_itk(target) == (("", checksum_of(labels)), True)
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])

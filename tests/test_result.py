@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import weakref
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,8 @@ def test_save_round_trip(result: Segmentation, tmp_path: Path) -> None:
     assert np.array_equal(image.affine, AFFINE)
     made = dataclasses.replace(result, provenance={"fingerprint": "abc1"})
     made.save(tmp_path / "seg.nii.gz")
-    assert peek_nifti(tmp_path / "seg.nii.gz")[0] == "abc1"
+    said, _ = peek_nifti(tmp_path / "seg.nii.gz")
+    assert said == ("abc1", f"{zlib.crc32(result.canonical.tobytes()):08x}")
     assert json.loads(report.read_text("utf-8")) == result.report()
     assert preview.read_bytes().startswith(b"\x89PNG")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["seg.json", "seg.nii.gz", "seg.png"]

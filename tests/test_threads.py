@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import threading
 from functools import partial
@@ -294,3 +295,26 @@ def test_an_interrupt_of_a_wait_is_told_as_such_at_any_moment(monkeypatch):
         other = Ahead(partial(lock.acquire, timeout=10))
         assert other.result(), f"moment {number}"
     assert 10 < number < 999
+
+
+def test_a_thread_whose_operation_raises_does_not_abort_the_end_of_the_process():
+    """Python ends daemon threads where they take the GIL back, which no thread may while an exception unwinds it."""
+    script = """
+import threading, time, numpy as np
+from trtseg import _core
+def fail():
+    hu = np.zeros((2, 64, 64), np.int16)
+    while True:
+        try:
+            _core.frame(hu, np.zeros(5, np.int32))
+        except ValueError:
+            pass
+for _ in range(4):
+    threading.Thread(target=fail, daemon=True).start()
+time.sleep(0.3)
+"""
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")

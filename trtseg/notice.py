@@ -3,14 +3,40 @@
 from __future__ import annotations
 
 import re
+import zlib
 from pathlib import Path
+from typing import Any, NamedTuple
 
 NOTICE = "not for clinical use"
 
 
-def signature(fingerprint: str = "") -> str:
-    """Text that a file of labels carries: who wrote it, and which model and options, by their fingerprint, made it."""
-    return f"trtseg, {NOTICE}" + (f", made by {fingerprint}" if fingerprint else "")
+class Signature(NamedTuple):
+    """What a label map of trtseg says of itself; both are "" where it does not.
+
+    Attributes
+    ----------
+    fingerprint : str
+        Of the model and the options that made it.
+    checksum : str
+        Of its labels, see `checksum_of`.
+    """
+
+    fingerprint: str
+    checksum: str
+
+
+def signature(fingerprint: str = "", checksum: str = "") -> str:
+    """Text that a file of labels carries: who wrote it, and a `Signature`."""
+    made, labels = f", made by {fingerprint}" * bool(fingerprint), f", labels {checksum}" * bool(checksum)
+    return f"trtseg, {NOTICE}{made}{labels}"
+
+
+def checksum_of(labels: Any) -> str:
+    """CRC-32 of labels, uint8 canonical ``[Z, Y, X]``, by which it is seen that somebody changed them later."""
+    crc = 0
+    for plane in labels:
+        crc = zlib.crc32(plane.tobytes(), crc)
+    return f"{crc:08x}"
 
 
 def bears_notice(path: Path) -> bool:
@@ -22,7 +48,7 @@ def bears_notice(path: Path) -> bool:
         return False
 
 
-def signed(text: str) -> str | None:
-    """Fingerprint in a signature, "" where it has none; None: the text is no signature."""
-    found = re.fullmatch(rf"trtseg, {NOTICE}(?:, made by (\w+))?", text)
-    return None if found is None else found[1] or ""
+def signed(text: str) -> Signature | None:
+    """What a text says that is a signature; None: it is none."""
+    found = re.fullmatch(rf"trtseg, {NOTICE}(?:, made by (\w+))?(?:, labels ([0-9a-f]{{8}}))?", text)
+    return None if found is None else Signature(found[1] or "", found[2] or "")

@@ -20,6 +20,7 @@ import trtseg
 from trtseg import resources
 from trtseg.errors import OutOfMemoryError
 from trtseg.io import load, read_labels
+from trtseg.io.find import is_changed
 
 # --- surroundings
 
@@ -316,6 +317,44 @@ def test_the_same_command_goes_on_after_an_interruption(here, model, phantom_ct)
     assert kept.read_bytes().endswith(b"corrected by hand")
     assert run(*command, "--overwrite").exit_code == 0
     assert run("evaluate", ".", ".", "-q").exit_code == 0
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd"])
+def test_corrected_labels_of_a_single_ct_are_not_replaced_unless_they_are_named(
+    here, model, phantom_ct, ending
+):
+    """Editors keep the header, and with it the signature of trtseg."""
+    sitk = pytest.importorskip("SimpleITK")
+    shutil.copy(phantom_ct, "a.nii.gz")
+    command = ("segment", "a.nii.gz", "--model", model, "-q")
+    path = Path(f"a_seg{ending}")
+    assert run(*command).exit_code == run(*command).exit_code == 0
+    if ending == ".nii.gz":
+        image = nib.load(path)
+        labels = np.asanyarray(image.dataobj).copy()
+        labels[labels == 2] = 1
+        nib.save(nib.Nifti1Image(labels, None, image.header), path)
+    else:
+        Path("a_seg.nii.gz").unlink()
+        assert run(*command, "-o", path).exit_code == 0
+        image = sitk.ReadImage(str(path))
+        image[10, 10, 1] = 3  # a label that trtseg has not
+        sitk.WriteImage(image, str(path))
+    corrected = path.read_bytes()
+    if ending == ".nii.gz":
+        done = run(*command)
+        assert done.exit_code == 2, done.output
+        assert (
+            "a_seg.nii.gz is there, and somebody changed it after trtseg had written it; the labels"
+            in done.stderr
+        )
+        assert path.read_bytes() == corrected
+        assert run(*command, "--overwrite").exit_code == 0
+    else:
+        assert is_changed(path)
+        assert run(*command, "-o", path).exit_code == 0
+    assert path.read_bytes() != corrected
+    assert not is_changed(path)
 
 
 # --- other formats

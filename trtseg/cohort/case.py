@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtseg.errors import ArgumentError
 from trtseg.io.dicom_out import file_names
-from trtseg.io.find import made_by
+from trtseg.io.find import is_changed, made_by
 from trtseg.io.names import LABEL_OBJECTS
 from trtseg.warnings import ResultWarning
 
@@ -62,6 +62,11 @@ class Case:
                 raise ArgumentError(
                     f"inputs: {path} is there, and trtseg did not write it; the labels of {self.input} would "
                     f"replace it, {what_to_do}"
+                )
+            if holds_labels and is_changed(path):
+                raise ArgumentError(
+                    f"inputs: {path} is there, and somebody changed it after trtseg had written it; the labels of "
+                    f"{self.input} would replace it, {what_to_do}"
                 )
 
 

@@ -8,12 +8,15 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from trtseg.errors import InputError
+from trtseg.io import read_labels
 from trtseg.io.dicom import study_of
 from trtseg.io.dicom.find import files_below
 from trtseg.io.dicom_out.seg import peek_seg
 from trtseg.io.itk import peek_itk
 from trtseg.io.names import ARCHIVES, IMAGES, ITK, SEG, says_labels
 from trtseg.io.nifti import peek_nifti
+from trtseg.notice import Signature, checksum_of
 
 log = logging.getLogger("trtseg")
 
@@ -68,7 +71,19 @@ def made_by(path: Path) -> str | None:
 
     No pipe is opened.
     """
-    return _peek(path)[0]
+    said = _peek(path)[0]
+    return None if said is None else said.fingerprint
+
+
+def is_changed(path: Path) -> bool:
+    """Tell whether a label map says that trtseg wrote it, and holds other labels than trtseg wrote."""
+    said = _peek(path)[0]
+    if said is None or not said.checksum:
+        return False
+    try:
+        return checksum_of(read_labels(path)[0]) != said.checksum
+    except InputError:  # other labels than those of trtseg, for example
+        return True
 
 
 def _tops(studies: Mapping[Path, str]) -> dict[Path, Path]:
@@ -87,8 +102,8 @@ def _holds_labels(path: Path) -> bool:
     return made is not None or small or says_labels(path)
 
 
-def _peek(path: Path) -> tuple[str | None, bool]:
-    """Fingerprint of a label map of trtseg, and whether the voxels are too small for HU."""
+def _peek(path: Path) -> tuple[Signature | None, bool]:
+    """What a label map of trtseg says of itself, and whether the voxels are too small for HU."""
     if not os.path.isfile(path):  # noqa: PTH113
         return None, False
     name = path.name.lower()

@@ -16,7 +16,7 @@ from trtseg.io.checks import ct_geometry, ct_volume
 from trtseg.io.header import no_orientation
 from trtseg.io.itk_header import check_compressed, check_data_files, check_header, read_header
 from trtseg.io.voxels import Convert, check_dtype, slabs, to_hu
-from trtseg.notice import signature, signed
+from trtseg.notice import Signature, checksum_of, signature, signed
 from trtseg.resources import check_memory
 from trtseg.volume import LPS_TO_RAS, Geometry, Volume, spacing_mm
 from trtseg.warnings import ResultWarning
@@ -114,15 +114,15 @@ def write_itk(
     image.SetSpacing(place.spacing)
     image.SetOrigin(place.origin)
     image.SetDirection(place.direction)
-    image.SetMetaData(_KEY, signature(fingerprint))
+    image.SetMetaData(_KEY, signature(fingerprint, checksum_of(labels)))
     try:
         sitk.WriteImage(image, os.fspath(path), True)
     except RuntimeError as error:
         raise OSError(_reason(error)) from error
 
 
-def peek_itk(path: str | os.PathLike[str]) -> tuple[str | None, bool]:
-    """Look into the header: the fingerprint of labels of trtseg, see `signed`, and whether voxels have 8 bits.
+def peek_itk(path: str | os.PathLike[str]) -> tuple[Signature | None, bool]:
+    """Look into the header: what labels of trtseg say of themselves, and whether voxels have 8 bits.
 
     ``(None, False)`` where that cannot be known.
     """

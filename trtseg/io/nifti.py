@@ -18,7 +18,7 @@ from trtseg.io.checks import ct_geometry
 from trtseg.io.header import header_affine
 from trtseg.io.names import NIFTI as ENDINGS
 from trtseg.io.voxels import SLAB_VOXELS, Convert, Where, check_dtype
-from trtseg.notice import signature, signed
+from trtseg.notice import Signature, checksum_of, signature, signed
 from trtseg.volume import Geometry, spacing_mm
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -85,8 +85,8 @@ def read_nifti(name: str, convert: Convert) -> tuple[np.ndarray, Geometry]:
             raise InputError(f"{name}: cannot be read ({error}); {_FETCH}") from error
 
 
-def peek_nifti(path: str | os.PathLike[str]) -> tuple[str | None, bool]:
-    """Look into the header: the fingerprint of labels of trtseg, see `signed`, and whether voxels are unscaled bytes.
+def peek_nifti(path: str | os.PathLike[str]) -> tuple[Signature | None, bool]:
+    """Look into the header: what labels of trtseg say of themselves, and whether voxels are unscaled bytes.
 
     ``(None, False)`` where that cannot be known.
     """
@@ -276,7 +276,7 @@ def write_nifti(
 
 def _write(stream: Any, labels: np.ndarray, geometry: Geometry, fingerprint: str) -> None:
     header = _label_header(geometry)
-    header["descrip"] = signature(fingerprint).encode("ascii")
+    header["descrip"] = signature(fingerprint, checksum_of(labels)).encode("ascii")
     stream.write(header.binaryblock + bytes(4))  # four zeros: no extensions
     grid = geometry.grid(geometry.restore(labels))
     i, j, k = grid.shape

@@ -11,7 +11,7 @@ import numpy as np
 from trtseg.io.dicom_out import codes
 from trtseg.io.dicom_out.frames import encode_frames
 from trtseg.labels.lesions import number_lesions
-from trtseg.notice import signature, signed
+from trtseg.notice import Signature, signature, signed
 
 if TYPE_CHECKING:
     from trtseg.io.dicom_out import Result
@@ -155,8 +155,8 @@ def _describe(segment: Segment, result: Result) -> Any:
     return made
 
 
-def peek_seg(path: Path) -> str | None:
-    """Tell which fingerprint a Segmentation of trtseg bears, "" for none; None: the file is none."""
+def peek_seg(path: Path) -> Signature | None:
+    """What a Segmentation of trtseg says of itself; None: the file is none."""
     try:
         import pydicom
 
