@@ -240,6 +240,7 @@ compare.main()
 """
 
 
+@pytest.mark.slow
 def test_a_terminated_comparison_does_not_wait_for_its_runs(tmp_path):
     kit.write(tmp_path / "kit.zip", tiny_kit())
     command = [

@@ -53,6 +53,13 @@ def test_what_is_called_dicom_and_is_none_refuses_no_study(tmp_path):
     assert "slices-unplaced" in codes(volume)
 
 
+def test_a_folder_of_nothing_else_says_what_it_holds(tmp_path):
+    for name in ("a.dcm", "b.dcm"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(InputError, match=r"a\.dcm: is no DICOM file, or a damaged one"):
+        load(tmp_path)
+
+
 def test_a_file_that_is_cut_off_in_its_header_is_of_no_other_study(tmp_path):
     made.save_series(tmp_path / "a", CT, 20)
     other = made.save(tmp_path / "b/1.dcm", made.instance(CT[0], SeriesInstanceUID="1.9"))

@@ -105,7 +105,7 @@ def test_of_several_cases_each_has_a_row_on_the_screen_and_in_the_table():
         "tumour_ml": "18.72",
         "tumour_burden": "0.012994",
         "lesion_count": "2",
-        "largest_mm": "21.63",  # 3 and 2 voxels of 6 mm from corner to corner
+        "largest_mm": "21.6333",  # 3 and 2 voxels of 6 mm from corner to corner
         "highest_probability": "0.75",
         "warnings": "geometry-tilt liver-cut",
         "slices": "12",

@@ -15,7 +15,6 @@ from trtseg.cli import progress, text
 from trtseg.cli.exits import Failures, errors_as_exit_codes
 from trtseg.cli.meaning import meaning_of
 from trtseg.errors import ArgumentError
-from trtseg.io.folders import make_folder
 from trtseg.notice import NOTICE
 
 if TYPE_CHECKING:
@@ -226,6 +225,7 @@ def _draw(
 ) -> None:
     """Draw the cases with the lowest Dice, of the liver or of the tumours, and report each failure on stderr."""
     from trtseg import pairs
+    from trtseg.io.folders import make_folder
 
     for pair, scores in sorted(cases.scored, key=lambda case: _dices(case[1]))[:count]:
         try:

@@ -166,15 +166,16 @@ def _sorted(
             "one CT series"
         )
     headers, foreign = [], []
-    for file in list(files):
+    for file in files:
         data = file.read()
-        if len(files) > 1 and file.path != Path(path) and not looks_like_dicom(data[:SNIFFED]):
-            files.remove(file)
-            foreign.append(file.path)
-        else:
+        if file.path == Path(path) or looks_like_dicom(data[:SNIFFED]):
             headers.append((file.path, parse(os.fspath(file.path), data, pixels=False)))
+        else:
+            foreign.append(file)
+    if not headers:
+        _header(foreign[0])  # which says that it is none
     instances, candidates = volumes(headers)
-    return files, instances, candidates, foreign
+    return [one for one in files if one not in foreign], instances, candidates, [one.path for one in foreign]
 
 
 def _header(file: DicomFile) -> Any:

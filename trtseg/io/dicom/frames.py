@@ -116,14 +116,16 @@ def slices_of(name: str, header: Any, file: int = 0, most: int = MAX_FRAMES) -> 
     return tuple(_slice(name, (file, k), size, [*group, header]) for k, group in enumerate(groups))
 
 
-def marks_of(header: Any, frame: int) -> dict[str, str]:
+def marks_of(header: Any, frame: int, times: bool = True) -> dict[str, str]:
     """What may tell a picture from others of the same place: attributes of its file, and of the frame."""
     where = [header]
     if own := sequence("", header, "PerFrameFunctionalGroupsSequence"):
         shared = sequence("", header, "SharedFunctionalGroupsSequence")
         where += [part for group in (own[frame], *shared) for part in _items("", group)]
     found = {}
-    for keyword in (*_OF_FRAME, *_OF_FILE):
+    for keyword in (*(_OF_FRAME if own else ()), *_OF_FILE):
+        if not times and keyword.endswith("Time"):
+            continue
         values = ("\\".join(texts(item, keyword)) for item in where)
         found[keyword] = next(filter(None, values), "")
     return {keyword: value for keyword, value in found.items() if value}

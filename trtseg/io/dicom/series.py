@@ -392,14 +392,14 @@ def _phases(instances: Sequence[Instance], stack: list[Slice]) -> Iterator[tuple
     their order.
     """
     is_single = _is_single(stack)
-    marks = [marks_of(instances[one.file].header, one.frame) for one in stack]
+    marks = [marks_of(instances[one.file].header, one.frame, times=not is_single) for one in stack]
     for key in dict.fromkeys(key for mark in marks for key in mark):
         is_time = key.endswith("Time")
         parts: dict[str, list[Slice]] = {}
         for one, mark in zip(stack, marks, strict=True):
             parts.setdefault(mark.get(key, ""), []).append(one)
         if is_single:
-            is_told = not is_time and _lie_between_each_other(list(parts.values()))
+            is_told = _lie_between_each_other(list(parts.values()))
         else:
             is_told = all(len(part) > 1 and _is_single(part) for part in parts.values())
         if len(parts) > 1 and is_told:
