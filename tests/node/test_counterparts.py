@@ -32,8 +32,12 @@ from trtseg.node.spool import Spool
 
 def program(name):
     """Path of a program of Debian's dcmtk or orthanc."""
-    own = Path(sys.executable).parent  # where pynetdicom puts other programs of the same names
-    folders = [folder for folder in os.get_exec_path() if Path(folder) != own]
+    own = Path(
+        sys.executable
+    ).parent  # where pynetdicom puts other programs of the same names, as in any environment
+    folders = [
+        path for path in os.get_exec_path() if Path(path) != own and not Path(path, "activate").exists()
+    ]
     path = shutil.which(name, path=os.pathsep.join([*folders, "/usr/sbin", "/usr/local/sbin"]))
     if path is None:
         pytest.skip(f"no {name}; apt-get install dcmtk orthanc")

@@ -37,11 +37,8 @@ __all__ = [
 ]
 
 log = logging.getLogger("trtseg")
-_OWN = (
-    "SOPInstanceUID",
-    "SeriesInstanceUID",
-    "ImagePositionPatient",
-)  # of a file, by which it is known again
+# Of a file, by which it is known again.
+_OWN = ("SOPInstanceUID", "SeriesInstanceUID", "ImagePositionPatient")
 
 
 def read_dicom(path: str | os.PathLike[str], series: str | None = None) -> Volume:

@@ -14,10 +14,8 @@ from trtseg.warnings import ResultWarning
 SAME_PLACE_MM = 0.02  # what headers round; slices of one place lie no farther apart
 SAME_DIRECTION = 1e-3  # in each part of a direction
 _EVEN, _MOST_UNEVEN = 0.02, SAME_GRID  # of a step, by which a slice may lie beside its place on the grid
-_ROUNDED_MM, _ROUNDED = (
-    0.1 + 1e-6,
-    0.2,
-)  # by which headers may round places away from a grid, and of a step at most
+# By which headers may round places away from a grid, in mm and of a step at most.
+_ROUNDED_MM, _ROUNDED = 0.1 + 1e-6, 0.2
 _TILT_DEGREES = 0.5
 _SHOWN = 5
 

@@ -30,11 +30,8 @@ _OWNERS = ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID")
 Key = tuple[str, ...]  # series id, kind, and a value for each of `_OWNERS`
 _SHOWN = 5  # other series in a warning, which goes into pages and pictures
 _HALF = 0.5  # of the slices of another volume in the same series
-_LEAST_SLICES, _MOST_PHASES, _EVEN = (
-    8,
-    64,
-    0.1,
-)  # of stacks that lie between each other; the last a share of a step
+# Of stacks that lie between each other: slices of each at least, stacks at most, and how uneven, as a share of a step.
+_LEAST_SLICES, _MOST_PHASES, _EVEN = 8, 64, 0.1
 # Words of ImageType and of SeriesDescription that no stack of plain CT slices has.
 _NO_CT = {
     "localizer": r"LOCALI[SZ]ER|SCOUT|TOPOGRAM|SURVIEW|SCANOGRAM",
