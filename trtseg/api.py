@@ -362,12 +362,13 @@ class Segmenter:
             The device fails.
         """
         size = self.spec.nets[0].size
-        check_spacing(spacing, "yx")
-        if fit is not None and (not isinstance(fit, Fit) or fit.net != size):
-            raise ArgumentError(
-                f"fit: got {fit!r}; expected a Fit on a grid of {size[0]}x{size[1]} pixels, as place() of this "
-                "Segmenter gives it"
-            )
+        if fit is not None:  # else the placement checks the spacing
+            check_spacing(spacing, "yx")
+            if not isinstance(fit, Fit) or fit.net != size:
+                raise ArgumentError(
+                    f"fit: got {fit!r}; expected a Fit on a grid of {size[0]}x{size[1]} pixels, as place() of this "
+                    "Segmenter gives it"
+                )
 
         def run(cascade: Cascade) -> Any:
             slices = checked(hu, "hu", np.int16, cascade)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,9 +32,11 @@ def signature(fingerprint: str = "", checksum: str = "") -> str:
 
 def checksum_of(labels: Any) -> str:
     """CRC-32 of labels, uint8 canonical ``[Z, Y, X]``, by which it is seen that somebody changed them later."""
+    from isal import isal_zlib  # quicker than Python's; only those need it who write labels
+
     crc = 0
     for plane in labels:
-        crc = zlib.crc32(plane.tobytes(), crc)
+        crc = isal_zlib.crc32(plane.data if plane.flags.c_contiguous else plane.tobytes(), crc)
     return f"{crc:08x}"
 
 
