@@ -8,7 +8,7 @@ from typing import Any
 
 from trtseg.io.atomic import atomic
 from trtseg.io.csv_file import write_csv
-from trtseg.report.index import MEASURED
+from trtseg.report.measured import MEASURED
 from trtseg.result import Segmentation
 
 #: Name of the table in the folder of the results.

@@ -12,7 +12,7 @@ import numpy as np
 from trtseg.labels.components import Array, bounding_box
 from trtseg.labels.lesions import Lesion
 from trtseg.report import pages
-from trtseg.report.index import MEASURED
+from trtseg.report.measured import MEASURED
 from trtseg.report.packing import CURVE, Packed, pack
 from trtseg.report.pictures import choose_slices, thumbnail
 from trtseg.volume import Volume, check_on_grid

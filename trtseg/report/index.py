@@ -17,20 +17,12 @@ from trtseg.io.atomic import atomic
 from trtseg.io.csv_file import write_csv
 from trtseg.io.names import INDEX, case_name
 from trtseg.report import pages
+from trtseg.report.measured import MEASURED
 
 _FACTS = re.compile(rb'<script type="application/json" id="facts">(.*?)</script>', re.DOTALL)
 _HEAD = 1 << 18  # bytes in which the facts of a case's page lie
 _BARS = 12  # of a histogram
 _CHANGED = "files-changed"  # beside the codes of warnings
-#: What tables have of the report of a case, see `trtseg.result.Segmentation.report`: heading, and how it is shown.
-MEASURED = {
-    "liver_ml": ("Liver, mL", ".1f"),
-    "tumour_ml": ("Tumour, mL", ".1f"),
-    "tumour_burden": ("Burden", ".1%"),
-    "lesion_count": ("Lesions", "d"),
-    "largest_mm": ("Largest, mm", ".1f"),
-    "highest_probability": ("Highest probability", ".2f"),
-}
 
 
 @dataclass(frozen=True)
