@@ -9,7 +9,6 @@ that the CT as it is does not have. Livers cut at an end may have the same (righ
 from __future__ import annotations
 
 import itertools
-import tarfile
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ import nibabel as nib
 import numpy as np
 
 import trtseg
+from training.archive import unpack
 from training.program import parser_of, plain_errors
 from trtseg import sample
 from trtseg.errors import InputError
@@ -144,8 +144,7 @@ def cts(data: Path) -> Iterator[tuple[str, Path]]:
             yield name, path
             continue
         with tempfile.TemporaryDirectory() as folder:
-            with tarfile.open(path) as archive:
-                archive.extractall(folder, filter="data")
+            unpack(path, Path(folder))
             yield name, find_cts(Path(folder))[0][0]
     yield "sample", sample.fetch()
 

@@ -260,7 +260,7 @@ def test_warnings_are_errors_only_on_demand(tmp_path, werror, expected):
     decision(build(tmp_path, CUDA_HOME=str(home), **werror))
     assert ("-Werror=all-warnings" in (home / "log").read_text()) == expected
     assert ("-Xcompiler=-Werror" in (home / "log").read_text()) == expected
-    assert (" -Werror" in (tmp_path / "cxx.log").read_text()) == expected
+    assert ("-Werror" in (tmp_path / "cxx.log").read_text().split()) == expected  # Debian has -Werror=...
 
 
 def test_the_cuda_sources_compile_without_a_warning(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tarfile
 from pathlib import Path
 
 import nibabel as nib
@@ -13,6 +12,7 @@ import tiny
 from dicom_checks import complaints, errors, labels_by_instance, labels_by_place
 from dicom_made import save_series
 
+from training.archive import unpack
 from trtseg import Segmenter, cohort
 from trtseg.cli import app
 from trtseg.errors import ArgumentError
@@ -117,8 +117,7 @@ def test_real_series(shared_data, tmp_path, name):
     """By a formula, but for one case: what lies between 60 and 200 HU in a box is liver, or tumour below 100 HU."""
     source = shared_data / name
     for archive in source.glob("*.tar.xz"):
-        with tarfile.open(archive) as tar:
-            tar.extractall(tmp_path / "in", filter="data")
+        unpack(archive, tmp_path / "in")
     if name == "dcmqi_ct3":
         source_folder = tmp_path / "in"
         source_folder.mkdir()

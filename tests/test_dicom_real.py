@@ -5,31 +5,32 @@ from __future__ import annotations
 import io
 import itertools
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
 
+from training.archive import unpack
 from trtseg.errors import InputError
 from trtseg.io import load
 from trtseg.io.dicom import list_series
 
 
-def unpack(archive, folder, *endings):
+def some_of(archive, folder, *endings):
     """Unpack a file for each of the endings of names."""
     folder.mkdir()
     with tarfile.open(archive) as tar:
         wanted = (member for member in tar if member.isfile() and member.name.endswith(endings))
         for member in itertools.islice(wanted, len(endings)):
-            tar.extract(member, folder, filter="data")
+            (folder / Path(member.name).name).write_bytes(tar.extractfile(member).read())
     return folder
 
 
 @pytest.mark.slow  # tests/test_readers.py compares the values too
 def test_chaos_is_the_same_through_dicom_and_nifti(shared_data, tmp_path):
     """Stored head to foot, with a SliceThickness that is not the distance of slices."""
-    with tarfile.open(shared_data / "chaos3/DICOM_anon.tar.xz") as tar:
-        tar.extractall(tmp_path, filter="data")
+    unpack(shared_data / "chaos3/DICOM_anon.tar.xz", tmp_path)
     dicom, nifti = load(tmp_path), load(shared_data / "chaos3/volume.nii.gz")
     assert np.array_equal(dicom.array, nifti.array)
     assert dicom.spacing == pytest.approx(nifti.spacing) == (2.0, 0.7265625, 0.7265625)
@@ -40,7 +41,7 @@ def test_chaos_is_the_same_through_dicom_and_nifti(shared_data, tmp_path):
 @pytest.mark.slow  # so does it
 def test_ircadb_has_no_file_endings_and_counts_from_0(shared_data, tmp_path):
     names = [f"image_{n}" for n in range(5)]
-    volume = load(unpack(shared_data / "ircadb01/PATIENT_DICOM.tar.xz", tmp_path / "ct", *names))
+    volume = load(some_of(shared_data / "ircadb01/PATIENT_DICOM.tar.xz", tmp_path / "ct", *names))
     series = volume.geometry.source
     assert [path.name for path in series.files] == names
     assert series.index == (0, 1, 2, 3, 4)
@@ -50,13 +51,13 @@ def test_ircadb_has_no_file_endings_and_counts_from_0(shared_data, tmp_path):
 
 def test_amos_stores_its_rows_from_back_to_front(shared_data, tmp_path):
     names = [f"img/amos_0001_slice006{n}.dcm" for n in range(1, 6)]
-    volume = load(unpack(shared_data / "amos0001/DICOM.tar.xz", tmp_path / "ct", *names))
+    volume = load(some_of(shared_data / "amos0001/DICOM.tar.xz", tmp_path / "ct", *names))
     file, index = volume.geometry.source.files[0], volume.geometry.source.index[0]
     assert np.array_equal(volume.array[::-1][index], pydicom.dcmread(file).pixel_array[::-1])
 
 
 def test_tcga_has_odd_numbers_and_no_transfer_syntax(shared_data, tmp_path):
-    folder = unpack(
+    folder = some_of(
         shared_data / "tcga_lihc/DICOM.tar.xz", tmp_path / "ct", "02.dcm", "05.dcm", "08.dcm", "11.dcm"
     )
     with pytest.raises(InputError, match=r"slices lie 24 to 40 mm apart|slices are missing"):
@@ -75,7 +76,7 @@ def test_tcga_has_odd_numbers_and_no_transfer_syntax(shared_data, tmp_path):
 
 def test_totalsegmentator_needs_a_decoder(shared_data, tmp_path):
     names = [f"0165{n}" for n in (73, 74, 75, 76, 77)]
-    folder = unpack(shared_data / "totalseg_dicom20/example_ct_dicom.tar.xz", tmp_path / "ct", *names)
+    folder = some_of(shared_data / "totalseg_dicom20/example_ct_dicom.tar.xz", tmp_path / "ct", *names)
     for path in folder.rglob("CT*"):
         dataset = pydicom.dcmread(path)
         assert dataset.file_meta.TransferSyntaxUID == pydicom.uid.JPEG2000Lossless
@@ -88,7 +89,7 @@ def test_totalsegmentator_needs_a_decoder(shared_data, tmp_path):
 
 def test_crlm_is_derived_and_yet_the_ct(shared_data, tmp_path):
     names = [f"1-0{n}.dcm" for n in range(1, 6)]
-    volume = load(unpack(shared_data / "crlm1006/image.tar.xz", tmp_path / "ct", *names))
+    volume = load(some_of(shared_data / "crlm1006/image.tar.xz", tmp_path / "ct", *names))
     assert len(volume.array) == 5
     assert volume.spacing == pytest.approx((5, 0.804688, 0.804688))
 

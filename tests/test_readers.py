@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import tarfile
 import zipfile
 
 import numpy as np
@@ -13,6 +12,7 @@ import training_data as made
 from PIL import Image
 from training_data import check, refusal
 
+from training.archive import unpack
 from training.cases import read_checked
 from training.readers import chaos, chaos_nifti, ircadb, lits, lits_crop, msd, negatives, png_slices
 from training.readers.shared import shared_cases
@@ -197,11 +197,6 @@ def test_shared_data_without_the_labels_of_its_last_slices(tmp_path, content):
 def test_a_folder_without_the_data_set_is_refused(tmp_path, reader):
     with pytest.raises(InputError, match=r"no .* in it"):
         reader(tmp_path)
-
-
-def unpack(archive, folder):
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
 
 
 def test_real_chaos_as_dicom_is_the_same_as_nifti(shared_data, tmp_path):

@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import time
 import urllib.request
 from pathlib import Path
@@ -25,6 +24,7 @@ from test_node import labels_of
 from tiny import cascade_model
 
 import trtseg
+from training.archive import unpack
 from trtseg.node.config import Config
 from trtseg.node.receive import start
 from trtseg.node.spool import Spool
@@ -183,8 +183,7 @@ def test_orthanc_forwards_by_the_recipe_of_the_docs_and_has_all_once(tmp_path):
 @pytest.mark.slow
 def test_a_whole_ct_comes_back_from_orthanc_as_it_is_segmented_here(tmp_path, shared_data):
     """129 slices, shuffled, over four associations at once; Orthanc is not there at first."""
-    with tarfile.open(shared_data / "ircadb01/PATIENT_DICOM.tar.xz") as archive:
-        archive.extractall(tmp_path / "tar", filter="data")
+    unpack(shared_data / "ircadb01/PATIENT_DICOM.tar.xz", tmp_path / "tar")
     files = sorted(path for path in (tmp_path / "tar").rglob("*") if path.is_file())
     assert len(files) == 129
     folder = tmp_path / "ct"

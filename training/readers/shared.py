@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tarfile
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from training.archive import unpack
 from training.cases import Case, Scan
 from training.readers.crop import lits_crop
 from training.readers.dicom import read_series, scan
@@ -115,6 +115,6 @@ def _totalseg(folder: Path) -> Scan:
 
 
 def _with_files(archive: Path, read: Callable[[list[Path]], Scan]) -> Scan:
-    with tempfile.TemporaryDirectory() as folder, tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
+    with tempfile.TemporaryDirectory() as folder:
+        unpack(archive, Path(folder))
         return read([path for path in Path(folder).rglob("*") if path.is_file() and path.name[0] != "."])
