@@ -25,14 +25,14 @@ def build(
         str,
         typer.Option(
             metavar="tensorrt|tensorrt-rtx|torch",
-            help="What builds and runs them; tensorrt-rtx builds without a GPU, torch with Triton.",
+            help="What builds and runs the engines; tensorrt-rtx builds without a GPU, torch needs Triton to build.",
         ),
     ] = "tensorrt-rtx",
     target: Annotated[
         str,
         typer.Option(
             metavar="native|portable|sm_86,...",
-            help="GPU here, any from Ampere on (tensorrt-rtx), or compute capabilities.",
+            help="native: the GPU here; portable: any from Ampere on (tensorrt-rtx); or compute capabilities.",
         ),
     ] = "native",
     precision: Annotated[str, typer.Option(metavar="fp16|fp32", help="Arithmetic of the nets.")] = "fp16",

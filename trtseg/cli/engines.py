@@ -63,7 +63,8 @@ def import_engines(
     allow_foreign: Annotated[
         bool,
         typer.Option(
-            "--allow-foreign", help="I trust where they are from: an engine can run any code as me."
+            "--allow-foreign",
+            help="Say that you trust where they are from: an engine can run any code with your rights.",
         ),
     ] = False,
 ) -> None:

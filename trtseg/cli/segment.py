@@ -73,7 +73,8 @@ def segment(
     device: Annotated[
         str,
         typer.Option(
-            metavar="auto|cpu|cuda|cuda:N", help="Where to run. A device that is named is never replaced."
+            metavar="auto|cpu|cuda|cuda:N",
+            help="Where to run. A named device that does not work is an error.",
         ),
     ] = "auto",
     precision: Annotated[
@@ -105,7 +106,8 @@ def segment(
             "-j",
             metavar="N",
             min=1,
-            help="Of several cases, do N at a time, each in a process of its own that may fail alone. docs/cohorts.md.",
+            help="Do N cases at a time, each in a process of its own: one that fails does not stop the others. See "
+            "docs/cohorts.md.",
             show_default="one, in this process",
         ),
     ] = None,
@@ -121,8 +123,8 @@ def segment(
         bool,
         typer.Option(
             "--overwrite",
-            help="Do cases again that are complete, by this model and options, and replace labels that others wrote or "
-            "changed.",
+            help="Do cases again even if they are complete for this model and these options, and replace labels that "
+            "trtseg did not write or that somebody changed.",
         ),
     ] = False,
     median_mm: Annotated[
@@ -150,7 +152,8 @@ def segment(
         str | None,
         typer.Option(
             metavar="UID|list",
-            help="DICOM series to take of the input, or a list of those there are, and why.",
+            help="Series Instance UID of the DICOM series to take; list prints the series of the input, and why each "
+            "is taken or not.",
             show_default="the best axial CT",
         ),
     ] = None,

@@ -26,7 +26,9 @@ def serve(
     host: Annotated[
         str | None,
         typer.Option(
-            metavar="ADDRESS", help="Address to listen at; others need --allow.", show_default="127.0.0.1"
+            metavar="ADDRESS",
+            help="Address to listen at; any but this machine's own needs --allow.",
+            show_default="127.0.0.1",
         ),
     ] = None,
     port: Annotated[
