@@ -163,7 +163,11 @@ def test_a_file_that_cannot_be_begun_is_the_one_that_is_named(tmp_path, monkeypa
     ("code", "said"),
     [
         (errno.ENOSPC, "no space left to write it; free some or choose another folder"),
-        (errno.EFBIG, "no space left to write it; free some or choose another folder"),
+        (
+            errno.EFBIG,
+            "no space left to write it, for files may not be that large here (ulimit -f); raise the limit or choose "
+            "another folder",
+        ),
         (errno.EACCES, "no permission to write there; choose another folder"),
         (errno.EPERM, "no permission to write there; choose another folder"),
         (errno.EROFS, "no permission to write there; choose another folder"),

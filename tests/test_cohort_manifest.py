@@ -373,6 +373,18 @@ def test_slices_that_arrive_later_are_noticed(model, out):
     assert found[2].row["liver_ml"] > found[0].row["liver_ml"]
 
 
+def test_a_ct_is_the_same_however_its_path_is_typed(tmp_path, monkeypatch):
+    """Relative now and absolute later, as from a shell and then from a scheduler."""
+    monkeypatch.chdir(tmp_path)
+    ct = abdomen((3, 64, 64), (20.0, 6.0, 6.0)).ct
+    folder = dicom_made.save_series(tmp_path / "cts", ct, 20.0)
+    for name in ("cts", f"cts/{min(folder.iterdir()).name}"):
+        typed = (Path(name), Path(f"./{name}"), tmp_path / name, Path(f"../{tmp_path.name}/{name}"))
+        seen = {look(cohort.Case(path, Path("out/a_seg.nii.gz"))) for path in typed}
+        assert len(seen) == 1
+        assert "" not in seen
+
+
 def two_cts_of_one_name(cts, folder):
     for name, ct in zip("ab", cts[:2], strict=True):
         (folder / name).mkdir()

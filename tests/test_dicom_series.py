@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import pickle
 import shutil
 import zipfile
 
 import dicom_made as made
 import numpy as np
+import pydicom
 import pytest
 from typer.testing import CliRunner
 
@@ -390,6 +393,19 @@ def test_a_slice_is_read_as_in_its_series(tmp_path):
         assert (header.SOPInstanceUID, "PixelData" in header) == (one.SOPInstanceUID, False)
     assert (padded == -2000).any()
     assert volume.array.min() > -2000
+
+
+def test_of_the_files_of_a_study_only_headers_and_the_ct_stay_in_memory(tmp_path):
+    study(tmp_path)
+    volume = load(tmp_path)
+    files = sum(path.stat().st_size for path in volume.geometry.source.files)
+    pixels = volume.array.nbytes
+    assert len(pickle.dumps(volume.geometry.source.headers)) < files - pixels // 2
+    gc.collect()
+    kept = [
+        one for one in gc.get_objects() if isinstance(one, pydicom.Dataset) and getattr(one, "buffer", None)
+    ]
+    assert kept == []
 
 
 def test_a_lack_of_memory_is_no_damaged_file(tmp_path, monkeypatch):

@@ -130,6 +130,30 @@ def test_an_input_that_never_comes_can_be_interrupted(here, model):
     assert os.listdir() == ["ct.nii"]
 
 
+LATE = """
+import signal, sys, time
+import trtseg.cli as cli
+
+class Late:
+    def __del__(self, sleep=time.sleep):
+        sleep(0.5)
+
+def app():
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+
+cli.app, sys.argv[:] = app, ["trtseg"]
+sys.modules["late"] = Late()
+cli.main()
+"""
+
+
+def test_an_alarm_that_is_left_does_not_end_a_command_that_is_over():
+    """A signal amid the imports is put off by a timer, which may outlive a short command."""
+    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_current_folder_that_is_gone_is_one_sentence(here, model, phantom_ct):
     Path("gone").mkdir()
     leave = {"preexec_fn": lambda: (os.chdir("gone"), Path("../gone").rmdir())}

@@ -72,6 +72,20 @@ def test_a_folder_has_an_index_that_knows_what_was_done_before(here, model, phan
     assert "href=" not in Path("out/index.html").read_text("utf-8"), "none of these is a result of this run"
 
 
+def test_an_index_of_earlier_labels_is_told(here, model, phantom_ct):
+    Path("cts").mkdir()
+    for name in "ab":
+        shutil.copy(phantom_ct, f"cts/{name}.nii.gz")
+    arguments = ("segment", "cts", "--model", model, "-o", "out")
+    run(*arguments, "--html")
+    assert "index.html" not in run(*arguments).stderr, "nothing was done"
+    assert Path("out/a_seg.html").exists()
+    done = run(*arguments, "--min-tumour-ml", "5")
+    assert not Path("out/a_seg.html").exists()
+    assert "warning: out/index.html: may be of earlier labels; write anew (--html)" in done.stderr
+    assert "index.html" not in run(*arguments, "--html").stderr.replace("on a page: out/index.html", "")
+
+
 def test_cases_whose_index_cannot_be_written_are_there(here, model, phantom_ct, monkeypatch):
     def full(*_):
         raise OutputError("out/index.html: cannot be written (No space left on device)")

@@ -6,6 +6,7 @@ Each command has the module of its name. The modules import what is slow to load
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 import signal
@@ -43,6 +44,8 @@ def main() -> None:
         wanted = ".".join(map(str, _TYPER))
         fail(f"typer {typer.__version__} is too old for the command line; pip install 'typer>={wanted}'")
         sys.exit(2)
+    # An alarm of `_stop` that is left when the command has ended would end the process by itself, after all else.
+    atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
     try:
         app()
     except KeyboardInterrupt:  # before the command has begun

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,17 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trtseg.cli import lean, progress, text
-from trtseg.cli.exits import Failures, errors_as_exit_codes
+from trtseg.cli.exits import errors_as_exit_codes
+from trtseg.cli.outcomes import LISTED, show, warn_of_earlier
 from trtseg.errors import OutputError
 from trtseg.terminal import visible
 
 if TYPE_CHECKING:
     from trtseg.api import Segmenter
-    from trtseg.cohort import Case, Outcome, Workers
-    from trtseg.result import Segmentation
-
-_LISTED = 10  # lesions printed one by one; the report has all. Failures that leave the table on the screen
-_MOST_ROWS = 1000  # of the table that is printed
+    from trtseg.cohort import Workers
 
 
 def segment(
@@ -214,10 +211,10 @@ def segment(
             if is_alone:
                 folder = cases[0].labels.parent if jobs or ray else None
             if left_out and not quiet:
-                shown = ", ".join(map(str, left_out[:_LISTED])) + ", ..." * (len(left_out) > _LISTED)
+                names = ", ".join(map(str, left_out[:LISTED])) + ", ..." * (len(left_out) > LISTED)
                 text.note(
                     "left out as label maps (trtseg wrote them, their names say so, or voxels have 8 bits): "
-                    + shown
+                    + names
                 )
             with ExitStack() as stack:
                 segmenter: Segmenter | Workers
@@ -239,22 +236,26 @@ def segment(
                     keep_identity=keep_identity,
                     progress=tell,
                 )
-                failures, done, failed, changed = _show(
-                    stack.enter_context(closing(outcomes)), len(cases), quiet
-                )
-            if failures.count > _LISTED and folder and not quiet and (table := folder / TABLE).exists():
+                shown = show(stack.enter_context(closing(outcomes)), len(cases), quiet)
+            failures = shown.failures
+            if failures.count > LISTED and folder and not quiet and (table := folder / TABLE).exists():
                 text.note(f"{failures.count} of {len(cases)} cases failed: {table} says why")
             if html and folder and not is_alone:
                 from trtseg.report.index import write_index
 
                 try:
-                    index = write_index([case.html for case in cases if case.html], folder, failed, changed)
+                    pages = [case.html for case in cases if case.html]
+                    index = write_index(pages, folder, shown.failed, shown.outdated)
                 except OutputError as error:  # the files of the cases are there all the same
                     failures.add(error, folder)
                 else:
                     if index is not None and not quiet:
                         text.note(f"all cases on a page: {index}")
-            raise typer.Exit(failures.exit_code(done))
+            elif folder and not is_alone and shown.new:
+                from trtseg.io.names import INDEX
+
+                warn_of_earlier([folder / INDEX], "--html")
+            raise typer.Exit(failures.exit_code(shown.well))
 
 
 def _list_series(inputs: Sequence[str]) -> None:
@@ -266,133 +267,3 @@ def _list_series(inputs: Sequence[str]) -> None:
         free = "is taken" if sum(not one.reason for one in found) == 1 else "can be chosen"
         for one in found:
             text.out(visible(f"{one.series}\n    {one.about}: {one.reason or free}\n"))
-
-
-def _show(
-    outcomes: Iterable[Outcome], count: int, quiet: bool
-) -> tuple[Failures, int, dict[Path, str], set[Path]]:
-    """Report each failure on stderr and print a table.
-
-    Return the failures, how many cases are well, for the pages of those that failed why, and the pages of those whose
-    files somebody changed. ``count`` is the number of cases.
-    """
-    from trtseg.cohort.table import TABLE
-
-    failures = Failures()
-    failed: dict[Path, str] = {}
-    outdated: set[Path] = set()
-    rows: list[tuple[str, ...]] = []  # what the table shows of each case
-    changed: list[Path] = []
-    done = old = 0
-    try:
-        for outcome in outcomes:
-            if outcome.changed is not None:
-                changed.append(outcome.changed)
-                outdated |= {outcome.case.html} if outcome.case.html else set()
-                continue
-            if outcome.is_old:
-                old += 1
-                continue
-            if not done and not failures.count:
-                _say_old(old, changed, count, quiet)
-            if outcome.error is not None:
-                case = outcome.case
-                reason = failures.add(outcome.error, case.input, alone=count == 1)
-                if case.html is not None:
-                    failed[case.html] = reason.replace(case.input, case.source.name)
-                continue
-            done += 1
-            for warning in outcome.warnings:
-                text.warn(f"{outcome.case.input}: {warning.text} [{warning.code}]")
-            if outcome.result is not None and count == 1:
-                rows += _details(outcome, outcome.result)
-                _warn_of_earlier(outcome.case)
-            elif outcome.row is not None and len(rows) < _MOST_ROWS:
-                rows.append(_row(outcome, outcome.row))
-        if not done and not failures.count:
-            _say_old(old, changed, count, quiet)
-    finally:
-        if rows and not quiet and count == 1:
-            text.show_results(text.listing(rows, caption=text.NOT_CLINICAL, indent=True))
-        elif rows and not quiet:
-            headings = ("case", "liver mL", "tumour mL", "lesions", "seconds", "labels")
-            table = text.table(headings, rows, right=range(1, 5), caption=text.NOT_CLINICAL)
-            text.show_results(table)
-    if done > len(rows) == _MOST_ROWS and not quiet:
-        text.note(f"{done - len(rows)} more cases are in the table of the folder, {TABLE}")
-    return failures, done + old + len(changed), failed, outdated
-
-
-def _say_old(old: int, changed: Sequence[Path], count: int, quiet: bool) -> None:
-    """Say how many cases were complete before, on stderr; and always, which of them are as others have left them."""
-    if changed:
-        from trtseg.cohort.manifest import MANIFEST
-
-        shown = ", ".join(map(str, changed[:_LISTED])) + ", ..." * (len(changed) > _LISTED)
-        text.warn(
-            f"{len(changed)} of {count} cases are left alone, for these files are not as {MANIFEST} has them, so "
-            f"somebody changed or replaced them: {shown}; --overwrite replaces them"
-        )
-    if old and not quiet:
-        text.note(
-            f"{old} of {count} cases are complete, made by this model and these options; "
-            "--overwrite does them again"
-        )
-
-
-def _warn_of_earlier(case: Case) -> None:
-    """Say that a report, preview or page is there that was not written with these labels."""
-    from trtseg.io.names import stem
-    from trtseg.notice import bears_notice
-
-    beside = (case.labels.with_name(f"{stem(case.labels)}{end}") for end in (".json", ".png", ".html"))
-    left = [path for path in beside if path not in case.outputs and path.is_file() and bears_notice(path)]
-    if left:
-        names = ", ".join(map(str, left))
-        text.warn(
-            f"{names}: may be of earlier labels; write them anew (--report, --preview, --html), or remove them"
-        )
-
-
-def _row(outcome: Outcome, row: Mapping[str, Any]) -> tuple[str, ...]:
-    """Lay out one case of several in a row."""
-    return (
-        outcome.case.source.name,
-        f"{row['liver_ml']:.1f}",
-        f"{row['tumour_ml']:.1f}",
-        str(row["lesion_count"]),
-        f"{outcome.seconds:.1f}",
-        str(outcome.case.labels),
-    )
-
-
-def _details(outcome: Outcome, result: Segmentation) -> list[tuple[str, ...]]:
-    """Lay out the only case as headings and texts."""
-    case, made = outcome.case, result.provenance
-    rows: list[tuple[str, ...]] = [
-        ("case", case.source.name),
-        ("liver", f"{result.liver_ml:.1f} mL"),
-        ("tumour", f"{result.tumour_ml:.1f} mL, {result.burden:.1%} of the liver"),
-        ("lesions", str(len(result.lesions))),
-    ]
-    for number, lesion in enumerate(result.lesions[:_LISTED], 1):
-        first, last = lesion.slices
-        size = f"{lesion.volume_ml:.1f} mL, {lesion.diameter_mm:.0f} mm across, slices {first} to {last}"
-        if lesion.probability is not None:
-            size += f", probability {lesion.probability:.2f}"
-        rows.append((f"  {number}", size))
-    if len(result.lesions) > _LISTED:
-        rows.append(("", f"and {len(result.lesions) - _LISTED} smaller ones"))
-    stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in result.timings.items())
-    rows.append(("seconds", f"{outcome.seconds:.1f}: {stages}"))
-    rows.append(
-        ("made by", f"model {made['model']} {made['model_version']}, {made['device']}, {made['precision']}")
-    )
-    if "search_mm" in made:
-        slices = f"{made['labelled_slices']} of {len(result.canonical)} slices labelled"
-        rows.append(("search", f"for the liver on slices {made['search_mm']:g} mm apart, {slices}"))
-    rows.append(("labels", str(case.labels)))
-    rows += [("report", str(case.report))] if case.report else []
-    rows += [("preview", str(case.preview))] if case.preview else []
-    rows += [("page", str(case.html))] if case.html else []
-    return rows

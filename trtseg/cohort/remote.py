@@ -119,10 +119,13 @@ def look(case: Case) -> str:
                 infos = store.find(path, detail=True) if store.isdir(path) else {path: store.info(path)}
                 facts += [case.url, [(name, _changed(infos[name])) for name in sorted(infos)]]
         else:
-            facts.append(os.path.abspath(case.source))  # noqa: PTH100 - links stay
-            own = {os.path.abspath(output) for output in case.outputs}  # noqa: PTH100 - may be DICOM beside DICOM
-            names = (os.fspath(path) for path in files_of(case.source))
-            facts += [(name, _stamp(os.stat(name))) for name in names if os.path.abspath(name) not in own]  # noqa: PTH100, PTH116
+            absolute = os.path.abspath  # however the path was typed; links stay
+            own = {absolute(output) for output in case.outputs}  # may be DICOM beside DICOM
+            stamps = {absolute(path): _stamp(path.stat()) for path in files_of(case.source)}
+            facts += [
+                absolute(case.source),
+                [(path, stamps[path]) for path in sorted(stamps) if path not in own],
+            ]
     except (OSError, InputError):
         return ""
     return hashlib.sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()[:16]

@@ -14,7 +14,7 @@ from typing import Any
 
 from trtseg.errors import ArgumentError, OutputError
 
-_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 @contextmanager
@@ -202,6 +202,11 @@ def explain(error: OSError | ValueError, name: str) -> str:
     code = getattr(error, "errno", None)
     if code in _FULL:
         return f"{name}: no space left to write it; free some or choose another folder. Nothing was written"
+    if code == errno.EFBIG:
+        return (
+            f"{name}: no space left to write it, for files may not be that large here (ulimit -f); raise the limit or "
+            "choose another folder. Nothing was written"
+        )
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{name}: no permission to write there; choose another folder. Nothing was written"
     if code == errno.ENAMETOOLONG:

@@ -67,6 +67,7 @@ def parse(name: str, data: bytes, *, pixels: bool) -> Any:
     try:
         _check_inflated(name, data)
         dataset = pydicom.dcmread(io.BytesIO(data), force=True, stop_before_pixels=not pixels)
+        dataset.buffer = None  # the whole file, pixels included, which pydicom keeps
         is_dicom = any(keyword in dataset for keyword in ("SOPClassUID", "Modality", "Rows", "PixelData"))
     except TrtsegError:
         raise
