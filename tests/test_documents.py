@@ -32,11 +32,13 @@ def read(name):
 def test_names_in_python(path):
     """As attributes after ``import trtseg`` or the module of an import statement, as a reader would type them."""
     text = path.read_text(encoding="utf-8")
-    modules = set(re.findall(r"from (trtseg[\w.]*) import", text))
+    modules = set(re.findall(r"(?:from|import) (trtseg[\w.]*)", text))
     for name in set(re.findall(r"\btrtseg\.[A-Za-z_][\w.]*\w(?!\w*[./])", text)) - modules:
         if name.rpartition(".")[2] in ("toml", "service", "lua") or f"logger `{name}`" in text:
             continue
         found = importlib.import_module("trtseg")
+        # Not what other tests have imported.
+        assert name.split(".")[1] in {*found._NAMES, *found._MODULES}, name
         for part in name.split(".")[1:]:
             assert hasattr(found, part), name
             found = getattr(found, part)

@@ -267,17 +267,25 @@ def test_the_rounding_mode_of_the_process_does_not_matter():
     libm = ctypes.CDLL("libm.so.6")
     fit = GEOMETRIES["anisotropic-odd"]
     hu = slices(2, fit.native)
-    expected = reference.prepare(hu, fit, WINDOW, np.float16)
-    hu_net, x1 = (np.empty_like(e) for e in expected)
+    l1, l2 = (logits((2, 1, *fit.net), np.float32, seed) for seed in (0, 1))
+    l3 = logits((2, 3, *fit.net), np.float32)
+    hu_net, x1 = reference.prepare(hu, fit, WINDOW, np.float16)
+    gated = reference.gate(l1, hu_net, 0.3, WINDOW2, np.float16)
+    labels = reference.label(l1, l2, (0.3, 0.7), fit), reference.label3(l3, fit)
+    expected = [(hu_net, x1), gated, *labels]
+    found = [tuple(np.empty(one.shape, one.dtype) for one in op) for op in expected]
     upward = {"x86_64": 0x800, "aarch64": 0x400000}[platform.machine()]  # FE_UPWARD
     try:
         assert libm.fesetround(upward) == 0
-        _core.prepare(hu, fit, WINDOW, hu_net, x1)
+        _core.prepare(hu, fit, WINDOW, *found[0])
+        _core.gate(l1, hu_net, 0.3, WINDOW2, *found[1])
+        _core.label(l1, l2, (0.3, 0.7), fit, *found[2])
+        _core.label3(l3, fit, *found[3])
         assert libm.fegetround() == upward  # and it is left as it was
     finally:
         libm.fesetround(0)
-    assert hu_net.tobytes() == expected[0].tobytes()
-    assert x1.tobytes() == expected[1].tobytes()
+    for op, here in zip(expected, found, strict=True):
+        assert [one.tobytes() for one in here] == [one.tobytes() for one in op]
 
 
 def test_works_in_a_forked_process():

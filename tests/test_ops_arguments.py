@@ -1,6 +1,7 @@
 """Arguments of the fused ops that are wrong: refused by name, before anything is written."""
 
 import itertools
+import types
 from dataclasses import replace
 
 import numpy as np
@@ -60,6 +61,11 @@ def call_with(op, **changes):
     except Exception:
         assert all(args[name].tobytes() == old for name, old in before.items()), "wrote before checking"
         raise
+
+
+def test_every_op_is_here():
+    functions = {name: one for name, one in vars(_core).items() if isinstance(one, types.BuiltinFunctionType)}
+    assert good_calls().keys() == {name for name, one in functions.items() if "stream: " in one.__doc__}
 
 
 @pytest.mark.parametrize(("op", "name"), ARRAYS)

@@ -9,16 +9,21 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import typer
 from commands import run, run_alone, run_without_privileges
 
 import trtseg
+from trtseg.cli import app
 from trtseg.io import load
 from trtseg.phantom import abdomen
 
 
 def test_help_says_what_it_is_not_for_and_exit_codes():
-    commands = [[], ["segment"], ["evaluate"], ["info"], ["sample"], ["build"], ["engines"]]
-    commands += [["engines", name] for name in ("list", "verify", "import", "clear")]
+    group = typer.main.get_command(app)
+    names = ["segment", "evaluate", "compare", "info", "sample", "build", "serve", "engines"]
+    assert list(group.commands) == names
+    commands = [[], *([name] for name in names)]
+    commands += [["engines", name] for name in group.commands["engines"].commands]
     for command in commands:
         done = run(*command, "--help")
         assert done.exit_code == 0

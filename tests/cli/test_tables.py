@@ -14,6 +14,10 @@ from trtseg.metrics.overlap import Overlap
 from trtseg.metrics.surface import SurfaceDistances
 
 
+def test_each_metric_has_a_heading():
+    assert A.liver.values().keys() == tables._METRICS.keys()
+
+
 def apart(*mm):
     """Two surfaces of two voxels each, with their distances to each other."""
     return SurfaceDistances(np.array(mm[:2]), np.array(mm[2:]))

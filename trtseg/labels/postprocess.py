@@ -105,9 +105,7 @@ def postprocess(labels: Array, voxel_ml: float, slice_mm: float, steps: PostProc
     ):
         if not (math.isfinite(value) and value > 0):
             raise ArgumentError(f"{name}: got {value}; expected a positive {what}")
-    report: dict[str, Any] = dict.fromkeys(
-        ("median_mm", "largest_liver", "fill_holes", "min_tumour_ml"), "off"
-    )
+    report: dict[str, Any] = dict.fromkeys(vars(steps), "off")
     if steps.median_mm > 0:
         report["median_mm"] = _median(labels, steps.reach(slice_mm))
     crop = labels[bounding_box(labels)]

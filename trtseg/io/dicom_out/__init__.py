@@ -14,7 +14,7 @@ from trtseg.io.dicom_out.capture import encode_captures
 from trtseg.io.dicom_out.measurements import make_report
 from trtseg.io.dicom_out.seg import read_segments, write_seg
 from trtseg.io.dicom_out.source import Source, dicom_source, quiet
-from trtseg.io.names import ANALYZE, ITK, NIFTI, is_folder
+from trtseg.io.names import ANALYZE, IMAGES, is_folder
 from trtseg.labels.components import Array
 from trtseg.labels.lesions import Lesion
 from trtseg.volume import Geometry
@@ -112,7 +112,7 @@ def _is_own(path: Path) -> bool:
 def check_inputs(paths: Iterable[Path], name: str) -> None:
     """Raise an ArgumentError if a file's name says that it is no DICOM file; ``name`` asked for DICOM output."""
     for path in paths:
-        if not is_folder(path) and path.name.lower().endswith((*NIFTI, *ITK, *ANALYZE)):
+        if not is_folder(path) and path.name.lower().endswith((*IMAGES, *ANALYZE)):
             raise ArgumentError(
                 f"{name}: DICOM output was asked for, and {path} is no DICOM series, whose images an object refers "
                 "to; give the DICOM files, or write .nii.gz, .nrrd or .mha"
