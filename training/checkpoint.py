@@ -186,7 +186,8 @@ def save(path: Path, settings: Settings, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()  # what torch raises where a file cannot be written says nothing of the reason
     torch.save({"settings": asdict(settings), **state}, buffer)
     with atomic(path) as (temporary,):
-        temporary.write_bytes(buffer.getbuffer())
+        # Not its buffer: where that cannot be written, Python before 3.12.2 crashes when it collects garbage.
+        temporary.write_bytes(buffer.getvalue())
 
 
 def diverged(step: int, loss: float, saved: int) -> ArgumentError:

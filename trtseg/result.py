@@ -142,7 +142,10 @@ class Segmentation:
 
     @property
     def labels(self) -> Array:
-        """Labels, uint8, on the input's own grid, in its shape and index order; a view of `canonical`."""
+        """Labels, uint8, on the input's own grid, in its shape and index order.
+
+        A view of `canonical`, whose strides may be negative: ``torch.from_numpy`` wants a copy.
+        """
         return self.geometry.restore(self.canonical)
 
     @property
@@ -231,7 +234,8 @@ class Segmentation:
         ----------
         path : path
             ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha``: the labels on the input's own grid, with the input's header if
-            both are NIfTI. ``.dcm``: a DICOM segmentation, if the input is a DICOM series.
+            both are NIfTI. ``.dcm``: a DICOM segmentation, if the input is a DICOM series. A file of that name is
+            replaced, whatever it is: the CT too.
         report : path, optional
             JSON file for `report`.
         preview : path, optional
