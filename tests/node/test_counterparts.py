@@ -32,9 +32,8 @@ from trtseg.node.spool import Spool
 
 def program(name):
     """Path of a program of Debian's dcmtk or orthanc."""
-    own = Path(
-        sys.executable
-    ).parent  # where pynetdicom puts other programs of the same names, as in any environment
+    # pynetdicom puts other programs of the same names here, as into any environment.
+    own = Path(sys.executable).parent
     folders = [
         path for path in os.get_exec_path() if Path(path) != own and not Path(path, "activate").exists()
     ]

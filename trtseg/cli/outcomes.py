@@ -53,9 +53,10 @@ def show(outcomes: Iterable[Outcome], count: int, quiet: bool) -> Shown:
     old = 0
     try:
         for outcome in outcomes:
+            case = outcome.case
             if outcome.changed is not None:
                 changed.append(outcome.changed)
-                shown.outdated |= {outcome.case.html} if outcome.case.html else set()
+                shown.outdated |= {case.html} if case.html else set()
                 continue
             if outcome.is_old:
                 old += 1
@@ -63,23 +64,19 @@ def show(outcomes: Iterable[Outcome], count: int, quiet: bool) -> Shown:
             if not shown.new and not failures.count:
                 _say_old(old, changed, count, quiet)
             if outcome.error is not None:
-                case = outcome.case
                 reason = failures.add(outcome.error, case.input, alone=count == 1)
                 if case.html is not None:
                     shown.failed[case.html] = reason.replace(case.input, case.source.name)
                 continue
             shown.new += 1
             for warning in outcome.warnings:
-                text.warn(f"{outcome.case.input}: {warning.text} [{warning.code}]")
+                text.warn(f"{case.input}: {warning.text} [{warning.code}]")
             if outcome.result is not None and count == 1:
                 rows += _details(outcome, outcome.result)
-                case = outcome.case
-                beside = (
-                    case.labels.with_name(f"{stem(case.labels)}{end}") for end in (".json", ".png", ".html")
-                )
-                warn_of_earlier(
-                    [path for path in beside if path not in case.outputs], "--report, --preview, --html"
-                )
+                ends = (".json", ".png", ".html")
+                beside = [case.labels.with_name(f"{stem(case.labels)}{end}") for end in ends]
+                earlier = [path for path in beside if path not in case.outputs]
+                warn_of_earlier(earlier, "--report, --preview, --html")
             elif outcome.row is not None and len(rows) < _MOST_ROWS:
                 rows.append(_row(outcome, outcome.row))
         if not shown.new and not failures.count:

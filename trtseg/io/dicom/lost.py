@@ -96,9 +96,8 @@ def fewer(chosen: Candidate, instances: Sequence[Instance]) -> Iterator[ResultWa
     headers = [one.header for one in instances if text_of(one.header, "SeriesInstanceUID") == chosen.uid]
     counts = (text_of(one, "NumberOfSeriesRelatedInstances") for one in headers)
     said = max((int(count) for count in counts if count.isdecimal() and len(count) <= _IS), default=0)
-    here = len(
-        {text_of(one, "SOPInstanceUID") or n for n, one in enumerate(headers)}
-    )  # careless copies have none
+    # Careless copies have no ids.
+    here = len({text_of(one, "SOPInstanceUID") or n for n, one in enumerate(headers)})
     if said > here:
         text = (
             f"The headers say that the series has {said} instances, and {here} are here. If these are slices, volumes "
